@@ -1,0 +1,66 @@
+# carnet's daily commands. They work on a machine that has make, bash and Python 3.11 or newer, and nothing else.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check format bench clean
+
+PYTHON ?= python3# the interpreter that the environments are made from
+ARGS ?=# more words for pytest: make test ARGS='-k plan -x'
+FULL := .venv
+LIGHT := .venv-demo
+PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
+	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
+
+test: $(FULL)/.ready  ## run every test, the referees included
+	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
+
+check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, docs current
+	@$(FULL)/bin/ruff format --check --quiet --output-format concise . || { echo "not formatted: run make format"; exit 1; }
+	@$(FULL)/bin/ruff check --quiet --output-format concise .
+	@$(FULL)/bin/mypy
+	@$(FULL)/bin/lint-imports --no-logo --no-cache
+	@$(FULL)/bin/python tools/check_sizes.py
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py
+
+format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh outputs in the docs
+	@$(FULL)/bin/ruff format --quiet .
+	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
+
+bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.plan
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
+
+clean:  ## remove the environments, caches and benchmark data
+	rm -rf $(FULL) $(LIGHT) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# --- environments: made once, and again when what they are made from changes -------------------------------------------------
+
+define fresh
+@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(\
+	"carnet needs Python 3.11 or newer, and $(PYTHON) is %d.%d; name another one: make PYTHON=python3.12" % v[:2])'
+@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+endef
+
+$(FULL)/.ready: pyproject.toml constraints.txt
+	$(fresh)
+	@echo "preparing $(@D) (torch is large; this happens once)"
+	@$(@D)/$(PIP) install --constraint constraints.txt --editable '.[test,check]'
+	@touch $@
+
+# not editable: the demo runs the wheel that a user would get
+$(LIGHT)/.ready: pyproject.toml constraints.txt $(shell find src -name '*.py' 2>/dev/null)
+	$(fresh)
+	@echo "preparing $(@D)"
+	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps .
+	@$(@D)/$(PIP) install --constraint constraints.txt .
+	@touch $@

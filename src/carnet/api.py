@@ -1,0 +1,280 @@
+"""The five verbs, as functions. The command line adds nothing to them but options and colours."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from carnet import __version__
+from carnet.dtypes import FLOATS, named
+from carnet.errors import BadRequest, CarnetError, MachineFailed
+from carnet.examiner import document as documents
+from carnet.examiner.compare import Finding
+from carnet.examiner.examine import Examination, examine
+from carnet.executor.memory import choose_window, promised_memory
+from carnet.executor.run import Staged, write
+from carnet.executor.staging import publish
+from carnet.families.known import TARGETS
+from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.stored import Checkpoint
+from carnet.inventory import Inventory, take
+from carnet.planner import saved
+from carnet.planner.build import build
+from carnet.planner.request import SHARD, Request
+from carnet.steps import AssetFile, Plan, TextFile
+
+MEMORY = 512 << 20
+PathLike = str | os.PathLike[str]
+Progress = Callable[[int, int], None]
+
+# what a tokenizer and its chat template are made of, for transformers, vLLM and TensorRT-LLM
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tiktoken.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a checkpoint is."""
+
+    checkpoint: Checkpoint
+    inventory: Inventory | None  # None where carnet does not understand every tensor
+    refusal: CarnetError | None  # and why
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a target is its source."""
+
+    source: str  # path; "" where the target was checked against its own document
+    target: str  # path
+    findings: tuple[Finding, ...]  # empty where it is
+    examination: Examination | None  # None where the target was checked against its own document
+    nbytes: int  # bytes of the target that were read
+
+    @property
+    def equal(self) -> bool:
+        """Say that nothing was found."""
+        return not self.findings
+
+
+def inspect(path: PathLike) -> Inspection:
+    """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
+
+    Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
+    """
+    checkpoint = open_checkpoint(Path(path))
+    try:
+        return Inspection(checkpoint, take(checkpoint), None)
+    except CarnetError as refusal:
+        return Inspection(checkpoint, None, refusal)
+
+
+def plan(
+    path: PathLike,
+    *,
+    to: str,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: str | None = None,
+    memory: int = MEMORY,
+    parallel_embedding: str = "none",
+    drop: tuple[str, ...] = (),
+    vocab_size: int | None = None,
+    shard_size: int = SHARD,
+    tokenizer: PathLike | None = None,
+) -> Plan:
+    """Plan a crossing and prove that it loses nothing; only headers are read.
+
+    ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
+    unknown, lacking or has no place in the target.
+    """
+    request = Request(to, tp, pp, _dtype(dtype), parallel_embedding, tuple(drop), vocab_size, shard_size)
+    _refuse(request)
+    checkpoint = open_checkpoint(Path(path))
+    made = build(checkpoint, request, _assets(checkpoint, to, tokenizer))
+    note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
+    window, threads = choose_window(memory, len(made.steps))
+    promised = promised_memory(window, threads, len(made.steps))
+    texts = (TextFile(documents.NAME, note), *made.texts)
+    return replace(made, texts=texts, memory=promised, window=window, threads=threads)
+
+
+def run(plan: Plan | PathLike, out: PathLike, *, progress: Progress | None = None) -> Path:
+    """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
+
+    Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
+    """
+    made = plan if isinstance(plan, Plan) else saved.load(Path(plan))
+    staged = _write(made, Path(out), progress)
+    publish(staged.folder, Path(out))
+    return Path(out)
+
+
+def verify(
+    source: PathLike,
+    out: PathLike | None = None,
+    *,
+    drop: tuple[str, ...] = (),
+    vocab_size: int | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Compare a target with its source, element by element; or, given the target alone, with its own document.
+
+    A target that is its source gets its document (``carnet.json``) completed, where carnet wrote it.
+    """
+    if out is None:
+        return _recheck(Path(source))
+    target = Path(out)
+    said = documents.load(target)
+    asked = said["request"] if said is not None else {}
+    request: dict[str, object] = dict(asked) if isinstance(asked, Mapping) else {}
+    before = request.get("drop")
+    request["drop"] = [*(before if isinstance(before, list) else ()), *drop]
+    if vocab_size is not None:
+        request["vocab"] = vocab_size
+    verdict, data = _examine(Path(source), target, request, progress)
+    if data is not None and said is not None:
+        _store(target, data)
+    return verdict
+
+
+def cross(
+    path: PathLike,
+    out: PathLike,
+    *,
+    to: str,
+    tp: int = 1,
+    pp: int = 1,
+    dtype: str | None = None,
+    memory: int = MEMORY,
+    parallel_embedding: str = "none",
+    drop: tuple[str, ...] = (),
+    vocab_size: int | None = None,
+    shard_size: int = SHARD,
+    tokenizer: PathLike | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Plan, run and verify; the target appears only when it is proven, with its document."""
+    made = plan(
+        path,
+        to=to,
+        tp=tp,
+        pp=pp,
+        dtype=dtype,
+        memory=memory,
+        parallel_embedding=parallel_embedding,
+        drop=drop,
+        vocab_size=vocab_size,
+        shard_size=shard_size,
+        tokenizer=tokenizer,
+    )
+    staged = _write(made, Path(out), progress)
+    verdict, data = _examine(Path(path), staged.folder, made.request, progress)
+    if data is not None:
+        _store(staged.folder, data)
+        publish(staged.folder, Path(out))
+    return replace(verdict, target=str(out))
+
+
+def _write(made: Plan, out: Path, progress: Progress | None) -> Staged:
+    source = Path(made.source)
+    if fingerprint(open_checkpoint(source)) != made.fingerprint:
+        raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
+    return write(made, source, out, plan_digest=saved.digest(made), progress=progress)
+
+
+def _examine(
+    source: Path, target: Path, request: Mapping[str, object], progress: Progress | None
+) -> tuple[Verdict, dict[str, object] | None]:
+    vocab, drop = request.get("vocab"), request.get("drop")
+    inventory = take(
+        open_checkpoint(source),
+        tuple(map(str, drop)) if isinstance(drop, list) else (),
+        vocab if isinstance(vocab, int) else None,
+    )
+    checkpoint = open_checkpoint(target)
+    found = examine(inventory, checkpoint, threads=os.cpu_count() or 1, progress=progress or (lambda done, total: None))
+    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
+    verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
+    if not verdict.equal:
+        return verdict, None
+    return verdict, documents.document(inventory, take(checkpoint), found, request, __version__)
+
+
+def _recheck(target: Path) -> Verdict:
+    data = documents.load(target)
+    if data is None or data.get("state") != "proven":
+        raise BadRequest(
+            "the target has no carnet to be checked against",
+            {"where": target},
+            remedy="name the source too: carnet verify CKPT OUT",
+        )
+    nbytes, findings = documents.recheck(open_checkpoint(target), data)
+    return Verdict("", str(target), tuple(findings), None, nbytes)
+
+
+def _store(folder: Path, data: Mapping[str, object]) -> None:
+    path = folder / documents.NAME
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(documents.text(data))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise MachineFailed("the carnet cannot be written", {"where": path, "reason": error.strerror}) from error
+
+
+def _dtype(word: str | None) -> str | None:
+    if word is None:
+        return None
+    dtype = named(word).name
+    if dtype not in FLOATS:
+        raise BadRequest(f"weights cannot be cast to {dtype} without a scale", {"known": ", ".join(FLOATS)})
+    return dtype
+
+
+def _refuse(request: Request) -> None:
+    if request.to not in TARGETS:
+        raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
+    if request.embedding not in ("none", "rows", "columns"):
+        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
+    for name in ("tp", "pp", "shard"):
+        if getattr(request, name) < 1:
+            raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})
+
+
+def _assets(checkpoint: Checkpoint, to: str, tokenizer: PathLike | None) -> tuple[AssetFile, ...]:
+    """Return the tokenizer's files: those of the folder that was named, or the source's own where both sides have that layout."""
+    if tokenizer is None and not (checkpoint.dialect == "hf" and to == "hf"):
+        return ()
+    folder = checkpoint.root if tokenizer is None else Path(tokenizer)
+    names = (*TOKENIZER, "generation_config.json") if tokenizer is None else TOKENIZER
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if tokenizer is not None and not found:
+        raise BadRequest("the folder holds no tokenizer", {"where": folder, "looked for": ", ".join(TOKENIZER[:3]) + ", ..."})
+    return tuple(_asset(path) for path in found)
+
+
+def _asset(path: Path) -> AssetFile:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MachineFailed("a tokenizer file cannot be read", {"where": path, "reason": error.strerror}) from error
+    return AssetFile(path.name, str(path.absolute()), len(content), xxhash.xxh3_128_hexdigest(content))

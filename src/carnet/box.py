@@ -1,0 +1,125 @@
+"""A *box* is an N-d interval of indices: where it starts and how far it reaches along each axis.
+
+::
+
+              0   2       6
+            0 +---+-------+
+              |   |       |        Box(start=(0, 2), shape=(3, 4)): rows 0-2, columns 2-5
+            3 +---+-------+
+
+Everything that is cut (a rank's share, a chunk of a checkpoint, one step of a plan) is a box. Nothing here knows what the
+axes mean. Boxes of rank 0 hold one element.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """An N-d interval."""
+
+    start: tuple[int, ...]  # first index, per axis
+    shape: tuple[int, ...]  # number of indices, per axis
+
+
+def whole(shape: Sequence[int]) -> Box:
+    """Return the box that covers a shape."""
+    return Box((0,) * len(shape), tuple(shape))
+
+
+def volume(box: Box) -> int:
+    """Return the number of elements in a box (1 for rank 0).
+
+    >>> volume(Box((0, 2), (3, 4)))
+    12
+    """
+    return math.prod(box.shape)
+
+
+def intersect(a: Box, b: Box) -> Box | None:
+    """Return what two boxes share, or None where they share nothing.
+
+    >>> intersect(Box((0, 0), (4, 4)), Box((2, 3), (4, 4)))
+    Box(start=(2, 3), shape=(2, 1))
+    >>> intersect(Box((0,), (2,)), Box((2,), (2,))) is None
+    True
+    """
+    start, shape = [], []
+    for a0, an, b0, bn in zip(a.start, a.shape, b.start, b.shape, strict=True):
+        low = a0 if a0 > b0 else b0
+        high = min(a0 + an, b0 + bn)
+        if high <= low:
+            return None
+        start.append(low)
+        shape.append(high - low)
+    return Box(tuple(start), tuple(shape))
+
+
+def subtract(a: Box, b: Box) -> list[Box]:
+    """Return disjoint boxes that cover what is in ``a`` and not in ``b``.
+
+    >>> subtract(Box((0, 0), (4, 4)), Box((1, 0), (2, 2)))
+    [Box(start=(0, 0), shape=(1, 4)), Box(start=(3, 0), shape=(1, 4)), Box(start=(1, 2), shape=(2, 2))]
+    """
+    shared = intersect(a, b)
+    if shared is None:
+        return [a]
+    rest, start, shape = [], list(a.start), list(a.shape)
+    for axis in range(len(start)):
+        low, high = shared.start[axis], shared.start[axis] + shared.shape[axis]
+        for begin, end in ((start[axis], low), (high, start[axis] + shape[axis])):
+            if begin < end:
+                rest.append(Box((*start[:axis], begin, *start[axis + 1 :]), (*shape[:axis], end - begin, *shape[axis + 1 :])))
+        start[axis], shape[axis] = low, high - low
+    return rest
+
+
+def overlap(boxes: Iterable[Box]) -> tuple[Box, Box] | None:
+    """Return two boxes that share an element, or None where all are disjoint.
+
+    Sweeps along axis 0, so that thousands of slices of one tensor are compared with their neighbours only.
+    """
+    filled = sorted((b for b in boxes if volume(b)), key=lambda b: b.start)
+    active: list[Box] = []
+    for box in filled:
+        if not box.start:
+            if active:
+                return active[0], box
+            active.append(box)
+            continue
+        active = [other for other in active if other.start[0] + other.shape[0] > box.start[0]]
+        for other in active:
+            if intersect(other, box) is not None:
+                return other, box
+        active.append(box)
+    return None
+
+
+def uncovered(container: Box, boxes: Iterable[Box]) -> Box | None:
+    """Return a part of ``container`` that no box covers, or None where everything is covered.
+
+    >>> uncovered(Box((0,), (4,)), [Box((0,), (1,)), Box((2,), (2,))])
+    Box(start=(1,), shape=(1,))
+    """
+    rest = [container] if volume(container) else []
+    for box in boxes:
+        rest = [piece for part in rest for piece in subtract(part, box)]
+        if not rest:
+            return None
+    return rest[0] if rest else None
+
+
+def tiles(container: Box, boxes: Sequence[Box]) -> bool:
+    """Say whether the boxes cover the container exactly once: inside, disjoint, nothing left.
+
+    >>> tiles(Box((0,), (4,)), [Box((0,), (2,)), Box((2,), (2,))])
+    True
+    >>> tiles(Box((0,), (4,)), [Box((0,), (3,)), Box((2,), (1,))])
+    False
+    """
+    if sum(volume(box) for box in boxes) != volume(container):
+        return False
+    inside = all(not volume(box) or intersect(container, box) == box for box in boxes)
+    return inside and overlap(boxes) is None

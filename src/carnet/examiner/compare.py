@@ -1,0 +1,204 @@
+"""Compare every element of a target with the source, and say in words what a difference looks like."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from carnet.box import Box, intersect, subtract, uncovered, volume, whole
+from carnet.dtypes import BY_NAME, FLOATS, array_type
+from carnet.examiner.shelves import Shelves, region
+from carnet.examiner.unfold import Array, share_box, unfold
+from carnet.families.entries import Entry
+from carnet.formats.stored import Stored
+from carnet.inventory import Inventory, canonical_shapes
+
+BLOCK = 4 << 20  # bytes of one side that are compared at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of one stored tensor: a box of a canonical tensor."""
+
+    label: str  # the stored tensor, for messages
+    stored: Stored
+    entry: Entry
+    part: int  # which part of the pattern
+    at: int  # index along the layer dimension
+    box: Box  # canonical
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong with a target."""
+
+    what: str  # in a few words: "bits differ", "missing", "config field differs"
+    where: str  # the canonical tensor or config field
+    stored: str  # the stored tensor of the target; "" where none is to blame
+    detail: str  # what was expected and found
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A checkpoint, ready to be read by canonical tensor."""
+
+    inventory: Inventory
+    shelves: Shelves
+    parts: dict[str, list[Part]]  # canonical tensor -> where it lies
+    shapes: dict[str, tuple[int, ...]]  # of every canonical tensor
+
+
+def side(inventory: Inventory) -> Side:
+    """Index an inventory by canonical tensor."""
+    found: dict[str, list[Part]] = defaultdict(list)
+    for key, entry in inventory.entries.items():
+        stored, reading = inventory.checkpoint.tensors[key], entry.reading
+        label = "/".join(filter(None, key))
+        for at, names in enumerate(reading.tensors):
+            for part, name in enumerate(names):
+                found[name].append(Part(label, stored, entry, part, at, share_box(reading.parts[part], reading.shares)))
+    return Side(inventory, Shelves(inventory.checkpoint.root), found, canonical_shapes(inventory.config))
+
+
+def read(of: Side, part: Part, box: Box) -> Array:
+    """Return the bits of a canonical box from one stored tensor."""
+    return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.shelves, part.stored))
+
+
+def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
+    """Compare one canonical tensor everywhere the target has it: (elements compared, what is wrong)."""
+    shape = source.shapes[name]
+    found, compared = [], 0
+    hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
+    if hole is not None:
+        found.append(
+            Finding("missing", name, "", f"nothing holds the part that starts at {list(hole.start)}, shape {list(hole.shape)}")
+        )
+    for part in target.parts.get(name, []):
+        wrong, first = 0, None
+        for box in blocks(part.box, BLOCK // BY_NAME[part.stored.dtype].nbytes):
+            for origin, shared in _sources(source, name, box):
+                expected = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype)
+                differs = read(target, part, shared) != expected
+                compared += volume(shared)
+                if differs.any():
+                    wrong += int(differs.sum())
+                    index = tuple(int(i) for i in np.argwhere(differs)[0])
+                    first = first or tuple(s + i for s, i in zip(shared.start, index, strict=True))
+        if wrong:
+            found.append(_finding(source, target, part, name, wrong, first or ()))
+    return compared, found
+
+
+def blocks(box: Box, limit: int) -> Iterator[Box]:
+    """Yield boxes of at most ``limit`` elements that make up a box, cutting its outermost axes first.
+
+    >>> [b.shape for b in blocks(Box((0, 0), (3, 4)), 8)]
+    [(2, 4), (1, 4)]
+    """
+    if volume(box) <= limit or not box.shape:
+        if volume(box):
+            yield box
+        return
+    inner = volume(box) // box.shape[0]
+    step = max(1, limit // inner) if inner else box.shape[0]
+    for at in range(0, box.shape[0], step):
+        cut = Box((box.start[0] + at, *box.start[1:]), (min(step, box.shape[0] - at), *box.shape[1:]))
+        if volume(cut) <= limit or len(cut.shape) == 1:
+            yield cut
+        else:
+            for rest in blocks(Box(cut.start[1:], cut.shape[1:]), limit):
+                yield Box((cut.start[0], *rest.start), (1, *rest.shape))
+
+
+def _sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
+    """Yield disjoint boxes that make up a box, each with a stored tensor of the source that has it."""
+    left = [box]
+    for part in source.parts[name]:
+        rest = []
+        for piece in left:
+            shared = intersect(piece, part.box)
+            if shared is None:
+                rest.append(piece)
+                continue
+            yield part, shared
+            rest += subtract(piece, shared)
+        left = rest
+        if not left:
+            return
+
+
+def _as(bits: Array, given: str, wanted: str) -> Array:
+    """Return the bits that a value has in another element type, rounded to nearest even."""
+    if given == wanted or not {given, wanted} <= set(FLOATS):
+        return bits
+    numbers = np.ascontiguousarray(bits).view(array_type(given))
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast: Array = numbers.astype(array_type(wanted))
+    return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}"))
+
+
+def _finding(source: Side, target: Side, part: Part, name: str, wrong: int, first: Sequence[int]) -> Finding:
+    detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first)}"
+    guess = diagnose(source, target, part, name)
+    return Finding(guess or "elements differ", name, part.label, detail)
+
+
+def diagnose(source: Side, target: Side, part: Part, name: str) -> str | None:
+    """Name the damage, where it is one of the usual ones; the comparison has already said that there is one."""
+    if volume(part.box) > 1 << 26 or part.stored.dtype != source.parts[name][0].stored.dtype:
+        return None
+    found = read(target, part, part.box)
+    if not found.any():
+        return "all zero"
+    expected = _whole(source, name, part.box)
+    others = (other for other in source.parts if other != name)
+    for other in others:
+        if source.shapes.get(other) == source.shapes[name] and _equals(_whole(source, other, part.box), found):
+            return f"holds {other}"
+    axes = part.entry.reading.parts[part.part]
+    for place, axis in enumerate(axes):
+        moved = _rearranged(np.moveaxis(expected, place, 0), np.moveaxis(found, place, 0))
+        if moved is not None:
+            return f"{moved} along {axis}"
+    for place in range(len(axes) - 1):  # query heads are numbered over kv and rep together
+        folded = (*expected.shape[:place], -1, *expected.shape[place + 2 :])
+        moved = _rearranged(*(np.moveaxis(side.reshape(folded), place, 0) for side in (expected, found)))
+        if moved is not None:
+            return f"{moved} along {axes[place]} {axes[place + 1]}"
+    if int((found != expected).sum()) == 1:
+        flipped = int(found[found != expected][0]) ^ int(expected[found != expected][0])
+        return f"{flipped.bit_count()} bit{'s' * (flipped.bit_count() > 1)} of one element flipped"
+    return None
+
+
+def _whole(source: Side, name: str, box: Box) -> Array:
+    made = None
+    for part, shared in _sources(source, name, box):
+        piece = read(source, part, shared)
+        if shared == box:
+            return piece
+        made = np.zeros(box.shape, piece.dtype) if made is None else made
+        made[tuple(slice(s - b, s - b + n) for s, b, n in zip(shared.start, box.start, shared.shape, strict=True))] = piece
+    assert made is not None, "a box of a canonical tensor has a source"
+    return made
+
+
+def _equals(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _rearranged(expected: Array, found: Array) -> str | None:
+    """Say how slices along the first axis were exchanged, if that is all that happened."""
+    length = len(expected)
+    differing = [i for i in range(length) if not _equals(expected[i], found[i])] if length <= 1 << 14 else []
+    if len(differing) == 2 and _equals(expected[differing], found[differing[::-1]]):
+        return f"{differing[0]} and {differing[1]} exchanged"
+    if length % 2 == 0 and _equals(np.roll(expected, length // 2, 0), found):
+        return "halves exchanged"
+    rows = {expected[i].tobytes(): i for i in differing}
+    if differing and sorted(rows.get(found[i].tobytes(), -1) for i in differing) == differing:
+        return f"{len(differing)} indices rearranged"
+    return None

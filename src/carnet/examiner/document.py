@@ -1,0 +1,161 @@
+"""The carnet itself: the document that a proven crossing leaves beside the weights.
+
+It says which tensors left, which arrived, in which layout, with a digest of each, and what was left behind under which name. A target
+can be checked against it alone, long after the source is gone.
+"""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+import xxhash
+
+from carnet.errors import BadCheckpoint, MachineFailed
+from carnet.examiner.compare import Finding
+from carnet.examiner.examine import Examination
+from carnet.examiner.shelves import Shelves, digest
+from carnet.families.entries import Entry
+from carnet.formats.stored import Checkpoint
+from carnet.inventory import Inventory
+
+NAME = "carnet.json"
+VERSION = 1
+JOURNAL = "journal.jsonl"  # of a crossing that is still being written
+STEP = 8 << 20
+
+
+def document(
+    source: Inventory, target: Inventory, found: Examination, request: Mapping[str, object], version: str
+) -> dict[str, object]:
+    """Return the document of a target that the examiner found to be the source."""
+    return {
+        "carnet": VERSION,
+        "state": "proven",
+        "request": request,
+        "family": source.family.name,
+        "config": dict(source.config),
+        "source": _side(source, found.source),
+        "target": {**_side(target, found.target), "files": _files(target)},
+        "dropped": {reason: list(names) for reason, names in found.dropped.items()},
+        "proof": {
+            "tensors": found.tensors,
+            "elements compared": found.elements,
+            "casts": list(found.cast),
+            "different": 0,
+        },
+        "digest": "xxh3-128",
+        "versions": {"carnet": version, "python": platform.python_version(), "numpy": numpy.__version__},
+    }
+
+
+def draft(request: Mapping[str, object], dropped: Mapping[str, tuple[str, ...]], family: str, fingerprint: str) -> str:
+    """Return the document of a target that was written and not yet examined."""
+    return text(
+        {
+            "carnet": VERSION,
+            "state": "written, not verified",
+            "request": request,
+            "family": family,
+            "source": {"fingerprint": fingerprint},
+            "dropped": {reason: list(names) for reason, names in dropped.items()},
+        }
+    )
+
+
+def text(data: Mapping[str, object]) -> str:
+    """Return a document as it stands in its file."""
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
+def load(out: Path) -> dict[str, object] | None:
+    """Return the document of a target, None where it has none."""
+    try:
+        data = json.loads((out / NAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadCheckpoint("the carnet of this target cannot be read", {"where": out / NAME, "reason": error}) from error
+    if not isinstance(data, dict) or data.get("carnet") != VERSION:
+        raise BadCheckpoint("this is no carnet that this version can read", {"where": out / NAME})
+    return data
+
+
+def recheck(checkpoint: Checkpoint, data: Mapping[str, object]) -> tuple[int, list[Finding]]:
+    """Compare a target with its own document: (bytes read, what is wrong)."""
+    said = data["target"]
+    if (
+        not isinstance(said, Mapping)
+        or not isinstance(said.get("tensors"), Mapping)
+        or not isinstance(said.get("files"), Mapping)
+    ):
+        raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root / NAME})
+    shelves, findings, nbytes = Shelves(checkpoint.root), [], 0
+    tensors = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items()}
+    for label, facts in said["tensors"].items():
+        if label not in tensors:
+            findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
+            continue
+        stored = tensors[label]
+        now = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digest(shelves, stored)}
+        for fact, value in now.items():
+            if facts[fact] != value:
+                findings.append(Finding(f"{fact} differs", label, label, f"expected {facts[fact]}, found {value}"))
+    findings += [
+        Finding("not in the carnet", label, label, "the target holds it")
+        for label in sorted(tensors.keys() - said["tensors"].keys())
+    ]
+    for name, wanted in said["files"].items():
+        found = _file_digest(checkpoint.root / name)
+        if found != wanted:
+            findings.append(Finding("file differs", name, name, f"expected {wanted}, found {found or 'no file'}"))
+    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
+    return nbytes, findings
+
+
+def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
+    tensors = {}
+    for key, entry in of.entries.items():
+        label, stored = "/".join(filter(None, key)), of.checkpoint.tensors[key]
+        tensors[label] = {
+            "dtype": stored.dtype,
+            "shape": list(stored.shape),
+            "digest": digests[label],
+            "layout": layout(entry),
+        }
+    return {"name": of.checkpoint.root.name, "dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
+
+
+def layout(entry: Entry) -> str:
+    """Return in one line what a stored tensor holds and how: ``(kv *) hidden: layers.0.attention.q (rep dim), ...``."""
+    reading = entry.reading
+    first = reading.tensors[0] if reading.tensors else ()
+    last = reading.tensors[-1] if len(reading.tensors) > 1 else None
+    held = []
+    for part, (_, axes) in enumerate(reading.pattern.parts):
+        name = first[part] if last is None else f"{first[part]} .. {last[part].split('.')[1]}"
+        held.append(f"{name} ({' '.join(axes)})" if axes else name)
+    dims = " ".join(f"({' '.join(dim)})" if len(dim) > 1 else dim[0] if dim else "1" for dim in reading.pattern.dims)
+    return f"{dims}: {', '.join(held)}"
+
+
+def _files(target: Inventory) -> dict[str, str]:
+    """Return the digest of every file of a target that holds no tensors: configs, index, tokenizer."""
+    data = {chunk.file for stored in target.checkpoint.tensors.values() for chunk in stored.chunks}
+    root = target.checkpoint.root
+    others = sorted(path.name for path in root.iterdir() if path.is_file() and path.name not in {*data, NAME, JOURNAL})
+    return {name: _file_digest(root / name) or "" for name in others}
+
+
+def _file_digest(path: Path) -> str | None:
+    hasher = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(STEP):
+                hasher.update(piece)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise MachineFailed("a file cannot be read", {"where": path, "reason": error.strerror}) from error
+    return hasher.hexdigest()

@@ -1,0 +1,97 @@
+"""Read a block of a canonical tensor out of a stored one by reshaping, as a person would with numpy.
+
+The planner turns a pattern into strides; here the same pattern is carried out: slice the stored dimension, split it into its axes,
+pick the part that is asked for, put the axes in order. A mistake in one of the two shows as a difference between them.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.box import Box
+from carnet.families.entries import Reading
+from carnet.layout import JOIN, Share
+
+Array = NDArray[np.generic]
+Region = Callable[[Box], Array]  # returns a box of the stored tensor, as an array of its shape
+
+
+def unfold(reading: Reading, part: int, at: int, box: Box, region: Region) -> Array:
+    """Return a box of the canonical tensor in one part of a stored tensor.
+
+    ``at`` is the index along the layer dimension, where there is one. The box is in canonical indices and must lie within the shares.
+    """
+    pattern, axes = reading.pattern, reading.parts[part]
+    wanted = {axis: (s - reading.shares[axis].start, n) for axis, s, n in zip(axes, box.start, box.shape, strict=True)}
+    wanted["layer"] = (at, 1)
+    lengths = {axis: share.stop - share.start for axis, share in reading.shares.items()}
+    widths = [math.prod(lengths[axis] for axis in inner) for _, inner in pattern.parts]
+    inner = pattern.parts[part][1]
+    lengths[JOIN] = sum(widths)
+    start, shape, atoms = [], [], list[tuple[str, int]]()
+    for dim in pattern.dims:
+        first, length, left = _outermost(dim, inner, sum(widths[:part]), wanted, lengths)
+        start.append(first)
+        shape.append(length)
+        atoms += left
+    stored = region(Box(tuple(start), tuple(shape))).reshape([length for _, length in atoms])
+    names = [name for name, _ in atoms]
+    if JOIN in names:
+        stored, names = _pick(stored, names, inner, sum(widths[:part]), widths[part], lengths)
+    return _ordered(stored, names, axes, wanted)
+
+
+def _outermost(
+    dim: Sequence[str],
+    inner: Sequence[str],
+    before: int,
+    wanted: Mapping[str, tuple[int, int]],
+    lengths: Mapping[str, int],
+) -> tuple[int, int, list[tuple[str, int]]]:
+    """Slice a stored dimension along its outermost axis: (first index, number of indices, the axes left in it)."""
+    if not dim:
+        return 0, 1, []
+    trailing = math.prod(lengths[axis] for axis in dim[1:])
+    rest = [(axis, lengths[axis]) for axis in dim[1:]]
+    if dim[0] != JOIN:
+        first, count = wanted.get(dim[0], (0, lengths[dim[0]]))
+        return first * trailing, count * trailing, [(dim[0], count), *rest]
+    if not inner:
+        return before * trailing, trailing, rest
+    width = math.prod(lengths[axis] for axis in inner[1:])
+    first, count = wanted[inner[0]]
+    left = [(inner[0], count), *((axis, lengths[axis]) for axis in inner[1:]), *rest]
+    return (before + first * width) * trailing, count * width * trailing, left
+
+
+def _pick(
+    stored: Array, names: list[str], inner: Sequence[str], before: int, width: int, lengths: Mapping[str, int]
+) -> tuple[Array, list[str]]:
+    """Pick one part out of a join that is still folded: its indices, split into its own axes."""
+    place = names.index(JOIN)
+    stored = stored[(slice(None),) * place + (slice(before, before + width),)]
+    shape = (*stored.shape[:place], *(lengths[axis] for axis in inner), *stored.shape[place + 1 :])
+    return stored.reshape(shape), [*names[:place], *inner, *names[place + 1 :]]
+
+
+def _ordered(stored: Array, names: list[str], axes: Sequence[str], wanted: Mapping[str, tuple[int, int]]) -> Array:
+    """Restrict the axes that are still whole, drop those of other tensors, and put the rest in canonical order."""
+    for place, name in reversed(list(enumerate(names))):
+        first, count = wanted[name]
+        if stored.shape[place] != count:
+            stored = stored[(slice(None),) * place + (slice(first, first + count),)]
+        if name not in axes:
+            stored = stored[(slice(None),) * place + (0,)]
+    kept = [name for name in names if name in axes]
+    stored = stored.transpose([kept.index(axis) for axis in axes if axis in kept])
+    for place, axis in enumerate(axes):
+        if axis not in kept:  # an axis that only the name shows has one index here
+            stored = np.expand_dims(stored, place)
+    return stored
+
+
+def share_box(axes: Sequence[str], shares: Mapping[str, Share]) -> Box:
+    """Return the canonical box that the shares of a stored tensor give."""
+    return Box(tuple(shares[axis].start for axis in axes), tuple(shares[axis].held for axis in axes))

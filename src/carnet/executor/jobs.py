@@ -1,0 +1,228 @@
+"""A *job* is what one worker does in one go and what the journal counts. The list is a pure function of the plan.
+
+* ``Direct``: runs that are long on both sides; the kernel copies them from file to file.
+* ``Windows``: bytes of target tensors, assembled in a buffer from all steps that touch them: ranges, or squares where the
+  source runs along the target's rows. Parts that read the same rows of the source (the ranks of a column cut) share a
+  job, so that the rows are read once.
+* ``Check``: two places of the source that must hold the same bytes.
+"""
+
+import bisect
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isqrt, prod
+
+from carnet.dtypes import BY_NAME
+from carnet.errors import BadRequest
+from carnet.executor.geometry import Piece, Tile, blocks, clip, count, fits, linear, piece_of, run, segments, span, volume
+from carnet.steps import Cast, Copy, Fill, Plan, Same, Step, TargetTensor
+
+LONG = 64 << 10  # bytes: from this length on a run is the kernel's
+MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A piece whose runs are long on both sides."""
+
+    step: int  # its number in the plan
+    piece: Piece
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of one target tensor."""
+
+    file: str
+    tile: Tile
+    steps: tuple[int, ...]  # numbers of the steps that touch it
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Bytes that one worker assembles together."""
+
+    parts: tuple[Part, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Two places that must be equal."""
+
+    step: int
+    nbytes: int
+
+
+Job = Direct | Windows | Check
+_Where = tuple[str, int]  # source file, offset
+_Seen = tuple[_Where, int, Part]  # where a part begins in the source, bytes that it spans there, the part
+
+
+def jobs_of(plan: Plan) -> list[Job]:
+    """Return the jobs of a plan, in the order in which their source lies on disk."""
+    placed: list[tuple[_Where, Job]] = []
+    windows: list[_Seen] = []
+    for (file, tensor), numbers in _by_tensor(plan).items():
+        if _straight([plan.steps[number] for number in numbers]):
+            placed += _direct(plan, numbers)
+        else:
+            windows += _windows(plan, file, tensor, numbers)
+    placed += _together(sorted(windows, key=lambda seen: (seen[0], seen[2].file, segments(seen[2].tile))), plan.window)
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, Same) and prod(step.shape):
+            nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
+            placed.append(((step.source.file, step.source.offset), Check(number, nbytes)))
+    placed.sort(key=lambda pair: pair[0])
+    return [job for _, job in placed]
+
+
+def _by_tensor(plan: Plan) -> dict[tuple[str, TargetTensor], list[int]]:
+    tensors = {file.name: [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in plan.files}
+    offsets = {name: [tensor.offset for tensor in found] for name, found in tensors.items()}
+    groups: dict[tuple[str, TargetTensor], list[int]] = defaultdict(list)
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, Same) or not prod(step.shape):
+            continue
+        place = step.target
+        index = bisect.bisect_right(offsets.get(place.file, []), place.offset) - 1
+        if index < 0:
+            raise BadRequest(f"the plan writes {step.tensor} outside of every target tensor", {"where": place.file})
+        groups[place.file, tensors[place.file][index]].append(number)
+    return groups
+
+
+def _straight(steps: list[Step]) -> bool:
+    """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
+    copied = number = 0
+    for step in steps:
+        if isinstance(step, Cast):
+            return False
+        if isinstance(step, Copy):
+            piece = piece_of(step.shape, step.source, step.target)
+            copied += count(piece) * piece.items[0]
+            number += count(piece) * piece.items[0] // run(piece)
+    return number <= 1 or copied >= number * LONG
+
+
+def _direct(plan: Plan, numbers: list[int]) -> Iterator[tuple[_Where, Job]]:
+    # a step that fills needs no job: the file was created as one hole, which reads as zeros
+    for number in numbers:
+        step = plan.steps[number]
+        if isinstance(step, Copy):
+            for piece in blocks(piece_of(step.shape, step.source, step.target), MOST, pack=True):
+                yield (step.source.file, piece.source), Direct(number, piece, count(piece) * piece.items[1])
+
+
+def _windows(plan: Plan, file: str, tensor: TargetTensor, numbers: list[int]) -> Iterator[_Seen]:
+    """Cut a tensor into parts that fit a buffer, each with the steps that touch it."""
+    reach = sorted((*_reach(plan.steps[number]), number) for number in numbers)
+    active: list[tuple[int, int, int]] = []
+    coming = 0
+    for tile in _tiles(plan, tensor, numbers):
+        low, lines, width, pitch = segments(tile)
+        while coming < len(reach) and reach[coming][0] < low + (lines - 1) * pitch + width:
+            active.append(reach[coming])
+            coming += 1
+        active = [row for row in active if row[1] > low]
+        part = Part(file, tile, tuple(sorted(number for _, _, number in active)))
+        where = _first(plan, part)
+        if where is not None:  # else there is nothing but zeros, and those are there
+            yield *where, part
+
+
+def _tiles(plan: Plan, tensor: TargetTensor, numbers: list[int]) -> list[Tile]:
+    """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
+
+    A range of a transposed tensor takes a little of every source row: reading for it means reading everything again and again.
+    """
+    item = BY_NAME[tensor.dtype].nbytes
+    limit = int(plan.window * _density(plan, numbers))
+    ranges = [linear(tensor.offset, item, low, high) for low, high in cuts(tensor.shape, item, limit)]
+    squares = _squares(tensor, item, limit)
+    moves = [step for step in (plan.steps[number] for number in numbers) if not isinstance(step, Same)]
+    if not squares or not all(fits(step.shape, step.target, squares[0]) for step in moves):
+        return ranges
+    return squares if _waste(ranges[0], moves) > 4 * _waste(squares[0], moves) > 0 else ranges
+
+
+def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
+    pitch = tensor.shape[-1] if tensor.shape else 1
+    rows, side = prod(tensor.shape) // pitch, max(1, isqrt(limit // item))
+    down = [(low, min(rows, low + side)) for low in range(0, rows, side)]
+    along = [(low, min(pitch, low + side)) for low in range(0, pitch, side)]
+    return [Tile(tensor.offset, pitch, item, tall, wide) for tall in down for wide in along] if len(along) > 1 else []
+
+
+def _waste(tile: Tile, steps: Sequence[Copy | Cast | Fill]) -> float:
+    """Return how many bytes lie between the first and the last that a tile reads, for one that it needs."""
+    moves = [step for step in steps if not isinstance(step, Fill)]
+    pieces = [piece for step in moves for piece in clip(step.shape, step.source, step.target, tile)]
+    return sum(map(span, pieces)) / max(1, sum(count(piece) * piece.items[0] for piece in pieces))
+
+
+def _reach(step: Step) -> tuple[int, int]:
+    place = step.other if isinstance(step, Same) else step.target
+    last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
+    return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes
+
+
+def _density(plan: Plan, numbers: list[int]) -> float:
+    """Return which share of the source between first and last byte a tensor's steps use, on average."""
+    used = wide = 0
+    for number in numbers:
+        step = plan.steps[number]
+        if isinstance(step, Copy | Cast):
+            piece = piece_of(step.shape, step.source, step.target)
+            used += count(piece) * piece.items[0]
+            wide += span(piece)
+    return min(1.0, used / wide) if wide else 1.0
+
+
+def cuts(shape: Sequence[int], item: int, limit: int) -> Iterator[tuple[int, int]]:
+    """Give byte ranges of a dense array, of about equal size and of whole rows where a row fits.
+
+    >>> list(cuts((5, 4), 2, 16))
+    [(0, 8), (8, 24), (24, 40)]
+    """
+    unit = 1
+    for extent in reversed(shape):
+        if unit * extent * item > limit:
+            break
+        unit *= extent
+    units = prod(shape) // unit
+    number = -(-units // max(1, limit // (unit * item)))
+    for index in range(number):
+        yield units * index // number * unit * item, units * (index + 1) // number * unit * item
+
+
+def _first(plan: Plan, part: Part) -> tuple[_Where, int] | None:
+    """Return where the first step of a part reads, and how far; None where zeros are all there is."""
+    for number in part.steps:
+        step = plan.steps[number]
+        if isinstance(step, Copy | Cast):
+            pieces = clip(step.shape, step.source, step.target, part.tile)
+            if pieces:
+                begin = min(piece.source for piece in pieces)
+                return (step.source.file, begin), max(piece.source + span(piece) for piece in pieces) - begin
+    return None
+
+
+def _together(parts: Iterable[_Seen], window: int) -> Iterator[tuple[_Where, Job]]:
+    """Join parts that follow each other and read mostly the same source, as long as they fit one buffer."""
+    held: list[Part] = []
+    nbytes, begin, until = 0, ("", 0), 0
+    for where, wide, part in parts:
+        size = volume(part.tile)
+        joins = where[0] == begin[0] and where[1] < until and nbytes + size <= window
+        if held and not joins:
+            yield begin, Windows(tuple(held), nbytes)
+            held, nbytes = [], 0
+        if not held:
+            begin, until = where, where[1] + wide // 2
+        held.append(part)
+        nbytes += size
+    if held:
+        yield begin, Windows(tuple(held), nbytes)

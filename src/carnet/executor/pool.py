@@ -1,0 +1,81 @@
+"""Threads that share one list of jobs. The first error stops all; so does Ctrl-C; what is done stays done."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from queue import SimpleQueue
+
+Message = int | BaseException | None  # bytes done, why a worker failed, or: a worker left
+Tell = Callable[[int], None]
+Maker = Callable[[Tell], AbstractContextManager[Callable[[int], None]]]
+
+
+class Stopped(Exception):
+    """Another worker failed, or the person pressed Ctrl-C."""
+
+
+def run(numbers: Iterable[int], threads: int, maker: Maker, progress: Callable[[int], None]) -> None:
+    """Do jobs by number on some threads and raise the first error.
+
+    ``maker`` gives each worker its function; it gets a callback that takes bytes done and raises ``Stopped`` when it is
+    time to leave. ``progress`` gets the bytes done since the last call, always on the calling thread.
+    """
+    messages: SimpleQueue[Message] = SimpleQueue()
+    stop, shared = threading.Event(), _Shared(numbers)
+    workers = [threading.Thread(target=_serve, args=(shared, maker, messages, stop)) for _ in range(threads)]
+    failed: BaseException | None = None
+    left = 0
+    try:
+        for worker in workers:
+            worker.start()
+        while left < threads:
+            message = messages.get()
+            if isinstance(message, int):
+                progress(message)
+            elif message is None:
+                left += 1
+            else:
+                failed = failed or message
+    finally:
+        stop.set()
+        for worker in workers:
+            if worker.ident is not None:
+                worker.join()
+    if failed is not None:
+        raise failed
+
+
+class _Shared:
+    """An iterator that threads may share."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._numbers = iter(numbers)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        with self._lock:
+            return next(self._numbers)
+
+
+def _serve(shared: _Shared, maker: Maker, messages: "SimpleQueue[Message]", stop: threading.Event) -> None:
+    def tell(nbytes: int) -> None:
+        if nbytes:
+            messages.put(nbytes)
+        if stop.is_set():
+            raise Stopped
+
+    try:
+        with maker(tell) as work:
+            for number in shared:
+                tell(0)
+                work(number)
+    except Stopped:
+        pass
+    except BaseException as error:  # noqa: BLE001  whatever it is, the caller must see it and the others must stop
+        stop.set()
+        messages.put(error)
+    finally:
+        messages.put(None)

@@ -1,0 +1,92 @@
+"""One worker doing one job: runs by the kernel, windows through buffers, checks by comparing."""
+
+import numpy as np
+
+from carnet.dtypes import BY_NAME
+from carnet.errors import BadCheckpoint
+from carnet.executor import files
+from carnet.executor.assemble import gather, want
+from carnet.executor.desk import Desk
+from carnet.executor.files import opened
+from carnet.executor.geometry import clip, linear, run, runs, segments, volume
+from carnet.executor.jobs import Check, Direct, Job, Windows, cuts
+from carnet.formats.stored import dense_strides
+from carnet.steps import Cast, Copy, Fill, Place, Same
+
+
+def work(desk: Desk, job: Job) -> None:
+    """Do a job; when this returns, its bytes are with the kernel."""
+    match job:
+        case Direct():
+            _direct(desk, job)
+        case Windows():
+            _windows(desk, job)
+        case Check():
+            _check(desk, job)
+
+
+def _direct(desk: Desk, job: Direct) -> None:
+    step = desk.plan.steps[job.step]
+    assert isinstance(step, Copy)
+    source, target = opened(desk.sources, step.source.file), opened(desk.targets, step.target.file)
+    spare, size = desk.window.data, run(job.piece)
+    for begin, end in runs(job.piece):
+        done = 0
+        while done < size:
+            moved = files.copy(source, begin + done, target, end + done, min(size - done, files.CHUNK), spare)
+            done += moved
+            desk.tell(moved)
+
+
+def _windows(desk: Desk, job: Windows) -> None:
+    """Assemble the parts side by side in the window, then write each where it belongs."""
+    wants, base = [], 0
+    for part in job.parts:
+        for number in part.steps:
+            step = desk.plan.steps[number]
+            if isinstance(step, Fill):
+                desk.window[base : base + volume(part.tile)] = 0
+            elif isinstance(step, Copy | Cast):
+                types = step.source.dtype, step.target.dtype
+                for piece in clip(step.shape, step.source, step.target, part.tile):
+                    wants.append(want(step, step.source.file, piece, types, base))
+        base += volume(part.tile)
+    gather(desk, wants)
+    base = 0
+    for part in job.parts:
+        file = opened(desk.targets, part.file)
+        first, lines, width, pitch = segments(part.tile)
+        for place in range(first, first + lines * pitch, pitch):
+            files.write(file, place, desk.window.data[base : base + width])
+            base += width
+        desk.tell(volume(part.tile))
+
+
+def _check(desk: Desk, job: Check) -> None:
+    """Gather both places, each into its half of the window, and compare the halves."""
+    step = desk.plan.steps[job.step]
+    assert isinstance(step, Same)
+    dtype = step.source.dtype
+    item = BY_NAME[dtype].nbytes
+    half = desk.window.size // 16 * 8
+    dense = Place("", 0, dense_strides(step.shape), dtype)
+    for low, high in cuts(step.shape, item, half):
+        wants = []
+        for place, base in ((step.source, 0), (step.other, half)):
+            for piece in clip(step.shape, place, dense, linear(0, item, low, high)):
+                wants.append(want(step, place.file, piece, (dtype, dtype), base))
+        gather(desk, wants)
+        if not _equal(desk, high - low, half):
+            facts = {"where": step.source.file, "other": step.other.file, "expected": "the same bytes in both"}
+            raise BadCheckpoint(f"two copies of {step.tensor} differ", facts, remedy="find out which of the two is damaged")
+        desk.tell(high - low)
+
+
+def _equal(desk: Desk, size: int, half: int) -> bool:
+    unequal = desk.scratch.view(np.bool_)
+    for low in range(0, size, unequal.size):
+        high = min(size, low + unequal.size)
+        found = np.not_equal(desk.window[low:high], desk.window[half + low : half + high], out=unequal[: high - low])
+        if found.any():
+            return False
+    return True

@@ -1,0 +1,16 @@
+"""A *family* is an architecture: what it fixes about a model, and how the dialects that are its own spell it."""
+
+from dataclasses import dataclass
+
+from carnet.families.model import Config
+from carnet.families.rows import Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture. Its Megatron dialect is the one that all families share."""
+
+    name: str
+    traits: Config  # the fields that it fixes
+    hf: Dialect
+    trtllm: Dialect | None  # None where NVIDIA's TensorRT-LLM has no class for it

@@ -1,0 +1,304 @@
+"""Config fields as a two-way table: each row says where a canonical field stands in one program's config, and in which words.
+
+Reading and writing walk the same rows, so there is no direction to get wrong. What a config sets and no row reads is an error, and
+so is a field that a model has and a target has no row for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import EllipsisType
+
+from carnet.errors import BadCheckpoint, NotSupported
+from carnet.families.model import BY_NAME, Config, Value
+
+Json = Mapping[str, object]
+Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key must be there
+
+ANY = ...  # in a Choice: this key is not looked at, and not written
+SET = object()  # in a Choice: this key has a value, which a Place reads and writes
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One canonical field under one key."""
+
+    field: str
+    keys: tuple[str, ...]  # dotted; the first is written, all are read; none where the default is the only possible value
+    default: Default  # what an absent or null key means
+    words: tuple[tuple[Value, Value], ...]  # (canonical, written) where they differ; the first match counts
+    only: Mapping[str, Value]  # the fields that a model must have for this key to mean anything
+    omit: bool  # not written where the value is the default
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Some canonical fields spread over some keys: one line for each combination that exists."""
+
+    fields: tuple[str, ...]
+    keys: tuple[tuple[str, Value], ...]  # (dotted key, its value where absent)
+    lines: tuple[tuple[tuple[Value, ...], tuple[object, ...]], ...]  # (field values, key values); the first match counts
+
+
+@dataclass(frozen=True, slots=True)
+class Flagged:
+    """A key that counts only where a flag is set; elsewhere its field equals another field."""
+
+    field: str
+    key: str
+    flag: str
+    otherwise: str  # the other field
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The config of one dialect."""
+
+    rows: tuple[Place | Choice | Flagged, ...]  # in reading order: defaults may look at earlier fields
+    fixed: Mapping[str, object] = field(default_factory=dict)  # dotted key -> the one value carnet knows; written too
+    written: Mapping[str, object] = field(default_factory=dict)  # dotted key -> what to write; any value is read over
+    guards: Mapping[str, tuple[object, ...]] = field(
+        default_factory=dict
+    )  # dotted key -> values that change nothing; not written
+    ignored: frozenset[str] = frozenset()  # top-level keys that say nothing about the weights
+    closed: bool = True  # a key that no row, guard or list names is an error
+
+
+def place(
+    name: str,
+    *keys: str,
+    default: Default = ...,
+    words: tuple[tuple[Value, Value], ...] = (),
+    only: Mapping[str, Value] | None = None,
+    omit: bool = False,
+) -> Place:
+    """Write the row of one field under one key."""
+    return Place(name, keys, default, words, only or {}, omit)
+
+
+def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
+    """Return the canonical fields that a config says."""
+    if table.closed:
+        _refuse_unknown(table, raw, where)
+    config: dict[str, Value] = {}
+    for row in table.rows:
+        match row:
+            case Place():
+                _read_place(row, raw, config, where)
+            case Choice():
+                _read_choice(row, raw, config, where)
+            case Flagged():
+                flagged = lookup(raw, row.flag) and lookup(raw, row.key) is not None
+                config[row.field] = (
+                    _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
+                )
+    for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
+        found = lookup(raw, key)
+        if found is not None and not any(_equal(found, v) for v in values) and not _is_written(table, key, config):
+            raise NotSupported(
+                f"the config sets {key!r} to a value that carnet cannot carry over",
+                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values)},
+            )
+    return config
+
+
+def write(table: Table, config: Config, traits: Config, where: str) -> dict[str, object]:
+    """Return the config that says these canonical fields; refuse one that it cannot say."""
+    out: dict[str, object] = {}
+    for key, constant in {**table.fixed, **table.written}.items():
+        _put(out, key, constant)
+    said: dict[str, object] = {}
+    for row in table.rows:
+        for key, value in _writes(row, config, where):
+            if key in said and not _equal(said[key], value):
+                raise NotSupported(
+                    f"the target's config cannot say what the model needs of {key!r}",
+                    {"where": where, "field": ", ".join(_fields(row)), "needs": f"{said[key]!r} and {value!r} at once"},
+                )
+            said[key] = value
+            _put(out, key, value)
+    expressed = {name for row in table.rows if _says(row, config) for name in _fields(row)}
+    for name, value in config.items():
+        known = BY_NAME[name]
+        if (
+            name not in expressed
+            and not known.soft
+            and not _equal(value, known.neutral)
+            and not _equal(traits.get(name), value)
+        ):
+            raise NotSupported(
+                f"the target's config has no place for {name!r}",
+                {"where": where, "field": f"{name}: {known.remark}", "found": repr(value)},
+            )
+    return out
+
+
+def lookup(raw: Json, key: str) -> object:
+    """Return what stands under a dotted key, None where nothing does."""
+    found: object = raw
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(part)
+    return found
+
+
+def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not _applies(row, config):
+        return
+    found = {key: value for key in row.keys if (value := lookup(raw, key)) is not None}
+    if len({repr(value) for value in found.values()}) > 1:
+        raise BadCheckpoint(
+            "the config contradicts itself", {"where": where, **{key: repr(value) for key, value in found.items()}}
+        )
+    if not found:
+        if row.default is ... and row.keys:
+            raise BadCheckpoint(
+                f"the config does not say {row.keys[0]!r}", {"where": where, "field": BY_NAME[row.field].remark}
+            )
+        default = row.default(config) if callable(row.default) else row.default
+        assert not isinstance(default, EllipsisType)
+        config[row.field] = default
+        return
+    key, value = next(iter(found.items()))
+    if row.words:
+        value = _translate(row, key, value, where)
+    value = _checked(row.field, key, value, where)
+    if row.field in config and not _equal(config[row.field], value):
+        facts = {"where": where, row.field: repr(config[row.field]), key: repr(value)}
+        raise NotSupported(f"the config's {key!r} differs from what the model is otherwise", facts)
+    config[row.field] = value
+
+
+def _translate(row: Place, key: str, value: object, where: str) -> Value:
+    for canonical, written in row.words:
+        if _equal(written, value):
+            return canonical
+    raise NotSupported(
+        f"the config sets {key!r} to a value that carnet does not know",
+        {"where": where, "found": repr(value), "known": ", ".join(repr(written) for _, written in row.words)},
+    )
+
+
+def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -> None:
+    found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in row.keys)
+    for values, wanted in row.lines:
+        if all(w is ANY or (w is SET and f is not None) or _equal(w, f) for w, f in zip(wanted, found, strict=True)):
+            config.update(zip(row.fields, values, strict=True))
+            return
+    raise NotSupported(
+        f"the config's combination of {', '.join(key for key, _ in row.keys)} is not known",
+        {"where": where, **{key: repr(value) for (key, _), value in zip(row.keys, found, strict=True)}},
+    )
+
+
+def _writes(row: Place | Choice | Flagged, config: Config, where: str) -> Iterator[tuple[str, object]]:
+    """Yield what one row writes: (dotted key, value)."""
+    match row:
+        case Place():
+            value = config.get(row.field)
+            default = row.default(config) if callable(row.default) else row.default
+            if not _applies(row, config) or value is None or not row.keys or (row.omit and _equal(value, default)):
+                return
+            spelled = next((written for canonical, written in row.words if _equal(canonical, value)), None)
+            if row.words and spelled is None:
+                raise NotSupported(
+                    f"the target's config cannot say {row.field} = {value!r}",
+                    {"where": where, "key": row.keys[0], "known": ", ".join(str(canonical) for canonical, _ in row.words)},
+                )
+            yield row.keys[0], spelled if row.words else value
+        case Choice():
+            values = tuple(config.get(name, BY_NAME[name].neutral) for name in row.fields)
+            line = next((keys for fields, keys in row.lines if all(map(_equal, fields, values))), None)
+            if line is None:
+                raise NotSupported(
+                    "the target's config cannot say what the model is",
+                    {"where": where, **{name: repr(value) for name, value in zip(row.fields, values, strict=True)}},
+                )
+            yield from (
+                (key, value) for (key, _), value in zip(row.keys, line, strict=True) if value is not ANY and value is not SET
+            )
+        case Flagged():
+            yield row.flag, config[row.field] != config[row.otherwise]
+            yield row.key, config[row.field]
+
+
+def _fields(row: Place | Choice | Flagged) -> tuple[str, ...]:
+    return row.fields if isinstance(row, Choice) else (row.field,)
+
+
+def _keys(row: Place | Choice | Flagged) -> tuple[str, ...]:
+    match row:
+        case Place():
+            return row.keys
+        case Choice():
+            return tuple(key for key, _ in row.keys)
+        case Flagged():
+            return (row.key, row.flag)
+
+
+def _applies(row: Place | Choice | Flagged, config: Config) -> bool:
+    only = row.only if isinstance(row, Place) else {}
+    return all(_equal(config.get(name, BY_NAME[name].neutral), wanted) for name, wanted in only.items())
+
+
+def _says(row: Place | Choice | Flagged, config: Config) -> bool:
+    """Say whether a row speaks for its fields: one without a key does where the value is what would be read."""
+    if isinstance(row, Place) and not row.keys:
+        default = row.default(config) if callable(row.default) else row.default
+        return _equal(config.get(row.field), default)
+    return _applies(row, config)
+
+
+def _is_written(table: Table, key: str, config: Config) -> bool:
+    """Say whether a row owns this key or one below it, so that a constant under the same name is only a starting value."""
+    return any(
+        owned == key or owned.startswith(f"{key}.") for row in table.rows if _applies(row, config) for owned in _keys(row)
+    )
+
+
+def _checked(name: str, key: str, value: object, where: str) -> Value:
+    """Return the value if it is of the field's kind; an integer serves as a float, nothing serves as an integer but one."""
+    kind = BY_NAME[name].kind
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise BadCheckpoint(
+        f"the config sets {key!r} to something that is no {kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}
+    )
+
+
+def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
+    known = {key for row in table.rows for key in _keys(row)} | {*table.fixed, *table.written, *table.guards}
+    for key in _leaves(raw):
+        top = key.split(".")[0]
+        if key not in known and top not in table.ignored:
+            raise NotSupported(
+                f"the config sets {key!r}, which carnet does not know",
+                {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
+                remedy="remove the field if it means nothing for the weights, and tell us about it",
+            )
+
+
+def _leaves(raw: Json, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every value that is set (null counts as not set)."""
+    for key, value in raw.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield f"{prefix}{key}"
+
+
+def _put(out: dict[str, object], key: str, value: object) -> None:
+    *above, last = key.split(".")
+    for part in above:
+        inner = out.get(part)
+        if not isinstance(inner, dict):
+            inner = out[part] = {}
+        out = inner
+    out[last] = value
+
+
+def _equal(a: object, b: object) -> bool:
+    """Compare as JSON does not: True is not 1, but 1 is 1.0."""
+    return isinstance(a, bool) == isinstance(b, bool) and a == b

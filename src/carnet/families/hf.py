@@ -1,0 +1,108 @@
+"""What Hugging Face dialects share: the rows and config fields of a Llama-shaped decoder, and the fields that mean nothing here.
+
+Names as in transformers' modeling_llama.py; every family says what it does differently.
+"""
+
+from carnet.families.fields import Place, place
+from carnet.families.rows import row
+
+LAYER = "layers.{layer}."
+
+EMBED = row("embed_tokens.weight", "vocab hidden", "embed")
+FINAL_NORM = row("norm.weight", "hidden", "final_norm")
+HEAD = row("/lm_head.weight", "vocab hidden", "head")
+NORMS = (
+    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm"),
+)
+ATTENTION = (
+    row(LAYER + "self_attn.q_proj.weight", "(kv rep dim) hidden", "attention.q"),
+    row(LAYER + "self_attn.k_proj.weight", "(kv dim) hidden", "attention.k"),
+    row(LAYER + "self_attn.v_proj.weight", "(kv dim) hidden", "attention.v"),
+    row(LAYER + "self_attn.o_proj.weight", "hidden (kv rep dim)", "attention.o"),
+    row(LAYER + "self_attn.q_proj.bias", "(kv rep dim)", "attention.q_bias"),
+    row(LAYER + "self_attn.k_proj.bias", "(kv dim)", "attention.k_bias"),
+    row(LAYER + "self_attn.v_proj.bias", "(kv dim)", "attention.v_bias"),
+    row(LAYER + "self_attn.o_proj.bias", "hidden", "attention.o_bias"),
+)
+GATED_MLP = (
+    row(LAYER + "mlp.gate_proj.weight", "ffn hidden", "mlp.gate"),
+    row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
+    row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+    row(LAYER + "mlp.gate_proj.bias", "ffn", "mlp.gate_bias"),
+    row(LAYER + "mlp.up_proj.bias", "ffn", "mlp.up_bias"),
+    row(LAYER + "mlp.down_proj.bias", "hidden", "mlp.down_bias"),
+)
+
+ACTIVATIONS = (
+    ("silu", "silu"),
+    ("silu", "swish"),
+    ("gelu_tanh", "gelu_pytorch_tanh"),
+    ("gelu_tanh", "gelu_new"),
+    ("gelu_tanh", "gelu_fast"),
+    ("gelu", "gelu"),
+)
+DTYPES = (("bf16", "bfloat16"), ("f16", "float16"), ("f32", "float32"))
+
+SIZES = (
+    place("layers", "num_hidden_layers"),
+    place("hidden", "hidden_size"),
+    place("heads", "num_attention_heads"),
+    place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
+    place("head_dim", "head_dim", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
+    place("ffn", "intermediate_size"),
+    place("vocab", "vocab_size"),
+    place("positions", "max_position_embeddings"),
+)
+TOKENS = (
+    place("bos", "bos_token_id", default=None),
+    place("eos", "eos_token_id", default=None),
+    place("pad", "pad_token_id", default=None),
+)
+DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
+
+
+def rope(*tops: str) -> tuple[Place, ...]:
+    """Write the rows of rotary scaling below the key that is written, and the others that are read."""
+    llama3 = {"rope_type": "llama3"}
+    types = tuple((name, name) for name in ("default", "linear", "llama3"))
+    type_keys = tuple(f"{top}.{name}" for top in tops for name in ("rope_type", "type"))
+
+    def keys(name: str) -> tuple[str, ...]:
+        return tuple(f"{top}.{name}" for top in tops)
+
+    return (
+        place("rope_type", *type_keys, default="default", words=types, omit=True),
+        place("rope_factor", *keys("factor"), only={"rope_type": "linear"}),
+        place("rope_factor", *keys("factor"), only=llama3),
+        place("rope_low", *keys("low_freq_factor"), only=llama3),
+        place("rope_high", *keys("high_freq_factor"), only=llama3),
+        place("rope_original", *keys("original_max_position_embeddings"), only=llama3),
+    )
+
+
+ROPE = (
+    # transformers 5 writes the base among the other rope_parameters
+    place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+    *rope("rope_scaling", "rope_parameters"),
+)
+
+# Fields of transformers' PretrainedConfig that every family has and that say nothing about the weights.
+IGNORED = frozenset(
+    """
+    _name_or_path _attn_implementation_autoset _attn_implementation add_cross_attention architectures attention_dropout auto_map
+    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+    do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
+    forced_eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
+    min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
+    output_hidden_states output_scores prefix pretraining_tp problem_type pruned_heads remove_invalid_values repetition_penalty
+    resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
+    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript transformers_version typical_p use_bfloat16 use_cache
+    unsloth_version
+    """.split()
+)
+DROPPED = {
+    "*.rotary_emb.inv_freq": "rotary buffer",
+    "*.attn.masked_bias": "causal mask",
+    "*.attn.bias": "causal mask",
+}

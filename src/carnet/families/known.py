@@ -1,0 +1,86 @@
+"""Every family that carnet knows, and how one is recognised."""
+
+from collections.abc import Mapping
+
+from carnet.errors import CarnetError, NotSupported
+from carnet.families.family import Family
+from carnet.families.fields import lookup, read, write
+from carnet.families.gpt2 import GPT2
+from carnet.families.llama import LLAMA
+from carnet.families.megatron import MEGATRON
+from carnet.families.model import Config, Value, value
+from carnet.families.rows import Dialect
+
+FAMILIES = (LLAMA, GPT2)
+TARGETS = ("hf", "trtllm")
+
+
+def dialect_of(family: Family, name: str) -> Dialect:
+    """Return how a program spells a family."""
+    found = {"megatron": MEGATRON, "hf": family.hf, "trtllm": family.trtllm}[name]
+    if found is None:
+        raise NotSupported(f"{name} has no class for the family {family.name!r}")
+    return found
+
+
+def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config) -> tuple[Family, dict[str, Value]]:
+    """Return the family of a config and its canonical fields; ``given`` stands over what the config says.
+
+    Megatron's arguments name no family: it is the first whose traits they have and whose own config can say the rest.
+    """
+    if dialect == "megatron":
+        arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
+        config = read(MEGATRON.table, arguments, where)
+        return _first_that_says(config, where), config
+    family = _named(dialect, raw, where)
+    spelled = dialect_of(family, dialect)
+    config = {**family.traits, **read(spelled.table, raw, where), **given}
+    return family, config
+
+
+MEGATRON_KEYS = {"vocab": "vocab_size"}
+
+
+def _named(dialect: str, raw: Mapping[str, object], where: str) -> Family:
+    names = lookup(raw, "architectures") if dialect == "hf" else [lookup(raw, "architecture")]
+    model_type = lookup(raw, "model_type")
+    for family in FAMILIES:
+        spelled = family.hf if dialect == "hf" else family.trtllm
+        if spelled is None:
+            continue
+        if isinstance(names, list) and spelled.architecture in names:
+            return family
+        if not names and model_type == spelled.table.fixed.get("model_type"):
+            return family
+    raise NotSupported(
+        "carnet does not know this architecture",
+        {
+            "where": where,
+            "found": ", ".join(map(str, names if isinstance(names, list) else [model_type])),
+            "known": _known(dialect),
+        },
+    )
+
+
+def _known(dialect: str) -> str:
+    spelled = [family.hf if dialect == "hf" else family.trtllm for family in FAMILIES]
+    return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
+
+
+def _first_that_says(config: Config, where: str) -> Family:
+    refusals: list[str] = []
+    for family in FAMILIES:
+        wrong = [name for name, wanted in family.traits.items() if value(config, name) != wanted]
+        if wrong:
+            refusals.append(f"{family.name}: {', '.join(f'{name} is {value(config, name)!r}' for name in wrong)}")
+            continue
+        try:
+            write(family.hf.table, config, family.traits, where)
+        except CarnetError as error:
+            refusals.append(f"{family.name}: {error.what}")
+            continue
+        return family
+    raise NotSupported(
+        "no known family has the features that the training arguments describe",
+        {"where": where, **{f"not {line.split(':')[0]}": line.split(": ", 1)[1] for line in refusals}},
+    )

@@ -1,0 +1,46 @@
+"""A *row* ties one stored name to the canonical tensors inside it; a *dialect* is all rows of one program.
+
+Rows have no direction. A source is read by the rows whose names are there; a target is written by the rows of one spelling.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from carnet.families.fields import Table
+from carnet.layout import Pattern, parse
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One stored tensor of a dialect."""
+
+    name: str  # without the dialect's prefix; ``{layer}`` where the layer's number stands
+    pattern: Pattern
+    cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
+    spelling: str  # "" in every spelling; else only in the named one ("te", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one program stores one family."""
+
+    name: str  # "megatron", "hf", "trtllm"
+    architecture: str  # what its config calls the family; "" where one name serves all
+    prefixes: tuple[str, ...]  # what may stand before every name; the first is written
+    rows: tuple[Row, ...]
+    stacked: bool  # a layer's tensors may be stored for all layers at once, the layer as first dimension
+    ranked: bool  # every rank has its own file, with its share of each tensor and its own layer numbers
+    writes_tied: bool  # stores the head of a tied model a second time
+    table: Table  # config fields and their places
+    dropped: Mapping[str, str]  # name pattern -> why tensors of this name are no weights
+
+
+def row(name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "") -> Row:
+    """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
+    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling)
+
+
+def fuse(name: str, text: str, parts: Mapping[str, str], *, cut: str = "", spelling: str = "") -> Row:
+    """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
+    within = "layers.{layer}." if "{layer}" in name else ""
+    return Row(name, parse(text, {within + tensor: axes for tensor, axes in parts.items()}), cut, spelling)

@@ -1,0 +1,110 @@
+"""What TensorRT-LLM dialects share: per-rank files of ``config.json`` + ``rank{r}.safetensors``, as read up to TensorRT-LLM 1.2.
+
+The rows serve every decoder that NVIDIA's classes build from the same layers: query, key and value rows of a rank one after the
+other; ``mlp.fc`` is the gate where there is one and ``mlp.gate`` then the up projection; biases after a row-parallel product are
+whole on every rank; layer numbers start at 0 on every pipeline stage.
+"""
+
+from carnet.families.fields import ANY, Choice, Place, place
+from carnet.families.hf import DTYPES, rope
+from carnet.families.rows import Row, fuse, row
+
+LAYER = "layers.{layer}."
+
+QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
+
+COMMON = (
+    row("vocab_embedding.weight", "vocab hidden", "embed", cut="embedding"),
+    row("position_embedding.weight", "position hidden", "position"),
+    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
+    fuse(LAYER + "attention.qkv.weight", "* hidden", QKV, cut="kv"),
+    fuse(LAYER + "attention.qkv.bias", "*", {f"{name}_bias": axes for name, axes in QKV.items()}, cut="kv"),
+    row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
+    row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
+    row(LAYER + "post_layernorm.weight", "hidden", "mlp_norm"),
+    row(LAYER + "post_layernorm.bias", "hidden", "mlp_norm_bias"),
+    row(LAYER + "mlp.proj.weight", "hidden ffn", "mlp.down", cut="ffn"),
+    row(LAYER + "mlp.proj.bias", "hidden", "mlp.down_bias"),
+    row("ln_f.weight", "hidden", "final_norm"),
+    row("ln_f.bias", "hidden", "final_norm_bias"),
+    row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
+)
+GATED_MLP = (
+    row(LAYER + "mlp.fc.weight", "ffn hidden", "mlp.gate", cut="ffn"),
+    row(LAYER + "mlp.fc.bias", "ffn", "mlp.gate_bias", cut="ffn"),
+    row(LAYER + "mlp.gate.weight", "ffn hidden", "mlp.up", cut="ffn"),
+    row(LAYER + "mlp.gate.bias", "ffn", "mlp.up_bias", cut="ffn"),
+)
+PLAIN_MLP = (
+    row(LAYER + "mlp.fc.weight", "ffn hidden", "mlp.up", cut="ffn"),
+    row(LAYER + "mlp.fc.bias", "ffn", "mlp.up_bias", cut="ffn"),
+)
+
+SIZES: tuple[Place | Choice, ...] = (
+    place("layers", "num_hidden_layers"),
+    place("hidden", "hidden_size"),
+    place("heads", "num_attention_heads"),
+    place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
+    place("head_dim", "head_size", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
+    place("head_dim", "rotary_embedding_dim", default=lambda c: c["head_dim"]),
+    place("ffn", "intermediate_size", default=lambda c: 4 * int(c["hidden"] or 0)),
+    place("vocab", "vocab_size"),
+    place("positions", "max_position_embeddings"),
+    place("norm_eps", "norm_epsilon", default=1e-5),
+    place("dtype", "dtype", words=DTYPES),
+    place("tp", "mapping.tp_size", default=1),
+    place("tp", "mapping.moe_tp_size", default=lambda c: c["tp"]),
+    place("pp", "mapping.pp_size", default=1),
+    place("world", "mapping.world_size", default=1),
+    Choice(
+        ("embedding",),
+        (("use_parallel_embedding", False), ("embedding_sharding_dim", 0)),
+        ((("none",), (False, 0)), (("none",), (False, ANY)), (("rows",), (True, 0)), (("columns",), (True, 1))),
+    ),
+)
+ROPE = (place("rope_theta", "rotary_base", default=10000.0), *rope("rotary_scaling"))
+
+# what tensorrt_llm's PretrainedConfig.to_dict and QuantConfig write for an unquantized model
+FIXED: dict[str, object] = {
+    "quantization.quant_algo": None,
+    "quantization.kv_cache_quant_algo": None,
+    "mapping.cp_size": 1,
+    "mapping.moe_ep_size": 1,
+    "qk_layernorm": False,
+}
+WRITTEN: dict[str, object] = {
+    "logits_dtype": "float32",
+    "mapping.gpus_per_node": 8,
+    "runtime_defaults": None,
+    "quantization.group_size": 128,
+    "quantization.smoothquant_val": 0.5,
+    "quantization.clamp_val": None,
+    "quantization.use_meta_recipe": False,
+    "quantization.has_zero_point": False,
+    "quantization.pre_quant_scale": False,
+    "quantization.exclude_modules": None,
+}
+MOE_NONE: dict[str, object] = {
+    "moe.num_experts": 0,
+    "moe.shared_expert_intermediate_size": 0,
+    "moe.top_k": 0,
+    "moe.sparse_mixer_epsilon": 0.01,
+    "moe.tp_mode": 0,
+    "moe.topk_method": 0,
+    "moe.device_limited_n_group": 0,
+    "moe.device_limited_topk_group": 0,
+    "moe.device_limited_routed_scaling_factor": 1.0,
+}
+# other producers of the format add these (ModelOpt), and they say nothing about plain weights
+IGNORED = frozenset("producer rank decoder share_embedding_table tp_size pp_size".split())
+DROPPED = {
+    "embed_positions": "rotary buffer",
+    "embed_positions_for_gpt_attention": "rotary buffer",
+    "rotary_inv_freq": "rotary buffer",
+}
+
+
+def rows(*blocks: tuple[Row, ...]) -> tuple[Row, ...]:
+    """Join the common rows and a family's blocks."""
+    return sum(blocks, COMMON)

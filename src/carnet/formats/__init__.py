@@ -1,0 +1,1 @@
+"""Formats: how bytes lie in files. A format never sees an architecture."""

@@ -1,0 +1,53 @@
+"""Open a checkpoint of any kind: the kind is read off the content, never off the path's name."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from carnet.errors import BadRequest
+from carnet.formats.files import digest_of, list_names
+from carnet.formats.folder import CONFIG, read_folder
+from carnet.formats.megatron import TRACKER, find_iteration, read_megatron
+from carnet.formats.stored import Checkpoint
+
+
+def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> Checkpoint:
+    """Return what the headers of a checkpoint say, of whatever kind it is; no tensor is read.
+
+    ``locate`` tells for which tensors of a Megatron checkpoint the bytes are wanted; None means all but the optimizer's.
+    Raises BadRequest where the path is no checkpoint, BadCheckpoint where it is a damaged one, NotSupported, MachineFailed.
+    """
+    root = Path(os.path.abspath(path))  # resolve() would follow links into the Hugging Face cache
+    if not os.path.isdir(root):
+        fault = "is not a folder" if os.path.lexists(root) else "does not exist"
+        raise BadRequest(f"{path} {fault}", {"expected": "the folder of a checkpoint"})
+    names = list_names(root)
+    shards = any(name.endswith(".safetensors") for name in names)
+    # a Megatron folder may carry a config.json for other programs; it has no safetensors
+    iteration = None if CONFIG in names and shards else find_iteration(root)
+    if iteration is not None:
+        return read_megatron(iteration, is_model if locate is None else locate)
+    if CONFIG in names:
+        return read_folder(root)
+    facts = {
+        "where": root,
+        "megatron": f"no {TRACKER}, no iter_* folder, no .metadata",
+        "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
+    }
+    raise BadRequest("no checkpoint of a known kind is here", facts, remedy="name the folder that holds one of these files")
+
+
+def is_model(name: str) -> bool:
+    """Say whether a tensor is the model's own and not the optimizer's.
+
+    >>> is_model("decoder.layers.mlp.linear_fc1.weight"), is_model("chained_0.optimizer.state.param.x")
+    (True, False)
+    """
+    return not name.startswith(("optimizer.", "chained_"))
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """Return one hex digest of all headers, sizes and times: a plan that was made for another state of the files is refused."""
+    stamps = [[stamp.file, stamp.nbytes, stamp.mtime_ns] for stamp in checkpoint.stamps]
+    return digest_of(json.dumps([checkpoint.digest, stamps]).encode())

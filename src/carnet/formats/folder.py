@@ -1,0 +1,152 @@
+"""Folders of safetensors files: Hugging Face's (named shards, one namespace) and TensorRT-LLM's (one file a rank).
+
+Names come from listing the folder, so a file may be a symlink, as every file of the Hugging Face cache is; a name that a
+shard index gives must be one of the folder's own plain names.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from carnet.box import whole
+from carnet.errors import BadCheckpoint, NotSupported
+from carnet.formats.files import Sighting, check_plain, list_names, read_whole, shown, sum_up
+from carnet.formats.jsons import parse_object
+from carnet.formats.safetensors import Entry, Header, read_header
+from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+
+CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+_SHARD = re.compile(r"model-(\d{5})(?:-of-(\d{5}))?\.safetensors")
+_RANK = re.compile(r"rank(\d+)\.safetensors")
+_OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model).*\.(bin|pt|pth|h5|msgpack|ckpt)(\.index\.json)?")
+_RANKS = 1 << 16  # no machine has more
+
+
+def read_folder(root: Path) -> Checkpoint:
+    """Return the checkpoint of a folder with a config.json; what the config says decides which kind it is."""
+    raw, seen = read_whole(root, CONFIG)
+    config = parse_object(raw, CONFIG, root)
+    if "mapping" in config and "architecture" in config:
+        return _read_ranks(root, config, seen)
+    return _read_shards(root, config, seen)
+
+
+def _read_ranks(root: Path, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
+    """Return a TensorRT-LLM checkpoint: rank0.safetensors up to the world's size."""
+    mapping = config["mapping"]
+    world = mapping.get("world_size") if isinstance(mapping, dict) else None
+    if type(world) is not int or not 0 < world < _RANKS:
+        raise BadCheckpoint("config.json has no usable mapping.world_size", {"where": root, "found": shown(str(world))})
+    expected = [f"rank{rank}.safetensors" for rank in range(world)]
+    _compare(expected, [name for name in list_names(root) if _RANK.fullmatch(name)], "files of ranks", root)
+    headers = [read_header(root, name) for name in expected]
+    tensors = {
+        (f"rank{rank}", entry.name): _stored(f"rank{rank}", entry, name)
+        for rank, (name, header) in enumerate(zip(expected, headers, strict=True))
+        for entry in header.entries
+    }
+    stamps, digest = sum_up((seen, *(header.seen for header in headers)))
+    notes = {"ranks": str(world), **_written_by(headers)}
+    return Checkpoint(root, "trtllm", "safetensors", config, tensors, {}, stamps, digest, notes)
+
+
+def _read_shards(root: Path, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
+    """Return a Hugging Face checkpoint: one file, or shards with or without an index."""
+    names = list_names(root)
+    files, index, sightings = _shards(root, names)
+    headers = {name: read_header(root, name) for name in files}
+    tensors: dict[tuple[str, str], Stored] = {}
+    for name, header in headers.items():
+        for entry in header.entries:
+            if ("", entry.name) in tensors:
+                facts = {"where": root, "files": f"{tensors['', entry.name].chunks[0].file}, {name}"}
+                raise BadCheckpoint(f"the tensor {shown(entry.name)!r} is in two files", facts)
+            tensors["", entry.name] = _stored("", entry, name)
+    if index is not None:
+        _check_index(index, tensors, root)
+    stamps, digest = sum_up((seen, *sightings, *(header.seen for header in headers.values())))
+    others = [name for name in names if name.endswith(".safetensors") and name not in headers]
+    notes = {"shards": str(len(files)), **_written_by(list(headers.values()))}
+    if others:
+        notes["not part of the model"] = ", ".join(others[:8])
+    return Checkpoint(root, "hf", "safetensors", config, tensors, {}, stamps, digest, notes)
+
+
+def _shards(root: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str] | None, list[Sighting]]:
+    """Return the model's files, the index (tensor -> file) where there is one, and what was read for it."""
+    numbered = [name for name in names if _SHARD.fullmatch(name)]
+    present = [name for name in names if name == SINGLE] + numbered
+    if INDEX in names:
+        raw, seen = read_whole(root, INDEX)
+        index = _index(parse_object(raw, INDEX, root), root)
+        files = sorted(set(index.values()))
+        _compare(files, sorted({*present, *(name for name in files if name in names)}), f"shards that {INDEX} names", root)
+        return files, index, [seen]
+    if SINGLE in names and numbered:
+        facts = {"where": root, "found": f"{SINGLE}, {numbered[0]}", "missing": INDEX}
+        raise BadCheckpoint("it is not clear which files are the model", facts, remedy="remove those that are not")
+    if not present:
+        other = [name for name in names if _OTHER_WEIGHTS.fullmatch(name)]
+        if other:
+            facts = {"where": root, "found": ", ".join(other[:4])}
+            remedy = "load it with transformers and call save_pretrained, which writes safetensors"
+            raise NotSupported(f"weights in {other[0]} are not read: only safetensors are", facts, remedy=remedy)
+        raise BadCheckpoint("the folder holds no weights", {"where": root, "expected": f"{SINGLE}, or {INDEX} and its shards"})
+    _check_numbers(numbered, root)
+    return present, None, []
+
+
+def _check_numbers(numbered: Sequence[str], root: Path) -> None:
+    """Raise BadCheckpoint where numbered shards without an index are not a complete set."""
+    totals = {match[2] for name in numbered if (match := _SHARD.fullmatch(name))}
+    if not numbered:
+        return
+    total = totals.pop() if len(totals) == 1 else "-"
+    if total is None:  # model-00001.safetensors says nothing of how many there are
+        first = int(numbered[0][6:11])
+        expected = [f"model-{first + number:05d}.safetensors" for number in range(len(numbered))]
+    elif total.isdigit():
+        expected = [f"model-{number:05d}-of-{total}.safetensors" for number in range(1, int(total) + 1)]
+    else:
+        raise BadCheckpoint("shards of several sets are in one folder", {"where": root, "found": ", ".join(numbered[:4])})
+    _compare(expected, numbered, "shards", root)
+
+
+def _index(parsed: Mapping[str, object], root: Path) -> dict[str, str]:
+    """Return the weight map of an index whose every file name is plain."""
+    weights = parsed.get("weight_map")
+    if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
+        raise BadCheckpoint(f"{INDEX} has no weight_map of names", {"where": root})
+    for name in set(weights.values()):
+        check_plain(root, name, INDEX)
+    return weights
+
+
+def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Stored], root: Path) -> None:
+    """Raise BadCheckpoint unless the index and the files say the same of every tensor."""
+    found = {name: tensor.chunks[0].file for (_, name), tensor in tensors.items()}
+    for name in sorted(index.keys() | found.keys()):
+        if index.get(name) != found.get(name):
+            facts = {"where": root, "expected": index.get(name, "not in the index"), "found": found.get(name, "in no file")}
+            raise BadCheckpoint(f"{INDEX} and the files disagree on {shown(name)!r}", facts)
+
+
+def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Path) -> None:
+    """Raise BadCheckpoint where files are missing or too many."""
+    missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+    if missing or extra:
+        facts: dict[str, object] = {"where": root}
+        facts |= {"missing": shown(", ".join(missing[:8]))} if missing else {}
+        facts |= {"too many": shown(", ".join(extra[:8]))} if extra else {}
+        raise BadCheckpoint(f"the {what} are not all here, or too many", facts, remedy="copy the checkpoint again")
+
+
+def _stored(unit: str, entry: Entry, file: str) -> Stored:
+    chunk = Chunk(whole(entry.shape), file, entry.offset, dense_strides(entry.shape))
+    return Stored(unit, entry.name, entry.dtype, entry.shape, (chunk,))
+
+
+def _written_by(headers: Sequence[Header]) -> dict[str, str]:
+    """Return what the files' own metadata says of who wrote them."""
+    said = {header.metadata.get("format") for header in headers} - {None}
+    return {"written by": shown(", ".join(sorted(str(word) for word in said)))} if said else {}

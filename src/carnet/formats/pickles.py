@@ -1,0 +1,160 @@
+"""Unpickle without trust: a pickle may build our own records, and nothing else.
+
+A pickle is a program for a small stack machine; what makes it dangerous is that it may name any function of the installed
+Python and call it. Here every name goes to an *allow-list*, which answers with one of our own classes or refuses. Nothing is
+imported and nothing named is called. Before the machine runs, the program is scanned: the instructions are those that torch
+and pickle write today, every length fits the file, and none can make the machine allocate what the file does not hold.
+"""
+
+import io
+import pickle
+import re
+import struct
+import threading
+from collections.abc import Callable
+
+from carnet.errors import BadCheckpoint, CarnetError
+from carnet.formats.files import shown
+
+Resolve = Callable[[str, str], object]  # (module, name) -> what stands for it; raises Forbidden
+NodeReader = Callable[[object], object]  # persistent id -> what stands for it; raises pickle.UnpicklingError
+
+# instructions of fixed length; the regular expression skips runs of them at the speed of C. Not here, and refused: the text
+# instructions of protocol 0, INST and OBJ, the extension registry, LONG4, and out-of-band buffers.
+_BARE = b"(012Nabdel]sRtu}Q)\x81\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94"
+_FIXED = re.compile(
+    b"(?:[" + re.escape(_BARE) + rb"]|[Khq\x80].|M..|[Jj]....|r..[\x00-\x3f]\x00|[G\x95].{8})*+",  # r: memo below 4 million
+    re.DOTALL,
+)
+_LENGTHS = {  # instruction -> struct of the length that follows it
+    ord("\x8a"): "<B", ord("U"): "<B", ord("C"): "<B", ord("\x8c"): "<B",
+    ord("T"): "<I", ord("X"): "<I", ord("B"): "<I",
+    ord("\x8d"): "<Q", ord("\x8e"): "<Q", ord("\x96"): "<Q",
+}  # fmt: skip
+_TUPLES = (b"t", b"\x85", b"\x86", b"\x87")
+
+# everything that a broken program can make CPython's unpickler raise
+_FAULTS = (
+    pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError,
+    RecursionError, MemoryError, ImportError, struct.error, AssertionError, SystemError,
+)  # fmt: skip
+
+
+class Forbidden(pickle.UnpicklingError):
+    """A pickle named something that the allow-list does not have."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.what = f"{module}.{name}"  # the global, as the pickle spelled it
+        super().__init__(self.what)
+
+
+def load(data: bytes, what: str, where: object, resolve: Resolve, storage: NodeReader) -> object:
+    """Return what a pickle builds out of the allow-list; ``what`` names it in errors, ``where`` says the file.
+
+    Raises BadCheckpoint for every fault of the pickle, and runs nothing that it names.
+    """
+    try:
+        depth = _scan(data)
+        machine = _Machine(data, resolve, storage)
+        return machine.load() if depth < 20_000 else _on_a_deep_stack(machine, depth)
+    except CarnetError:
+        raise
+    except Forbidden as error:
+        facts = {"where": where, "found": shown(error.what), "expected": "names of tensors and plain data alone"}
+        remedy = "do not load this file with other tools unless you trust who wrote it"
+        raise BadCheckpoint(f"{what} names code that carnet does not run", facts, remedy=remedy) from None
+    except _FAULTS as error:
+        facts = {"where": where, "reason": shown(str(error) or type(error).__name__)}
+        raise BadCheckpoint(f"{what} is not a valid pickle", facts) from None
+
+
+class Sealed:
+    """Refuse BUILD: the pickle machine must not set attributes on our classes or their instances."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError(f"{type(self).__name__} takes no state")
+
+
+class _Machine(pickle.Unpickler):
+    """CPython's pickle machine with both of its ways to the outside replaced."""
+
+    def __init__(self, data: bytes, resolve: Resolve, storage: NodeReader) -> None:
+        super().__init__(io.BytesIO(data))
+        self._resolve = resolve
+        self._storage = storage
+
+    def find_class(self, module: str, name: str, /) -> object:
+        """Return what stands for a global."""
+        # protocol 4 walks the dots of a name through attributes; no name of an allow-list has any
+        if "." in name:
+            raise Forbidden(module, name)
+        return self._resolve(module, name)
+
+    def persistent_load(self, pid: object, /) -> object:
+        """Return what stands for a storage."""
+        return self._storage(pid)
+
+
+def _scan(data: bytes) -> int:
+    """Check the program's instructions; return a bound on how deeply tuples can be nested in tuples."""
+    position, size = 0, len(data)
+    while True:
+        match = _FIXED.match(data, position)
+        position = match.end() if match else position
+        if position >= size:
+            raise pickle.UnpicklingError("the pickle ends early")
+        code = data[position]
+        if code == ord("."):
+            break
+        if code == ord("c"):  # GLOBAL: module and name, a line each
+            position = data.find(b"\n", data.find(b"\n", position) + 1) + 1
+            if position == 0:
+                raise pickle.UnpicklingError("the pickle ends early")
+            continue
+        position = _after_counted(data, position, code)
+    if position + 1 != size:
+        raise pickle.UnpicklingError(f"{size - position - 1} bytes follow the pickle's end")
+    return sum(data.count(code) for code in _TUPLES)
+
+
+def _after_counted(data: bytes, position: int, code: int) -> int:
+    """Return where the instruction after one with a counted argument begins."""
+    layout = _LENGTHS.get(code)
+    if layout is None:
+        raise pickle.UnpicklingError(f"instruction {code:#04x} at byte {position} is none that torch writes")
+    (length,) = struct.unpack_from(layout, data, position + 1)
+    end = position + 1 + struct.calcsize(layout) + int(length)
+    if end > len(data):
+        raise pickle.UnpicklingError(f"a text of {length} bytes at byte {position} does not fit")
+    return end
+
+
+def _on_a_deep_stack(machine: _Machine, depth: int) -> object:
+    """Run a large pickle where even its worst nesting fits the stack.
+
+    CPython hashes nested tuples by recursion in C without a guard (about 64 bytes a level): a hostile dictionary key would
+    crash the process. The stack is address space; an honest pickle touches little of it.
+    """
+    result: list[object] = []
+    faults: list[Exception] = []
+
+    def run() -> None:
+        try:
+            result.append(machine.load())
+        except Exception as error:  # noqa: BLE001 - raised again below, in the caller's thread
+            faults.append(error)
+
+    before = threading.stack_size(min(64 + depth // 2048, 1 << 15) << 20)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from None
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    if faults:
+        raise faults[0]
+    return result[0]

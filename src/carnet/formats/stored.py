@@ -1,0 +1,69 @@
+"""A *stored tensor* is what a file or a rank holds; a *checkpoint* is all of them, with where every byte lies.
+
+The readers in this folder produce these records from headers alone; nothing after them needs to know a file format to find
+a byte. An *extent* of a tensor is a chunk: a box of the tensor's own indices and the place of its first element in one file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from carnet.box import Box
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One box of a stored tensor in one file."""
+
+    box: Box  # in the stored tensor's own index space
+    file: str  # path below the checkpoint's root, with forward slashes
+    offset: int  # bytes, from the start of the file to element ``box.start``
+    strides: tuple[int, ...]  # elements (not bytes) from one index to the next, per axis
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor as a program stored it."""
+
+    unit: str  # the rank or part that holds it ("rank3"); "" where names are global
+    name: str  # the name in the file
+    dtype: str  # carnet's name of the element type
+    shape: tuple[int, ...]  # elements; global where a format stores global tensors in chunks
+    chunks: tuple[Chunk, ...]  # tile the shape; empty where only names and shapes were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells that a file is still the same."""
+
+    file: str  # path below the root
+    nbytes: int  # size in bytes
+    mtime_ns: int  # time of last change, nanoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that the headers of a checkpoint say."""
+
+    root: Path  # the folder that all ``file`` paths are below
+    dialect: str  # "megatron", "hf" or "trtllm": whose names these are
+    format: str  # how the bytes lie, for people: "torch_dist", "safetensors", ...
+    config: Mapping[str, object]  # config.json, or the training arguments, as plain values
+    tensors: Mapping[tuple[str, str], Stored]  # (unit, name) -> tensor
+    objects: Mapping[str, int]  # names of stored things that are no tensors (pickled states) -> bytes
+    stamps: tuple[Stamp, ...]  # every file that was looked at, sorted by name
+    digest: str  # hex digest of all headers and metadata that were read
+    notes: Mapping[str, str]  # facts about the checkpoint for `inspect`: "iteration" -> "1000", ...
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a C-contiguous array.
+
+    >>> dense_strides((2, 3, 4))
+    (12, 4, 1)
+    """
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size
+    return tuple(reversed(strides))

@@ -1,0 +1,144 @@
+"""An *inventory* is a checkpoint whose every stored tensor is understood: tied to canonical tensors, or set aside under a name.
+
+This is where families and formats meet: the keys and shapes that are there choose the rows that describe them. What is left over,
+lacking or of another shape stops here.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from carnet.box import Box, uncovered, whole
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
+from carnet.families.entries import Entry, entries
+from carnet.families.family import Family
+from carnet.families.known import dialect_of, recognise
+from carnet.families.model import Config, Value, sizes, tensors
+from carnet.families.rows import Dialect
+from carnet.formats.stored import Checkpoint, Stored
+
+Key = tuple[str, str]  # (unit, name) of a stored tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A checkpoint whose every tensor is understood."""
+
+    checkpoint: Checkpoint
+    family: Family
+    dialect: Dialect
+    config: dict[str, Value]  # canonical fields
+    entries: Mapping[Key, Entry]
+    dropped: Mapping[str, tuple[str, ...]]  # reason -> names
+
+
+def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None) -> Inventory:
+    """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
+    inventory, problems = survey(checkpoint, drop, vocab)
+    for problem in problems:
+        raise problem
+    return inventory
+
+
+def survey(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None) -> tuple[Inventory, list[CarnetError]]:
+    """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks."""
+    where = str(checkpoint.root)
+    given = {} if vocab is None else {"vocab": vocab}
+    family, config = recognise(checkpoint.dialect, checkpoint.config, where, given)
+    dialect = dialect_of(family, checkpoint.dialect)
+    dropped, kept = _drop(checkpoint, dialect, drop)
+    if dialect.name == "megatron" and config.get("padded_vocab") is None:
+        config["padded_vocab"] = next((t.shape[0] for (_, n), t in kept.items() if n.endswith("word_embeddings.weight")), None)
+    named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
+    found = {key: entry for key, entry in named.items() if kept[key].shape == entry.shape}
+    problems = [
+        *_unknown(kept, named, where),
+        *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in found),
+        *_missing(dialect, config, named, where),
+    ]
+    return Inventory(checkpoint, family, dialect, config, found, dropped), problems
+
+
+def _drop(
+    checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], dict[Key, Stored]]:
+    """Set aside what is no weight, and what was asked to be left behind: reason -> names, and the rest."""
+    reasons = {**{pattern: f"--drop {pattern}" for pattern in asked}, **dialect.dropped}
+    dropped: dict[str, list[str]] = defaultdict(list)
+    kept, unknown = {}, []
+    for key, reason in _reasons([*checkpoint.tensors, *(("", name) for name in checkpoint.objects)], reasons):
+        if reason is not None:
+            dropped[reason].append("/".join(filter(None, key)))
+        elif key in checkpoint.tensors:
+            kept[key] = checkpoint.tensors[key]
+        else:
+            unknown.append(key[1])
+    if unknown:
+        raise NotSupported(
+            "the checkpoint holds an object that carnet does not know", {"name": unknown[0], "others": len(unknown) - 1}
+        )
+    for pattern in asked:
+        if f"--drop {pattern}" not in dropped:
+            raise BadRequest(
+                f"nothing in the checkpoint is called {pattern!r}",
+                {"option": "--drop"},
+                remedy="look at `carnet inspect --tensors`",
+            )
+    return {reason: tuple(sorted(names)) for reason, names in sorted(dropped.items())}, kept
+
+
+def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:
+    for key in keys:
+        yield key, next((reason for pattern, reason in reasons.items() if fnmatchcase(key[1], pattern)), None)
+
+
+def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:
+    unknown = sorted(key for key in kept if key not in named)
+    if unknown:
+        names = ["/".join(filter(None, key)) for key in unknown]
+        facts = {"where": where, "tensor": names[0], **({"and": names[1]} if len(names) > 1 else {}), "in all": len(names)}
+        yield NotSupported(
+            "the checkpoint holds a tensor that carnet does not know",
+            facts,
+            remedy=f"--drop '{unknown[0][1]}' if it may be left behind",
+        )
+
+
+def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
+    name = "/".join(filter(None, (entry.unit, entry.name)))
+    sized = "  ".join(f"{axis} {length}" for axis, length in sizes(config).items())
+    facts = {"where": where, "tensor": name, "expected": list(entry.shape), "found": list(stored.shape), "config": sized}
+    return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts)
+
+
+def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:
+    """Yield the first canonical tensor that the stored ones do not cover."""
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for entry in named.values():
+        for view in entry.views:
+            boxes[view.tensor].append(view.box)
+    for name, shape in canonical_shapes(config).items():
+        hole = uncovered(whole(shape), sorted(boxes[name], key=lambda box: box.start))
+        if hole is not None:
+            rows = [row.name for row in dialect.rows if any(_canonical(part, name) for part, _ in row.pattern.parts)]
+            facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}
+            if boxes[name]:
+                facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"
+            yield BadCheckpoint(f"the checkpoint lacks {name!r}", facts)
+            return
+
+
+def _canonical(part: str, name: str) -> bool:
+    return part == name or (part.startswith("layers.") and part.split(".", 2)[2] == name.split(".", 2)[-1])
+
+
+def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return every canonical tensor of a model, layers written out, with its shape."""
+    size = sizes(config)
+    shapes = {}
+    for tensor in tensors(config).values():
+        shape = tuple(size[axis] for axis in tensor.axes.split())
+        for layer in range(size["layer"]) if tensor.stage == "layer" else [0]:
+            shapes[tensor.name.replace("{layer}", str(layer))] = shape
+    return shapes

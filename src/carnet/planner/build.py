@@ -1,0 +1,144 @@
+"""Build a plan: the entries of the source and of the target meet on the names and axes of the canonical tensors."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from carnet.box import Box, intersect, overlap, uncovered, volume, whole
+from carnet.dtypes import FLOATS
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
+from carnet.families.entries import Entry, entries
+from carnet.families.known import dialect_of
+from carnet.families.model import Value
+from carnet.families.rows import Dialect
+from carnet.formats.detect import fingerprint
+from carnet.formats.stored import Checkpoint, Chunk, dense_strides
+from carnet.inventory import Inventory, Key, canonical_shapes, take
+from carnet.planner.files import target_files, target_texts
+from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
+from carnet.planner.proof import Extent, prove
+from carnet.planner.request import Request, as_data
+from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
+
+
+def build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = ()) -> Plan:
+    """Return the proven plan of a crossing; its memory, window and threads are still open (0)."""
+    source = take(checkpoint, request.drop, request.vocab)
+    target = dialect_of(source.family, request.to)
+    config = _target_config(source, request, target)
+    found, extents = _source_pieces(source)
+    kept, steps = _keep(found, source)
+    wanted = list(entries(target, config, None))
+    dtypes = _dtypes(wanted, kept, request)
+    files = target_files(target, wanted, dtypes, request)
+    steps += _meet(wanted, files, kept)
+    proof = prove(files, extents, steps)
+    return Plan(
+        source=str(checkpoint.root),
+        fingerprint=fingerprint(checkpoint),
+        request=as_data(request),
+        family=source.family.name,
+        files=files,
+        texts=target_texts(source.family, target, config, files),
+        assets=assets,
+        steps=tuple(steps),
+        dropped=source.dropped,
+        proof=proof,
+        memory=0,
+        window=0,
+        threads=0,
+    )
+
+
+def _target_config(source: Inventory, request: Request, target: Dialect) -> dict[str, Value]:
+    config: dict[str, Value] = {**source.config, "padded_vocab": None, "tp": 1, "pp": 1, "world": 1, "embedding": "none"}
+    embed = next(
+        stored
+        for key, stored in source.checkpoint.tensors.items()
+        if key in source.entries and _holds(source.entries[key], "embed")
+    )
+    config["dtype"] = request.dtype or embed.dtype
+    if target.ranked:
+        config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp, "embedding": request.embedding}
+    elif (request.tp, request.pp, request.embedding) != (1, 1, "none"):
+        raise BadRequest(
+            f"a target of the kind {target.name!r} is not cut for ranks", remedy="leave out --tp, --pp and --parallel-embedding"
+        )
+    return config
+
+
+def _holds(entry: Entry, tensor: str) -> bool:
+    return any(view.tensor == tensor for view in entry.views)
+
+
+def _source_pieces(source: Inventory) -> tuple[dict[str, list[Piece]], list[Extent]]:
+    """Return where every canonical tensor lies, and every extent that must be used up."""
+    found: dict[str, list[Piece]] = defaultdict(list)
+    extents = []
+    for key, entry in source.entries.items():
+        stored = source.checkpoint.tensors[key]
+        label = "/".join(filter(None, key))
+        for chunk in stored.chunks:
+            padding = [shared for box in entry.padding if (shared := intersect(box, chunk.box)) is not None]
+            inside = tuple(
+                Box(tuple(s - c for s, c in zip(box.start, chunk.box.start, strict=True)), box.shape) for box in padding
+            )
+            extents.append(Extent(label, chunk.file, chunk.offset, chunk.box.shape, chunk.strides, stored.dtype, inside))
+            for view in entry.views:
+                for piece in pieces(view, chunk, stored.dtype):
+                    found[piece.tensor].append(piece)
+    return found, extents
+
+
+def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str, Shelf], list[Step]]:
+    """Keep each element of the source once; what repeats it is to be compared."""
+    kept, steps = {}, list[Step]()
+    for name, shape in canonical_shapes(source.config).items():
+        distinct, copies = separate(found[name])
+        boxes = [piece.box for piece in distinct]
+        if uncovered(whole(shape), boxes) is not None or overlap(boxes) is not None:
+            raise BadCheckpoint(
+                f"the chunks of {name!r} do not make up the whole tensor", {"where": str(source.checkpoint.root)}
+            )
+        kept[name] = Shelf(distinct)
+        for piece, copy, box in copies:
+            steps.append(Same(name, box.start, box.shape, cut(piece, box), cut(copy, box)))
+    return kept, steps
+
+
+def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request) -> dict[Key, str]:
+    """Return the element type of every target tensor: the source's own, or the one asked for."""
+    dtypes = {}
+    for entry in wanted:
+        found = {piece.place.dtype for view in entry.views for piece in kept[view.tensor].pieces}
+        if request.dtype is not None and found <= set(FLOATS):
+            found = {request.dtype}
+        if len(found) > 1:
+            raise NotSupported(
+                f"the parts of {entry.name!r} have different element types",
+                {"found": ", ".join(sorted(found))},
+                remedy="name one with --dtype",
+            )
+        dtypes[(entry.unit, entry.name)] = found.pop()
+    return dtypes
+
+
+def _meet(wanted: Iterable[Entry], files: tuple[TargetFile, ...], kept: Mapping[str, Shelf]) -> Iterator[Step]:
+    """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
+    places = ((file.name, tensor) for file in files for tensor in file.tensors)
+    for entry, (file, tensor) in zip(wanted, places, strict=True):
+        chunk = Chunk(whole(tensor.shape), file, tensor.offset, dense_strides(tensor.shape))
+        for view in entry.views:
+            for target in pieces(view, chunk, tensor.dtype):
+                moved = 0
+                for source in kept[view.tensor].near(target.box):
+                    box = intersect(source.box, target.box)
+                    if box is None:
+                        continue
+                    kind = Copy if source.place.dtype == tensor.dtype else Cast
+                    yield kind(view.tensor, box.start, box.shape, cut(source, box), cut(target, box))
+                    moved += volume(box)
+                if moved != volume(target.box):
+                    raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file})
+        for box in entry.padding:
+            at = Piece(entry.padded, chunk.box, Place(file, chunk.offset, chunk.strides, tensor.dtype))
+            yield Fill(entry.padded, box.shape, cut(at, box))

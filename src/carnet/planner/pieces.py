@@ -1,0 +1,90 @@
+"""A *piece* is a box of a canonical tensor with its place in a file. Source and target are lists of pieces; a step is where two meet.
+
+::
+
+    source pieces of q     |---- chunk 0 ----|---- chunk 1 ----|
+    target pieces of q     |-- rank 0 --|-- rank 1 --|-- rank 2 --|
+    steps                  |-----1------|-2--|---3---|-----4------|
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from carnet.box import Box, intersect, subtract, volume
+from carnet.dtypes import BY_NAME
+from carnet.formats.stored import Chunk
+from carnet.layout import View, clip
+from carnet.steps import Place
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a canonical tensor in a file."""
+
+    tensor: str  # canonical name
+    box: Box
+    place: Place  # of the box's first element, with a stride per canonical axis
+
+
+def pieces(view: View, chunk: Chunk, dtype: str) -> Iterator[Piece]:
+    """Yield what a chunk holds of a view."""
+    strides = tuple(stride * chunk.strides[dim] if stride else 0 for dim, stride in view.places)
+    itemsize = BY_NAME[dtype].nbytes
+    first = sum((o - b) * s for o, b, s in zip(view.origin, chunk.box.start, chunk.strides, strict=True))
+    for box in clip(view, chunk.box):
+        inside = sum((b - v) * s for b, v, s in zip(box.start, view.box.start, strides, strict=True))
+        yield Piece(view.tensor, box, Place(chunk.file, chunk.offset + (first + inside) * itemsize, strides, dtype))
+
+
+def cut(piece: Piece, box: Box) -> Place:
+    """Return the place of a box inside a piece."""
+    place = piece.place
+    skip = sum((b - p) * s for b, p, s in zip(box.start, piece.box.start, place.strides, strict=True))
+    return Place(place.file, place.offset + skip * BY_NAME[place.dtype].nbytes, place.strides, place.dtype)
+
+
+def separate(found: Iterable[Piece]) -> tuple[list[Piece], list[tuple[Piece, Piece, Box]]]:
+    """Split the pieces of one tensor into disjoint ones and copies: (kept piece, copy, the box they share).
+
+    Ranks repeat KV heads and norms, and a tied head repeats the embedding: each element is kept once, its copies are to be compared.
+    """
+    kept = Shelf([])
+    copies = []
+    for piece in found:
+        rest = [piece.box]
+        for other in kept.near(piece.box):
+            shared = intersect(piece.box, other.box)
+            if shared is not None:
+                copies.append((other, piece, shared))
+                rest = [left for part in rest for left in subtract(part, other.box)]
+        for box in rest:
+            if volume(box):
+                kept.add(Piece(piece.tensor, box, cut(piece, box)))
+    return kept.pieces, copies
+
+
+class Shelf:
+    """Pieces of one tensor, kept in order of their first axis, so that hundreds of experts are not all compared."""
+
+    def __init__(self, found: Iterable[Piece]) -> None:
+        self.pieces: list[Piece] = []
+        self._starts: list[int] = []
+        self._longest = 0
+        for piece in found:
+            self.add(piece)
+
+    def add(self, piece: Piece) -> None:
+        """Put a piece into its place."""
+        start, length = (piece.box.start[0], piece.box.shape[0]) if piece.box.start else (0, 1)
+        at = bisect_left(self._starts, start)
+        self._starts.insert(at, start)
+        self.pieces.insert(at, piece)
+        self._longest = max(self._longest, length)
+
+    def near(self, box: Box) -> list[Piece]:
+        """Return the pieces that may share something with a box."""
+        if not box.start:
+            return self.pieces[:]
+        low = bisect_left(self._starts, box.start[0] - self._longest + 1)
+        return self.pieces[low : bisect_left(self._starts, box.start[0] + box.shape[0])]

@@ -1,0 +1,121 @@
+"""The proof that a plan loses nothing, doubles nothing and invents nothing, made from its rows alone.
+
+For every target tensor the boxes that steps write are recomputed from the rows' offsets and strides, and must tile the tensor:
+inside, disjoint, no hole. For every extent of the source the boxes that steps read, with the padding that is dropped by name, must
+cover it. Equal situations (the same layer, sixty times) are proven once.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from carnet.box import Box, tiles, uncovered, volume, whole
+from carnet.dtypes import BY_NAME
+from carnet.errors import CarnetError
+from carnet.formats.stored import dense_strides
+from carnet.layout import View, stored_boxes
+from carnet.steps import Cast, Copy, Fill, Place, Same, Step, TargetFile
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The bytes of one chunk of a stored tensor."""
+
+    name: str  # for messages: the stored tensor
+    file: str
+    offset: int  # bytes
+    shape: tuple[int, ...]  # elements
+    strides: tuple[int, ...]  # elements
+    dtype: str
+    padding: tuple[Box, ...]  # boxes of this chunk that hold no weight
+
+
+Footprint = tuple[
+    tuple[int, ...], int, tuple[int, ...]
+]  # shape, offset in elements from the extent's start, strides in elements
+Rule = Callable[[Extent, Sequence[Footprint]], bool]
+
+
+def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
+    """Return the counts that were established, or raise naming the first tensor that is not whole."""
+    written = [
+        Extent(t.name, file.name, t.offset, t.shape, dense_strides(t.shape), t.dtype, ())
+        for file in files
+        for t in file.tensors
+    ]
+    writes = [(step.shape, step.target) for step in steps if not isinstance(step, Same)]
+    reads = [(step.shape, step.source) for step in steps if isinstance(step, Copy | Cast | Same)]
+    reads += [(step.shape, step.other) for step in steps if isinstance(step, Same)]
+    _every(written, writes, _is_tiled, "the plan does not write every element of a target tensor exactly once")
+    _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
+    return {
+        "source tensors": len({e.name for e in extents}),
+        "source bytes": sum(_nbytes(e) for e in extents),
+        "source padding bytes": sum(volume(box) * BY_NAME[e.dtype].nbytes for e in extents for box in e.padding),
+        "copies checked equal": sum(isinstance(step, Same) for step in steps),
+        "target tensors": len(written),
+        "target bytes": sum(_nbytes(e) for e in written),
+        "target padding bytes": sum(
+            volume(whole(step.shape)) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
+        ),
+    }
+
+
+def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], Place]], holds: Rule, what: str) -> None:
+    """Group what is touched by extent, and check the rule once for each different situation."""
+    by_file: dict[str, list[Extent]] = defaultdict(list)
+    for extent in extents:
+        by_file[extent.file].append(extent)
+    starts = {}
+    for file, found in by_file.items():
+        # an empty tensor starts where the next one does: it comes first, so that nothing is counted for it
+        found.sort(key=lambda e: (e.offset, _nbytes(e)))
+        starts[file] = [extent.offset for extent in found]
+    footprints: dict[int, list[Footprint]] = defaultdict(list)
+    for shape, place in touched:
+        at = bisect_right(starts.get(place.file, []), place.offset) - 1
+        if at < 0 or by_file[place.file][at].dtype != place.dtype:
+            raise CarnetError(
+                "a step of the plan touches bytes that belong to no tensor", {"file": place.file, "offset": place.offset}
+            )
+        extent = by_file[place.file][at]
+        skip = (place.offset - extent.offset) // BY_NAME[place.dtype].nbytes
+        footprints[id(extent)].append((shape, skip, place.strides))
+    proven: set[Hashable] = set()
+    for extent in extents:
+        marks = tuple(sorted(set(footprints[id(extent)]) if holds is _is_covered else footprints[id(extent)]))
+        situation = (extent.shape, extent.strides, extent.padding, marks)
+        if situation not in proven and not holds(extent, marks):
+            raise CarnetError(what, {"tensor": extent.name, "file": extent.file, "shape": list(extent.shape)})
+        proven.add(situation)
+
+
+def _is_tiled(extent: Extent, marks: Sequence[Footprint]) -> bool:
+    return tiles(whole(extent.shape), [box for mark in marks for box in _boxes(extent, mark)])
+
+
+def _is_covered(extent: Extent, marks: Sequence[Footprint]) -> bool:
+    boxes = sorted((box for mark in marks for box in _boxes(extent, mark)), key=lambda box: box.start)
+    return uncovered(whole(extent.shape), [*boxes, *extent.padding]) is None
+
+
+def _boxes(extent: Extent, mark: Footprint) -> list[Box]:
+    """Return the boxes of an extent that a strided footprint covers: its strides are taken apart by the extent's own."""
+    shape, skip, strides = mark
+    order = sorted(range(len(extent.shape)), key=lambda d: (-extent.strides[d], d))
+    origin = [0] * len(order)
+    for dim in order:
+        if extent.shape[dim] > 1:
+            origin[dim], skip = divmod(skip, extent.strides[dim])
+    places = []
+    for length, stride in zip(shape, strides, strict=True):
+        dim = next((d for d in order if extent.shape[d] > 1 and extent.strides[d] <= stride), 0)
+        places.append((dim, stride // extent.strides[dim] if length > 1 and stride else 0))
+    if any(length > 1 and not stride for length, (_, stride) in zip(shape, places, strict=True)):
+        return []  # one element written many times is no box
+    return stored_boxes(View("", Box((0,) * len(shape), shape), tuple(origin), tuple(places)), extent.shape)
+
+
+def _nbytes(extent: Extent) -> int:
+    return volume(whole(extent.shape)) * BY_NAME[extent.dtype].nbytes

@@ -1,0 +1,25 @@
+"""What a person asks for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SHARD = 5_000_000_000  # bytes; transformers' own default
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A wish for a target."""
+
+    to: str  # "hf" or "trtllm"
+    tp: int = 1  # ranks that share every layer
+    pp: int = 1  # pipeline stages
+    dtype: str | None = None  # carnet's name of the element type to cast to; None keeps each tensor's own
+    embedding: str = "none"  # trtllm: a copy of the embedding on every rank, or its rows or columns shared
+    drop: tuple[str, ...] = ()  # patterns of source names to leave behind
+    vocab: int | None = None  # true size of the vocabulary where the source does not say it
+    shard: int = SHARD  # hf: bytes of one file, at most (one tensor may be larger)
+
+
+def as_data(request: Request) -> Mapping[str, object]:
+    """Return a request as plain values, for the plan and the document."""
+    return {**{name: getattr(request, name) for name in Request.__dataclass_fields__}, "drop": list(request.drop)}

@@ -1,0 +1,144 @@
+"""A plan on disk: JSON lines, one row a line, the last line a digest of those before it.
+
+The first line says what and whence; then come files, texts and assets; then the steps, short, because a large model has a hundred
+thousand::
+
+    {"carnet-plan": 1, "source": "/models/llama", "fingerprint": "9f...", ...}
+    {"file": "rank0.safetensors", "nbytes": 96536, "metadata": {}, "tensors": [["lm_head.weight", "bf16", [48, 64], 1504], ...]}
+    ["copy", "layers.0.attention.q", [0, 0, 0, 0], [1, 2, 16, 64], ["__0_0.distcp", 704, [...], "bf16"], ["rank0.safetensors", ...]]
+    {"digest": "5be1..."}
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from carnet.dtypes import BY_NAME
+from carnet.errors import BadRequest, MachineFailed
+from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+
+VERSION = 1
+KINDS: Mapping[str, type[Step]] = {"copy": Copy, "cast": Cast, "fill": Fill, "same": Same}
+HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads")
+
+
+def lines(plan: Plan) -> Iterator[str]:
+    """Yield the lines of a plan, without line ends."""
+    yield _json({"carnet-plan": VERSION, **{name: getattr(plan, name) for name in HEAD}})
+    for file in plan.files:
+        tensors = [[t.name, t.dtype, t.shape, t.offset] for t in file.tensors]
+        yield _json({"file": file.name, "nbytes": file.nbytes, "metadata": file.metadata, "tensors": tensors})
+    for text in plan.texts:
+        yield _json({"text": text.name, "content": text.text})
+    for asset in plan.assets:
+        yield _json({"asset": asset.name, "path": asset.path, "nbytes": asset.nbytes, "digest": asset.digest})
+    words = {kind: word for word, kind in KINDS.items()}
+    for step in plan.steps:
+        yield _json([words[type(step)], *(_flat(getattr(step, name)) for name in step.__slots__)])
+
+
+def digest(plan: Plan) -> str:
+    """Return the digest that tells one plan from another."""
+    hasher = xxhash.xxh3_128()
+    for line in lines(plan):
+        hasher.update(f"{line}\n".encode())
+    return hasher.hexdigest()
+
+
+def save(plan: Plan, path: Path) -> None:
+    """Write a plan; the file appears whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    hasher = xxhash.xxh3_128()
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            for line in lines(plan):
+                hasher.update(f"{line}\n".encode())
+                out.write(line + "\n")
+            out.write(_json({"digest": hasher.hexdigest()}) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        raise MachineFailed("the plan cannot be written", {"where": path, "reason": error.strerror}) from error
+
+
+def load(path: Path) -> Plan:
+    """Read a plan and check that it is whole."""
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise MachineFailed("the plan cannot be read", {"where": path, "reason": error.strerror}) from error
+    except UnicodeDecodeError as error:
+        raise _not_a_plan(path, "not text") from error
+    hasher = xxhash.xxh3_128()
+    for row in rows[:-1]:
+        hasher.update(f"{row}\n".encode())
+    try:
+        if json.loads(rows[-1]) != {"digest": hasher.hexdigest()}:
+            raise _not_a_plan(path, "the digest in its last line is not that of the lines before it")
+        return _plan([json.loads(row) for row in rows[:-1]], path)
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError) as error:
+        raise _not_a_plan(path, f"{type(error).__name__}: {error}") from error
+
+
+def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
+    head = rows[0]
+    if not isinstance(head, dict) or head.get("carnet-plan") != VERSION:
+        raise _not_a_plan(path, "its first line is not that of a plan of this version")
+    files, texts, assets, steps = [], [], [], []
+    for row in rows[1:]:
+        if isinstance(row, list):
+            steps.append(_step(row))
+        elif "file" in row:
+            tensors = tuple(TargetTensor(str(n), _dtype(d), tuple(s), int(o)) for n, d, s, o in row["tensors"])  # type: ignore[attr-defined]
+            files.append(TargetFile(_below(row["file"]), int(row["nbytes"]), tensors, dict(row["metadata"])))  # type: ignore[call-overload]
+        elif "text" in row:
+            texts.append(TextFile(_below(row["text"]), str(row["content"])))
+        else:
+            assets.append(AssetFile(_below(row["asset"]), str(row["path"]), int(row["nbytes"]), str(row["digest"])))  # type: ignore[call-overload]
+    known = {name: head[name] for name in HEAD}
+    known["dropped"] = {reason: tuple(names) for reason, names in dict(head["dropped"]).items()}  # type: ignore[call-overload]
+    return Plan(**known, files=tuple(files), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))  # type: ignore[arg-type]
+
+
+def _step(row: list[object]) -> Step:
+    kind = KINDS[str(row[0])]
+    values = dict(zip((field.name for field in fields(kind)), row[1:], strict=True))
+    made = {name: _unflat(name, value) for name, value in values.items()}
+    return kind(**made)  # type: ignore[arg-type]
+
+
+def _unflat(name: str, value: object) -> object:
+    if name in ("source", "target", "other"):
+        if not isinstance(value, list):
+            raise TypeError(f"{name} is no place")
+        file, offset, strides, dtype = value
+        return Place(_below(file), int(offset), tuple(strides), _dtype(dtype))
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flat(value: object) -> object:
+    return [value.file, value.offset, value.strides, value.dtype] if isinstance(value, Place) else value
+
+
+def _dtype(word: object) -> str:
+    return BY_NAME[str(word)].name
+
+
+def _below(name: object) -> str:
+    """Return the name of a file that stays below its folder."""
+    path = PurePosixPath(str(name))
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"the file name {name!r} leaves the folder")
+    return str(path)
+
+
+def _not_a_plan(path: Path, reason: str) -> BadRequest:
+    return BadRequest(
+        "this is no plan that carnet can run", {"where": path, "reason": reason}, remedy="make it again with `carnet plan`"
+    )
+
+
+def _json(data: object) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=dict)

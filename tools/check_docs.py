@@ -1,0 +1,64 @@
+"""Keep what the documentation shows of carnet's output equal to what carnet prints.
+
+A fenced block under a comment that starts with a dollar sign is the output of that command, run in the repository's root::
+
+    <!-- $ carnet plan --help -->
+    ```text
+    Usage: carnet plan ...
+    ```
+
+Without options the outputs are compared; with ``--write`` they are replaced.
+"""
+
+import difflib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
+BLOCK = re.compile(
+    r"^<!-- \$ (?P<command>.+?) -->\n(?P<fence>```+)(?P<language>\w*)\n(?P<shown>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
+)
+PROGRAMS = ("carnet", "python")  # what a page may run
+SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output on every machine
+
+
+def main() -> int:
+    """Compare or rewrite every block of every page."""
+    write = sys.argv[1:] == ["--write"]
+    stale = 0
+    for path in sorted(path for pattern in PAGES for path in Path().glob(pattern)):
+        page = path.read_text()
+        fresh = BLOCK.sub(current, page)
+        if fresh == page:
+            continue
+        if write:
+            path.write_text(fresh)
+            print(f"{path}: rewritten")
+            continue
+        stale += 1
+        lines = difflib.unified_diff(page.splitlines(), fresh.splitlines(), f"{path} (as it is)", f"{path} (now)", lineterm="")
+        print("\n".join(lines))
+    if stale:
+        print("the documentation shows something else than carnet prints: run make format")
+    return 1 if stale else 0
+
+
+def current(block: re.Match[str]) -> str:
+    """Return a block with the output that its command has today."""
+    words = shlex.split(block["command"])
+    if words[0] not in PROGRAMS:
+        sys.exit(f"a page may run {' and '.join(PROGRAMS)}, not {words[0]!r}")
+    # a refusal is worth showing too, so the exit code is not looked at
+    done = subprocess.run(
+        words, env=os.environ | SETTING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    output = "".join(f"{line.rstrip()}\n" for line in done.stdout.strip("\n").splitlines())
+    return f"<!-- $ {block['command']} -->\n{block['fence']}{block['language']}\n{output}{block['fence']}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
