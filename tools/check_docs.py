@@ -1,6 +1,7 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
-A fenced block under a comment that starts with a dollar sign is the output of that command, run in the repository's root::
+A fenced block under a comment that starts with a dollar sign is the output of that command. The commands of a page run one after the
+other in one empty folder, where ``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote::
 
     <!-- $ carnet plan --help -->
     ```text
@@ -16,12 +17,15 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
+from functools import partial
 from pathlib import Path
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 BLOCK = re.compile(
     r"^<!-- \$ (?P<command>.+?) -->\n(?P<fence>```+)(?P<language>\w*)\n(?P<shown>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
 )
+CHECKPOINTS = {"llama": "megatron/llama_te_pp2_vpp", "gpt": "megatron/gpt_te_tp2"}
 PROGRAMS = ("carnet", "python")  # what a page may run
 SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output on every machine
 
@@ -32,7 +36,8 @@ def main() -> int:
     stale = 0
     for path in sorted(path for pattern in PAGES for path in Path().glob(pattern)):
         page = path.read_text()
-        fresh = BLOCK.sub(current, page)
+        with tempfile.TemporaryDirectory() as folder:
+            fresh = BLOCK.sub(partial(current, desk=desk(Path(folder))), page)
         if fresh == page:
             continue
         if write:
@@ -47,16 +52,26 @@ def main() -> int:
     return 1 if stale else 0
 
 
-def current(block: re.Match[str]) -> str:
+def desk(folder: Path) -> Path:
+    """Lay out the folder that a page's commands run in."""
+    (folder / "checkpoints").mkdir()
+    for name, golden in CHECKPOINTS.items():
+        (folder / "checkpoints" / name).symlink_to(Path("tests/goldens", golden).absolute())
+    return folder
+
+
+def current(block: re.Match[str], desk: Path) -> str:
     """Return a block with the output that its command has today."""
     words = shlex.split(block["command"])
     if words[0] not in PROGRAMS:
         sys.exit(f"a page may run {' and '.join(PROGRAMS)}, not {words[0]!r}")
     # a refusal is worth showing too, so the exit code is not looked at
     done = subprocess.run(
-        words, env=os.environ | SETTING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        words, cwd=desk, env=os.environ | SETTING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    output = "".join(f"{line.rstrip()}\n" for line in done.stdout.strip("\n").splitlines())
+    # a checkpoint's own path is absolute, and not the same on any two machines
+    printed = done.stdout.replace(f"{desk.resolve()}/", "").replace(f"{desk}/", "").strip("\n")
+    output = "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
     return f"<!-- $ {block['command']} -->\n{block['fence']}{block['language']}\n{output}{block['fence']}"
 
 

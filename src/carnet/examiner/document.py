@@ -6,6 +6,7 @@ can be checked against it alone, long after the source is gone.
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -130,12 +131,11 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
 def layout(entry: Entry) -> str:
     """Return in one line what a stored tensor holds and how: ``(kv *) hidden: layers.0.attention.q (rep dim), ...``."""
     reading = entry.reading
-    first = reading.tensors[0] if reading.tensors else ()
-    last = reading.tensors[-1] if len(reading.tensors) > 1 else None
+    stacked = len(reading.tensors) > 1
     held = []
-    for part, (_, axes) in enumerate(reading.pattern.parts):
-        name = first[part] if last is None else f"{first[part]} .. {last[part].split('.')[1]}"
-        held.append(f"{name} ({' '.join(axes)})" if axes else name)
+    for name, (_, axes) in zip(reading.tensors[0], reading.pattern.parts, strict=True):
+        shown = re.sub(r"\.\d+\.", ".*.", name, count=1) if stacked else name
+        held.append(f"{shown} ({' '.join(axes)})" if axes else shown)
     dims = " ".join(f"({' '.join(dim)})" if len(dim) > 1 else dim[0] if dim else "1" for dim in reading.pattern.dims)
     return f"{dims}: {', '.join(held)}"
 

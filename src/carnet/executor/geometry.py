@@ -62,7 +62,10 @@ def merged(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 
 def linear(base: int, item: int, low: int, high: int) -> Tile:
-    """Return the bytes ``[low, high)`` of a file, counted from ``base``, as a tile of one row."""
+    """Return the bytes ``[low, high)`` of a file, counted from ``base``, as a tile of row 0 alone.
+
+    Its rows are longer than ``high``, so that whatever lies in another row lies after it.
+    """
     return Tile(base, high // item + 1, item, (0, 1), (low // item, high // item))
 
 

@@ -19,6 +19,7 @@ from carnet.executor.geometry import Piece, Tile, blocks, clip, count, fits, lin
 from carnet.steps import Cast, Copy, Fill, Plan, Same, Step, TargetTensor
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
+LAVISH = 16  # times: reading that much more than is needed costs as much as writing in short segments
 MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
 
 
@@ -72,7 +73,7 @@ def jobs_of(plan: Plan) -> list[Job]:
             windows += _windows(plan, file, tensor, numbers)
     placed += _together(sorted(windows, key=lambda seen: (seen[0], seen[2].file, segments(seen[2].tile))), plan.window)
     for number, step in enumerate(plan.steps):
-        if isinstance(step, Same) and prod(step.shape):
+        if isinstance(step, Same) and 0 not in step.shape:
             nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
             placed.append(((step.source.file, step.source.offset), Check(number, nbytes)))
     placed.sort(key=lambda pair: pair[0])
@@ -84,7 +85,7 @@ def _by_tensor(plan: Plan) -> dict[tuple[str, TargetTensor], list[int]]:
     offsets = {name: [tensor.offset for tensor in found] for name, found in tensors.items()}
     groups: dict[tuple[str, TargetTensor], list[int]] = defaultdict(list)
     for number, step in enumerate(plan.steps):
-        if isinstance(step, Same) or not prod(step.shape):
+        if isinstance(step, Same) or 0 in step.shape:
             continue
         place = step.target
         index = bisect.bisect_right(offsets.get(place.file, []), place.offset) - 1
@@ -145,7 +146,7 @@ def _tiles(plan: Plan, tensor: TargetTensor, numbers: list[int]) -> list[Tile]:
     moves = [step for step in (plan.steps[number] for number in numbers) if not isinstance(step, Same)]
     if not squares or not all(fits(step.shape, step.target, squares[0]) for step in moves):
         return ranges
-    return squares if _waste(ranges[0], moves) > 4 * _waste(squares[0], moves) > 0 else ranges
+    return squares if _waste(ranges[0], moves) > max(LAVISH, 4 * _waste(squares[0], moves)) else ranges
 
 
 def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
