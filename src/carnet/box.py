@@ -97,13 +97,13 @@ def overlap(boxes: Iterable[Box]) -> tuple[Box, Box] | None:
     return None
 
 
-def uncovered(container: Box, boxes: Iterable[Box]) -> Box | None:
+def uncovered(container: Box, boxes: Sequence[Box]) -> Box | None:
     """Return a part of ``container`` that no box covers, or None where everything is covered.
 
     >>> uncovered(Box((0,), (4,)), [Box((0,), (1,)), Box((2,), (2,))])
     Box(start=(1,), shape=(1,))
     """
-    rest = [container] if volume(container) else []
+    rest = [container] if volume(container) and container not in boxes else []
     for box in boxes:
         rest = [piece for part in rest for piece in subtract(part, box)]
         if not rest:

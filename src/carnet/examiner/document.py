@@ -8,7 +8,8 @@ import json
 import platform
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypedDict
 
 import numpy
 import xxhash
@@ -37,8 +38,8 @@ def document(
         "request": request,
         "family": source.family.name,
         "config": dict(source.config),
-        "source": _side(source, found.source),
-        "target": {**_side(target, found.target), "files": _files(target)},
+        "source": {"name": source.checkpoint.root.name, **_side(source, found.source)},
+        "target": {**_side(target, found.target), "files": _files(target.checkpoint)},
         "dropped": {reason: list(names) for reason, names in found.dropped.items()},
         "proof": {
             "tensors": found.tensors,
@@ -85,14 +86,8 @@ def load(out: Path) -> dict[str, object] | None:
 
 def recheck(checkpoint: Checkpoint, data: Mapping[str, object]) -> tuple[int, list[Finding]]:
     """Compare a target with its own document: (bytes read, what is wrong)."""
-    said = data["target"]
-    if (
-        not isinstance(said, Mapping)
-        or not isinstance(said.get("tensors"), Mapping)
-        or not isinstance(said.get("files"), Mapping)
-    ):
-        raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root / NAME})
-    shelves, findings, nbytes = Shelves(checkpoint.root), [], 0
+    said = _said(data, checkpoint.root / NAME)
+    shelves, findings = Shelves(checkpoint.root), list[Finding]()
     tensors = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items()}
     for label, facts in said["tensors"].items():
         if label not in tensors:
@@ -100,19 +95,36 @@ def recheck(checkpoint: Checkpoint, data: Mapping[str, object]) -> tuple[int, li
             continue
         stored = tensors[label]
         now = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digest(shelves, stored)}
-        for fact, value in now.items():
-            if facts[fact] != value:
-                findings.append(Finding(f"{fact} differs", label, label, f"expected {facts[fact]}, found {value}"))
-    findings += [
-        Finding("not in the carnet", label, label, "the target holds it")
-        for label in sorted(tensors.keys() - said["tensors"].keys())
-    ]
-    for name, wanted in said["files"].items():
-        found = _file_digest(checkpoint.root / name)
-        if found != wanted:
-            findings.append(Finding("file differs", name, name, f"expected {wanted}, found {found or 'no file'}"))
-    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
-    return nbytes, findings
+        for fact, found in now.items():
+            if facts.get(fact) != found:
+                findings.append(Finding(f"{fact} differs", label, label, f"expected {facts.get(fact)}, found {found}"))
+    now_there = _files(checkpoint)
+    for name in sorted(said["files"].keys() | now_there.keys()):
+        expected, there = said["files"].get(name), now_there.get(name)
+        if expected is not None and expected != there:
+            findings.append(Finding("file differs", name, name, f"expected {expected}, found {there or 'no file'}"))
+    new = [*(tensors.keys() - said["tensors"].keys()), *(now_there.keys() - said["files"].keys())]
+    findings += [Finding("not in the carnet", label, label, "the target holds it") for label in sorted(new)]
+    return sum(stamp.nbytes for stamp in checkpoint.stamps), findings
+
+
+class Said(TypedDict):
+    """What a document says of its target."""
+
+    tensors: dict[str, Mapping[str, object]]  # label -> facts
+    files: dict[str, object]  # name -> digest
+
+
+def _said(data: Mapping[str, object], where: Path) -> Said:
+    target = data.get("target")
+    found = [target.get(key) if isinstance(target, Mapping) else None for key in Said.__annotations__]
+    tensors, files = ([*part.items()] if isinstance(part, Mapping) else None for part in found)
+    if tensors is None or files is None or not all(isinstance(facts, Mapping) for _, facts in tensors):
+        raise BadCheckpoint("the carnet does not say what the target holds", {"where": where})
+    for name, _ in files:
+        if PurePath(name).name != name:
+            raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": where, "file": name})
+    return {"tensors": dict(tensors), "files": dict(files)}
 
 
 def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
@@ -125,7 +137,7 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
             "digest": digests[label],
             "layout": layout(entry),
         }
-    return {"name": of.checkpoint.root.name, "dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
+    return {"dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
 
 
 def layout(entry: Entry) -> str:
@@ -140,22 +152,20 @@ def layout(entry: Entry) -> str:
     return f"{dims}: {', '.join(held)}"
 
 
-def _files(target: Inventory) -> dict[str, str]:
+def _files(target: Checkpoint) -> dict[str, str]:
     """Return the digest of every file of a target that holds no tensors: configs, index, tokenizer."""
-    data = {chunk.file for stored in target.checkpoint.tensors.values() for chunk in stored.chunks}
-    root = target.checkpoint.root
+    data = {chunk.file for stored in target.tensors.values() for chunk in stored.chunks}
+    root = target.root
     others = sorted(path.name for path in root.iterdir() if path.is_file() and path.name not in {*data, NAME, JOURNAL})
-    return {name: _file_digest(root / name) or "" for name in others}
+    return {name: _file_digest(root / name) for name in others}
 
 
-def _file_digest(path: Path) -> str | None:
+def _file_digest(path: Path) -> str:
     hasher = xxhash.xxh3_128()
     try:
         with path.open("rb") as file:
             while piece := file.read(STEP):
                 hasher.update(piece)
-    except FileNotFoundError:
-        return None
     except OSError as error:
         raise MachineFailed("a file cannot be read", {"where": path, "reason": error.strerror}) from error
     return hasher.hexdigest()

@@ -15,11 +15,26 @@ from math import isqrt, prod
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest
-from carnet.executor.geometry import Piece, Tile, blocks, clip, count, fits, linear, piece_of, run, segments, span, volume
+from carnet.executor.geometry import (
+    Piece,
+    Tile,
+    blocks,
+    clip,
+    count,
+    fits,
+    linear,
+    piece_of,
+    run,
+    segments,
+    span,
+    sparse,
+    volume,
+)
 from carnet.steps import Cast, Copy, Fill, Plan, Same, Step, TargetTensor
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
-LAVISH = 16  # times: reading that much more than is needed costs as much as writing in short segments
+LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
+THIN = 1 / 64  # of a window: the smallest part, however little of its source rows a tensor takes
 MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
 
 
@@ -78,6 +93,18 @@ def jobs_of(plan: Plan) -> list[Job]:
             placed.append(((step.source.file, step.source.offset), Check(number, nbytes)))
     placed.sort(key=lambda pair: pair[0])
     return [job for _, job in placed]
+
+
+def touched(plan: Plan, job: Job) -> set[str]:
+    """Return the names of the target files that a job writes."""
+    match job:
+        case Direct():
+            step = plan.steps[job.step]
+            return set() if isinstance(step, Same) else {step.target.file}
+        case Windows():
+            return {part.file for part in job.parts}
+        case Check():
+            return set()
 
 
 def _by_tensor(plan: Plan) -> dict[tuple[str, TargetTensor], list[int]]:
@@ -171,15 +198,16 @@ def _reach(step: Step) -> tuple[int, int]:
 
 
 def _density(plan: Plan, numbers: list[int]) -> float:
-    """Return which share of the source between first and last byte a tensor's steps use, on average."""
+    """Return which share of the source bytes that are read a tensor's steps use, on average."""
     used = wide = 0
     for number in numbers:
         step = plan.steps[number]
         if isinstance(step, Copy | Cast):
             piece = piece_of(step.shape, step.source, step.target)
-            used += count(piece) * piece.items[0]
-            wide += span(piece)
-    return min(1.0, used / wide) if wide else 1.0
+            nbytes = count(piece) * piece.items[0]
+            used += nbytes
+            wide += nbytes if sparse(piece) else span(piece)
+    return max(THIN, min(1.0, used / wide)) if wide else 1.0
 
 
 def cuts(shape: Sequence[int], item: int, limit: int) -> Iterator[tuple[int, int]]:

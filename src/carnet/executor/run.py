@@ -17,7 +17,8 @@ from carnet.executor import journal as journals
 from carnet.executor import pool, staging
 from carnet.executor.desk import Desk
 from carnet.executor.files import Folder, close, explained
-from carnet.executor.jobs import Job, jobs_of
+from carnet.executor.flusher import flushing
+from carnet.executor.jobs import Job, jobs_of, touched
 from carnet.executor.journal import Journal
 from carnet.executor.memory import block_size
 from carnet.executor.work import work
@@ -93,6 +94,7 @@ def _run(plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: J
         def serve(number: int) -> None:
             work(desk, jobs[number])
             journals.note(journal, number)
+            dirty(touched(plan, jobs[number]))
 
         try:
             yield serve
@@ -102,7 +104,8 @@ def _run(plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: J
 
     progress(done, total)
     left = [number for number in range(len(jobs)) if number not in journal.done]
-    pool.run(left, min(plan.threads, max(1, len(left))), worker, add)
+    with flushing(folder) as dirty:
+        pool.run(left, min(plan.threads, max(1, len(left))), worker, add)
 
 
 def _desk(plan: Plan, source: Path, folder: Path, tell: pool.Tell) -> Desk:

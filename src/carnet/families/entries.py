@@ -137,11 +137,13 @@ def _of_row(
         yield Entry(unit.name, stacked, folded.shape, views, folded.padding, parts[0].name if folded.padding else "", reading)
         return
     folded = fold(row.pattern, shares)
+    like = tuple(_views(folded, parts, shares, 0, {}))  # the layers differ in names only
     for at, layer in enumerate(unit.layers) if stage == "layer" else [(0, 0)]:
         spelled = name.replace("{layer}", str(at))
         if present is None or (unit.name, spelled) in present:
-            views = tuple(_views(folded, parts, shares, layer, {}))
-            reading = Reading(row.pattern, shares, axes, (_names(parts, layer),))
+            names = _names(parts, layer)
+            views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
+            reading = Reading(row.pattern, shares, axes, (names,))
             yield Entry(
                 unit.name, spelled, folded.shape, views, folded.padding, parts[0].name if folded.padding else "", reading
             )

@@ -84,7 +84,7 @@ def _source_pieces(source: Inventory) -> tuple[dict[str, list[Piece]], list[Exte
             )
             extents.append(Extent(label, chunk.file, chunk.offset, chunk.box.shape, chunk.strides, stored.dtype, inside))
             for view in entry.views:
-                for piece in pieces(view, chunk, stored.dtype):
+                for piece in pieces(view, chunk, stored.dtype, stored.shape):
                     found[piece.tensor].append(piece)
     return found, extents
 
@@ -128,7 +128,7 @@ def _meet(wanted: Iterable[Entry], files: tuple[TargetFile, ...], kept: Mapping[
     for entry, (file, tensor) in zip(wanted, places, strict=True):
         chunk = Chunk(whole(tensor.shape), file, tensor.offset, dense_strides(tensor.shape))
         for view in entry.views:
-            for target in pieces(view, chunk, tensor.dtype):
+            for target in pieces(view, chunk, tensor.dtype, tensor.shape):
                 moved = 0
                 for source in kept[view.tensor].near(target.box):
                     box = intersect(source.box, target.box)

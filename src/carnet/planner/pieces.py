@@ -8,7 +8,7 @@
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from carnet.box import Box, intersect, subtract, volume
@@ -27,11 +27,14 @@ class Piece:
     place: Place  # of the box's first element, with a stride per canonical axis
 
 
-def pieces(view: View, chunk: Chunk, dtype: str) -> Iterator[Piece]:
-    """Yield what a chunk holds of a view."""
+def pieces(view: View, chunk: Chunk, dtype: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+    """Yield what a chunk of a stored tensor of this shape holds of a view."""
     strides = tuple(stride * chunk.strides[dim] if stride else 0 for dim, stride in view.places)
     itemsize = BY_NAME[dtype].nbytes
     first = sum((o - b) * s for o, b, s in zip(view.origin, chunk.box.start, chunk.strides, strict=True))
+    if chunk.box.shape == shape and volume(view.box):  # the chunk is the whole tensor
+        yield Piece(view.tensor, view.box, Place(chunk.file, chunk.offset + first * itemsize, strides, dtype))
+        return
     for box in clip(view, chunk.box):
         inside = sum((b - v) * s for b, v, s in zip(box.start, view.box.start, strides, strict=True))
         yield Piece(view.tensor, box, Place(chunk.file, chunk.offset + (first + inside) * itemsize, strides, dtype))
@@ -40,15 +43,19 @@ def pieces(view: View, chunk: Chunk, dtype: str) -> Iterator[Piece]:
 def cut(piece: Piece, box: Box) -> Place:
     """Return the place of a box inside a piece."""
     place = piece.place
+    if box.start == piece.box.start:
+        return place
     skip = sum((b - p) * s for b, p, s in zip(box.start, piece.box.start, place.strides, strict=True))
     return Place(place.file, place.offset + skip * BY_NAME[place.dtype].nbytes, place.strides, place.dtype)
 
 
-def separate(found: Iterable[Piece]) -> tuple[list[Piece], list[tuple[Piece, Piece, Box]]]:
+def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Piece, Box]]]:
     """Split the pieces of one tensor into disjoint ones and copies: (kept piece, copy, the box they share).
 
     Ranks repeat KV heads and norms, and a tied head repeats the embedding: each element is kept once, its copies are to be compared.
     """
+    if len(found) == 1:
+        return [*found], []
     kept = Shelf([])
     copies = []
     for piece in found:

@@ -1,0 +1,1 @@
+"""Benchmarks: what a crossing costs next to copying the same bytes. README.md says how to read them."""

@@ -1,0 +1,66 @@
+"""The promise about memory is kept, and a budget too small is refused."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from carnet.errors import BadRequest
+from carnet.executor.memory import LEAST, choose_window, promised_memory
+
+# anonymous memory is sampled beside the run: VmHWM would count the pages of libraries too
+CHILD = """
+import pickle, sys, threading, time
+from pathlib import Path
+from carnet.executor.run import write
+
+peak, over = 0, threading.Event()
+def sample():
+    global peak
+    while not over.wait(0.002):
+        peak = max(peak, int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024)
+thread = threading.Thread(target=sample)
+thread.start()
+folder = Path(sys.argv[1])
+plan = pickle.loads((folder / "plan").read_bytes())
+write(plan, folder / "source", folder / "out", plan_digest="p")
+over.set()
+thread.join()
+print(peak)
+"""
+
+
+@pytest.mark.parametrize(
+    ("tensors", "rows", "width", "short"),
+    [
+        (4, 5000, 5000, True),  # 100 MB through windows, from columns
+        (4, 5000, 5000, False),  # 100 MB through the kernel
+        (10_000, 2, 64, False),  # 20,000 steps
+        (10_000, 2, 64, True),
+    ],
+)
+def test_the_measured_peak_stays_inside_the_promise(halves, tmp_path, tensors, rows, width, short):
+    case = halves(tmp_path, tensors=tensors, rows=rows, width=width, short=short, window=8 << 20, threads=4)
+    (tmp_path / "plan").write_bytes(pickle.dumps(case.plan))
+    child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=True)
+    promised = promised_memory(8 << 20, 4, len(case.plan.steps))
+    print("measured", int(child.stdout) >> 20, "promised", promised >> 20)
+    assert int(child.stdout) <= promised
+
+
+def test_a_large_budget_gets_the_largest_window():
+    assert choose_window(1 << 40, 1000)[0] == 8 << 20
+
+
+@pytest.mark.parametrize("budget", [70 << 20, 80 << 20, 100 << 20, 200 << 20, 1 << 30])
+def test_a_chosen_window_keeps_its_promise(budget):
+    window, threads = choose_window(budget, 100)
+    assert window >= LEAST
+    assert promised_memory(window, threads, 100) <= budget
+
+
+def test_a_budget_below_the_least_is_refused_with_what_it_takes():
+    with pytest.raises(BadRequest, match="too small") as refused:
+        choose_window(10 << 20, 100)
+    assert "expected  at least" in str(refused.value)

@@ -1,0 +1,342 @@
+"""Entries: what a target is written as is what a source is read as, and every canonical tensor is in it."""
+
+import itertools
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from carnet.errors import BadRequest
+from carnet.families.entries import entries, units
+from carnet.families.gpt2 import GPT2
+from carnet.families.known import FAMILIES, dialect_of
+from carnet.families.llama import LLAMA
+from carnet.families.megatron import MEGATRON
+from carnet.inventory import canonical_shapes
+
+FAMILY = {family.name: family for family in FAMILIES}
+KINDS = list(itertools.product(FAMILY, ("megatron te", "megatron local", "hf", "trtllm")))
+
+
+@st.composite
+def models(draw, family, *, ranked=False):
+    """A model of random size; where it is for ranks, one that can be cut for them."""
+    tp = draw(st.sampled_from((1, 2, 4))) if ranked else 1
+    kv = draw(st.sampled_from([n for n in (1, 2, 3, 4) if n % tp == 0 or tp % n == 0]))
+    rep = draw(st.integers(1, 2)) * max(1, tp // kv)
+    layers = draw(st.integers(1, 5))
+    if family == "gpt2":
+        kv, rep = kv * rep, 1  # GPT-2 has a key head for each query head
+    biases = family == "gpt2"
+    return {
+        **FAMILY[family].traits,
+        "layers": layers,
+        "hidden": tp * draw(st.integers(1, 4)),
+        "heads": kv * rep,
+        "kv_heads": kv,
+        "head_dim": draw(st.integers(1, 4)),
+        "ffn": tp * draw(st.integers(1, 4)),
+        "vocab": draw(st.integers(1, 9)),
+        "positions": draw(st.integers(1, 5)),
+        "qkv_bias": biases or draw(st.booleans()),
+        "out_bias": biases or draw(st.booleans()),
+        "mlp_bias": biases or draw(st.booleans()),
+        "tied": draw(st.booleans()),
+        "tp": tp,
+        "pp": draw(st.integers(1, min(3, layers))) if ranked else 1,
+        "embedding": draw(st.sampled_from(("none", "rows", "columns"))) if ranked else "none",
+        "padded_vocab": None,
+    }
+
+
+def written(kind, config):
+    dialect, _, spelling = kind.partition(" ")
+    return list(entries(dialect_of(FAMILY[_family(config)], dialect), config, None, spelling))
+
+
+def read_back(kind, config, present):
+    return list(entries(dialect_of(FAMILY[_family(config)], kind.split()[0]), config, present))
+
+
+def _family(config):
+    return "gpt2" if config["norm"] == "layer" else "llama"
+
+
+def keys(found):
+    return {(entry.unit, entry.name) for entry in found}
+
+
+def held(found, config):
+    """Count how often each element of each canonical tensor lies in some entry."""
+    count = {name: np.zeros(shape, np.int64) for name, shape in canonical_shapes(config).items()}
+    for entry in found:
+        for view in entry.views:
+            count[view.tensor][tuple(slice(s, s + n) for s, n in zip(view.box.start, view.box.shape, strict=True))] += 1
+    return count
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize(("family", "kind"), KINDS)
+@given(data=st.data())
+def test_a_target_that_is_read_back_as_a_source_is_the_same(family, kind, data):
+    config = data.draw(models(family, ranked=kind == "trtllm"))
+    target = written(kind, config)
+    assert read_back(kind, config, keys(target)) == target
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize(("family", "kind"), [pair for pair in KINDS if pair[1] != "trtllm"])
+@given(data=st.data())
+def test_a_target_for_everybody_holds_every_canonical_element_once(family, kind, data):
+    config = data.draw(models(family))
+    assert {name for name, count in held(written(kind, config), config).items() if not (count == 1).all()} == set()
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("family", FAMILY)
+@given(data=st.data())
+def test_ranks_hold_a_matrix_once_and_a_copy_of_what_is_not_cut(family, data):
+    config = data.draw(models(family, ranked=True))
+    tp, kv = config["tp"], config["kv_heads"]
+    copies = {
+        "embed": (tp if config["embedding"] == "none" else 1) + config["tied"],
+        "head": 1,
+        **dict.fromkeys(("attention.q", "attention.o", "attention.q_bias", "mlp.gate", "mlp.up", "mlp.down"), 1),
+        **dict.fromkeys(("mlp.gate_bias", "mlp.up_bias"), 1),
+        **dict.fromkeys(("attention.k", "attention.v", "attention.k_bias", "attention.v_bias"), max(1, tp // kv)),
+    }
+    for name, count in held(written("trtllm", config), config).items():
+        assert (count == copies.get(name.split(".", 2)[-1], tp)).all(), name
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("family", FAMILY)
+@given(data=st.data())
+def test_every_stored_element_of_a_target_is_in_one_view_or_padding(family, data):
+    kind = data.draw(st.sampled_from(("megatron te", "hf", "trtllm")))
+    for entry in written(kind, data.draw(models(family, ranked=kind == "trtllm"))):
+        count = np.zeros(entry.shape, np.int64)
+        for box in entry.padding:
+            count[tuple(slice(s, s + n) for s, n in zip(box.start, box.shape, strict=True))] += 1
+        for view in entry.views:
+            index = [np.full(view.box.shape, origin) for origin in view.origin]
+            for axis, (dim, stride) in enumerate(view.places):
+                index[dim] = index[dim] + np.indices(view.box.shape)[axis] * stride
+            np.add.at(count, tuple(index), 1)
+        assert (count == 1).all(), entry.name
+        assert (entry.padded != "") == bool(entry.padding)
+
+
+def stacked(found):
+    """Return the keys as Megatron stores a homogeneous model: no layer number, the layer is the first dimension."""
+    return {(unit, ".".join(word for word in name.split(".") if not word.isdigit())) for unit, name in keys(found)}
+
+
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("kind", ["megatron te", "megatron local"])
+@given(data=st.data())
+def test_stacked_layers_and_one_key_a_layer_hold_the_same_boxes(family, kind, data):
+    config = data.draw(models(family))
+    layer_by_layer = written(kind, config)
+    at_once = read_back(kind, config, stacked(layer_by_layer))
+    assert {(v.tensor, v.box) for e in at_once for v in e.views} == {(v.tensor, v.box) for e in layer_by_layer for v in e.views}
+    one = {entry.name: entry for entry in layer_by_layer}
+    for entry in at_once:
+        if "layers." in entry.name:
+            first = one[entry.name.replace("layers.", "layers.0.")]
+            assert entry.shape == (config["layers"], *first.shape)
+            assert [view.origin[0] for view in entry.views[:: len(first.views)]] == list(range(config["layers"]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_a_padded_vocabulary_of_megatron_is_padding_past_the_true_one(data):
+    config = data.draw(models("llama"))
+    padded = config["vocab"] + data.draw(st.integers(1, 5))
+    entry = written("megatron te", {**config, "padded_vocab": padded})[0]
+    assert entry.name == "embedding.word_embeddings.weight"
+    assert entry.shape == (padded, config["hidden"])
+    assert [(box.start, box.shape) for box in entry.padding] == [
+        ((config["vocab"], 0), (padded - config["vocab"], config["hidden"]))
+    ]
+    assert entry.padded == "embed"
+
+
+SMALL = {
+    "layers": 5, "hidden": 12, "heads": 6, "kv_heads": 2, "head_dim": 2, "ffn": 8, "vocab": 9, "positions": 7, "tp": 1, "pp": 1,
+    "tied": False, "embedding": "none",
+}  # fmt: skip
+LLAMA_SMALL = {**LLAMA.traits, **SMALL}
+GPT2_SMALL = {**GPT2.traits, **SMALL, "kv_heads": 6, "tied": True}
+
+
+def shapes(found):
+    return {"/".join(filter(None, (entry.unit, entry.name))): entry.shape for entry in found}
+
+
+def test_megatron_stores_a_llama_under_these_names_and_shapes():
+    layer = "decoder.layers.0."
+    assert {name: shape for name, shape in shapes(written("megatron te", LLAMA_SMALL)).items() if ".layers.0." in f".{name}" or "layers" not in name} == {
+        "embedding.word_embeddings.weight": (9, 12),
+        layer + "self_attention.linear_qkv.layer_norm_weight": (12,),
+        layer + "self_attention.linear_qkv.weight": (20, 12),
+        layer + "self_attention.linear_proj.weight": (12, 12),
+        layer + "mlp.linear_fc1.layer_norm_weight": (12,),
+        layer + "mlp.linear_fc1.weight": (16, 12),
+        layer + "mlp.linear_fc2.weight": (12, 8),
+        "decoder.final_layernorm.weight": (12,),
+        "output_layer.weight": (9, 12),
+    }  # fmt: skip
+
+
+def test_the_local_spelling_differs_in_the_names_of_norms_alone():
+    fused, local = set(shapes(written("megatron te", GPT2_SMALL))), set(shapes(written("megatron local", GPT2_SMALL)))
+    assert {name.split(".", 3)[-1] for name in fused - local} == {
+        "self_attention.linear_qkv.layer_norm_weight",
+        "self_attention.linear_qkv.layer_norm_bias",
+        "mlp.linear_fc1.layer_norm_weight",
+        "mlp.linear_fc1.layer_norm_bias",
+    }
+    assert {name.split(".", 3)[-1] for name in local - fused} == {
+        "input_layernorm.weight",
+        "input_layernorm.bias",
+        "pre_mlp_layernorm.weight",
+        "pre_mlp_layernorm.bias",
+    }
+
+
+def test_a_rank_of_gpt2_has_these_names_and_shapes():
+    found = shapes(written("trtllm", {**GPT2_SMALL, "layers": 1, "tp": 2}))
+    rank = "rank1/transformer."
+    layer = rank + "layers.0."
+    assert {name: shape for name, shape in found.items() if name.startswith("rank1/")} == {
+        rank + "vocab_embedding.weight": (9, 12),
+        rank + "position_embedding.weight": (7, 12),
+        layer + "input_layernorm.weight": (12,),
+        layer + "input_layernorm.bias": (12,),
+        layer + "attention.qkv.weight": (18, 12),
+        layer + "attention.qkv.bias": (18,),
+        layer + "attention.dense.weight": (12, 6),
+        layer + "attention.dense.bias": (12,),
+        layer + "post_layernorm.weight": (12,),
+        layer + "post_layernorm.bias": (12,),
+        layer + "mlp.fc.weight": (4, 12),
+        layer + "mlp.fc.bias": (4,),
+        layer + "mlp.proj.weight": (12, 4),
+        layer + "mlp.proj.bias": (12,),
+        rank + "ln_f.weight": (12,),
+        rank + "ln_f.bias": (12,),
+        "rank1/lm_head.weight": (5, 12),
+    }
+
+
+def test_ranks_are_numbered_stage_by_stage_and_the_first_stages_have_the_extra_layers():
+    found = [(unit.name, unit.rank, list(unit.layers), unit.first, unit.last) for unit in units(LLAMA.trtllm, {**LLAMA_SMALL, "tp": 2, "pp": 3})]
+    assert found == [
+        ("rank0", 0, [0, 1], True, False),
+        ("rank1", 1, [0, 1], True, False),
+        ("rank2", 0, [2, 3], False, False),
+        ("rank3", 1, [2, 3], False, False),
+        ("rank4", 0, [4], False, True),
+        ("rank5", 1, [4], False, True),
+    ]  # fmt: skip
+
+
+def test_layers_of_every_stage_are_counted_from_0():
+    found = shapes(written("trtllm", {**LLAMA_SMALL, "pp": 2}))
+    numbers = defaultdict(set)
+    for name in found:
+        if ".layers." in name:
+            numbers[name.split("/")[0]].add(int(name.split(".layers.")[1].split(".")[0]))
+    assert numbers == {"rank0": {0, 1, 2}, "rank1": {0, 1}}
+
+
+def test_more_ranks_than_kv_heads_hold_these_heads():
+    found = {
+        (entry.unit, view.tensor): (view.box.start[:2], view.box.shape[:2])
+        for entry in written("trtllm", {**LLAMA_SMALL, "heads": 8, "layers": 1, "tp": 4})
+        if entry.name.endswith("qkv.weight")
+        for view in entry.views
+    }
+    q, k = "layers.0.attention.q", "layers.0.attention.k"
+    assert [found[f"rank{rank}", q] for rank in range(4)] == [
+        ((0, 0), (1, 2)),
+        ((0, 2), (1, 2)),
+        ((1, 0), (1, 2)),
+        ((1, 2), (1, 2)),
+    ]
+    assert [found[f"rank{rank}", k][0][0] for rank in range(4)] == [0, 0, 1, 1]
+
+
+def test_the_head_of_a_tied_model_is_stored_again_for_tensorrt_and_for_nobody_else():
+    config = {**LLAMA_SMALL, "tied": True, "tp": 1}
+    again = [entry for entry in written("trtllm", config) if entry.name == "lm_head.weight"]
+    assert [view.tensor for view in again[0].views] == ["embed"]
+    for kind in ("hf", "megatron te"):
+        assert not [name for name in shapes(written(kind, config)) if "lm_head" in name or "output_layer" in name]
+
+
+def test_a_tied_head_that_a_source_stores_all_the_same_is_read_as_the_embedding():
+    config = {**LLAMA_SMALL, "tied": True}
+    present = keys(written("hf", config)) | {("", "lm_head.weight")}
+    found = {entry.name: entry for entry in read_back("hf", config, present)}
+    assert [view.tensor for view in found["lm_head.weight"].views] == ["embed"]
+
+
+PREFIXES = [
+    ("hf", "model.", ""),
+    ("hf", "model.", "model."),
+    ("megatron te", "", "model."),
+    ("megatron te", "", "module."),
+    ("megatron te", "", "model.module."),
+    ("megatron te", "", "model.module.module."),
+]
+
+
+@pytest.mark.parametrize(("kind", "usual", "other"), PREFIXES, ids=[f"{kind} under {other!r}" for kind, _, other in PREFIXES])
+def test_a_source_may_have_this_prefix_before_every_name(kind, usual, other):
+    target = written(kind, LLAMA_SMALL)
+    renamed = [replace(e, name=e.name if e.name == "lm_head.weight" else other + e.name.removeprefix(usual)) for e in target]
+    assert read_back(kind, LLAMA_SMALL, keys(renamed)) == renamed
+
+
+def test_a_name_that_no_row_describes_is_nobodys_entry():
+    present = {("", "model.norm.weight"), ("", "model.norm.scale"), ("", "model.layers.5.mlp.up_proj.weight")}
+    assert keys(read_back("hf", LLAMA_SMALL, present)) == {("", "model.norm.weight")}
+
+
+def test_a_bias_that_the_config_denies_is_nobodys_entry():
+    present = {("", "model.norm.weight"), ("", "model.layers.0.self_attn.q_proj.bias")}
+    assert keys(read_back("hf", LLAMA_SMALL, present)) == {("", "model.norm.weight")}
+
+
+REFUSALS = [
+    ("more stages than layers", {"pp": 6}, "cannot share 5 layers among 6 pipeline stages\n  try: use a pipeline-parallel size up to 5"),
+    ("KV heads among three ranks", {"tp": 3}, "cannot cut axis 'kv' into 3 equal shards\n  axis      kv = 2\n  heads     rep = 3 for each kv\n  world     tp = 3\n  try: use a tensor-parallel size that divides 2, or is a multiple of it that divides 6"),
+    ("an MLP that does not divide", {"tp": 2, "ffn": 7}, "cannot cut axis 'ffn' into 2 equal shards\n  axis      ffn = 7\n  world     tp = 2\n  try: use a tensor-parallel size that divides 7"),
+    ("columns of an embedding that do not divide", {"tp": 2, "hidden": 11, "embedding": "columns"}, "cannot cut axis 'hidden' into 2 equal shards\n  axis      hidden = 11\n  world     tp = 2\n  try: use a tensor-parallel size that divides 11"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("remark", "more", "text"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_a_model_is_not_cut_for(remark, more, text):
+    with pytest.raises(BadRequest) as caught:
+        written("trtllm", {**LLAMA_SMALL, **more})
+    assert str(caught.value) == text
+
+
+def test_megatron_spells_both_families_with_one_dialect():
+    assert all(dialect_of(family, "megatron") is MEGATRON for family in FAMILIES)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_no_name_appears_twice_in_a_unit(data):
+    family, kind = data.draw(st.sampled_from(KINDS))
+    found = written(kind, data.draw(models(family, ranked=kind == "trtllm")))
+    assume(found)
+    assert len(keys(found)) == len(found)

@@ -1,0 +1,619 @@
+"""The config tables: what one program's config says is said again, in its own words and in another's, or refused by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.families.fields import ANY, Choice, Place, Table, lookup, place, read, write
+from carnet.families.gpt2 import GPT2
+from carnet.families.known import dialect_of, recognise
+from carnet.families.llama import LLAMA
+from carnet.families.megatron import GUARDS, MEGATRON
+from carnet.families.model import BY_NAME, FIELDS
+
+GOLDENS = Path(__file__).parents[1] / "goldens" / "trtllm"
+
+LLAMA_HF = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "torch_dtype": "bfloat16",
+}
+GPT2_HF = {
+    "architectures": ["GPT2LMHeadModel"],
+    "model_type": "gpt2",
+    "n_layer": 2,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_inner": None,
+    "vocab_size": 97,
+    "n_positions": 128,
+    "dtype": "float32",
+}
+LLAMA_MEGATRON = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "add_bias_linear": False,
+    "position_embedding_type": "rope",
+    "untie_embeddings_and_output_weights": True,
+    "params_dtype": "torch.bfloat16",
+}
+GPT2_MEGATRON = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "position_embedding_type": "learned_absolute",
+    "params_dtype": "torch.float32",
+}
+LLAMA_TRTLLM = {
+    "architecture": "LlamaForCausalLM",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "hidden_act": "silu",
+    "dtype": "bfloat16",
+}
+GPT2_TRTLLM = {
+    "architecture": "GPT2LMHeadModel",
+    "num_hidden_layers": 2,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "vocab_size": 97,
+    "max_position_embeddings": 128,
+    "hidden_act": "gelu_new",
+    "dtype": "float32",
+}
+ROPE_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+# --- random configs, written as each program writes them ------------------------------------------------------------------------
+
+SIZES = st.integers(1, 1 << 20)
+SMALL = st.floats(1e-8, 1e-3)
+BASES = st.one_of(st.integers(1, 10**7), st.floats(1.0, 1e7))
+
+
+def some_of(**optional):
+    """Give a part of a config: each key there or not; null where the program writes null for absent."""
+    return st.fixed_dictionaries({}, optional={key: st.one_of(st.none(), values) for key, values in optional.items()})
+
+
+def scaling(low=st.floats(0.5, 4.0), high=st.floats(4.0, 16.0), original=SIZES):
+    factor = st.one_of(st.integers(1, 64), st.floats(1.0, 64.0))
+    llama3 = {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": original}
+    return st.one_of(
+        st.none(),
+        st.just({"rope_type": "default"}),
+        st.fixed_dictionaries({"rope_type": st.just("linear"), "factor": factor}),
+        st.fixed_dictionaries({"type": st.just("linear"), "factor": factor}),
+        st.fixed_dictionaries({"rope_type": st.just("llama3"), **llama3}),
+    )
+
+
+def merged(*parts):
+    return st.tuples(*parts).map(lambda found: {key: value for part in found for key, value in part.items()})
+
+
+TOKENS = {"bos_token_id": SIZES, "eos_token_id": SIZES, "pad_token_id": SIZES}
+EMBEDDINGS = st.sampled_from(
+    (
+        {},
+        {"use_parallel_embedding": False, "embedding_sharding_dim": 1},
+        {"use_parallel_embedding": True},
+        {"use_parallel_embedding": True, "embedding_sharding_dim": 1},
+    )
+)
+
+
+def mapping(tp, pp):
+    return {"mapping": {"tp_size": tp, "pp_size": pp, "moe_tp_size": tp, "world_size": tp * pp}}
+
+
+RANKS = st.builds(mapping, st.integers(1, 8), st.integers(1, 4))
+CONFIGS = {
+    "llama hf": merged(
+        st.just(LLAMA_HF),
+        some_of(
+            num_key_value_heads=SIZES,
+            head_dim=SIZES,
+            rms_norm_eps=SMALL,
+            hidden_act=st.sampled_from(("silu", "gelu", "gelu_new", "gelu_pytorch_tanh")),
+            rope_theta=BASES,
+            rope_scaling=scaling(),
+            attention_bias=st.booleans(),
+            mlp_bias=st.booleans(),
+            tie_word_embeddings=st.booleans(),
+            torch_dtype=st.sampled_from(("float16", "bfloat16", "float32")),
+            **TOKENS,
+        ),
+    ),
+    "gpt2 hf": merged(
+        st.just(GPT2_HF),
+        some_of(
+            n_inner=SIZES,
+            layer_norm_epsilon=SMALL,
+            activation_function=st.sampled_from(("gelu", "gelu_new", "gelu_fast")),
+            tie_word_embeddings=st.booleans(),
+            **TOKENS,
+        ),
+    ),
+    "llama trtllm": merged(
+        st.just(LLAMA_TRTLLM),
+        some_of(
+            num_key_value_heads=SIZES,
+            head_size=SIZES,
+            norm_epsilon=SMALL,
+            rotary_base=BASES,
+            rotary_scaling=scaling(),
+            attn_bias=st.booleans(),
+            mlp_bias=st.booleans(),
+            tie_word_embeddings=st.booleans(),
+        ),
+        RANKS,
+        EMBEDDINGS,
+    ),
+    "gpt2 trtllm": merged(
+        st.just(GPT2_TRTLLM), some_of(intermediate_size=SIZES, norm_epsilon=SMALL, tie_word_embeddings=st.booleans()), RANKS, EMBEDDINGS
+    ),
+    "llama megatron": merged(
+        st.just(LLAMA_MEGATRON),
+        some_of(kv_channels=SIZES, layernorm_epsilon=SMALL, rotary_base=BASES, untie_embeddings_and_output_weights=st.booleans()),
+        st.sampled_from(({}, {"group_query_attention": True, "num_query_groups": 2}, {"num_query_groups": 1})),
+        st.sampled_from(
+            (
+                {},
+                {"use_rope_scaling": True},
+                {"use_rope_scaling": True, "rope_scaling_factor": 32.0},
+                {"rotary_seq_len_interpolation_factor": 4},
+            )
+        ),
+        st.sampled_from(({}, {"add_bias_linear": True})),
+    ),
+    "gpt2 megatron": merged(
+        st.just(GPT2_MEGATRON),
+        some_of(ffn_hidden_size=SIZES, layernorm_epsilon=SMALL, untie_embeddings_and_output_weights=st.booleans()),
+        st.sampled_from(({}, {"openai_gelu": True}, {"bias_gelu_fusion": True})),
+    ),
+}
+FAMILY = {"llama": LLAMA, "gpt2": GPT2}
+
+
+def said(family, dialect, raw):
+    return {**FAMILY[family].traits, **read(dialect_of(FAMILY[family], dialect).table, raw, "a config")}
+
+
+def respelled(family, dialect, config):
+    """Return the config in a program's words, as it comes back from its JSON; for one rank where it does not say for how many."""
+    ranks = {"tp": 1, "pp": 1, "world": 1, "embedding": "none"} if dialect == "trtllm" else {}
+    found = write(dialect_of(FAMILY[family], dialect).table, {**ranks, **config}, FAMILY[family].traits, "a config")
+    return json.loads(json.dumps(found))
+
+
+def meaning(config):
+    """Return the facts of a config that every dialect has to keep."""
+    return {f.name: config[f.name] for f in FIELDS if not f.soft and config.get(f.name) not in (None, f.neutral)}
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize("kind", CONFIGS)
+@given(data=st.data())
+def test_what_a_config_says_is_said_again_in_the_same_words(kind, data):
+    family, dialect = kind.split()
+    config = said(family, dialect, data.draw(CONFIGS[kind]))
+    again = said(family, dialect, respelled(family, dialect, config))
+    assert {name: value for name, value in again.items() if value is not None} == {
+        name: value for name, value in config.items() if value is not None
+    }
+
+
+PAIRS = [
+    ("llama hf", "trtllm"),
+    ("gpt2 hf", "trtllm"),
+    ("llama trtllm", "hf"),
+    ("gpt2 trtllm", "hf"),
+    ("llama megatron", "hf"),
+    ("llama megatron", "trtllm"),
+    ("gpt2 megatron", "hf"),
+    ("gpt2 megatron", "trtllm"),
+    ("gpt2 hf", "megatron"),
+    ("gpt2 trtllm", "megatron"),
+]
+
+
+@settings(deadline=None)
+@pytest.mark.parametrize(("kind", "other"), PAIRS)
+@given(data=st.data())
+def test_a_config_that_went_to_another_program_and_back_means_the_same(kind, other, data):
+    family, dialect = kind.split()
+    config = said(family, dialect, data.draw(CONFIGS[kind]))
+    abroad = said(family, other, respelled(family, other, config))
+    assert meaning(abroad) == meaning(config)
+    assert meaning(said(family, dialect, respelled(family, dialect, abroad))) == meaning(config)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_what_megatron_says_of_a_llama_is_the_same_by_way_of_hugging_face_and_tensorrt(data):
+    config = said("llama", "megatron", data.draw(CONFIGS["llama megatron"]))
+    by_way = config
+    for dialect in ("hf", "trtllm", "hf", "megatron"):
+        by_way = said("llama", dialect, respelled("llama", dialect, by_way))
+    assert meaning(by_way) == meaning(config)
+
+
+# --- what a config says, written out --------------------------------------------------------------------------------------------
+
+MEANINGS = [
+    ("hf: a missing number of KV heads is the number of heads", "llama hf", {}, "kv_heads", 4),
+    ("hf: null is absent", "llama hf", {"num_key_value_heads": None}, "kv_heads", 4),
+    ("hf: a head is as wide as its part of the stream", "llama hf", {}, "head_dim", 8),
+    ("hf: unless the config says so", "llama hf", {"head_dim": 16}, "head_dim", 16),
+    ("hf: an integer serves as a float", "llama hf", {"rope_theta": 500000}, "rope_theta", 500000.0),
+    ("hf: transformers 5 keeps the base elsewhere", "llama hf", {"rope_parameters": {"rope_theta": 5e5}}, "rope_theta", 5e5),
+    ("hf: both places may say the same", "llama hf", {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta", 5e5),
+    ("hf: rope types by the old name of the key", "llama hf", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_factor", 2.0),
+    ("hf: swish is silu", "llama hf", {"hidden_act": "swish"}, "activation", "silu"),
+    ("hf: attention_bias is a bias of q, k and v", "llama hf", {"attention_bias": True}, "qkv_bias", True),
+    ("hf: and of the output projection", "llama hf", {"attention_bias": True}, "out_bias", True),
+    ("hf: a Llama without a word is untied", "llama hf", {}, "tied", False),
+    ("hf: a GPT-2 without a word is tied", "gpt2 hf", {}, "tied", True),
+    ("hf: GPT-2's MLP is four times as wide", "gpt2 hf", {}, "ffn", 128),
+    ("hf: GPT-2's own activation is the tanh form", "gpt2 hf", {}, "activation", "gelu_tanh"),
+    ("megatron: num_query_groups counts with its flag", "llama megatron", {"group_query_attention": True, "num_query_groups": 2}, "kv_heads", 2),
+    ("megatron: and means nothing without it", "llama megatron", {"num_query_groups": 1}, "kv_heads", 4),
+    ("megatron: nor where the flag is off", "llama megatron", {"group_query_attention": False, "num_query_groups": 2}, "kv_heads", 4),
+    ("megatron: the fused GELU is the tanh form", "gpt2 megatron", {"bias_gelu_fusion": True}, "activation", "gelu_tanh"),
+    ("megatron: the plain GELU is exact", "gpt2 megatron", {"bias_gelu_fusion": False}, "activation", "gelu"),
+    ("megatron: OpenAI's GELU is the tanh form", "gpt2 megatron", {"openai_gelu": True}, "activation", "gelu_tanh"),
+    ("megatron: SwiGLU is not fused with a bias", "llama megatron", {"bias_gelu_fusion": True}, "activation", "silu"),
+    ("megatron: epsilon by its config's name", "llama megatron", {"layernorm_epsilon": 1e-6}, "norm_eps", 1e-6),
+    ("megatron: epsilon by its argument's name", "llama megatron", {"norm_epsilon": 1e-6}, "norm_eps", 1e-6),
+    ("megatron: epsilon where nobody says it", "llama megatron", {}, "norm_eps", 1e-5),
+    ("megatron: rope scaling is Llama 3's", "llama megatron", {"use_rope_scaling": True}, "rope_type", "llama3"),
+    ("megatron: by 8", "llama megatron", {"use_rope_scaling": True}, "rope_factor", 8.0),
+    ("megatron: or by what it says", "llama megatron", {"use_rope_scaling": True, "rope_scaling_factor": 32.0}, "rope_factor", 32.0),
+    ("megatron: from 8192 positions", "llama megatron", {"use_rope_scaling": True}, "rope_original", 8192),
+    ("megatron: a factor without its flag stretches nothing", "llama megatron", {"rope_scaling_factor": 32.0}, "rope_type", "default"),
+    ("megatron: interpolation is linear", "llama megatron", {"rotary_seq_len_interpolation_factor": 2}, "rope_type", "linear"),
+    ("megatron: every linear layer has a bias by default", "gpt2 megatron", {}, "mlp_bias", True),
+    ("megatron: q, k and v alone may have one", "llama megatron", {"add_qkv_bias": True}, "qkv_bias", True),
+    ("megatron: the output projection then has none", "llama megatron", {"add_qkv_bias": True}, "out_bias", False),
+    ("megatron: tied unless it says untied", "gpt2 megatron", {}, "tied", True),
+    ("megatron: the MLP is four times as wide", "gpt2 megatron", {}, "ffn", 128),
+    ("trtllm: one rank where the mapping is missing", "llama trtllm", {}, "tp", 1),
+    ("trtllm: ranks as the mapping says", "llama trtllm", {"mapping": {"tp_size": 4}}, "tp", 4),
+    ("trtllm: rows of the embedding", "llama trtllm", {"use_parallel_embedding": True}, "embedding", "rows"),
+    ("trtllm: columns of it", "llama trtllm", {"use_parallel_embedding": True, "embedding_sharding_dim": 1}, "embedding", "columns"),
+    ("trtllm: the sharding means nothing without its flag", "llama trtllm", {"embedding_sharding_dim": 1}, "embedding", "none"),
+]  # fmt: skip
+BASE = {
+    "llama hf": LLAMA_HF,
+    "gpt2 hf": GPT2_HF,
+    "llama megatron": LLAMA_MEGATRON,
+    "gpt2 megatron": GPT2_MEGATRON,
+    "llama trtllm": LLAMA_TRTLLM,
+    "gpt2 trtllm": GPT2_TRTLLM,
+}
+
+
+@pytest.mark.parametrize(("remark", "kind", "more", "field", "value"), MEANINGS, ids=[row[0] for row in MEANINGS])
+def test_a_config_means(remark, kind, more, field, value):
+    found = said(*kind.split(), {**BASE[kind], **more})[field]
+    assert (type(found), found) == (type(value), value)
+
+
+@pytest.mark.parametrize("kind", BASE)
+def test_the_family_of_a_config_is_recognised(kind):
+    family, dialect = kind.split()
+    found, config = recognise(dialect, BASE[kind], "a config", {})
+    assert found.name == family
+    assert {name: config[name] for name in found.traits} == found.traits
+
+
+def test_a_vocabulary_given_by_hand_stands_over_the_config():
+    for kind, raw in BASE.items():
+        assert recognise(kind.split()[1], raw, "a config", {"vocab": 90})[1]["vocab"] == 90
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------------
+
+REFUSALS = [
+    ("an unknown key", "llama hf", {"sliding_window": 4}, NotSupported, "the config sets 'sliding_window', which carnet does not know"),
+    ("an unknown key inside a known one", "llama hf", {"rope_parameters": {"partial_rotary_factor": 0.5}}, NotSupported, "the config sets 'rope_parameters.partial_rotary_factor', which carnet does not know"),
+    ("a text for rope_scaling", "llama hf", {"rope_scaling": "linear"}, NotSupported, "the config sets 'rope_scaling', which carnet does not know"),
+    ("a text for an integer", "llama hf", {"hidden_size": "32"}, BadCheckpoint, "the config sets 'hidden_size' to something that is no int"),
+    ("true for an integer", "llama hf", {"num_key_value_heads": True}, BadCheckpoint, "the config sets 'num_key_value_heads' to something that is no int"),
+    ("a fraction for an integer", "llama hf", {"hidden_size": 32.0}, BadCheckpoint, "the config sets 'hidden_size' to something that is no int"),
+    ("a list for an integer", "llama hf", {"hidden_size": [32]}, BadCheckpoint, "the config sets 'hidden_size' to something that is no int"),
+    ("true for a fraction", "llama hf", {"rms_norm_eps": True}, BadCheckpoint, "the config sets 'rms_norm_eps' to something that is no float"),
+    ("a text for a fraction", "llama hf", {"rms_norm_eps": "1e-5"}, BadCheckpoint, "the config sets 'rms_norm_eps' to something that is no float"),
+    ("1 for true", "llama hf", {"tie_word_embeddings": 1}, BadCheckpoint, "the config sets 'tie_word_embeddings' to something that is no bool"),
+    ("an activation of another family", "llama hf", {"hidden_act": "relu"}, NotSupported, "the config sets 'hidden_act' to a value that carnet does not know"),
+    ("an element type without a name", "llama hf", {"torch_dtype": "float8_e4m3fn"}, NotSupported, "the config sets 'torch_dtype' to a value that carnet does not know"),
+    ("two element types", "llama hf", {"dtype": "float16"}, BadCheckpoint, "the config contradicts itself"),
+    ("two places for rope that differ in type", "llama hf", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}, BadCheckpoint, "the config contradicts itself"),
+    ("two places for rope that differ in factor", "llama hf", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}, BadCheckpoint, "the config contradicts itself"),
+    ("two bases of rope", "llama hf", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, BadCheckpoint, "the config contradicts itself"),
+    ("rope by YaRN", "llama hf", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, NotSupported, "the config sets 'rope_scaling.rope_type' to a value that carnet does not know"),
+    ("rope that changes as it runs", "llama hf", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, NotSupported, "the config sets 'rope_scaling.type' to a value that carnet does not know"),
+    ("rope stretched by nobody knows how much", "llama hf", {"rope_scaling": {"type": "linear"}}, BadCheckpoint, "the config does not say 'rope_scaling.factor'"),
+    ("Llama 3's rope without its constants", "llama hf", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, BadCheckpoint, "the config does not say 'rope_scaling.low_freq_factor'"),
+    ("another model's type", "llama hf", {"model_type": "mistral"}, NotSupported, "the config sets 'model_type' to a value that carnet cannot carry over"),
+    ("attention that is scaled by layer", "gpt2 hf", {"scale_attn_by_inverse_layer_idx": True}, NotSupported, "the config sets 'scale_attn_by_inverse_layer_idx' to a value that carnet cannot carry over"),
+    ("attention that is not scaled", "gpt2 hf", {"scale_attn_weights": False}, NotSupported, "the config sets 'scale_attn_weights' to a value that carnet cannot carry over"),
+    ("cross-attention", "gpt2 hf", {"add_cross_attention": True}, NotSupported, "the config sets 'add_cross_attention' to a value that carnet cannot carry over"),
+    ("a quantized checkpoint", "llama trtllm", {"quantization": {"quant_algo": "FP8"}}, NotSupported, "the config sets 'quantization.quant_algo' to a value that carnet cannot carry over"),
+    ("a quantized cache", "llama trtllm", {"quantization": {"kv_cache_quant_algo": "INT8"}}, NotSupported, "the config sets 'quantization.kv_cache_quant_algo' to a value that carnet cannot carry over"),
+    ("experts", "llama trtllm", {"moe": {"num_experts": 8}}, NotSupported, "the config sets 'moe.num_experts' to a value that carnet cannot carry over"),
+    ("heads of two widths", "llama trtllm", {"head_size": 8, "rotary_embedding_dim": 4}, NotSupported, "the config's 'rotary_embedding_dim' differs from what the model is otherwise"),
+    ("experts cut otherwise than the rest", "llama trtllm", {"mapping": {"tp_size": 2, "moe_tp_size": 1}}, NotSupported, "the config's 'mapping.moe_tp_size' differs from what the model is otherwise"),
+    ("a context cut among ranks", "llama trtllm", {"mapping": {"cp_size": 2}}, NotSupported, "the config sets 'mapping.cp_size' to a value that carnet cannot carry over"),
+    ("an embedding cut along a third axis", "llama trtllm", {"use_parallel_embedding": True, "embedding_sharding_dim": 2}, NotSupported, "the config's combination of use_parallel_embedding, embedding_sharding_dim is not known"),
+    ("an unknown key of TensorRT-LLM", "llama trtllm", {"has_partial_lora_mask": True}, NotSupported, "the config sets 'has_partial_lora_mask', which carnet does not know"),
+    ("two epsilons", "llama megatron", {"layernorm_epsilon": 1e-5, "norm_epsilon": 1e-6}, BadCheckpoint, "the config contradicts itself"),
+    ("a norm of another kind", "llama megatron", {"normalization": "L2Norm"}, NotSupported, "the config sets 'normalization' to a value that carnet does not know"),
+    ("no positions at all", "llama megatron", {"position_embedding_type": "none"}, NotSupported, "the config sets 'position_embedding_type' to a value that carnet does not know"),
+    ("two stretchings of rope at once", "llama megatron", {"use_rope_scaling": True, "rotary_seq_len_interpolation_factor": 2}, NotSupported, "the config's combination of use_rope_scaling, rotary_seq_len_interpolation_factor is not known"),
+    ("a squared ReLU", "gpt2 megatron", {"squared_relu": True}, NotSupported, "the config's combination of swiglu, openai_gelu, bias_gelu_fusion, squared_relu, quick_geglu is not known"),
+    ("a quick GEGLU", "gpt2 megatron", {"quick_geglu": True}, NotSupported, "the config's combination of swiglu, openai_gelu, bias_gelu_fusion, squared_relu, quick_geglu is not known"),
+    ("training in eight bits", "llama megatron", {"params_dtype": "torch.float8_e4m3fn"}, NotSupported, "the config sets 'params_dtype' to a value that carnet does not know"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("remark", "kind", "more", "error", "what"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_a_config_is_refused_for(remark, kind, more, error, what):
+    with pytest.raises(error) as caught:
+        said(*kind.split(), {**BASE[kind], **more})
+    assert caught.value.what == what
+    assert caught.value.facts["where"] == "a config"
+
+
+REQUIRED = [
+    *(("llama hf", key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "max_position_embeddings")),
+    *(("gpt2 hf", key) for key in ("n_layer", "n_embd", "n_head", "vocab_size", "n_positions")),
+    *(("llama megatron", key) for key in ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "position_embedding_type", "params_dtype")),
+    *(("llama trtllm", key) for key in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings", "hidden_act", "dtype")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("absent", [False, True], ids=["null", "absent"])
+@pytest.mark.parametrize(("kind", "key"), REQUIRED, ids=[" ".join(row) for row in REQUIRED])
+def test_a_key_that_must_be_there_is_named_where_it_is_missing_or_null(kind, key, absent):
+    raw = {name: value for name, value in BASE[kind].items() if name != key} if absent else {**BASE[kind], key: None}
+    with pytest.raises(BadCheckpoint) as caught:
+        said(*kind.split(), raw)
+    assert caught.value.what == f"the config does not say {key!r}"
+
+
+def test_megatron_without_a_vocabulary_is_refused_by_the_names_of_key_and_field():
+    with pytest.raises(BadCheckpoint) as caught:
+        said("llama", "megatron", {**LLAMA_MEGATRON, "vocab_size": None})
+    assert "'vocab_size'" in str(caught.value)
+    assert "true size of the vocabulary, without padding" in str(caught.value)
+
+
+def test_a_fixed_value_that_is_null_is_no_contradiction():
+    assert said("gpt2", "hf", {**GPT2_HF, "scale_attn_weights": None}) == said("gpt2", "hf", GPT2_HF)
+
+
+# a value of each guard under which the weights mean something else
+GUARDED = {
+    "layernorm_zero_centered_gamma": True,
+    "apply_layernorm_1p": True,
+    "apply_residual_connection_post_layernorm": True,
+    "attention_output_gate": True,
+    "softmax_type": "learnable",
+    "qk_layernorm": True,
+    "qk_l2_norm": True,
+    "multi_latent_attention": True,
+    "num_experts": 8,
+    "rotary_interleaved": True,
+    "window_size": [128, 0],
+    "no_rope_freq": 4,
+    "experimental_attention_variant": "dsa",
+    "linear_attention_freq": 4,
+    "glu_linear_offset": 1.0,
+    "activation_func_clamp_value": 7.0,
+    "heterogeneous_layers_config_path": "/a.json",
+    "heterogeneous_layers_config_encoded_json": "{}",
+    "hybrid_override_pattern": "M*-",
+    "hybrid_layer_pattern": "M*-",
+    "is_hybrid_model": True,
+    "mrope_section": [16, 24, 24],
+}
+
+
+def test_the_table_below_names_every_guard():
+    assert set(GUARDED) == set(GUARDS)
+
+
+@pytest.mark.parametrize("key", GUARDED)
+def test_megatron_is_refused_by_name_where_it_sets(key):
+    with pytest.raises(NotSupported) as caught:
+        said("llama", "megatron", {**LLAMA_MEGATRON, key: GUARDED[key]})
+    assert caught.value.what == f"the config sets {key!r} to a value that carnet cannot carry over"
+    assert caught.value.facts["found"] == repr(GUARDED[key])
+
+
+@pytest.mark.parametrize("key", GUARDED)
+def test_megatron_crosses_where_a_guard_is_null_or_at_rest(key):
+    for value in (None, *GUARDS[key]):
+        assert said("llama", "megatron", {**LLAMA_MEGATRON, key: value}) == said("llama", "megatron", LLAMA_MEGATRON)
+
+
+UNSAYABLE = [
+    ("biases of q, k and v alone", "llama megatron", {"add_qkv_bias": True}, "hf", "the target's config cannot say what the model needs of 'attention_bias'"),
+    ("biases of q, k and v alone", "llama megatron", {"add_qkv_bias": True}, "trtllm", "the target's config cannot say what the model needs of 'attn_bias'"),
+    ("half of a head rotated", "llama megatron", {"rotary_percent": 0.5}, "hf", "the target's config has no place for 'rope_percent'"),
+    ("half of a head rotated", "llama megatron", {"rotary_percent": 0.5}, "trtllm", "the target's config has no place for 'rope_percent'"),
+    ("an MLP of a Llama without biases", "llama hf", {"attention_bias": True}, "megatron", "the target's config cannot say what the model is"),
+    ("a gated exact GELU", "llama hf", {"hidden_act": "gelu"}, "megatron", "the target's config cannot say what the model is"),
+    ("Llama 3's rope with other constants", "llama hf", {"rope_scaling": {**ROPE_LLAMA3, "low_freq_factor": 2.0}}, "megatron", "the target's config cannot say what the model is"),
+    ("a GPT-2 with fewer KV heads", "gpt2 megatron", {"group_query_attention": True, "num_query_groups": 2}, "hf", "the target's config has no place for 'kv_heads'"),
+    ("a GPT-2 with wide heads", "gpt2 megatron", {"kv_channels": 64}, "hf", "the target's config has no place for 'head_dim'"),
+    ("a gated GPT-2", "gpt2 megatron", {"swiglu": True}, "hf", "the target's config cannot say activation = 'silu'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("remark", "kind", "more", "other", "what"), UNSAYABLE, ids=[f"{row[0]} to {row[3]}" for row in UNSAYABLE]
+)
+def test_what_another_program_cannot_say_is_refused(remark, kind, more, other, what):
+    family, dialect = kind.split()
+    config = {**read(dialect_of(FAMILY[family], dialect).table, {**BASE[kind], **more}, "a config")}
+    with pytest.raises(NotSupported) as caught:
+        respelled(family, other, config)
+    assert caught.value.what == what
+
+
+def test_arguments_that_no_family_has_are_refused_with_a_reason_for_each():
+    with pytest.raises(NotSupported) as caught:
+        recognise("megatron", {**LLAMA_MEGATRON, "rotary_percent": 0.5}, "a config", {})
+    assert str(caught.value) == (
+        "no known family has the features that the training arguments describe\n"
+        "  where      a config\n"
+        "  not llama  the target's config has no place for 'rope_percent'\n"
+        "  not gpt2   norm is 'rms', gated is True, position is 'rope', qkv_bias is False, out_bias is False, mlp_bias is False"
+    )
+
+
+# --- what the real programs wrote -----------------------------------------------------------------------------------------------
+
+
+def test_rope_scaling_stands_in_tensorrts_config_word_for_word():
+    config = said("llama", "hf", {**LLAMA_HF, "rope_scaling": ROPE_LLAMA3, "rope_theta": 500000.0})
+    found = respelled("llama", "trtllm", config)
+    assert found["rotary_scaling"] == ROPE_LLAMA3
+    assert found["rotary_base"] == 500000.0
+
+
+GOLDEN_TARGETS = sorted(path.parent for path in GOLDENS.glob("*/trtllm-*/config.json"))
+
+
+@pytest.mark.parametrize("target", GOLDEN_TARGETS, ids=[f"{path.parent.name} {path.name}" for path in GOLDEN_TARGETS])
+def test_a_config_for_tensorrt_is_the_one_that_its_own_converter_wrote(target):
+    golden = json.loads((target / "config.json").read_text())
+    family, config = recognise("hf", json.loads((target.parent / "hf" / "config.json").read_text()), "hf", {})
+    tp, pp = golden["mapping"]["tp_size"], golden["mapping"]["pp_size"]
+    ranks = {"tp": tp, "pp": pp, "world": tp * pp, "embedding": said(family.name, "trtllm", golden)["embedding"]}
+    found = respelled(family.name, "trtllm", {**config, **ranks})
+    assert {key: found.get(key) for key in golden} == golden
+    assert set(found) - set(golden) <= {"tie_word_embeddings"}
+
+
+# --- the engine, on tables of its own -------------------------------------------------------------------------------------------
+
+
+def test_a_key_of_a_closed_table_must_be_named_somewhere_and_of_an_open_one_not():
+    rows = (place("layers", "n"),)
+    assert read(Table(rows, closed=False), {"n": 1, "m": 2}, "x") == {"layers": 1}
+    assert read(Table(rows, ignored=frozenset({"m"})), {"n": 1, "m": {"deep": 2}}, "x") == {"layers": 1}
+    with pytest.raises(NotSupported, match="'m.deep'"):
+        read(Table(rows), {"n": 1, "m": {"deep": 2}}, "x")
+
+
+def test_a_null_that_nobody_knows_says_nothing():
+    assert read(Table((place("layers", "n"),)), {"n": 1, "m": None, "o": {"p": None}}, "x") == {"layers": 1}
+
+
+def test_a_place_that_is_the_default_may_be_left_out():
+    row = place("rope_type", "scaling.type", default="default", omit=True)
+    assert write(Table((row,)), {"rope_type": "default"}, {}, "x") == {}
+    assert write(Table((row,)), {"rope_type": "linear"}, {}, "x") == {"scaling": {"type": "linear"}}
+
+
+def test_a_place_for_some_models_is_silent_about_the_others():
+    row = place("rope_factor", "factor", only={"rope_type": "linear"})
+    assert read(Table((place("rope_type", "type"), row)), {"type": "default", "factor": 4.0}, "x") == {"rope_type": "default"}
+    with pytest.raises(NotSupported, match="no place for 'rope_factor'"):
+        write(Table((place("rope_type", "type"), row)), {"rope_type": "default", "rope_factor": 4.0}, {}, "x")
+
+
+def test_a_choice_takes_the_first_line_that_fits_and_writes_no_key_that_it_does_not_look_at():
+    row = Choice(("tied", "gated"), (("a", False), ("b", 0)), (((True, True), (True, ANY)), ((False, True), (False, 1))))
+    assert read(Table((row,)), {"a": True, "b": 7}, "x") == {"tied": True, "gated": True}
+    assert write(Table((row,)), {"tied": True, "gated": True}, {}, "x") == {"a": True}
+    with pytest.raises(NotSupported, match="combination of a, b is not known"):
+        read(Table((row,)), {"b": True}, "x")  # True is not 1
+
+
+def test_one_key_cannot_say_two_things():
+    rows = (place("qkv_bias", "bias"), place("out_bias", "bias"))
+    assert write(Table(rows), {"qkv_bias": True, "out_bias": True}, {}, "x") == {"bias": True}
+    with pytest.raises(NotSupported, match="cannot say what the model needs of 'bias'"):
+        write(Table(rows), {"qkv_bias": True, "out_bias": False}, {}, "x")
+
+
+def test_a_field_without_a_place_is_refused_unless_it_is_soft_neutral_or_a_trait():
+    table = Table(())
+    assert write(table, {"bos": 1, "rope_theta": 10000.0, "norm": "rms"}, {"norm": "rms"}, "x") == {}
+    with pytest.raises(NotSupported, match="no place for 'norm'"):
+        write(table, {"norm": "rms"}, {}, "x")
+    with pytest.raises(NotSupported, match="no place for 'rope_theta'"):
+        write(table, {"rope_theta": 5e5}, {}, "x")
+
+
+def test_a_dotted_key_is_looked_up_and_written_level_by_level():
+    assert lookup({"a": {"b": {"c": 1}}}, "a.b.c") == 1
+    assert lookup({"a": 1}, "a.b") is None
+    assert write(Table((place("layers", "a.b.c"),), written={"a.d": None}), {"layers": 1}, {}, "x") == {"a": {"d": None, "b": {"c": 1}}}
+
+
+def test_every_row_of_every_table_names_a_field_that_exists():
+    tables = [LLAMA.hf.table, LLAMA.trtllm.table, GPT2.hf.table, GPT2.trtllm.table, MEGATRON.table]
+    for table in tables:
+        for row in table.rows:
+            named = row.fields if isinstance(row, Choice) else (row.field,)
+            assert set(named) <= set(BY_NAME)
+            if isinstance(row, Place):
+                assert set(row.only) <= set(BY_NAME)
+
+
+@settings(deadline=None, max_examples=200)
+@pytest.mark.parametrize("kind", BASE)
+@given(data=st.data())
+def test_a_config_with_one_strange_value_is_read_or_refused_and_never_breaks(kind, data):
+    values = st.one_of(
+        st.none(), st.booleans(), st.integers(-2, 2), st.text(max_size=3), st.floats(), st.lists(st.integers(), max_size=2),
+        st.dictionaries(st.sampled_from(("rope_type", "factor", "tp_size", "x")), st.one_of(st.none(), st.integers(), st.text(max_size=2))),
+    )  # fmt: skip
+    family, dialect = kind.split()
+    table = dialect_of(FAMILY[family], dialect).table
+    keys = sorted({key.split(".")[0] for row in table.rows for key in _keys(row)} | set(BASE[kind]))
+    raw = {**BASE[kind], data.draw(st.sampled_from(keys)): data.draw(values)}
+    try:
+        said(family, dialect, raw)
+    except CarnetError as error:
+        assert error.facts["where"] == "a config"
+
+
+def _keys(row):
+    if isinstance(row, Choice):
+        return [key for key, _ in row.keys]
+    return row.keys if isinstance(row, Place) else [row.key, row.flag]

@@ -1,0 +1,92 @@
+"""Which kind of checkpoint a folder is, and what makes it the same one."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from carnet.errors import BadRequest, NotSupported
+from carnet.formats.detect import fingerprint, open_checkpoint
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    return Path(shutil.copytree(GOLDENS / "megatron/llama_tp2pp2", tmp_path / "copy"))
+
+
+def test_an_unknown_folder_is_an_error_that_lists_what_was_looked_for(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(BadRequest) as error:
+        open_checkpoint(tmp_path)
+    assert str(error.value).splitlines() == [
+        "no checkpoint of a known kind is here",
+        f"  where       {tmp_path}",
+        "  megatron    no latest_checkpointed_iteration.txt, no iter_* folder, no .metadata",
+        "  hf, trtllm  no config.json",
+        "  try: name the folder that holds one of these files",
+    ]
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(BadRequest) as error:
+        open_checkpoint(tmp_path / "nowhere")
+    assert str(error.value).splitlines()[0] == f"{tmp_path}/nowhere does not exist"
+
+
+def test_the_per_rank_format_is_refused_by_name(tmp_path):
+    (tmp_path / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
+    with pytest.raises(NotSupported) as error:
+        open_checkpoint(tmp_path)
+    assert str(error.value).splitlines()[0] == "the legacy per-rank format (mp_rank_*) is not read yet"
+
+
+def test_a_release_is_an_iteration_too(copy):
+    (copy / "iter_0000001").rename(copy / "release")
+    (copy / "latest_checkpointed_iteration.txt").write_text("release\n")
+    assert open_checkpoint(copy).root.name == "release"
+
+
+def test_a_config_for_other_programs_does_not_hide_the_iteration(copy):
+    (copy / "iter_0000001" / "config.json").write_text("{}")
+    assert open_checkpoint(copy / "iter_0000001").dialect == "megatron"
+
+
+def test_a_single_iteration_needs_no_tracker(copy):
+    (copy / "latest_checkpointed_iteration.txt").unlink()
+    assert open_checkpoint(copy).root.name == "iter_0000001"
+
+
+def test_the_digest_does_not_depend_on_which_tensors_were_located(copy):
+    everything, nothing = open_checkpoint(copy, lambda name: True), open_checkpoint(copy, lambda name: False)
+    assert fingerprint(everything) == fingerprint(nothing)
+
+
+def test_a_relative_path_gives_an_absolute_root(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    assert open_checkpoint(Path("copy")).root == copy / "iter_0000001"
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", ".metadata", "common.pt"])
+def test_the_fingerprint_changes_with_the_time_of_any_file(copy, file):
+    before = fingerprint(open_checkpoint(copy))
+    path = copy / "iter_0000001" / file
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert fingerprint(open_checkpoint(copy)) != before
+
+
+def test_the_digest_is_of_headers_and_not_of_times_or_places(copy):
+    assert open_checkpoint(copy).digest == open_checkpoint(GOLDENS / "megatron/llama_tp2pp2").digest
+
+
+def test_the_digest_changes_with_the_training_arguments(copy):
+    import torch
+
+    before = open_checkpoint(copy).digest
+    path = copy / "iter_0000001" / "common.pt"
+    common = torch.load(path, weights_only=False)
+    common["iteration"] = 2
+    torch.save(common, path)
+    assert open_checkpoint(copy).digest != before

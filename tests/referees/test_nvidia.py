@@ -1,0 +1,89 @@
+"""NVIDIA's own converters as referee: from the same Hugging Face folder carnet writes the same ranks, bit for bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import carnet
+
+pytestmark = pytest.mark.referee
+
+GOLDENS = Path(__file__).parents[1] / "goldens/trtllm"
+CASES = (
+    ("llama", "trtllm-tp1pp1", 1, 1),
+    ("llama", "trtllm-tp2pp2", 2, 2),
+    ("llama_kv2", "trtllm-tp2pp2", 2, 2),
+    ("llama_kv2", "trtllm-tp4", 4, 1),  # two KV heads, each on two ranks
+    ("llama_tied", "trtllm-tp2pp2", 2, 2),
+    ("gpt2", "trtllm-tp2pp2", 2, 2),
+)
+WHICH = pytest.mark.parametrize(("model", "made", "tp", "pp"), CASES, ids=[f"{model}-{made}" for model, made, *_ in CASES])
+# float32 tables that NVIDIA's save_checkpoint writes along and its loader does not ask for
+BUFFERS = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
+
+
+def weights(file):
+    """Return name -> (dtype, shape, bytes), without the rotary buffers."""
+    return {
+        name: (tensor.dtype, tuple(tensor.shape), tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        for name, tensor in load_file(file).items()
+        if name.rsplit(".", 1)[-1] not in BUFFERS
+    }
+
+
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@WHICH
+def test_every_rank_holds_what_nvidia_s_converter_writes(model, made, tp, pp, tmp_path):
+    out = tmp_path / "ranks"
+    assert carnet.cross(GOLDENS / model / "hf", out, to="trtllm", tp=tp, pp=pp).equal
+    theirs = GOLDENS / model / made
+    names = sorted(path.name for path in theirs.glob("*.safetensors"))
+    assert sorted(path.name for path in out.glob("*.safetensors")) == names
+    assert names == [f"rank{rank}.safetensors" for rank in range(tp * pp)]
+    for name in names:
+        ours, expected = weights(out / name), weights(theirs / name)
+        assert ours.keys() == expected.keys()
+        assert [tensor for tensor in expected if ours[tensor] != expected[tensor]] == []
+
+
+@WHICH
+def test_every_config_field_is_the_one_that_nvidia_s_converter_writes(model, made, tp, pp, tmp_path):
+    out = tmp_path / "ranks"
+    assert carnet.cross(GOLDENS / model / "hf", out, to="trtllm", tp=tp, pp=pp).equal
+    ours, theirs = config(out), config(GOLDENS / model / made)
+    if model == "gpt2":
+        # NVIDIA's GPT config has no such field; without it a head of its own could not be told from a tied one
+        assert ours.pop("tie_word_embeddings") is True
+    assert ours == theirs
+
+
+@WHICH
+def test_nvidia_s_ranks_come_back_as_the_folder_that_they_were_made_of(model, made, tp, pp, tmp_path):
+    out = tmp_path / "hf"
+    assert carnet.cross(GOLDENS / model / made, out, to="hf").equal
+    assert weights(out / "model.safetensors") == weights(GOLDENS / model / "hf/model.safetensors")
+
+
+@WHICH
+def test_nvidia_s_config_comes_back_as_the_one_that_it_was_made_of(model, made, tp, pp, tmp_path):
+    from transformers import AutoConfig
+
+    out = tmp_path / "hf"
+    assert carnet.cross(GOLDENS / model / made, out, to="hf").equal
+    ours, theirs = AutoConfig.from_pretrained(out).to_dict(), AutoConfig.from_pretrained(GOLDENS / model / "hf").to_dict()
+    if model == "gpt2":
+        theirs["n_inner"] = 4 * theirs["n_embd"]  # modeling_gpt2.py: what null means
+    different = {key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)}
+    assert different <= {"_name_or_path", "transformers_version"}
+
+
+@WHICH
+def test_nvidia_s_ranks_are_verified_as_the_folder_that_they_were_made_of(model, made, tp, pp):
+    assert carnet.verify(GOLDENS / model / "hf", GOLDENS / model / made).findings == ()
+    assert carnet.verify(GOLDENS / model / made, GOLDENS / model / "hf").findings == ()

@@ -1,0 +1,589 @@
+"""The command line from outside: exit codes, what goes to which stream, and what a person reads when carnet refuses."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import xxhash
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import carnet
+from carnet.cli import main
+
+GOLDENS = Path(__file__).parent / "goldens"
+MEGATRON = GOLDENS / "megatron/llama_tp2pp2"
+HF = GOLDENS / "trtllm/llama_kv2/hf"
+SOURCE_TREE = Path(carnet.__file__).parents[1]
+
+
+def carnet_in_a_shell(*words, cwd=None, code=None):
+    """Run the command in a process of its own, both streams into pipes."""
+    program = ["-m", "carnet"] if code is None else ["-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_TREE), "COLUMNS": "120"}
+    return subprocess.run(
+        [sys.executable, *program, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def call(*words):
+    """Run the command in this process."""
+    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="carnet")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # a traceback
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def refused(*words):
+    """Return the lines of a refusal, after asking that it is one: exit code 1, nothing on stdout, one `try:` at most."""
+    result = call(*words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("carnet: ")
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert sum(line.startswith("  try: ") for line in lines) <= 1
+    columns = {line.index(line[2:].split("  ")[-1].lstrip(), 4) for line in lines[1:] if not line.startswith("  try: ")}
+    assert columns  # a refusal has facts ...
+    return lines
+
+
+@pytest.fixture
+def hf(tmp_path):
+    shutil.copytree(HF, tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def rewrite(folder, damage):
+    tensors = load_file(folder / "model.safetensors")
+    damage(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def reconfigure(folder, **fields):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **fields}))
+
+
+# --- the package ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_package_shows_its_five_verbs_and_nothing_else():
+    assert carnet.__all__ == ["cross", "inspect", "plan", "run", "verify"]
+    assert {name for name in dir(carnet) if not name.startswith("_")} == set(carnet.__all__)
+    assert all(callable(getattr(carnet, name)) for name in carnet.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'convert'"):
+        _ = carnet.convert
+
+
+def test_the_commands_are_the_verbs():
+    assert sorted(main.commands) == carnet.__all__
+
+
+def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below():
+    code = (
+        "import sys\nfrom carnet.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as done:\n    assert done.code == 0\n"
+        "loaded = {name for name in sys.modules if name.split('.')[0] in ('numpy', 'rich', 'ml_dtypes', 'xxhash', 'torch')}\n"
+        "loaded |= {name for name in sys.modules if name.startswith('carnet.')} - {'carnet.cli'}\n"
+        "print(sorted(loaded), file=sys.stderr)"
+    )
+    result = carnet_in_a_shell(code=code)
+    assert result.stderr == "[]\n"
+    assert "Usage: " in result.stdout
+
+
+@pytest.mark.parametrize("verb", carnet.__all__)
+def test_the_help_of_every_verb_has_examples_that_are_commands(verb):
+    result = call(verb, "--help")
+    assert result.exit_code == 0
+    assert f"  carnet {verb} " in result.stdout.split("Examples:\n")[1]
+
+
+# --- exit codes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_done_exits_with_0(tmp_path):
+    for words in (
+        ("inspect", MEGATRON),
+        ("inspect", HF, "--tensors"),
+        ("plan", MEGATRON, "--to", "trtllm", "--tp", 2, "-o", tmp_path / "plan"),
+        ("run", tmp_path / "plan", tmp_path / "ran"),
+        ("verify", MEGATRON, tmp_path / "ran"),
+        ("verify", tmp_path / "ran"),
+        ("cross", MEGATRON, tmp_path / "crossed", "--to", "hf"),
+    ):
+        assert (call(*words).exit_code, words[0]) == (0, words[0])
+
+
+def test_what_is_refused_exits_with_1(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "plan").write_text("no plan\n")
+    for words in (
+        ("inspect", tmp_path / "empty"),
+        ("plan", tmp_path / "empty", "--to", "hf"),
+        ("run", tmp_path / "plan", tmp_path / "out"),
+        ("verify", tmp_path / "empty", HF),
+        ("verify", HF, tmp_path / "empty"),
+        ("verify", HF),
+        ("cross", tmp_path / "empty", tmp_path / "out", "--to", "hf"),
+    ):
+        assert refused(*words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "plan"]
+
+
+def test_what_is_asked_for_wrongly_exits_with_2(tmp_path):
+    gone = tmp_path / "gone"
+    for words in (
+        (),
+        ("convert", HF),
+        ("inspect",),
+        ("inspect", gone),
+        ("plan", gone, "--to", "hf"),
+        ("plan", HF),
+        ("plan", HF, "--to", "onnx"),
+        ("plan", HF, "--to", "trtllm", "--tp", "0"),
+        ("plan", HF, "--to", "trtllm", "--tp", "two"),
+        ("plan", HF, "--to", "hf", "--memory", "much"),
+        ("plan", HF, "--to", "hf", "--memory", "infG"),
+        ("run", gone, tmp_path / "out"),
+        ("verify", gone),
+        ("verify", HF, gone),
+        ("cross", gone, tmp_path / "out", "--to", "hf"),
+        ("cross", HF, "--to", "hf"),
+        ("cross", HF, tmp_path / "out", "--to", "hf", "--tokenizer", gone),
+        ("cross", HF, tmp_path / "out", "--to", "hf", "--parallel-embedding", "both"),
+    ):
+        result = call(*words)
+        assert (result.exit_code, result.stdout, words) == (2, "", words)
+        assert "Usage: carnet" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_verified_and_different_exits_with_3(tmp_path):
+    out = tmp_path / "out"
+    assert call("cross", MEGATRON, out, "--to", "hf").exit_code == 0
+    raw = bytearray((out / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (out / "model.safetensors").write_bytes(raw)
+    for words in (("verify", MEGATRON, out), ("verify", out), ("verify", MEGATRON, out, "--json")):
+        assert (call(*words).exit_code, words) == (3, words)
+
+
+# --- streams -------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_pipe_stdout_is_json_alone_and_stderr_is_silent(tmp_path):
+    """Six processes as a script would call them; nothing draws a progress bar."""
+    out, plan = tmp_path / "out", tmp_path / "plan"
+    for words in (
+        ("inspect", MEGATRON, "--json"),
+        ("inspect", MEGATRON, "--tensors", "--json"),
+        ("plan", MEGATRON, "--to", "hf", "--json"),
+        ("cross", MEGATRON, out, "--to", "hf", "--json"),
+        ("verify", MEGATRON, out, "--json"),
+        ("verify", out, "--json"),
+    ):
+        result = carnet_in_a_shell(*words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert isinstance(json.loads(result.stdout), dict)
+    result = carnet_in_a_shell("plan", MEGATRON, "--to", "hf", "-o", plan, "--json")
+    assert result.stderr == f"carnet: plan saved to {plan}\n"
+    assert json.loads(result.stdout)["family"] == "llama"
+    result = carnet_in_a_shell("run", plan, tmp_path / "ran")
+    assert (result.stdout, result.stderr) == ("", f"carnet: {tmp_path / 'ran'} is written; `carnet verify` proves it\n")
+
+
+def test_tables_in_a_pipe_have_no_control_codes(tmp_path):
+    for words in (("inspect", MEGATRON, "--tensors"), ("cross", MEGATRON, tmp_path / "out", "--to", "trtllm"), ("verify", tmp_path / "out")):
+        result = carnet_in_a_shell(*words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert not set(result.stdout + result.stderr) & {"\x1b", "\r", "\b"}
+        assert all(len(line) <= 250 for line in result.stdout.splitlines())
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    words = [sys.executable, "-m", "carnet", "inspect", str(MEGATRON), "--tensors", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE_TREE)}
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
+def test_a_verdict_in_json_says_every_finding(tmp_path):
+    call("cross", MEGATRON, tmp_path / "out", "--to", "hf")
+    rewrite(tmp_path / "out", lambda tensors: tensors["lm_head.weight"].zero_())
+    reconfigure(tmp_path / "out", rope_theta=10000.0)
+    said = json.loads(call("verify", MEGATRON, tmp_path / "out", "--json").stdout)
+    assert said["equal"] is False
+    assert [(f["what"], f["where"]) for f in said["findings"]] == [("config field differs", "rope_theta"), ("all zero", "head")]
+    assert set(said["findings"][0]) == {"what", "where", "stored", "detail"}
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("plan", "--to", "hf"), ("cross", "out", "--to", "hf")], ids=lambda words: words[0])
+def test_a_refusal_in_json_is_one_document_on_stdout_and_the_same_words_on_stderr(words, hf, tmp_path):
+    rewrite(hf, lambda tensors: tensors.update({"model.strange": torch.ones(3)}))
+    verb, *rest = words
+    result = call(verb, hf, *[tmp_path / word if word == "out" else word for word in rest], "--json")
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    error = said.get("refused", said)
+    assert error["error"] == "the checkpoint holds a tensor that carnet does not know"
+    assert error["facts"]["tensor"] == "model.strange"
+    assert error["try"] == "--drop 'model.strange' if it may be left behind"
+    assert result.stderr.startswith(f"carnet: {error['error']}\n")
+
+
+# --- refusals, line by line ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    assert refused("inspect", tmp_path) == [
+        "carnet: no checkpoint of a known kind is here",
+        f"  where       {tmp_path}",
+        "  megatron    no latest_checkpointed_iteration.txt, no iter_* folder, no .metadata",
+        "  hf, trtllm  no config.json",
+        "  try: name the folder that holds one of these files",
+    ]
+
+
+@pytest.mark.parametrize("verb", ["plan", "cross"])
+def test_more_ranks_than_the_kv_heads_can_be_cut_into(verb, tmp_path):
+    out = [tmp_path / "out"] if verb == "cross" else []
+    assert refused(verb, HF, *out, "--to", "trtllm", "--tp", 3) == [
+        "carnet: cannot cut axis 'kv' into 3 equal shards",
+        "  axis      kv = 2",
+        "  heads     rep = 4 for each kv",
+        "  world     tp = 3",
+        "  try: use a tensor-parallel size that divides 2, or is a multiple of it that divides 8",
+    ]
+
+
+def test_an_element_type_that_nobody_knows(tmp_path):
+    assert refused("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--dtype", "f8") == [
+        "carnet: no element type is called 'f8'",
+        "  known     f64, f32, f16, bf16, f8_e4m3, f8_e5m2, i64, i32, i16, i8, u8, bool",
+    ]
+
+
+@pytest.mark.parametrize("dtype", ["f8_e4m3", "i8", "bool"])
+def test_an_element_type_that_needs_a_scale(dtype, tmp_path):
+    lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--dtype", dtype)
+    assert lines[0] == f"carnet: weights cannot be cast to {dtype} without a scale"
+
+
+def test_a_pattern_of_names_to_drop_that_matches_nothing():
+    assert refused("plan", MEGATRON, "--to", "hf", "--drop", "nothing.*") == [
+        "carnet: nothing in the checkpoint is called 'nothing.*'",
+        "  option    --drop",
+        "  try: look at `carnet inspect --tensors`",
+    ]
+
+
+def test_a_budget_of_memory_that_is_too_small():
+    lines = refused("plan", MEGATRON, "--to", "hf", "--memory", "1M")
+    assert lines[0] == "carnet: the memory budget is too small for this crossing"
+    assert lines[1].startswith("  expected  at least ")
+    assert lines[2:] == ["  found     1,048,576 bytes", "  try: give more --memory"]
+    least = int(lines[1].removeprefix("  expected  at least ").removesuffix(" bytes").replace(",", ""))
+    assert call("plan", MEGATRON, "--to", "hf", "--memory", least).exit_code == 0
+    assert refused("plan", MEGATRON, "--to", "hf", "--memory", least - 1)
+
+
+def test_more_stages_than_layers():
+    assert refused("plan", HF, "--to", "trtllm", "--pp", 5)[0] == "carnet: cannot share 4 layers among 5 pipeline stages"
+
+
+def test_a_target_that_is_there(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("mine")
+    lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf")
+    assert lines[0] == f"carnet: {tmp_path / 'out'} exists"
+    assert lines[-1] == "  try: choose a folder that is empty or not there"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    (tmp_path / "file").write_text("mine")
+    assert refused("cross", MEGATRON, tmp_path / "file", "--to", "hf")[0] == f"carnet: {tmp_path / 'file'} exists"
+
+
+def test_an_unknown_tensor_is_named_with_the_way_to_leave_it_behind(hf, tmp_path):
+    rewrite(hf, lambda tensors: tensors.update({"model.strange": torch.ones(3), "model.stranger": torch.ones(3)}))
+    assert refused("cross", hf, tmp_path / "out", "--to", "trtllm") == [
+        "carnet: the checkpoint holds a tensor that carnet does not know",
+        f"  where     {hf}",
+        "  tensor    model.strange",
+        "  and       model.stranger",
+        "  in all    2",
+        "  try: --drop 'model.strange' if it may be left behind",
+    ]
+    assert call("cross", hf, tmp_path / "out", "--to", "trtllm", "--drop", "model.strange*").exit_code == 0
+    document = json.loads((tmp_path / "out/carnet.json").read_text())
+    assert document["dropped"] == {"--drop model.strange*": ["model.strange", "model.stranger"]}
+    assert not any("strange" in name for name in load_file(tmp_path / "out/rank0.safetensors"))
+    assert call("verify", hf, tmp_path / "out").exit_code == 0  # the carnet says what was to be left behind
+    (tmp_path / "out/carnet.json").unlink()
+    assert "model.strange" in "\n".join(refused("verify", hf, tmp_path / "out"))
+    assert call("verify", hf, tmp_path / "out", "--drop", "model.strange*").exit_code == 0
+
+
+def test_a_weight_that_the_model_needs_cannot_be_dropped(hf, tmp_path):
+    lines = refused("cross", hf, tmp_path / "out", "--to", "trtllm", "--drop", "model.layers.2.mlp.up_proj.weight")
+    assert lines[0] == "carnet: the checkpoint lacks 'layers.2.mlp.up'"
+
+
+@pytest.mark.parametrize("verb", ["plan", "cross"])
+def test_an_unknown_config_field_is_named(verb, hf, tmp_path):
+    reconfigure(hf, clever_new_scaling=0.5)
+    lines = refused(verb, hf, *([tmp_path / "out"] if verb == "cross" else []), "--to", "trtllm")
+    assert lines[:3] == [
+        "carnet: the config sets 'clever_new_scaling', which carnet does not know",
+        f"  where     {hf}",
+        "  found     0.5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("hidden_act", "relu", "hidden_act"),
+        ("hidden_size", "wide", "hidden_size"),
+        ("num_hidden_layers", 4.0, "num_hidden_layers"),
+        ("num_hidden_layers", True, "num_hidden_layers"),
+        ("num_attention_heads", 0, ""),
+        ("num_key_value_heads", 0, ""),
+        ("num_key_value_heads", 3, ""),
+        ("num_key_value_heads", -2, ""),
+        ("num_hidden_layers", -1, ""),
+        ("num_hidden_layers", 0, ""),
+        ("num_hidden_layers", 10**9, ""),
+        ("vocab_size", 0, ""),
+        ("vocab_size", None, "vocab_size"),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "yarn"),
+        ("rope_scaling", "double", "rope_scaling"),
+        ("quantization_config", {"quant_method": "fp8"}, "quantization_config"),
+        ("architectures", ["MambaForCausalLM"], "MambaForCausalLM"),
+        ("architectures", "LlamaForCausalLM", ""),
+        ("torch_dtype", "float8", "float8"),
+        ("rms_norm_eps", "1e-5", "rms_norm_eps"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_by_name_and_never_a_traceback(field, value, word, hf):
+    reconfigure(hf, **{field: value})
+    if field == "torch_dtype":
+        reconfigure(hf, dtype=None)
+    assert word in "\n".join(refused("plan", hf, "--to", "trtllm"))
+
+
+def test_a_missing_tensor_is_named(hf):
+    rewrite(hf, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"))
+    lines = refused("plan", hf, "--to", "trtllm")
+    assert lines[0] == "carnet: the checkpoint lacks 'layers.2.mlp.up'"
+    assert "layers.{layer}.mlp.up_proj.weight" in lines[2]
+
+
+def test_a_shape_that_contradicts_the_config_is_named(hf):
+    rewrite(hf, lambda tensors: tensors.update({"model.norm.weight": torch.ones(63, dtype=torch.bfloat16)}))
+    lines = refused("plan", hf, "--to", "trtllm")
+    assert lines[0] == "carnet: the shape of 'model.norm.weight' contradicts the config"
+    assert any(line.startswith("  expected  [64]") for line in lines)
+    assert "  found     [63]" in lines
+
+
+def test_a_source_that_was_cut_off_is_named(hf):
+    raw = (hf / "model.safetensors").read_bytes()
+    (hf / "model.safetensors").write_bytes(raw[: len(raw) // 2])
+    assert "model.safetensors" in "\n".join(refused("plan", hf, "--to", "trtllm"))
+
+
+def test_a_checkpoint_that_carnet_does_not_understand_is_shown_and_then_refused(hf):
+    rewrite(hf, lambda tensors: tensors.update({"model.strange": torch.ones(3)}))
+    result = call("inspect", hf, "--tensors")
+    assert result.exit_code == 1
+    assert "model.strange" in result.stdout
+    assert "model.strange" in result.stderr
+
+
+# --- plans ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tmp_path, hf):
+    assert call("plan", hf, "--to", "trtllm", "--tp", 2, "-o", tmp_path / "plan").exit_code == 0
+    return tmp_path / "plan"
+
+
+def sealed(lines):
+    """Return the text of a plan whose last line vouches for the others."""
+    body = "".join(f"{line}\n" for line in lines)
+    return body + json.dumps({"digest": xxhash.xxh3_128_hexdigest(body.encode())}, separators=(",", ":")) + "\n"
+
+
+def test_the_seal_of_a_plan_is_what_these_tests_think_it_is(plan):
+    assert sealed(plan.read_text().splitlines()[:-1]) == plan.read_text()
+
+
+DAMAGES = {
+    "cut off within a line": lambda text: text[: len(text) // 2],
+    "cut off before the last line": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
+    "empty": lambda text: "",
+    "one step twice": lambda text: text.replace('["copy"', '["copy","embed",[0],[1],["a",0,[1],"f32"],["b",0,[1],"f32"]]\n["copy"', 1),
+    "one number changed": lambda text: text.replace("model.safetensors\",", "model.safetensors\",1", 1),
+    "another program's json": lambda text: '{"hello": 1}\n{"digest": "0"}\n',
+    "no json": lambda text: "hello\n",
+    "a digest alone": lambda text: sealed([]),
+    "binary": lambda text: "\x00\x01",
+}
+
+
+@pytest.mark.parametrize("which", DAMAGES)
+def test_a_plan_that_was_cut_off_or_edited(which, plan, tmp_path):
+    text = plan.read_text()
+    damaged = DAMAGES[which](text)
+    assert damaged != text
+    plan.write_text(damaged)
+    lines = refused("run", plan, tmp_path / "out")
+    assert lines[0] == "carnet: this is no plan that carnet can run"
+    assert lines[-1] == "  try: make it again with `carnet plan`"
+    assert not (tmp_path / "out").exists()
+
+
+CLIMBS = {
+    "a file of weights": lambda line: line.replace('{"file":"rank0', '{"file":"../rank0'),
+    "an absolute file": lambda line: line.replace('{"file":"rank0', '{"file":"/tmp/rank0'),
+    "a config": lambda line: line.replace('{"text":"config.json"', '{"text":"a/../../config.json"'),
+    "a step's source": lambda line: line.replace('["model.safetensors",', '["../model.safetensors",'),
+    "a step's target": lambda line: line.replace('["rank1.safetensors",', '["../rank1.safetensors",'),
+    "nothing at all": lambda line: line.replace('{"file":"rank0.safetensors"', '{"file":""'),
+}
+
+
+@pytest.mark.parametrize("which", CLIMBS)
+def test_a_plan_whose_file_names_climb_out_of_their_folder(which, plan, tmp_path):
+    """With a digest that is right: whoever edits a plan can seal it again."""
+    lines = plan.read_text().splitlines()[:-1]
+    damaged = [CLIMBS[which](line) for line in lines]
+    assert damaged != lines
+    plan.write_text(sealed(damaged))
+    before = sorted(path.name for path in tmp_path.iterdir())
+    lines = refused("run", plan, tmp_path / "out")
+    assert lines[0] == "carnet: this is no plan that carnet can run"
+    assert "leaves the folder" in lines[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+HEADS = {
+    "no threads": {"threads": 0},
+    "threads that are a word": {"threads": "many"},
+    "no window": {"window": 0},
+    "a window below zero": {"window": -1},
+    "a window that is a word": {"window": "big"},
+    "a window larger than the machine": {"window": 1 << 60},
+    "a source that is a number": {"source": 7},
+    "a source that is gone": {"source": "/nowhere/at/all"},
+    "a request that is a list": {"request": [1, 2]},
+    "a dropped that is a number": {"dropped": 7},
+    "another version": {"carnet-plan": 99},
+}
+
+
+@pytest.mark.parametrize("which", HEADS)
+def test_a_plan_whose_first_line_was_edited_and_sealed_again_is_refused_without_a_traceback(which, plan, tmp_path):
+    first, *lines = plan.read_text().splitlines()[:-1]
+    plan.write_text(sealed([json.dumps({**json.loads(first), **HEADS[which]}), *lines]))
+    result = call("run", plan, tmp_path / "out")
+    assert result.exit_code in {0, 1}
+    assert (result.exit_code == 0) == (tmp_path / "out").exists()
+    if which == "another version":
+        assert "not that of a plan of this version" in result.stderr
+
+
+STEPS = {
+    "an offset beyond the source": lambda step: step[4].__setitem__(1, 1 << 40),
+    "an offset below zero": lambda step: step[4].__setitem__(1, -8),
+    "an offset beyond the target": lambda step: step[5].__setitem__(1, 1 << 40),
+    "a target offset below zero": lambda step: step[5].__setitem__(1, -8),
+    "a stride that leaves the source": lambda step: step[4].__setitem__(2, [1 << 40] * len(step[4][2])),
+    "a stride too few": lambda step: step[4].__setitem__(2, step[4][2][1:]),
+    "a shape of words": lambda step: step.__setitem__(3, ["a"] * len(step[3])),
+    "a shape below zero": lambda step: step.__setitem__(3, [-1] * len(step[3])),
+    "a shape too large": lambda step: step.__setitem__(3, [1 << 40] * len(step[3])),
+    "another file": lambda step: step[4].__setitem__(0, "nothing.safetensors"),
+    "a target file that the plan lacks": lambda step: step[5].__setitem__(0, "rank9.safetensors"),
+    "the target's element type": lambda step: step[5].__setitem__(3, "f32"),
+    "no element type": lambda step: step[5].__setitem__(3, "f7"),
+    "another kind": lambda step: step.__setitem__(0, "move"),
+    "a field too few": lambda step: step.pop(),
+}
+
+
+@pytest.mark.parametrize("which", STEPS)
+def test_a_plan_whose_step_was_edited_and_sealed_again_never_becomes_a_proven_target(which, plan, hf, tmp_path):
+    """`run` may refuse it or write it; what it writes is not the source, and no traceback is shown either way."""
+    lines = plan.read_text().splitlines()[:-1]
+    at = next(i for i, line in enumerate(lines) if line.startswith('["copy","layers.1.mlp.up"'))
+    step = json.loads(lines[at])
+    STEPS[which](step)
+    lines[at] = json.dumps(step, separators=(",", ":"))
+    plan.write_text(sealed(lines))
+    if call("run", plan, tmp_path / "out").exit_code == 0:
+        assert call("verify", hf, tmp_path / "out").exit_code == 3
+    else:
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_whose_source_has_changed(plan, hf, tmp_path):
+    reconfigure(hf, use_cache=False)
+    assert refused("run", plan, tmp_path / "out") == [
+        "carnet: the source is not the one that was planned",
+        f"  where     {hf}",
+        "  try: plan again",
+    ]
+
+
+def test_a_plan_that_cannot_be_saved(hf, tmp_path):
+    result = call("plan", hf, "--to", "hf", "-o", tmp_path / "nowhere/plan")
+    assert result.exit_code in {1, 2}
+    assert "nowhere" in result.stderr
+
+
+# --- the tokenizer -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_files_of_a_tokenizer_go_along_as_they_are_and_others_do_not(tmp_path):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    files = {"tokenizer.json": b'{"model": "\xc3\xa9"}', "tokenizer_config.json": b"{}\r\n", "chat_template.jinja": b"{{ x }}"}
+    for name, content in {**files, "README.md": b"no", "model.safetensors": b"no", "config.json": b"no"}.items():
+        (folder / name).write_bytes(content)
+    assert call("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--tokenizer", folder).exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted([*files, "carnet.json", "config.json", "model.safetensors"])
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in files} == files
+    assert set(json.loads((tmp_path / "out/carnet.json").read_text())["target"]["files"]) == {*files, "config.json"}
+
+
+def test_a_tokenizer_that_changed_after_planning_is_refused(hf, tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer/tokenizer.json").write_text("{}")
+    assert call("plan", hf, "--to", "trtllm", "--tokenizer", tmp_path / "tokenizer", "-o", tmp_path / "plan").exit_code == 0
+    (tmp_path / "tokenizer/tokenizer.json").write_text("[]")
+    assert refused("run", tmp_path / "plan", tmp_path / "out")[0] == "carnet: a file changed after planning"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--tokenizer", tmp_path / "empty")
+    assert lines[:2] == ["carnet: the folder holds no tokenizer", f"  where       {tmp_path / 'empty'}"]
+
+
+@pytest.mark.parametrize(("word", "nbytes"), [("64K", 65536), ("64k", 65536), ("64KB", 65536), ("64KiB", 65536), ("65536", 65536)])
+def test_a_size_is_read_as_people_write_it(word, nbytes, tmp_path):
+    assert call("plan", MEGATRON, "--to", "hf", "--shard-size", word, "-o", tmp_path / word).exit_code == 0
+    assert json.loads((tmp_path / word).read_text().splitlines()[0])["request"]["shard"] == nbytes
