@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,18 @@ def carnet_in_a_shell(*words, cwd=None, code=None):
 
 
 def call(*words):
-    """Run the command in this process."""
-    result = CliRunner().invoke(main, [str(word) for word in words], prog_name="carnet")
+    """Run the command in this process; one that takes a hostile number at its word would run for ever, and the suite with it."""
+
+    def late(signum, frame):
+        raise TimeoutError("the command was still running after 8 seconds")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 8)
+    try:
+        result = CliRunner().invoke(main, [str(word) for word in words], prog_name="carnet")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception  # a traceback
     assert "Traceback" not in result.stderr
@@ -41,15 +52,16 @@ def call(*words):
 
 
 def refused(*words):
-    """Return the lines of a refusal, after asking that it is one: exit code 1, nothing on stdout, one `try:` at most."""
+    """Return the lines of a refusal, after asking that it is one: exit code 1, nothing on stdout, aligned facts, one `try:` at most."""
     result = call(*words)
     assert (result.exit_code, result.stdout) == (1, "")
     lines = result.stderr.splitlines()
     assert lines[0].startswith("carnet: ")
     assert all(line.startswith("  ") for line in lines[1:])
     assert sum(line.startswith("  try: ") for line in lines) <= 1
-    columns = {line.index(line[2:].split("  ")[-1].lstrip(), 4) for line in lines[1:] if not line.startswith("  try: ")}
-    assert columns  # a refusal has facts ...
+    facts = [line for line in lines[1:] if not line.startswith("  try: ")]
+    starts = [{at for at in range(12, 40) if fact[at - 1 : at] == " " != fact[at : at + 1]} for fact in facts]
+    assert not facts or set.intersection(*starts)  # there is a column in which every value starts
     return lines
 
 
@@ -200,7 +212,11 @@ def test_in_a_pipe_stdout_is_json_alone_and_stderr_is_silent(tmp_path):
 
 
 def test_tables_in_a_pipe_have_no_control_codes(tmp_path):
-    for words in (("inspect", MEGATRON, "--tensors"), ("cross", MEGATRON, tmp_path / "out", "--to", "trtllm"), ("verify", tmp_path / "out")):
+    for words in (
+        ("inspect", MEGATRON, "--tensors"),
+        ("cross", MEGATRON, tmp_path / "out", "--to", "trtllm"),
+        ("verify", tmp_path / "out"),
+    ):
         result = carnet_in_a_shell(*words)
         assert (result.returncode, result.stderr) == (0, "")
         assert not set(result.stdout + result.stderr) & {"\x1b", "\r", "\b"}
@@ -211,6 +227,8 @@ def test_a_reader_that_goes_away_is_no_traceback():
     words = [sys.executable, "-m", "carnet", "inspect", str(MEGATRON), "--tensors", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE_TREE)}
     with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         said = process.stderr.read()
     assert "Traceback" not in said
@@ -227,7 +245,9 @@ def test_a_verdict_in_json_says_every_finding(tmp_path):
     assert set(said["findings"][0]) == {"what", "where", "stored", "detail"}
 
 
-@pytest.mark.parametrize("words", [("inspect",), ("plan", "--to", "hf"), ("cross", "out", "--to", "hf")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("plan", "--to", "hf"), ("cross", "out", "--to", "hf")], ids=lambda words: words[0]
+)
 def test_a_refusal_in_json_is_one_document_on_stdout_and_the_same_words_on_stderr(words, hf, tmp_path):
     rewrite(hf, lambda tensors: tensors.update({"model.strange": torch.ones(3)}))
     verb, *rest = words
@@ -259,6 +279,7 @@ def test_more_ranks_than_the_kv_heads_can_be_cut_into(verb, tmp_path):
     out = [tmp_path / "out"] if verb == "cross" else []
     assert refused(verb, HF, *out, "--to", "trtllm", "--tp", 3) == [
         "carnet: cannot cut axis 'kv' into 3 equal shards",
+        "  tensor    layers.0.attention.q",
         "  axis      kv = 2",
         "  heads     rep = 4 for each kv",
         "  world     tp = 3",
@@ -276,7 +297,7 @@ def test_an_element_type_that_nobody_knows(tmp_path):
 @pytest.mark.parametrize("dtype", ["f8_e4m3", "i8", "bool"])
 def test_an_element_type_that_needs_a_scale(dtype, tmp_path):
     lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--dtype", dtype)
-    assert lines[0] == f"carnet: weights cannot be cast to {dtype} without a scale"
+    assert lines[0] == f"carnet: weights cannot be cast to {dtype}"
 
 
 def test_a_pattern_of_names_to_drop_that_matches_nothing():
@@ -384,7 +405,7 @@ def test_a_missing_tensor_is_named(hf):
     rewrite(hf, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.weight"))
     lines = refused("plan", hf, "--to", "trtllm")
     assert lines[0] == "carnet: the checkpoint lacks 'layers.2.mlp.up'"
-    assert "layers.{layer}.mlp.up_proj.weight" in lines[2]
+    assert any("layers.{layer}.mlp.up_proj.weight" in line for line in lines[1:])
 
 
 def test_a_shape_that_contradicts_the_config_is_named(hf):
@@ -432,8 +453,10 @@ DAMAGES = {
     "cut off within a line": lambda text: text[: len(text) // 2],
     "cut off before the last line": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
     "empty": lambda text: "",
-    "one step twice": lambda text: text.replace('["copy"', '["copy","embed",[0],[1],["a",0,[1],"f32"],["b",0,[1],"f32"]]\n["copy"', 1),
-    "one number changed": lambda text: text.replace("model.safetensors\",", "model.safetensors\",1", 1),
+    "one step twice": lambda text: text.replace(
+        '["copy"', '["copy","embed",[0],[1],["a",0,[1],"f32"],["b",0,[1],"f32"]]\n["copy"', 1
+    ),
+    "one number changed": lambda text: text.replace('model.safetensors",', 'model.safetensors",1', 1),
     "another program's json": lambda text: '{"hello": 1}\n{"digest": "0"}\n',
     "no json": lambda text: "hello\n",
     "a digest alone": lambda text: sealed([]),
@@ -477,7 +500,7 @@ def test_a_plan_whose_file_names_climb_out_of_their_folder(which, plan, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-HEADS = {
+HEADS: dict[str, dict[str, object]] = {
     "no threads": {"threads": 0},
     "threads that are a word": {"threads": "many"},
     "no window": {"window": 0},
@@ -583,7 +606,9 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     assert lines[:2] == ["carnet: the folder holds no tokenizer", f"  where       {tmp_path / 'empty'}"]
 
 
-@pytest.mark.parametrize(("word", "nbytes"), [("64K", 65536), ("64k", 65536), ("64KB", 65536), ("64KiB", 65536), ("65536", 65536)])
+@pytest.mark.parametrize(
+    ("word", "nbytes"), [("64K", 65536), ("64k", 65536), ("64KB", 65536), ("64KiB", 65536), ("65536", 65536)]
+)
 def test_a_size_is_read_as_people_write_it(word, nbytes, tmp_path):
     assert call("plan", MEGATRON, "--to", "hf", "--shard-size", word, "-o", tmp_path / word).exit_code == 0
     assert json.loads((tmp_path / word).read_text().splitlines()[0])["request"]["shard"] == nbytes

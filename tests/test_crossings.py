@@ -317,7 +317,9 @@ def test_a_small_shard_size_gives_shards_and_the_index_that_transformers_reads(h
     same(hf_bits(tmp_path / "out"), whole)
 
 
-@pytest.mark.parametrize("given", [{"to": "hf", "shard_size": 50_000}, {"to": "trtllm", "tp": 4, "pp": 3}, {"to": "hf", "dtype": "f16"}])
+@pytest.mark.parametrize(
+    "given", [{"to": "hf", "shard_size": 50_000}, {"to": "trtllm", "tp": 4, "pp": 3}, {"to": "hf", "dtype": "f16"}]
+)
 def test_the_same_input_gives_the_same_bytes_document_included(given, tmp_path):
     for place in "ab":
         (tmp_path / place).mkdir()
@@ -348,7 +350,9 @@ def test_nothing_is_left_beside_a_finished_target(tmp_path):
 # --- a plan is data ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{"to": "trtllm", "tp": 4, "pp": 3, "parallel_embedding": "rows"}, {"to": "hf", "dtype": "f32"}])
+@pytest.mark.parametrize(
+    "given", [{"to": "trtllm", "tp": 4, "pp": 3, "parallel_embedding": "rows"}, {"to": "hf", "dtype": "f32"}]
+)
 @pytest.mark.parametrize("name", ["llama_tp2pp2", "gpt_te_tp2"])
 def test_a_plan_that_was_saved_and_loaded_writes_what_the_plan_itself_writes(name, given, tmp_path):
     made = carnet.plan(MEGATRON / name, **given)
@@ -440,7 +444,9 @@ def test_a_crossing_leaves_its_source_as_it_was(tmp_path):
     shutil.copytree(MEGATRON / "llama_dist", tmp_path / "source")
 
     def state():
-        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "source").rglob("*") if path.is_file()}
+        return {
+            path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "source").rglob("*") if path.is_file()
+        }
 
     before = state()
     assert carnet.cross(tmp_path / "source", tmp_path / "out", to="hf").equal

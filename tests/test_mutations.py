@@ -9,6 +9,7 @@ import random
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -556,7 +557,7 @@ def test_a_bias_that_one_rank_has_set_to_zero(proven, tmp_path):
 # --- config --------------------------------------------------------------------------------------------------------------------
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
-LLAMA3 = {
+LLAMA3: dict[str, Any] = {
     "rope_type": "llama3",
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -652,7 +653,7 @@ def test_a_stale_constant_of_rope_scaling(factor, proven, tmp_path):
 def test_alone_a_flipped_bit_is_found_and_named(which, proven, tmp_path):
     _, target = proven(which, tmp_path)
     file = target / (MODEL if which == "hf" else "rank2.safetensors")
-    name = sorted(load_file(file))[-1]
+    name = max(load_file(file))
     first, end = reread(file, name)
     flip(file, (first + end) // 2, 6)
     ((where, what),) = alone(target)
@@ -724,7 +725,9 @@ DOCUMENTS = {
     "without its target": lambda text: edited(text, lambda data: data.pop("target")),
     "a target without tensors": lambda text: edited(text, lambda data: data["target"].pop("tensors")),
     "a tensor without a digest": lambda text: edited(text, lambda data: first_tensor(data).pop("digest")),
-    "a tensor that is a number": lambda text: edited(text, lambda data: data["target"]["tensors"].update({"lm_head.weight": 7})),
+    "a tensor that is a number": lambda text: edited(
+        text, lambda data: data["target"]["tensors"].update({"lm_head.weight": 7})
+    ),
     "a file that climbs": lambda text: edited(text, lambda data: data["target"]["files"].update({"../../x": "0" * 32})),
     "a file that is a number": lambda text: edited(text, lambda data: data["target"]["files"].update({"config.json": 7})),
 }

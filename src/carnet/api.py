@@ -8,7 +8,7 @@ from pathlib import Path
 import xxhash
 
 from carnet import __version__
-from carnet.dtypes import FLOATS, named
+from carnet.dtypes import named
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.compare import Finding
@@ -22,9 +22,11 @@ from carnet.formats.stored import Checkpoint
 from carnet.inventory import Inventory, take
 from carnet.planner import saved
 from carnet.planner.build import build
+from carnet.planner.proof import reprove
 from carnet.planner.request import SHARD, Request
 from carnet.steps import AssetFile, Plan, TextFile
 
+CASTS = ("bf16", "f16", "f32")
 MEMORY = 512 << 20
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -193,8 +195,10 @@ def cross(
 
 def _write(made: Plan, out: Path, progress: Progress | None) -> Staged:
     source = Path(made.source)
-    if fingerprint(open_checkpoint(source)) != made.fingerprint:
+    checkpoint = open_checkpoint(source)
+    if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
+    reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
     return write(made, source, out, plan_digest=saved.digest(made), progress=progress)
 
 
@@ -245,8 +249,8 @@ def _dtype(word: str | None) -> str | None:
     if word is None:
         return None
     dtype = named(word).name
-    if dtype not in FLOATS:
-        raise BadRequest(f"weights cannot be cast to {dtype} without a scale", {"known": ", ".join(FLOATS)})
+    if dtype not in CASTS:
+        raise BadRequest(f"weights cannot be cast to {dtype}", {"known": ", ".join(CASTS)})
     return dtype
 
 

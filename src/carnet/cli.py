@@ -112,7 +112,7 @@ def target_options(command: Command) -> Command:
             drop_option,
             vocab_option,
             click.option(
-                "--shard-size", default="5000M", show_default=True, callback=nbytes, help="hf: bytes of one file at most."
+                "--shard-size", default="5000000000", callback=nbytes, help="hf: bytes of a file at most.  [default: 5 GB]"
             ),
             click.option(
                 "--tokenizer", type=click.Path(exists=True, file_okay=False), help="Folder whose tokenizer goes along."
@@ -129,7 +129,8 @@ def target_options(command: Command) -> Command:
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
 @json_option
-def inspect(ckpt: str, tensors: bool, as_json: bool) -> None:
+@click.pass_context
+def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool) -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api, report
 
@@ -142,7 +143,8 @@ def inspect(ckpt: str, tensors: bool, as_json: bool) -> None:
     else:
         report.show_inspection(found, _console(), every=tensors)
     if found.refusal is not None:
-        raise found.refusal
+        refused(found.refusal, as_json=False)  # the JSON has said it
+        ctx.exit(1)
 
 
 @main.command(

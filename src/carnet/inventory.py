@@ -14,7 +14,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import Config, Value, sizes, tensors
+from carnet.families.model import Config, Value, number, sizes, tensors
 from carnet.families.rows import Dialect
 from carnet.formats.stored import Checkpoint, Stored
 
@@ -50,6 +50,7 @@ def survey(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None
     dropped, kept = _drop(checkpoint, dialect, drop)
     if dialect.name == "megatron" and config.get("padded_vocab") is None:
         config["padded_vocab"] = next((t.shape[0] for (_, n), t in kept.items() if n.endswith("word_embeddings.weight")), None)
+    _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     found = {key: entry for key, entry in named.items() if kept[key].shape == entry.shape}
     problems = [
@@ -91,6 +92,14 @@ def _drop(
 def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:
     for key in keys:
         yield key, next((reason for pattern, reason in reasons.items() if fnmatchcase(key[1], pattern)), None)
+
+
+def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> None:
+    """Refuse a number of layers that no tensor here can have, before anything is listed for each of them."""
+    most = max([len(kept), *(stored.shape[0] for stored in kept.values() if stored.shape)])
+    if number(config, "layers") > most:
+        facts = {"where": where, "layers": number(config, "layers"), "stored tensors": len(kept)}
+        raise BadCheckpoint("the config says more layers than the checkpoint can hold", facts)
 
 
 def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:

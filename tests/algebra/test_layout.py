@@ -67,7 +67,9 @@ GROUPED = {"q": "rep dim", "k": "dim", "v": "dim"}
 IN_A_ROW = {"q": "kv rep dim", "k": "kv dim", "v": "kv dim"}
 CASES = (
     Case("Megatron groups by KV head", "(kv *) hidden", GROUPED, QKV_AXES, grouped_by_kv_head),
-    Case("the join may stand outside an axis", "(kv * dim) hidden", {"q": "rep", "k": "", "v": ""}, QKV_AXES, grouped_by_kv_head),
+    Case(
+        "the join may stand outside an axis", "(kv * dim) hidden", {"q": "rep", "k": "", "v": ""}, QKV_AXES, grouped_by_kv_head
+    ),
     Case("TensorRT-LLM joins whole projections", "* hidden", IN_A_ROW, QKV_AXES, one_after_the_other),
     Case("Conv1D stores the transpose", "hidden *", IN_A_ROW, QKV_AXES, lambda t, n: one_after_the_other(t, n).T),
     Case(
@@ -78,7 +80,11 @@ CASES = (
         lambda t, n: np.stack([t["gate"], t["up"]], axis=1).reshape(2 * n["ffn"], n["hidden"]),
     ),
     Case(
-        "the gate's rows come first", "* hidden", {"gate": "ffn", "up": "ffn"}, GATE_UP_AXES, lambda t, n: joined(t["gate"], t["up"])
+        "the gate's rows come first",
+        "* hidden",
+        {"gate": "ffn", "up": "ffn"},
+        GATE_UP_AXES,
+        lambda t, n: joined(t["gate"], t["up"]),
     ),
     Case(
         "one matrix an expert, gate before up",
@@ -192,7 +198,9 @@ def laid_in_layers(draw):
     """Megatron's stacked weight: the layer is a stored dimension and no axis of any canonical tensor."""
     sizes = {axis: draw(st.integers(1, 3)) for axis in ("kv", "rep", "dim", "hidden")}
     first, count = draw(st.integers(0, 3)), draw(st.integers(1, 3))
-    shares = {axis: Share(0, size, size) for axis, size in sizes.items()} | {"layer": Share(first, first + count, first + count)}
+    shares = {axis: Share(0, size, size) for axis, size in sizes.items()} | {
+        "layer": Share(first, first + count, first + count)
+    }
     one = numbered(CASES[0], sizes)
     many = sum(array.size for array in one.values())
     layers = [{name: array + many * layer for name, array in one.items()} for layer in range(count)]
@@ -222,7 +230,7 @@ def stored_indices(seen):
 def marks(boxes, shape):
     count = np.zeros(shape, np.int64)
     for box in boxes:
-        assert all(0 <= s and s + n <= limit for s, n, limit in zip(box.start, box.shape, shape, strict=True))
+        assert all(s >= 0 and s + n <= limit for s, n, limit in zip(box.start, box.shape, shape, strict=True))
         count[region(box)] += 1
     return count
 
@@ -246,7 +254,7 @@ def test_views_and_padding_hold_every_stored_element_once(case):
     for seen in case.views:
         np.add.at(count, stored_indices(seen), 1)
     assert (count == 1).all()
-    assert ((marks(case.padding, case.shape) == 1) == (case.stored == PADDING)).all()
+    assert np.array_equal(marks(case.padding, case.shape), case.stored == PADDING)
 
 
 @settings(deadline=None, max_examples=200)
@@ -273,6 +281,16 @@ def test_clipping_gives_the_canonical_elements_inside_a_stored_box_each_once(cas
         expected[region(seen.box)] = np.logical_and.reduce(inside)
         found = [box for box in clip(seen, chunk) if math.prod(box.shape)]
         assert (marks(found, expected.shape) == expected).all()
+
+
+def test_a_layer_that_is_folded_into_the_rows_lies_that_many_rows_on():
+    shares = {"layer": Share(2, 5, 5), "ffn": Share(0, 4, 4), "hidden": Share(0, 3, 3)}
+    folded = fold(parse("(layer *) hidden", {"gate": "ffn", "up": "ffn"}), shares)
+    assert folded.shape == (24, 3)
+    assert [view(slot, slot.tensor, ["ffn", "hidden"], shares, {"layer": 2}).origin for slot in folded.slots] == [
+        (16, 0),
+        (20, 0),
+    ]
 
 
 def test_rank_0_is_one_element_that_lies_in_a_box_of_rank_0():
@@ -368,20 +386,26 @@ REFUSALS = [
     (
         "an axis that does not divide",
         lambda: cut_evenly("ffn", 10, 4, 0),
-        "cannot cut axis 'ffn' into 4 equal shards\n  axis      ffn = 10\n  world     tp = 4\n"
-        "  try: use a tensor-parallel size that divides 10",
+        (
+            "cannot cut axis 'ffn' into 4 equal shards\n  axis      ffn = 10\n  world     tp = 4\n"
+            "  try: use a tensor-parallel size that divides 10"
+        ),
     ),
     (
         "KV heads that neither divide nor repeat",
         lambda: cut_or_repeat("kv", 8, "rep", 4, 3, 0),
-        "cannot cut axis 'kv' into 3 equal shards\n  axis      kv = 8\n  heads     rep = 4 for each kv\n  world     tp = 3\n"
-        "  try: use a tensor-parallel size that divides 8, or is a multiple of it that divides 32",
+        (
+            "cannot cut axis 'kv' into 3 equal shards\n  axis      kv = 8\n  heads     rep = 4 for each kv\n  world     tp = 3\n"
+            "  try: use a tensor-parallel size that divides 8, or is a multiple of it that divides 32"
+        ),
     ),
     (
         "more ranks than query heads",
         lambda: cut_or_repeat("kv", 2, "rep", 2, 8, 0),
-        "cannot cut axis 'kv' into 8 equal shards\n  axis      kv = 2\n  heads     rep = 2 for each kv\n  world     tp = 8\n"
-        "  try: use a tensor-parallel size that divides 2, or is a multiple of it that divides 4",
+        (
+            "cannot cut axis 'kv' into 8 equal shards\n  axis      kv = 2\n  heads     rep = 2 for each kv\n  world     tp = 8\n"
+            "  try: use a tensor-parallel size that divides 2, or is a multiple of it that divides 4"
+        ),
     ),
 ]
 

@@ -18,7 +18,7 @@ from carnet.executor.run import write
 from carnet.executor.staging import publish, staging_of
 from carnet.steps import AssetFile, Copy, Same, TextFile
 
-SMALL = {"tensors": 6, "rows": 64, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
+SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_a_staging_folder_that_carnet_did_not_begin_is_refused_and_left_alone(ca
 
 def test_ctrl_c_leaves_what_is_done_and_the_next_run_does_the_rest(case, out):
     with pytest.raises(KeyboardInterrupt):
-        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.5))
+        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.1))
     assert not out.exists()
     assert not (staging_of(out) / "config.json").exists()
     staged = run(case, out)
@@ -106,7 +106,7 @@ def test_a_run_after_writing_and_before_publishing_has_nothing_left_to_do(case, 
 
 def interrupted(case, out):
     with pytest.raises(KeyboardInterrupt):
-        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.5))
+        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.1))
     return staging_of(out) / journals.NAME
 
 
@@ -185,10 +185,10 @@ def test_a_source_that_shrinks_during_the_run_is_an_error_and_no_signal(halves, 
 def test_a_file_that_may_not_grow_stops_the_run_which_then_resumes(halves, tmp_path, out, short):
     case = halves(tmp_path, **SMALL | {"short": short, "threads": 1})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    half = case.plan.files[0].nbytes // 2
 
-    def fill(done, total):
-        if 2 * done >= total:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
+    def fill(done, total):  # first called when the files have their size and nothing is in them
+        resource.setrlimit(resource.RLIMIT_FSIZE, (half, hard))
 
     try:
         with pytest.raises(MachineFailed, match="may not grow"):

@@ -166,10 +166,20 @@ def test_a_padded_vocabulary_of_megatron_is_padding_past_the_true_one(data):
     assert entry.padded == "embed"
 
 
-SMALL = {
-    "layers": 5, "hidden": 12, "heads": 6, "kv_heads": 2, "head_dim": 2, "ffn": 8, "vocab": 9, "positions": 7, "tp": 1, "pp": 1,
-    "tied": False, "embedding": "none",
-}  # fmt: skip
+SMALL: dict[str, str | int | float | None] = {
+    "layers": 5,
+    "hidden": 12,
+    "heads": 6,
+    "kv_heads": 2,
+    "head_dim": 2,
+    "ffn": 8,
+    "vocab": 9,
+    "positions": 7,
+    "tp": 1,
+    "pp": 1,
+    "tied": False,
+    "embedding": "none",
+}
 LLAMA_SMALL = {**LLAMA.traits, **SMALL}
 GPT2_SMALL = {**GPT2.traits, **SMALL, "kv_heads": 6, "tied": True}
 
@@ -180,7 +190,11 @@ def shapes(found):
 
 def test_megatron_stores_a_llama_under_these_names_and_shapes():
     layer = "decoder.layers.0."
-    assert {name: shape for name, shape in shapes(written("megatron te", LLAMA_SMALL)).items() if ".layers.0." in f".{name}" or "layers" not in name} == {
+    assert {
+        name: shape
+        for name, shape in shapes(written("megatron te", LLAMA_SMALL)).items()
+        if ".layers.0." in f".{name}" or "layers" not in name
+    } == {
         "embedding.word_embeddings.weight": (9, 12),
         layer + "self_attention.linear_qkv.layer_norm_weight": (12,),
         layer + "self_attention.linear_qkv.weight": (20, 12),
@@ -190,7 +204,7 @@ def test_megatron_stores_a_llama_under_these_names_and_shapes():
         layer + "mlp.linear_fc2.weight": (12, 8),
         "decoder.final_layernorm.weight": (12,),
         "output_layer.weight": (9, 12),
-    }  # fmt: skip
+    }
 
 
 def test_the_local_spelling_differs_in_the_names_of_norms_alone():
@@ -235,7 +249,10 @@ def test_a_rank_of_gpt2_has_these_names_and_shapes():
 
 
 def test_ranks_are_numbered_stage_by_stage_and_the_first_stages_have_the_extra_layers():
-    found = [(unit.name, unit.rank, list(unit.layers), unit.first, unit.last) for unit in units(LLAMA.trtllm, {**LLAMA_SMALL, "tp": 2, "pp": 3})]
+    found = [
+        (unit.name, unit.rank, list(unit.layers), unit.first, unit.last)
+        for unit in units(LLAMA.trtllm, {**LLAMA_SMALL, "tp": 2, "pp": 3})
+    ]
     assert found == [
         ("rank0", 0, [0, 1], True, False),
         ("rank1", 1, [0, 1], True, False),
@@ -243,7 +260,7 @@ def test_ranks_are_numbered_stage_by_stage_and_the_first_stages_have_the_extra_l
         ("rank3", 1, [2, 3], False, False),
         ("rank4", 0, [4], False, True),
         ("rank5", 1, [4], False, True),
-    ]  # fmt: skip
+    ]
 
 
 def test_layers_of_every_stage_are_counted_from_0():
@@ -314,19 +331,36 @@ def test_a_bias_that_the_config_denies_is_nobodys_entry():
     assert keys(read_back("hf", LLAMA_SMALL, present)) == {("", "model.norm.weight")}
 
 
+CUT = "cannot cut axis {!r} into {} equal shards"
 REFUSALS = [
-    ("more stages than layers", {"pp": 6}, "cannot share 5 layers among 6 pipeline stages\n  try: use a pipeline-parallel size up to 5"),
-    ("KV heads among three ranks", {"tp": 3}, "cannot cut axis 'kv' into 3 equal shards\n  axis      kv = 2\n  heads     rep = 3 for each kv\n  world     tp = 3\n  try: use a tensor-parallel size that divides 2, or is a multiple of it that divides 6"),
-    ("an MLP that does not divide", {"tp": 2, "ffn": 7}, "cannot cut axis 'ffn' into 2 equal shards\n  axis      ffn = 7\n  world     tp = 2\n  try: use a tensor-parallel size that divides 7"),
-    ("columns of an embedding that do not divide", {"tp": 2, "hidden": 11, "embedding": "columns"}, "cannot cut axis 'hidden' into 2 equal shards\n  axis      hidden = 11\n  world     tp = 2\n  try: use a tensor-parallel size that divides 11"),
-]  # fmt: skip
+    ("more stages than layers", {"pp": 6}, "cannot share 5 layers among 6 pipeline stages", {}),
+    (
+        "KV heads among three ranks",
+        {"tp": 3},
+        CUT.format("kv", 3),
+        {"tensor": "layers.0.attention.q", "axis": "kv = 2", "heads": "rep = 3 for each kv", "world": "tp = 3"},
+    ),
+    (
+        "an MLP that does not divide",
+        {"tp": 2, "ffn": 7},
+        CUT.format("ffn", 2),
+        {"tensor": "layers.0.mlp.down", "axis": "ffn = 7", "world": "tp = 2"},
+    ),
+    (
+        "columns of an embedding that do not divide",
+        {"tp": 2, "hidden": 11, "embedding": "columns"},
+        CUT.format("hidden", 2),
+        {"tensor": "embed", "axis": "hidden = 11", "world": "tp = 2"},
+    ),
+]
 
 
-@pytest.mark.parametrize(("remark", "more", "text"), REFUSALS, ids=[row[0] for row in REFUSALS])
-def test_a_model_is_not_cut_for(remark, more, text):
+@pytest.mark.parametrize(("remark", "more", "what", "facts"), REFUSALS, ids=[row[0] for row in REFUSALS])
+def test_a_model_is_not_cut_for(remark, more, what, facts):
     with pytest.raises(BadRequest) as caught:
         written("trtllm", {**LLAMA_SMALL, **more})
-    assert str(caught.value) == text
+    assert (caught.value.what, caught.value.facts) == (what, facts)
+    assert caught.value.remedy
 
 
 def test_megatron_spells_both_families_with_one_dialect():

@@ -6,8 +6,9 @@ import random
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -20,10 +21,14 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
 from carnet.planner.build import build
 from carnet.planner.request import Request
-from carnet.steps import Cast, Copy, Fill, Same
+from carnet.steps import Cast, Copy, Fill, Plan, Same
 
 NOWHERE = Path("/a/folder/that/does/not/exist")
-NUMPY = {"bf16": np.dtype(np.uint16), "f16": np.dtype(np.float16), "f32": np.dtype(np.float32)}
+NUMPY: Mapping[str, np.dtype[np.generic]] = {
+    "bf16": np.dtype(np.uint16),
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+}
 
 
 # --- a model: canonical arrays of random bits ------------------------------------------------------------------------------------
@@ -54,7 +59,13 @@ def make_model(family, n, *, tied, biases, seed=0):
     tensors |= {"position": bits(n["positions"], hidden), "final_bias": bits(hidden)} if gpt2 else {}
     layers = []
     for _ in range(n["layers"]):
-        layer = {"norm1": bits(hidden), "norm2": bits(hidden), "q": bits(*heads, hidden), "k": bits(*kv, hidden), "v": bits(*kv, hidden)}
+        layer = {
+            "norm1": bits(hidden),
+            "norm2": bits(hidden),
+            "q": bits(*heads, hidden),
+            "k": bits(*kv, hidden),
+            "v": bits(*kv, hidden),
+        }
         layer |= {"o": bits(hidden, *heads), "up": bits(ffn, hidden), "down": bits(hidden, ffn)}
         layer |= {"norm1_bias": bits(hidden), "norm2_bias": bits(hidden)} if gpt2 else {"gate": bits(ffn, hidden)}
         if biases:
@@ -168,7 +179,10 @@ def megatron(model, *, norms="te", stacked=True, padded=0):
     """Store as megatron-core does; ``padded`` rows of rubbish follow the vocabulary."""
     n, t = model.n, model.tensors
     rubbish = np.full((padded, n["hidden"]), 0xDEAD, np.uint16)
-    found = {"embedding.word_embeddings.weight": np.concatenate([t["embed"], rubbish]), "decoder.final_layernorm.weight": t["final"]}
+    found = {
+        "embedding.word_embeddings.weight": np.concatenate([t["embed"], rubbish]),
+        "decoder.final_layernorm.weight": t["final"],
+    }
     found |= {} if model.tied else {"output_layer.weight": np.concatenate([t["head"], rubbish])}
     if model.family == "gpt2":
         found |= {"embedding.position_embeddings.weight": t["position"], "decoder.final_layernorm.bias": t["final_bias"]}
@@ -348,7 +362,7 @@ def array_at(place, shape, files):
     return np.ndarray(shape, kind, files[place.file], place.offset, strides)  # numpy refuses what leaves the file
 
 
-def carried_out(plan, files):
+def carried_out(plan: Plan, files):
     """Return {(unit, name): array} of the target; each element is written once, into bytes that were rubbish before."""
     out = {file.name: bytearray(b"\x55" * file.nbytes) for file in plan.files}
     for step in plan.steps:
@@ -381,18 +395,17 @@ def assert_same(found, expected):
 
 # --- every dialect into every other ------------------------------------------------------------------------------------------------
 
-SOURCES = {
+
+def drawn_ranks(tp, pp, model, draw):
+    return trtllm(model, tp=tp, pp=pp, embedding=draw(st.sampled_from(("none", "rows", "columns"))))
+
+
+SOURCES: Mapping[str, Callable] = {
     "megatron te stacked": lambda model, draw: megatron(model, padded=draw(st.integers(0, 5))),
     "megatron local stacked": lambda model, draw: megatron(model, norms="local", padded=draw(st.integers(0, 5))),
     "megatron te by layer": lambda model, draw: megatron(model, stacked=False, padded=draw(st.integers(0, 5))),
     "hf": lambda model, draw: hf(model),
-    **{
-        f"trtllm tp{tp} pp{pp}": lambda model, draw, tp=tp, pp=pp: trtllm(
-            model, tp=tp, pp=pp, embedding=draw(st.sampled_from(("none", "rows", "columns")))
-        )
-        for tp in (1, 2, 4)
-        for pp in (1, 2)
-    },
+    **{f"trtllm tp{tp} pp{pp}": partial(drawn_ranks, tp, pp) for tp in (1, 2, 4) for pp in (1, 2)},
 }
 TARGETS = ("hf", *(name for name in SOURCES if name.startswith("trtllm")))
 
@@ -443,7 +456,9 @@ def test_one_file_becomes_many_where_a_file_may_hold_less():
     index = json.loads(next(text.text for text in plan.texts if text.name == "model.safetensors.index.json"))
     assert index["weight_map"] == {tensor.name: file.name for file in plan.files for tensor in file.tensors}
     assert index["metadata"]["total_size"] == sum(array.nbytes for array in hf(LLAMA)[2].values())
-    assert [file.name for file in plan.files] == [f"model-{n:05}-of-{len(plan.files):05}.safetensors" for n in range(1, len(plan.files) + 1)]
+    assert [file.name for file in plan.files] == [
+        f"model-{n:05}-of-{len(plan.files):05}.safetensors" for n in range(1, len(plan.files) + 1)
+    ]
     assert all(len(file.tensors) == 1 or file.nbytes - file.tensors[0].offset <= 300 for file in plan.files)
 
 
@@ -467,8 +482,13 @@ def test_copies_on_ranks_are_compared_and_counted():
     source = chunked(*trtllm(LLAMA, tp=4), seed=3)
     plan = build(source.checkpoint, Request("hf"))
     assert {step.tensor.split(".")[-1] for step in plan.steps if isinstance(step, Same)} == {
-        "embed", "final_norm", "attention_norm", "mlp_norm", "k", "v",
-    }  # fmt: skip
+        "embed",
+        "final_norm",
+        "attention_norm",
+        "mlp_norm",
+        "k",
+        "v",
+    }
     assert plan.proof["copies checked equal"] == sum(isinstance(step, Same) for step in plan.steps)
 
 
@@ -489,6 +509,25 @@ def test_the_proof_counts_every_byte():
 
 def test_the_same_checkpoint_gives_the_same_plan():
     assert build(chunked(*hf(LLAMA)).checkpoint, Request("hf")) == build(chunked(*hf(LLAMA)).checkpoint, Request("hf"))
+
+
+def by_layers(layers):
+    """Return a checkpoint of records alone: nine small tensors a layer, one chunk each."""
+    config = {**hf(LLAMA)[1], "num_hidden_layers": layers}
+    one = {name: stored for (_, name), stored in chunked(*hf(LLAMA)).checkpoint.tensors.items() if ".layers.1." not in name}
+    tensors, offset = {}, 8
+    for name, stored in one.items():
+        for layer in range(layers if ".layers." in name else 1):
+            spelled = name.replace(".0.", f".{layer}.")
+            whole = Chunk(Box((0,) * len(stored.shape), stored.shape), "all.bin", offset, (*stored.shape[1:], 1))
+            tensors["", spelled] = Stored("", spelled, "bf16", stored.shape, (whole,))
+            offset += 2 * int(np.prod(stored.shape))
+    return Checkpoint(NOWHERE, "hf", "by hand", config, tensors, {}, (), "digest", {})
+
+
+def test_a_hundred_thousand_tensors_are_planned():
+    plan = build(by_layers(11_111), Request("hf"))
+    assert plan.proof["source tensors"] == plan.proof["target tensors"] == len(plan.steps) == 9 * 11_111 + 3
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------------------------
@@ -526,7 +565,7 @@ def test_a_missing_tensor_is_refused_by_name():
     with pytest.raises(BadCheckpoint) as caught:
         build(chunked(dialect, config, tensors).checkpoint, Request("hf"))
     assert caught.value.what == "the checkpoint lacks 'layers.1.mlp.up'"
-    assert "layers.{layer}.mlp.up_proj.weight" in caught.value.facts["looked for"]
+    assert "layers.{layer}.mlp.up_proj.weight" in str(caught.value.facts["looked for"])
 
 
 def test_a_missing_rank_is_refused_with_the_part_that_it_held():
@@ -550,7 +589,7 @@ def test_a_wrong_shape_is_refused_by_name():
 def test_a_transposed_tensor_is_refused():
     dialect, config, tensors = hf(LLAMA)
     key = ("", "lm_head.weight")
-    with pytest.raises(BadCheckpoint, match="the shape of 'lm_head.weight' contradicts the config"):
+    with pytest.raises(BadCheckpoint, match=r"the shape of 'lm_head\.weight' contradicts the config"):
         build(chunked(dialect, config, tensors | {key: tensors[key].T}).checkpoint, Request("hf"))
 
 
@@ -587,7 +626,7 @@ def test_parts_of_one_target_tensor_with_two_element_types_are_refused_by_its_na
 
 
 def test_a_pattern_to_drop_that_meets_nothing_is_refused():
-    with pytest.raises(BadRequest, match="nothing in the checkpoint is called"):
+    with pytest.raises(BadRequest, match="nothing in the checkpoint"):
         build(chunked(*hf(LLAMA)).checkpoint, Request("hf", drop=("*.nothing",)))
 
 

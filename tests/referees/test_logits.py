@@ -1,6 +1,7 @@
 """The model itself as referee: transformers runs what carnet wrote, and the logits are those of the model that was trained."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,9 +49,10 @@ NOT_IN_TRTLLM = {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 def loaded(folder):
     """Return the model that transformers makes of a folder, in float32, after asking it whether it missed or ignored anything."""
-    model, said = AutoModelForCausalLM.from_pretrained(
+    asked: Any = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
+    model, said = asked
     assert {what: list(names) for what, names in said.items() if names} == {}
     return model.eval()
 

@@ -15,7 +15,6 @@ GOLDENS = Path(__file__).parents[1] / "goldens/trtllm"
 CASES = (
     ("llama", "trtllm-tp1pp1", 1, 1),
     ("llama", "trtllm-tp2pp2", 2, 2),
-    ("llama_kv2", "trtllm-tp2pp2", 2, 2),
     ("llama_kv2", "trtllm-tp4", 4, 1),  # two KV heads, each on two ranks
     ("llama_tied", "trtllm-tp2pp2", 2, 2),
     ("gpt2", "trtllm-tp2pp2", 2, 2),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from carnet.box import Box, intersect, subtract, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
@@ -80,8 +81,8 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
         wrong, first = 0, None
         for box in blocks(part.box, BLOCK // BY_NAME[part.stored.dtype].nbytes):
             for origin, shared in _sources(source, name, box):
-                expected = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype)
-                differs = read(target, part, shared) != expected
+                expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype)
+                differs = (read(target, part, shared) != expected) | beyond
                 compared += volume(shared)
                 if differs.any():
                     wrong += int(differs.sum())
@@ -130,14 +131,15 @@ def _sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
             return
 
 
-def _as(bits: Array, given: str, wanted: str) -> Array:
-    """Return the bits that a value has in another element type, rounded to nearest even."""
+def _as(bits: Array, given: str, wanted: str) -> tuple[Array, NDArray[np.bool_]]:
+    """Return the bits that values have in another element type, rounded to nearest even, and which ones are beyond its range."""
     if given == wanted or not {given, wanted} <= set(FLOATS):
-        return bits
+        return bits, np.zeros((), np.bool_)
     numbers = np.ascontiguousarray(bits).view(array_type(given))
     with np.errstate(over="ignore", invalid="ignore"):
         cast: Array = numbers.astype(array_type(wanted))
-    return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}"))
+        beyond = np.isinf(cast.astype(np.float64)) & np.isfinite(numbers.astype(np.float64))
+    return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}")), beyond
 
 
 def _finding(source: Side, target: Side, part: Part, name: str, wrong: int, first: Sequence[int]) -> Finding:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import journal as journals
 from carnet.executor import pool, staging
 from carnet.executor.desk import Desk
@@ -53,7 +54,11 @@ def write(plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Pr
     jobs = jobs_of(plan)
     with journals.held(folder / journals.NAME, plan_digest) as found:
         journal = _prepared(plan, folder, found, plan_digest)
-        _run(plan, source, folder, jobs, journal, progress or _silent)
+        try:
+            _run(plan, source, folder, jobs, journal, progress or _silent)
+        except (BadCheckpoint, BadRequest):
+            staging.remove(folder)  # trying again would end the same way
+            raise
         for asset in plan.assets:
             staging.write_asset(asset, folder)
         for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):

@@ -71,6 +71,13 @@ def clear(staging: Path) -> None:
             path.unlink()
 
 
+def remove(staging: Path) -> None:
+    """Remove the staging folder of a crossing that can never be finished."""
+    clear(staging)
+    (staging / journal.NAME).unlink(missing_ok=True)
+    staging.rmdir()
+
+
 def create(file: TargetFile, staging: Path) -> None:
     """Make a tensor file in its full size, all holes, with its header."""
     path = staging / contained(file.name)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from carnet.box import Box
 from carnet.errors import BadRequest
-from carnet.families.model import TIED, Config, Tensor, sizes, tensors, value
+from carnet.families.model import TIED, Config, Tensor, number, sizes, tensors, value
 from carnet.families.rows import Dialect, Row
 from carnet.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
 
@@ -53,7 +53,7 @@ def units(dialect: Dialect, config: Config) -> list[Unit]:
     layers = sizes(config)["layer"]
     if not dialect.ranked:
         return [Unit("", 0, range(layers), True, True)]
-    tp, pp = int(value(config, "tp") or 1), int(value(config, "pp") or 1)
+    tp, pp = number(config, "tp"), number(config, "pp")
     if pp > layers:
         raise BadRequest(
             f"cannot share {layers} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {layers}"
@@ -124,7 +124,11 @@ def _of_row(
     if (stage == "first" and not unit.first) or (stage == "last" and not unit.last):
         return
     name = row.name[1:] if row.name.startswith("/") else prefix + row.name
-    shares = _shares(row.cut, dialect, config, unit)
+    try:
+        shares = _shares(row.cut, dialect, config, unit)
+    except BadRequest as refusal:
+        tensor = parts[0].name.replace("{layer}", str(unit.layers.start))
+        raise BadRequest(refusal.what, {"tensor": tensor, **refusal.facts}, remedy=refusal.remedy) from None
     axes = tuple(tuple(tensor.axes.split()) for tensor in parts)
     stacked = name.replace("{layer}.", "")
     if stage == "layer" and dialect.stacked and present is not None and (unit.name, stacked) in present:
@@ -169,7 +173,7 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
         if cut == "vocab" and isinstance(padded, int):
             shares["vocab"] = Share(0, padded, size["vocab"])
         return shares
-    tp = int(value(config, "tp") or 1)
+    tp = number(config, "tp")
     match cut:
         case "kv":
             shares |= cut_or_repeat("kv", size["kv"], "rep", size["rep"], tp, unit.rank)

@@ -91,12 +91,14 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
                 config[row.field] = (
                     _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
                 )
+    if table.closed:
+        _refuse_idle(table, raw, config, where)
     for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
         found = lookup(raw, key)
         if found is not None and not any(_equal(found, v) for v in values) and not _is_written(table, key, config):
             raise NotSupported(
                 f"the config sets {key!r} to a value that carnet cannot carry over",
-                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values)},
+                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
             )
     return config
 
@@ -146,15 +148,15 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
     if not _applies(row, config):
         return
     found = {key: value for key in row.keys if (value := lookup(raw, key)) is not None}
-    if len({repr(value) for value in found.values()}) > 1:
+    if any(not _equal(value, other) for value in found.values() for other in found.values()):
         raise BadCheckpoint(
             "the config contradicts itself", {"where": where, **{key: repr(value) for key, value in found.items()}}
         )
     if not found:
         if row.default is ... and row.keys:
-            raise BadCheckpoint(
-                f"the config does not say {row.keys[0]!r}", {"where": where, "field": BY_NAME[row.field].remark}
-            )
+            field = BY_NAME[row.field]
+            facts = {"where": where, "field": field.remark}
+            raise BadCheckpoint(f"the config does not say {row.keys[0]!r}", facts, remedy=field.remedy)
         default = row.default(config) if callable(row.default) else row.default
         assert not isinstance(default, EllipsisType)
         config[row.field] = default
@@ -258,13 +260,19 @@ def _is_written(table: Table, key: str, config: Config) -> bool:
 
 def _checked(name: str, key: str, value: object, where: str) -> Value:
     """Return the value if it is of the field's kind; an integer serves as a float, nothing serves as an integer but one."""
-    kind = BY_NAME[name].kind
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    field = BY_NAME[name]
+    if field.many and isinstance(value, list) and all(type(each) is int for each in value):
+        return tuple(value)
+    if field.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         return float(value)
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    if isinstance(value, field.kind) and not (field.kind is int and isinstance(value, bool)):
+        if isinstance(value, int) and field.kind is int and field.least is not None and value < field.least:
+            raise BadCheckpoint(
+                f"the config sets {key!r} to less than {field.least}", {"where": where, "found": f"{value!r}"[:80]}
+            )
         return value
     raise BadCheckpoint(
-        f"the config sets {key!r} to something that is no {kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}
+        f"the config sets {key!r} to something that is no {field.kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}
     )
 
 
@@ -277,6 +285,17 @@ def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
                 f"the config sets {key!r}, which carnet does not know",
                 {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
                 remedy="remove the field if it means nothing for the weights, and tell us about it",
+            )
+
+
+def _refuse_idle(table: Table, raw: Json, config: Config, where: str) -> None:
+    """Refuse a key that is set and means nothing beside the others: a factor of rope without its type."""
+    read_keys = {key for row in table.rows if _applies(row, config) for key in _keys(row)}
+    for key in sorted({key for row in table.rows for key in _keys(row)} - read_keys):
+        if lookup(raw, key) is not None:
+            raise NotSupported(
+                f"the config sets {key!r}, which means nothing beside the rest",
+                {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
             )
 
 

@@ -7,6 +7,7 @@ tensorrt_llm/models/gpt/config.py.
 from carnet.families import hf, trtllm
 from carnet.families.family import Family
 from carnet.families.fields import Table, place
+from carnet.families.model import number
 from carnet.families.rows import Dialect, fuse, row
 
 LAYER = "h.{layer}."
@@ -57,8 +58,8 @@ GPT2 = Family(
                 place("hidden", "n_embd"),
                 place("heads", "n_head"),
                 place("kv_heads", default=lambda c: c["heads"]),
-                place("head_dim", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
-                place("ffn", "n_inner", default=lambda c: 4 * int(c["hidden"] or 0)),
+                place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+                place("ffn", "n_inner", default=lambda c: 4 * number(c, "hidden")),
                 place("vocab", "vocab_size"),
                 place("positions", "n_positions"),
                 place("norm_eps", "layer_norm_epsilon", default=1e-5),

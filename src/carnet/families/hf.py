@@ -4,6 +4,7 @@ Names as in transformers' modeling_llama.py; every family says what it does diff
 """
 
 from carnet.families.fields import Place, place
+from carnet.families.model import number
 from carnet.families.rows import row
 
 LAYER = "layers.{layer}."
@@ -49,7 +50,7 @@ SIZES = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    place("head_dim", "head_dim", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
+    place("head_dim", "head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
     place("ffn", "intermediate_size"),
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from carnet.errors import CarnetError, NotSupported
+from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.family import Family
 from carnet.families.fields import lookup, read, write
 from carnet.families.gpt2 import GPT2
@@ -31,11 +31,22 @@ def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config
     if dialect == "megatron":
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where)
+        _check(config, where)
         return _first_that_says(config, where), config
     family = _named(dialect, raw, where)
     spelled = dialect_of(family, dialect)
     config = {**family.traits, **read(spelled.table, raw, where), **given}
+    _check(config, where)
     return family, config
+
+
+def _check(config: Config, where: str) -> None:
+    """Refuse sizes that do not go together."""
+    heads, kv_heads = config["heads"], config["kv_heads"]
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise BadCheckpoint(
+            "the query heads do not divide among the KV heads", {"where": where, "heads": heads, "kv_heads": kv_heads}
+        )
 
 
 MEGATRON_KEYS = {"vocab": "vocab_size"}

@@ -7,6 +7,7 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 """
 
 from carnet.families.fields import ANY, SET, Choice, Flagged, Table, place
+from carnet.families.model import number
 from carnet.families.rows import Dialect, fuse, row
 
 LAYER = "decoder.layers.{layer}."
@@ -60,8 +61,8 @@ FIELDS = (
     place("heads", "num_attention_heads"),
     # without group_query_attention num_query_groups is 1 and means nothing
     Flagged("kv_heads", "num_query_groups", "group_query_attention", "heads"),
-    place("head_dim", "kv_channels", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
-    place("ffn", "ffn_hidden_size", default=lambda c: 4 * int(c["hidden"] or 0)),
+    place("head_dim", "kv_channels", default=lambda c: number(c, "hidden") // number(c, "heads")),
+    place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
     place("vocab", "vocab_size"),
     place("padded_vocab", "padded_vocab_size", default=None),
     place("positions", "max_position_embeddings"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 
-Value = str | int | float | bool | None
+Value = str | int | float | bool | tuple[int, ...] | None
 Config = Mapping[str, Value]  # field name -> value; a field that is absent has its neutral value
 
 
@@ -21,6 +21,9 @@ class Field:
     neutral: Value | EllipsisType  # the value of a model that knows nothing of it; ``...`` where every model must say it
     remark: str  # what it means
     soft: bool = False  # says nothing about the weights' meaning: a target without a place for it may leave it out
+    least: int | None = 1  # of an integer, the smallest that makes sense
+    many: bool = False  # may be several integers
+    remedy: str | None = None  # what a person can do where no config says it
 
 
 FIELDS = (
@@ -30,7 +33,7 @@ FIELDS = (
     Field("kv_heads", int, ..., "key and value heads"),
     Field("head_dim", int, ..., "width of one head"),
     Field("ffn", int, ..., "width inside the MLP"),
-    Field("vocab", int, ..., "true size of the vocabulary, without padding"),
+    Field("vocab", int, ..., "true size of the vocabulary, without padding", remedy="name it with --vocab-size"),
     Field("positions", int, ..., "longest sequence; rows of a learned position table"),
     Field("norm", str, ..., "rms or layer (mean removed, with a bias)"),
     Field("norm_eps", float, ..., "added to the variance"),
@@ -49,9 +52,9 @@ FIELDS = (
     Field("mlp_bias", bool, False, "the MLP's projections have a bias"),
     Field("tied", bool, False, "the output head is the embedding"),
     Field("dtype", str, ..., "element type of the weights, in carnet's words"),
-    Field("bos", int, None, "id of the first token of a text", soft=True),
-    Field("eos", int, None, "id of the last token of a text", soft=True),
-    Field("pad", int, None, "id of the padding token", soft=True),
+    Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
+    Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),
+    Field("pad", int, None, "id of the padding token", soft=True, least=None, many=True),
     Field("padded_vocab", int, None, "rows that are stored for the vocabulary", soft=True),
     Field("tp", int, 1, "ranks that share every layer", soft=True),
     Field("pp", int, 1, "stages that share the layers", soft=True),
@@ -112,6 +115,13 @@ def value(config: Config, name: str) -> Value:
     return neutral
 
 
+def number(config: Config, name: str) -> int:
+    """Return the value of a field that is an integer."""
+    found = value(config, name)
+    assert isinstance(found, int), f"{name} is {found!r}"
+    return found
+
+
 def tensors(config: Config) -> dict[str, Tensor]:
     """Return the canonical tensors that a model has, by name (with ``{layer}`` open)."""
     return {t.name: t for t in TENSORS if all(value(config, field) == wanted for field, wanted in t.when.items())}
@@ -119,14 +129,13 @@ def tensors(config: Config) -> dict[str, Tensor]:
 
 def sizes(config: Config) -> dict[str, int]:
     """Return the true length of every named axis."""
-    number = {field.name: size for field in FIELDS if isinstance(size := config.get(field.name), int)}
     return {
-        "layer": number["layers"],
-        "hidden": number["hidden"],
-        "kv": number["kv_heads"],
-        "rep": number["heads"] // number["kv_heads"],
-        "dim": number["head_dim"],
-        "ffn": number["ffn"],
-        "vocab": number["vocab"],
-        "position": number["positions"],
+        "layer": number(config, "layers"),
+        "hidden": number(config, "hidden"),
+        "kv": number(config, "kv_heads"),
+        "rep": number(config, "heads") // number(config, "kv_heads"),
+        "dim": number(config, "head_dim"),
+        "ffn": number(config, "ffn"),
+        "vocab": number(config, "vocab"),
+        "position": number(config, "positions"),
     }

@@ -7,6 +7,7 @@ whole on every rank; layer numbers start at 0 on every pipeline stage.
 
 from carnet.families.fields import ANY, Choice, Place, place
 from carnet.families.hf import DTYPES, rope
+from carnet.families.model import number
 from carnet.families.rows import Row, fuse, row
 
 LAYER = "layers.{layer}."
@@ -46,9 +47,9 @@ SIZES: tuple[Place | Choice, ...] = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    place("head_dim", "head_size", default=lambda c: int(c["hidden"] or 0) // int(c["heads"] or 1)),
+    place("head_dim", "head_size", default=lambda c: number(c, "hidden") // number(c, "heads")),
     place("head_dim", "rotary_embedding_dim", default=lambda c: c["head_dim"]),
-    place("ffn", "intermediate_size", default=lambda c: 4 * int(c["hidden"] or 0)),
+    place("ffn", "intermediate_size", default=lambda c: 4 * number(c, "hidden")),
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),
     place("norm_eps", "norm_epsilon", default=1e-5),
@@ -56,7 +57,8 @@ SIZES: tuple[Place | Choice, ...] = (
     place("tp", "mapping.tp_size", default=1),
     place("tp", "mapping.moe_tp_size", default=lambda c: c["tp"]),
     place("pp", "mapping.pp_size", default=1),
-    place("world", "mapping.world_size", default=1),
+    place("world", default=lambda c: number(c, "tp") * number(c, "pp")),
+    place("world", "mapping.world_size", default=lambda c: c["world"]),
     Choice(
         ("embedding",),
         (("use_parallel_embedding", False), ("embedding_sharding_dim", 0)),

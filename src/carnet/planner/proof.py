@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from carnet.box import Box, tiles, uncovered, volume, whole
 from carnet.dtypes import BY_NAME
-from carnet.errors import CarnetError
+from carnet.errors import BadRequest, CarnetError
+from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.layout import View, stored_boxes
-from carnet.steps import Cast, Copy, Fill, Place, Same, Step, TargetFile
+from carnet.steps import Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +40,9 @@ Rule = Callable[[Extent, Sequence[Footprint]], bool]
 
 def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
-    written = [
-        Extent(t.name, file.name, t.offset, t.shape, dense_strides(t.shape), t.dtype, ())
-        for file in files
-        for t in file.tensors
-    ]
-    writes = [(step.shape, step.target) for step in steps if not isinstance(step, Same)]
+    written = _prove_written(files, steps)
     reads = [(step.shape, step.source) for step in steps if isinstance(step, Copy | Cast | Same)]
     reads += [(step.shape, step.other) for step in steps if isinstance(step, Same)]
-    _every(written, writes, _is_tiled, "the plan does not write every element of a target tensor exactly once")
     _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
     return {
         "source tensors": len({e.name for e in extents}),
@@ -60,6 +55,49 @@ def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequenc
             volume(whole(step.shape)) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
         ),
     }
+
+
+def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
+    """Prove what can be proven of a plan that was read from a file: its targets, and that it reads inside files of these sizes."""
+    if not (0 < plan.window <= plan.memory < 1 << 62 and 0 < plan.threads <= 256):
+        raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
+    for file in plan.files:
+        if layout_file(file.name, [(t.name, t.dtype, t.shape) for t in file.tensors], file.metadata) != file:
+            raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
+    for step in plan.steps:
+        reads, writes = _places(step)
+        for place in (*reads, *writes):
+            if len(step.shape) != len(place.strides) or min(0, place.offset, *step.shape, *place.strides) < 0:
+                raise BadRequest("a step of the plan is none", {"tensor": step.tensor, "file": place.file})
+        for place in reads:
+            reach = 1 + sum((length - 1) * stride for length, stride in zip(step.shape, place.strides, strict=True))
+            if 0 not in step.shape and place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0):
+                raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
+            if volume(whole(step.shape)) > max(sizes.values()):
+                raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
+    _prove_written(plan.files, plan.steps)
+
+
+def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+    """Return what a step reads and what it writes."""
+    match step:
+        case Fill():
+            return (), (step.target,)
+        case Same():
+            return (step.source, step.other), ()
+        case Copy() | Cast():
+            return (step.source,), (step.target,)
+
+
+def _prove_written(files: Sequence[TargetFile], steps: Sequence[Step]) -> list[Extent]:
+    written = [
+        Extent(t.name, file.name, t.offset, t.shape, dense_strides(t.shape), t.dtype, ())
+        for file in files
+        for t in file.tensors
+    ]
+    writes = [(step.shape, step.target) for step in steps if not isinstance(step, Same)]
+    _every(written, writes, _is_tiled, "the plan does not write every element of a target tensor exactly once")
+    return written
 
 
 def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], Place]], holds: Rule, what: str) -> None:
@@ -80,13 +118,17 @@ def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], P
                 "a step of the plan touches bytes that belong to no tensor", {"file": place.file, "offset": place.offset}
             )
         extent = by_file[place.file][at]
-        skip = (place.offset - extent.offset) // BY_NAME[place.dtype].nbytes
+        skip, rest = divmod(place.offset - extent.offset, BY_NAME[place.dtype].nbytes)
+        if rest:
+            raise CarnetError("a step of the plan starts between two elements", {"tensor": extent.name, "file": place.file})
         footprints[id(extent)].append((shape, skip, place.strides))
     proven: set[Hashable] = set()
     for extent in extents:
         marks = tuple(sorted(set(footprints[id(extent)]) if holds is _is_covered else footprints[id(extent)]))
         situation = (extent.shape, extent.strides, extent.padding, marks)
-        if situation not in proven and not holds(extent, marks):
+        if situation in proven:
+            continue
+        if not all(_is_inside(extent, mark) for mark in marks) or not holds(extent, marks):
             raise CarnetError(what, {"tensor": extent.name, "file": extent.file, "shape": list(extent.shape)})
         proven.add(situation)
 
@@ -101,20 +143,46 @@ def _is_covered(extent: Extent, marks: Sequence[Footprint]) -> bool:
 
 
 def _boxes(extent: Extent, mark: Footprint) -> list[Box]:
-    """Return the boxes of an extent that a strided footprint covers: its strides are taken apart by the extent's own."""
-    shape, skip, strides = mark
-    order = sorted(range(len(extent.shape)), key=lambda d: (-extent.strides[d], d))
-    origin = [0] * len(order)
-    for dim in order:
-        if extent.shape[dim] > 1:
-            origin[dim], skip = divmod(skip, extent.strides[dim])
-    places = []
-    for length, stride in zip(shape, strides, strict=True):
-        dim = next((d for d in order if extent.shape[d] > 1 and extent.strides[d] <= stride), 0)
-        places.append((dim, stride // extent.strides[dim] if length > 1 and stride else 0))
+    """Return the boxes of an extent that a strided footprint covers."""
+    shape, _, _ = mark
+    origin, places = _taken_apart(extent, mark)
     if any(length > 1 and not stride for length, (_, stride) in zip(shape, places, strict=True)):
         return []  # one element written many times is no box
     return stored_boxes(View("", Box((0,) * len(shape), shape), tuple(origin), tuple(places)), extent.shape)
+
+
+def _is_inside(extent: Extent, mark: Footprint) -> bool:
+    """Say whether a footprint stays in its extent and goes along its dimensions in whole steps."""
+    shape, _, strides = mark
+    if 0 in shape:
+        return True
+    origin, places = _taken_apart(extent, mark)
+    if not origin:
+        return set(shape) <= {1} and not mark[1]
+    last = list(origin)
+    for length, stride, (dim, step) in zip(shape, strides, places, strict=True):
+        if length > 1 and (stride < 0 or step * extent.strides[dim] != stride):
+            return False
+        if length > 1:
+            last[dim] += (length - 1) * step
+    return all(index < size for index, size in zip(last, extent.shape, strict=True))
+
+
+def _taken_apart(extent: Extent, mark: Footprint) -> tuple[list[int], list[tuple[int, int]]]:
+    """Take an offset and strides apart by the extent's own: the first stored index, and per axis (dimension, stride in it)."""
+    shape, skip, strides = mark
+    order = sorted(range(len(extent.shape)), key=lambda d: (-extent.strides[d], d))
+    wide = [dim for dim in order if extent.shape[dim] > 1 and extent.strides[dim] > 0]
+    origin = [0] * len(order)
+    for dim in wide:
+        origin[dim], skip = divmod(skip, extent.strides[dim])
+    if skip and order:
+        origin[order[-1]] += skip * extent.shape[order[-1]]  # past a tensor of one element: nowhere
+    places = []
+    for length, stride in zip(shape, strides, strict=True):
+        dim = next((d for d in wide if extent.strides[d] <= stride), wide[-1] if wide else 0)
+        places.append((dim, stride // extent.strides[dim] if length > 1 and wide else 0))
+    return origin, places
 
 
 def _nbytes(extent: Extent) -> int:

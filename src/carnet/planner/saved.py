@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import xxhash
 
@@ -66,18 +67,15 @@ def save(plan: Plan, path: Path) -> None:
 def load(path: Path) -> Plan:
     """Read a plan and check that it is whole."""
     try:
-        rows = path.read_text(encoding="utf-8").splitlines()
+        content = path.read_bytes()
     except OSError as error:
         raise MachineFailed("the plan cannot be read", {"where": path, "reason": error.strerror}) from error
-    except UnicodeDecodeError as error:
-        raise _not_a_plan(path, "not text") from error
-    hasher = xxhash.xxh3_128()
-    for row in rows[:-1]:
-        hasher.update(f"{row}\n".encode())
+    last = content.rfind(b"\n", 0, -1) + 1  # where the last line begins
     try:
-        if json.loads(rows[-1]) != {"digest": hasher.hexdigest()}:
+        sealed = content.endswith(b"\n") and json.loads(content[last:]) == {"digest": xxhash.xxh3_128_hexdigest(content[:last])}
+        if not sealed:
             raise _not_a_plan(path, "the digest in its last line is not that of the lines before it")
-        return _plan([json.loads(row) for row in rows[:-1]], path)
+        return _plan([json.loads(row) for row in content[:last].split(b"\n")[:-1]], path)
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError) as error:
         raise _not_a_plan(path, f"{type(error).__name__}: {error}") from error
 
@@ -97,9 +95,18 @@ def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
             texts.append(TextFile(_below(row["text"]), str(row["content"])))
         else:
             assets.append(AssetFile(_below(row["asset"]), str(row["path"]), int(row["nbytes"]), str(row["digest"])))  # type: ignore[call-overload]
-    known = {name: head[name] for name in HEAD}
-    known["dropped"] = {reason: tuple(names) for reason, names in dict(head["dropped"]).items()}  # type: ignore[call-overload]
-    return Plan(**known, files=tuple(files), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))  # type: ignore[arg-type]
+    known: dict[str, Any] = {name: head[name] for name in HEAD}
+    for name in ("source", "fingerprint", "family"):
+        _is(str, name, known[name])
+    for name in ("memory", "window", "threads"):
+        _is(int, name, known[name])
+    known["dropped"] = {reason: tuple(names) for reason, names in known["dropped"].items()}
+    return Plan(**known, files=tuple(files), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))
+
+
+def _is(kind: type, name: str, value: object) -> None:
+    if type(value) is not kind:
+        raise TypeError(f"{name} is no {kind.__name__}")
 
 
 def _step(row: list[object]) -> Step:
@@ -114,8 +121,18 @@ def _unflat(name: str, value: object) -> object:
         if not isinstance(value, list):
             raise TypeError(f"{name} is no place")
         file, offset, strides, dtype = value
-        return Place(_below(file), int(offset), tuple(strides), _dtype(dtype))
-    return tuple(value) if isinstance(value, list) else value
+        _is(int, "offset", offset)
+        return Place(_below(file), offset, _numbers("strides", strides), _dtype(dtype))
+    if name in ("start", "shape"):
+        return _numbers(name, value)
+    _is(str, name, value)
+    return value
+
+
+def _numbers(name: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(each) is int for each in value):
+        raise TypeError(f"{name} is no list of integers")
+    return tuple(value)
 
 
 def _flat(value: object) -> object:
@@ -141,4 +158,5 @@ def _not_a_plan(path: Path, reason: str) -> BadRequest:
 
 
 def _json(data: object) -> str:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), default=dict)
+    # ASCII alone, so that any path of any machine can be written, and a line ends only where it ends
+    return json.dumps(data, separators=(",", ":"), default=dict)

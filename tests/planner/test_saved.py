@@ -1,0 +1,321 @@
+"""A plan on disk is the plan, and a plan that was damaged is refused."""
+
+import itertools
+import json
+from dataclasses import fields, replace
+from types import MappingProxyType
+
+import pytest
+import xxhash
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from carnet.errors import BadRequest, MachineFailed
+from carnet.planner.saved import digest, lines, load, save
+from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, TargetFile, TargetTensor, TextFile
+
+SOURCE = Place("iter_1/__0_0.distcp", 704, (8, 1), "bf16")
+TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
+PLAN = Plan(
+    source="/models/llama",
+    fingerprint="9f00",
+    request={"to": "trtllm", "tp": 2, "drop": ["*.bias"], "dtype": None},
+    family="llama",
+    files=(
+        TargetFile(
+            "rank0.safetensors", 96536, (TargetTensor("a.weight", "bf16", (4, 2), 1504), TargetTensor("b", "f32", (), 1520)), {}
+        ),
+        TargetFile("model.safetensors", 8, (), {"format": "pt"}),
+    ),
+    texts=(TextFile("config.json", '{\n  "a": 1\n}\n'), TextFile("note.txt", "ü 語 \r\n\t end")),
+    assets=(AssetFile("tokenizer.json", "/t/tokenizer.json", 12, "ab" * 16),),
+    steps=(
+        Copy("layers.0.attention.q", (0, 0), (4, 2), SOURCE, TARGET),
+        Cast("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
+        Fill("head", (2, 8), TARGET),
+        Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
+    ),
+    dropped={"module extra state": ("a._extra_state", "b._extra_state"), "random state": ()},
+    proof={"source bytes": 12, "copies checked equal": 1},
+    memory=1 << 20,
+    window=4096,
+    threads=2,
+)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.plan"
+
+
+def saved(plan, path):
+    save(plan, path)
+    return path.read_bytes().splitlines(keepends=True)
+
+
+def test_a_plan_that_was_saved_and_loaded_is_the_plan(path):
+    save(PLAN, path)
+    assert load(path) == PLAN
+    assert digest(load(path)) == digest(PLAN)
+    assert not path.with_name("a.plan.partial").exists()
+
+
+def test_what_was_loaded_is_of_the_same_types_down_to_each_tuple(path):
+    save(PLAN, path)
+    assert repr(load(path)) == repr(PLAN)
+
+
+def test_a_plan_is_lines_of_json_in_this_order():
+    found = [json.loads(line) for line in lines(PLAN)]
+    assert found[0]["carnet-plan"] == 1
+    assert [next(iter(row)) if isinstance(row, dict) else row[0] for row in found] == [
+        "carnet-plan",
+        "file",
+        "file",
+        "text",
+        "text",
+        "asset",
+        "copy",
+        "cast",
+        "fill",
+        "same",
+    ]
+    assert found[1]["tensors"] == [["a.weight", "bf16", [4, 2], 1504], ["b", "f32", [], 1520]]
+    assert found[6] == [
+        "copy",
+        "layers.0.attention.q",
+        [0, 0],
+        [4, 2],
+        ["iter_1/__0_0.distcp", 704, [8, 1], "bf16"],
+        ["rank0.safetensors", 1504, [1, 4], "bf16"],
+    ]
+
+
+def test_the_last_line_is_the_digest_of_those_before_it(path):
+    *before, last = saved(PLAN, path)
+    assert json.loads(last) == {"digest": xxhash.xxh3_128(b"".join(before)).hexdigest()} == {"digest": digest(PLAN)}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Plan)])
+def test_a_plan_that_differs_in_one_field_has_another_digest(field):
+    other = {
+        **dict.fromkeys(("source", "fingerprint", "family"), "x"),
+        **dict.fromkeys(("files", "texts", "assets", "steps"), ()),
+        "request": {},
+        "dropped": {},
+        "proof": {},
+        **dict.fromkeys(("memory", "window", "threads"), 7),
+    }[field]
+    assert digest(replace(PLAN, **{field: other})) != digest(PLAN)
+
+
+PLAIN = st.characters(exclude_characters="\x85\u2028\u2029", exclude_categories=["Cs"])
+TEXT = st.text(PLAIN, max_size=6)
+NUMBERS = st.integers(0, 1 << 62)
+SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
+NAMES = st.sampled_from(("a.bin", "b/c.bin", "rank0.safetensors", "ü 語.bin", "..a", "a.."))
+PLACES = st.builds(Place, NAMES, NUMBERS, SHAPES, st.sampled_from(("bf16", "f32", "f8_e4m3")))
+STEPS = st.one_of(
+    st.builds(Copy, TEXT, SHAPES, SHAPES, PLACES, PLACES),
+    st.builds(Cast, TEXT, SHAPES, SHAPES, PLACES, PLACES),
+    st.builds(Fill, TEXT, SHAPES, PLACES),
+    st.builds(Same, TEXT, SHAPES, SHAPES, PLACES, PLACES),
+)
+TENSORS = st.builds(TargetTensor, TEXT, st.sampled_from(("bf16", "i64")), SHAPES, NUMBERS)
+PLANS = st.builds(
+    Plan,
+    TEXT,
+    TEXT,
+    st.dictionaries(TEXT, st.one_of(st.none(), st.booleans(), NUMBERS, TEXT, st.lists(TEXT, max_size=2))),
+    TEXT,
+    st.lists(
+        st.builds(TargetFile, NAMES, NUMBERS, st.lists(TENSORS, max_size=3).map(tuple), st.dictionaries(TEXT, TEXT)), max_size=2
+    ).map(tuple),
+    st.lists(st.builds(TextFile, NAMES, st.text(PLAIN, max_size=20)), max_size=2).map(tuple),
+    st.lists(st.builds(AssetFile, NAMES, TEXT, NUMBERS, TEXT), max_size=2).map(tuple),
+    st.lists(STEPS, max_size=4).map(tuple),
+    st.dictionaries(TEXT, st.lists(TEXT, max_size=2).map(tuple)),
+    st.dictionaries(TEXT, NUMBERS),
+    NUMBERS,
+    NUMBERS,
+    NUMBERS,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=PLANS)
+def test_any_plan_that_was_saved_and_loaded_is_the_plan(path, plan):
+    save(plan, path)
+    assert load(path) == plan
+
+
+STRANGE = [
+    pytest.param("\n", id="a line end"),
+    pytest.param("\x1c", id="a file separator"),
+    pytest.param("\x0c", id="a form feed"),
+    pytest.param("\x85", id="a next line"),
+    pytest.param("\u2028", id="a line separator"),
+    pytest.param("\u2029", id="a paragraph separator"),
+    pytest.param(
+        "\udcff",
+        id="a byte that is no UTF-8",
+    ),
+]
+
+
+@pytest.mark.parametrize("character", STRANGE)
+def test_a_folder_may_have_this_in_its_name(path, character):
+    plan = replace(PLAN, source=f"/models/a{character}b")
+    save(plan, path)
+    assert load(path) == plan
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chance=st.randoms(use_true_random=False))
+def test_a_plan_with_one_flipped_bit_is_refused(path, chance):
+    save(PLAN, path)
+    content = bytearray(path.read_bytes())
+    at = chance.choice([place for place, byte in enumerate(content) if byte != ord("\n")])
+    content[at] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        load(path)
+
+
+def test_a_plan_with_one_flipped_bit_in_a_line_end_is_refused(path):
+    save(PLAN, path)
+    content = path.read_bytes()
+    for at, bit in itertools.product([place for place, byte in enumerate(content) if byte == ord("\n")], range(8)):
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+            load(path)
+
+
+def test_a_plan_that_lost_any_one_line_is_refused(path):
+    rows = saved(PLAN, path)
+    for at in range(len(rows)):
+        path.write_bytes(b"".join(rows[:at] + rows[at + 1 :]))
+        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+            load(path)
+
+
+def test_a_plan_in_which_any_two_lines_changed_places_is_refused(path):
+    rows = saved(PLAN, path)
+    for at in range(len(rows) - 1):
+        path.write_bytes(b"".join([*rows[:at], rows[at + 1], rows[at], *rows[at + 2 :]]))
+        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+            load(path)
+
+
+def test_a_plan_with_any_one_line_twice_is_refused(path):
+    rows = saved(PLAN, path)
+    for at in range(len(rows)):
+        path.write_bytes(b"".join([*rows[: at + 1], *rows[at:]]))
+        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+            load(path)
+
+
+def test_a_plan_that_ends_early_is_refused_wherever_it_ends(path):
+    content = b"".join(saved(PLAN, path))
+    for length in range(len(content) - 1):  # the very last byte is a line end
+        path.write_bytes(content[:length])
+        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+            load(path)
+
+
+def forged(path, change):
+    """Write a plan whose rows were changed by somebody who knows how the digest is made."""
+    rows = [json.loads(line) for line in lines(PLAN)]
+    change(rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    path.write_text(text + json.dumps({"digest": xxhash.xxh3_128(text.encode()).hexdigest()}) + "\n")
+    return path
+
+
+def at(row, *way):
+    """Return a change of one value: the row, then the keys that lead to it, then the new value."""
+    *keys, last, value = way
+
+    def change(rows):
+        found = rows[row]
+        for key in keys:
+            found = found[key]
+        found[last] = value
+
+    return change
+
+
+FORGED = [
+    ("a target file above the folder", at(1, "file", "../rank0.safetensors")),
+    ("a target file from the root", at(1, "file", "/etc/rank0.safetensors")),
+    ("a target file without a name", at(1, "file", "")),
+    ("a target file that is the folder", at(1, "file", ".")),
+    ("a text above the folder", at(3, "text", "a/../../config.json")),
+    ("an asset above the folder", at(5, "asset", "../tokenizer.json")),
+    ("a step that reads above the folder", at(6, 4, 0, "../../etc/passwd")),
+    ("a step that reads from the root", at(6, 4, 0, "/etc/passwd")),
+    ("a step that writes above the folder", at(6, 5, 0, "../x")),
+    ("a comparison above the folder", at(9, 5, 0, "../x")),
+    ("a step of a kind that nobody knows", at(6, 0, "execute")),
+    ("a step with a field too few", lambda rows: rows[6].pop()),
+    ("a step with a field too many", lambda rows: rows[6].append(1)),
+    ("a place that is a number", at(6, 4, 7)),
+    ("a place with a field too few", lambda rows: rows[6][4].pop()),
+    ("an element type that nobody knows", at(6, 4, 3, "f4")),
+    ("a tensor of a type that nobody knows", at(1, "tensors", 0, 1, "f4")),
+    ("another version", at(0, "carnet-plan", 2)),
+    ("no version", lambda rows: rows[0].pop("carnet-plan")),
+    ("no window", lambda rows: rows[0].pop("window")),
+    ("a row that is a number", lambda rows: rows.append(7)),
+    ("a row that is nothing known", lambda rows: rows.append({"script": "rm"})),
+    ("no rows", lambda rows: rows.clear()),
+]
+
+
+@pytest.mark.parametrize(("remark", "change"), FORGED, ids=[row[0] for row in FORGED])
+def test_a_forged_plan_is_refused_for(path, remark, change):
+    with pytest.raises(BadRequest) as caught:
+        load(forged(path, change))
+    assert caught.value.what == "this is no plan that carnet can run"
+    assert caught.value.facts["where"] == path
+
+
+def test_the_forgers_hand_alone_is_not_what_is_refused(path):
+    assert load(forged(path, lambda rows: None)) == PLAN
+
+
+NO_PLANS = [
+    ("an empty file", b""),
+    ("a line end", b"\n"),
+    ("no text", b"\xff\xfe\x00"),
+    ("a text", b"hello\n"),
+    ("a number", b"7\n"),
+    ("another JSON file", b'{"architectures": ["LlamaForCausalLM"]}\n'),
+    ("brackets without end", b"[" * 100_000),
+    ("a digest of nothing", json.dumps({"digest": xxhash.xxh3_128(b"").hexdigest()}).encode()),
+]
+
+
+@pytest.mark.parametrize(("remark", "content"), NO_PLANS, ids=[row[0] for row in NO_PLANS])
+def test_this_is_no_plan(path, remark, content):
+    path.write_bytes(content)
+    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        load(path)
+
+
+def test_a_plan_that_is_not_there_is_the_machines_fault(path):
+    with pytest.raises(MachineFailed, match="the plan cannot be read"):
+        load(path)
+
+
+def test_a_plan_that_cannot_be_written_leaves_what_was_there(path):
+    save(PLAN, path)
+    before = path.read_bytes()
+    with pytest.raises(MachineFailed, match="the plan cannot be written"):
+        save(PLAN, path / "below a file")
+    assert path.read_bytes() == before
+
+
+def test_mappings_of_any_kind_are_saved_as_tables(path):
+    save(replace(PLAN, proof=MappingProxyType({"a": 1})), path)
+    assert load(path).proof == {"a": 1}
