@@ -4,8 +4,6 @@ One worker holds a *window* (target bytes being assembled), a *block* (source by
 processor's cache) and *scratch* for casts. Page cache is not private memory: the kernel takes it back when it wants.
 """
 
-import os
-
 from carnet.errors import BadRequest
 
 # measured on CPython 3.11 with numpy 2: 15 MB of private memory with the executor imported; the rest is for its callers
@@ -15,7 +13,7 @@ PER_THREAD = 2 << 20  # stack, allocator's arena, open files
 WINDOW = 8 << 20
 LEAST = 64 << 10
 BLOCK = 1 << 20
-THREADS = 4
+THREADS = 4  # whatever the machine: the same request gives the same plan everywhere
 
 
 def block_size(window: int) -> int:
@@ -38,8 +36,7 @@ def choose_window(budget: int, steps: int) -> tuple[int, int]:
     >>> choose_window(1 << 30, 1000)[0] >> 20
     8
     """
-    most = min(THREADS, os.cpu_count() or 1)
-    for window, threads in ((WINDOW, most), (WINDOW // 4, most), (WINDOW // 4, 1), (WINDOW // 16, 1), (LEAST, 1)):
+    for window, threads in ((WINDOW, THREADS), (WINDOW // 4, THREADS), (WINDOW // 4, 1), (WINDOW // 16, 1), (LEAST, 1)):
         if promised_memory(window, threads, steps) <= budget:
             return window, threads
     facts = {"expected": f"at least {promised_memory(LEAST, 1, steps):,} bytes", "found": f"{budget:,} bytes"}
