@@ -14,7 +14,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import Config, Value, number, sizes, tensors
+from carnet.families.model import Config, Value, canonical, number, sizes
 from carnet.families.rows import Dialect
 from carnet.formats.stored import Checkpoint, Stored
 
@@ -145,9 +145,4 @@ def _canonical(part: str, name: str) -> bool:
 def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return every canonical tensor of a model, layers written out, with its shape."""
     size = sizes(config)
-    shapes = {}
-    for tensor in tensors(config).values():
-        shape = tuple(size[axis] for axis in tensor.axes.split())
-        for layer in range(size["layer"]) if tensor.stage == "layer" else [0]:
-            shapes[tensor.name.replace("{layer}", str(layer))] = shape
-    return shapes
+    return {name: tuple(size[axis] for axis in tensor.axes.split()) for name, tensor in canonical(config)}

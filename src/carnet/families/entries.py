@@ -4,12 +4,12 @@ The same entries describe a source and a target. For a source, the rows whose na
 is chosen); for a target, the rows of one spelling.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.box import Box
 from carnet.errors import BadRequest
-from carnet.families.model import TIED, Config, Tensor, number, sizes, tensors, value
+from carnet.families.model import TIED, Config, Tensor, layers, number, sizes, tensors, value
 from carnet.families.rows import Dialect, Row
 from carnet.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
 
@@ -34,6 +34,7 @@ class Entry:
     views: tuple[View, ...]  # disjoint; together with the padding they are the whole tensor
     padding: tuple[Box, ...]  # stored boxes that hold no weight
     padded: str  # the canonical tensor whose axis is padded; "" for none
+    dtype: str  # element type whatever the others have; "" for the model's own
     reading: Reading  # the same once more, as the row says it
 
 
@@ -43,47 +44,82 @@ class Unit:
 
     name: str
     rank: int  # place among the ranks that share a layer
-    layers: range  # global numbers of its layers
+    layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
     first: bool  # holds what comes before the layers
     last: bool  # holds what comes after them
 
 
+BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
+Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
+
+
 def units(dialect: Dialect, config: Config) -> list[Unit]:
     """Return the files of a dialect, in the order of their ranks: rank = stage x tp + place, as TensorRT-LLM numbers them."""
-    layers = sizes(config)["layer"]
+    count = number(config, "layers")
+    every = count + number(config, "mtp")
     if not dialect.ranked:
-        return [Unit("", 0, range(layers), True, True)]
+        return [Unit("", 0, tuple(range(every)), True, True)]
     tp, pp = number(config, "tp"), number(config, "pp")
-    if pp > layers:
+    if pp > count:
         raise BadRequest(
-            f"cannot share {layers} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {layers}"
+            f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
         )
-    stages = [cut_unevenly(layers, pp, stage) for stage in range(pp)]
+    stages = [cut_unevenly(count, pp, stage) for stage in range(pp)]
     return [
-        Unit(f"rank{stage * tp + rank}", rank, range(held.start, held.stop), stage == 0, stage == pp - 1)
+        Unit(
+            f"rank{stage * tp + rank}",
+            rank,
+            tuple(range(held.start, every if stage == pp - 1 else held.stop)),
+            stage == 0,
+            stage == pp - 1,
+        )
         for stage, held in enumerate(stages)
         for rank in range(tp)
     ]
 
 
-def entries(
-    dialect: Dialect, config: Config, present: Collection[tuple[str, str]] | None, spelling: str = ""
-) -> Iterator[Entry]:
-    """Yield the stored tensors of a model: those of ``present`` ((unit, name) pairs) that a row names, or all that a target needs."""
-    known = tensors(config)
+def entries(dialect: Dialect, config: Config, present: Present, spelling: str = "") -> Iterator[Entry]:
+    """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer."""
+    what = layers(config)
+    top = tensors(config, config)
     for unit in units(dialect, config):
         prefix = _prefix(dialect, unit, present)
-        taken: set[str] = set()
+        found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
+        kinds: dict[int, list[int]] = {}
+        for layer in unit.layers:
+            kinds.setdefault(id(what[layer]), []).append(layer)
         for row in dialect.rows:
-            if not _applies(row, dialect, known, config, present, spelling):
-                continue
-            for entry in _of_row(row, dialect, config, known, unit, prefix, present):
-                if entry.name not in taken:
-                    taken.add(entry.name)
-                    yield entry
+            if "{layer}" not in row.name:
+                groups = [(config, top, [0])]
+            else:
+                groups = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
+            for kind, known, same in groups:
+                if _applies(row, dialect, known, config, present, spelling):
+                    job = _Job(row, dialect, config, kind, known, unit, prefix, present)
+                    for at, entry in _of_row(job, same):
+                        found[at].setdefault(entry.name, entry)
+        taken: set[str] = set()
+        for entry in (entry for group in found.values() for entry in group.values()):
+            if entry.name not in taken:  # the first row of a name whose tensors exist
+                taken.add(entry.name)
+                yield entry
 
 
-def _prefix(dialect: Dialect, unit: Unit, present: Collection[tuple[str, str]] | None) -> str:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One row for the layers of one kind in one unit."""
+
+    row: Row
+    dialect: Dialect
+    config: Config
+    kind: Config  # the config of these layers
+    known: Mapping[str, Tensor]
+    unit: Unit
+    prefix: str
+    present: Present
+
+
+def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
     """Return what stands before the names of a unit: the first prefix under which a name is known."""
     if present is None:
         return dialect.prefixes[0]
@@ -94,14 +130,7 @@ def _prefix(dialect: Dialect, unit: Unit, present: Collection[tuple[str, str]] |
     return dialect.prefixes[0]
 
 
-def _applies(
-    row: Row,
-    dialect: Dialect,
-    known: dict[str, Tensor],
-    config: Config,
-    present: Collection[tuple[str, str]] | None,
-    spelling: str,
-) -> bool:
+def _applies(row: Row, dialect: Dialect, known: Mapping[str, Tensor], config: Config, present: Present, spelling: str) -> bool:
     parts = [part for part, _ in row.pattern.parts]
     again = [part for part in parts if part not in known and value(config, "tied") and TIED.get(part) in known]
     if present is None and ((again and not dialect.writes_tied) or row.spelling not in ("", spelling)):
@@ -109,48 +138,71 @@ def _applies(
     return all(part in known or part in again for part in parts)
 
 
-def _of_row(
-    row: Row,
-    dialect: Dialect,
-    config: Config,
-    known: dict[str, Tensor],
-    unit: Unit,
-    prefix: str,
-    present: Collection[tuple[str, str]] | None,
-) -> Iterator[Entry]:
-    parts = [known.get(part) or known[TIED[part]] for part, _ in row.pattern.parts]
-    again = row.pattern.parts[0][0] not in known
-    stage = "last" if again else parts[0].stage
+def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+    """Yield the entries of a row, each with its layer, BEFORE or AFTER."""
+    row, unit, present = job.row, job.unit, job.present
+    parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
+    inside = "{layer}" in row.name
+    stage = "layer" if inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
     if (stage == "first" and not unit.first) or (stage == "last" and not unit.last):
         return
-    name = row.name[1:] if row.name.startswith("/") else prefix + row.name
-    try:
-        shares = _shares(row.cut, dialect, config, unit)
-    except BadRequest as refusal:
-        tensor = parts[0].name.replace("{layer}", str(unit.layers.start))
-        raise BadRequest(refusal.what, {"tensor": tensor, **refusal.facts}, remedy=refusal.remedy) from None
+    name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
+    shares = _checked_shares(job, parts)
     axes = tuple(tuple(tensor.axes.split()) for tensor in parts)
     stacked = name.replace("{layer}.", "")
-    if stage == "layer" and dialect.stacked and present is not None and (unit.name, stacked) in present:
-        pattern = Pattern(row.pattern.text, (("layer",), *row.pattern.dims), row.pattern.parts)
-        folded = fold(pattern, shares)
-        views = tuple(
-            v for at in range(len(unit.layers)) for v in _views(folded, parts, shares, unit.layers[at], {"layer": at})
-        )
-        reading = Reading(pattern, shares, axes, tuple(_names(parts, layer) for layer in unit.layers))
-        yield Entry(unit.name, stacked, folded.shape, views, folded.padding, parts[0].name if folded.padding else "", reading)
+    if inside and job.dialect.stacked and present is not None and (unit.name, stacked) in present:
+        if same[-1] < number(job.config, "layers"):
+            yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
-    folded = fold(row.pattern, shares)
-    like = tuple(_views(folded, parts, shares, 0, {}))  # the layers differ in names only
-    for at, layer in enumerate(unit.layers) if stage == "layer" else [(0, 0)]:
-        spelled = name.replace("{layer}", str(at))
-        if present is None or (unit.name, spelled) in present:
-            names = _names(parts, layer)
-            views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
-            reading = Reading(row.pattern, shares, axes, (names,))
-            yield Entry(
-                unit.name, spelled, folded.shape, views, folded.padding, parts[0].name if folded.padding else "", reading
-            )
+    for held, shown in _experts(name, shares):
+        folded = fold(row.pattern, held)
+        like = tuple(_views(folded, parts, held, 0, {}))  # the layers differ in names only
+        for layer in same:
+            spelled = _numbered(job, shown, layer) if inside else shown
+            if present is None or (unit.name, spelled) in present:
+                names = _names(parts, layer)
+                views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
+                reading = Reading(row.pattern, held, axes, (names,))
+                padded = parts[0].name if folded.padding else ""
+                entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading)
+                yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
+
+
+def _stacked(
+    job: _Job,
+    same: Sequence[int],
+    name: str,
+    parts: list[Tensor],
+    shares: dict[str, Share],
+    axes: tuple[tuple[str, ...], ...],
+) -> Entry:
+    """Return the entry of a tensor that holds a row for all layers."""
+    pattern = Pattern(job.row.pattern.text, (("layer",), *job.row.pattern.dims), job.row.pattern.parts)
+    folded = fold(pattern, {**shares, "layer": Share(0, len(same), len(same))})
+    views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
+    reading = Reading(
+        pattern, {**shares, "layer": Share(0, len(same), len(same))}, axes, tuple(_names(parts, layer) for layer in same)
+    )
+    return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading)
+
+
+def _numbered(job: _Job, name: str, layer: int) -> str:
+    """Write the number of a layer into a name: its place in the unit, or its place among the layers that predict further tokens."""
+    count = number(job.config, "layers")
+    usual, further = job.dialect.further
+    if layer >= count and usual:
+        return name.replace(usual, further).replace("{layer}", str(layer - count))
+    return name.replace("{layer}", str(layer - job.unit.layers[0]))
+
+
+def _experts(name: str, shares: dict[str, Share]) -> Iterator[tuple[dict[str, Share], str]]:
+    """Yield the shares and the name for each expert that has a tensor of its own; once where they share one."""
+    if "{expert}" not in name:
+        yield shares, name
+        return
+    share = shares["expert"]
+    for expert in range(share.start, share.stop):
+        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - share.start))
 
 
 def _names(parts: list[Tensor], layer: int) -> tuple[str, ...]:
@@ -160,6 +212,14 @@ def _names(parts: list[Tensor], layer: int) -> tuple[str, ...]:
 def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], layer: int, at: dict[str, int]) -> Iterator[View]:
     for slot, tensor in zip(folded.slots, parts, strict=True):
         yield view(slot, tensor.name.replace("{layer}", str(layer)), tensor.axes.split(), shares, at)
+
+
+def _checked_shares(job: _Job, parts: list[Tensor]) -> dict[str, Share]:
+    try:
+        return _shares(job.row.cut, job.dialect, job.kind, job.unit)
+    except BadRequest as refusal:
+        tensor = parts[0].name.replace("{layer}", str(job.unit.layers[0]))
+        raise BadRequest(refusal.what, {"tensor": tensor, **refusal.facts}, remedy=refusal.remedy) from None
 
 
 def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str, Share]:
@@ -173,13 +233,16 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
         if cut == "vocab" and isinstance(padded, int):
             shares["vocab"] = Share(0, padded, size["vocab"])
         return shares
-    tp = number(config, "tp")
+    tp, ep = number(config, "tp"), number(config, "ep")
     match cut:
         case "kv":
             shares |= cut_or_repeat("kv", size["kv"], "rep", size["rep"], tp, unit.rank)
         case "vocab":
             shares["vocab"] = cut_padded(size["vocab"], tp, unit.rank)
-        case "ffn" | "hidden":
+        case "expert":
+            shares["expert"] = cut_evenly("expert", size["expert"], ep, unit.rank % ep)
+            shares["moe_ffn"] = cut_evenly("moe_ffn", size["moe_ffn"], tp // ep, unit.rank // ep)
+        case "ffn" | "hidden" | "shared_ffn":
             shares[cut] = cut_evenly(cut, size[cut], tp, unit.rank)
         case _:
             assert not cut, f"a row is cut along {cut!r}, which no rank is"

@@ -52,6 +52,8 @@ GPT2 = Family(
         stacked=False,
         ranked=False,
         writes_tied=False,
+        further=("", ""),
+        zero_centred=False,
         table=Table(
             (
                 place("layers", "n_layer"),
@@ -91,6 +93,8 @@ GPT2 = Family(
         stacked=False,
         ranked=True,
         writes_tied=True,
+        further=("", ""),
+        zero_centred=False,
         table=Table(
             (
                 *trtllm.SIZES,

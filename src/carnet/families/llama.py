@@ -26,6 +26,8 @@ LLAMA = Family(
         stacked=False,
         ranked=False,
         writes_tied=False,
+        further=("", ""),
+        zero_centred=False,
         table=Table(
             (
                 *hf.SIZES,
@@ -51,6 +53,8 @@ LLAMA = Family(
         stacked=False,
         ranked=True,
         writes_tied=True,
+        further=("", ""),
+        zero_centred=False,
         table=Table(
             (
                 *trtllm.SIZES,

@@ -148,6 +148,8 @@ MEGATRON = Dialect(
     stacked=True,
     ranked=False,
     writes_tied=False,
+    further=(LAYER, "mtp.layers.{layer}.transformer_layer."),
+    zero_centred=None,
     table=Table(FIELDS, guards=GUARDS, closed=False),
     dropped=DROPPED,
 )

@@ -4,7 +4,7 @@ A model is a set of fields (the canonical config). Which canonical tensors exist
 a gate, a LayerNorm has a bias, a tied model has no head of its own. A family fixes some fields (its traits) and names the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -41,8 +41,12 @@ FIELDS = (
     Field("gated", bool, ..., "the MLP multiplies its activation with a second projection"),
     Field("position", str, ..., "rope or learned"),
     Field("rope_theta", float, 10000.0, "base of the rotary frequencies"),
-    Field("rope_type", str, "default", "how rotary frequencies are stretched: default, linear, llama3"),
+    Field("rope_type", str, "default", "how rotary frequencies are stretched: default, linear, llama3, yarn"),
     Field("rope_factor", float, 1.0, "by how much"),
+    Field("rope_beta_fast", float, 32.0, "yarn: rotations above which frequencies are left alone"),
+    Field("rope_beta_slow", float, 1.0, "yarn: rotations below which frequencies are stretched fully"),
+    Field("rope_mscale", float, 1.0, "yarn: scale of the attention"),
+    Field("rope_mscale_all", float, 0.0, "yarn: scale of the attention, all dimensions"),
     Field("rope_low", float, None, "llama3: wavelengths above original / low are stretched fully"),
     Field("rope_high", float, None, "llama3: wavelengths below original / high are left alone"),
     Field("rope_original", int, None, "sequence length before stretching"),
@@ -50,14 +54,47 @@ FIELDS = (
     Field("qkv_bias", bool, False, "query, key and value projections have a bias"),
     Field("out_bias", bool, False, "the attention's output projection has a bias"),
     Field("mlp_bias", bool, False, "the MLP's projections have a bias"),
+    Field(
+        "qk_norm",
+        str,
+        "none",
+        "query and key are normed: none, head (each head for itself), whole (all heads of a rank at once)",
+    ),
+    Field("window", int, None, "a token sees that many before it; None for all"),
+    Field("experts", int, 0, "experts of a mixture, 0 for none", least=0),
+    Field(
+        "moe_layers",
+        int,
+        None,
+        "1 for each layer that is a mixture, 0 for each that is not; None where all are alike",
+        many=True,
+    ),
+    Field("moe_ffn", int, None, "width inside one expert"),
+    Field("topk", int, None, "experts that a token goes to"),
+    Field("shared_ffn", int, 0, "width of the shared experts together, 0 for none", least=0),
+    Field("shared_gate", bool, False, "the shared expert is weighed by a gate of its own"),
+    Field("router_score", str, "softmax", "how the router scores: softmax or sigmoid"),
+    Field("router_bias", bool, False, "a bias chooses experts and does not weigh them"),
+    Field("router_normed", bool, True, "the weights of the chosen experts sum to one"),
+    Field("router_scale", float, 1.0, "factor on the routed experts' sum"),
+    Field("router_groups", int, 1, "groups that the experts are chosen from"),
+    Field("router_group_topk", int, 1, "groups that a token may use"),
+    Field("kv_lora", int, 0, "latent attention: width of the compressed keys and values, 0 for none", least=0),
+    Field("q_lora", int, 0, "latent attention: width of the compressed queries, 0 where they are not", least=0),
+    Field("nope_dim", int, 0, "latent attention: width of a head that is not rotated", least=0),
+    Field("rope_dim", int, 0, "latent attention: width of a head that is rotated", least=0),
+    Field("v_dim", int, 0, "latent attention: width of a value head", least=0),
+    Field("mtp", int, 0, "layers that predict further tokens, after the others", least=0),
     Field("tied", bool, False, "the output head is the embedding"),
     Field("dtype", str, ..., "element type of the weights, in carnet's words"),
     Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
     Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),
     Field("pad", int, None, "id of the padding token", soft=True, least=None, many=True),
+    Field("zero_centred", bool, False, "norms are stored less one", soft=True),
     Field("padded_vocab", int, None, "rows that are stored for the vocabulary", soft=True),
     Field("tp", int, 1, "ranks that share every layer", soft=True),
     Field("pp", int, 1, "stages that share the layers", soft=True),
+    Field("ep", int, 1, "ranks that share the experts instead of each expert", soft=True),
     Field("world", int, 1, "ranks in all", soft=True),
     Field("embedding", str, "none", "how ranks share the embedding: none (a copy each), rows, columns", soft=True),
 )
@@ -70,36 +107,68 @@ class Tensor:
 
     name: str  # ``layers.{layer}.`` stands before those of a layer
     axes: str  # named axes, outermost first
-    when: Mapping[str, Value]  # the fields that a model must have for it to exist
+    when: Mapping[str, Value]  # the fields, and what the layer is, that must hold for it to exist
     stage: str  # "first", "last" or "layer": the pipeline stage that holds it
+    is_norm: bool = False  # some dialects store it less one
 
 
 def _layer(name: str, axes: str, **when: Value) -> Tensor:
-    return Tensor(f"layers.{{layer}}.{name}", axes, when, "layer")
+    return Tensor(f"layers.{{layer}}.{name}", axes, when, "layer", name.endswith("norm"))
 
+
+GQA: dict[str, Value] = {"mixer": "attention"}
+MLA: dict[str, Value] = {"mixer": "mla"}
+DENSE: dict[str, Value] = {"mlp": "dense"}
+MOE: dict[str, Value] = {"mlp": "moe"}
+SHARED: dict[str, Value] = {"mlp": "moe", "shared": True}
 
 TENSORS = (
     Tensor("embed", "vocab hidden", {}, "first"),
     Tensor("position", "position hidden", {"position": "learned"}, "first"),
+    _layer("mtp.embed_norm", "hidden", is_mtp=True),
+    _layer("mtp.hidden_norm", "hidden", is_mtp=True),
+    _layer("mtp.project", "hidden two hidden_in", is_mtp=True),
     _layer("attention_norm", "hidden"),
     _layer("attention_norm_bias", "hidden", norm="layer"),
-    _layer("attention.q", "kv rep dim hidden"),
-    _layer("attention.k", "kv dim hidden"),
-    _layer("attention.v", "kv dim hidden"),
-    _layer("attention.o", "hidden kv rep dim"),
-    _layer("attention.q_bias", "kv rep dim", qkv_bias=True),
-    _layer("attention.k_bias", "kv dim", qkv_bias=True),
-    _layer("attention.v_bias", "kv dim", qkv_bias=True),
-    _layer("attention.o_bias", "hidden", out_bias=True),
+    _layer("attention.q", "kv rep dim hidden", **GQA),
+    _layer("attention.k", "kv dim hidden", **GQA),
+    _layer("attention.v", "kv dim hidden", **GQA),
+    _layer("attention.o", "hidden kv rep dim", **GQA),
+    _layer("attention.q_bias", "kv rep dim", qkv_bias=True, **GQA),
+    _layer("attention.k_bias", "kv dim", qkv_bias=True, **GQA),
+    _layer("attention.v_bias", "kv dim", qkv_bias=True, **GQA),
+    _layer("attention.o_bias", "hidden", out_bias=True, **GQA),
+    _layer("attention.q_norm", "dim", qk_norm="head", **GQA),
+    _layer("attention.k_norm", "dim", qk_norm="head", **GQA),
+    _layer("mla.q", "kv qk hidden", q_compressed=False, **MLA),
+    _layer("mla.q_a", "q_lora hidden", q_compressed=True, **MLA),
+    _layer("mla.q_a_norm", "q_lora", q_compressed=True, **MLA),
+    _layer("mla.q_b", "kv qk q_lora", q_compressed=True, **MLA),
+    _layer("mla.kv_a", "kv_lora hidden", **MLA),
+    _layer("mla.k_rope", "rope hidden", **MLA),
+    _layer("mla.kv_a_norm", "kv_lora", **MLA),
+    _layer("mla.k_b", "kv nope kv_lora", **MLA),
+    _layer("mla.v_b", "kv v kv_lora", **MLA),
+    _layer("mla.o", "hidden kv v", **MLA),
     _layer("mlp_norm", "hidden"),
     _layer("mlp_norm_bias", "hidden", norm="layer"),
-    _layer("mlp.gate", "ffn hidden", gated=True),
-    _layer("mlp.up", "ffn hidden"),
-    _layer("mlp.down", "hidden ffn"),
-    _layer("mlp.gate_bias", "ffn", gated=True, mlp_bias=True),
-    _layer("mlp.up_bias", "ffn", mlp_bias=True),
-    _layer("mlp.down_bias", "hidden", mlp_bias=True),
-    Tensor("final_norm", "hidden", {}, "last"),
+    _layer("mlp.gate", "ffn hidden", gated=True, **DENSE),
+    _layer("mlp.up", "ffn hidden", **DENSE),
+    _layer("mlp.down", "hidden ffn", **DENSE),
+    _layer("mlp.gate_bias", "ffn", gated=True, mlp_bias=True, **DENSE),
+    _layer("mlp.up_bias", "ffn", mlp_bias=True, **DENSE),
+    _layer("mlp.down_bias", "hidden", mlp_bias=True, **DENSE),
+    _layer("moe.router", "expert hidden", **MOE),
+    _layer("moe.router_bias", "expert", router_bias=True, **MOE),
+    _layer("moe.gate", "expert moe_ffn hidden", gated=True, **MOE),
+    _layer("moe.up", "expert moe_ffn hidden", **MOE),
+    _layer("moe.down", "expert hidden moe_ffn", **MOE),
+    _layer("shared.gate", "shared_ffn hidden", gated=True, **SHARED),
+    _layer("shared.up", "shared_ffn hidden", **SHARED),
+    _layer("shared.down", "hidden shared_ffn", **SHARED),
+    _layer("shared.weigh", "hidden", shared_gate=True, **SHARED),
+    _layer("mtp.final_norm", "hidden", is_mtp=True),
+    Tensor("final_norm", "hidden", {}, "last", is_norm=True),
     Tensor("final_norm_bias", "hidden", {"norm": "layer"}, "last"),
     Tensor("head", "vocab hidden", {"tied": False}, "last"),
 )
@@ -122,20 +191,73 @@ def number(config: Config, name: str) -> int:
     return found
 
 
-def tensors(config: Config) -> dict[str, Tensor]:
-    """Return the canonical tensors that a model has, by name (with ``{layer}`` open)."""
-    return {t.name: t for t in TENSORS if all(value(config, field) == wanted for field, wanted in t.when.items())}
+def layers(config: Config) -> Sequence[Config]:
+    """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
+
+    A record is the config with ``mixer`` (attention, mla), ``mlp`` (dense, moe), ``shared``, ``q_compressed`` and ``is_mtp`` added.
+    """
+    count, mtp = number(config, "layers"), number(config, "mtp")
+    marks = value(config, "moe_layers")
+    mixtures = marks if isinstance(marks, tuple) else (1 if number(config, "experts") else 0,) * count
+    common: dict[str, Value] = {
+        **config,
+        "mixer": "mla" if value(config, "kv_lora") else "attention",
+        "q_compressed": bool(value(config, "q_lora")),
+        "shared": bool(value(config, "shared_ffn")),
+        "is_mtp": False,
+    }
+    dense, mixture = {**common, "mlp": "dense"}, {**common, "mlp": "moe"}
+    found = [mixture if mixed else dense for mixed in mixtures]
+    return found + [{**found[-1], "is_mtp": True}] * mtp
+
+
+def tensors(config: Config, layer: Config) -> dict[str, Tensor]:
+    """Return the canonical tensors that a model has outside its layers, or those of a layer, by name (with ``{layer}`` open)."""
+    inside = layer is not config
+    found = (t for t in TENSORS if (t.stage == "layer") == inside)
+    return {t.name: t for t in found if all(_said(layer, field) == wanted for field, wanted in t.when.items())}
+
+
+def _said(config: Config, name: str) -> Value:
+    return value(config, name) if name in BY_NAME else config[name]
+
+
+def canonical(config: Config) -> Iterator[tuple[str, Tensor]]:
+    """Yield every canonical tensor of a model, layers written out: (name, tensor)."""
+    top = tensors(config, config)
+    yield from ((name, tensor) for name, tensor in top.items() if tensor.stage == "first")
+    kinds: dict[int, dict[str, Tensor]] = {}
+    for index, layer in enumerate(layers(config)):
+        known = kinds.setdefault(id(layer), tensors(config, layer))
+        yield from ((name.replace("{layer}", str(index)), tensor) for name, tensor in known.items())
+    yield from ((name, tensor) for name, tensor in top.items() if tensor.stage == "last")
 
 
 def sizes(config: Config) -> dict[str, int]:
-    """Return the true length of every named axis."""
+    """Return the true length of every named axis; 0 for those that the model does not have."""
+    number_of = {name: found for name in BY_NAME if isinstance(found := _neutral_or(config, name), int)}
     return {
-        "layer": number(config, "layers"),
-        "hidden": number(config, "hidden"),
-        "kv": number(config, "kv_heads"),
-        "rep": number(config, "heads") // number(config, "kv_heads"),
-        "dim": number(config, "head_dim"),
-        "ffn": number(config, "ffn"),
-        "vocab": number(config, "vocab"),
-        "position": number(config, "positions"),
+        "layer": number_of["layers"],
+        "hidden": number_of["hidden"],
+        "kv": number_of["kv_heads"],
+        "rep": number_of["heads"] // number_of["kv_heads"],
+        "dim": number_of["head_dim"],
+        "ffn": number_of["ffn"],
+        "vocab": number_of["vocab"],
+        "position": number_of["positions"],
+        "expert": number_of["experts"],
+        "moe_ffn": number_of.get("moe_ffn", 0),
+        "shared_ffn": number_of["shared_ffn"],
+        "kv_lora": number_of["kv_lora"],
+        "q_lora": number_of["q_lora"],
+        "nope": number_of["nope_dim"],
+        "rope": number_of["rope_dim"],
+        "qk": number_of["nope_dim"] + number_of["rope_dim"],
+        "v": number_of["v_dim"],
+        "two": 2,  # the embedding and the hidden state that a further layer joins
+        "hidden_in": number_of["hidden"],
     }
+
+
+def _neutral_or(config: Config, name: str) -> object:
+    return config[name] if name in config else BY_NAME[name].neutral

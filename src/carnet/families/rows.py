@@ -9,15 +9,18 @@ from dataclasses import dataclass
 from carnet.families.fields import Table
 from carnet.layout import Pattern, parse
 
+OUTSIDE = ("embed", "head")  # tensors of the model that a layer may store again
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """One stored tensor of a dialect."""
 
-    name: str  # without the dialect's prefix; ``{layer}`` where the layer's number stands
+    name: str  # without the dialect's prefix, "/" before one that never has it; ``{layer}`` and ``{expert}`` for their numbers
     pattern: Pattern
     cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
     spelling: str  # "" in every spelling; else only in the named one ("te", "local")
+    dtype: str  # element type whatever the others have; "" for the model's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +34,19 @@ class Dialect:
     stacked: bool  # a layer's tensors may be stored for all layers at once, the layer as first dimension
     ranked: bool  # every rank has its own file, with its share of each tensor and its own layer numbers
     writes_tied: bool  # stores the head of a tied model a second time
+    further: tuple[str, str]  # what ``{layer}`` names start with, and what instead for layers that predict further tokens
+    zero_centred: bool | None  # stores norms less one; None where the config says
     table: Table  # config fields and their places
     dropped: Mapping[str, str]  # name pattern -> why tensors of this name are no weights
 
 
-def row(name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "") -> Row:
+def row(name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "", dtype: str = "") -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
-    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling)
+    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype)
 
 
-def fuse(name: str, text: str, parts: Mapping[str, str], *, cut: str = "", spelling: str = "") -> Row:
+def fuse(name: str, text: str, parts: Mapping[str, str], *, cut: str = "", spelling: str = "", dtype: str = "") -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     within = "layers.{layer}." if "{layer}" in name else ""
-    return Row(name, parse(text, {within + tensor: axes for tensor, axes in parts.items()}), cut, spelling)
+    named = {tensor if tensor in OUTSIDE else within + tensor: axes for tensor, axes in parts.items()}
+    return Row(name, parse(text, named), cut, spelling, dtype)
