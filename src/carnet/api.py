@@ -19,7 +19,7 @@ from carnet.executor.staging import publish
 from carnet.families.known import TARGETS
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.stored import Checkpoint
-from carnet.inventory import Inventory, take
+from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
@@ -92,6 +92,7 @@ def plan(
     to: str,
     tp: int = 1,
     pp: int = 1,
+    ep: int = 1,
     dtype: str | None = None,
     memory: int = MEMORY,
     parallel_embedding: str = "none",
@@ -105,7 +106,7 @@ def plan(
     ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
     unknown, lacking or has no place in the target.
     """
-    request = Request(to, tp, pp, _dtype(dtype), parallel_embedding, tuple(drop), vocab_size, shard_size)
+    request = Request(to, tp, pp, ep, _dtype(dtype), parallel_embedding, tuple(drop), vocab_size, shard_size)
     _refuse(request)
     checkpoint = open_checkpoint(Path(path))
     made = build(checkpoint, request, _assets(checkpoint, to, tokenizer))
@@ -162,6 +163,7 @@ def cross(
     to: str,
     tp: int = 1,
     pp: int = 1,
+    ep: int = 1,
     dtype: str | None = None,
     memory: int = MEMORY,
     parallel_embedding: str = "none",
@@ -177,6 +179,7 @@ def cross(
         to=to,
         tp=tp,
         pp=pp,
+        ep=ep,
         dtype=dtype,
         memory=memory,
         parallel_embedding=parallel_embedding,
@@ -217,7 +220,7 @@ def _examine(
     verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
     if not verdict.equal:
         return verdict, None
-    return verdict, documents.document(inventory, take(checkpoint), found, request, __version__)
+    return verdict, documents.document(inventory, survey(checkpoint, like=inventory.config)[0], found, request, __version__)
 
 
 def _recheck(target: Path) -> Verdict:
@@ -259,7 +262,7 @@ def _refuse(request: Request) -> None:
         raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
     if request.embedding not in ("none", "rows", "columns"):
         raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
-    for name in ("tp", "pp", "shard"):
+    for name in ("tp", "pp", "ep", "shard"):
         if getattr(request, name) < 1:
             raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})
 

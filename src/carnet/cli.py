@@ -100,6 +100,9 @@ def target_options(command: Command) -> Command:
                 "--tp", default=1, show_default=True, type=click.IntRange(1), help="trtllm: ranks that share each layer."
             ),
             click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="trtllm: pipeline stages."),
+            click.option(
+                "--ep", default=1, show_default=True, type=click.IntRange(1), help="trtllm: ranks that share experts."
+            ),
             click.option("--dtype", help="Cast the weights: bf16, f16 or f32.  [default: as they are]"),
             click.option("--memory", default="512M", show_default=True, callback=nbytes, help="Peak of private memory."),
             click.option(

@@ -14,7 +14,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import Config, Value, canonical, number, sizes
+from carnet.families.model import Config, Value, canonical, number, sizes, value
 from carnet.families.rows import Dialect
 from carnet.formats.stored import Checkpoint, Stored
 
@@ -32,6 +32,11 @@ class Inventory:
     entries: Mapping[Key, Entry]
     dropped: Mapping[str, tuple[str, ...]]  # reason -> names
 
+    @property
+    def zero_centred(self) -> bool:
+        """Say whether the norms are stored less one."""
+        return is_zero_centred(self.dialect, self.config)
+
 
 def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None) -> Inventory:
     """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
@@ -41,12 +46,18 @@ def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None =
     return inventory
 
 
-def survey(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None) -> tuple[Inventory, list[CarnetError]]:
-    """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks."""
+def survey(
+    checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, like: Config | None = None
+) -> tuple[Inventory, list[CarnetError]]:
+    """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks.
+
+    ``like`` is the model that this one should be: it says how much of a padded axis is padding.
+    """
     where = str(checkpoint.root)
     given = {} if vocab is None else {"vocab": vocab}
     family, config = recognise(checkpoint.dialect, checkpoint.config, where, given)
     dialect = dialect_of(family, checkpoint.dialect)
+    config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
     if dialect.name == "megatron" and config.get("padded_vocab") is None:
         config["padded_vocab"] = next((t.shape[0] for (_, n), t in kept.items() if n.endswith("word_embeddings.weight")), None)
@@ -140,6 +151,16 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
 
 def _canonical(part: str, name: str) -> bool:
     return part == name or (part.startswith("layers.") and part.split(".", 2)[2] == name.split(".", 2)[-1])
+
+
+def is_zero_centred(dialect: Dialect, config: Config) -> bool:
+    """Say whether a dialect stores the norms of a model less one."""
+    return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred
+
+
+def norms(config: Config) -> frozenset[str]:
+    """Return the names of the canonical tensors that scale a norm."""
+    return frozenset(name for name, tensor in canonical(config) if tensor.is_norm)
 
 
 def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:

@@ -44,6 +44,18 @@ class Cast:
 
 
 @dataclass(frozen=True, slots=True)
+class Add:
+    """Add a constant to a box in f32, then round to the target's type: norms that one side stores less one."""
+
+    tensor: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: Place
+    target: Place
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Fill:
     """Write zeros where the target pads (rows of the vocabulary up to a multiple of the world)."""
 
@@ -63,7 +75,8 @@ class Same:
     other: Place  # the copy that nothing else reads
 
 
-Step = Copy | Cast | Fill | Same
+Move = Copy | Cast | Add
+Step = Move | Fill | Same
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from carnet.examiner.shelves import Shelves, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
 from carnet.formats.stored import Stored
-from carnet.inventory import Inventory, canonical_shapes
+from carnet.inventory import Inventory, canonical_shapes, norms
 
 BLOCK = 4 << 20  # bytes of one side that are compared at a time
 
@@ -49,6 +49,7 @@ class Side:
     shelves: Shelves
     parts: dict[str, list[Part]]  # canonical tensor -> where it lies
     shapes: dict[str, tuple[int, ...]]  # of every canonical tensor
+    norms: frozenset[str]  # the canonical tensors that scale a norm
 
 
 def side(inventory: Inventory) -> Side:
@@ -60,7 +61,9 @@ def side(inventory: Inventory) -> Side:
         for at, names in enumerate(reading.tensors):
             for part, name in enumerate(names):
                 found[name].append(Part(label, stored, entry, part, at, share_box(reading.parts[part], reading.shares)))
-    return Side(inventory, Shelves(inventory.checkpoint.root), found, canonical_shapes(inventory.config))
+    return Side(
+        inventory, Shelves(inventory.checkpoint.root), found, canonical_shapes(inventory.config), norms(inventory.config)
+    )
 
 
 def read(of: Side, part: Part, box: Box) -> Array:
@@ -72,6 +75,7 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
     """Compare one canonical tensor everywhere the target has it: (elements compared, what is wrong)."""
     shape = source.shapes[name]
     found, compared = [], 0
+    shift = source.inventory.zero_centred - target.inventory.zero_centred if name in source.norms else 0
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
         found.append(
@@ -81,7 +85,7 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
         wrong, first = 0, None
         for box in blocks(part.box, BLOCK // BY_NAME[part.stored.dtype].nbytes):
             for origin, shared in _sources(source, name, box):
-                expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype)
+                expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
                 differs = (read(target, part, shared) != expected) | beyond
                 compared += volume(shared)
                 if differs.any():
@@ -131,11 +135,13 @@ def _sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
             return
 
 
-def _as(bits: Array, given: str, wanted: str) -> tuple[Array, NDArray[np.bool_]]:
+def _as(bits: Array, given: str, wanted: str, shift: int) -> tuple[Array, NDArray[np.bool_]]:
     """Return the bits that values have in another element type, rounded to nearest even, and which ones are beyond its range."""
-    if given == wanted or not {given, wanted} <= set(FLOATS):
+    if (given == wanted and not shift) or not {given, wanted} <= set(FLOATS):
         return bits, np.zeros((), np.bool_)
     numbers = np.ascontiguousarray(bits).view(array_type(given))
+    if shift:
+        numbers = numbers.astype(np.float32) + np.float32(shift)
     with np.errstate(over="ignore", invalid="ignore"):
         cast: Array = numbers.astype(array_type(wanted))
         beyond = np.isinf(cast.astype(np.float64)) & np.isfinite(numbers.astype(np.float64))

@@ -40,7 +40,7 @@ def examine(
 ) -> Examination:
     """Compare a target with an understood source. ``progress`` gets bytes done and bytes in all."""
     try:
-        target, problems = survey(checkpoint)
+        target, problems = survey(checkpoint, like=source.config)
     except CarnetError as error:  # its config says nothing that carnet understands
         return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {})
     ours, theirs = side(source), side(target)
@@ -95,7 +95,7 @@ def _config(source: Inventory, target: Inventory) -> list[Finding]:
     for field in FIELDS:
         ours, theirs = value(source.config, field.name), value(target.config, field.name)
         silent = field.soft and (ours is None or theirs is None)
-        if field.name in ("dtype", "padded_vocab", "tp", "pp", "world", "embedding") or silent or ours == theirs:
+        if field.storage or silent or ours == theirs:
             continue
         findings.append(Finding("config field differs", field.name, "config.json", f"expected {ours!r}, found {theirs!r}"))
     dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries}

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from carnet.errors import BadRequest
 from carnet.executor import files
-from carnet.executor.casts import cast
+from carnet.executor.casts import cast, shift
 from carnet.executor.desk import Bytes, Desk
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, runs, span, sparse
-from carnet.steps import Step
+from carnet.steps import Add, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Want:
     piece: Piece
     tensor: str  # for messages
     types: tuple[str, str]  # carnet's names of the element types in the source and in the window
+    add: float  # added on the way, in f32
     pack: bool  # read run by run
 
 
@@ -35,7 +36,8 @@ Group = tuple[int, int, list[Want]]  # first and last byte of one read, and what
 
 def want(step: Step, file: str, piece: Piece, types: tuple[str, str], shift: int) -> Want:
     """Return a piece whose target lies in a file as one whose target lies in the window."""
-    return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, sparse(piece))
+    add = step.value if isinstance(step, Add) else 0.0
+    return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, add, sparse(piece))
 
 
 def gather(desk: Desk, wants: Iterable[Want]) -> None:
@@ -90,9 +92,14 @@ def _place(desk: Desk, each: Want) -> None:
     piece = each.piece
     source = _bits(desk.block, piece.items[0], piece.source, piece, side=1)
     target = _bits(desk.window, piece.items[1], piece.target, piece, side=2)
-    if each.types[0] == each.types[1]:
+    if each.add:
+        done = shift(source, target, each.types, each.add)
+    elif each.types[0] == each.types[1]:
         np.copyto(target, source)
-    elif not cast(source, target, each.types, desk.scratch):
+        done = True
+    else:
+        done = cast(source, target, each.types, desk.scratch)
+    if not done:
         facts = {"tensor": each.tensor, "found": f"a finite {each.types[0]} value beyond the largest of {each.types[1]}"}
         raise BadRequest(f"a value of {each.tensor} is out of range for {each.types[1]}", facts, remedy="ask for another dtype")
 

@@ -41,6 +41,12 @@ def cast(source: Array, target: Array, names: tuple[str, str], scratch: Bytes) -
     return _any(source, target, names)
 
 
+def shift(source: Array, target: Array, names: tuple[str, str], value: float) -> bool:
+    """Add a value to each element in f32 and round the sum; say whether every finite element stayed finite."""
+    total = source.view(array_type(names[0])).astype(np.float32) + np.float32(value)
+    return _any(total.view(np.uint32), target, ("f32", names[1]))
+
+
 def widen(source: Array, target: Array) -> None:
     """Make f32 bits of bf16 bits."""
     np.copyto(target, source)

@@ -30,7 +30,7 @@ from carnet.executor.geometry import (
     sparse,
     volume,
 )
-from carnet.steps import Cast, Copy, Fill, Plan, Same, Step, TargetTensor
+from carnet.steps import Add, Cast, Copy, Fill, Move, Plan, Same, Step, TargetTensor
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
 LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
@@ -126,7 +126,7 @@ def _straight(steps: list[Step]) -> bool:
     """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
     copied = number = 0
     for step in steps:
-        if isinstance(step, Cast):
+        if isinstance(step, Cast | Add):
             return False
         if isinstance(step, Copy):
             piece = piece_of(step.shape, step.source, step.target)
@@ -184,7 +184,7 @@ def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
     return [Tile(tensor.offset, pitch, item, tall, wide) for tall in down for wide in along] if len(along) > 1 else []
 
 
-def _waste(tile: Tile, steps: Sequence[Copy | Cast | Fill]) -> float:
+def _waste(tile: Tile, steps: Sequence[Move | Fill]) -> float:
     """Return how many bytes lie between the first and the last that a tile reads, for one that it needs."""
     moves = [step for step in steps if not isinstance(step, Fill)]
     pieces = [piece for step in moves for piece in clip(step.shape, step.source, step.target, tile)]
@@ -202,7 +202,7 @@ def _density(plan: Plan, numbers: list[int]) -> float:
     used = wide = 0
     for number in numbers:
         step = plan.steps[number]
-        if isinstance(step, Copy | Cast):
+        if isinstance(step, Move):
             piece = piece_of(step.shape, step.source, step.target)
             nbytes = count(piece) * piece.items[0]
             used += nbytes
@@ -231,7 +231,7 @@ def _first(plan: Plan, part: Part) -> tuple[_Where, int] | None:
     """Return where the first step of a part reads, and how far; None where zeros are all there is."""
     for number in part.steps:
         step = plan.steps[number]
-        if isinstance(step, Copy | Cast):
+        if isinstance(step, Move):
             pieces = clip(step.shape, step.source, step.target, part.tile)
             if pieces:
                 begin = min(piece.source for piece in pieces)

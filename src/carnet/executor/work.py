@@ -11,7 +11,7 @@ from carnet.executor.files import opened
 from carnet.executor.geometry import clip, linear, run, runs, segments, volume
 from carnet.executor.jobs import Check, Direct, Job, Windows, cuts
 from carnet.formats.stored import dense_strides
-from carnet.steps import Cast, Copy, Fill, Place, Same
+from carnet.steps import Copy, Fill, Move, Place, Same
 
 
 def work(desk: Desk, job: Job) -> None:
@@ -46,7 +46,7 @@ def _windows(desk: Desk, job: Windows) -> None:
             step = desk.plan.steps[number]
             if isinstance(step, Fill):
                 desk.window[base : base + volume(part.tile)] = 0
-            elif isinstance(step, Copy | Cast):
+            elif isinstance(step, Move):
                 types = step.source.dtype, step.target.dtype
                 for piece in clip(step.shape, step.source, step.target, part.tile):
                     wants.append(want(step, step.source.file, piece, types, base))

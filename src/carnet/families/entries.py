@@ -94,6 +94,8 @@ def entries(dialect: Dialect, config: Config, present: Present, spelling: str = 
             else:
                 groups = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
             for kind, known, same in groups:
+                if row.only_further and not kind["is_mtp"]:
+                    continue
                 if _applies(row, dialect, known, config, present, spelling):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
                     for at, entry in _of_row(job, same):
@@ -228,6 +230,7 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
     shares = {axis: Share(0, length, length) for axis, length in size.items()}
     if cut == "embedding":
         cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
+    shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
     if not dialect.ranked:
         padded = value(config, "padded_vocab")
         if cut == "vocab" and isinstance(padded, int):

@@ -4,9 +4,11 @@ Reading and writing walk the same rows, so there is no direction to get wrong. W
 so is a field that a model has and a target has no row for.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from dataclasses import field as having
 from types import EllipsisType
+from typing import Any
 
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.model import BY_NAME, Config, Value
@@ -14,8 +16,12 @@ from carnet.families.model import BY_NAME, Config, Value
 Json = Mapping[str, object]
 Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key must be there
 
+Only = Mapping[str, object]
+
 ANY = ...  # in a Choice: this key is not looked at, and not written
-SET = object()  # in a Choice: this key has a value, which a Place reads and writes
+SET = (
+    object()
+)  # in a Choice: this key has a value, which a Place reads and writes; in ``only``: any value but none, zero and false
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Place:
     keys: tuple[str, ...]  # dotted; the first is written, all are read; none where the default is the only possible value
     default: Default  # what an absent or null key means
     words: tuple[tuple[Value, Value], ...]  # (canonical, written) where they differ; the first match counts
-    only: Mapping[str, Value]  # the fields that a model must have for this key to mean anything
+    only: Only  # the fields that a model must have for this key to mean anything; SET for any value but none, zero and false
     omit: bool  # not written where the value is the default
 
 
@@ -37,6 +43,7 @@ class Choice:
     fields: tuple[str, ...]
     keys: tuple[tuple[str, Value], ...]  # (dotted key, its value where absent)
     lines: tuple[tuple[tuple[Value, ...], tuple[object, ...]], ...]  # (field values, key values); the first match counts
+    only: Only = having(default_factory=dict)  # as in a Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +57,30 @@ class Flagged:
 
 
 @dataclass(frozen=True, slots=True)
+class Spread:
+    """A key whose value stands for a value a layer: the first so many, every second, these."""
+
+    field: str
+    key: str
+    absent: object  # what an absent or null key means
+    meaning: Callable[[Any, Config], Value]  # of a key's value
+    choices: Callable[
+        [Config], Iterable[object]
+    ]  # key values to try when the field is to be written; there is no inverse to get wrong
+    only: Only = having(default_factory=dict)  # as in a Place
+
+
+Row = Place | Choice | Flagged | Spread
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """The config of one dialect."""
 
-    rows: tuple[Place | Choice | Flagged, ...]  # in reading order: defaults may look at earlier fields
-    fixed: Mapping[str, object] = field(default_factory=dict)  # dotted key -> the one value carnet knows; written too
-    written: Mapping[str, object] = field(default_factory=dict)  # dotted key -> what to write; any value is read over
-    guards: Mapping[str, tuple[object, ...]] = field(
+    rows: tuple[Row, ...]  # in reading order: defaults may look at earlier fields
+    fixed: Mapping[str, object] = having(default_factory=dict)  # dotted key -> the one value carnet knows; written too
+    written: Mapping[str, object] = having(default_factory=dict)  # dotted key -> what to write; any value is read over
+    guards: Mapping[str, tuple[object, ...]] = having(
         default_factory=dict
     )  # dotted key -> values that change nothing; not written
     ignored: frozenset[str] = frozenset()  # top-level keys that say nothing about the weights
@@ -68,7 +92,7 @@ def place(
     *keys: str,
     default: Default = ...,
     words: tuple[tuple[Value, Value], ...] = (),
-    only: Mapping[str, Value] | None = None,
+    only: Only | None = None,
     omit: bool = False,
 ) -> Place:
     """Write the row of one field under one key."""
@@ -86,6 +110,8 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
                 _read_place(row, raw, config, where)
             case Choice():
                 _read_choice(row, raw, config, where)
+            case Spread():
+                _read_spread(row, raw, config, where)
             case Flagged():
                 flagged = lookup(raw, row.flag) and lookup(raw, row.key) is not None
                 config[row.field] = (
@@ -123,7 +149,7 @@ def write(table: Table, config: Config, traits: Config, where: str) -> dict[str,
         known = BY_NAME[name]
         if (
             name not in expressed
-            and not known.soft
+            and not (known.soft or known.storage)
             and not _equal(value, known.neutral)
             and not _equal(traits.get(name), value)
         ):
@@ -181,7 +207,20 @@ def _translate(row: Place, key: str, value: object, where: str) -> Value:
     )
 
 
+def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not _applies(row, config):
+        return
+    found = lookup(raw, row.key)
+    try:
+        config[row.field] = row.meaning(row.absent if found is None else found, config)
+    except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
+        facts = {"where": where, "found": f"{found!r}"[:80]}
+        raise BadCheckpoint(f"the config sets {row.key!r} to what makes no sense", facts) from error
+
+
 def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not _applies(row, config):
+        return
     found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in row.keys)
     for values, wanted in row.lines:
         if all(w is ANY or (w is SET and f is not None) or _equal(w, f) for w, f in zip(wanted, found, strict=True)):
@@ -193,11 +232,12 @@ def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -
     )
 
 
-def _writes(row: Place | Choice | Flagged, config: Config, where: str) -> Iterator[tuple[str, object]]:
+def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]]:
     """Yield what one row writes: (dotted key, value)."""
     match row:
         case Place():
-            value = config.get(row.field)
+            neutral = BY_NAME[row.field].neutral
+            value = config.get(row.field, None if isinstance(neutral, EllipsisType) else neutral)
             default = row.default(config) if callable(row.default) else row.default
             if not _applies(row, config) or value is None or not row.keys or (row.omit and _equal(value, default)):
                 return
@@ -208,7 +248,17 @@ def _writes(row: Place | Choice | Flagged, config: Config, where: str) -> Iterat
                     {"where": where, "key": row.keys[0], "known": ", ".join(str(canonical) for canonical, _ in row.words)},
                 )
             yield row.keys[0], spelled if row.words else value
+        case Spread():
+            if _applies(row, config):
+                fits = (choice for choice in row.choices(config) if row.meaning(choice, config) == config.get(row.field))
+                choice = next(fits, None)
+                if choice is None:
+                    facts = {"where": where, "key": row.key, row.field: config.get(row.field)}
+                    raise NotSupported(f"the target's config cannot say {row.field}", facts)
+                yield row.key, choice
         case Choice():
+            if not _applies(row, config):
+                return
             values = tuple(config.get(name, BY_NAME[name].neutral) for name in row.fields)
             line = next((keys for fields, keys in row.lines if all(map(_equal, fields, values))), None)
             if line is None:
@@ -224,28 +274,31 @@ def _writes(row: Place | Choice | Flagged, config: Config, where: str) -> Iterat
             yield row.key, config[row.field]
 
 
-def _fields(row: Place | Choice | Flagged) -> tuple[str, ...]:
+def _fields(row: Row) -> tuple[str, ...]:
     return row.fields if isinstance(row, Choice) else (row.field,)
 
 
-def _keys(row: Place | Choice | Flagged) -> tuple[str, ...]:
+def _keys(row: Row) -> tuple[str, ...]:
     match row:
         case Place():
             return row.keys
         case Choice():
             return tuple(key for key, _ in row.keys)
+        case Spread():
+            return (row.key,)
         case Flagged():
             return (row.key, row.flag)
 
 
-def _applies(row: Place | Choice | Flagged, config: Config) -> bool:
-    only = row.only if isinstance(row, Place) else {}
-    return all(_equal(config.get(name, BY_NAME[name].neutral), wanted) for name, wanted in only.items())
+def _applies(row: Row, config: Config) -> bool:
+    only = {} if isinstance(row, Flagged) else row.only
+    found = {name: config.get(name, BY_NAME[name].neutral) for name in only}
+    return all(bool(found[name]) if wanted is SET else _equal(found[name], wanted) for name, wanted in only.items())
 
 
-def _says(row: Place | Choice | Flagged, config: Config) -> bool:
+def _says(row: Row, config: Config) -> bool:
     """Say whether a row speaks for its fields: one without a key does where the value is what would be read."""
-    if isinstance(row, Place) and not row.keys:
+    if isinstance(row, Place) and not row.keys and _applies(row, config):
         default = row.default(config) if callable(row.default) else row.default
         return _equal(config.get(row.field), default)
     return _applies(row, config)

@@ -6,9 +6,9 @@ tensorrt_llm/models/gpt/config.py.
 
 from carnet.families import hf, trtllm
 from carnet.families.family import Family
-from carnet.families.fields import Table, place
+from carnet.families.fields import place
 from carnet.families.model import number
-from carnet.families.rows import Dialect, fuse, row
+from carnet.families.rows import fuse, row
 
 LAYER = "h.{layer}."
 QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
@@ -44,87 +44,58 @@ GPT2 = Family(
         "out_bias": True,
         "mlp_bias": True,
     },
-    hf=Dialect(
-        name="hf",
-        architecture="GPT2LMHeadModel",
+    hf=hf.dialect(
+        "GPT2LMHeadModel",
+        "gpt2",
+        HF_ROWS,
+        (
+            place("layers", "n_layer"),
+            place("hidden", "n_embd"),
+            place("heads", "n_head"),
+            place("kv_heads", default=lambda c: c["heads"]),
+            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("ffn", "n_inner", default=lambda c: 4 * number(c, "hidden")),
+            place("vocab", "vocab_size"),
+            place("positions", "n_positions"),
+            place("norm_eps", "layer_norm_epsilon", default=1e-5),
+            place("activation", "activation_function", default="gelu_tanh", words=ACTIVATIONS),
+            place("tied", "tie_word_embeddings", default=True),
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        fixed={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+        written={"reorder_and_upcast_attn": False},
+        guards={"add_cross_attention": (False,)},
+        ignored="attn_pdrop embd_pdrop n_ctx summary_activation summary_first_dropout summary_proj_to_labels summary_type "
+        "summary_use_proj",
         prefixes=("transformer.", ""),
-        rows=HF_ROWS,
-        stacked=False,
-        ranked=False,
-        writes_tied=False,
-        further=("", ""),
-        zero_centred=False,
-        table=Table(
-            (
-                place("layers", "n_layer"),
-                place("hidden", "n_embd"),
-                place("heads", "n_head"),
-                place("kv_heads", default=lambda c: c["heads"]),
-                place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
-                place("ffn", "n_inner", default=lambda c: 4 * number(c, "hidden")),
-                place("vocab", "vocab_size"),
-                place("positions", "n_positions"),
-                place("norm_eps", "layer_norm_epsilon", default=1e-5),
-                place("activation", "activation_function", default="gelu_tanh", words=ACTIVATIONS),
-                place("tied", "tie_word_embeddings", default=True),
-                hf.DTYPE,
-                *hf.TOKENS,
-            ),
-            fixed={
-                "model_type": "gpt2",
-                "scale_attn_weights": True,
-                "scale_attn_by_inverse_layer_idx": False,
-            },
-            written={"architectures": ["GPT2LMHeadModel"], "use_cache": True, "reorder_and_upcast_attn": False},
-            guards={"add_cross_attention": (False,)},
-            ignored=hf.IGNORED
-            | frozenset(
-                "attn_pdrop embd_pdrop n_ctx summary_activation summary_first_dropout summary_proj_to_labels summary_type "
-                "summary_use_proj".split()
-            ),
-        ),
-        dropped=hf.DROPPED,
     ),
-    trtllm=Dialect(
-        name="trtllm",
-        architecture="GPT2LMHeadModel",
-        prefixes=("transformer.",),
-        rows=trtllm.rows(trtllm.PLAIN_MLP),
-        stacked=False,
-        ranked=True,
-        writes_tied=True,
-        further=("", ""),
-        zero_centred=False,
-        table=Table(
-            (
-                *trtllm.SIZES,
-                place("activation", "hidden_act", words=ACTIVATIONS),
-                # NVIDIA's config does not say it; where the copies then differ the crossing stops
-                place("tied", "tie_word_embeddings", "share_embedding_table", default=True),
-            ),
-            fixed={
-                **trtllm.FIXED,
-                "architecture": "GPT2LMHeadModel",
-                "gpt_variant": "gpt2",
-                "bias": True,
-                "position_embedding_type": "learned_absolute",
-                "q_scaling": 1,
-                "embedding_scale": None,
-                "apply_query_key_layer_scaling": False,
-                "inner_layernorm": False,
-                "norm_before_bmm1": False,
-                "moe.num_experts": 0,
-            },
-            written={
-                **trtllm.WRITTEN,
-                **trtllm.MOE_NONE,
-                "moe.normalization_mode": 1,
-                "rotary_pct": 1.0,
-                "rotary_base": 10000.0,
-                "rotary_scaling": None,
-            },
-            ignored=trtllm.IGNORED,
+    trtllm=trtllm.dialect(
+        "GPT2LMHeadModel",
+        trtllm.PLAIN_MLP,
+        (
+            *trtllm.SIZES,
+            place("activation", "hidden_act", words=ACTIVATIONS),
+            # NVIDIA's config does not say it; where the copies then differ the crossing stops
+            place("tied", "tie_word_embeddings", "share_embedding_table", default=True),
         ),
-        dropped=trtllm.DROPPED,
+        fixed={
+            **trtllm.NO_EXPERTS,
+            "gpt_variant": "gpt2",
+            "bias": True,
+            "position_embedding_type": "learned_absolute",
+            "q_scaling": 1,
+            "embedding_scale": None,
+            "apply_query_key_layer_scaling": False,
+            "inner_layernorm": False,
+            "norm_before_bmm1": False,
+        },
+        written={
+            **trtllm.MOE_NONE,
+            "moe.normalization_mode": 1,
+            "rotary_pct": 1.0,
+            "rotary_base": 10000.0,
+            "rotary_scaling": None,
+        },
     ),
 )

@@ -3,9 +3,12 @@
 Names as in transformers' modeling_llama.py; every family says what it does differently.
 """
 
-from carnet.families.fields import Place, place
-from carnet.families.model import number
-from carnet.families.rows import row
+from collections.abc import Callable, Mapping
+
+from carnet.families.fields import Place, Table, place
+from carnet.families.fields import Row as Field
+from carnet.families.model import Config, number
+from carnet.families.rows import Dialect, Row, row
 
 LAYER = "layers.{layer}."
 
@@ -26,6 +29,10 @@ ATTENTION = (
     row(LAYER + "self_attn.v_proj.bias", "(kv dim)", "attention.v_bias"),
     row(LAYER + "self_attn.o_proj.bias", "hidden", "attention.o_bias"),
 )
+QK_NORMS = (
+    row(LAYER + "self_attn.q_norm.weight", "dim", "attention.q_norm"),
+    row(LAYER + "self_attn.k_norm.weight", "dim", "attention.k_norm"),
+)
 GATED_MLP = (
     row(LAYER + "mlp.gate_proj.weight", "ffn hidden", "mlp.gate"),
     row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
@@ -43,6 +50,20 @@ ACTIVATIONS = (
     ("gelu_tanh", "gelu_fast"),
     ("gelu", "gelu"),
 )
+LLAMA_ROWS = (EMBED, *NORMS, *ATTENTION, *GATED_MLP, FINAL_NORM, HEAD)
+
+
+def experts(at: str, gate: str, up: str, down: str, router: str) -> tuple[Row, ...]:
+    """Write the rows of a mixture whose experts have tensors of their own, below the module ``at``."""
+    each = f"{LAYER}{at}.experts.{{expert}}."
+    return (
+        row(f"{LAYER}{at}.{router}.weight", "expert hidden", "moe.router"),
+        row(f"{each}{gate}.weight", "moe_ffn hidden", "moe.gate"),
+        row(f"{each}{up}.weight", "moe_ffn hidden", "moe.up"),
+        row(f"{each}{down}.weight", "hidden moe_ffn", "moe.down"),
+    )
+
+
 DTYPES = (("bf16", "bfloat16"), ("f16", "float16"), ("f32", "float32"))
 
 SIZES = (
@@ -63,22 +84,28 @@ TOKENS = (
 DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
 
 
-def rope(*tops: str) -> tuple[Place, ...]:
+def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3")) -> tuple[Place, ...]:
     """Write the rows of rotary scaling below the key that is written, and the others that are read."""
     llama3 = {"rope_type": "llama3"}
-    types = tuple((name, name) for name in ("default", "linear", "llama3"))
+    yarn = {"rope_type": "yarn"}
     type_keys = tuple(f"{top}.{name}" for top in tops for name in ("rope_type", "type"))
 
     def keys(name: str) -> tuple[str, ...]:
         return tuple(f"{top}.{name}" for top in tops)
 
     return (
-        place("rope_type", *type_keys, default="default", words=types, omit=True),
+        place("rope_type", *type_keys, default="default", words=tuple((name, name) for name in types), omit=True),
         place("rope_factor", *keys("factor"), only={"rope_type": "linear"}),
         place("rope_factor", *keys("factor"), only=llama3),
         place("rope_low", *keys("low_freq_factor"), only=llama3),
         place("rope_high", *keys("high_freq_factor"), only=llama3),
         place("rope_original", *keys("original_max_position_embeddings"), only=llama3),
+        place("rope_factor", *keys("factor"), only=yarn),
+        place("rope_original", *keys("original_max_position_embeddings"), only=yarn),
+        place("rope_beta_fast", *keys("beta_fast"), default=32.0, only=yarn),
+        place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=yarn),
+        place("rope_mscale", *keys("mscale"), default=1.0, only=yarn),
+        place("rope_mscale_all", *keys("mscale_all_dim"), default=0.0, only=yarn),
     )
 
 
@@ -107,3 +134,52 @@ DROPPED = {
     "*.attn.masked_bias": "causal mask",
     "*.attn.bias": "causal mask",
 }
+
+# what a Llama-shaped config.json says, but for biases and ties
+LLAMA_FIELDS: tuple[Field, ...] = (
+    *SIZES,
+    place("norm_eps", "rms_norm_eps", default=1e-6),
+    place("activation", "hidden_act", default="silu", words=ACTIVATIONS),
+    *ROPE,
+    DTYPE,
+    *TOKENS,
+)
+# a mixture in every layer
+ALL_MIXED = place("moe_layers", default=lambda c: (1,) * number(c, "layers"))
+
+
+def dialect(
+    architecture: str,
+    model_type: str,
+    rows: tuple[Row, ...],
+    fields: tuple[Field, ...],
+    *,
+    fixed: Mapping[str, object] | None = None,
+    written: Mapping[str, object] | None = None,
+    guards: Mapping[str, tuple[object, ...]] | None = None,
+    ignored: str = "",
+    prefixes: tuple[str, ...] = ("model.", ""),
+    zero_centred: bool = False,
+    pads: Mapping[str, Callable[[Config], int]] | None = None,
+) -> Dialect:
+    """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights."""
+    return Dialect(
+        name="hf",
+        architecture=architecture,
+        prefixes=prefixes,
+        rows=rows,
+        stacked=False,
+        ranked=False,
+        writes_tied=False,
+        further=("", ""),
+        zero_centred=zero_centred,
+        table=Table(
+            fields,
+            fixed={"model_type": model_type, **(fixed or {})},
+            written={"architectures": [architecture], "use_cache": True, **(written or {})},
+            guards=guards or {},
+            ignored=IGNORED | frozenset(ignored.split()),
+        ),
+        dropped=DROPPED,
+        pads=pads or {},
+    )

@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.families.deepseek import DEEPSEEK_V3
 from carnet.families.family import Family
 from carnet.families.fields import lookup, read, write
 from carnet.families.gpt2 import GPT2
-from carnet.families.llama import LLAMA
+from carnet.families.llama import LLAMA, MISTRAL
 from carnet.families.megatron import MEGATRON
+from carnet.families.mixtral import MIXTRAL
 from carnet.families.model import Config, Value, value
+from carnet.families.qwen import QWEN2, QWEN3, QWEN3_MOE
 from carnet.families.rows import Dialect
 
-FAMILIES = (LLAMA, GPT2)
+FAMILIES = (LLAMA, GPT2, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3)
 TARGETS = ("hf", "trtllm")
 
 
@@ -73,6 +76,11 @@ def _named(dialect: str, raw: Mapping[str, object], where: str) -> Family:
     )
 
 
+def padded(dialect: Dialect, config: Config) -> Config:
+    """Return the fields as a dialect's config says them, its padding included."""
+    return {**config, **{name: pad(config) for name, pad in dialect.pads.items() if value(config, name)}}
+
+
 def _known(dialect: str) -> str:
     spelled = [family.hf if dialect == "hf" else family.trtllm for family in FAMILIES]
     return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
@@ -86,7 +94,7 @@ def _first_that_says(config: Config, where: str) -> Family:
             refusals.append(f"{family.name}: {', '.join(f'{name} is {value(config, name)!r}' for name in wrong)}")
             continue
         try:
-            write(family.hf.table, config, family.traits, where)
+            write(family.hf.table, padded(family.hf, config), family.traits, where)
         except CarnetError as error:
             refusals.append(f"{family.name}: {error.what}")
             continue

@@ -6,16 +6,19 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 ``input_layernorm`` and ``pre_mlp_layernorm`` are the module names of the local spec.
 """
 
-from carnet.families.fields import ANY, SET, Choice, Flagged, Table, place
-from carnet.families.model import number
+from carnet.families.fields import ANY, SET, Choice, Flagged, Only, Spread, Table, place
+from carnet.families.model import Config, marks, number
 from carnet.families.rows import Dialect, fuse, row
 
 LAYER = "decoder.layers.{layer}."
+MTP = "mtp.layers.{layer}."
 
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
+EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
+SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
 
 ROWS = (
     row("embedding.word_embeddings.weight", "vocab hidden", "embed", cut="vocab"),
@@ -32,12 +35,39 @@ ROWS = (
     row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias", spelling="te"),
     row(LAYER + "pre_mlp_layernorm.weight", "hidden", "mlp_norm", spelling="local"),
     row(LAYER + "pre_mlp_layernorm.bias", "hidden", "mlp_norm_bias", spelling="local"),
+    row(LAYER + "self_attention.q_layernorm.weight", "dim", "attention.q_norm"),
+    row(LAYER + "self_attention.k_layernorm.weight", "dim", "attention.k_norm"),
+    row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
+    row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
+    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm", spelling="te"),
+    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", spelling="local"),
+    row(LAYER + "self_attention.linear_q_up_proj.weight", "(kv qk) q_lora", "mla.q_b", cut="kv"),
+    fuse(LAYER + "self_attention.linear_kv_down_proj.weight", "* hidden", {"mla.kv_a": "kv_lora", "mla.k_rope": "rope"}),
+    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm", spelling="te"),
+    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", spelling="local"),
+    fuse(LAYER + "self_attention.linear_kv_up_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}, cut="kv"),
+    row(LAYER + "self_attention.linear_proj.weight", "hidden (kv v)", "mla.o", cut="kv"),
     fuse(LAYER + "mlp.linear_fc1.weight", "* hidden", GATE_UP, cut="ffn"),
     fuse(LAYER + "mlp.linear_fc1.bias", "*", GATE_UP_BIAS, cut="ffn"),
     row(LAYER + "mlp.linear_fc1.weight", "ffn hidden", "mlp.up", cut="ffn"),
     row(LAYER + "mlp.linear_fc1.bias", "ffn", "mlp.up_bias", cut="ffn"),
     row(LAYER + "mlp.linear_fc2.weight", "hidden ffn", "mlp.down", cut="ffn"),
     row(LAYER + "mlp.linear_fc2.bias", "hidden", "mlp.down_bias"),
+    row(LAYER + "mlp.router.weight", "expert hidden", "moe.router"),
+    row(LAYER + "mlp.router.expert_bias", "expert", "moe.router_bias", dtype="f32"),
+    fuse(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert * hidden", EXPERT_GATE_UP, cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc2.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight", "* hidden", EXPERT_GATE_UP, cut="expert"),
+    row(LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight", "hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(LAYER + "mlp.experts.linear_fc1.weight{expert}", "* hidden", EXPERT_GATE_UP, cut="expert"),
+    row(LAYER + "mlp.experts.linear_fc2.weight{expert}", "hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(LAYER + "mlp.shared_experts.linear_fc1.weight", "* hidden", SHARED_GATE_UP, cut="shared_ffn"),
+    row(LAYER + "mlp.shared_experts.linear_fc2.weight", "hidden shared_ffn", "shared.down", cut="shared_ffn"),
+    row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
+    row(MTP + "enorm.weight", "hidden", "mtp.embed_norm"),
+    row(MTP + "hnorm.weight", "hidden", "mtp.hidden_norm"),
+    row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    row(MTP + "final_layernorm.weight", "hidden", "mtp.final_norm"),
     row("decoder.final_layernorm.weight", "hidden", "final_norm"),
     row("decoder.final_layernorm.bias", "hidden", "final_norm_bias"),
     row("output_layer.weight", "vocab hidden", "head", cut="vocab"),
@@ -53,6 +83,22 @@ DROPPED = {
     "common_state*": "training arguments (read)",
 }
 
+LATENT: Only = {"latent": True}
+HEADS: Only = {"latent": False}
+YARN: Only = {"latent": True, "rope_type": "yarn"}
+SCORES = (("softmax", "softmax"), ("sigmoid", "sigmoid"))
+MIXED: Only = {"experts": SET}
+
+
+def _mixtures(said: int | list[int], config: Config) -> tuple[int, ...]:
+    """Return a mark a layer: every n-th is a mixture, or those with a 1 in the list."""
+    if isinstance(said, int):
+        return tuple(int(layer % said == 0) for layer in range(number(config, "layers")))
+    if len(said) != number(config, "layers"):
+        raise ValueError("one mark a layer")
+    return tuple(int(mark) for mark in said)
+
+
 # Names in the saved arguments: megatron/training/arguments.py; what they do: megatron/core/transformer/transformer_config.py,
 # megatron/training/arguments.py core_transformer_config_from_args.
 FIELDS = (
@@ -61,7 +107,14 @@ FIELDS = (
     place("heads", "num_attention_heads"),
     # without group_query_attention num_query_groups is 1 and means nothing
     Flagged("kv_heads", "num_query_groups", "group_query_attention", "heads"),
-    place("head_dim", "kv_channels", default=lambda c: number(c, "hidden") // number(c, "heads")),
+    place("latent", "multi_latent_attention", default=False),
+    place("kv_lora", "kv_lora_rank", only=LATENT),
+    place("q_lora", "q_lora_rank", default=0, only=LATENT),
+    place("nope_dim", "qk_head_dim", only=LATENT),
+    place("rope_dim", "qk_pos_emb_head_dim", only=LATENT),
+    place("v_dim", "v_head_dim", only=LATENT),
+    place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim"), only=LATENT),
+    place("head_dim", "kv_channels", default=lambda c: number(c, "hidden") // number(c, "heads"), only=HEADS),
     place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
     place("vocab", "vocab_size"),
     place("padded_vocab", "padded_vocab_size", default=None),
@@ -97,7 +150,16 @@ FIELDS = (
             (("linear", None, None, None), (False, SET)),
             (("default", None, None, None), (False, None)),
         ),
+        HEADS,
     ),
+    # MLATransformerConfig: rope_type None means yarn, original_max_position_embeddings 4096 is not among the arguments
+    place("rope_type", "rope_type", default="yarn", words=(("yarn", "yarn"), ("default", "rope")), only=LATENT),
+    place("rope_factor", "rotary_scaling_factor", default=40.0, only=YARN),
+    place("rope_original", "original_max_position_embeddings", default=4096, only=YARN),
+    place("rope_beta_fast", "beta_fast", default=32.0, only=YARN),
+    place("rope_beta_slow", "beta_slow", default=1.0, only=YARN),
+    place("rope_mscale", "mscale", default=1.0, only=YARN),
+    place("rope_mscale_all", "mscale_all_dim", default=0.0, only=YARN),
     place("rope_factor", "rope_scaling_factor", default=8.0, only={"rope_type": "llama3"}),
     place("rope_factor", "rotary_seq_len_interpolation_factor", only={"rope_type": "linear"}),
     # the QKV projection has a bias where either flag is set: megatron/core/transformer/attention.py
@@ -110,21 +172,45 @@ FIELDS = (
             ((False, False, False), (False, False)),
         ),
     ),
+    place("zero_centred", "layernorm_zero_centered_gamma", "apply_layernorm_1p", default=False),
+    # latent attention norms its compressed parts whatever the flag says
+    place("qk_norm", "qk_layernorm", default="none", words=(("none", False), ("head", True)), only=HEADS),
+    place("experts", "num_experts", "num_moe_experts", default=0),
+    Spread("moe_layers", "moe_layer_freq", 1, _mixtures, lambda c: ([*marks(c)],), MIXED),
+    place("moe_ffn", "moe_ffn_hidden_size", default=lambda c: c["ffn"], only=MIXED),
+    place("topk", "moe_router_topk", default=2, only=MIXED),
+    place("shared_ffn", "moe_shared_expert_intermediate_size", default=0, only=MIXED),
+    place("shared_gate", "moe_shared_expert_gate", default=False, only=MIXED),
+    place(
+        "router_score",
+        "moe_router_score_function",
+        default="softmax",
+        words=(("softmax", "softmax"), ("sigmoid", "sigmoid")),
+        only=MIXED,
+    ),
+    place("router_bias", "moe_router_enable_expert_bias", default=False, only=MIXED),
+    # softmax over the chosen experts alone makes their weights sum to one; so does normalising sigmoid scores, which Megatron does for
+    # more than one expert: megatron/core/transformer/moe/moe_utils.py topk_routing_with_score_function
+    Choice(
+        ("router_normed",),
+        (("moe_router_pre_softmax", False), ("moe_router_score_function", "softmax")),
+        (((True,), (ANY, "sigmoid")), ((True,), (False, "softmax")), ((False,), (True, "softmax"))),
+        MIXED,
+    ),
+    place("router_scale", "moe_router_topk_scaling_factor", default=1.0, only=MIXED),
+    place("router_groups", "moe_router_num_groups", default=1, only=MIXED),
+    place("router_group_topk", "moe_router_group_topk", default=1, only=MIXED),
+    place("mtp", "mtp_num_layers", default=0),
     place("tied", "untie_embeddings_and_output_weights", default=True, words=((True, False), (False, True))),
     place("dtype", "params_dtype", words=(("bf16", "torch.bfloat16"), ("f16", "torch.float16"), ("f32", "torch.float32"))),
 )
 
 # arguments that change what the weights mean, with the values that carnet carries over
 GUARDS: dict[str, tuple[object, ...]] = {
-    "layernorm_zero_centered_gamma": (False,),
-    "apply_layernorm_1p": (False,),
     "apply_residual_connection_post_layernorm": (False,),
     "attention_output_gate": (False,),
     "softmax_type": ("vanilla",),
-    "qk_layernorm": (False,),
     "qk_l2_norm": (False,),
-    "multi_latent_attention": (False,),
-    "num_experts": (0,),
     "rotary_interleaved": (False,),
     "window_size": (),
     "no_rope_freq": (0,),
@@ -152,4 +238,5 @@ MEGATRON = Dialect(
     zero_centred=None,
     table=Table(FIELDS, guards=GUARDS, closed=False),
     dropped=DROPPED,
+    pads={},
 )

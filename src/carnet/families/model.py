@@ -20,6 +20,7 @@ class Field:
     kind: type[int] | type[float] | type[bool] | type[str]  # what its value must be
     neutral: Value | EllipsisType  # the value of a model that knows nothing of it; ``...`` where every model must say it
     remark: str  # what it means
+    storage: bool = False  # says how weights are stored, nothing about the model
     soft: bool = False  # says nothing about the weights' meaning: a target without a place for it may leave it out
     least: int | None = 1  # of an integer, the smallest that makes sense
     many: bool = False  # may be several integers
@@ -79,24 +80,26 @@ FIELDS = (
     Field("router_scale", float, 1.0, "factor on the routed experts' sum"),
     Field("router_groups", int, 1, "groups that the experts are chosen from"),
     Field("router_group_topk", int, 1, "groups that a token may use"),
-    Field("kv_lora", int, 0, "latent attention: width of the compressed keys and values, 0 for none", least=0),
+    Field("latent", bool, False, "keys and values are kept compressed (multi-head latent attention)"),
+    Field("kv_lora", int, 0, "latent attention: width of the compressed keys and values", least=0),
     Field("q_lora", int, 0, "latent attention: width of the compressed queries, 0 where they are not", least=0),
     Field("nope_dim", int, 0, "latent attention: width of a head that is not rotated", least=0),
     Field("rope_dim", int, 0, "latent attention: width of a head that is rotated", least=0),
     Field("v_dim", int, 0, "latent attention: width of a value head", least=0),
     Field("mtp", int, 0, "layers that predict further tokens, after the others", least=0),
     Field("tied", bool, False, "the output head is the embedding"),
-    Field("dtype", str, ..., "element type of the weights, in carnet's words"),
+    Field("dtype", str, ..., "element type of the weights, in carnet's words", storage=True),
     Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
     Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),
     Field("pad", int, None, "id of the padding token", soft=True, least=None, many=True),
-    Field("zero_centred", bool, False, "norms are stored less one", soft=True),
-    Field("padded_vocab", int, None, "rows that are stored for the vocabulary", soft=True),
-    Field("tp", int, 1, "ranks that share every layer", soft=True),
-    Field("pp", int, 1, "stages that share the layers", soft=True),
-    Field("ep", int, 1, "ranks that share the experts instead of each expert", soft=True),
-    Field("world", int, 1, "ranks in all", soft=True),
-    Field("embedding", str, "none", "how ranks share the embedding: none (a copy each), rows, columns", soft=True),
+    Field("zero_centred", bool, False, "norms are stored less one", storage=True),
+    Field("padded_vocab", int, None, "rows that are stored for the vocabulary", storage=True),
+    Field("tp", int, 1, "ranks that share every layer", storage=True),
+    Field("pp", int, 1, "stages that share the layers", storage=True),
+    Field("ep", int, 1, "ranks that share the experts instead of each expert", storage=True),
+    Field("moe_tp", int, 1, "ranks that share each expert", storage=True),
+    Field("world", int, 1, "ranks in all", storage=True),
+    Field("embedding", str, "none", "how ranks share the embedding: none (a copy each), rows, columns", storage=True),
 )
 BY_NAME = {field.name: field for field in FIELDS}
 
@@ -191,24 +194,27 @@ def number(config: Config, name: str) -> int:
     return found
 
 
+def marks(config: Config) -> tuple[int, ...]:
+    """Return 1 for each layer that is a mixture of experts, 0 for each that is not."""
+    found = value(config, "moe_layers")
+    return found if isinstance(found, tuple) else (int(number(config, "experts") > 0),) * number(config, "layers")
+
+
 def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla), ``mlp`` (dense, moe), ``shared``, ``q_compressed`` and ``is_mtp`` added.
     """
-    count, mtp = number(config, "layers"), number(config, "mtp")
-    marks = value(config, "moe_layers")
-    mixtures = marks if isinstance(marks, tuple) else (1 if number(config, "experts") else 0,) * count
     common: dict[str, Value] = {
         **config,
-        "mixer": "mla" if value(config, "kv_lora") else "attention",
+        "mixer": "mla" if value(config, "latent") else "attention",
         "q_compressed": bool(value(config, "q_lora")),
         "shared": bool(value(config, "shared_ffn")),
         "is_mtp": False,
     }
     dense, mixture = {**common, "mlp": "dense"}, {**common, "mlp": "moe"}
-    found = [mixture if mixed else dense for mixed in mixtures]
-    return found + [{**found[-1], "is_mtp": True}] * mtp
+    found = [mixture if mixed else dense for mixed in marks(config)]
+    return found + [{**found[-1], "is_mtp": True}] * number(config, "mtp")
 
 
 def tensors(config: Config, layer: Config) -> dict[str, Tensor]:

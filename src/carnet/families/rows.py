@@ -3,10 +3,11 @@
 Rows have no direction. A source is read by the rows whose names are there; a target is written by the rows of one spelling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from carnet.families.fields import Table
+from carnet.families.model import Config
 from carnet.layout import Pattern, parse
 
 OUTSIDE = ("embed", "head")  # tensors of the model that a layer may store again
@@ -21,6 +22,7 @@ class Row:
     cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
     spelling: str  # "" in every spelling; else only in the named one ("te", "local")
     dtype: str  # element type whatever the others have; "" for the model's own
+    only_further: bool  # only in layers that predict further tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,27 @@ class Dialect:
     zero_centred: bool | None  # stores norms less one; None where the config says
     table: Table  # config fields and their places
     dropped: Mapping[str, str]  # name pattern -> why tensors of this name are no weights
+    pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
 
-def row(name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "", dtype: str = "") -> Row:
+def row(
+    name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "", dtype: str = "", only_further: bool = False
+) -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
-    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype)
+    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further)
 
 
-def fuse(name: str, text: str, parts: Mapping[str, str], *, cut: str = "", spelling: str = "", dtype: str = "") -> Row:
+def fuse(
+    name: str,
+    text: str,
+    parts: Mapping[str, str],
+    *,
+    cut: str = "",
+    spelling: str = "",
+    dtype: str = "",
+    only_further: bool = False,
+) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     within = "layers.{layer}." if "{layer}" in name else ""
     named = {tensor if tensor in OUTSIDE else within + tensor: axes for tensor, axes in parts.items()}
-    return Row(name, parse(text, named), cut, spelling, dtype)
+    return Row(name, parse(text, named), cut, spelling, dtype, only_further)

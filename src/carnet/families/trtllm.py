@@ -5,10 +5,13 @@ other; ``mlp.fc`` is the gate where there is one and ``mlp.gate`` then the up pr
 whole on every rank; layer numbers start at 0 on every pipeline stage.
 """
 
-from carnet.families.fields import ANY, Choice, Place, place
-from carnet.families.hf import DTYPES, rope
+from collections.abc import Mapping
+
+from carnet.families.fields import ANY, Choice, Table, place
+from carnet.families.fields import Row as Field
+from carnet.families.hf import ACTIVATIONS, DTYPES, rope
 from carnet.families.model import number
-from carnet.families.rows import Row, fuse, row
+from carnet.families.rows import Dialect, Row, fuse, row
 
 LAYER = "layers.{layer}."
 
@@ -42,7 +45,14 @@ PLAIN_MLP = (
     row(LAYER + "mlp.fc.bias", "ffn", "mlp.up_bias", cut="ffn"),
 )
 
-SIZES: tuple[Place | Choice, ...] = (
+# an expert's up rows stand before its gate rows, and NVIDIA keeps the router in f32
+MIXTURE = (
+    row(LAYER + "mlp.router.weight", "expert hidden", "moe.router", dtype="f32"),
+    fuse(LAYER + "mlp.fc.weight", "expert * hidden", {"moe.up": "moe_ffn", "moe.gate": "moe_ffn"}, cut="expert"),
+    row(LAYER + "mlp.proj.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
+)
+
+SIZES: tuple[Field, ...] = (
     place("layers", "num_hidden_layers"),
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
@@ -55,7 +65,9 @@ SIZES: tuple[Place | Choice, ...] = (
     place("norm_eps", "norm_epsilon", default=1e-5),
     place("dtype", "dtype", words=DTYPES),
     place("tp", "mapping.tp_size", default=1),
-    place("tp", "mapping.moe_tp_size", default=lambda c: c["tp"]),
+    place("ep", "mapping.moe_ep_size", default=1),
+    place("moe_tp", default=lambda c: number(c, "tp") // number(c, "ep")),
+    place("moe_tp", "mapping.moe_tp_size", default=lambda c: c["moe_tp"]),
     place("pp", "mapping.pp_size", default=1),
     place("world", default=lambda c: number(c, "tp") * number(c, "pp")),
     place("world", "mapping.world_size", default=lambda c: c["world"]),
@@ -72,7 +84,6 @@ FIXED: dict[str, object] = {
     "quantization.quant_algo": None,
     "quantization.kv_cache_quant_algo": None,
     "mapping.cp_size": 1,
-    "mapping.moe_ep_size": 1,
     "qk_layernorm": False,
 }
 WRITTEN: dict[str, object] = {
@@ -87,8 +98,8 @@ WRITTEN: dict[str, object] = {
     "quantization.pre_quant_scale": False,
     "quantization.exclude_modules": None,
 }
+NO_EXPERTS: dict[str, object] = {"moe.num_experts": 0}
 MOE_NONE: dict[str, object] = {
-    "moe.num_experts": 0,
     "moe.shared_expert_intermediate_size": 0,
     "moe.top_k": 0,
     "moe.sparse_mixer_epsilon": 0.01,
@@ -107,6 +118,55 @@ DROPPED = {
 }
 
 
-def rows(*blocks: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Join the common rows and a family's blocks."""
-    return sum(blocks, COMMON)
+ACTIVATION = place("activation", "hidden_act", words=ACTIVATIONS)
+LLAMA_FIELDS: tuple[Field, ...] = (
+    *SIZES,
+    *ROPE,
+    ACTIVATION,
+    place("qkv_bias", "attn_bias", default=False),
+    place("out_bias", "attn_bias", default=False),
+    place("mlp_bias", "mlp_bias", default=False),
+    place("tied", "tie_word_embeddings", default=False),
+)
+# what tensorrt_llm's LLaMAConfig writes beside
+LLAMA_FIXED: dict[str, object] = {
+    "position_embedding_type": "rope_gpt_neox",
+    "residual_mlp": False,
+    "fc_after_embed": False,
+    "use_input_layernorm_in_first_layer": True,
+    "use_last_layernorm": True,
+    "layer_idx_offset": 0,
+    "remove_duplicated_kv_heads": False,
+}
+LLAMA_WRITTEN: dict[str, object] = {"rotary_scaling": None, "disable_weight_only_quant_plugin": False}
+
+
+def dialect(
+    architecture: str,
+    blocks: tuple[Row, ...],
+    fields: tuple[Field, ...],
+    *,
+    fixed: Mapping[str, object] | None = None,
+    written: Mapping[str, object] | None = None,
+    ignored: str = "",
+) -> Dialect:
+    """Write the TensorRT-LLM dialect of a family: the common rows, its own blocks, its class's config."""
+    return Dialect(
+        name="trtllm",
+        architecture=architecture,
+        prefixes=("transformer.",),
+        rows=(*COMMON, *blocks),
+        stacked=False,
+        ranked=True,
+        writes_tied=True,
+        further=("", ""),
+        zero_centred=False,
+        table=Table(
+            fields,
+            fixed={**FIXED, "architecture": architecture, **(fixed or {})},
+            written={**WRITTEN, **(written or {})},
+            ignored=IGNORED | frozenset(ignored.split()),
+        ),
+        dropped=DROPPED,
+        pads={},
+    )

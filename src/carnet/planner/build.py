@@ -2,7 +2,7 @@
 
 import gc
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from carnet.box import Box, intersect, overlap, uncovered, volume, whole
@@ -10,16 +10,16 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.known import dialect_of
-from carnet.families.model import Value
+from carnet.families.model import Config, Value
 from carnet.families.rows import Dialect
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
-from carnet.inventory import Inventory, Key, canonical_shapes, take
+from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
-from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
+from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
 
 
 def build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = ()) -> Plan:
@@ -47,9 +47,10 @@ def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ..
     found, extents = _source_pieces(source)
     kept, steps = _keep(found, source)
     wanted = list(entries(target, config, None))
-    dtypes = _dtypes(wanted, kept, request)
+    shifts = _shifts(source, target, config)
+    dtypes = _dtypes(wanted, kept, request, shifts if not target.ranked else {})
     files = target_files(target, wanted, dtypes, request)
-    steps += _meet(wanted, files, kept)
+    steps += _meet(wanted, files, kept, shifts)
     proof = prove(files, extents, steps)
     return Plan(
         source=str(checkpoint.root),
@@ -69,7 +70,16 @@ def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ..
 
 
 def _target_config(source: Inventory, request: Request, target: Dialect) -> dict[str, Value]:
-    config: dict[str, Value] = {**source.config, "padded_vocab": None, "tp": 1, "pp": 1, "world": 1, "embedding": "none"}
+    config: dict[str, Value] = {
+        **source.config,
+        "padded_vocab": None,
+        "tp": 1,
+        "pp": 1,
+        "world": 1,
+        "ep": 1,
+        "moe_tp": 1,
+        "embedding": "none",
+    }
     embed = next(
         stored
         for key, stored in source.checkpoint.tensors.items()
@@ -77,10 +87,16 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
     )
     config["dtype"] = request.dtype or embed.dtype
     if target.ranked:
-        config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp, "embedding": request.embedding}
-    elif (request.tp, request.pp, request.embedding) != (1, 1, "none"):
+        if request.tp % request.ep:
+            raise BadRequest(
+                f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
+            )
+        config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp}
+        config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": request.embedding}
+    elif (request.tp, request.pp, request.ep, request.embedding) != (1, 1, 1, "none"):
         raise BadRequest(
-            f"a target of the kind {target.name!r} is not cut for ranks", remedy="leave out --tp, --pp and --parallel-embedding"
+            f"a target of the kind {target.name!r} is not cut for ranks",
+            remedy="leave out --tp, --pp, --ep and --parallel-embedding",
         )
     return config
 
@@ -124,10 +140,16 @@ def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str
     return kept, steps
 
 
-def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request) -> dict[Key, str]:
-    """Return the element type of every target tensor: the source's own, or the one asked for."""
+def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request, exact: Collection[str]) -> dict[Key, str]:
+    """Return the element type of every target tensor: the source's own, or the one asked for.
+
+    A sum of ``exact`` is kept in f32, which holds it without rounding; NVIDIA's ranks round it.
+    """
     dtypes = {}
     for entry in wanted:
+        if entry.dtype or any(view.tensor in exact for view in entry.views):
+            dtypes[entry.unit, entry.name] = entry.dtype or "f32"
+            continue
         found = {piece.place.dtype for view in entry.views for piece in kept[view.tensor].pieces}
         if request.dtype is not None and found <= set(FLOATS):
             found = {request.dtype}
@@ -141,7 +163,18 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request
     return dtypes
 
 
-def _meet(wanted: Iterable[Entry], files: tuple[TargetFile, ...], kept: Mapping[str, Shelf]) -> Iterator[Step]:
+def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, float]:
+    """Return what is added to a tensor on the way: one to a norm that only the source stores less one."""
+    shift = source.zero_centred - is_zero_centred(target, config)
+    return dict.fromkeys(norms(source.config), float(shift)) if shift else {}
+
+
+def _meet(
+    wanted: Iterable[Entry],
+    files: tuple[TargetFile, ...],
+    kept: Mapping[str, Shelf],
+    shifts: Mapping[str, float],
+) -> Iterator[Step]:
     """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
     places = ((file.name, tensor) for file in files for tensor in file.tensors)
     for entry, (file, tensor) in zip(wanted, places, strict=True):
@@ -153,8 +186,12 @@ def _meet(wanted: Iterable[Entry], files: tuple[TargetFile, ...], kept: Mapping[
                     box = intersect(source.box, target.box)
                     if box is None:
                         continue
-                    kind = Copy if source.place.dtype == tensor.dtype else Cast
-                    yield kind(view.tensor, box.start, box.shape, cut(source, box), cut(target, box))
+                    here, there = cut(source, box), cut(target, box)
+                    if view.tensor in shifts:
+                        yield Add(view.tensor, box.start, box.shape, here, there, shifts[view.tensor])
+                    else:
+                        kind = Copy if here.dtype == there.dtype else Cast
+                        yield kind(view.tensor, box.start, box.shape, here, there)
                     moved += volume(box)
                 if moved != volume(target.box):
                     raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file})

@@ -7,6 +7,7 @@ from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.families.family import Family
 from carnet.families.fields import write
+from carnet.families.known import padded
 from carnet.families.model import Config
 from carnet.families.rows import Dialect
 from carnet.formats.safetensors import layout_file
@@ -42,7 +43,7 @@ def target_files(
 
 def target_texts(family: Family, target: Dialect, config: Config, files: Sequence[TargetFile]) -> tuple[TextFile, ...]:
     """Return config.json, and the index that transformers wants beside more than one file."""
-    said = write(target.table, config, family.traits, f"{target.name} config.json")
+    said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
     texts = [TextFile("config.json", _json(said))]
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}

@@ -16,7 +16,7 @@ from carnet.errors import BadRequest, CarnetError
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.layout import View, stored_boxes
-from carnet.steps import Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
+from carnet.steps import Add, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ Rule = Callable[[Extent, Sequence[Footprint]], bool]
 def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
     written = _prove_written(files, steps)
-    reads = [(step.shape, step.source) for step in steps if isinstance(step, Copy | Cast | Same)]
+    reads = [(step.shape, step.source) for step in steps if not isinstance(step, Fill)]
     reads += [(step.shape, step.other) for step in steps if isinstance(step, Same)]
     _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
     return {
@@ -85,7 +85,7 @@ def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
             return (), (step.target,)
         case Same():
             return (step.source, step.other), ()
-        case Copy() | Cast():
+        case Copy() | Cast() | Add():
             return (step.source,), (step.target,)
 
 

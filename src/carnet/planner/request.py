@@ -13,6 +13,7 @@ class Request:
     to: str  # "hf" or "trtllm"
     tp: int = 1  # ranks that share every layer
     pp: int = 1  # pipeline stages
+    ep: int = 1  # ranks that share the experts; they are among the tp
     dtype: str | None = None  # carnet's name of the element type to cast to; None keeps each tensor's own
     embedding: str = "none"  # trtllm: a copy of the embedding on every rank, or its rows or columns shared
     drop: tuple[str, ...] = ()  # patterns of source names to leave behind

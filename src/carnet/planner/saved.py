@@ -19,10 +19,10 @@ import xxhash
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, MachineFailed
-from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
 
 VERSION = 1
-KINDS: Mapping[str, type[Step]] = {"copy": Copy, "cast": Cast, "fill": Fill, "same": Same}
+KINDS: Mapping[str, type[Step]] = {"copy": Copy, "cast": Cast, "add": Add, "fill": Fill, "same": Same}
 HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads")
 
 
@@ -125,7 +125,7 @@ def _unflat(name: str, value: object) -> object:
         return Place(_below(file), offset, _numbers("strides", strides), _dtype(dtype))
     if name in ("start", "shape"):
         return _numbers(name, value)
-    _is(str, name, value)
+    _is(float if name == "value" else str, name, value)
     return value
 
 

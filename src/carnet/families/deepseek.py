@@ -1,0 +1,107 @@
+"""DeepSeek-V3: latent attention, dense layers before mixtures, shared experts, a bias that chooses experts, further-token layers.
+
+transformers: modeling_deepseek_v3.py; vLLM wants topk_method and scoring_func beside what transformers writes. The width of the shared
+experts is a number of them times the width of one: a model in between is padded with zeros, which changes nothing it computes.
+"""
+
+from carnet.families import hf
+from carnet.families.family import Family
+from carnet.families.fields import Spread, place
+from carnet.families.hf import LAYER
+from carnet.families.llama import TIED, TRAITS
+from carnet.families.model import Config, marks, number
+from carnet.families.rows import fuse, row
+
+ATTENTION = (
+    row(LAYER + "self_attn.q_proj.weight", "(kv qk) hidden", "mla.q"),
+    row(LAYER + "self_attn.q_a_proj.weight", "q_lora hidden", "mla.q_a"),
+    row(LAYER + "self_attn.q_a_layernorm.weight", "q_lora", "mla.q_a_norm"),
+    row(LAYER + "self_attn.q_b_proj.weight", "(kv qk) q_lora", "mla.q_b"),
+    fuse(LAYER + "self_attn.kv_a_proj_with_mqa.weight", "* hidden", {"mla.kv_a": "kv_lora", "mla.k_rope": "rope"}),
+    row(LAYER + "self_attn.kv_a_layernorm.weight", "kv_lora", "mla.kv_a_norm"),
+    fuse(LAYER + "self_attn.kv_b_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}),
+    row(LAYER + "self_attn.o_proj.weight", "hidden (kv v)", "mla.o"),
+)
+SHARED = (
+    row(LAYER + "mlp.shared_experts.gate_proj.weight", "shared_ffn hidden", "shared.gate"),
+    row(LAYER + "mlp.shared_experts.up_proj.weight", "shared_ffn hidden", "shared.up"),
+    row(LAYER + "mlp.shared_experts.down_proj.weight", "hidden shared_ffn", "shared.down"),
+)
+# layers that predict further tokens follow the others, each with the embedding and the head once more
+FURTHER = (
+    row(LAYER + "enorm.weight", "hidden", "mtp.embed_norm"),
+    row(LAYER + "hnorm.weight", "hidden", "mtp.hidden_norm"),
+    row(LAYER + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    row(LAYER + "embed_tokens.weight", "vocab hidden", "embed", only_further=True),
+    row(LAYER + "shared_head.norm.weight", "hidden", "mtp.final_norm"),
+    row(LAYER + "shared_head.head.weight", "vocab hidden", "head", only_further=True),
+)
+BIAS = row(LAYER + "mlp.gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32")
+
+
+def _whole_experts(config: Config) -> int:
+    """Return the width of as many shared experts as the model's width needs."""
+    return -(-number(config, "shared_ffn") // number(config, "moe_ffn")) * number(config, "moe_ffn")
+
+
+DEEPSEEK_V3 = Family(
+    name="deepseek_v3",
+    traits={**TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
+    hf=hf.dialect(
+        "DeepseekV3ForCausalLM",
+        "deepseek_v3",
+        (
+            *(hf.EMBED, *hf.NORMS, *ATTENTION, *hf.GATED_MLP),
+            *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate"),
+            *(BIAS, *SHARED, *FURTHER, hf.FINAL_NORM, hf.HEAD),
+        ),
+        (
+            place("layers", "num_hidden_layers"),
+            place("hidden", "hidden_size"),
+            place("heads", "num_attention_heads"),
+            place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
+            place("q_lora", "q_lora_rank", default=0),
+            place("kv_lora", "kv_lora_rank"),
+            place("nope_dim", "qk_nope_head_dim"),
+            place("rope_dim", "qk_rope_head_dim"),
+            place("v_dim", "v_head_dim"),
+            place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim")),
+            place("ffn", "intermediate_size"),
+            place("vocab", "vocab_size"),
+            place("positions", "max_position_embeddings"),
+            place("norm_eps", "rms_norm_eps", default=1e-6),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+            *hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn")),
+            place("experts", "n_routed_experts"),
+            place("topk", "num_experts_per_tok"),
+            place("moe_ffn", "moe_intermediate_size"),
+            Spread(
+                "shared_ffn",
+                "n_shared_experts",
+                0,
+                lambda count, c: count * number(c, "moe_ffn"),
+                lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn"),),
+            ),
+            Spread(
+                "moe_layers",
+                "first_k_dense_replace",
+                0,
+                lambda dense, c: tuple(int(layer >= dense) for layer in range(number(c, "layers"))),
+                lambda c: (number(c, "layers") - sum(marks(c)),),
+            ),
+            place("router_groups", "n_group", default=1),
+            place("router_group_topk", "topk_group", default=1),
+            place("router_scale", "routed_scaling_factor", default=1.0),
+            place("router_normed", "norm_topk_prob", default=True),
+            place("mtp", "num_nextn_predict_layers", default=0),
+            TIED,
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
+        ignored="aux_loss_alpha seq_aux ep_size rope_interleave head_dim qk_head_dim router_aux_loss_coef num_local_experts",
+        pads={"shared_ffn": _whole_experts},
+    ),
+    trtllm=None,
+)

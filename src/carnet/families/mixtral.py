@@ -1,0 +1,47 @@
+"""Mixtral: Mistral whose MLP is a mixture of experts.
+
+transformers: modeling_mixtral.py. TensorRT-LLM: tensorrt_llm/models/llama/config.py, which builds Mixtral from Llama's class.
+"""
+
+from carnet.families import hf, trtllm
+from carnet.families.family import Family
+from carnet.families.fields import place
+from carnet.families.llama import TIED, TRAITS
+
+GATED = (("silu", "swiglu"),)  # NVIDIA's mixtures say the gate in the activation's name
+
+MIXTRAL = Family(
+    name="mixtral",
+    traits=TRAITS,
+    hf=hf.dialect(
+        "MixtralForCausalLM",
+        "mixtral",
+        (*hf.LLAMA_ROWS, *hf.experts("block_sparse_moe", "w1", "w3", "w2", "gate")),
+        (
+            *hf.LLAMA_FIELDS,
+            TIED,
+            place("window", "sliding_window", default=None),
+            place("experts", "num_local_experts"),
+            place("topk", "num_experts_per_tok"),
+            place("moe_ffn", "intermediate_size"),
+            place("router_normed", default=True),
+            hf.ALL_MIXED,
+        ),
+        ignored="output_router_logits router_aux_loss_coef router_jitter_noise",
+    ),
+    trtllm=trtllm.dialect(
+        "MixtralForCausalLM",
+        trtllm.MIXTURE,
+        (
+            *(field for field in trtllm.LLAMA_FIELDS if field is not trtllm.ACTIVATION),
+            place("activation", "hidden_act", words=GATED),
+            place("experts", "moe.num_experts"),
+            place("topk", "moe.top_k"),
+            place("moe_ffn", "intermediate_size"),
+            place("router_normed", "moe.normalization_mode", words=((True, 1), (False, 0))),
+            hf.ALL_MIXED,
+        ),
+        fixed={**trtllm.LLAMA_FIXED, "moe.shared_expert_intermediate_size": 0},
+        written={**trtllm.LLAMA_WRITTEN, **trtllm.MOE_NONE},
+    ),
+)
