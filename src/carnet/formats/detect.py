@@ -39,12 +39,12 @@ def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> 
 
 
 def is_model(name: str) -> bool:
-    """Say whether a tensor is the model's own and not the optimizer's.
+    """Say whether a tensor is the model's own and not the optimizer's or a random generator's.
 
     >>> is_model("decoder.layers.mlp.linear_fc1.weight"), is_model("chained_0.optimizer.state.param.x")
     (True, False)
     """
-    return not name.startswith(("optimizer.", "chained_"))
+    return not name.startswith(("optimizer.", "chained_", "rng_state"))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -1,20 +1,31 @@
-"""A Megatron checkpoint: a root with a tracker file, or one iteration's folder, in ``torch_dist`` format.
+"""A Megatron checkpoint: a root with a tracker file, one iteration's folder, or NeMo's folder of weights and context.
+
+What lies in the folder decides how it is read, and where the arguments are::
+
+    mp_rank_*/                         a file a rank             args in each rank's file
+    .metadata, metadata.json           torch_dist                args in the common state; run_config.yaml (Megatron-Bridge)
+    .metadata                          torch_dcp, fsdp_dtensor   an object args; run_config.yaml
+    weights/.metadata, context/        torch_dist of NeMo 2      context/model.yaml
 
 The training arguments, which megatron pickles as a Namespace, become plain values: numbers, texts, lists and tables. Torch
-types read ``torch.bfloat16``, members of the program's own enums ``ModelType(1)``.
+types read ``torch.bfloat16``, members of the program's own enums ``ModelType(1)``. Where there are none, the config is empty.
 """
 
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.formats.files import Sighting, digest_of, list_names, open_file, read_whole, shown, sum_up
-from carnet.formats.stored import Checkpoint
-from carnet.formats.torch_dist import Store, read_object, read_store
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.formats.dcp import METADATA_LIMIT, parse_metadata
+from carnet.formats.files import Sighting, check_inside, digest_of, list_names, open_file, read_whole, shown, sum_up
+from carnet.formats.legacy import READ, rank_folders, read_ranks
+from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.torch_dist import Store, _check_chunks, _check_files, _check_names, _dtype, _locate, read_object, read_store
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import object_item
+from carnet.formats.wrapped import NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, read_bridge, read_nemo
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
@@ -23,13 +34,24 @@ _NODES = 1_000_000  # values in the training arguments: a thousand times what Me
 _DEPTH = 64
 
 
+@dataclass(frozen=True, slots=True)
+class _Arguments:
+    """What a checkpoint says beside its tensors."""
+
+    config: Mapping[str, object]
+    writer: str  # who wrote it so, for people
+    facts: Mapping[str, object]  # iteration and version, if known
+    seen: Sequence[Sighting]
+    inner: bytes = b""  # the pickle that was read, where it is inside a data file
+
+
 def find_iteration(root: Path) -> Path | None:
     """Return the folder of the iteration that a path means, or None where it is no Megatron checkpoint.
 
     Raises BadCheckpoint where the tracker file points nowhere, BadRequest where there is a choice.
     """
     names = list_names(root)
-    if ".metadata" in names or "metadata.json" in names or _legacy(names):
+    if ".metadata" in names or "metadata.json" in names or rank_folders(names) or _is_nemo(root, names):
         return root
     folders = [name for name in names if _FOLDER.fullmatch(name) and os.path.isdir(root / name)]
     if TRACKER in names:
@@ -42,24 +64,77 @@ def find_iteration(root: Path) -> Path | None:
 
 def read_megatron(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     """Return the checkpoint of one iteration's folder."""
-    legacy = _legacy(list_names(root))
-    if legacy:
-        facts = {"where": root, "found": ", ".join(legacy[:8])}
-        remedy = "load it with Megatron and save it with --ckpt-format torch_dist"
-        raise NotSupported("the legacy per-rank format (mp_rank_*) is not read yet", facts, remedy=remedy)
-    store = read_store(root, locate)
-    common, writer, seen, inner = _read_common(root, store)
-    arguments = common.get("args")
-    if not isinstance(arguments, Namespace):
-        raise BadCheckpoint("the training arguments are missing", {"where": root, "expected": "args in the common state"})
-    config = _Plain(root).table(arguments.fields)
-    stamps, digest = sum_up((*store.sightings, *seen), inner)
+    names = list_names(root)
+    if rank_folders(names):
+        return _read_legacy(root, locate)
+    if _is_nemo(root, names):
+        check_inside(root, NEMO_WEIGHTS, "the folder's listing")
+        kind, store = _read_store(root / NEMO_WEIGHTS, locate)
+        store = _below(NEMO_WEIGHTS, store)
+        config, seen = read_nemo(root)
+        said = _Arguments(config, "NeMo 2 (context/model.yaml)" if seen else "NeMo 2 (no context/model.yaml)", {}, seen)
+    else:
+        kind, store = _read_store(root, locate)
+        said = _read_arguments(root, store, names, plain=kind == "torch_dcp")
+    stamps, digest = sum_up((*store.sightings, *said.seen), said.inner)
     tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
-    return Checkpoint(root, "megatron", "torch_dist", config, tensors, store.objects, stamps, digest, _notes(common, writer))
+    objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
+    return Checkpoint(root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said))
 
 
-def _legacy(names: Sequence[str]) -> list[str]:
-    return [name for name in names if name.startswith("mp_rank_")]
+def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
+    """Return the checkpoint of a folder with a file a rank."""
+    ranks = read_ranks(root, locate)
+    arguments = ranks.common.get("args")
+    config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
+    stamps, digest = sum_up(ranks.sightings)
+    notes = _notes(_Arguments(config, "Megatron-LM (mp_rank_*)", ranks.common, []))
+    notes["ranks"] = ", ".join(f"{axis} {size}" for axis, size in ranks.sizes.items())
+    tensors = dict(sorted(ranks.tensors.items()))
+    objects = dict(sorted(ranks.objects.items()))
+    return Checkpoint(root, "megatron", "torch (per rank)", config, tensors, objects, stamps, digest, notes)
+
+
+def _is_nemo(root: Path, names: Sequence[str]) -> bool:
+    return NEMO_WEIGHTS in names and NEMO_CONTEXT in names and os.path.lexists(root / NEMO_WEIGHTS / ".metadata")
+
+
+def _read_store(root: Path, locate: Callable[[str], bool]) -> tuple[str, Store]:
+    """Return what a folder's data files hold, and what the folder is: megatron-core's own form has a metadata.json."""
+    if not any(os.path.lexists(root / name) for name in ("metadata.json", "common.pt")):
+        store = _read_plain(root, locate)
+        if COMMON_ITEM not in store.places:
+            return "torch_dcp", store
+    return "torch_dist", read_store(root, locate)
+
+
+def _read_plain(root: Path, locate: Callable[[str], bool]) -> Store:
+    """Return what a folder of torch.distributed.checkpoint holds: as torch_dist, without megatron-core's metadata.json."""
+    raw, seen_metadata = read_whole(root, ".metadata", METADATA_LIMIT)
+    metadata = parse_metadata(raw, root)
+    _check_names(metadata, root)
+    stamps = _check_files(root, metadata.items.values())
+    wanted = {name: entry for name, entry in metadata.tensors.items() if locate(name)}
+    for name, entry in wanted.items():
+        _check_chunks(name, entry, metadata, root)
+    chunks = _locate(root, wanted, metadata)
+    tensors = {
+        name: Stored("", name, _dtype(name, entry, root, known=name in wanted), entry.shape, tuple(chunks.get(name, ())))
+        for name, entry in metadata.tensors.items()
+    }
+    places = {name: metadata.items[name, None] for name in sorted(metadata.objects)}
+    objects = {name: item.nbytes for name, item in places.items()}
+    return Store(tensors, objects, places, (seen_metadata, *stamps))
+
+
+def _below(folder: str, store: Store) -> Store:
+    """Return a store with its files named from the folder above."""
+    tensors = {
+        name: replace(tensor, chunks=tuple(replace(chunk, file=f"{folder}/{chunk.file}") for chunk in tensor.chunks))
+        for name, tensor in store.tensors.items()
+    }
+    sightings = tuple(replace(seen, stamp=replace(seen.stamp, file=f"{folder}/{seen.stamp.file}")) for seen in store.sightings)
+    return Store(tensors, store.objects, {}, sightings)
 
 
 def _tracked(root: Path, folders: Sequence[str]) -> str:
@@ -75,28 +150,58 @@ def _tracked(root: Path, folders: Sequence[str]) -> str:
     raise BadCheckpoint(f"{TRACKER} says {shown(content)!r}, which is not here", facts, remedy=remedy)
 
 
-def _read_common(root: Path, store: Store) -> tuple[dict[object, object], str, list[Sighting], bytes]:
-    """Return the common state, who wrote it so, the file that holds it, or the pickle where it is inside a data file."""
+def _read_arguments(root: Path, store: Store, names: Sequence[str], *, plain: bool) -> _Arguments:
+    """Return the arguments that a folder itself holds, or the wrapping program's config beside it."""
+    said = _read_objects(root, store) if plain else _read_common(root, store, RUN_CONFIG in names)
+    if said.config or RUN_CONFIG not in names:
+        return said
+    config, seen = read_bridge(root)
+    return replace(said, config=config, writer=f"Megatron-Bridge ({RUN_CONFIG})", seen=(*said.seen, seen))
+
+
+def _read_objects(root: Path, store: Store) -> _Arguments:
+    """Return the arguments of a plain torch.distributed.checkpoint, where each is an object of its own."""
+    found, inner = {}, b""
+    for name in sorted(READ):
+        if name in store.places:
+            value, pickled = read_object(root, store.places[name])
+            found[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+            inner += pickled
+    arguments = found.get("args")
+    config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
+    return _Arguments(config, "torch.distributed.checkpoint", found, [], inner)
+
+
+def _read_common(root: Path, store: Store, wrapped: bool) -> _Arguments:
+    """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
+    seen, inner = [], b""
     if COMMON_ITEM in store.places:
-        value, pickled = read_object(root, store.places[COMMON_ITEM])
+        writer = "megatron-core >= 0.19 (common_state)"
+        value, inner = read_object(root, store.places[COMMON_ITEM])
         common = value[0] if isinstance(value, list) and len(value) == 1 else value
-        return _common_table(common, root), "megatron-core >= 0.19 (common_state)", [], pickled
-    with open_file(root, "common.pt") as file:
-        common, pickled = object_item(file, 0, file.stamp.nbytes)
-        return _common_table(common, root), "megatron-core < 0.19 (common.pt)", [Sighting(file.stamp, digest_of(pickled))], b""
-
-
-def _common_table(common: object, root: Path) -> dict[object, object]:
+    elif wrapped and not os.path.lexists(root / "common.pt"):
+        return _Arguments({}, "", {}, [])
+    else:
+        writer = "megatron-core < 0.19 (common.pt)"
+        with open_file(root, "common.pt") as file:
+            common, pickled = object_item(file, 0, file.stamp.nbytes)
+            seen = [Sighting(file.stamp, digest_of(pickled))]
     if not isinstance(common, dict):
         raise BadCheckpoint("the common state is no table", {"where": root, "found": type(common).__name__})
-    return common
+    arguments = common.get("args")
+    if isinstance(arguments, Namespace):
+        return _Arguments(_Plain(root).table(arguments.fields), writer, common, seen, inner)
+    if not wrapped:
+        facts = {"where": root, "expected": f"args in the common state, or {RUN_CONFIG}"}
+        raise BadCheckpoint("the training arguments are missing", facts)
+    return _Arguments({}, writer, common, seen, inner)
 
 
-def _notes(common: Mapping[object, object], writer: str) -> dict[str, str]:
-    notes = {"writer": writer}
+def _notes(said: _Arguments) -> dict[str, str]:
+    notes = {"writer": said.writer}
     for key in ("iteration", "checkpoint_version"):
-        if isinstance(common.get(key), (int, float)):
-            notes[key] = str(common[key])
+        if isinstance(said.facts.get(key), (int, float)):
+            notes[key] = str(said.facts[key])
     return notes
 
 
