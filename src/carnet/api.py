@@ -95,7 +95,8 @@ def plan(
     ep: int = 1,
     dtype: str | None = None,
     memory: int = MEMORY,
-    parallel_embedding: str = "none",
+    parallel_embedding: str | None = None,
+    spelling: str = "te",
     drop: tuple[str, ...] = (),
     vocab_size: int | None = None,
     shard_size: int = SHARD,
@@ -106,7 +107,7 @@ def plan(
     ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
     unknown, lacking or has no place in the target.
     """
-    request = Request(to, tp, pp, ep, _dtype(dtype), parallel_embedding, tuple(drop), vocab_size, shard_size)
+    request = Request(to, tp, pp, ep, _dtype(dtype), spelling, parallel_embedding, tuple(drop), vocab_size, shard_size)
     _refuse(request)
     checkpoint = open_checkpoint(Path(path))
     made = build(checkpoint, request, _assets(checkpoint, to, tokenizer))
@@ -166,7 +167,8 @@ def cross(
     ep: int = 1,
     dtype: str | None = None,
     memory: int = MEMORY,
-    parallel_embedding: str = "none",
+    parallel_embedding: str | None = None,
+    spelling: str = "te",
     drop: tuple[str, ...] = (),
     vocab_size: int | None = None,
     shard_size: int = SHARD,
@@ -183,6 +185,7 @@ def cross(
         dtype=dtype,
         memory=memory,
         parallel_embedding=parallel_embedding,
+        spelling=spelling,
         drop=drop,
         vocab_size=vocab_size,
         shard_size=shard_size,
@@ -260,7 +263,7 @@ def _dtype(word: str | None) -> str | None:
 def _refuse(request: Request) -> None:
     if request.to not in TARGETS:
         raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
-    if request.embedding not in ("none", "rows", "columns"):
+    if request.embedding not in (None, "none", "rows", "columns"):
         raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
     for name in ("tp", "pp", "ep", "shard"):
         if getattr(request, name) < 1:

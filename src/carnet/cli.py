@@ -95,22 +95,21 @@ def target_options(command: Command) -> Command:
     """Add the options that say what the target is."""
     for option in reversed(
         (
-            click.option("--to", required=True, type=click.Choice(["hf", "trtllm"]), help="What the target is for."),
             click.option(
-                "--tp", default=1, show_default=True, type=click.IntRange(1), help="trtllm: ranks that share each layer."
+                "--to", required=True, type=click.Choice(["hf", "trtllm", "megatron"]), help="What the target is for."
             ),
-            click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="trtllm: pipeline stages."),
-            click.option(
-                "--ep", default=1, show_default=True, type=click.IntRange(1), help="trtllm: ranks that share experts."
-            ),
+            click.option("--tp", default=1, show_default=True, type=click.IntRange(1), help="ranks that share each layer."),
+            click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="pipeline stages."),
+            click.option("--ep", default=1, show_default=True, type=click.IntRange(1), help="ranks that share experts."),
             click.option("--dtype", help="Cast the weights: bf16, f16 or f32.  [default: as they are]"),
             click.option("--memory", default="512M", show_default=True, callback=nbytes, help="Peak of private memory."),
             click.option(
                 "--parallel-embedding",
-                default="none",
-                show_default=True,
                 type=click.Choice(["none", "rows", "columns"]),
-                help="trtllm: share the embedding among the ranks.",
+                help="trtllm: share the embedding among the ranks.  [default: as NVIDIA's converter does]",
+            ),
+            click.option(
+                "--spelling", default="te", show_default=True, type=click.Choice(["te", "local"]), help="megatron: whose names."
             ),
             drop_option,
             vocab_option,

@@ -91,12 +91,13 @@ class TargetTensor:
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """One safetensors file to write."""
+    """One file of tensors to write."""
 
     name: str  # path below the target
     nbytes: int  # size of the whole file, header included
     tensors: tuple[TargetTensor, ...]  # in the order in which they lie
     metadata: Mapping[str, str]  # the header's __metadata__; empty for none
+    kind: str = "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes and offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,14 @@ class TextFile:
 
     name: str
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawFile:
+    """One file to write whose bytes are known: the metadata of a store."""
+
+    name: str  # path below the target
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,3 +143,4 @@ class Plan:
     memory: int  # bytes: the promised peak of private memory
     window: int  # bytes of one buffer
     threads: int  # workers, each with its own buffer
+    raws: tuple[RawFile, ...] = ()  # a store's metadata

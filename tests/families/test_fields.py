@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
-from carnet.families.fields import ANY, Choice, Place, Table, lookup, place, read, write
+from carnet.families.fields import ANY, Choice, Flagged, Place, Table, lookup, place, read, write
 from carnet.families.gpt2 import GPT2
-from carnet.families.known import dialect_of, recognise
+from carnet.families.known import FAMILIES, dialect_of, recognise
 from carnet.families.llama import LLAMA
 from carnet.families.megatron import GUARDS, MEGATRON
 from carnet.families.model import BY_NAME, FIELDS
@@ -207,6 +207,7 @@ CONFIGS = {
     ),
 }
 FAMILY = {"llama": LLAMA, "gpt2": GPT2}
+ONE_RANK = {"tp": 1, "pp": 1, "ep": 1, "moe_tp": 1, "world": 1, "embedding": "none"}
 
 
 def said(family, dialect, raw):
@@ -220,14 +221,15 @@ def said_by(kind, raw):
 
 def respelled(family, dialect, config):
     """Return the config in a program's words, as it comes back from its JSON; for one rank where it does not say for how many."""
-    full = {"tp": 1, "pp": 1, "world": 1, "embedding": "none", **config} if dialect == "trtllm" else config
+    full = {**ONE_RANK, **config} if dialect == "trtllm" else config
     found = write(dialect_of(FAMILY[family], dialect).table, full, FAMILY[family].traits, "a config")
     return json.loads(json.dumps(found))
 
 
 def meaning(config):
-    """Return the facts of a config that every dialect has to keep."""
-    return {f.name: config[f.name] for f in FIELDS if not f.soft and config.get(f.name) not in (None, f.neutral)}
+    """Return the facts of a config that every dialect has to keep: how weights are cut and padded is each dialect's own affair."""
+    kept = [f for f in FIELDS if not f.soft and (not f.storage or f.name == "dtype")]
+    return {f.name: config[f.name] for f in kept if config.get(f.name) not in (None, f.neutral)}
 
 
 @settings(deadline=None)
@@ -279,6 +281,13 @@ def test_what_megatron_says_of_a_llama_is_the_same_by_way_of_hugging_face_and_te
 
 # --- what a config says, written out --------------------------------------------------------------------------------------------
 
+MLA = {
+    "multi_latent_attention": True,
+    "kv_lora_rank": 8,
+    "qk_head_dim": 8,
+    "qk_pos_emb_head_dim": 4,
+    "v_head_dim": 8,
+}
 MEANINGS = [
     ("hf: a missing number of KV heads is the number of heads", "llama hf", {}, "kv_heads", 4),
     ("hf: null is absent", "llama hf", {"num_key_value_heads": None}, "kv_heads", 4),
@@ -347,6 +356,21 @@ MEANINGS = [
         "default",
     ),
     ("megatron: interpolation is linear", "llama megatron", {"rotary_seq_len_interpolation_factor": 2}, "rope_type", "linear"),
+    ("megatron: norms are stored less one where it says so", "llama megatron", {"apply_layernorm_1p": True}, "zero_centred", True),
+    ("megatron: in TE's words", "llama megatron", {"layernorm_zero_centered_gamma": True}, "zero_centred", True),
+    ("megatron: queries and keys are normed head by head", "llama megatron", {"qk_layernorm": True}, "qk_norm", "head"),
+    ("megatron: or not at all", "llama megatron", {"qk_layernorm": False}, "qk_norm", "none"),
+    ("megatron: experts", "llama megatron", {"num_experts": 8}, "experts", 8),
+    ("megatron: two of them by default", "llama megatron", {"num_experts": 8}, "topk", 2),
+    ("megatron: each as wide as an MLP", "llama megatron", {"num_experts": 8}, "moe_ffn", 48),
+    ("megatron: in every layer", "llama megatron", {"num_experts": 8}, "moe_layers", (1, 1)),
+    ("megatron: or every second", "llama megatron", {"num_experts": 8, "moe_layer_freq": 2}, "moe_layers", (1, 0)),
+    ("megatron: or these", "llama megatron", {"num_experts": 8, "moe_layer_freq": [0, 1]}, "moe_layers", (0, 1)),
+    ("megatron: latent attention", "llama megatron", MLA, "latent", True),
+    ("megatron: its heads are as wide as both their parts", "llama megatron", MLA, "head_dim", 12),
+    ("megatron: its rope is YaRN by default", "llama megatron", MLA, "rope_type", "yarn"),
+    ("megatron: by 40", "llama megatron", MLA, "rope_factor", 40.0),
+    ("megatron: unless it says plain", "llama megatron", {**MLA, "rope_type": "rope"}, "rope_type", "default"),
     ("megatron: every linear layer has a bias by default", "gpt2 megatron", {}, "mlp_bias", True),
     ("megatron: q, k and v alone may have one", "llama megatron", {"add_qkv_bias": True}, "qkv_bias", True),
     ("megatron: the output projection then has none", "llama megatron", {"add_qkv_bias": True}, "out_bias", False),
@@ -406,6 +430,7 @@ SILENT = (BadCheckpoint, "the config does not say '{}'")
 DIFFERENT = (NotSupported, "the config's '{}' differs from what the model is otherwise")
 COMBINED = (NotSupported, "the config's combination of {} is not known")
 CONTRADICTS = (BadCheckpoint, "the config contradicts itself")
+SENSELESS = (BadCheckpoint, "the config sets '{}' to what makes no sense")
 REFUSALS = [
     ("an unknown key", "llama hf", {"sliding_window": 4}, UNKNOWN, "sliding_window"),
     (
@@ -523,6 +548,22 @@ REFUSALS = [
         COMBINED,
         "swiglu, openai_gelu, bias_gelu_fusion, squared_relu, quick_geglu",
     ),
+    (
+        "norms that are and are not stored less one",
+        "llama megatron",
+        {"layernorm_zero_centered_gamma": True, "apply_layernorm_1p": False},
+        CONTRADICTS,
+        "",
+    ),
+    ("a text for the number of experts", "llama megatron", {"num_experts": "8"}, NO_INT, "num_experts"),
+    ("latent attention of no width", "llama megatron", {"multi_latent_attention": True}, SILENT, "kv_lora_rank"),
+    (
+        "marks for another number of layers",
+        "llama megatron",
+        {"num_experts": 8, "moe_layer_freq": [1]},
+        SENSELESS,
+        "moe_layer_freq",
+    ),
     ("training in eight bits", "llama megatron", {"params_dtype": "torch.float8_e4m3fn"}, STRANGE, "params_dtype"),
 ]
 
@@ -638,15 +679,10 @@ def test_a_fixed_value_that_is_null_is_no_contradiction():
 
 # a value of each guard under which the weights mean something else
 GUARDED = {
-    "layernorm_zero_centered_gamma": True,
-    "apply_layernorm_1p": True,
     "apply_residual_connection_post_layernorm": True,
     "attention_output_gate": True,
     "softmax_type": "learnable",
-    "qk_layernorm": True,
     "qk_l2_norm": True,
-    "multi_latent_attention": True,
-    "num_experts": 8,
     "rotary_interleaved": True,
     "window_size": [128, 0],
     "no_rope_freq": 4,
@@ -751,11 +787,11 @@ def test_what_another_program_cannot_say_is_refused(remark, kind, more, other, w
 def test_arguments_that_no_family_has_are_refused_with_a_reason_for_each():
     with pytest.raises(NotSupported) as caught:
         recognise("megatron", {**LLAMA_MEGATRON, "rotary_percent": 0.5}, "a config", {})
-    assert str(caught.value) == (
-        "no known family has the features that the training arguments describe\n"
-        "  where      a config\n"
-        "  not llama  the target's config has no place for 'rope_percent'\n"
-        "  not gpt2   norm is 'rms', gated is True, position is 'rope', qkv_bias is False, out_bias is False, mlp_bias is False"
+    assert caught.value.what == "no known family has the features that the training arguments describe"
+    assert set(caught.value.facts) == {"where", *(f"not {family.name}" for family in FAMILIES)}
+    assert caught.value.facts["not llama"] == "the target's config has no place for 'rope_percent'"
+    assert caught.value.facts["not gpt2"] == (
+        "norm is 'rms', gated is True, position is 'rope', qkv_bias is False, out_bias is False, mlp_bias is False"
     )
 
 
@@ -777,7 +813,8 @@ def test_a_config_for_tensorrt_is_the_one_that_its_own_converter_wrote(target):
     golden = json.loads((target / "config.json").read_text())
     family, config = recognise("hf", json.loads((target.parent / "hf" / "config.json").read_text()), "hf", {})
     tp, pp = golden["mapping"]["tp_size"], golden["mapping"]["pp_size"]
-    ranks = {"tp": tp, "pp": pp, "world": tp * pp, "embedding": said(family.name, "trtllm", golden)["embedding"]}
+    ranks = {"tp": tp, "pp": pp, "moe_tp": tp, "world": tp * pp}
+    ranks["embedding"] = said(family.name, "trtllm", golden)["embedding"]
     found = respelled(family.name, "trtllm", {**config, **ranks})
     assert {key: found.get(key) for key in golden} == golden
     assert set(found) - set(golden) <= {"tie_word_embeddings"}
@@ -882,4 +919,6 @@ def test_a_config_with_one_strange_value_is_read_or_refused_and_never_breaks(kin
 def _keys(row):
     if isinstance(row, Choice):
         return [key for key, _ in row.keys]
-    return row.keys if isinstance(row, Place) else [row.key, row.flag]
+    if isinstance(row, Flagged):
+        return [row.key, row.flag]
+    return row.keys if isinstance(row, Place) else [row.key]

@@ -36,13 +36,6 @@ def test_a_path_that_does_not_exist_is_named(tmp_path):
     assert str(error.value).splitlines()[0] == f"{tmp_path}/nowhere does not exist"
 
 
-def test_the_per_rank_format_is_refused_by_name(tmp_path):
-    (tmp_path / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
-    with pytest.raises(NotSupported) as error:
-        open_checkpoint(tmp_path)
-    assert str(error.value).splitlines()[0] == "the legacy per-rank format (mp_rank_*) is not read yet"
-
-
 def test_a_release_is_an_iteration_too(copy):
     (copy / "iter_0000001").rename(copy / "release")
     (copy / "latest_checkpointed_iteration.txt").write_text("release\n")

@@ -293,6 +293,7 @@ def test_a_store_s_places_are_those_of_a_checkpoint_that_megatron_wrote():
         2 * 17961,
         (TargetTensor("w", "bf16", (128, 64), 704), TargetTensor("w", "bf16", (128, 64), 17961 + 704)),
         {},
+        "torch_dist",
     )
 
 

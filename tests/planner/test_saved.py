@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from carnet.errors import BadRequest, MachineFailed
 from carnet.planner.saved import digest, lines, load, save
-from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, Same, TargetFile, TargetTensor, TextFile
+from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, RawFile, Same, TargetFile, TargetTensor, TextFile
 
 SOURCE = Place("iter_1/__0_0.distcp", 704, (8, 1), "bf16")
 TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
@@ -101,6 +101,7 @@ def test_a_plan_that_differs_in_one_field_has_another_digest(field):
     other = {
         **dict.fromkeys(("source", "fingerprint", "family"), "x"),
         **dict.fromkeys(("files", "texts", "assets", "steps"), ()),
+        "raws": (RawFile(".metadata", b"x"),),
         "request": {},
         "dropped": {},
         "proof": {},

@@ -59,6 +59,8 @@ def write(plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Pr
         except (BadCheckpoint, BadRequest):
             staging.remove(folder)  # trying again would end the same way
             raise
+        for raw in plan.raws:
+            staging.write_raw(raw, folder)
         for asset in plan.assets:
             staging.write_asset(asset, folder)
         for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):

@@ -11,7 +11,8 @@ from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor import journal
 from carnet.executor.files import contained, explained
 from carnet.formats.safetensors import render_header
-from carnet.steps import AssetFile, Plan, TargetFile
+from carnet.formats.torch_dist_files import frames_of
+from carnet.steps import AssetFile, Plan, RawFile, TargetFile
 
 CHUNK = 1 << 20
 
@@ -81,12 +82,13 @@ def remove(staging: Path) -> None:
 def create(file: TargetFile, staging: Path) -> None:
     """Make a tensor file in its full size, all holes, with its header."""
     path = staging / contained(file.name)
-    header = render_header(file)
+    segments = frames_of(file) if file.kind == "torch_dist" else [(0, render_header(file))]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "r+b" if path.exists() else "x+b", buffering=0) as opened:
             os.ftruncate(opened.fileno(), file.nbytes)
-            os.pwrite(opened.fileno(), header, 0)
+            for offset, data in segments:
+                os.pwrite(opened.fileno(), data, offset)
     except OSError as error:
         raise explained(error, str(path)) from error
 
@@ -94,6 +96,11 @@ def create(file: TargetFile, staging: Path) -> None:
 def write_text(name: str, text: str, staging: Path) -> None:
     """Write a small file so that it is whole or not there."""
     _whole(staging / contained(name), [text.encode()])
+
+
+def write_raw(raw: RawFile, staging: Path) -> None:
+    """Write a file of known bytes so that it is whole or not there."""
+    _whole(staging / contained(raw.name), [raw.data])
 
 
 def write_asset(asset: AssetFile, staging: Path) -> None:
@@ -144,6 +151,7 @@ def flush(path: Path) -> None:
 def written(plan: Plan, staging: Path) -> list[Path]:
     """Return every file of a plan and then every folder below the staging folder and itself: what must reach the disk."""
     names = [file.name for file in plan.files] + [asset.name for asset in plan.assets] + [text.name for text in plan.texts]
+    names += [raw.name for raw in plan.raws]
     paths = [staging / name for name in names]
     folders = {parent for path in paths for parent in path.parents if parent.is_relative_to(staging)}
     return [*paths, *sorted(folders | {staging}, reverse=True)]

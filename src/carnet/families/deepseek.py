@@ -1,4 +1,4 @@
-"""DeepSeek-V3: latent attention, dense layers before mixtures, shared experts, a bias that chooses experts, further-token layers.
+"""DeepSeek-V2 and V3: latent attention, dense layers before mixtures, shared experts; V3: a bias that chooses experts, further-token layers.
 
 transformers: modeling_deepseek_v3.py; vLLM wants topk_method and scoring_func beside what transformers writes. The width of the shared
 experts is a number of them times the width of one: a model in between is padded with zeros, which changes nothing it computes.
@@ -9,7 +9,7 @@ from carnet.families.family import Family
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import Config, marks, number
+from carnet.families.model import Config, marks, number, value
 from carnet.families.rows import fuse, row
 
 ATTENTION = (
@@ -39,10 +39,98 @@ FURTHER = (
 BIAS = row(LAYER + "mlp.gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32")
 
 
+def _rank(said: object, _: Config) -> int:
+    """Return the width of the compressed queries; null where they are not compressed, and transformers takes 0 for a width."""
+    if said is None:
+        return 0
+    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
+        raise ValueError("a width")
+    return said
+
+
+def _shared(count: object, config: Config) -> int:
+    """Return the width of so many shared experts together."""
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError("a number of experts")
+    return count * number(config, "moe_ffn")
+
+
+def _after_dense(dense: object, config: Config) -> tuple[int, ...]:
+    """Return a mark a layer: mixtures follow so many dense layers."""
+    if not isinstance(dense, int) or isinstance(dense, bool) or dense < 0:
+        raise ValueError("a number of layers")
+    return tuple(int(layer >= dense) for layer in range(number(config, "layers")))
+
+
+def _groups(said: tuple[object, object], _: Config) -> int:
+    """Return how many groups experts are chosen from: without a limit there is one, whatever the number says."""
+    method, groups = said
+    if method not in {"greedy", "group_limited_greedy"} or not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+        raise ValueError("a way to choose experts")
+    return groups if method != "greedy" else 1
+
+
+def _group_topk(said: object, config: Config) -> int:
+    if number(config, "router_groups") == 1:
+        return 1
+    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
+        raise ValueError("a number of groups")
+    return said
+
+
 def _whole_experts(config: Config) -> int:
     """Return the width of as many shared experts as the model's width needs."""
     return -(-number(config, "shared_ffn") // number(config, "moe_ffn")) * number(config, "moe_ffn")
 
+
+ROWS = (
+    *(hf.EMBED, *hf.NORMS, *ATTENTION, *hf.GATED_MLP),
+    *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate"),
+    *(*SHARED, hf.FINAL_NORM, hf.HEAD),
+)
+FIELDS = (
+    place("layers", "num_hidden_layers"),
+    place("hidden", "hidden_size"),
+    place("heads", "num_attention_heads"),
+    place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
+    Spread("q_lora", "q_lora_rank", None, _rank, lambda c: (number(c, "q_lora") or None,)),
+    place("kv_lora", "kv_lora_rank"),
+    place("nope_dim", "qk_nope_head_dim"),
+    place("rope_dim", "qk_rope_head_dim"),
+    place("v_dim", "v_head_dim"),
+    place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim")),
+    place("ffn", "intermediate_size"),
+    place("vocab", "vocab_size"),
+    place("positions", "max_position_embeddings"),
+    place("norm_eps", "rms_norm_eps", default=1e-6),
+    place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+    place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+    *hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn")),
+    place("experts", "n_routed_experts"),
+    place("topk", "num_experts_per_tok"),
+    place("moe_ffn", "moe_intermediate_size"),
+    Spread(
+        "shared_ffn",
+        "n_shared_experts",
+        0,
+        _shared,
+        lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn") if value(c, "shared_ffn") else 0,),
+    ),
+    Spread(
+        "moe_layers",
+        "first_k_dense_replace",
+        0,
+        _after_dense,
+        lambda c: (number(c, "layers") - sum(marks(c)),),
+    ),
+    place("router_groups", "n_group", default=1),
+    place("router_group_topk", "topk_group", default=1),
+    place("router_scale", "routed_scaling_factor", default=1.0),
+    TIED,
+    hf.DTYPE,
+    *hf.TOKENS,
+)
+IGNORED = "aux_loss_alpha seq_aux ep_size head_dim qk_head_dim router_aux_loss_coef num_local_experts output_router_logits"
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
@@ -51,56 +139,51 @@ DEEPSEEK_V3 = Family(
         "DeepseekV3ForCausalLM",
         "deepseek_v3",
         (
-            *(hf.EMBED, *hf.NORMS, *ATTENTION, *hf.GATED_MLP),
-            *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate"),
-            *(BIAS, *SHARED, *FURTHER, hf.FINAL_NORM, hf.HEAD),
+            *ROWS,
+            BIAS,
+            *FURTHER,
         ),
         (
-            place("layers", "num_hidden_layers"),
-            place("hidden", "hidden_size"),
-            place("heads", "num_attention_heads"),
-            place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-            place("q_lora", "q_lora_rank", default=0),
-            place("kv_lora", "kv_lora_rank"),
-            place("nope_dim", "qk_nope_head_dim"),
-            place("rope_dim", "qk_rope_head_dim"),
-            place("v_dim", "v_head_dim"),
-            place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim")),
-            place("ffn", "intermediate_size"),
-            place("vocab", "vocab_size"),
-            place("positions", "max_position_embeddings"),
-            place("norm_eps", "rms_norm_eps", default=1e-6),
-            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
-            place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
-            *hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn")),
-            place("experts", "n_routed_experts"),
-            place("topk", "num_experts_per_tok"),
-            place("moe_ffn", "moe_intermediate_size"),
-            Spread(
-                "shared_ffn",
-                "n_shared_experts",
-                0,
-                lambda count, c: count * number(c, "moe_ffn"),
-                lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn"),),
-            ),
-            Spread(
-                "moe_layers",
-                "first_k_dense_replace",
-                0,
-                lambda dense, c: tuple(int(layer >= dense) for layer in range(number(c, "layers"))),
-                lambda c: (number(c, "layers") - sum(marks(c)),),
-            ),
+            *FIELDS,
             place("router_groups", "n_group", default=1),
             place("router_group_topk", "topk_group", default=1),
-            place("router_scale", "routed_scaling_factor", default=1.0),
+            place("router_group_best", default=lambda c: 2 if number(c, "router_groups") > 1 else None),
             place("router_normed", "norm_topk_prob", default=True),
             place("mtp", "num_nextn_predict_layers", default=0),
-            TIED,
-            hf.DTYPE,
-            *hf.TOKENS,
         ),
         fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
-        ignored="aux_loss_alpha seq_aux ep_size rope_interleave head_dim qk_head_dim router_aux_loss_coef num_local_experts",
+        guards={"rope_interleave": (True,)},
+        ignored=IGNORED,
+        pads={"shared_ffn": _whole_experts},
+    ),
+    trtllm=None,
+)
+
+# transformers/models/deepseek_v2/modeling_deepseek_v2.py; the Lite models do not compress queries, and know no groups. The released
+# code scales the weights of the experts or norms them, never both: normed ones are refused. A group counts as its best expert.
+DEEPSEEK_V2 = Family(
+    name="deepseek_v2",
+    traits={**TRAITS, "latent": True},
+    hf=hf.dialect(
+        "DeepseekV2ForCausalLM",
+        "deepseek_v2",
+        ROWS,
+        (
+            *FIELDS,
+            Spread(
+                "router_groups",
+                "topk_method",
+                ("greedy", 1),
+                _groups,
+                lambda c: (("greedy", 1), ("group_limited_greedy", number(c, "router_groups"))),
+                more=("n_group",),
+            ),
+            Spread("router_group_topk", "topk_group", 1, _group_topk, lambda c: (number(c, "router_group_topk"),)),
+            place("router_group_best", default=lambda c: 1 if number(c, "router_groups") > 1 else None),
+            place("router_normed", "norm_topk_prob", default=False, words=((False, False),)),
+        ),
+        fixed={"scoring_func": "softmax", "moe_layer_freq": 1, "attention_bias": False, "mlp_bias": False},
+        ignored=IGNORED,
         pads={"shared_ffn": _whole_experts},
     ),
     trtllm=None,

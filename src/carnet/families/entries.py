@@ -4,12 +4,14 @@ The same entries describe a source and a target. For a source, the rows whose na
 is chosen); for a target, the rows of one spelling.
 """
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from carnet.box import Box
 from carnet.errors import BadRequest
-from carnet.families.model import TIED, Config, Tensor, layers, number, sizes, tensors, value
+from carnet.families.model import TIED, Config, Tensor, Value, layers, number, said, sizes, tensors, value
 from carnet.families.rows import Dialect, Row
 from carnet.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
 
@@ -21,6 +23,7 @@ class Reading:
     pattern: Pattern
     shares: Mapping[str, Share]  # of every axis
     parts: tuple[tuple[str, ...], ...]  # per part of the pattern: the axes of its canonical tensor
+    cut: str  # what tensor parallelism cuts
     tensors: tuple[tuple[str, ...], ...]  # per index of the layer dimension (one, if there is none): the tensor in each part
 
 
@@ -39,50 +42,89 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Among:
+    """A place among ranks."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
     """One file of a dialect: a rank, or everything."""
 
     name: str
-    rank: int  # place among the ranks that share a layer
     layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
     first: bool  # holds what comes before the layers
     last: bool  # holds what comes after them
+    tensor: Among = Among()  # among the ranks that share every layer
+    expert: Among = Among()  # among those that share the experts
+    expert_tensor: Among = Among()  # among those that share each expert
 
 
+LAYER_NUMBER = re.compile(r"decoder\.layers\.(\d+)\.")
 BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
 Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
 
 
-def units(dialect: Dialect, config: Config) -> list[Unit]:
-    """Return the files of a dialect, in the order of their ranks: rank = stage x tp + place, as TensorRT-LLM numbers them."""
+def units(dialect: Dialect, config: Config, present: Present = None) -> list[Unit]:
+    """Return the files of a dialect, in the order of their ranks."""
+    labels = sorted({label for label, _ in present or () if label.startswith("tp")})
+    if dialect.ranked:
+        return _tensorrt_units(config)
+    if labels:
+        return _megatron_units(config, labels, present or ())
+    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), first=True, last=True)]
+
+
+def _tensorrt_units(config: Config) -> list[Unit]:
+    """Return the ranks as TensorRT-LLM numbers them: rank = stage x tp + place; neighbours share the experts."""
     count = number(config, "layers")
-    every = count + number(config, "mtp")
-    if not dialect.ranked:
-        return [Unit("", 0, tuple(range(every)), True, True)]
-    tp, pp = number(config, "tp"), number(config, "pp")
+    tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
     if pp > count:
         raise BadRequest(
             f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
         )
-    stages = [cut_unevenly(count, pp, stage) for stage in range(pp)]
-    return [
-        Unit(
-            f"rank{stage * tp + rank}",
-            rank,
-            tuple(range(held.start, every if stage == pp - 1 else held.stop)),
-            stage == 0,
-            stage == pp - 1,
-        )
-        for stage, held in enumerate(stages)
-        for rank in range(tp)
-    ]
+    found = []
+    for stage, rank in product(range(pp), range(tp)):
+        held, last = cut_unevenly(count, pp, stage), stage == pp - 1
+        layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
+        expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
+        found.append(Unit(f"rank{stage * tp + rank}", layers, stage == 0, last, Among(rank, tp), expert, expert_tensor))
+    return found
+
+
+def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:
+    """Return the ranks of a per-rank checkpoint: ``tp0-pp1-ep0-vp0``; the virtual chunks of all stages follow each other.
+
+    Stages may differ in length: the numbers of the layers are counted from the names that are there.
+    """
+    places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
+    held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
+    for label, name in present:
+        numbered = LAYER_NUMBER.search(name)
+        if numbered:
+            _, p, _, v = places[label]
+            held[v, p].add(int(numbered[1]))
+    starts, start = {}, 0
+    for place in sorted(held):
+        starts[place] = start
+        start += len(held[place])
+    tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
+    found = []
+    for label, (t, p, e, v) in places.items():
+        last = (v, p) == max(held)
+        stop = start + number(config, "mtp") if last else starts[v, p] + len(held[v, p])
+        layers = tuple(range(starts[v, p], stop))
+        found.append(Unit(label, layers, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
+    return found
 
 
 def entries(dialect: Dialect, config: Config, present: Present, spelling: str = "") -> Iterator[Entry]:
     """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer."""
     what = layers(config)
     top = tensors(config, config)
-    for unit in units(dialect, config):
+    for unit in units(dialect, config, present):
         prefix = _prefix(dialect, unit, present)
         found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
         kinds: dict[int, list[int]] = {}
@@ -95,6 +137,8 @@ def entries(dialect: Dialect, config: Config, present: Present, spelling: str = 
                 groups = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
             for kind, known, same in groups:
                 if row.only_further and not kind["is_mtp"]:
+                    continue
+                if present is None and any(said(kind, name) != wanted for name, wanted in row.when.items()):
                     continue
                 if _applies(row, dialect, known, config, present, spelling):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
@@ -152,9 +196,9 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     shares = _checked_shares(job, parts)
     axes = tuple(tuple(tensor.axes.split()) for tensor in parts)
     stacked = name.replace("{layer}.", "")
-    if inside and job.dialect.stacked and present is not None and (unit.name, stacked) in present:
-        if same[-1] < number(job.config, "layers"):
-            yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
+    usual = inside and job.dialect.stacked and same[-1] < number(job.config, "layers")
+    if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
+        yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
     for held, shown in _experts(name, shares):
         folded = fold(row.pattern, held)
@@ -164,7 +208,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
             if present is None or (unit.name, spelled) in present:
                 names = _names(parts, layer)
                 views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
-                reading = Reading(row.pattern, held, axes, (names,))
+                reading = Reading(row.pattern, held, axes, row.cut, (names,))
                 padded = parts[0].name if folded.padding else ""
                 entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading)
                 yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
@@ -182,9 +226,8 @@ def _stacked(
     pattern = Pattern(job.row.pattern.text, (("layer",), *job.row.pattern.dims), job.row.pattern.parts)
     folded = fold(pattern, {**shares, "layer": Share(0, len(same), len(same))})
     views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
-    reading = Reading(
-        pattern, {**shares, "layer": Share(0, len(same), len(same))}, axes, tuple(_names(parts, layer) for layer in same)
-    )
+    held = {**shares, "layer": Share(0, len(same), len(same))}
+    reading = Reading(pattern, held, axes, job.row.cut, tuple(_names(parts, layer) for layer in same))
     return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading)
 
 
@@ -231,22 +274,27 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
     if cut == "embedding":
         cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
     shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
-    if not dialect.ranked:
-        padded = value(config, "padded_vocab")
-        if cut == "vocab" and isinstance(padded, int):
-            shares["vocab"] = Share(0, padded, size["vocab"])
-        return shares
-    tp, ep = number(config, "tp"), number(config, "ep")
+    rank, world = unit.tensor.rank, unit.tensor.world
     match cut:
         case "kv":
-            shares |= cut_or_repeat("kv", size["kv"], "rep", size["rep"], tp, unit.rank)
+            shares |= cut_or_repeat("kv", size["kv"], "rep", size["rep"], world, rank)
         case "vocab":
-            shares["vocab"] = cut_padded(size["vocab"], tp, unit.rank)
+            shares["vocab"] = _cut_vocabulary(size["vocab"], value(config, "padded_vocab"), unit.tensor)
         case "expert":
-            shares["expert"] = cut_evenly("expert", size["expert"], ep, unit.rank % ep)
-            shares["moe_ffn"] = cut_evenly("moe_ffn", size["moe_ffn"], tp // ep, unit.rank // ep)
+            shares["expert"] = cut_evenly("expert", size["expert"], unit.expert.world, unit.expert.rank)
+            inside = unit.expert_tensor
+            shares["moe_ffn"] = cut_evenly("moe_ffn", size["moe_ffn"], inside.world, inside.rank)
         case "ffn" | "hidden" | "shared_ffn":
-            shares[cut] = cut_evenly(cut, size[cut], tp, unit.rank)
+            if world > 1:
+                shares[cut] = cut_evenly(cut, size[cut], world, rank)
         case _:
             assert not cut, f"a row is cut along {cut!r}, which no rank is"
     return shares
+
+
+def _cut_vocabulary(size: int, padded: Value, place: Among) -> Share:
+    """Return a rank's rows: an equal part of what is stored, or of the next multiple of the world."""
+    if not isinstance(padded, int):
+        return cut_padded(size, place.world, place.rank)
+    step = padded // place.world
+    return Share(place.rank * step, (place.rank + 1) * step, size)

@@ -62,12 +62,13 @@ class Spread:
 
     field: str
     key: str
-    absent: object  # what an absent or null key means
-    meaning: Callable[[Any, Config], Value]  # of a key's value
+    absent: object  # what an absent or null key means; of several keys, a tuple
+    meaning: Callable[[Any, Config], Value]  # of a key's value; of several, the tuple of them
     choices: Callable[
         [Config], Iterable[object]
     ]  # key values to try when the field is to be written; there is no inverse to get wrong
     only: Only = having(default_factory=dict)  # as in a Place
+    more: tuple[str, ...] = ()  # further keys that have a say
 
 
 Row = Place | Choice | Flagged | Spread
@@ -145,12 +146,14 @@ def write(table: Table, config: Config, traits: Config, where: str) -> dict[str,
             said[key] = value
             _put(out, key, value)
     expressed = {name for row in table.rows if _says(row, config) for name in _fields(row)}
+    # a field that has one possible value cannot be silently another, its neutral one either
+    implied = {row.field for row in table.rows if isinstance(row, Place) and not row.keys and _applies(row, config)}
     for name, value in config.items():
         known = BY_NAME[name]
         if (
             name not in expressed
             and not (known.soft or known.storage)
-            and not _equal(value, known.neutral)
+            and (name in implied or not _equal(value, known.neutral))
             and not _equal(traits.get(name), value)
         ):
             raise NotSupported(
@@ -210,12 +213,18 @@ def _translate(row: Place, key: str, value: object, where: str) -> Value:
 def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
     if not _applies(row, config):
         return
-    found = lookup(raw, row.key)
+    said = zip(_keys(row), _each(row, row.absent), strict=True)
+    found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in said)
     try:
-        config[row.field] = row.meaning(row.absent if found is None else found, config)
+        config[row.field] = row.meaning(found if row.more else found[0], config)
     except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
-        facts = {"where": where, "found": f"{found!r}"[:80]}
+        facts = {"where": where, "found": ", ".join(map(repr, found))[:80]}
         raise BadCheckpoint(f"the config sets {row.key!r} to what makes no sense", facts) from error
+
+
+def _each(row: Spread, value: object) -> tuple[object, ...]:
+    """Return a value for each key of a row."""
+    return value if row.more and isinstance(value, tuple) else (value,)
 
 
 def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -> None:
@@ -251,11 +260,11 @@ def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]
         case Spread():
             if _applies(row, config):
                 fits = (choice for choice in row.choices(config) if row.meaning(choice, config) == config.get(row.field))
-                choice = next(fits, None)
-                if choice is None:
+                choice = next(fits, ANY)
+                if choice is ANY:
                     facts = {"where": where, "key": row.key, row.field: config.get(row.field)}
                     raise NotSupported(f"the target's config cannot say {row.field}", facts)
-                yield row.key, choice
+                yield from zip(_keys(row), _each(row, choice), strict=True)
         case Choice():
             if not _applies(row, config):
                 return
@@ -285,7 +294,7 @@ def _keys(row: Row) -> tuple[str, ...]:
         case Choice():
             return tuple(key for key, _ in row.keys)
         case Spread():
-            return (row.key,)
+            return (row.key, *row.more)
         case Flagged():
             return (row.key, row.flag)
 

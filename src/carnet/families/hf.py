@@ -33,6 +33,10 @@ QK_NORMS = (
     row(LAYER + "self_attn.q_norm.weight", "dim", "attention.q_norm"),
     row(LAYER + "self_attn.k_norm.weight", "dim", "attention.k_norm"),
 )
+WHOLE_QK_NORMS = (
+    row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
+    row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
+)
 GATED_MLP = (
     row(LAYER + "mlp.gate_proj.weight", "ffn hidden", "mlp.gate"),
     row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
@@ -106,6 +110,7 @@ def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3")) -
         place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=yarn),
         place("rope_mscale", *keys("mscale"), default=1.0, only=yarn),
         place("rope_mscale_all", *keys("mscale_all_dim"), default=0.0, only=yarn),
+        place("rope_truncated", *keys("truncate"), default=True, only=yarn, omit=True),
     )
 
 
@@ -161,6 +166,7 @@ def dialect(
     prefixes: tuple[str, ...] = ("model.", ""),
     zero_centred: bool = False,
     pads: Mapping[str, Callable[[Config], int]] | None = None,
+    dropped: Mapping[str, str] | None = None,
 ) -> Dialect:
     """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights."""
     return Dialect(
@@ -173,6 +179,7 @@ def dialect(
         writes_tied=False,
         further=("", ""),
         zero_centred=zero_centred,
+        embedding="none",
         table=Table(
             fields,
             fixed={"model_type": model_type, **(fixed or {})},
@@ -180,6 +187,6 @@ def dialect(
             guards=guards or {},
             ignored=IGNORED | frozenset(ignored.split()),
         ),
-        dropped=DROPPED,
+        dropped={**DROPPED, **(dropped or {})},
         pads=pads or {},
     )

@@ -3,19 +3,53 @@
 from collections.abc import Mapping
 
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
-from carnet.families.deepseek import DEEPSEEK_V3
+from carnet.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from carnet.families.falcon import FALCON
 from carnet.families.family import Family
 from carnet.families.fields import lookup, read, write
+from carnet.families.gemma import GEMMA, GEMMA2, GEMMA3
+from carnet.families.gpt import NEMOTRON, STARCODER2
 from carnet.families.gpt2 import GPT2
+from carnet.families.gpt_neox import GPT_NEOX
+from carnet.families.gpt_oss import GPT_OSS
+from carnet.families.granite import GRANITE
 from carnet.families.llama import LLAMA, MISTRAL
+from carnet.families.llama4 import LLAMA4
 from carnet.families.megatron import MEGATRON
 from carnet.families.mixtral import MIXTRAL
 from carnet.families.model import Config, Value, value
-from carnet.families.qwen import QWEN2, QWEN3, QWEN3_MOE
+from carnet.families.olmo import OLMO2
+from carnet.families.olmoe import OLMOE
+from carnet.families.phi import PHI3
+from carnet.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.families.rows import Dialect
 
-FAMILIES = (LLAMA, GPT2, MISTRAL, QWEN2, QWEN3, QWEN3_MOE, MIXTRAL, DEEPSEEK_V3)
-TARGETS = ("hf", "trtllm")
+FAMILIES = (
+    LLAMA,
+    GPT2,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
+    DEEPSEEK_V3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    GRANITE,
+    QWEN2_MOE,
+    OLMOE,
+    DEEPSEEK_V2,
+    LLAMA4,
+    GPT_OSS,
+    STARCODER2,
+    GPT_NEOX,
+    NEMOTRON,
+    FALCON,
+)
+TARGETS = ("hf", "trtllm", "megatron")
 
 
 def dialect_of(family: Family, name: str) -> Dialect:

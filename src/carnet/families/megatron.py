@@ -11,6 +11,7 @@ from carnet.families.model import Config, marks, number
 from carnet.families.rows import Dialect, fuse, row
 
 LAYER = "decoder.layers.{layer}."
+MODULE = "module"  # a name inside the running module: read where a checkpoint has it, never written
 MTP = "mtp.layers.{layer}."
 
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
@@ -23,28 +24,29 @@ SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
 ROWS = (
     row("embedding.word_embeddings.weight", "vocab hidden", "embed", cut="vocab"),
     row("embedding.position_embeddings.weight", "position hidden", "position"),
-    row(LAYER + "self_attention.linear_qkv.layer_norm_weight", "hidden", "attention_norm", spelling="te"),
-    row(LAYER + "self_attention.linear_qkv.layer_norm_bias", "hidden", "attention_norm_bias", spelling="te"),
-    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm", spelling="local"),
-    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", spelling="local"),
+    row(LAYER + "self_attention.linear_qkv.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "attention"}),
+    row(LAYER + "self_attention.linear_qkv.layer_norm_bias", "hidden", "attention_norm_bias"),
+    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm", when={"mixer": "mla"}),
+    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", spelling=MODULE),
     fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKV, cut="kv"),
     fuse(LAYER + "self_attention.linear_qkv.bias", "(kv *)", QKV_BIAS, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", spelling="te"),
-    row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias", spelling="te"),
-    row(LAYER + "pre_mlp_layernorm.weight", "hidden", "mlp_norm", spelling="local"),
-    row(LAYER + "pre_mlp_layernorm.bias", "hidden", "mlp_norm_bias", spelling="local"),
+    row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", when={"mlp": "dense"}),
+    row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", spelling="local", when={"mlp": "moe"}),
+    row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias"),
+    row(LAYER + "pre_mlp_layernorm.weight", "hidden", "mlp_norm", spelling="te", when={"mlp": "moe"}),
+    row(LAYER + "pre_mlp_layernorm.bias", "hidden", "mlp_norm_bias", spelling=MODULE),
     row(LAYER + "self_attention.q_layernorm.weight", "dim", "attention.q_norm"),
     row(LAYER + "self_attention.k_layernorm.weight", "dim", "attention.k_norm"),
     row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
     row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
-    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm", spelling="te"),
-    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", spelling="local"),
+    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm"),
+    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", spelling=MODULE),
     row(LAYER + "self_attention.linear_q_up_proj.weight", "(kv qk) q_lora", "mla.q_b", cut="kv"),
     fuse(LAYER + "self_attention.linear_kv_down_proj.weight", "* hidden", {"mla.kv_a": "kv_lora", "mla.k_rope": "rope"}),
-    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm", spelling="te"),
-    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", spelling="local"),
+    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm"),
+    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", spelling=MODULE),
     fuse(LAYER + "self_attention.linear_kv_up_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv v)", "mla.o", cut="kv"),
     fuse(LAYER + "mlp.linear_fc1.weight", "* hidden", GATE_UP, cut="ffn"),
@@ -57,10 +59,22 @@ ROWS = (
     row(LAYER + "mlp.router.expert_bias", "expert", "moe.router_bias", dtype="f32"),
     fuse(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert * hidden", EXPERT_GATE_UP, cut="expert"),
     row(LAYER + "mlp.experts.experts.linear_fc2.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
-    fuse(LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight", "* hidden", EXPERT_GATE_UP, cut="expert"),
-    row(LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight", "hidden moe_ffn", "moe.down", cut="expert"),
-    fuse(LAYER + "mlp.experts.linear_fc1.weight{expert}", "* hidden", EXPERT_GATE_UP, cut="expert"),
-    row(LAYER + "mlp.experts.linear_fc2.weight{expert}", "hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        "* hidden",
+        EXPERT_GATE_UP,
+        cut="expert",
+        spelling=MODULE,
+    ),
+    row(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight",
+        "hidden moe_ffn",
+        "moe.down",
+        cut="expert",
+        spelling=MODULE,
+    ),
+    fuse(LAYER + "mlp.experts.linear_fc1.weight{expert}", "* hidden", EXPERT_GATE_UP, cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.linear_fc2.weight{expert}", "hidden moe_ffn", "moe.down", cut="expert", spelling=MODULE),
     fuse(LAYER + "mlp.shared_experts.linear_fc1.weight", "* hidden", SHARED_GATE_UP, cut="shared_ffn"),
     row(LAYER + "mlp.shared_experts.linear_fc2.weight", "hidden shared_ffn", "shared.down", cut="shared_ffn"),
     row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
@@ -77,6 +91,9 @@ DROPPED = {
     "optimizer.*": "optimizer state",
     "chained_*.optimizer.*": "optimizer state",
     "opt_param_scheduler*": "learning-rate schedule",
+    "optimizer/*": "optimizer state",
+    "distrib_optim.pt/*": "optimizer state",
+    "num_floating_point_operations_so_far*": "training statistics",
     "rng_state*": "random state",
     "rerun_state_machine_state*": "rerun state",
     "*_extra_state*": "module extra state",
@@ -86,7 +103,6 @@ DROPPED = {
 LATENT: Only = {"latent": True}
 HEADS: Only = {"latent": False}
 YARN: Only = {"latent": True, "rope_type": "yarn"}
-SCORES = (("softmax", "softmax"), ("sigmoid", "sigmoid"))
 MIXED: Only = {"experts": SET}
 
 
@@ -97,6 +113,12 @@ def _mixtures(said: int | list[int], config: Config) -> tuple[int, ...]:
     if len(said) != number(config, "layers"):
         raise ValueError("one mark a layer")
     return tuple(int(mark) for mark in said)
+
+
+def _best_of_a_group(config: Config) -> int | None:
+    """Return how many of a group's best experts count when groups are chosen."""
+    groups = number(config, "router_groups")
+    return max(1, number(config, "topk") // number(config, "router_group_topk")) if groups > 1 else None
 
 
 # Names in the saved arguments: megatron/training/arguments.py; what they do: megatron/core/transformer/transformer_config.py,
@@ -134,6 +156,7 @@ FIELDS = (
         (
             (("silu", True), (True, False, ANY, False, False)),
             (("gelu_tanh", False), (False, True, ANY, False, False)),
+            (("relu2", False), (False, False, ANY, True, False)),
             (("gelu_tanh", False), (False, False, True, False, False)),
             (("gelu", False), (False, False, False, False, False)),
         ),
@@ -181,25 +204,24 @@ FIELDS = (
     place("topk", "moe_router_topk", default=2, only=MIXED),
     place("shared_ffn", "moe_shared_expert_intermediate_size", default=0, only=MIXED),
     place("shared_gate", "moe_shared_expert_gate", default=False, only=MIXED),
-    place(
-        "router_score",
-        "moe_router_score_function",
-        default="softmax",
-        words=(("softmax", "softmax"), ("sigmoid", "sigmoid")),
-        only=MIXED,
-    ),
     place("router_bias", "moe_router_enable_expert_bias", default=False, only=MIXED),
     # softmax over the chosen experts alone makes their weights sum to one; so does normalising sigmoid scores, which Megatron does for
     # more than one expert: megatron/core/transformer/moe/moe_utils.py topk_routing_with_score_function
     Choice(
-        ("router_normed",),
+        ("router_score", "router_normed"),
         (("moe_router_pre_softmax", False), ("moe_router_score_function", "softmax")),
-        (((True,), (ANY, "sigmoid")), ((True,), (False, "softmax")), ((False,), (True, "softmax"))),
+        (
+            (("softmax", True), (False, "softmax")),
+            (("softmax", False), (True, "softmax")),
+            (("sigmoid", True), (ANY, "sigmoid")),
+        ),
         MIXED,
     ),
     place("router_scale", "moe_router_topk_scaling_factor", default=1.0, only=MIXED),
     place("router_groups", "moe_router_num_groups", default=1, only=MIXED),
     place("router_group_topk", "moe_router_group_topk", default=1, only=MIXED),
+    # megatron/core/transformer/moe/moe_utils.py group_limited_topk
+    place("router_group_best", default=_best_of_a_group, only=MIXED),
     place("mtp", "mtp_num_layers", default=0),
     place("tied", "untie_embeddings_and_output_weights", default=True, words=((True, False), (False, True))),
     place("dtype", "params_dtype", words=(("bf16", "torch.bfloat16"), ("f16", "torch.float16"), ("f32", "torch.float32"))),
@@ -236,6 +258,7 @@ MEGATRON = Dialect(
     writes_tied=False,
     further=(LAYER, "mtp.layers.{layer}.transformer_layer."),
     zero_centred=None,
+    embedding="none",
     table=Table(FIELDS, guards=GUARDS, closed=False),
     dropped=DROPPED,
     pads={},

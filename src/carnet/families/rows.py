@@ -23,6 +23,7 @@ class Row:
     spelling: str  # "" in every spelling; else only in the named one ("te", "local")
     dtype: str  # element type whatever the others have; "" for the model's own
     only_further: bool  # only in layers that predict further tokens
+    when: Mapping[str, object]  # what a layer must be for a target to have it; a source is read by what is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +39,25 @@ class Dialect:
     writes_tied: bool  # stores the head of a tied model a second time
     further: tuple[str, str]  # what ``{layer}`` names start with, and what instead for layers that predict further tokens
     zero_centred: bool | None  # stores norms less one; None where the config says
+    embedding: str  # how ranks share the embedding unless asked otherwise: none (a copy each), rows, columns
     table: Table  # config fields and their places
     dropped: Mapping[str, str]  # name pattern -> why tensors of this name are no weights
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
 
 def row(
-    name: str, text: str, tensor: str, *, cut: str = "", spelling: str = "", dtype: str = "", only_further: bool = False
+    name: str,
+    text: str,
+    tensor: str,
+    *,
+    cut: str = "",
+    spelling: str = "",
+    dtype: str = "",
+    only_further: bool = False,
+    when: Mapping[str, object] | None = None,
 ) -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
-    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further)
+    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further, when=when)
 
 
 def fuse(
@@ -59,8 +69,9 @@ def fuse(
     spelling: str = "",
     dtype: str = "",
     only_further: bool = False,
+    when: Mapping[str, object] | None = None,
 ) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     within = "layers.{layer}." if "{layer}" in name else ""
     named = {tensor if tensor in OUTSIDE else within + tensor: axes for tensor, axes in parts.items()}
-    return Row(name, parse(text, named), cut, spelling, dtype, only_further)
+    return Row(name, parse(text, named), cut, spelling, dtype, only_further, when or {})

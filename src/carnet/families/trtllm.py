@@ -26,8 +26,8 @@ COMMON = (
     fuse(LAYER + "attention.qkv.bias", "*", {f"{name}_bias": axes for name, axes in QKV.items()}, cut="kv"),
     row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "post_layernorm.weight", "hidden", "mlp_norm"),
-    row(LAYER + "post_layernorm.bias", "hidden", "mlp_norm_bias"),
+    row(LAYER + "post_layernorm.weight", "hidden", "mlp_norm", when={"parallel_residual": False}),
+    row(LAYER + "post_layernorm.bias", "hidden", "mlp_norm_bias", when={"parallel_residual": False}),
     row(LAYER + "mlp.proj.weight", "hidden ffn", "mlp.down", cut="ffn"),
     row(LAYER + "mlp.proj.bias", "hidden", "mlp.down_bias"),
     row("ln_f.weight", "hidden", "final_norm"),
@@ -109,6 +109,16 @@ MOE_NONE: dict[str, object] = {
     "moe.device_limited_topk_group": 0,
     "moe.device_limited_routed_scaling_factor": 1.0,
 }
+# what tensorrt_llm's GPTConfig writes beside
+GPT_FIXED: dict[str, object] = {
+    **NO_EXPERTS,
+    "q_scaling": 1,
+    "embedding_scale": None,
+    "apply_query_key_layer_scaling": False,
+    "inner_layernorm": False,
+    "norm_before_bmm1": False,
+}
+GPT_WRITTEN: dict[str, object] = {**MOE_NONE, "moe.normalization_mode": 1, "rotary_scaling": None}
 # other producers of the format add these (ModelOpt), and they say nothing about plain weights
 IGNORED = frozenset("producer rank decoder share_embedding_table tp_size pp_size".split())
 DROPPED = {
@@ -149,18 +159,21 @@ def dialect(
     fixed: Mapping[str, object] | None = None,
     written: Mapping[str, object] | None = None,
     ignored: str = "",
+    embedding: str = "none",
+    common: tuple[Row, ...] = COMMON,
 ) -> Dialect:
     """Write the TensorRT-LLM dialect of a family: the common rows, its own blocks, its class's config."""
     return Dialect(
         name="trtllm",
         architecture=architecture,
         prefixes=("transformer.",),
-        rows=(*COMMON, *blocks),
+        rows=(*common, *blocks),
         stacked=False,
         ranked=True,
         writes_tied=True,
         further=("", ""),
         zero_centred=False,
+        embedding=embedding,
         table=Table(
             fields,
             fixed={**FIXED, "architecture": architecture, **(fixed or {})},

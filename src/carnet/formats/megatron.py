@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.formats.dcp import METADATA_LIMIT, parse_metadata
 from carnet.formats.files import Sighting, check_inside, digest_of, list_names, open_file, read_whole, shown, sum_up
 from carnet.formats.legacy import READ, rank_folders, read_ranks
-from carnet.formats.stored import Checkpoint, Stored
-from carnet.formats.torch_dist import Store, _check_chunks, _check_files, _check_names, _dtype, _locate, read_object, read_store
+from carnet.formats.stored import Checkpoint
+from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import object_item
 from carnet.formats.wrapped import NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, read_bridge, read_nemo
@@ -102,29 +101,10 @@ def _is_nemo(root: Path, names: Sequence[str]) -> bool:
 def _read_store(root: Path, locate: Callable[[str], bool]) -> tuple[str, Store]:
     """Return what a folder's data files hold, and what the folder is: megatron-core's own form has a metadata.json."""
     if not any(os.path.lexists(root / name) for name in ("metadata.json", "common.pt")):
-        store = _read_plain(root, locate)
+        store = read_plain_store(root, locate)
         if COMMON_ITEM not in store.places:
             return "torch_dcp", store
     return "torch_dist", read_store(root, locate)
-
-
-def _read_plain(root: Path, locate: Callable[[str], bool]) -> Store:
-    """Return what a folder of torch.distributed.checkpoint holds: as torch_dist, without megatron-core's metadata.json."""
-    raw, seen_metadata = read_whole(root, ".metadata", METADATA_LIMIT)
-    metadata = parse_metadata(raw, root)
-    _check_names(metadata, root)
-    stamps = _check_files(root, metadata.items.values())
-    wanted = {name: entry for name, entry in metadata.tensors.items() if locate(name)}
-    for name, entry in wanted.items():
-        _check_chunks(name, entry, metadata, root)
-    chunks = _locate(root, wanted, metadata)
-    tensors = {
-        name: Stored("", name, _dtype(name, entry, root, known=name in wanted), entry.shape, tuple(chunks.get(name, ())))
-        for name, entry in metadata.tensors.items()
-    }
-    places = {name: metadata.items[name, None] for name in sorted(metadata.objects)}
-    objects = {name: item.nbytes for name, item in places.items()}
-    return Store(tensors, objects, places, (seen_metadata, *stamps))
 
 
 def _below(folder: str, store: Store) -> Store:

@@ -11,7 +11,7 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -41,6 +41,12 @@ def read_store(root: Path, locate: Locate) -> Store:
     """Return what a torch_dist folder holds; tensors that ``locate`` does not want have no chunks and are not opened."""
     backend, seen_backend = read_whole(root, "metadata.json")
     _check_backend(parse_object(backend, "metadata.json", root), root)
+    store = read_plain_store(root, locate)
+    return replace(store, sightings=(seen_backend, *store.sightings))
+
+
+def read_plain_store(root: Path, locate: Locate) -> Store:
+    """Return what a folder of torch.distributed.checkpoint holds: the same without megatron-core's metadata.json."""
     raw, seen_metadata = read_whole(root, ".metadata", METADATA_LIMIT)
     metadata = parse_metadata(raw, root)
     _check_names(metadata, root)
@@ -55,7 +61,7 @@ def read_store(root: Path, locate: Locate) -> Store:
     }
     places = {name: metadata.items[name, None] for name in sorted(metadata.objects)}
     objects = {name: item.nbytes for name, item in places.items()}
-    return Store(tensors, objects, places, (seen_backend, seen_metadata, *stamps))
+    return Store(tensors, objects, places, (seen_metadata, *stamps))
 
 
 def read_object(root: Path, item: Item) -> tuple[object, bytes]:

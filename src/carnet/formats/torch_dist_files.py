@@ -17,7 +17,7 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest
 from carnet.formats.torch_frames import Frame, archive, frame
 from carnet.formats.torch_opcodes import Call, Global, Made, Program, Value, dumps
-from carnet.steps import TargetFile, TargetTensor, TextFile
+from carnet.steps import RawFile, TargetFile, TargetTensor, TextFile
 
 TRACKER = "latest_checkpointed_iteration.txt"
 BACKEND = (  # CheckpointingConfig, megatron/core/dist_checkpointing/core.py
@@ -48,14 +48,6 @@ class StoreChunk:
     dtype: str  # carnet's name
     shape: tuple[int, ...]  # elements, of the global tensor
     box: Box  # what this chunk holds of it
-
-
-@dataclass(frozen=True, slots=True)
-class RawFile:
-    """One file to write whose bytes are known."""
-
-    name: str  # path below the target
-    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +103,7 @@ def layout_store(
             tensors.append(TargetTensor(chunk.name, chunk.dtype, chunk.box.shape, offset + len(framed.prefix)))
             items.append(_Item(chunk.name, chunk.box.start, file, offset, framed.nbytes))
             offset += framed.nbytes
-        laid.append(TargetFile(f"{folder}/{file}", offset, tuple(tensors), {}))
+        laid.append(TargetFile(f"{folder}/{file}", offset, tuple(tensors), {}, "torch_dist"))
     _check_distinct([file for file, _ in (*files, *states)], items)
     tensors_of = _by_name([chunk for _, chunks in files for chunk in chunks])
     objects = [name for _, names in states for name in names]

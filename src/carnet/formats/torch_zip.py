@@ -141,7 +141,7 @@ def _pickle(archive: Archive) -> bytes:
 def _content(archive: Archive, entry: ZipEntry) -> bytes:
     """Return one small entry's bytes, checked against its checksum."""
     data = _between(archive.span, _data_start(archive, entry), entry.nbytes)
-    if zlib.crc32(data) != entry.crc:
+    if entry.crc and zlib.crc32(data) != entry.crc:  # 0: torch.serialization.set_crc32_options(False)
         found = {"entry": shown(entry.name), "expected": f"crc {entry.crc:08x}", "found": f"crc {zlib.crc32(data):08x}"}
         raise _bad(archive.span, "has an entry whose checksum is wrong", found)
     return data

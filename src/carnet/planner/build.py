@@ -19,7 +19,9 @@ from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
-from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
+from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetTensor
+
+MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
 
 def build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = ()) -> Plan:
@@ -46,11 +48,12 @@ def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ..
     config = _target_config(source, request, target)
     found, extents = _source_pieces(source)
     kept, steps = _keep(found, source)
-    wanted = list(entries(target, config, None))
+    wanted = list(entries(target, config, None, request.spelling))
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if not target.ranked else {})
-    files = target_files(target, wanted, dtypes, request)
-    steps += _meet(wanted, files, kept, shifts)
+    made = target_files(target, wanted, dtypes, config, request)
+    steps += _meet(made.places, kept, shifts)
+    files = made.files
     proof = prove(files, extents, steps)
     return Plan(
         source=str(checkpoint.root),
@@ -59,6 +62,7 @@ def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ..
         family=source.family.name,
         files=files,
         texts=target_texts(source.family, target, config, files),
+        raws=made.raws,
         assets=assets,
         steps=tuple(steps),
         dropped=source.dropped,
@@ -92,13 +96,22 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
         config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp}
-        config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": request.embedding}
-    elif (request.tp, request.pp, request.ep, request.embedding) != (1, 1, 1, "none"):
+        config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": _embedding(request, target)}
+    elif target.name == "megatron":
+        multiple = MULTIPLE * request.tp
+        config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep}
+        config["padded_vocab"] = -(-int(str(config["vocab"])) // multiple) * multiple
+    elif (request.tp, request.pp, request.ep, request.embedding or "none") != (1, 1, 1, "none"):
         raise BadRequest(
             f"a target of the kind {target.name!r} is not cut for ranks",
             remedy="leave out --tp, --pp, --ep and --parallel-embedding",
         )
     return config
+
+
+def _embedding(request: Request, target: Dialect) -> str:
+    """Return how ranks share the embedding: as asked, or as the family's class does where there is more than one."""
+    return request.embedding or (target.embedding if request.tp > 1 else "none")
 
 
 def _holds(entry: Entry, tensor: str) -> bool:
@@ -170,17 +183,13 @@ def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, flo
 
 
 def _meet(
-    wanted: Iterable[Entry],
-    files: tuple[TargetFile, ...],
-    kept: Mapping[str, Shelf],
-    shifts: Mapping[str, float],
+    places: Iterable[tuple[Entry, Box, str, TargetTensor]], kept: Mapping[str, Shelf], shifts: Mapping[str, float]
 ) -> Iterator[Step]:
     """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
-    places = ((file.name, tensor) for file in files for tensor in file.tensors)
-    for entry, (file, tensor) in zip(wanted, places, strict=True):
-        chunk = Chunk(whole(tensor.shape), file, tensor.offset, dense_strides(tensor.shape))
+    for entry, part, file, tensor in places:
+        chunk = Chunk(part, file, tensor.offset, dense_strides(tensor.shape))
         for view in entry.views:
-            for target in pieces(view, chunk, tensor.dtype, tensor.shape):
+            for target in pieces(view, chunk, tensor.dtype, entry.shape):
                 moved = 0
                 for source in kept[view.tensor].near(target.box):
                     box = intersect(source.box, target.box)
@@ -195,6 +204,8 @@ def _meet(
                     moved += volume(box)
                 if moved != volume(target.box):
                     raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file})
-        for box in entry.padding:
-            at = Piece(entry.padded, chunk.box, Place(file, chunk.offset, chunk.strides, tensor.dtype))
-            yield Fill(entry.padded, box.shape, cut(at, box))
+        for padding in entry.padding:
+            shared = intersect(padding, part)
+            if shared is not None:
+                at = Piece(entry.padded, part, Place(file, chunk.offset, chunk.strides, tensor.dtype))
+                yield Fill(entry.padded, shared.shape, cut(at, shared))

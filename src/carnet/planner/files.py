@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 
+from carnet.box import Box, whole
 from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.families.family import Family
@@ -11,38 +14,85 @@ from carnet.families.known import padded
 from carnet.families.model import Config
 from carnet.families.rows import Dialect
 from carnet.formats.safetensors import layout_file
+from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
+from carnet.formats.torch_opcodes import Value
 from carnet.planner.request import Request
-from carnet.steps import TargetFile, TextFile
+from carnet.planner.store import chunks, states
+from carnet.steps import RawFile, TargetFile, TargetTensor, TextFile
 
+ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
 PT = {"format": "pt"}  # transformers refuses a file without it
 
 
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The files of a target."""
+
+    files: tuple[TargetFile, ...]
+    places: tuple[tuple[Entry, Box, str, TargetTensor], ...]  # entry, the box of it, and where that lies
+    raws: tuple[RawFile, ...]
+
+
 def target_files(
-    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], request: Request
-) -> tuple[TargetFile, ...]:
+    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], config: Config, request: Request
+) -> Made:
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries."""
-    tensors = [(entry.unit, entry.name, dtypes[entry.unit, entry.name], entry.shape) for entry in wanted]
-    if target.ranked:
-        units = list(dict.fromkeys(unit for unit, *_ in tensors))
-        return tuple(
-            layout_file(f"{unit}.safetensors", [(n, d, s) for u, n, d, s in tensors if u == unit], {}) for unit in units
-        )
+    if target.name == "megatron":
+        return _store(target, wanted, dtypes, config, request)
+    files = _ranks(wanted, dtypes) if target.ranked else _shards(wanted, dtypes, request.shard)
+    laid = [(file.name, tensor) for file in files for tensor in file.tensors]
+    places = tuple((entry, whole(entry.shape), file, tensor) for entry, (file, tensor) in zip(wanted, laid, strict=True))
+    return Made(files, places, ())
+
+
+def _ranks(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str]) -> tuple[TargetFile, ...]:
+    held: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for entry in wanted:
+        held.setdefault(entry.unit, []).append((entry.name, dtypes[entry.unit, entry.name], entry.shape))
+    return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in held.items())
+
+
+def _shards(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], most: int) -> tuple[TargetFile, ...]:
     shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
-    for _, name, dtype, shape in tensors:
-        nbytes = BY_NAME[dtype].nbytes
-        for length in shape:
-            nbytes *= length
-        if filled and filled + nbytes > request.shard:
+    for entry in wanted:
+        dtype = dtypes[entry.unit, entry.name]
+        nbytes = BY_NAME[dtype].nbytes * prod(entry.shape)
+        if filled and filled + nbytes > most:
             shards.append([])
             filled = 0
-        shards[-1].append((name, dtype, shape))
+        shards[-1].append((entry.name, dtype, entry.shape))
         filled += nbytes
     return tuple(layout_file(_shard_name(i, len(shards)), shard, PT) for i, shard in enumerate(shards))
 
 
+def _store(
+    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], config: Config, request: Request
+) -> Made:
+    folder = folder_of(ITERATION)
+    cut = chunks(wanted, dtypes, config, request)
+    empty = [("__0_1.distcp", states(wanted, config, request.spelling))]
+    store = layout_store(folder, [(file, [chunk for _, chunk in held]) for file, held in cut.items()], empty)
+    places = []
+    for file, held in zip(store.files, cut.values(), strict=True):
+        places += [(entry, chunk.box, file.name, t) for (entry, chunk), t in zip(held, file.tensors, strict=True)]
+    said = write(target.table, config, {}, "Megatron's arguments")
+    kinds = {
+        name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
+    }
+    common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION))
+    return Made(store.files, tuple(places), (*store.raws, common))
+
+
+def _plain(value: object) -> Value:
+    assert value is None or isinstance(value, str | int | float | bool | list), f"no argument can be {value!r}"
+    return value
+
+
 def target_texts(family: Family, target: Dialect, config: Config, files: Sequence[TargetFile]) -> tuple[TextFile, ...]:
     """Return config.json, and the index that transformers wants beside more than one file."""
+    if target.name == "megatron":
+        return store_texts(ITERATION)
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
     texts = [TextFile("config.json", _json(said))]
     if not target.ranked and len(files) > 1:

@@ -15,6 +15,7 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, CarnetError
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
+from carnet.formats.torch_dist_files import frames_of
 from carnet.layout import View, stored_boxes
 from carnet.steps import Add, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
 
@@ -62,7 +63,7 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     if not (0 < plan.window <= plan.memory < 1 << 62 and 0 < plan.threads <= 256):
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
     for file in plan.files:
-        if layout_file(file.name, [(t.name, t.dtype, t.shape) for t in file.tensors], file.metadata) != file:
+        if not _is_laid_out(file):
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
     for step in plan.steps:
         reads, writes = _places(step)
@@ -76,6 +77,12 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
             if volume(whole(step.shape)) > max(sizes.values()):
                 raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
     _prove_written(plan.files, plan.steps)
+
+
+def _is_laid_out(file: TargetFile) -> bool:
+    if file.kind == "torch_dist":
+        return sum(1 for _ in frames_of(file)) > 0
+    return layout_file(file.name, [(t.name, t.dtype, t.shape) for t in file.tensors], file.metadata) == file
 
 
 def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:

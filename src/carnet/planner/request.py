@@ -10,12 +10,13 @@ SHARD = 5_000_000_000  # bytes; transformers' own default
 class Request:
     """A wish for a target."""
 
-    to: str  # "hf" or "trtllm"
+    to: str  # "hf", "trtllm" or "megatron"
     tp: int = 1  # ranks that share every layer
     pp: int = 1  # pipeline stages
     ep: int = 1  # ranks that share the experts; they are among the tp
     dtype: str | None = None  # carnet's name of the element type to cast to; None keeps each tensor's own
-    embedding: str = "none"  # trtllm: a copy of the embedding on every rank, or its rows or columns shared
+    spelling: str = "te"  # megatron: the names of Transformer Engine's spec, or of the local one
+    embedding: str | None = None  # trtllm: none (a copy on every rank), rows or columns shared; None as the family's class does
     drop: tuple[str, ...] = ()  # patterns of source names to leave behind
     vocab: int | None = None  # true size of the vocabulary where the source does not say it
     shard: int = SHARD  # hf: bytes of one file, at most (one tensor may be larger)

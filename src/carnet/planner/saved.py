@@ -10,6 +10,7 @@ thousand::
 """
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
@@ -19,7 +20,7 @@ import xxhash
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, MachineFailed
-from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, RawFile, Same, Step, TargetFile, TargetTensor, TextFile
 
 VERSION = 1
 KINDS: Mapping[str, type[Step]] = {"copy": Copy, "cast": Cast, "add": Add, "fill": Fill, "same": Same}
@@ -31,7 +32,10 @@ def lines(plan: Plan) -> Iterator[str]:
     yield _json({"carnet-plan": VERSION, **{name: getattr(plan, name) for name in HEAD}})
     for file in plan.files:
         tensors = [[t.name, t.dtype, t.shape, t.offset] for t in file.tensors]
-        yield _json({"file": file.name, "nbytes": file.nbytes, "metadata": file.metadata, "tensors": tensors})
+        head = {"file": file.name, "kind": file.kind, "nbytes": file.nbytes, "metadata": file.metadata}
+        yield _json({**head, "tensors": tensors})
+    for raw in plan.raws:
+        yield _json({"raw": raw.name, "base64": b64encode(raw.data).decode()})
     for text in plan.texts:
         yield _json({"text": text.name, "content": text.text})
     for asset in plan.assets:
@@ -84,13 +88,15 @@ def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
     head = rows[0]
     if not isinstance(head, dict) or head.get("carnet-plan") != VERSION:
         raise _not_a_plan(path, "its first line is not that of a plan of this version")
-    files, texts, assets, steps = [], [], [], []
+    files, raws, texts, assets, steps = [], [], [], [], []
     for row in rows[1:]:
         if isinstance(row, list):
             steps.append(_step(row))
         elif "file" in row:
             tensors = tuple(TargetTensor(str(n), _dtype(d), tuple(s), int(o)) for n, d, s, o in row["tensors"])  # type: ignore[attr-defined]
-            files.append(TargetFile(_below(row["file"]), int(row["nbytes"]), tensors, dict(row["metadata"])))  # type: ignore[call-overload]
+            files.append(TargetFile(_below(row["file"]), int(row["nbytes"]), tensors, dict(row["metadata"]), str(row["kind"])))  # type: ignore[call-overload]
+        elif "raw" in row:
+            raws.append(RawFile(_below(row["raw"]), b64decode(str(row["base64"]), validate=True)))
         elif "text" in row:
             texts.append(TextFile(_below(row["text"]), str(row["content"])))
         else:
@@ -101,7 +107,7 @@ def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
     for name in ("memory", "window", "threads"):
         _is(int, name, known[name])
     known["dropped"] = {reason: tuple(names) for reason, names in known["dropped"].items()}
-    return Plan(**known, files=tuple(files), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))
+    return Plan(**known, files=tuple(files), raws=tuple(raws), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))
 
 
 def _is(kind: type, name: str, value: object) -> None:

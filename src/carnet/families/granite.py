@@ -1,0 +1,32 @@
+"""Granite 3: Llama with four factors, on the embedding, the attention scores, what a layer adds, and under the logits.
+
+transformers: modeling_granite.py.
+"""
+
+from carnet.families import hf
+from carnet.families.family import Family
+from carnet.families.fields import place
+from carnet.families.llama import TIED, TRAITS
+
+GRANITE = Family(
+    name="granite",
+    traits=TRAITS,
+    hf=hf.dialect(
+        "GraniteForCausalLM",
+        "granite",
+        hf.LLAMA_ROWS,
+        (
+            *hf.LLAMA_FIELDS,
+            place("qkv_bias", "attention_bias", default=False),
+            place("out_bias", "attention_bias", default=False),
+            place("mlp_bias", "mlp_bias", default=False),
+            place("embed_scale", "embedding_multiplier", default=1.0),
+            # a config that is silent means 1, not one over the root of a head's width
+            place("attention_scale", "attention_multiplier", default=1.0),
+            place("residual_scale", "residual_multiplier", default=1.0),
+            place("logits_divisor", "logits_scaling", default=1.0),
+            TIED,
+        ),
+    ),
+    trtllm=None,
+)

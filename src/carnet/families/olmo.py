@@ -1,0 +1,41 @@
+"""OLMo 2: Llama that norms what comes out of the attention and the MLP, not what goes in, and its queries and keys over all heads.
+
+transformers: modeling_olmo2.py.
+"""
+
+from carnet.families import hf
+from carnet.families.family import Family
+from carnet.families.fields import place
+from carnet.families.hf import LAYER
+from carnet.families.llama import TIED, TRAITS
+from carnet.families.rows import row
+
+OLMO2 = Family(
+    name="olmo2",
+    traits={**TRAITS, "norm_before": False, "norm_after": True, "qk_norm": "whole"},
+    hf=hf.dialect(
+        "Olmo2ForCausalLM",
+        "olmo2",
+        (
+            *(hf.EMBED, *hf.ATTENTION),
+            row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
+            row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
+            row(LAYER + "post_attention_layernorm.weight", "hidden", "attention_out_norm"),
+            *hf.GATED_MLP,
+            row(LAYER + "post_feedforward_layernorm.weight", "hidden", "mlp_out_norm"),
+            *(hf.FINAL_NORM, hf.HEAD),
+        ),
+        (
+            *hf.SIZES,
+            place("norm_eps", "rms_norm_eps", default=1e-5),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            *hf.ROPE,
+            place("qkv_bias", "attention_bias", default=False),
+            place("out_bias", "attention_bias", default=False),
+            TIED,
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+    ),
+    trtllm=None,
+)

@@ -1,0 +1,225 @@
+"""Gemma, Gemma 2 and Gemma 3: transformers runs what carnet wrote, and NVIDIA's own converter wrote the same ranks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig
+
+import carnet
+from carnet.errors import CarnetError, NotSupported
+
+pytestmark = pytest.mark.referee
+
+GOLDEN = Path(__file__).parents[1] / "goldens/trtllm/gemma"
+BUFFERS = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 40,
+    "intermediate_size": 56,
+    "num_hidden_layers": 5,
+    "max_position_embeddings": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 24,
+}
+KINDS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention"]
+ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+}
+CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 10}
+MODELS = {
+    "gemma": GemmaConfig(**SIZES),
+    "gemma, a head of its own and biases": GemmaConfig(**SIZES, tie_word_embeddings=False, attention_bias=True),
+    "gemma2": Gemma2Config(**SIZES, sliding_window=8),
+    "gemma2, layers out of step": Gemma2Config(
+        **SIZES, **CAPS, sliding_window=8, layer_types=KINDS, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
+    ),
+    "gemma3": Gemma3TextConfig(**{**SIZES, "num_hidden_layers": 7}, sliding_window=8),
+    "gemma3, angles stretched, layers out of step, capped": Gemma3TextConfig(
+        **SIZES, **CAPS, sliding_window=8, layer_types=KINDS, rope_parameters=ROPE
+    ),
+}
+RANKED = ("gemma", "gemma2", "gemma2, layers out of step")
+# which program wrote a config and where it lies; a TensorRT-LLM checkpoint has no place for the tokens
+VOLATILE = {"_name_or_path", "transformers_version", "architectures", "dtype"}
+NOT_IN_TRTLLM = {"bos_token_id", "eos_token_id", "pad_token_id"}
+
+
+def loaded(folder):
+    """Return the model that transformers makes of a folder, in float32, after asking it whether it missed or ignored anything."""
+    asked: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    model, said = asked
+    assert {what: list(names) for what, names in said.items() if names} == {}
+    return model.eval()
+
+
+def logits(model):
+    tokens = torch.randint(97, (2, 48), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        return model(tokens, use_cache=False).logits
+
+
+def meaning(folder, without=frozenset()) -> dict[str, object]:
+    """Return what transformers understands a folder's config to say."""
+    return {key: value for key, value in AutoConfig.from_pretrained(folder).to_dict().items() if key not in VOLATILE | without}
+
+
+def saved(config, folder, dtype=torch.float32):
+    """Save a model of random weights whose norms survive one more and one less: they are multiples of 1/64 between -1/2 and 1/2."""
+    torch.manual_seed(17)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
+    for name, parameter in model.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+        if "norm" in name:
+            parameter.data.copy_((parameter.data.float().clamp(-0.5, 0.5) * 64).round() / 64)
+    model.save_pretrained(folder)
+    return loaded(folder)
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_a_folder_comes_back_with_the_same_tensors_fields_and_logits(which, tmp_path):
+    before = saved(MODELS[which], tmp_path / "hf")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "again", to="hf").equal
+    ours, theirs = weights(tmp_path / "again"), weights(tmp_path / "hf")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(logits(loaded(tmp_path / "again")), logits(before))
+    assert meaning(tmp_path / "again") == meaning(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("which", RANKED)
+def test_a_model_comes_back_from_four_tensorrt_ranks_as_it_went(which, dtype, tmp_path):
+    before = saved(MODELS[which], tmp_path / "hf", dtype)
+    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm", tp=2, pp=2).equal
+    assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
+    ours, theirs = weights(tmp_path / "back"), weights(tmp_path / "hf")
+    assert ours.keys() == theirs.keys()
+    # a norm less one is kept in float32: bf16(w - 1) need not be w - 1
+    assert {name for name in ours if ours[name].dtype != dtype} == (
+        {n for n in ours if "norm" in n} - ({*ours} if dtype is torch.float32 else set())
+    )
+    assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in theirs)
+    assert torch.equal(logits(loaded(tmp_path / "back")), logits(before))
+    assert meaning(tmp_path / "back", NOT_IN_TRTLLM) == meaning(tmp_path / "hf", NOT_IN_TRTLLM)
+
+
+def test_a_norm_of_the_ranks_is_the_folder_s_plus_one(tmp_path):
+    saved(MODELS["gemma2"], tmp_path / "hf", torch.bfloat16)
+    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm", tp=2).equal
+    ours, theirs = load_file(tmp_path / "ranks/rank1.safetensors"), weights(tmp_path / "hf")
+    pairs = {
+        "input_layernorm": "input_layernorm",
+        "post_layernorm": "post_attention_layernorm",
+        "pre_feedforward_layernorm": "pre_feedforward_layernorm",
+        "post_feedforward_layernorm": "post_feedforward_layernorm",
+    }
+    for here, there in pairs.items():
+        expected = (theirs[f"model.layers.3.{there}.weight"].float() + 1).bfloat16()
+        assert torch.equal(ours[f"transformer.layers.3.{here}.weight"], expected)
+
+
+def ranks(folder):
+    found = [load_file(folder / f"rank{rank}.safetensors") for rank in range(4)]
+    return [{name: tensor for name, tensor in rank.items() if name not in BUFFERS} for rank in found]
+
+
+def same(ours, theirs):
+    return ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
+def test_every_rank_holds_what_nvidia_s_converter_writes_but_for_the_layers_that_it_takes_twice(tmp_path):
+    """Its Gemma parser keeps the numbers of the folder, so that the second stage's 0 and 1 are the model's 0 and 1 again."""
+    assert carnet.cross(GOLDEN / "hf", tmp_path / "ranks", to="trtllm", tp=2, pp=2).equal
+    ours, theirs = ranks(tmp_path / "ranks"), ranks(GOLDEN / "trtllm-tp2pp2")
+    for rank in range(4):
+        assert ours[rank].keys() == theirs[rank].keys()
+        wrong = {name for name in theirs[rank] if not same(ours[rank][name], theirs[rank][name])}
+        assert wrong == ({name for name in theirs[rank] if ".layers." in name} if rank >= 2 else set())
+    for rank in (2, 3):
+        assert all(same(theirs[rank][name], theirs[rank - 2][name]) for name in theirs[rank] if ".layers." in name)
+        findings = carnet.verify(GOLDEN / "hf", GOLDEN / "trtllm-tp2pp2").findings
+        assert "holds layers.0.attention.q" in {found.what for found in findings if found.where == "layers.2.attention.q"}
+
+
+def test_every_config_field_is_the_one_that_nvidia_s_converter_writes(tmp_path):
+    assert carnet.cross(GOLDEN / "hf", tmp_path / "ranks", to="trtllm", tp=2, pp=2).equal
+    ours, theirs = ((folder / "config.json").read_text() for folder in (tmp_path / "ranks", GOLDEN / "trtllm-tp2pp2"))
+    assert json.loads(ours) == json.loads(theirs)
+
+
+def test_nvidia_s_first_stage_and_what_follows_the_layers_come_back_as_they_were(tmp_path):
+    assert carnet.cross(GOLDEN / "trtllm-tp2pp2", tmp_path / "hf", to="hf").equal
+    ours, theirs = weights(tmp_path / "hf"), weights(GOLDEN / "hf")
+    assert ours.keys() == theirs.keys()
+    right = {name for name in theirs if not any(f"layers.{layer}." in name for layer in (2, 3))}
+    # NVIDIA rounded the norms
+    assert all(same(ours[name], theirs[name]) for name in right if "norm" not in name)
+    assert all(torch.equal(ours[n], (theirs[n].float() + 1).bfloat16().float() - 1) for n in right if "norm" in n)
+
+
+@pytest.mark.parametrize(("asked", "shape"), [(None, [49, 40]), ("rows", [49, 40]), ("none", [97, 40]), ("columns", [97, 20])])
+def test_ranks_share_the_embedding_by_rows_unless_asked_otherwise(asked, shape, tmp_path):
+    saved(MODELS["gemma"], tmp_path / "hf")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm", tp=2, parallel_embedding=asked).equal
+    found = load_file(tmp_path / "ranks/rank0.safetensors")["transformer.vocab_embedding.weight"]
+    assert [*found.shape] == shape
+
+
+def test_one_rank_shares_nothing(tmp_path):
+    saved(MODELS["gemma"], tmp_path / "hf")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm").equal
+    assert json.loads((tmp_path / "ranks/config.json").read_text())["use_parallel_embedding"] is False
+
+
+def changed(folder, **values):
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_the_sliding_window_pattern_counts_where_no_layer_types_are(tmp_path):
+    """As Gemma 3 was published; transformers agrees."""
+    saved(MODELS["gemma3"], tmp_path / "hf")
+    changed(tmp_path / "hf", layer_types=None, _sliding_window_pattern=None, sliding_window_pattern=3)  # null: not set
+    changed(tmp_path / "hf", rope_parameters=None, rope_theta=300000.0, rope_local_base_freq=7000.0)
+    assert carnet.cross(tmp_path / "hf", tmp_path / "again", to="hf").equal
+    before, after = meaning(tmp_path / "hf"), meaning(tmp_path / "again")
+    assert after["layer_types"] == (["sliding_attention"] * 2 + ["full_attention"]) * 2 + ["sliding_attention"]
+    assert {**after, "_sliding_window_pattern": None} == before
+
+
+REFUSED = (
+    ("gemma", {"hidden_act": "silu"}),
+    ("gemma", {"use_bidirectional_attention": True}),
+    ("gemma", {"head_dim": None}),
+    ("gemma2", {"attn_logit_softcapping": None}),  # the class would take 50
+    ("gemma2", {"layer_types": ["sliding_attention"]}),
+    ("gemma2", {"layer_types": ["chunked_attention"] * 5}),
+    ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}),
+)
+
+
+@pytest.mark.parametrize(("which", "values"), REFUSED, ids=str)
+def test_what_carnet_cannot_carry_over_is_refused(which, values, tmp_path):
+    saved(MODELS[which], tmp_path / "hf")
+    changed(tmp_path / "hf", **values)
+    with pytest.raises(CarnetError):
+        carnet.cross(tmp_path / "hf", tmp_path / "again", to="hf")
+
+
+@pytest.mark.parametrize("which", ["gemma3", "gemma, a head of its own and biases"])
+def test_what_tensorrt_llm_has_no_word_for_is_refused(which, tmp_path):
+    saved(MODELS[which], tmp_path / "hf")
+    with pytest.raises(NotSupported):
+        carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm")
