@@ -1,6 +1,5 @@
 """A checkpoint that carnet writes for Megatron, read by the real megatron-core."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -43,21 +42,6 @@ def test_what_went_to_hugging_face_and_back_has_megatron_s_own_keys_shapes_and_s
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
 
 
-@pytest.fixture(scope="module")
-def world():
-    """One process as Megatron's whole world."""
-    from megatron.core import parallel_state
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    parallel_state.initialize_model_parallel()
-    yield
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
 MODELS = {
     "llama_tp2pp2": (
         {"num_query_groups": 2, "gated_linear_unit": True, "activation_func": torch.nn.functional.silu, "ffn_hidden_size": 96}
@@ -74,7 +58,7 @@ MODELS = {
 # megatron-core 0.16 calls torch's older name
 @pytest.mark.filterwarnings("ignore:.load_state_dict. is deprecated:FutureWarning")
 @pytest.mark.parametrize("golden", MODELS)
-def test_megatron_core_loads_it_strictly_into_a_real_model(golden, world, tmp_path):
+def test_megatron_core_loads_it_strictly_into_a_real_model(golden, megatron_world, tmp_path):
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.models.gpt import GPTModel
