@@ -19,6 +19,7 @@ from carnet.executor.staging import publish
 from carnet.families.known import TARGETS
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.stored import Checkpoint
+from carnet.formats.wrapped import arguments_of, read_config
 from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
@@ -74,12 +75,12 @@ class Verdict:
         return not self.findings
 
 
-def inspect(path: PathLike) -> Inspection:
+def inspect(path: PathLike, *, config: PathLike | None = None) -> Inspection:
     """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
 
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = _open(path, config)
     try:
         return Inspection(checkpoint, take(checkpoint), None)
     except CarnetError as refusal:
@@ -101,15 +102,17 @@ def plan(
     vocab_size: int | None = None,
     shard_size: int = SHARD,
     tokenizer: PathLike | None = None,
+    config: PathLike | None = None,
 ) -> Plan:
     """Plan a crossing and prove that it loses nothing; only headers are read.
 
     ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
     unknown, lacking or has no place in the target.
     """
-    request = Request(to, tp, pp, ep, _dtype(dtype), spelling, parallel_embedding, tuple(drop), vocab_size, shard_size)
+    said = None if config is None else str(Path(config).absolute())
+    request = Request(to, tp, pp, ep, _dtype(dtype), spelling, parallel_embedding, tuple(drop), vocab_size, shard_size, said)
     _refuse(request)
-    checkpoint = open_checkpoint(Path(path))
+    checkpoint = _open(path, config)
     made = build(checkpoint, request, _assets(checkpoint, to, tokenizer))
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
     window, threads = choose_window(memory, len(made.steps))
@@ -135,6 +138,7 @@ def verify(
     *,
     drop: tuple[str, ...] = (),
     vocab_size: int | None = None,
+    config: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a target with its source, element by element; or, given the target alone, with its own document.
@@ -151,6 +155,8 @@ def verify(
     request["drop"] = [*(before if isinstance(before, list) else ()), *drop]
     if vocab_size is not None:
         request["vocab"] = vocab_size
+    if config is not None:
+        request["config"] = str(Path(config).absolute())
     verdict, data = _examine(Path(source), target, request, progress)
     if data is not None and said is not None:
         _store(target, data)
@@ -173,6 +179,7 @@ def cross(
     vocab_size: int | None = None,
     shard_size: int = SHARD,
     tokenizer: PathLike | None = None,
+    config: PathLike | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
@@ -190,6 +197,7 @@ def cross(
         vocab_size=vocab_size,
         shard_size=shard_size,
         tokenizer=tokenizer,
+        config=config,
     )
     staged = _write(made, Path(out), progress)
     verdict, data = _examine(Path(path), staged.folder, made.request, progress)
@@ -212,8 +220,9 @@ def _examine(
     source: Path, target: Path, request: Mapping[str, object], progress: Progress | None
 ) -> tuple[Verdict, dict[str, object] | None]:
     vocab, drop = request.get("vocab"), request.get("drop")
+    config = request.get("config")
     inventory = take(
-        open_checkpoint(source),
+        _open(source, config if isinstance(config, str) else None),
         tuple(map(str, drop)) if isinstance(drop, list) else (),
         vocab if isinstance(vocab, int) else None,
     )
@@ -224,6 +233,15 @@ def _examine(
     if not verdict.equal:
         return verdict, None
     return verdict, documents.document(inventory, survey(checkpoint, like=inventory.config)[0], found, request, __version__)
+
+
+def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
+    """Open a checkpoint; a config that is given stands in place of its own."""
+    checkpoint = open_checkpoint(Path(path))
+    if config is None:
+        return checkpoint
+    said = read_config(Path(config))
+    return replace(checkpoint, config=arguments_of(said, str(config)) if checkpoint.dialect == "megatron" else said)
 
 
 def _recheck(target: Path) -> Verdict:

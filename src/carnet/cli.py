@@ -91,6 +91,13 @@ vocab_option = click.option(
 )
 
 
+config_option = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="config.json or YAML in place of the checkpoint's own arguments.",
+)
+
+
 def target_options(command: Command) -> Command:
     """Add the options that say what the target is."""
     for option in reversed(
@@ -113,6 +120,7 @@ def target_options(command: Command) -> Command:
             ),
             drop_option,
             vocab_option,
+            config_option,
             click.option(
                 "--shard-size", default="5000000000", callback=nbytes, help="hf: bytes of a file at most.  [default: 5 GB]"
             ),
@@ -130,13 +138,14 @@ def target_options(command: Command) -> Command:
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
+@config_option
 @json_option
 @click.pass_context
-def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool) -> None:
+def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, config: str | None, as_json: bool) -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api, report
 
-    found = api.inspect(ckpt)
+    found = api.inspect(ckpt, config=config)
     if as_json:
         data = report.inspection_data(found)
         click.echo(
@@ -192,16 +201,23 @@ def run(plan_file: str, out: str) -> None:
 @click.argument("out", required=False, type=click.Path(exists=True, file_okay=False))
 @drop_option
 @vocab_option
+@config_option
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, ckpt: str, out: str | None, drop: tuple[str, ...], vocab_size: int | None, as_json: bool
+    ctx: click.Context,
+    ckpt: str,
+    out: str | None,
+    drop: tuple[str, ...],
+    vocab_size: int | None,
+    config: str | None,
+    as_json: bool,
 ) -> None:
     """Compare a target with its source, every element; or, given the target alone, with its own carnet.json."""
     from carnet import api, report
 
     with _progress("verifying") as progress:
-        verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, progress=progress)
+        verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, config=config, progress=progress)
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:

@@ -59,6 +59,8 @@ def survey(
     dialect = dialect_of(family, checkpoint.dialect)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
+    if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
+        config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     if dialect.name == "megatron" and config.get("padded_vocab") is None:
         config["padded_vocab"] = next((t.shape[0] for (_, n), t in kept.items() if n.endswith("word_embeddings.weight")), None)
     _refuse_absurd(config, kept, where)

@@ -18,6 +18,7 @@ CASES = (
     ("llama_kv2", "trtllm-tp4", 4, 1),  # two KV heads, each on two ranks
     ("llama_tied", "trtllm-tp2pp2", 2, 2),
     ("gpt2", "trtllm-tp2pp2", 2, 2),
+    ("falcon_new", "trtllm-tp2pp2", 2, 2),  # a norm for each of two branches, heads grouped in one tensor
 )
 WHICH = pytest.mark.parametrize(("model", "made", "tp", "pp"), CASES, ids=[f"{model}-{made}" for model, made, *_ in CASES])
 # float32 tables that NVIDIA's save_checkpoint writes along and its loader does not ask for

@@ -109,7 +109,7 @@ FALCON = Family(
             _decoder("parallel_attention"),
             place("position", "position_embedding_type", words=(("rope", "rope_gpt_neox"), ("alibi", "alibi_with_scale"))),
             place("rope_theta", "rotary_base", default=10000.0),
-            # its only gelu is the tanh form, by this name whatever the source calls it: tensorrt_llm/functional.py
+            # NVIDIA writes the exact gelu's name and computes the tanh form: tensorrt_llm/functional.py
             trtllm.ACTIVATION,
             *BIASES,
             # NVIDIA's config does not say it, and neither does carnet's unless it must

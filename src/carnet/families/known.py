@@ -65,6 +65,10 @@ def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config
 
     Megatron's arguments name no family: it is the first whose traits they have and whose own config can say the rest.
     """
+    if dialect == "megatron" and lookup(raw, "architectures"):
+        # a Hugging Face config given in place of the training arguments
+        family, config = recognise("hf", raw, where, given)
+        return family, {**config, "zero_centred": bool(family.hf.zero_centred)}
     if dialect == "megatron":
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where)

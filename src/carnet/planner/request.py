@@ -20,6 +20,7 @@ class Request:
     drop: tuple[str, ...] = ()  # patterns of source names to leave behind
     vocab: int | None = None  # true size of the vocabulary where the source does not say it
     shard: int = SHARD  # hf: bytes of one file, at most (one tensor may be larger)
+    config: str | None = None  # path of a config that stands in place of the source's own
 
 
 def as_data(request: Request) -> Mapping[str, object]:

@@ -1,0 +1,110 @@
+"""Mixtures of experts: what transformers saved comes back tensor by tensor, and computes the same bits."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GptOssConfig, Llama4TextConfig, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
+
+import carnet
+
+pytestmark = pytest.mark.referee
+
+SIZES = {"vocab_size": 97, "hidden_size": 40, "num_hidden_layers": 5, "max_position_embeddings": 128}
+HEADS = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": False}
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
+PLAIN = {name: value for name, value in HEADS.items() if name != "head_dim"}
+# transformers' grouped product wants rows of whole 16 bytes: 20 floats
+QWEN = {"intermediate_size": 56, "moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}
+EXPERTS = {"intermediate_size": 20, "num_local_experts": 5}
+YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}
+MODELS = {
+    "mixtral": MixtralConfig(**HEADS, **TOKENS, **EXPERTS, sliding_window=None),
+    "mixtral, a window": MixtralConfig(**HEADS, **TOKENS, **EXPERTS, sliding_window=8),
+    "qwen3_moe": Qwen3MoeConfig(**HEADS, **TOKENS, **QWEN),
+    "qwen3_moe, a dense layer": Qwen3MoeConfig(**HEADS, **TOKENS, **QWEN, mlp_only_layers=[1], norm_topk_prob=True),
+    "qwen2_moe": Qwen2MoeConfig(**PLAIN, **TOKENS, **QWEN, shared_expert_intermediate_size=28),
+    "qwen2_moe, no bias, a dense layer": Qwen2MoeConfig(
+        **PLAIN, **TOKENS, **QWEN, shared_expert_intermediate_size=28, qkv_bias=False, mlp_only_layers=[3], norm_topk_prob=True
+    ),
+    "olmoe": OlmoeConfig(**PLAIN, **TOKENS, intermediate_size=20, num_experts=5, num_experts_per_tok=2),
+    "olmoe, biases": OlmoeConfig(
+        **PLAIN, **TOKENS, intermediate_size=20, num_experts=5, num_experts_per_tok=2, attention_bias=True, norm_topk_prob=True
+    ),
+    "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),
+    "llama4, dense layers, all rotated, no chunks nor norms": Llama4TextConfig(
+        **HEADS,
+        **TOKENS,
+        **EXPERTS,
+        intermediate_size_mlp=56,
+        attention_chunk_size=16,
+        interleave_moe_layer_step=2,
+        num_experts_per_tok=2,
+        no_rope_layers=[1, 1, 1, 1, 1],
+        layer_types=["full_attention"] * 5,
+        use_qk_norm=False,
+        attn_temperature_tuning=False,
+    ),
+    "llama4, late tokens sharpened": Llama4TextConfig(
+        **HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8, floor_scale=4, attn_scale=0.3
+    ),
+    "gpt_oss": GptOssConfig(**HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, sliding_window=8),
+    "gpt_oss, other windows, limit and rope": GptOssConfig(
+        **HEADS,
+        **TOKENS,
+        **EXPERTS,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        swiglu_limit=0.5,
+        layer_types=["full_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={**YARN, "original_max_position_embeddings": 32},
+    ),
+}
+OTHERWISE = {"qwen2_moe": {"head_dim"}, "qwen2_moe, no bias, a dense layer": {"head_dim"}}
+
+
+@pytest.mark.parametrize("which", MODELS)
+def test_a_mixture_comes_back_as_it_went(which, there_and_again):
+    there_and_again(MODELS[which], spelled_otherwise=OTHERWISE.get(which, ()))
+
+
+def test_every_second_layer_of_qwen_s_may_be_dense_and_the_list_then_says_which(there_and_again):
+    config = Qwen3MoeConfig(**HEADS, **TOKENS, **QWEN, decoder_sparse_step=2, mlp_only_layers=[1])
+    there_and_again(config, spelled_otherwise={"decoder_sparse_step", "mlp_only_layers"})
+
+
+RANKS = {
+    "experts among two ranks": {"tp": 2, "ep": 2},
+    "experts cut in two, two stages": {"tp": 2, "pp": 2},
+    "both": {"tp": 4, "ep": 2},
+}
+
+
+@pytest.mark.parametrize("which", RANKS)
+def test_mixtral_comes_back_from_tensorrt_ranks(which, there_and_again):
+    config = MixtralConfig(
+        **{**HEADS, "num_key_value_heads": 4, "num_attention_heads": 8, "num_local_experts": 4}, intermediate_size=40
+    )
+    # a TensorRT-LLM checkpoint has no place for the tokens, nor for a window that is none
+    there_and_again(config, {"to": "trtllm", **RANKS[which]}, spelled_otherwise=NOT_IN_TRTLLM)
+
+
+NOT_IN_TRTLLM = ()
+
+
+@pytest.mark.parametrize("expert", range(4))
+def test_a_rank_of_mixtral_holds_its_experts_up_rows_before_gate_rows(expert, saved, tmp_path):
+    config = MixtralConfig(**{**HEADS, "num_local_experts": 4}, intermediate_size=40)
+    source = load_file(saved(config) / "model.safetensors")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "ep", to="trtllm", tp=2, ep=2).equal
+    assert carnet.cross(tmp_path / "hf", tmp_path / "tp", to="trtllm", tp=2, pp=2).equal
+    w1, w2, w3 = (source[f"model.layers.3.block_sparse_moe.experts.{expert}.w{n}.weight"] for n in (1, 2, 3))
+    router = source["model.layers.3.block_sparse_moe.gate.weight"]
+    held = load_file(tmp_path / f"ep/rank{expert // 2}.safetensors")
+    assert torch.equal(held["transformer.layers.3.mlp.fc.weight"][expert % 2], torch.cat((w3, w1)))
+    assert torch.equal(held["transformer.layers.3.mlp.proj.weight"][expert % 2], w2)
+    assert torch.equal(held["transformer.layers.3.mlp.router.weight"], router)
+    for rank, rows in ((2, slice(0, 20)), (3, slice(20, 40))):  # layer 3 is the second stage's first
+        held = load_file(tmp_path / f"tp/rank{rank}.safetensors")
+        assert torch.equal(held["transformer.layers.0.mlp.fc.weight"][expert], torch.cat((w3[rows], w1[rows])))
+        assert torch.equal(held["transformer.layers.0.mlp.proj.weight"][expert], w2[:, rows])
+        assert torch.equal(held["transformer.layers.0.mlp.router.weight"], router)
