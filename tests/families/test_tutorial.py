@@ -1,0 +1,30 @@
+"""The code of docs/add-a-family.md does what its text says."""
+
+import re
+from pathlib import Path
+
+from carnet.families.entries import entries
+from carnet.families.family import Family
+from carnet.families.fields import read, write
+from carnet.families.qwen import QWEN3
+
+PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
+CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+CONFIG = {
+    **{"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+    **{"head_dim": 16, "intermediate_size": 48, "vocab_size": 97, "max_position_embeddings": 64, "torch_dtype": "bfloat16"},
+}
+
+
+def test_the_family_of_the_tutorial_is_qwen3_in_under_25_lines():
+    made = {}
+    exec(CODE, made)
+    family = made["FAMILY"]
+    assert isinstance(family, Family)
+    assert len([line for line in CODE.splitlines() if line.strip() and "import" not in line]) < 25
+    config = {**family.traits, **read(family.hf.table, CONFIG, "a config")}
+    assert config == {**QWEN3.traits, **read(QWEN3.hf.table, CONFIG, "a config")}
+    tensors = [(entry.name, entry.shape, entry.views) for entry in entries(family.hf, config, None)]
+    assert sorted(tensors) == sorted((e.name, e.shape, e.views) for e in entries(QWEN3.hf, config, None))
+    assert ("model.layers.2.self_attn.q_norm.weight", (16,)) in [tensor[:2] for tensor in tensors]
+    assert write(family.hf.table, config, family.traits, "x") == write(QWEN3.hf.table, config, QWEN3.traits, "x")
