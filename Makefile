@@ -37,6 +37,7 @@ format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh out
 bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.plan
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.deepseek
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
 
 clean:  ## remove the environments, caches and benchmark data

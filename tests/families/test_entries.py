@@ -10,15 +10,57 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from carnet.errors import BadRequest
+from carnet.families import hf
 from carnet.families.entries import entries, units
+from carnet.families.fields import Choice, Place
 from carnet.families.gpt2 import GPT2
 from carnet.families.known import FAMILIES, dialect_of
 from carnet.families.llama import LLAMA
 from carnet.families.megatron import MEGATRON
+from carnet.families.model import BY_NAME
 from carnet.inventory import canonical_shapes
 
 FAMILY = {family.name: family for family in FAMILIES}
-KINDS = list(itertools.product(FAMILY, ("megatron te", "megatron local", "hf", "trtllm")))
+
+
+def named(row):
+    return row.fields if isinstance(row, Choice) else (row.field,)
+
+
+def has(family, kind):
+    """Say whether a program has a dialect for a family whose every trait it can say or takes for granted."""
+    dialect = kind.split()[0]
+    if dialect != "megatron":
+        return getattr(FAMILY[family], dialect) is not None
+    said = {name for row in MEGATRON.table.rows for name in named(row)}
+    words = {row.field: [word for word, _ in row.words] for row in MEGATRON.table.rows if isinstance(row, Place) and row.words}
+    traits = FAMILY[family].traits.items()
+    return all(BY_NAME[name].neutral == trait or (name in said and trait in words.get(name, [trait])) for name, trait in traits)
+
+
+KINDS = [pair for pair in itertools.product(FAMILY, ("megatron te", "megatron local", "hf", "trtllm")) if has(*pair)]
+RANKED = [family for family, kind in KINDS if kind == "trtllm"]
+MEGATRONS = [pair for pair in KINDS if pair[1].startswith("megatron")]
+
+
+LATENT = [family.name for family in FAMILIES if family.traits.get("latent")]
+
+
+def _reads(family, name):
+    return any(name in named(row) for row in FAMILY[family].hf.table.rows)
+
+
+@st.composite
+def mixtures(draw, tp, layers, *, mixed):
+    """Experts that two ranks or one may share, in some layers or in all."""
+    ep = draw(st.sampled_from([n for n in (1, 2) if tp % n == 0]))
+    return {
+        "experts": ep * draw(st.integers(1, 3)),
+        "topk": 1,
+        "moe_ffn": tp * draw(st.integers(1, 3)),
+        "ep": ep,
+        "moe_layers": draw(st.one_of(st.none(), st.tuples(*[st.integers(0, 1)] * layers))) if not mixed else None,
+    }
 
 
 @st.composite
@@ -32,6 +74,7 @@ def models(draw, family, *, ranked=False):
         kv, rep = kv * rep, 1  # GPT-2 has a key head for each query head
     biases = family == "gpt2"
     return {
+        "position": "rope",
         **FAMILY[family].traits,
         "layers": layers,
         "hidden": tp * draw(st.integers(1, 4)),
@@ -41,10 +84,13 @@ def models(draw, family, *, ranked=False):
         "ffn": tp * draw(st.integers(1, 4)),
         "vocab": draw(st.integers(1, 9)),
         "positions": draw(st.integers(1, 5)),
-        "qkv_bias": biases or draw(st.booleans()),
-        "out_bias": biases or draw(st.booleans()),
-        "mlp_bias": biases or draw(st.booleans()),
+        **{name: draw(st.booleans()) for name in ("qkv_bias", "out_bias", "mlp_bias") if not biases and _reads(family, name)},
         "tied": draw(st.booleans()),
+        **(draw(mixtures(tp, layers, mixed=hf.ALL_MIXED in FAMILY[family].hf.table.rows)) if _reads(family, "experts") else {}),
+        **dict.fromkeys(("kv_lora", "nope_dim", "rope_dim", "v_dim"), draw(st.integers(1, 3)) if family in LATENT else 0),
+        "q_lora": draw(st.integers(0, 3)) if family in LATENT else 0,
+        "mtp": draw(st.integers(0, 2)) if family == "deepseek_v3" else 0,
+        "family": family,
         "tp": tp,
         "pp": draw(st.integers(1, min(3, layers))) if ranked else 1,
         "embedding": draw(st.sampled_from(("none", "rows", "columns"))) if ranked else "none",
@@ -62,7 +108,7 @@ def read_back(kind, config, present):
 
 
 def _family(config):
-    return "gpt2" if config["norm"] == "layer" else "llama"
+    return config.get("family") or ("gpt2" if config["norm"] == "layer" else "llama")
 
 
 def keys(found):
@@ -92,11 +138,14 @@ def test_a_target_that_is_read_back_as_a_source_is_the_same(family, kind, data):
 @given(data=st.data())
 def test_a_target_for_everybody_holds_every_canonical_element_once(family, kind, data):
     config = data.draw(models(family))
-    assert {name for name, count in held(written(kind, config), config).items() if not (count == 1).all()} == set()
+    # layers that predict further tokens have the embedding and the head once more
+    again = dict.fromkeys(("embed", "head"), 1 + config["mtp"]) if kind == "hf" else {}
+    found = held(written(kind, config), config)
+    assert {name for name, count in found.items() if not (count == again.get(name, 1)).all()} == set()
 
 
 @settings(deadline=None, max_examples=40)
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("family", RANKED)
 @given(data=st.data())
 def test_ranks_hold_a_matrix_once_and_a_copy_of_what_is_not_cut(family, data):
     config = data.draw(models(family, ranked=True))
@@ -105,7 +154,7 @@ def test_ranks_hold_a_matrix_once_and_a_copy_of_what_is_not_cut(family, data):
         "embed": (tp if config["embedding"] == "none" else 1) + config["tied"],
         "head": 1,
         **dict.fromkeys(("attention.q", "attention.o", "attention.q_bias", "mlp.gate", "mlp.up", "mlp.down"), 1),
-        **dict.fromkeys(("mlp.gate_bias", "mlp.up_bias"), 1),
+        **dict.fromkeys(("mlp.gate_bias", "mlp.up_bias", "moe.gate", "moe.up", "moe.down"), 1),
         **dict.fromkeys(("attention.k", "attention.v", "attention.k_bias", "attention.v_bias"), max(1, tp // kv)),
     }
     for name, count in held(written("trtllm", config), config).items():
@@ -113,10 +162,9 @@ def test_ranks_hold_a_matrix_once_and_a_copy_of_what_is_not_cut(family, data):
 
 
 @settings(deadline=None, max_examples=40)
-@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize(("family", "kind"), [pair for pair in KINDS if pair[1] != "megatron local"])
 @given(data=st.data())
-def test_every_stored_element_of_a_target_is_in_one_view_or_padding(family, data):
-    kind = data.draw(st.sampled_from(("megatron te", "hf", "trtllm")))
+def test_every_stored_element_of_a_target_is_in_one_view_or_padding(family, kind, data):
     for entry in written(kind, data.draw(models(family, ranked=kind == "trtllm"))):
         count = np.zeros(entry.shape, np.int64)
         for box in entry.padding:
@@ -130,19 +178,24 @@ def test_every_stored_element_of_a_target_is_in_one_view_or_padding(family, data
         assert (entry.padded != "") == bool(entry.padding)
 
 
-def stacked(found):
-    """Return the keys as Megatron stores a homogeneous model: no layer number, the layer is the first dimension."""
-    return {(unit, ".".join(word for word in name.split(".") if not word.isdigit())) for unit, name in keys(found)}
+def one_key_a_layer(found, config):
+    """Return the keys of a model that is stored layer by layer, as Megatron does where its layers are not all alike."""
+    numbered = ((unit, name.partition("decoder.layers.")) for unit, name in keys(found))
+    return {
+        (unit, f"{before}{at}{'' if not at else f'{layer}.'}{rest}")
+        for unit, (before, at, rest) in numbered
+        for layer in (range(config["layers"]) if at else [0])
+    }
 
 
 @settings(deadline=None, max_examples=40)
-@pytest.mark.parametrize("family", FAMILY)
-@pytest.mark.parametrize("kind", ["megatron te", "megatron local"])
+@pytest.mark.parametrize(("family", "kind"), MEGATRONS)
 @given(data=st.data())
 def test_stacked_layers_and_one_key_a_layer_hold_the_same_boxes(family, kind, data):
     config = data.draw(models(family))
-    layer_by_layer = written(kind, config)
-    at_once = read_back(kind, config, stacked(layer_by_layer))
+    at_once = written(kind, config)
+    assume(not any(part.isdigit() for entry in at_once for part in entry.name.split(".")))  # layers of one kind alone
+    layer_by_layer = read_back(kind, config, one_key_a_layer(at_once, config))
     assert {(v.tensor, v.box) for e in at_once for v in e.views} == {(v.tensor, v.box) for e in layer_by_layer for v in e.views}
     one = {entry.name: entry for entry in layer_by_layer}
     for entry in at_once:
@@ -175,13 +228,14 @@ SMALL: dict[str, str | int | float | None] = {
     "ffn": 8,
     "vocab": 9,
     "positions": 7,
+    "position": "rope",
     "tp": 1,
     "pp": 1,
     "tied": False,
     "embedding": "none",
 }
-LLAMA_SMALL = {**LLAMA.traits, **SMALL}
-GPT2_SMALL = {**GPT2.traits, **SMALL, "kv_heads": 6, "tied": True}
+LLAMA_SMALL = {**SMALL, **LLAMA.traits}
+GPT2_SMALL = {**SMALL, **GPT2.traits, "kv_heads": 6, "tied": True}
 
 
 def shapes(found):
@@ -189,38 +243,26 @@ def shapes(found):
 
 
 def test_megatron_stores_a_llama_under_these_names_and_shapes():
-    layer = "decoder.layers.0."
-    assert {
-        name: shape
-        for name, shape in shapes(written("megatron te", LLAMA_SMALL)).items()
-        if ".layers.0." in f".{name}" or "layers" not in name
-    } == {
+    layer = "decoder.layers."
+    assert shapes(written("megatron te", LLAMA_SMALL)) == {
         "embedding.word_embeddings.weight": (9, 12),
-        layer + "self_attention.linear_qkv.layer_norm_weight": (12,),
-        layer + "self_attention.linear_qkv.weight": (20, 12),
-        layer + "self_attention.linear_proj.weight": (12, 12),
-        layer + "mlp.linear_fc1.layer_norm_weight": (12,),
-        layer + "mlp.linear_fc1.weight": (16, 12),
-        layer + "mlp.linear_fc2.weight": (12, 8),
+        layer + "self_attention.linear_qkv.layer_norm_weight": (5, 12),
+        layer + "self_attention.linear_qkv.weight": (5, 20, 12),
+        layer + "self_attention.linear_proj.weight": (5, 12, 12),
+        layer + "mlp.linear_fc1.layer_norm_weight": (5, 12),
+        layer + "mlp.linear_fc1.weight": (5, 16, 12),
+        layer + "mlp.linear_fc2.weight": (5, 12, 8),
         "decoder.final_layernorm.weight": (12,),
         "output_layer.weight": (9, 12),
     }
 
 
-def test_the_local_spelling_differs_in_the_names_of_norms_alone():
-    fused, local = set(shapes(written("megatron te", GPT2_SMALL))), set(shapes(written("megatron local", GPT2_SMALL)))
-    assert {name.split(".", 3)[-1] for name in fused - local} == {
-        "self_attention.linear_qkv.layer_norm_weight",
-        "self_attention.linear_qkv.layer_norm_bias",
-        "mlp.linear_fc1.layer_norm_weight",
-        "mlp.linear_fc1.layer_norm_bias",
-    }
-    assert {name.split(".", 3)[-1] for name in local - fused} == {
-        "input_layernorm.weight",
-        "input_layernorm.bias",
-        "pre_mlp_layernorm.weight",
-        "pre_mlp_layernorm.bias",
-    }
+def test_the_local_spelling_differs_in_the_name_of_the_norm_before_a_mixture_alone():
+    assert shapes(written("megatron te", GPT2_SMALL)) == shapes(written("megatron local", GPT2_SMALL))
+    mixture = {**LLAMA_SMALL, "experts": 4, "topk": 2, "moe_ffn": 8}
+    fused, local = set(shapes(written("megatron te", mixture))), set(shapes(written("megatron local", mixture)))
+    assert fused - local == {"decoder.layers.pre_mlp_layernorm.weight"}
+    assert local - fused == {"decoder.layers.mlp.linear_fc1.layer_norm_weight"}
 
 
 def test_a_rank_of_gpt2_has_these_names_and_shapes():
@@ -250,7 +292,7 @@ def test_a_rank_of_gpt2_has_these_names_and_shapes():
 
 def test_ranks_are_numbered_stage_by_stage_and_the_first_stages_have_the_extra_layers():
     found = [
-        (unit.name, unit.rank, list(unit.layers), unit.first, unit.last)
+        (unit.name, unit.tensor.rank, list(unit.layers), unit.first, unit.last)
         for unit in units(LLAMA.trtllm, {**LLAMA_SMALL, "tp": 2, "pp": 3})
     ]
     assert found == [

@@ -206,7 +206,7 @@ CONFIGS = {
         st.sampled_from(({}, {"openai_gelu": True}, {"bias_gelu_fusion": True})),
     ),
 }
-FAMILY = {"llama": LLAMA, "gpt2": GPT2}
+FAMILY = {family.name: family for family in FAMILIES}
 ONE_RANK = {"tp": 1, "pp": 1, "ep": 1, "moe_tp": 1, "world": 1, "embedding": "none"}
 
 
@@ -357,7 +357,13 @@ MEANINGS = [
         "default",
     ),
     ("megatron: interpolation is linear", "llama megatron", {"rotary_seq_len_interpolation_factor": 2}, "rope_type", "linear"),
-    ("megatron: norms are stored less one where it says so", "llama megatron", {"apply_layernorm_1p": True}, "zero_centred", True),
+    (
+        "megatron: norms are stored less one where it says so",
+        "llama megatron",
+        {"apply_layernorm_1p": True},
+        "zero_centred",
+        True,
+    ),
     ("megatron: in TE's words", "llama megatron", {"layernorm_zero_centered_gamma": True}, "zero_centred", True),
     ("megatron: queries and keys are normed head by head", "llama megatron", {"qk_layernorm": True}, "qk_norm", "head"),
     ("megatron: or not at all", "llama megatron", {"qk_layernorm": False}, "qk_norm", "none"),
@@ -389,7 +395,49 @@ MEANINGS = [
     ),
     ("trtllm: the sharding means nothing without its flag", "llama trtllm", {"embedding_sharding_dim": 1}, "embedding", "none"),
 ]
+MLA_HF = {
+    "kv_lora_rank": 8,
+    "q_lora_rank": None,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+LLAMA4_HF = {"intermediate_size_mlp": 64, "attention_chunk_size": 8, "interleave_moe_layer_step": 2}
+
+
+def hf_like(architecture, model_type, **more):
+    """Give the config of a family that is Llama's and some more."""
+    return {**LLAMA_HF, "architectures": [architecture], "model_type": model_type, **more}
+
+
+HEADS = {"num_key_value_heads": 2, "head_dim": 8}
+# of the mixtures, one config a family
+MIXTURES = {
+    "mixtral hf": hf_like("MixtralForCausalLM", "mixtral", num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_moe hf": hf_like(
+        "Qwen3MoeForCausalLM", "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0]
+    ),
+    "qwen2_moe hf": hf_like(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        num_experts=4,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+        decoder_sparse_step=2,
+    ),
+    "olmoe hf": hf_like("OlmoeForCausalLM", "olmoe", num_experts=4),
+    "deepseek_v2 hf": hf_like("DeepseekV2ForCausalLM", "deepseek_v2", **MLA_HF),
+    "deepseek_v3 hf": hf_like("DeepseekV3ForCausalLM", "deepseek_v3", **MLA_HF),
+    "llama4 hf": hf_like("Llama4ForCausalLM", "llama4_text", **HEADS, **LLAMA4_HF),
+    "gpt_oss hf": hf_like("GptOssForCausalLM", "gpt_oss", **HEADS, num_local_experts=4, num_experts_per_tok=2),
+}
 BASE = {
+    **MIXTURES,
     "llama hf": LLAMA_HF,
     "gpt2 hf": GPT2_HF,
     "llama megatron": LLAMA_MEGATRON,
@@ -601,6 +649,22 @@ UNREFUSED = [
     pytest.param("llama hf", {"rope_scaling": {"factor": 2.0}}, id="a factor of rope without a type"),  # lost in silence
     pytest.param("llama hf", {"num_key_value_heads": 0}, id="no KV heads at all"),  # ZeroDivisionError in model.sizes
     pytest.param("llama hf", {"hidden_size": -32}, id="a negative width"),
+    pytest.param("mixtral hf", {"num_hidden_layers": 1 << 60}, id="more layers than a list can hold"),
+    pytest.param("qwen3_moe hf", {"decoder_sparse_step": 0}, id="every layer of none"),
+    pytest.param("qwen3_moe hf", {"mlp_only_layers": 3}, id="a number for a list"),
+    pytest.param("deepseek_v3 hf", {"rope_interleave": False}, id="halves of a head rotated together where pairs are"),
+    pytest.param("deepseek_v3 hf", {"q_lora_rank": -1}, id="queries of a negative width"),
+    pytest.param("deepseek_v3 hf", {"n_shared_experts": "2"}, id="a text for a number of experts"),
+    pytest.param("deepseek_v3 hf", {"first_k_dense_replace": 1.5}, id="a layer and a half"),
+    pytest.param("deepseek_v2 hf", {"norm_topk_prob": True}, id="weights that are normed and scaled"),
+    pytest.param("deepseek_v2 hf", {"topk_method": "noaux_tc"}, id="V3's choice of experts in V2"),
+    pytest.param("olmoe hf", {"clip_qkv": 8.0}, id="queries that are clipped"),
+    pytest.param("llama4 hf", {"attention_chunk_size": None}, id="chunks of nobody knows what"),
+    pytest.param("llama4 hf", {"moe_layers": [7]}, id="a mixture that is no layer"),
+    pytest.param("llama4 hf", {"no_rope_layers": [1]}, id="one mark for two layers"),
+    pytest.param("gpt_oss hf", {"layer_types": ["sliding_attention"]}, id="one kind for two layers"),
+    pytest.param("gpt_oss hf", {"swiglu_alpha": 1.0}, id="another gate"),
+    pytest.param("gpt_oss hf", {"quantization_config": {"quant_method": "mxfp4"}}, id="packed weights"),
     pytest.param("llama trtllm", {"mapping": {"tp_size": 2, "world_size": 8}}, id="a world that is not tp times pp"),
     pytest.param("llama trtllm", {"mapping": {"tp_size": 0}}, id="ranks by none"),  # read as 1
 ]
@@ -787,10 +851,11 @@ def test_what_another_program_cannot_say_is_refused(remark, kind, more, other, w
 
 def test_arguments_that_no_family_has_are_refused_with_a_reason_for_each():
     with pytest.raises(NotSupported) as caught:
-        recognise("megatron", {**LLAMA_MEGATRON, "rotary_percent": 0.5}, "a config", {})
+        recognise("megatron", {**LLAMA_MEGATRON, "rotary_percent": 0.5, "qk_layernorm": True}, "a config", {})
     assert caught.value.what == "no known family has the features that the training arguments describe"
     assert set(caught.value.facts) == {"where", *(f"not {family.name}" for family in FAMILIES)}
     assert caught.value.facts["not llama"] == "the target's config has no place for 'rope_percent'"
+    assert caught.value.facts["not qwen3"] == "the target's config has no place for 'rope_percent'"
     assert caught.value.facts["not gpt2"] == (
         "norm is 'rms', gated is True, position is 'rope', qkv_bias is False, out_bias is False, mlp_bias is False"
     )

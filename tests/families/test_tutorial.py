@@ -11,8 +11,16 @@ from carnet.families.qwen import QWEN3
 PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
 CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
 CONFIG = {
-    **{"model_type": "qwen3", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
-    **{"head_dim": 16, "intermediate_size": 48, "vocab_size": 97, "max_position_embeddings": 64, "torch_dtype": "bfloat16"},
+    "model_type": "qwen3",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "torch_dtype": "bfloat16",
 }
 
 

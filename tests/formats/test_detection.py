@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from carnet.errors import BadRequest, NotSupported
+from carnet.errors import BadRequest
 from carnet.formats.detect import fingerprint, open_checkpoint
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

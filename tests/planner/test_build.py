@@ -21,7 +21,7 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
 from carnet.planner.build import build
 from carnet.planner.request import Request
-from carnet.steps import Cast, Copy, Fill, Plan, Same
+from carnet.steps import Add, Cast, Copy, Fill, Plan, Same
 
 NOWHERE = Path("/a/folder/that/does/not/exist")
 NUMPY: Mapping[str, np.dtype[np.generic]] = {
@@ -373,6 +373,8 @@ def carried_out(plan: Plan, files):
                 assert (step.source.dtype, step.target.dtype) == ("bf16", "f32")
                 wide = array_at(step.source, step.shape, files).astype(np.uint32) << 16
                 array_at(step.target, step.shape, out)[...] = wide.view(np.float32)
+            case Add():
+                raise AssertionError("no norm here is stored less one")
             case Fill():
                 array_at(step.target, step.shape, out)[...] = 0
             case Same():

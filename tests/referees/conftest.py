@@ -1,4 +1,4 @@
-"""What referees share: one process as Megatron's whole world, on a machine without a GPU; and a model that goes there and comes back."""
+"""What referees share: one process as Megatron's whole world, on a machine without a GPU; a model that comes back."""
 
 import contextlib
 import socket

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma2Config, Gemma3TextConfig, GemmaConfig
 
 import carnet
-from carnet.errors import CarnetError, NotSupported
+from carnet.errors import CarnetError
 
 pytestmark = pytest.mark.referee
 
@@ -218,8 +218,16 @@ def test_what_carnet_cannot_carry_over_is_refused(which, values, tmp_path):
         carnet.cross(tmp_path / "hf", tmp_path / "again", to="hf")
 
 
-@pytest.mark.parametrize("which", ["gemma3", "gemma, a head of its own and biases"])
-def test_what_tensorrt_llm_has_no_word_for_is_refused(which, tmp_path):
+NO_WORD = (
+    ("gemma3", "trtllm"),
+    ("gemma, a head of its own and biases", "trtllm"),
+    ("gemma", "megatron"),
+    ("gemma2", "megatron"),
+)
+
+
+@pytest.mark.parametrize(("which", "to"), NO_WORD, ids=str)
+def test_what_a_program_has_no_word_for_is_refused(which, to, tmp_path):
     saved(MODELS[which], tmp_path / "hf")
-    with pytest.raises(NotSupported):
-        carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm")
+    with pytest.raises(CarnetError):
+        carnet.cross(tmp_path / "hf", tmp_path / "out", to=to)

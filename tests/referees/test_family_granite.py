@@ -26,11 +26,12 @@ SIZES = {
     "pad_token_id": 0,
 }
 FACTORS = {"embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22, "logits_scaling": 8.0}
+WIDE = {"head_dim": 24}  # the class has no such key, the model reads it
 MODELS = {
     "plain": GraniteConfig(**SIZES),
     "every factor": GraniteConfig(**SIZES, **FACTORS),
     "factors, wide heads, biases, tied": GraniteConfig(
-        **SIZES, **FACTORS, head_dim=24, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+        **SIZES, **FACTORS, **WIDE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
 }
 # which program wrote a config and where it lies

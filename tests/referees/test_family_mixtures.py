@@ -84,11 +84,7 @@ def test_mixtral_comes_back_from_tensorrt_ranks(which, there_and_again):
     config = MixtralConfig(
         **{**HEADS, "num_key_value_heads": 4, "num_attention_heads": 8, "num_local_experts": 4}, intermediate_size=40
     )
-    # a TensorRT-LLM checkpoint has no place for the tokens, nor for a window that is none
-    there_and_again(config, {"to": "trtllm", **RANKS[which]}, spelled_otherwise=NOT_IN_TRTLLM)
-
-
-NOT_IN_TRTLLM = ()
+    there_and_again(config, {"to": "trtllm", **RANKS[which]})
 
 
 @pytest.mark.parametrize("expert", range(4))

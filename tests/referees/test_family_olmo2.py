@@ -32,9 +32,10 @@ ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+WIDE = {"head_dim": 24}  # the class has no such key, the model reads it
 MODELS = {
     "plain": Olmo2Config(**SIZES),
-    "wide heads, biases, tied": Olmo2Config(**SIZES, head_dim=24, attention_bias=True, tie_word_embeddings=True),
+    "wide heads, biases, tied": Olmo2Config(**SIZES, **WIDE, attention_bias=True, tie_word_embeddings=True),
     "angles stretched": Olmo2Config(**SIZES, rope_parameters=ROPE),
 }
 # which program wrote a config and where it lies

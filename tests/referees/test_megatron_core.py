@@ -1,5 +1,7 @@
 """A tiny transformers model, taken to Megatron, loaded strictly by the real megatron-core and run: the same logits."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.load_state_dict. is deprecated:FutureWarning"),
 ]
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 5,
@@ -39,7 +41,7 @@ SILU = {
 EXPERTS = {"num_moe_experts": 4, "moe_router_topk": 2, "moe_ffn_hidden_size": 96, "moe_token_dispatcher_type": "allgather"}
 
 # name -> (transformers model, arguments of TransformerConfig beside the sizes, of the layer spec, of GPTModel)
-MODELS = {
+MODELS: dict[str, Any] = {
     "llama": (lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)), SILU, {}, {}),
     "llama with tied embeddings": (
         lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, tie_word_embeddings=True)),
@@ -48,7 +50,7 @@ MODELS = {
         {"share_embeddings_and_output_weights": True},
     ),
     "llama with rope stretched as Llama 3 does": (
-        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, rope_scaling=LLAMA3)),
+        lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**(SIZES | {"rope_scaling": LLAMA3}))),
         SILU,
         {},
         {"rope_scaling": True, "rope_scaling_factor": 8.0},
@@ -115,7 +117,7 @@ def test_megatron_core_computes_what_transformers_does(name, cut, megatron_world
         max_sequence_length=64,
         position_embedding_type="rope",
         rotary_base=50000,
-        **{"share_embeddings_and_output_weights": False, **built},
+        **{"share_embeddings_and_output_weights": False} | built,
     )
     theirs = theirs.float().eval()
     state = {"model": theirs.sharded_state_dict()}

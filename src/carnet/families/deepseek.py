@@ -1,4 +1,6 @@
-"""DeepSeek-V2 and V3: latent attention, dense layers before mixtures, shared experts; V3: a bias that chooses experts, further-token layers.
+"""DeepSeek-V2 and V3: latent attention, dense layers before mixtures, shared experts.
+
+V3 has a bias that chooses experts, and layers that predict further tokens.
 
 transformers: modeling_deepseek_v3.py; vLLM wants topk_method and scoring_func beside what transformers writes. The width of the shared
 experts is a number of them times the width of one: a model in between is padded with zeros, which changes nothing it computes.
@@ -6,6 +8,7 @@ experts is a number of them times the width of one: a model in between is padded
 
 from carnet.families import hf
 from carnet.families.family import Family
+from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
@@ -65,7 +68,12 @@ def _after_dense(dense: object, config: Config) -> tuple[int, ...]:
 def _groups(said: tuple[object, object], _: Config) -> int:
     """Return how many groups experts are chosen from: without a limit there is one, whatever the number says."""
     method, groups = said
-    if method not in {"greedy", "group_limited_greedy"} or not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
+    if (
+        method not in {"greedy", "group_limited_greedy"}
+        or not isinstance(groups, int)
+        or isinstance(groups, bool)
+        or groups < 1
+    ):
         raise ValueError("a way to choose experts")
     return groups if method != "greedy" else 1
 
@@ -88,7 +96,7 @@ ROWS = (
     *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate"),
     *(*SHARED, hf.FINAL_NORM, hf.HEAD),
 )
-FIELDS = (
+FIELDS: tuple[Field, ...] = (
     place("layers", "num_hidden_layers"),
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),

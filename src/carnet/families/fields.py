@@ -332,6 +332,10 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
             raise BadCheckpoint(
                 f"the config sets {key!r} to less than {field.least}", {"where": where, "found": f"{value!r}"[:80]}
             )
+        if field.most is not None and isinstance(value, int) and value > field.most:
+            raise BadCheckpoint(
+                f"the config sets {key!r} to more than {field.most}", {"where": where, "found": f"{value!r}"[:80]}
+            )
         return value
     raise BadCheckpoint(
         f"the config sets {key!r} to something that is no {field.kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}

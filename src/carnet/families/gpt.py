@@ -56,7 +56,9 @@ NEMOTRON = Family(
             place("norm_eps", "norm_eps", default=1e-5),
             place("activation", "hidden_act", default="relu2", words=(("relu2", "relu2"), *hf.ACTIVATIONS)),
             *hf.ROPE,
-            place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", "rope_percent", default=0.5),
+            place(
+                "rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", "rope_percent", default=0.5
+            ),
             place("qkv_bias", "attention_bias", default=False),
             place("out_bias", "attention_bias", default=False),
             place("mlp_bias", "mlp_bias", default=False),

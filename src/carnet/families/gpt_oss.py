@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from carnet.families import hf
 from carnet.families.family import Family
-from carnet.families.fields import Place, Spread, place
+from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
 from carnet.families.model import Config, number, value

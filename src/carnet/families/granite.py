@@ -16,7 +16,12 @@ GRANITE = Family(
         "granite",
         hf.LLAMA_ROWS,
         (
-            *hf.LLAMA_FIELDS,
+            *hf.SIZES_WITHOUT_HEAD,
+            place("norm_eps", "rms_norm_eps", default=1e-6),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            *hf.ROPE,
+            hf.DTYPE,
+            *hf.TOKENS,
             place("qkv_bias", "attention_bias", default=False),
             place("out_bias", "attention_bias", default=False),
             place("mlp_bias", "mlp_bias", default=False),

@@ -4,6 +4,7 @@ Names as in transformers' modeling_llama.py; every family says what it does diff
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from carnet.families.fields import Place, Table, place
 from carnet.families.fields import Row as Field
@@ -80,6 +81,8 @@ SIZES = (
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),
 )
+# of classes that have no key for the width of a head, though their models read one
+SIZES_WITHOUT_HEAD = tuple(replace(field, omit=True) if field.field == "head_dim" else field for field in SIZES)
 TOKENS = (
     place("bos", "bos_token_id", default=None),
     place("eos", "eos_token_id", default=None),

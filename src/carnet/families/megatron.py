@@ -110,9 +110,9 @@ def _mixtures(said: int | list[int], config: Config) -> tuple[int, ...]:
     """Return a mark a layer: every n-th is a mixture, or those with a 1 in the list."""
     if isinstance(said, int):
         return tuple(int(layer % said == 0) for layer in range(number(config, "layers")))
-    if len(said) != number(config, "layers"):
+    if len(said) != number(config, "layers") or not all(type(mark) is int and mark in {0, 1} for mark in said):
         raise ValueError("one mark a layer")
-    return tuple(int(mark) for mark in said)
+    return tuple(said)
 
 
 def _best_of_a_group(config: Config) -> int | None:

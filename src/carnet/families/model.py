@@ -23,12 +23,13 @@ class Field:
     storage: bool = False  # says how weights are stored, nothing about the model
     soft: bool = False  # says nothing about the weights' meaning: a target without a place for it may leave it out
     least: int | None = 1  # of an integer, the smallest that makes sense
+    most: int | None = None  # of an integer, the largest that a machine can list
     many: bool = False  # may be several integers
     remedy: str | None = None  # what a person can do where no config says it
 
 
 FIELDS = (
-    Field("layers", int, ..., "decoder layers"),
+    Field("layers", int, ..., "decoder layers", most=1 << 16),
     Field("hidden", int, ..., "width of the residual stream"),
     Field("heads", int, ..., "query heads"),
     Field("kv_heads", int, ..., "key and value heads"),
@@ -70,7 +71,7 @@ FIELDS = (
         many=True,
     ),
     Field("window_every", int, None, "a config's word: every n-th layer has no window", storage=True),
-    Field("rope_local_theta", float, None, "base of the rotary frequencies in layers with the window; None where all are alike"),
+    Field("rope_local_theta", float, None, "base of the rotary frequencies in layers with the window; None for the same"),
     Field("norm_before", bool, True, "what goes into the attention and into the MLP is normed"),
     Field("norm_after", bool, False, "what comes out of them is normed, before it is added"),
     Field("embed_root", bool, False, "the embedding is multiplied by the square root of its width"),
@@ -109,8 +110,8 @@ FIELDS = (
     Field("glu_offset", float, 0.0, "added to what the gate multiplies"),
     Field("glu_limit", float, None, "the gate is cut off above it, what it multiplies on both sides; None for never"),
     Field("sinks", bool, False, "each query head has a score that goes to no token"),
-    Field("rope_interleaved", bool, False, "neighbouring dimensions of a head are rotated together, not those half a head apart"),
-    Field("rope_layers", int, None, "1 for each layer with rotary positions, 0 for each without; None where all have", many=True),
+    Field("rope_interleaved", bool, False, "neighbouring dimensions of a head are rotated together, not halves of it"),
+    Field("rope_layers", int, None, "1 for each layer with rotary positions, 0 for each without; None for all", many=True),
     Field("rope_truncated", bool, True, "yarn: the dimensions between which frequencies are stretched partly are rounded"),
     Field("chunk", int, None, "a token sees those of its own chunk of so many alone; None for all"),
     Field("chunk_layers", int, None, "1 for each layer that has the chunks; None where all are alike", many=True),

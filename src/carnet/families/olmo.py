@@ -26,7 +26,7 @@ OLMO2 = Family(
             *(hf.FINAL_NORM, hf.HEAD),
         ),
         (
-            *hf.SIZES,
+            *hf.SIZES_WITHOUT_HEAD,
             place("norm_eps", "rms_norm_eps", default=1e-5),
             place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
             *hf.ROPE,

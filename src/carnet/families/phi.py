@@ -8,7 +8,6 @@ from carnet.families.family import Family
 from carnet.families.fields import place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import number
 from carnet.families.rows import fuse, row
 
 QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
@@ -28,15 +27,7 @@ PHI3 = Family(
             *(hf.FINAL_NORM, hf.HEAD),
         ),
         (
-            place("layers", "num_hidden_layers"),
-            place("hidden", "hidden_size"),
-            place("heads", "num_attention_heads"),
-            place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-            # configuration_phi3.py has no such key, modeling_phi3.py reads it
-            place("head_dim", "head_dim", default=lambda c: number(c, "hidden") // number(c, "heads"), omit=True),
-            place("ffn", "intermediate_size"),
-            place("vocab", "vocab_size"),
-            place("positions", "max_position_embeddings"),
+            *hf.SIZES_WITHOUT_HEAD,
             place("norm_eps", "rms_norm_eps", default=1e-5),
             place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
             place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
