@@ -99,7 +99,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": _embedding(request, target)}
     elif target.name == "megatron":
         multiple = MULTIPLE * request.tp
-        config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep}
+        config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
         config["padded_vocab"] = -(-int(str(config["vocab"])) // multiple) * multiple
     elif (request.tp, request.pp, request.ep, request.embedding or "none") != (1, 1, 1, "none"):
         raise BadRequest(
