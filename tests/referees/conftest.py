@@ -16,6 +16,9 @@ import carnet
 def megatron_world():
     """Give megatron-core what it asks of CUDA for no purpose here: a device to put tables on, a state of random numbers."""
     from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.safe_globals import register_safe_globals
+
+    register_safe_globals()  # a test of torch's own context manager may have taken them away again
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
