@@ -1,6 +1,5 @@
 """The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from carnet.box import Box, intersect, whole
+from carnet.box import Box, intersect
 from carnet.dtypes import BY_NAME
 from carnet.errors import MachineFailed
 from carnet.examiner.unfold import Array
@@ -69,15 +68,5 @@ def digest(shelves: Shelves, stored: Stored) -> str:
     return hasher.hexdigest()
 
 
-def digests(shelves: Shelves, tensors: Mapping[str, Stored]) -> dict[str, str]:
-    """Return the digest of every tensor."""
-    return {label: digest(shelves, stored) for label, stored in tensors.items()}
-
-
 def _nbytes(chunk: Chunk, dtype: str) -> int:
     return int(np.prod(chunk.box.shape, dtype=np.int64)) * BY_NAME[dtype].nbytes
-
-
-def all_of(stored: Stored) -> Box:
-    """Return the box of a whole stored tensor."""
-    return whole(stored.shape)

@@ -18,8 +18,7 @@ OLMO2 = Family(
         "olmo2",
         (
             *(hf.EMBED, *hf.ATTENTION),
-            row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
-            row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
+            *hf.WHOLE_QK_NORMS,
             row(LAYER + "post_attention_layernorm.weight", "hidden", "attention_out_norm"),
             *hf.GATED_MLP,
             row(LAYER + "post_feedforward_layernorm.weight", "hidden", "mlp_out_norm"),
