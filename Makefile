@@ -4,22 +4,26 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test test-vllm check format bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
 ARGS ?=# more words for pytest: make test ARGS='-k plan -x'
 FULL := .venv
 LIGHT := .venv-demo
+VLLM := .venv-vllm
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
 test: $(FULL)/.ready  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
+
+test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
+	@$(VLLM)/bin/pytest tests/vllm $(ARGS)
 
 check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, docs current
 	@$(FULL)/bin/ruff format --check --quiet --output-format concise . || { echo "not formatted: run make format"; exit 1; }
@@ -41,7 +45,7 @@ bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB o
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
 
 clean:  ## remove the environments, caches and benchmark data
-	rm -rf $(FULL) $(LIGHT) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(FULL) $(LIGHT) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments: made once, and again when what they are made from changes -------------------------------------------------
@@ -64,4 +68,12 @@ $(LIGHT)/.ready: pyproject.toml constraints.txt $(shell find src -name '*.py' 2>
 	@echo "preparing $(@D)"
 	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps .
 	@$(@D)/$(PIP) install --constraint constraints.txt .
+	@touch $@
+
+# vLLM wants releases of its own, torch's among them, so it lives apart
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(fresh)
+	@echo "preparing $(@D) (3.4 GB; this happens once)"
+	@$(@D)/$(PIP) install --no-deps --requirement constraints-vllm.txt
+	@$(@D)/$(PIP) install --no-deps --editable .
 	@touch $@

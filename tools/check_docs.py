@@ -1,7 +1,8 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
 A fenced block under a comment that starts with a dollar sign is the output of that command. The commands of a page run one after the
-other in one empty folder, where ``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote::
+other in one folder, where ``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, and ``tools`` this
+folder::
 
     <!-- $ carnet plan --help -->
     ```text
@@ -57,6 +58,7 @@ def desk(folder: Path) -> Path:
     (folder / "checkpoints").mkdir()
     for name, golden in CHECKPOINTS.items():
         (folder / "checkpoints" / name).symlink_to(Path("tests/goldens", golden).absolute())
+    (folder / "tools").symlink_to(Path("tools").absolute())
     return folder
 
 

@@ -16,7 +16,7 @@ from carnet.examiner.examine import Examination, examine
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import Staged, write
 from carnet.executor.staging import publish
-from carnet.families.known import TARGETS
+from carnet.families.known import STORAGE, TARGETS
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, read_config
@@ -241,7 +241,10 @@ def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
     if config is None:
         return checkpoint
     said = read_config(Path(config))
-    return replace(checkpoint, config=arguments_of(said, str(config)) if checkpoint.dialect == "megatron" else said)
+    if checkpoint.dialect == "megatron":
+        own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
+        said = {**own, **arguments_of(said, str(config))}
+    return replace(checkpoint, config=said)
 
 
 def _recheck(target: Path) -> Verdict:

@@ -6,7 +6,7 @@ lacking or of another shape stops here.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from carnet.box import Box, uncovered, whole
@@ -14,18 +14,20 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import Config, Value, canonical, number, sizes, value
+from carnet.families.model import canonical, number, sizes, value
 from carnet.families.rows import Dialect
-from carnet.formats.stored import Checkpoint, Stored
+from carnet.families.words import Config, Value
+from carnet.formats.stored import Checkpoint, Stored, reshaped
 
 Key = tuple[str, str]  # (unit, name) of a stored tensor
+EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
     """A checkpoint whose every tensor is understood."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint  # every tensor in the shape that its entry says
     family: Family
     dialect: Dialect
     config: dict[str, Value]  # canonical fields
@@ -54,6 +56,13 @@ def survey(
     ``like`` is the model that this one should be: it says how much of a padded axis is padding.
     """
     where = str(checkpoint.root)
+    if checkpoint.dialect == "megatron" and not checkpoint.config:
+        facts = {
+            "where": where,
+            "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
+        }
+        remedy = "name the model's config.json, or a few lines of YAML, with --config"
+        raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
     given = {} if vocab is None else {"vocab": vocab}
     family, config = recognise(checkpoint.dialect, checkpoint.config, where, given)
     dialect = dialect_of(family, checkpoint.dialect)
@@ -62,16 +71,28 @@ def survey(
     if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     if dialect.name == "megatron" and config.get("padded_vocab") is None:
-        config["padded_vocab"] = next((t.shape[0] for (_, n), t in kept.items() if n.endswith("word_embeddings.weight")), None)
+        config["padded_vocab"] = _stored_vocabulary(config, kept, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
-    found = {key: entry for key, entry in named.items() if kept[key].shape == entry.shape}
+    found = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     problems = [
         *_unknown(kept, named, where),
         *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in found),
         *_missing(dialect, config, named, where),
     ]
+    seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
+    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     return Inventory(checkpoint, family, dialect, config, found, dropped), problems
+
+
+def _stored_vocabulary(config: Config, kept: Mapping[Key, Stored], where: str) -> int | None:
+    """Return how many rows the tensor-parallel ranks' parts of the embedding have together."""
+    found = {unit.split("-")[0]: stored for (unit, name), stored in kept.items() if name.endswith(EMBEDDING)}
+    rows = sum(stored.shape[0] for stored in found.values() if stored.shape)
+    if 0 < rows < number(config, "vocab"):
+        facts = {"where": where, "expected": f"at least {number(config, 'vocab')} rows", "found": f"{rows} rows"}
+        raise BadCheckpoint(f"the shape of {EMBEDDING!r} contradicts the config", facts)
+    return rows or None
 
 
 def _drop(
@@ -130,7 +151,7 @@ def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str)
 def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
     name = "/".join(filter(None, (entry.unit, entry.name)))
     sized = "  ".join(f"{axis} {length}" for axis, length in sizes(config).items())
-    facts = {"where": where, "tensor": name, "expected": list(entry.shape), "found": list(stored.shape), "config": sized}
+    facts = {"where": where, "tensor": name, "expected": list(entry.stored), "found": list(stored.shape), "config": sized}
     return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts)
 
 
@@ -162,10 +183,9 @@ def is_zero_centred(dialect: Dialect, config: Config) -> bool:
 
 def norms(config: Config) -> frozenset[str]:
     """Return the names of the canonical tensors that scale a norm."""
-    return frozenset(name for name, tensor in canonical(config) if tensor.is_norm)
+    return frozenset(name for name, tensor, _ in canonical(config) if tensor.is_norm)
 
 
 def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Return every canonical tensor of a model, layers written out, with its shape."""
-    size = sizes(config)
-    return {name: tuple(size[axis] for axis in tensor.axes.split()) for name, tensor in canonical(config)}
+    return {name: shape for name, _, shape in canonical(config)}

@@ -13,7 +13,7 @@ from carnet.api import Inspection, Verdict
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.document import layout
-from carnet.families.model import Config
+from carnet.families.words import Config
 from carnet.formats.stored import Stored
 from carnet.steps import Plan
 

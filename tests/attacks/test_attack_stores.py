@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.detect import open_checkpoint
+from carnet.inventory import take
 
 
 def refusal(checkpoint, kind: type[CarnetError] = BadCheckpoint) -> str:
@@ -55,10 +56,18 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_does_not_hang(megatron, name):
     assert refusal(megatron).splitlines()[0] == f"{name} is not a regular file"
 
 
-@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json", "common.pt"])
+@pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json"])
 def test_a_missing_file_is_named(megatron, name):
     (megatron.root / name).unlink()
     assert refusal(megatron).splitlines()[0] == f"{name} is missing"
+
+
+def test_without_a_config_a_missing_common_state_is_named(megatron):
+    (megatron.root / "common.pt").unlink()
+    with pytest.raises(BadCheckpoint) as error:
+        take(open_checkpoint(megatron.root))
+    assert error.value.what == "the training arguments are missing"
+    assert "common.pt" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", ".metadata", "metadata.json", "common.pt"])
@@ -216,7 +225,9 @@ def test_several_iterations_without_a_tracker_are_a_choice_that_is_not_made(mega
 
 def test_arguments_that_are_missing_are_an_error(megatron):
     torch.save({"iteration": 3}, megatron.root / "common.pt")
-    assert refusal(megatron).splitlines()[0] == "the training arguments are missing"
+    with pytest.raises(BadCheckpoint) as error:
+        take(open_checkpoint(megatron.root))
+    assert error.value.what == "the training arguments are missing"
 
 
 def test_two_items_of_one_chunk_are_an_error(megatron):

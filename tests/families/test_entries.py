@@ -1,101 +1,46 @@
 """Entries: what a target is written as is what a source is read as, and every canonical tensor is in it."""
 
-import itertools
 from collections import defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from carnet.errors import BadRequest
-from carnet.families import hf
 from carnet.families.entries import entries, units
-from carnet.families.fields import Choice, Place
 from carnet.families.gpt2 import GPT2
 from carnet.families.known import FAMILIES, dialect_of
 from carnet.families.llama import LLAMA
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import BY_NAME
+from carnet.families.model import layers
 from carnet.inventory import canonical_shapes
+from tests.families.samples import FAMILY, SAMPLES, cut, family_of, ranked
+from tests.families.samples import draw as random_model
 
-FAMILY = {family.name: family for family in FAMILIES}
-
-
-def named(row):
-    return row.fields if isinstance(row, Choice) else (row.field,)
-
-
-def has(family, kind):
-    """Say whether a program has a dialect for a family whose every trait it can say or takes for granted."""
-    dialect = kind.split()[0]
-    if dialect != "megatron":
-        return getattr(FAMILY[family], dialect) is not None
-    said = {name for row in MEGATRON.table.rows for name in named(row)}
-    words = {row.field: [word for word, _ in row.words] for row in MEGATRON.table.rows if isinstance(row, Place) and row.words}
-    traits = FAMILY[family].traits.items()
-    return all(BY_NAME[name].neutral == trait or (name in said and trait in words.get(name, [trait])) for name, trait in traits)
-
-
-KINDS = [pair for pair in itertools.product(FAMILY, ("megatron te", "megatron local", "hf", "trtllm")) if has(*pair)]
-RANKED = [family for family, kind in KINDS if kind == "trtllm"]
-MEGATRONS = [pair for pair in KINDS if pair[1].startswith("megatron")]
-
-
-LATENT = [family.name for family in FAMILIES if family.traits.get("latent")]
-
-
-def _reads(family, name):
-    return any(name in named(row) for row in FAMILY[family].hf.table.rows)
+KINDS = [
+    (name, kind)
+    for name, sample in SAMPLES.items()
+    for kind in ("megatron te", "megatron local", "hf", "trtllm")
+    if kind.split()[0] in sample.dialects.split()
+]
+UNLIKE = [
+    family for family in FAMILIES if family.traits.get("hybrid") or family.name == "nemotron_nas"
+]  # layer by layer always
+RANKED = [name for name, kind in KINDS if kind == "trtllm"]
+MEGATRONS = [(name, kind) for name, kind in KINDS if kind.startswith("megatron") and family_of(name) not in UNLIKE]
+EXAMPLES = 10  # of each kind
 
 
 @st.composite
-def mixtures(draw, tp, layers, *, mixed):
-    """Experts that two ranks or one may share, in some layers or in all."""
-    ep = draw(st.sampled_from([n for n in (1, 2) if tp % n == 0]))
-    return {
-        "experts": ep * draw(st.integers(1, 3)),
-        "topk": 1,
-        "moe_ffn": tp * draw(st.integers(1, 3)),
-        "ep": ep,
-        "moe_layers": draw(st.one_of(st.none(), st.tuples(*[st.integers(0, 1)] * layers))) if not mixed else None,
-    }
-
-
-@st.composite
-def models(draw, family, *, ranked=False):
-    """A model of random size; where it is for ranks, one that can be cut for them."""
-    tp = draw(st.sampled_from((1, 2, 4))) if ranked else 1
-    kv = draw(st.sampled_from([n for n in (1, 2, 3, 4) if n % tp == 0 or tp % n == 0]))
-    rep = draw(st.integers(1, 2)) * max(1, tp // kv)
-    layers = draw(st.integers(1, 5))
-    if family == "gpt2":
-        kv, rep = kv * rep, 1  # GPT-2 has a key head for each query head
-    biases = family == "gpt2"
-    return {
-        "position": "rope",
-        **FAMILY[family].traits,
-        "layers": layers,
-        "hidden": tp * draw(st.integers(1, 4)),
-        "heads": kv * rep,
-        "kv_heads": kv,
-        "head_dim": draw(st.integers(1, 4)),
-        "ffn": tp * draw(st.integers(1, 4)),
-        "vocab": draw(st.integers(1, 9)),
-        "positions": draw(st.integers(1, 5)),
-        **{name: draw(st.booleans()) for name in ("qkv_bias", "out_bias", "mlp_bias") if not biases and _reads(family, name)},
-        "tied": draw(st.booleans()),
-        **(draw(mixtures(tp, layers, mixed=hf.ALL_MIXED in FAMILY[family].hf.table.rows)) if _reads(family, "experts") else {}),
-        **dict.fromkeys(("kv_lora", "nope_dim", "rope_dim", "v_dim"), draw(st.integers(1, 3)) if family in LATENT else 0),
-        "q_lora": draw(st.integers(0, 3)) if family in LATENT else 0,
-        "mtp": draw(st.integers(0, 2)) if family == "deepseek_v3" else 0,
-        "family": family,
-        "tp": tp,
-        "pp": draw(st.integers(1, min(3, layers))) if ranked else 1,
-        "embedding": draw(st.sampled_from(("none", "rows", "columns"))) if ranked else "none",
-        "padded_vocab": None,
-    }
+def models(draw, name, kind):
+    """A model of random size that a program can say; where it is for ranks, cut for some."""
+    random, dialect = draw(st.randoms(use_true_random=False)), kind.split()[0]
+    model = random_model(name, random, (dialect,))
+    spelled = dialect_of(FAMILY[model.family], dialect)
+    shares = ranked(spelled, cut(model, dialect, random)) if spelled.ranked else {"tp": 1, "pp": 1, "embedding": "none"}
+    return {"mtp": 0, "padded_vocab": None, **model.config, "family": model.family, **shares}
 
 
 def written(kind, config):
@@ -124,48 +69,52 @@ def held(found, config):
     return count
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @pytest.mark.parametrize(("family", "kind"), KINDS)
 @given(data=st.data())
 def test_a_target_that_is_read_back_as_a_source_is_the_same(family, kind, data):
-    config = data.draw(models(family, ranked=kind == "trtllm"))
+    config = data.draw(models(family, kind))
     target = written(kind, config)
     assert read_back(kind, config, keys(target)) == target
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @pytest.mark.parametrize(("family", "kind"), [pair for pair in KINDS if pair[1] != "trtllm"])
 @given(data=st.data())
 def test_a_target_for_everybody_holds_every_canonical_element_once(family, kind, data):
-    config = data.draw(models(family))
+    config = data.draw(models(family, kind))
     # layers that predict further tokens have the embedding and the head once more
     again = dict.fromkeys(("embed", "head"), 1 + config["mtp"]) if kind == "hf" else {}
     found = held(written(kind, config), config)
     assert {name for name, count in found.items() if not (count == again.get(name, 1)).all()} == set()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @pytest.mark.parametrize("family", RANKED)
 @given(data=st.data())
 def test_ranks_hold_a_matrix_once_and_a_copy_of_what_is_not_cut(family, data):
-    config = data.draw(models(family, ranked=True))
-    tp, kv = config["tp"], config["kv_heads"]
+    config = data.draw(models(family, "trtllm"))
+    tp = config["tp"]
+    cut_once = (
+        "attention.q attention.o attention.q_bias mlp.gate mlp.up mlp.down mlp.gate_bias mlp.up_bias moe.gate moe.up moe.down"
+    )
     copies = {
         "embed": (tp if config["embedding"] == "none" else 1) + config["tied"],
         "head": 1,
-        **dict.fromkeys(("attention.q", "attention.o", "attention.q_bias", "mlp.gate", "mlp.up", "mlp.down"), 1),
-        **dict.fromkeys(("mlp.gate_bias", "mlp.up_bias", "moe.gate", "moe.up", "moe.down"), 1),
-        **dict.fromkeys(("attention.k", "attention.v", "attention.k_bias", "attention.v_bias"), max(1, tp // kv)),
+        **dict.fromkeys(f"{cut_once} shared.gate shared.up shared.down linear_mixer linear_mlp".split(), 1),
     }
+    shared = [max(1, tp // layer.get("kv_heads", 1)) for layer in layers(config)]
     for name, count in held(written("trtllm", config), config).items():
-        assert (count == copies.get(name.split(".", 2)[-1], tp)).all(), name
+        _, layer, tensor = name.split(".", 2) if name.startswith("layers.") else ("", 0, name)
+        keys = shared[int(layer)] if tensor.startswith(("attention.k", "attention.v")) and "norm" not in tensor else None
+        assert (count == (keys or copies.get(tensor, tp))).all(), name
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @pytest.mark.parametrize(("family", "kind"), [pair for pair in KINDS if pair[1] != "megatron local"])
 @given(data=st.data())
 def test_every_stored_element_of_a_target_is_in_one_view_or_padding(family, kind, data):
-    for entry in written(kind, data.draw(models(family, ranked=kind == "trtllm"))):
+    for entry in written(kind, data.draw(models(family, kind))):
         count = np.zeros(entry.shape, np.int64)
         for box in entry.padding:
             count[tuple(slice(s, s + n) for s, n in zip(box.start, box.shape, strict=True))] += 1
@@ -188,11 +137,12 @@ def one_key_a_layer(found, config):
     }
 
 
-@settings(deadline=None, max_examples=40)
+# models whose layers differ are drawn too
+@settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=[HealthCheck.filter_too_much])
 @pytest.mark.parametrize(("family", "kind"), MEGATRONS)
 @given(data=st.data())
 def test_stacked_layers_and_one_key_a_layer_hold_the_same_boxes(family, kind, data):
-    config = data.draw(models(family))
+    config = data.draw(models(family, kind))
     at_once = written(kind, config)
     assume(not any(part.isdigit() for entry in at_once for part in entry.name.split(".")))  # layers of one kind alone
     layer_by_layer = read_back(kind, config, one_key_a_layer(at_once, config))
@@ -205,10 +155,10 @@ def test_stacked_layers_and_one_key_a_layer_hold_the_same_boxes(family, kind, da
             assert [view.origin[0] for view in entry.views[:: len(first.views)]] == list(range(config["layers"]))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data())
 def test_a_padded_vocabulary_of_megatron_is_padding_past_the_true_one(data):
-    config = data.draw(models("llama"))
+    config = data.draw(models("llama", "megatron te"))
     padded = config["vocab"] + data.draw(st.integers(1, 5))
     entry = written("megatron te", {**config, "padded_vocab": padded})[0]
     assert entry.name == "embedding.word_embeddings.weight"
@@ -409,10 +359,10 @@ def test_megatron_spells_both_families_with_one_dialect():
     assert all(dialect_of(family, "megatron") is MEGATRON for family in FAMILIES)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=EXAMPLES)
 @given(data=st.data())
 def test_no_name_appears_twice_in_a_unit(data):
     family, kind = data.draw(st.sampled_from(KINDS))
-    found = written(kind, data.draw(models(family, ranked=kind == "trtllm")))
+    found = written(kind, data.draw(models(family, kind)))
     assume(found)
     assert len(keys(found)) == len(found)

@@ -12,8 +12,10 @@ from carnet.families.fields import ANY, Choice, Flagged, Place, Table, lookup, p
 from carnet.families.gpt2 import GPT2
 from carnet.families.known import FAMILIES, dialect_of, recognise
 from carnet.families.llama import LLAMA
-from carnet.families.megatron import GUARDS, MEGATRON
-from carnet.families.model import BY_NAME, FIELDS
+from carnet.families.megatron import MEGATRON
+from carnet.families.megatron_args import GUARDS
+from carnet.families.words import BY_NAME, FIELDS
+from carnet.formats.wrapped import translate
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "trtllm"
 
@@ -203,7 +205,7 @@ CONFIGS = {
     "gpt2 megatron": merged(
         st.just(GPT2_MEGATRON),
         some_of(ffn_hidden_size=SIZES, layernorm_epsilon=SMALL, untie_embeddings_and_output_weights=st.booleans()),
-        st.sampled_from(({}, {"openai_gelu": True}, {"bias_gelu_fusion": True})),
+        st.sampled_from(({}, {"openai_gelu": True}, {"bias_gelu_fusion": True}, {"bias_gelu_fusion": False})),
     ),
 }
 FAMILY = {family.name: family for family in FAMILIES}
@@ -288,6 +290,11 @@ MLA = {
     "qk_pos_emb_head_dim": 4,
     "v_head_dim": 8,
 }
+QUICK = {"swiglu": False, "quick_geglu": True}
+WINDOW = {"window_size": [127, 0]}
+YARN = {"position_embedding_type": "yarn"}
+SIGMOID = {"num_experts": 8, "moe_router_score_function": "sigmoid"}
+GROUPS = {**SIGMOID, "moe_router_num_groups": 4}
 MEANINGS = [
     ("hf: a missing number of KV heads is the number of heads", "llama hf", {}, "kv_heads", 4),
     ("hf: null is absent", "llama hf", {"num_key_value_heads": None}, "kv_heads", 4),
@@ -334,6 +341,19 @@ MEANINGS = [
     ("megatron: the fused GELU is the tanh form", "gpt2 megatron", {"bias_gelu_fusion": True}, "activation", "gelu_tanh"),
     ("megatron: the plain GELU is exact", "gpt2 megatron", {"bias_gelu_fusion": False}, "activation", "gelu"),
     ("megatron: OpenAI's GELU is the tanh form", "gpt2 megatron", {"openai_gelu": True}, "activation", "gelu_tanh"),
+    (
+        "megatron: and changes nothing beside it",
+        "gpt2 megatron",
+        {"openai_gelu": True, "bias_gelu_fusion": True},
+        "activation",
+        "gelu_tanh",
+    ),
+    ("megatron: a quick GEGLU", "llama megatron", {**QUICK, "bias_gelu_fusion": True}, "activation", "gelu_quick"),
+    ("megatron: is gated", "llama megatron", QUICK, "gated", True),
+    ("megatron: what it multiplies may have an offset", "llama megatron", {**QUICK, "glu_linear_offset": 1}, "glu_offset", 1.0),
+    ("megatron: or none", "llama megatron", QUICK, "glu_offset", 0.0),
+    ("megatron: and a limit", "llama megatron", {**QUICK, "activation_func_clamp_value": 7.0}, "glu_limit", 7.0),
+    ("megatron: or none of that", "llama megatron", QUICK, "glu_limit", None),
     ("megatron: a squared ReLU", "gpt2 megatron", {"squared_relu": True}, "activation", "relu2"),
     ("megatron: SwiGLU is not fused with a bias", "llama megatron", {"bias_gelu_fusion": True}, "activation", "silu"),
     ("megatron: epsilon by its config's name", "llama megatron", {"layernorm_epsilon": 1e-6}, "norm_eps", 1e-6),
@@ -367,14 +387,63 @@ MEANINGS = [
     ("megatron: in TE's words", "llama megatron", {"layernorm_zero_centered_gamma": True}, "zero_centred", True),
     ("megatron: queries and keys are normed head by head", "llama megatron", {"qk_layernorm": True}, "qk_norm", "head"),
     ("megatron: or not at all", "llama megatron", {"qk_layernorm": False}, "qk_norm", "none"),
+    ("megatron: 127 tokens before this one are a window of 128", "llama megatron", WINDOW, "window", 128),
+    ("megatron: everything before it is none", "llama megatron", {"window_size": [-1, 0]}, "window", None),
+    ("megatron: in every layer", "llama megatron", WINDOW, "window_layers", None),
+    ("megatron: or all but every n-th", "llama megatron", {**WINDOW, "window_attn_skip_freq": 2}, "window_layers", (1, 0)),
+    ("megatron: or these layers", "llama megatron", {**WINDOW, "window_attn_skip_freq": [0, 1]}, "window_layers", (0, 1)),
+    ("megatron: a score that goes to no token", "llama megatron", {"softmax_type": "learnable"}, "sinks", True),
+    ("megatron: or none", "llama megatron", {"softmax_type": "vanilla"}, "sinks", False),
+    ("megatron: YaRN outside latent attention is a rope", "llama megatron", YARN, "position", "rope"),
+    ("megatron: stretched", "llama megatron", YARN, "rope_type", "yarn"),
+    ("megatron: by a factor of 1", "llama megatron", YARN, "rope_factor", 1.0),
+    ("megatron: or more", "llama megatron", {**YARN, "rotary_scaling_factor": 32.0}, "rope_factor", 32.0),
+    ("megatron: in Megatron-Bridge's word", "llama megatron", {**YARN, "yarn_rotary_scaling_factor": 4.0}, "rope_factor", 4.0),
+    ("megatron: from 4096 positions", "llama megatron", YARN, "rope_original", 4096),
+    (
+        "megatron: or another number",
+        "llama megatron",
+        {**YARN, "yarn_original_max_position_embeddings": 64},
+        "rope_original",
+        64,
+    ),
+    ("megatron: its rotations", "llama megatron", {**YARN, "yarn_beta_fast": 16.0}, "rope_beta_fast", 16.0),
+    ("megatron: and others", "llama megatron", {**YARN, "yarn_beta_slow": 2.0}, "rope_beta_slow", 2.0),
+    ("megatron: its bounds are whole", "llama megatron", YARN, "rope_truncated", True),
+    (
+        "megatron: or not",
+        "llama megatron",
+        {**YARN, "yarn_correction_range_round_to_int": False},
+        "rope_truncated",
+        False,
+    ),
     ("megatron: experts", "llama megatron", {"num_experts": 8}, "experts", 8),
+    ("megatron: no experts", "llama megatron", {"num_experts": None}, "experts", 0),
+    ("megatron: biases of theirs", "llama megatron", {"num_experts": 8, "add_bias_linear": True}, "moe_bias", True),
+    ("megatron: and of the router", "llama megatron", {"num_experts": 8, "add_bias_linear": True}, "router_shift", True),
+    ("megatron: or none of either", "llama megatron", {"num_experts": 8}, "router_shift", False),
+    ("megatron: their weights sum to one", "llama megatron", {"num_experts": 8}, "router_normed", True),
+    ("megatron: not so", "llama megatron", {"num_experts": 8, "moe_router_pre_softmax": True}, "router_normed", False),
+    ("megatron: sigmoids of several do", "llama megatron", SIGMOID, "router_normed", True),
+    ("megatron: the sigmoid of one does not", "llama megatron", {**SIGMOID, "moe_router_topk": 1}, "router_normed", False),
+    (
+        "megatron: the weight of one may be a factor on what goes in",
+        "llama megatron",
+        {**SIGMOID, "moe_router_topk": 1, "moe_apply_probs_on_input": True},
+        "router_on_input",
+        True,
+    ),
+    ("megatron: groups of them", "llama megatron", {**GROUPS, "moe_router_group_topk": 2}, "router_group_topk", 2),
+    ("megatron: all of which may be used", "llama megatron", GROUPS, "router_group_topk", 4),
     ("megatron: two of them by default", "llama megatron", {"num_experts": 8}, "topk", 2),
     ("megatron: each as wide as an MLP", "llama megatron", {"num_experts": 8}, "moe_ffn", 48),
-    ("megatron: in every layer", "llama megatron", {"num_experts": 8}, "moe_layers", (1, 1)),
-    ("megatron: or every second", "llama megatron", {"num_experts": 8, "moe_layer_freq": 2}, "moe_layers", (1, 0)),
-    ("megatron: or these", "llama megatron", {"num_experts": 8, "moe_layer_freq": [0, 1]}, "moe_layers", (0, 1)),
+    ("megatron: in every layer", "llama megatron", {"num_experts": 8}, "blocks", None),
+    ("megatron: or every second", "llama megatron", {"num_experts": 8, "moe_layer_freq": 2}, "blocks", "*E *-"),
+    ("megatron: or these", "llama megatron", {"num_experts": 8, "moe_layer_freq": [0, 1]}, "blocks", "*- *E"),
     ("megatron: latent attention", "llama megatron", MLA, "latent", True),
     ("megatron: its heads are as wide as both their parts", "llama megatron", MLA, "head_dim", 12),
+    ("megatron: its queries may be whole", "llama megatron", MLA, "q_lora", 0),
+    ("megatron: or compressed", "llama megatron", {**MLA, "q_lora_rank": 6}, "q_lora", 6),
     ("megatron: its rope is YaRN by default", "llama megatron", MLA, "rope_type", "yarn"),
     ("megatron: by 40", "llama megatron", MLA, "rope_factor", 40.0),
     ("megatron: unless it says plain", "llama megatron", {**MLA, "rope_type": "rope"}, "rope_type", "default"),
@@ -434,10 +503,19 @@ MIXTURES = {
     "deepseek_v2 hf": hf_like("DeepseekV2ForCausalLM", "deepseek_v2", **MLA_HF),
     "deepseek_v3 hf": hf_like("DeepseekV3ForCausalLM", "deepseek_v3", **MLA_HF),
     "llama4 hf": hf_like("Llama4ForCausalLM", "llama4_text", **HEADS, **LLAMA4_HF),
-    "gpt_oss hf": hf_like("GptOssForCausalLM", "gpt_oss", **HEADS, num_local_experts=4, num_experts_per_tok=2),
+    "gpt_oss hf": hf_like(
+        "GptOssForCausalLM",
+        "gpt_oss",
+        **HEADS,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        rope_scaling={"rope_type": "default"},
+    ),
 }
 BASE = {
     **MIXTURES,
+    "mistral hf": hf_like("MistralForCausalLM", "mistral"),
+    "nemotron hf": hf_like("NemotronForCausalLM", "nemotron"),
     "llama hf": LLAMA_HF,
     "gpt2 hf": GPT2_HF,
     "llama megatron": LLAMA_MEGATRON,
@@ -480,6 +558,7 @@ DIFFERENT = (NotSupported, "the config's '{}' differs from what the model is oth
 COMBINED = (NotSupported, "the config's combination of {} is not known")
 CONTRADICTS = (BadCheckpoint, "the config contradicts itself")
 SENSELESS = (BadCheckpoint, "the config sets '{}' to what makes no sense")
+ACTIVATIONS = "swiglu, squared_relu, quick_geglu, openai_gelu, bias_gelu_fusion"
 REFUSALS = [
     ("an unknown key", "llama hf", {"sliding_window": 4}, UNKNOWN, "sliding_window"),
     (
@@ -575,27 +654,76 @@ REFUSALS = [
     ("an unknown key of TensorRT-LLM", "llama trtllm", {"has_partial_lora_mask": True}, UNKNOWN, "has_partial_lora_mask"),
     ("two epsilons", "llama megatron", {"layernorm_epsilon": 1e-5, "norm_epsilon": 1e-6}, CONTRADICTS, ""),
     ("a norm of another kind", "llama megatron", {"normalization": "L2Norm"}, STRANGE, "normalization"),
-    ("no positions at all", "llama megatron", {"position_embedding_type": "none"}, STRANGE, "position_embedding_type"),
+    (
+        "positions as a bias on the scores",
+        "llama megatron",
+        {"position_embedding_type": "relative"},
+        STRANGE,
+        "position_embedding_type",
+    ),
     (
         "two stretchings of rope at once",
         "llama megatron",
         {"use_rope_scaling": True, "rotary_seq_len_interpolation_factor": 2},
         COMBINED,
-        "use_rope_scaling, rotary_seq_len_interpolation_factor",
+        "position_embedding_type, use_rope_scaling, rotary_seq_len_interpolation_factor",
     ),
     (
         "a squared ReLU and a SwiGLU",
         "gpt2 megatron",
         {"squared_relu": True, "swiglu": True},
         COMBINED,
-        "swiglu, openai_gelu, bias_gelu_fusion, squared_relu, quick_geglu",
+        ACTIVATIONS,
+    ),
+    # what megatron-core computes is exact, what the argument says is the tanh form
+    (
+        "OpenAI's GELU without the kernel that has it",
+        "gpt2 megatron",
+        {"openai_gelu": True, "bias_gelu_fusion": False},
+        COMBINED,
+        ACTIVATIONS,
     ),
     (
-        "a quick GEGLU",
+        "the kernel of the tanh form without a bias",
         "gpt2 megatron",
-        {"quick_geglu": True},
+        {"bias_gelu_fusion": True, "add_bias_linear": False},
         COMBINED,
-        "swiglu, openai_gelu, bias_gelu_fusion, squared_relu, quick_geglu",
+        "add_bias_linear",
+    ),
+    ("a score that is nobody's and fixed", "llama megatron", {"softmax_type": "off-by-one"}, STRANGE, "softmax_type"),
+    ("a window that looks ahead", "llama megatron", {"window_size": [4, 4]}, SENSELESS, "window_size"),
+    ("a window that begins nowhere and looks ahead", "llama megatron", {"window_size": [-1, 4]}, SENSELESS, "window_size"),
+    ("a window of a text", "llama megatron", {"window_size": "(4, 0)"}, SENSELESS, "window_size"),
+    (
+        "windows in another number of layers",
+        "llama megatron",
+        {**WINDOW, "window_attn_skip_freq": [1]},
+        SENSELESS,
+        "window_attn_skip_freq",
+    ),
+    ("YaRN in a part of a head", "llama megatron", {**YARN, "rotary_percent": 0.5}, COMBINED, "rotary_percent"),
+    ("YaRN stretched as Llama 3", "llama megatron", {**YARN, "use_rope_scaling": True}, STRANGE, "position_embedding_type"),
+    ("latent attention without norms", "llama megatron", {**MLA, "qk_layernorm": False}, COMBINED, "qk_layernorm"),
+    (
+        "plain rope whose scores are scaled as YaRN's",
+        "llama megatron",
+        {**MLA, "rope_type": "rope", "mscale_all_dim": 0.7},
+        COMBINED,
+        "mscale_all_dim, rotary_scaling_factor",
+    ),
+    (
+        "a factor on what goes into several experts",
+        "llama megatron",
+        {**SIGMOID, "moe_apply_probs_on_input": True},
+        COMBINED,
+        "moe_router_topk",
+    ),
+    (
+        "scores of another form",
+        "llama megatron",
+        {"num_experts": 8, "moe_router_score_function": "sqrtsoftplus"},
+        STRANGE,
+        "moe_router_score_function",
     ),
     (
         "norms that are and are not stored less one",
@@ -746,21 +874,31 @@ def test_a_fixed_value_that_is_null_is_no_contradiction():
 GUARDED = {
     "apply_residual_connection_post_layernorm": True,
     "attention_output_gate": True,
-    "softmax_type": "learnable",
     "qk_l2_norm": True,
     "rotary_interleaved": True,
-    "window_size": [128, 0],
     "no_rope_freq": 4,
     "experimental_attention_variant": "dsa",
     "linear_attention_freq": 4,
     "glu_linear_offset": 1.0,
     "activation_func_clamp_value": 7.0,
-    "heterogeneous_layers_config_path": "/a.json",
-    "heterogeneous_layers_config_encoded_json": "{}",
-    "hybrid_override_pattern": "M*-",
-    "hybrid_layer_pattern": "M*-",
-    "is_hybrid_model": True,
     "mrope_section": [16, 24, 24],
+    "gated_linear_unit": True,
+    "activation_func": "fast_gelu",
+    "softmax_scale": 0.1,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+    "query_pre_attn_scalar": 224,
+    "interleaved_attn_pattern": [5, 1],
+    "embedding_multiplier": 12.0,
+    "use_mup": True,
+    "moe_latent_size": 64,
+    "mtp_use_repeated_layer": True,
+    "mtp_hybrid_override_pattern": "M*",
+    "enable_mhc_connections": True,
+    "moe_mlp_glu_interleave_size": 32,
+    "moe_shared_expert_glu_interleave_size": 32,
+    "moe_router_topk_limited_devices": 2,
+    "moe_router_load_balancing_type": ["aux_loss", "sinkhorn"],
 }
 
 
@@ -780,6 +918,91 @@ def test_megatron_is_refused_by_name_where_it_sets(key):
 def test_megatron_crosses_where_a_guard_is_null_or_at_rest(key):
     for value in (None, *GUARDS[key]):
         assert said("llama", "megatron", {**LLAMA_MEGATRON, key: value}) == said("llama", "megatron", LLAMA_MEGATRON)
+
+
+OSS_YARN = {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}}
+# what Megatron must be told, and what it must not be: it takes a number of experts or of layers to be there for a mixture or a layer
+WRITTEN = [
+    ("no experts", "llama hf", {}, "num_experts", None),
+    ("no further tokens", "llama hf", {}, "mtp_num_layers", None),
+    ("no shared experts", "mixtral hf", {}, "moe_shared_expert_intermediate_size", None),
+    ("a mixture in every layer", "mixtral hf", {}, "moe_layer_freq", 1),
+    ("no groups of experts", "mixtral hf", {}, "moe_router_num_groups", None),
+    ("no window", "llama hf", {}, "window_size", None),
+    ("a window", "mistral hf", {"sliding_window": 128}, "window_size", [127, 0]),
+    ("in every layer", "mistral hf", {"sliding_window": 128}, "window_attn_skip_freq", None),
+    ("in every other layer", "gpt_oss hf", {}, "window_attn_skip_freq", [1, 0]),
+    ("scores that go to no token", "gpt_oss hf", {}, "softmax_type", "learnable"),
+    ("a gate of its own", "gpt_oss hf", {}, "quick_geglu", True),
+    ("and an offset", "gpt_oss hf", {}, "glu_linear_offset", 1.0),
+    ("and a limit", "gpt_oss hf", {}, "activation_func_clamp_value", 7.0),
+    ("plain positions", "gpt_oss hf", {}, "position_embedding_type", "rope"),
+    ("positions that are stretched", "gpt_oss hf", OSS_YARN, "position_embedding_type", "yarn"),
+    ("by a factor", "gpt_oss hf", OSS_YARN, "rotary_scaling_factor", 32.0),
+    ("the kernel of the tanh form", "gpt2 hf", {}, "bias_gelu_fusion", True),
+    ("not that of the exact one", "gpt2 hf", {"activation_function": "gelu"}, "bias_gelu_fusion", False),
+    ("nor beside another activation, where Megatron stops", "nemotron hf", {}, "bias_gelu_fusion", False),
+    ("a squared ReLU", "nemotron hf", {}, "squared_relu", True),
+    ("norms inside of latent attention", "deepseek_v3 hf", {}, "qk_layernorm", True),
+    ("queries that are whole", "deepseek_v3 hf", {"q_lora_rank": None}, "q_lora_rank", None),
+    ("queries that are compressed", "deepseek_v3 hf", {"q_lora_rank": 6}, "q_lora_rank", 6),
+]
+
+
+@pytest.mark.parametrize(("remark", "kind", "more", "key", "expected"), WRITTEN, ids=[row[0] for row in WRITTEN])
+def test_megatron_is_told(remark, kind, more, key, expected):
+    family, dialect = kind.split()
+    found = respelled(family, "megatron", said(family, dialect, {**BASE[kind], **more}))
+    assert found.get(key) == expected
+
+
+# as NVIDIA's bridge for it fills its provider: src/megatron/bridge/models/gpt_oss/gpt_oss_bridge.py
+BRIDGE_GPT_OSS = {
+    **{
+        name: LLAMA_MEGATRON[name]
+        for name in ("num_layers", "hidden_size", "num_attention_heads", "vocab_size", "normalization")
+    },
+    "seq_length": 128,
+    "ffn_hidden_size": 48,
+    "num_moe_experts": 4,
+    "add_bias_linear": True,
+    "share_embeddings_and_output_weights": False,
+    "gated_linear_unit": True,
+    "activation_func": {"_target_": "megatron.core.fusions.fused_bias_geglu.quick_gelu", "_call_": False},
+    "bias_activation_fusion": True,
+    "glu_linear_offset": 1.0,
+    "activation_func_clamp_value": 7.0,
+    "softmax_type": "learnable",
+    "window_size": [127, 0],
+    "window_attn_skip_freq": 2,
+    "position_embedding_type": "yarn",
+    "yarn_rotary_scaling_factor": 32.0,
+    "yarn_original_max_position_embeddings": 4096,
+    "yarn_beta_fast": 32.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_mscale": None,
+    "yarn_mscale_all_dim": None,
+    "yarn_correction_range_round_to_int": False,
+    "moe_router_load_balancing_type": "none",
+    "params_dtype": "torch.bfloat16",
+}
+
+
+def test_a_gpt_oss_of_megatron_bridge_is_one_for_hugging_face():
+    family, config = recognise("megatron", translate(BRIDGE_GPT_OSS, "a config"), "a config", {})
+    assert family.name == "gpt_oss"
+    found = respelled("gpt_oss", "hf", config)
+    assert found["layer_types"] == ["sliding_attention", "full_attention"]
+    assert found["sliding_window"] == 128
+    assert found["swiglu_limit"] == 7.0
+    assert found["rope_scaling"] == {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "truncate": False,
+    }
 
 
 UNSAYABLE = [
@@ -824,7 +1047,7 @@ UNSAYABLE = [
         "llama hf",
         {"rope_scaling": {**ROPE_LLAMA3, "low_freq_factor": 2.0}},
         "megatron",
-        "the target's config cannot say what the model is",
+        "the target's config has no place for 'rope_low'",
     ),
     (
         "a GPT-2 with fewer KV heads",
@@ -843,7 +1066,7 @@ UNSAYABLE = [
 )
 def test_what_another_program_cannot_say_is_refused(remark, kind, more, other, what):
     family, dialect = kind.split()
-    config = {**read(dialect_of(FAMILY[family], dialect).table, {**BASE[kind], **more}, "a config")}
+    config = said(family, dialect, {**BASE[kind], **more})
     with pytest.raises(NotSupported) as caught:
         respelled(family, other, config)
     assert caught.value.what == what
@@ -879,7 +1102,8 @@ def test_a_config_for_tensorrt_is_the_one_that_its_own_converter_wrote(target):
     golden = json.loads((target / "config.json").read_text())
     family, config = recognise("hf", json.loads((target.parent / "hf" / "config.json").read_text()), "hf", {})
     tp, pp = golden["mapping"]["tp_size"], golden["mapping"]["pp_size"]
-    ranks = {"tp": tp, "pp": pp, "moe_tp": tp, "world": tp * pp}
+    ep = golden["mapping"].get("moe_ep_size", 1)
+    ranks = {"tp": tp, "pp": pp, "ep": ep, "moe_tp": tp // ep, "world": tp * pp}
     ranks["embedding"] = said(family.name, "trtllm", golden)["embedding"]
     found = respelled(family.name, "trtllm", {**config, **ranks})
     assert {key: found.get(key) for key in golden} == golden

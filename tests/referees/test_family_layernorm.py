@@ -66,8 +66,9 @@ ONLY_HF = {
 }
 MODELS = {**BOTH, **ONLY_HF}
 MEGATRON = (
-    *(name for name in BOTH if name.startswith(("nemotron", "starcoder2"))),
+    *(name for name in BOTH if name.startswith(("nemotron", "starcoder2")) and "without biases" not in name),
     "starcoder2 with the exact gelu",
+    "starcoder2 with a window",
     "gpt-neox, one after the other",
 )
 FOREIGN = (
@@ -75,7 +76,7 @@ FOREIGN = (
     ("falcon 7b", "parallel_residual"),
     ("falcon 40b", "new_decoder"),
     ("falcon rw", "alibi"),
-    ("starcoder2 with a window", "window"),
+    ("starcoder2 without biases, untied", "mlp_bias"),  # the tanh form is Megatron's fused kernel, which wants one
     ("nemotron with bias in the attention alone", "out_bias"),
 )
 TOKENS = torch.randint(97, (2, 48), generator=torch.Generator().manual_seed(5))

@@ -1,7 +1,10 @@
 """Mistral, Qwen2 and Qwen3: what transformers saved comes back tensor by tensor, and computes the same bits."""
 
 import pytest
-from transformers import MistralConfig, Qwen2Config, Qwen3Config
+from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+import carnet
+from carnet.errors import NotSupported
 
 pytestmark = pytest.mark.referee
 
@@ -24,3 +27,19 @@ MODELS = {
 def test_a_model_comes_back_as_it_went(which, there_and_again):
     # carnet says how wide a head is where Qwen2's config leaves it to the reader
     there_and_again(MODELS[which], spelled_otherwise={"head_dim"} if which.startswith("qwen2") else ())
+
+
+def test_a_window_that_no_sequence_reaches_is_none_for_a_target_without_windows(saved, tmp_path):
+    source = saved(MistralConfig(**HEADS, intermediate_size=56, sliding_window=HEADS["max_position_embeddings"]))
+    assert carnet.cross(source, tmp_path / "ranks", to="trtllm", tp=2).equal
+
+
+def test_a_window_that_sequences_reach_is_refused_by_a_target_without_windows(saved, tmp_path):
+    source = saved(MistralConfig(**HEADS, intermediate_size=56, sliding_window=HEADS["max_position_embeddings"] - 1))
+    with pytest.raises(NotSupported, match="'window'"):
+        carnet.cross(source, tmp_path / "ranks", to="trtllm", tp=2)
+
+
+@pytest.mark.parametrize("tp", [4, 8])
+def test_fewer_heads_of_keys_than_ranks_go_to_megatron_and_back(tp, there_and_again):
+    there_and_again(LlamaConfig(**{**HEADS, "num_attention_heads": 8}, intermediate_size=56), {"to": "megatron", "tp": tp})

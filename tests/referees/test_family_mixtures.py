@@ -59,6 +59,9 @@ MODELS = {
         rope_parameters={**YARN, "original_max_position_embeddings": 32},
     ),
 }
+MODELS["gpt_oss, plain rope"] = GptOssConfig(
+    **HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
+)
 OTHERWISE = {"qwen2_moe": {"head_dim"}, "qwen2_moe, no bias, a dense layer": {"head_dim"}}
 
 

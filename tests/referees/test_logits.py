@@ -1,20 +1,47 @@
 """The model itself as referee: transformers runs what carnet wrote, and the logits are those of the model that was trained."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, GPT2Config, LlamaConfig
 
 import carnet
 
-pytestmark = pytest.mark.referee
+pytestmark = [
+    pytest.mark.referee,
+    pytest.mark.filterwarnings("ignore:.*falling back to its reference PyTorch implementation"),
+]
 
 GOLDENS = Path(__file__).parents[1] / "goldens/megatron"
-NAMES = ("gpt_te_tp2", "llama_dist", "llama_te_pp2_vpp", "llama_tp2pp2", "v019_llama_te_tp2")
+NAMES = (
+    "deepseek_mtp_te_pp2",
+    "gemma_te_tp2",
+    "gpt_te_tp2",
+    "llama_dist",
+    "llama_legacy",
+    "llama_te_pp2_vpp",
+    "llama_tp2pp2",
+    "mamba_te_tp2",
+    "mixtral_ep2",
+    "mixtral_gg_te_ep2_legacy",
+    "qwen2_tp2",
+    "v019_deepseek_te_ep2",
+    "v019_llama_te_tp2",
+)
 VOCAB = 250  # the goldens' padded rows, 250 to 255, hold random numbers
+TIED = {"gemma_te_tp2", "gpt_te_tp2"}
+# transformers has no class for a layer that predicts a further token, and leaves it out
+FURTHER = {"deepseek_mtp_te_pp2": "model.layers.4."}
+# another cut than the golden's
+CUTS = {
+    "deepseek_mtp_te_pp2": {"tp": 2, "pp": 3, "ep": 2},
+    "gemma_te_tp2": {"tp": 2, "pp": 3},  # one KV head
+    "mixtral_ep2": {"tp": 2, "pp": 3, "ep": 4},
+    "mixtral_gg_te_ep2_legacy": {"tp": 2, "ep": 2},
+    "v019_deepseek_te_ep2": {"tp": 4, "ep": 4},
+}
 
 ROPE = {
     "rope_type": "llama3",
@@ -41,20 +68,8 @@ MODELS = {
     "gpt2 with a head of its own": GPT2Config(**GPT2, tie_word_embeddings=False),
     "gpt2 with a narrow MLP and the exact gelu": GPT2Config(**GPT2, n_inner=56, activation_function="gelu"),
 }
-# which program wrote a config and where it lies; the element type has a test of its own
-VOLATILE = {"_name_or_path", "transformers_version", "architectures", "dtype"}
-# a TensorRT-LLM checkpoint has no place for them
-NOT_IN_TRTLLM = {"bos_token_id", "eos_token_id", "pad_token_id"}
-
-
-def loaded(folder):
-    """Return the model that transformers makes of a folder, in float32, after asking it whether it missed or ignored anything."""
-    asked: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    model, said = asked
-    assert {what: list(names) for what, names in said.items() if names} == {}
-    return model.eval()
+# a TensorRT-LLM checkpoint has no place for them; Llama's class has these values for its own
+NOT_IN_TRTLLM = {"gpt2": {"bos_token_id", "eos_token_id"}, "llama": set()}
 
 
 def logits(model, tokens):
@@ -77,73 +92,112 @@ def crossed(tmp_path_factory):
     return cross
 
 
+@pytest.fixture(scope="module")
+def model(crossed, loaded):
+    """A golden as a model of transformers."""
+    return lambda name, **given: loaded(crossed(name, **given), ignored=FURTHER.get(name, ()))
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_logits_are_those_that_megatron_computed(name, crossed):
+def test_the_logits_are_those_that_megatron_computed(name, model):
     reference = load_file(GOLDENS / name / "reference.safetensors")
-    found = logits(loaded(crossed(name)), reference["tokens"].long())
+    found = logits(model(name), reference["tokens"].long())
     expected = reference["logits"][..., :VOCAB]
     assert found.shape == expected.shape
     assert expected.std() > 0.1  # a reference that is flat would prove nothing
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_embedding_has_the_true_number_of_rows_and_a_head_that_is_tied_or_not(name, crossed):
-    model = loaded(crossed(name))
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    assert embedding.shape[0] == head.shape[0] == model.config.vocab_size == VOCAB
-    assert (embedding is head) == (name == "gpt_te_tp2")
+def test_the_logits_of_the_further_token_are_those_that_megatron_computed(crossed, loaded):
+    """Of its layer transformers runs the decoder layer, as a fifth one; what stands before it is three products here.
+
+    The layer takes what the final norm gives, and the next token's embedding: megatron/core/transformer/multi_token_prediction.py.
+    """
+    name, prefix = "deepseek_mtp_te_pp2", FURTHER["deepseek_mtp_te_pp2"]
+    reference = load_file(GOLDENS / name / "reference.safetensors")
+    own = {
+        key.removeprefix(prefix).removesuffix(".weight"): value.float()
+        for key, value in load_file(crossed(name) / "model.safetensors").items()
+        if key.startswith(prefix)
+    }
+    trunk = loaded(crossed(name), ignored=prefix)
+    parts = ("embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head")
+    branch = loaded(crossed(name), ignored=tuple(prefix + part for part in parts), num_hidden_layers=5)
+    branch.model.layers = branch.model.layers[4:]
+    branch.model.norm.weight.data = own["shared_head.norm"]
+    branch.lm_head.weight.data = own["shared_head.head"]
+    tokens = reference["tokens"].long()
+    later = torch.nn.functional.pad(tokens[:, 1:], (0, 1))
+    with torch.no_grad():
+        states = trunk.model(tokens, use_cache=False).last_hidden_state
+        normed = [
+            torch.nn.functional.rms_norm(values, (64,), own[norm], trunk.config.rms_norm_eps)
+            for norm, values in (("enorm", own["embed_tokens"][later]), ("hnorm", states))
+        ]
+        found = branch(inputs_embeds=torch.cat(normed, -1) @ own["eh_proj"].T, use_cache=False).logits
+    expected = reference["mtp_logits_1"][..., :VOCAB]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_float32_target_computes_the_same_bits_as_the_bfloat16_one(name, crossed):
+def test_the_embedding_has_the_true_number_of_rows_and_a_head_that_is_tied_or_not(name, model):
+    made = model(name)
+    embedding, head = made.get_input_embeddings().weight, made.get_output_embeddings().weight
+    assert embedding.shape[0] == head.shape[0] == made.config.vocab_size == VOCAB
+    assert (embedding is head) == (name in TIED)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_float32_target_computes_the_same_bits_as_the_bfloat16_one(name, crossed, model):
     tokens = load_file(GOLDENS / name / "reference.safetensors")["tokens"].long()
-    wide = crossed(name, "f32")
-    assert {tensor.dtype for tensor in load_file(wide / "model.safetensors").values()} == {torch.float32}
-    assert torch.equal(logits(loaded(wide), tokens), logits(loaded(crossed(name)), tokens))
+    wide = load_file(crossed(name, dtype="f32") / "model.safetensors")
+    assert {tensor.dtype for tensor in wide.values()} == {torch.float32}
+    assert torch.equal(logits(model(name, dtype="f32"), tokens), logits(model(name), tokens))
 
 
-def saved(config, folder, dtype=torch.float32):
-    """Save a model with every parameter random, biases and norms too, and return it as it was saved."""
-    torch.manual_seed(17)
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    return loaded(folder)
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "carnet.json"}
+
+
+@pytest.mark.parametrize("start", ["the checkpoint", "the folder"])
+@pytest.mark.parametrize("name", NAMES)
+def test_by_way_of_another_cut_for_megatron_the_folder_is_the_same(name, start, crossed, tmp_path):
+    source = GOLDENS / name if start == "the checkpoint" else crossed(name)
+    assert carnet.cross(source, tmp_path / "cut", to="megatron", **CUTS.get(name, {"tp": 2, "pp": 3})).equal
+    assert carnet.cross(tmp_path / "cut", tmp_path / "hf", to="hf").equal
+    assert contents(tmp_path / "hf") == contents(crossed(name))
+
+
+# Llama's config has no word for norms that are stored less one, which gemma's are: the checkpoint says it
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_s_own_config_in_place_of_the_arguments_makes_the_same_folder(name, crossed, tmp_path):
+    given = crossed(name) / "config.json"
+    assert carnet.cross(GOLDENS / name, tmp_path / "hf", to="hf", config=given, vocab_size=VOCAB).equal
+    assert contents(tmp_path / "hf") == contents(crossed(name))
+
+
+def otherwise(config):
+    """Return what carnet says and transformers leaves to the reader: modeling_gpt2.py takes four times the width."""
+    return {"n_inner"} if config.model_type == "gpt2" and config.n_inner is None else set()
 
 
 @pytest.mark.parametrize("which", MODELS)
-def test_a_model_comes_back_from_four_tensorrt_ranks_as_it_went(which, tmp_path):
-    before = saved(MODELS[which], tmp_path / "hf")
-    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm", tp=2, pp=2).equal
-    assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
-    after = loaded(tmp_path / "back")
-    tokens = torch.randint(97, (2, 48), generator=torch.Generator().manual_seed(5))
-    assert torch.equal(logits(after, tokens), logits(before, tokens))
-    assert {name: p.shape for name, p in after.named_parameters()} == {name: p.shape for name, p in before.named_parameters()}
-    assert meaning(tmp_path / "back", NOT_IN_TRTLLM) == meaning(tmp_path / "hf", NOT_IN_TRTLLM)
+def test_a_model_comes_back_from_four_tensorrt_ranks_as_it_went(which, there_and_again):
+    config = MODELS[which]
+    left_behind = NOT_IN_TRTLLM[config.model_type]
+    there_and_again(config, {"to": "trtllm", "tp": 2, "pp": 2}, spelled_otherwise=otherwise(config) | left_behind)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("which", MODELS)
-def test_every_config_field_survives_from_folder_to_folder(which, tmp_path):
-    saved(MODELS[which], tmp_path / "hf", dtype=torch.bfloat16)
-    assert carnet.cross(tmp_path / "hf", tmp_path / "again", to="hf").equal
-    assert meaning(tmp_path / "again", set()) == meaning(tmp_path / "hf", set())
+def test_a_model_comes_back_from_folder_to_folder_as_it_went(which, dtype, there_and_again):
+    there_and_again(MODELS[which], spelled_otherwise=otherwise(MODELS[which]), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_a_folder_says_the_element_type_of_its_weights(dtype, tmp_path):
-    saved(MODELS["plain llama"], tmp_path / "hf", dtype=dtype)
-    assert carnet.cross(tmp_path / "hf", tmp_path / "ranks", to="trtllm", tp=2).equal
+def test_a_folder_says_the_element_type_of_its_weights(dtype, saved, tmp_path):
+    before = saved(MODELS["plain llama"], dtype)
+    assert carnet.cross(before, tmp_path / "ranks", to="trtllm", tp=2).equal
     assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
-    assert AutoConfig.from_pretrained(tmp_path / "back").dtype == AutoConfig.from_pretrained(tmp_path / "hf").dtype == dtype
-
-
-def meaning(folder, without) -> dict[str, object]:
-    """Return what transformers understands a folder's config to say."""
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-    said = {key: value for key, value in config.to_dict().items() if key not in VOLATILE | without}
-    if config.model_type == "gpt2" and said["n_inner"] is None:
-        said["n_inner"] = 4 * config.n_embd  # modeling_gpt2.py: what null means
-    return said
+    assert AutoConfig.from_pretrained(tmp_path / "back").dtype == AutoConfig.from_pretrained(before).dtype == dtype

@@ -14,7 +14,8 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.compare import Finding, Side, compare, side
 from carnet.examiner.shelves import digest, region
-from carnet.families.model import FIELDS, value
+from carnet.families.model import matters, value
+from carnet.families.words import FIELDS
 from carnet.formats.stored import Checkpoint
 from carnet.inventory import Inventory, survey
 
@@ -93,7 +94,9 @@ def _config(source: Inventory, target: Inventory) -> list[Finding]:
     """Compare the canonical fields; those that say nothing about the weights only where both say them."""
     findings = []
     for field in FIELDS:
-        ours, theirs = value(source.config, field.name), value(target.config, field.name)
+        ours, theirs = (
+            value(side.config, field.name) if matters(side.config, field.name) else field.neutral for side in (source, target)
+        )
         silent = field.soft and (ours is None or theirs is None)
         if field.storage or silent or ours == theirs:
             continue

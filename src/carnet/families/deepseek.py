@@ -12,8 +12,9 @@ from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import Config, marks, number, value
+from carnet.families.model import marks, mixtures, number, value
 from carnet.families.rows import fuse, row
+from carnet.families.words import Config
 
 ATTENTION = (
     row(LAYER + "self_attn.q_proj.weight", "(kv qk) hidden", "mla.q"),
@@ -58,11 +59,11 @@ def _shared(count: object, config: Config) -> int:
     return count * number(config, "moe_ffn")
 
 
-def _after_dense(dense: object, config: Config) -> tuple[int, ...]:
-    """Return a mark a layer: mixtures follow so many dense layers."""
+def _after_dense(dense: object, config: Config) -> str | None:
+    """Return the blocks: mixtures follow so many dense layers."""
     if not isinstance(dense, int) or isinstance(dense, bool) or dense < 0:
         raise ValueError("a number of layers")
-    return tuple(int(layer >= dense) for layer in range(number(config, "layers")))
+    return mixtures([layer >= dense for layer in range(number(config, "layers"))])
 
 
 def _groups(said: tuple[object, object], _: Config) -> int:
@@ -125,7 +126,7 @@ FIELDS: tuple[Field, ...] = (
         lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn") if value(c, "shared_ffn") else 0,),
     ),
     Spread(
-        "moe_layers",
+        "blocks",
         "first_k_dense_replace",
         0,
         _after_dense,
@@ -140,6 +141,11 @@ FIELDS: tuple[Field, ...] = (
 )
 IGNORED = "aux_loss_alpha seq_aux ep_size head_dim qk_head_dim router_aux_loss_coef num_local_experts output_router_logits"
 
+# tensorrt_llm/models/deepseek_v2/convert.py: attention.fused_q_proj
+NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet moves weights as they are"
+
+# queries that are not compressed: transformers and vLLM take an absent key for a width
+FULL_QUERIES: dict[str, object] = {"q_lora_rank": None}
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     traits={**TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
@@ -159,12 +165,14 @@ DEEPSEEK_V3 = Family(
             place("router_normed", "norm_topk_prob", default=True),
             place("mtp", "num_nextn_predict_layers", default=0),
         ),
+        written=FULL_QUERIES,
         fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
         guards={"rope_interleave": (True,)},
         ignored=IGNORED,
         pads={"shared_ffn": _whole_experts},
     ),
     trtllm=None,
+    without=NO_RANKS,
 )
 
 # transformers/models/deepseek_v2/modeling_deepseek_v2.py; the Lite models do not compress queries, and know no groups. The released
@@ -190,9 +198,11 @@ DEEPSEEK_V2 = Family(
             place("router_group_best", default=lambda c: 1 if number(c, "router_groups") > 1 else None),
             place("router_normed", "norm_topk_prob", default=False, words=((False, False),)),
         ),
+        written=FULL_QUERIES,
         fixed={"scoring_func": "softmax", "moe_layer_freq": 1, "attention_bias": False, "mlp_bias": False},
         ignored=IGNORED,
         pads={"shared_ffn": _whole_experts},
     ),
     trtllm=None,
+    without=NO_RANKS,
 )

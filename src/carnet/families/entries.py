@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from carnet.box import Box
-from carnet.errors import BadRequest
-from carnet.families.model import TIED, Config, Tensor, Value, layers, number, said, sizes, tensors, value
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.families.model import TIED, Tensor, holds, layers, number, sizes, tensors, value
 from carnet.families.rows import Dialect, Row
+from carnet.families.words import Config, Value
 from carnet.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
 
 
@@ -39,6 +40,7 @@ class Entry:
     padded: str  # the canonical tensor whose axis is padded; "" for none
     dtype: str  # element type whatever the others have; "" for the model's own
     reading: Reading  # the same once more, as the row says it
+    stored: tuple[int, ...]  # the shape in the file: another view of the same elements, or the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,10 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
     for place in sorted(held):
         starts[place] = start
         start += len(held[place])
+    if len(held) == 1 and start < number(config, "layers"):
+        start = number(config, "layers")  # a layer that does nothing has no names
+    if start > number(config, "layers"):
+        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
     tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
     found = []
     for label, (t, p, e, v) in places.items():
@@ -130,15 +136,12 @@ def entries(dialect: Dialect, config: Config, present: Present, spelling: str = 
         kinds: dict[int, list[int]] = {}
         for layer in unit.layers:
             kinds.setdefault(id(what[layer]), []).append(layer)
+        inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
         for row in dialect.rows:
-            if "{layer}" not in row.name:
-                groups = [(config, top, [0])]
-            else:
-                groups = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
-            for kind, known, same in groups:
+            for kind, known, same in inside if "{layer}" in row.name else [(config, top, [0])]:
                 if row.only_further and not kind["is_mtp"]:
                     continue
-                if present is None and any(said(kind, name) != wanted for name, wanted in row.when.items()):
+                if present is None and not holds(row.when, kind):
                     continue
                 if _applies(row, dialect, known, config, present, spelling):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
@@ -193,24 +196,37 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     if (stage == "first" and not unit.first) or (stage == "last" and not unit.last):
         return
     name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
-    shares = _checked_shares(job, parts)
+    shares = _checked_shares(job, parts, same[0])
     axes = tuple(tuple(tensor.axes.split()) for tensor in parts)
     stacked = name.replace("{layer}.", "")
-    usual = inside and job.dialect.stacked and same[-1] < number(job.config, "layers")
+    # Megatron numbers the layers of such models, alike or not
+    named = value(job.config, "hybrid") or value(job.config, "layer_ffn")
+    alike = not named and same[-1] < number(job.config, "layers")
+    usual = inside and job.dialect.stacked and alike
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
         yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
-    for held, shown in _experts(name, shares):
+    each = list(_experts(name, shares))
+    if (
+        present is not None
+        and len(each) > 1
+        and inside
+        and not any(
+            (unit.name, spelled) in present for _, shown in (each[0], each[-1]) for _, spelled in _spelled(job, shown, same)
+        )
+    ):
+        return  # another spelling of experts: hundreds of names need no look
+    for held, shown in each:
         folded = fold(row.pattern, held)
+        stored = fold(row.stored, held).shape if row.stored else folded.shape
         like = tuple(_views(folded, parts, held, 0, {}))  # the layers differ in names only
-        for layer in same:
-            spelled = _numbered(job, shown, layer) if inside else shown
+        for layer, spelled in _spelled(job, shown, same) if inside else [(0, shown)]:
             if present is None or (unit.name, spelled) in present:
                 names = _names(parts, layer)
                 views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
                 reading = Reading(row.pattern, held, axes, row.cut, (names,))
                 padded = parts[0].name if folded.padding else ""
-                entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading)
+                entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading, stored)
                 yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
 
 
@@ -227,17 +243,25 @@ def _stacked(
     folded = fold(pattern, {**shares, "layer": Share(0, len(same), len(same))})
     views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
     held = {**shares, "layer": Share(0, len(same), len(same))}
+    stored = (len(same), *fold(job.row.stored or job.row.pattern, shares).shape)
     reading = Reading(pattern, held, axes, job.row.cut, tuple(_names(parts, layer) for layer in same))
-    return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading)
+    return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading, stored)
 
 
-def _numbered(job: _Job, name: str, layer: int) -> str:
-    """Write the number of a layer into a name: its place in the unit, or its place among the layers that predict further tokens."""
+def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each layer with its name: its place in the unit, or its place among the layers that predict further tokens.
+
+    A source is looked up under all that such a layer may be called, a target has the first.
+    """
     count = number(job.config, "layers")
-    usual, further = job.dialect.further
-    if layer >= count and usual:
-        return name.replace(usual, further).replace("{layer}", str(layer - count))
-    return name.replace("{layer}", str(layer - job.unit.layers[0]))
+    usual, *further = job.dialect.further
+    for layer in same:
+        if layer < count or not usual:
+            yield layer, name.replace("{layer}", str(layer - job.unit.layers[0]))
+            continue
+        others = further[:1] if job.present is None else further
+        for spelled in dict.fromkeys(name.replace(usual, other) for other in others):
+            yield layer, spelled.replace("{layer}", str(layer - count))
 
 
 def _experts(name: str, shares: dict[str, Share]) -> Iterator[tuple[dict[str, Share], str]]:
@@ -259,11 +283,11 @@ def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], layer: i
         yield view(slot, tensor.name.replace("{layer}", str(layer)), tensor.axes.split(), shares, at)
 
 
-def _checked_shares(job: _Job, parts: list[Tensor]) -> dict[str, Share]:
+def _checked_shares(job: _Job, parts: list[Tensor], layer: int) -> dict[str, Share]:
     try:
         return _shares(job.row.cut, job.dialect, job.kind, job.unit)
     except BadRequest as refusal:
-        tensor = parts[0].name.replace("{layer}", str(job.unit.layers[0]))
+        tensor = parts[0].name.replace("{layer}", str(layer))
         raise BadRequest(refusal.what, {"tensor": tensor, **refusal.facts}, remedy=refusal.remedy) from None
 
 
@@ -284,7 +308,7 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
             shares["expert"] = cut_evenly("expert", size["expert"], unit.expert.world, unit.expert.rank)
             inside = unit.expert_tensor
             shares["moe_ffn"] = cut_evenly("moe_ffn", size["moe_ffn"], inside.world, inside.rank)
-        case "ffn" | "hidden" | "shared_ffn":
+        case "ffn" | "hidden" | "shared_ffn" | "group":
             if world > 1:
                 shares[cut] = cut_evenly(cut, size[cut], world, rank)
         case _:

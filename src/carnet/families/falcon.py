@@ -5,14 +5,15 @@ transformers: modeling_falcon.py. TensorRT-LLM: tensorrt_llm/models/falcon/confi
 
 from carnet.families import hf, trtllm
 from carnet.families.family import Family
-from carnet.families.fields import ANY, Choice, Only, Spread, place
+from carnet.families.fields import ANY, Choice, Spread, place
 from carnet.families.model import number
 from carnet.families.rows import fuse, row
+from carnet.families.words import Condition
 
 LAYER = "h.{layer}."
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
-NEW: Only = {"new_decoder": True}
-OLD: Only = {"new_decoder": False}
+NEW: Condition = {"new_decoder": True}
+OLD: Condition = {"new_decoder": False}
 
 # the norms are called otherwise where the MLP has one of its own beside the attention's
 BOTH = {"parallel_residual": True, "one_norm": False}
@@ -59,6 +60,7 @@ def _decoder(parallel: str) -> Choice:
             ((True, True, True), (True, True, 1)),
             ((False, True, True), (False, True, None)),
             ((False, True, True), (False, True, 1)),
+            ((False, False, False), (False, False, None)),
             ((False, False, False), (False, False, ANY)),
         ),
     )

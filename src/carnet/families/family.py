@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from carnet.families.model import Config
 from carnet.families.rows import Dialect
+from carnet.families.words import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,4 +13,5 @@ class Family:
     name: str
     traits: Config  # the fields that it fixes
     hf: Dialect
-    trtllm: Dialect | None  # None where NVIDIA's TensorRT-LLM has no class for it
+    trtllm: Dialect | None  # None where there is none
+    without: str = "NVIDIA's TensorRT-LLM has no class for it"  # why, then

@@ -11,17 +11,16 @@ from types import EllipsisType
 from typing import Any
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.families.model import BY_NAME, Config, Value
+from carnet.families.keys import equal, leaves, put
+from carnet.families.model import concerns, matters
+from carnet.families.words import BY_NAME, SET, Condition, Config, Value
 
 Json = Mapping[str, object]
 Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key must be there
 
-Only = Mapping[str, object]
+ANY = ...  # in a Choice: this key is not looked at, and not written; SET: it has a value, which a Place reads and writes
 
-ANY = ...  # in a Choice: this key is not looked at, and not written
-SET = (
-    object()
-)  # in a Choice: this key has a value, which a Place reads and writes; in ``only``: any value but none, zero and false
+SENSELESS = (TypeError, ValueError, IndexError, KeyError, ArithmeticError)  # what a Spread raises of a value that means nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class Place:
     keys: tuple[str, ...]  # dotted; the first is written, all are read; none where the default is the only possible value
     default: Default  # what an absent or null key means
     words: tuple[tuple[Value, Value], ...]  # (canonical, written) where they differ; the first match counts
-    only: Only  # the fields that a model must have for this key to mean anything; SET for any value but none, zero and false
+    only: Condition  # the fields that a model must have for this key to mean anything; SET for any value but none and zero
     omit: bool  # not written where the value is the default
 
 
@@ -43,7 +42,7 @@ class Choice:
     fields: tuple[str, ...]
     keys: tuple[tuple[str, Value], ...]  # (dotted key, its value where absent)
     lines: tuple[tuple[tuple[Value, ...], tuple[object, ...]], ...]  # (field values, key values); the first match counts
-    only: Only = having(default_factory=dict)  # as in a Place
+    only: Condition = having(default_factory=dict)  # as in a Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Spread:
     choices: Callable[
         [Config], Iterable[object]
     ]  # key values to try when the field is to be written; there is no inverse to get wrong
-    only: Only = having(default_factory=dict)  # as in a Place
+    only: Condition = having(default_factory=dict)  # as in a Place
     more: tuple[str, ...] = ()  # further keys that have a say
 
 
@@ -93,7 +92,7 @@ def place(
     *keys: str,
     default: Default = ...,
     words: tuple[tuple[Value, Value], ...] = (),
-    only: Only | None = None,
+    only: Condition | None = None,
     omit: bool = False,
 ) -> Place:
     """Write the row of one field under one key."""
@@ -114,15 +113,16 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
             case Spread():
                 _read_spread(row, raw, config, where)
             case Flagged():
-                flagged = lookup(raw, row.flag) and lookup(raw, row.key) is not None
-                config[row.field] = (
-                    _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
-                )
+                flagged = _switch(row.flag, lookup(raw, row.flag), where) and lookup(raw, row.key) is not None
+                if flagged or row.otherwise in config:
+                    config[row.field] = (
+                        _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
+                    )
     if table.closed:
         _refuse_idle(table, raw, config, where)
     for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
         found = lookup(raw, key)
-        if found is not None and not any(_equal(found, v) for v in values) and not _is_written(table, key, config):
+        if found is not None and not any(equal(found, v) for v in values) and not _is_written(table, key, config):
             raise NotSupported(
                 f"the config sets {key!r} to a value that carnet cannot carry over",
                 {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
@@ -134,17 +134,17 @@ def write(table: Table, config: Config, traits: Config, where: str) -> dict[str,
     """Return the config that says these canonical fields; refuse one that it cannot say."""
     out: dict[str, object] = {}
     for key, constant in {**table.fixed, **table.written}.items():
-        _put(out, key, constant)
+        put(out, key, constant)
     said: dict[str, object] = {}
     for row in table.rows:
         for key, value in _writes(row, config, where):
-            if key in said and not _equal(said[key], value):
+            if key in said and not equal(said[key], value):
                 raise NotSupported(
                     f"the target's config cannot say what the model needs of {key!r}",
                     {"where": where, "field": ", ".join(_fields(row)), "needs": f"{said[key]!r} and {value!r} at once"},
                 )
             said[key] = value
-            _put(out, key, value)
+            put(out, key, value)
     expressed = {name for row in table.rows if _says(row, config) for name in _fields(row)}
     # a field that has one possible value cannot be silently another, its neutral one either
     implied = {row.field for row in table.rows if isinstance(row, Place) and not row.keys and _applies(row, config)}
@@ -153,8 +153,9 @@ def write(table: Table, config: Config, traits: Config, where: str) -> dict[str,
         if (
             name not in expressed
             and not (known.soft or known.storage)
-            and (name in implied or not _equal(value, known.neutral))
-            and not _equal(traits.get(name), value)
+            and matters(config, name)
+            and (name in implied or not equal(value, known.neutral))
+            and not equal(traits.get(name), value)
         ):
             raise NotSupported(
                 f"the target's config has no place for {name!r}",
@@ -177,11 +178,13 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
     if not _applies(row, config):
         return
     found = {key: value for key in row.keys if (value := lookup(raw, key)) is not None}
-    if any(not _equal(value, other) for value in found.values() for other in found.values()):
+    if any(not equal(value, other) for value in found.values() for other in found.values()):
         raise BadCheckpoint(
             "the config contradicts itself", {"where": where, **{key: repr(value) for key, value in found.items()}}
         )
     if not found:
+        if not concerns(config, row.field):
+            return
         if row.default is ... and row.keys:
             field = BY_NAME[row.field]
             facts = {"where": where, "field": field.remark}
@@ -194,7 +197,7 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
     if row.words:
         value = _translate(row, key, value, where)
     value = _checked(row.field, key, value, where)
-    if row.field in config and not _equal(config[row.field], value):
+    if row.field in config and not equal(config[row.field], value):
         facts = {"where": where, row.field: repr(config[row.field]), key: repr(value)}
         raise NotSupported(f"the config's {key!r} differs from what the model is otherwise", facts)
     config[row.field] = value
@@ -202,7 +205,7 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
 
 def _translate(row: Place, key: str, value: object, where: str) -> Value:
     for canonical, written in row.words:
-        if _equal(written, value):
+        if equal(written, value):
             return canonical
     raise NotSupported(
         f"the config sets {key!r} to a value that carnet does not know",
@@ -213,13 +216,39 @@ def _translate(row: Place, key: str, value: object, where: str) -> Value:
 def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
     if not _applies(row, config):
         return
-    said = zip(_keys(row), _each(row, row.absent), strict=True)
+    said = [*zip(_keys(row), _each(row, row.absent), strict=True)]
+    for key in (key for key, absent in said if isinstance(absent, bool)):
+        _switch(key, lookup(raw, key), where)
     found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in said)
     try:
-        config[row.field] = row.meaning(found if row.more else found[0], config)
-    except (TypeError, ValueError, IndexError, KeyError, ArithmeticError) as error:
-        facts = {"where": where, "found": ", ".join(map(repr, found))[:80]}
-        raise BadCheckpoint(f"the config sets {row.key!r} to what makes no sense", facts) from error
+        config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
+    except SENSELESS as error:
+        facts = {key: f"{value!r}"[:80] for key in _keys(row) if (value := lookup(raw, key)) is not None}
+        raise BadCheckpoint(
+            f"the config sets {' and '.join(map(repr, facts))} to what makes no sense", {"where": where, **facts}
+        ) from error
+
+
+def _of_its_kind(name: str, value: Value) -> Value:
+    """Return what a row's keys mean, if a field can have such a value."""
+    if value is not None and not isinstance(value, tuple | BY_NAME[name].kind):
+        raise TypeError(name)
+    return value
+
+
+def _choice(row: Spread, config: Config, wanted: Value) -> object:
+    """Return the values of a row's keys that would be read as what a model is, ANY where there are none."""
+    try:
+        return next((choice for choice in row.choices(config) if row.meaning(choice, config) == wanted), ANY)
+    except SENSELESS:
+        return ANY
+
+
+def _switch(key: str, found: object, where: str) -> bool:
+    """Return the value of a key that is either set or not."""
+    if found is None or isinstance(found, bool):
+        return bool(found)
+    raise BadCheckpoint(f"the config sets {key!r} to something that is no bool", {"where": where, "found": f"{found!r}"[:80]})
 
 
 def _each(row: Spread, value: object) -> tuple[object, ...]:
@@ -232,25 +261,29 @@ def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -
         return
     found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in row.keys)
     for values, wanted in row.lines:
-        if all(w is ANY or (w is SET and f is not None) or _equal(w, f) for w, f in zip(wanted, found, strict=True)):
+        if all(w is ANY or (w is SET and f is not None) or equal(w, f) for w, f in zip(wanted, found, strict=True)):
             config.update(zip(row.fields, values, strict=True))
             return
-    raise NotSupported(
-        f"the config's combination of {', '.join(key for key, _ in row.keys)} is not known",
-        {"where": where, **{key: repr(value) for (key, _), value in zip(row.keys, found, strict=True)}},
-    )
+    if any(concerns(config, name) for name in row.fields):
+        raise NotSupported(
+            f"the config's combination of {', '.join(key for key, _ in row.keys)} is not known",
+            {"where": where, **{key: repr(value) for (key, _), value in zip(row.keys, found, strict=True)}},
+        )
 
 
 def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]]:
     """Yield what one row writes: (dotted key, value)."""
+    if not any(concerns(config, name) for name in _fields(row)):
+        return
     match row:
         case Place():
             neutral = BY_NAME[row.field].neutral
             value = config.get(row.field, None if isinstance(neutral, EllipsisType) else neutral)
-            default = row.default(config) if callable(row.default) else row.default
-            if not _applies(row, config) or value is None or not row.keys or (row.omit and _equal(value, default)):
+            if not _applies(row, config) or value is None or not row.keys:
                 return
-            spelled = next((written for canonical, written in row.words if _equal(canonical, value)), None)
+            if row.omit and equal(value, row.default(config) if callable(row.default) else row.default):
+                return
+            spelled = next((written for canonical, written in row.words if equal(canonical, value)), None)
             if row.words and spelled is None:
                 raise NotSupported(
                     f"the target's config cannot say {row.field} = {value!r}",
@@ -259,17 +292,19 @@ def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]
             yield row.keys[0], spelled if row.words else value
         case Spread():
             if _applies(row, config):
-                fits = (choice for choice in row.choices(config) if row.meaning(choice, config) == config.get(row.field))
-                choice = next(fits, ANY)
+                neutral = BY_NAME[row.field].neutral
+                value = config.get(row.field, None if isinstance(neutral, EllipsisType) else neutral)
+                choice = _choice(row, config, value)
                 if choice is ANY:
-                    facts = {"where": where, "key": row.key, row.field: config.get(row.field)}
+                    facts = {"where": where, "key": row.key, row.field: value}
                     raise NotSupported(f"the target's config cannot say {row.field}", facts)
-                yield from zip(_keys(row), _each(row, choice), strict=True)
+                said = zip(_keys(row), _each(row, choice), strict=True)
+                yield from ((key, value) for key, value in said if value is not None)
         case Choice():
             if not _applies(row, config):
                 return
             values = tuple(config.get(name, BY_NAME[name].neutral) for name in row.fields)
-            line = next((keys for fields, keys in row.lines if all(map(_equal, fields, values))), None)
+            line = next((keys for fields, keys in row.lines if all(map(equal, fields, values))), None)
             if line is None:
                 raise NotSupported(
                     "the target's config cannot say what the model is",
@@ -302,14 +337,14 @@ def _keys(row: Row) -> tuple[str, ...]:
 def _applies(row: Row, config: Config) -> bool:
     only = {} if isinstance(row, Flagged) else row.only
     found = {name: config.get(name, BY_NAME[name].neutral) for name in only}
-    return all(bool(found[name]) if wanted is SET else _equal(found[name], wanted) for name, wanted in only.items())
+    return all(bool(found[name]) if wanted is SET else equal(found[name], wanted) for name, wanted in only.items())
 
 
 def _says(row: Row, config: Config) -> bool:
     """Say whether a row speaks for its fields: one without a key does where the value is what would be read."""
-    if isinstance(row, Place) and not row.keys and _applies(row, config):
+    if isinstance(row, Place) and not row.keys and _applies(row, config) and concerns(config, row.field):
         default = row.default(config) if callable(row.default) else row.default
-        return _equal(config.get(row.field), default)
+        return equal(config.get(row.field), default)
     return _applies(row, config)
 
 
@@ -344,7 +379,7 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
 
 def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
     known = {key for row in table.rows for key in _keys(row)} | {*table.fixed, *table.written, *table.guards}
-    for key in _leaves(raw):
+    for key in leaves(raw):
         top = key.split(".")[0]
         if key not in known and top not in table.ignored:
             raise NotSupported(
@@ -363,27 +398,3 @@ def _refuse_idle(table: Table, raw: Json, config: Config, where: str) -> None:
                 f"the config sets {key!r}, which means nothing beside the rest",
                 {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
             )
-
-
-def _leaves(raw: Json, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted key of every value that is set (null counts as not set)."""
-    for key, value in raw.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        elif value is not None:
-            yield f"{prefix}{key}"
-
-
-def _put(out: dict[str, object], key: str, value: object) -> None:
-    *above, last = key.split(".")
-    for part in above:
-        inner = out.get(part)
-        if not isinstance(inner, dict):
-            inner = out[part] = {}
-        out = inner
-    out[last] = value
-
-
-def _equal(a: object, b: object) -> bool:
-    """Compare as JSON does not: True is not 1, but 1 is 1.0."""
-    return isinstance(a, bool) == isinstance(b, bool) and a == b

@@ -11,8 +11,9 @@ from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TRAITS
-from carnet.families.model import Config, Value, number
+from carnet.families.model import number
 from carnet.families.rows import row
+from carnet.families.words import Config, Value
 
 GEMMA_TRAITS: dict[str, Value] = {**TRAITS, "embed_root": True}
 # configuration_gemma.py and TensorRT-LLM take "gelu" for the tanh form
@@ -131,7 +132,7 @@ GEMMA2 = Family(
         ignored="cache_implementation",
         zero_centred=True,
     ),
-    # sliding_window and layer_types are carnet's own words: NVIDIA's class reads over them and takes the window when it runs
+    # NVIDIA's class takes the window when it runs and has no words for it: carnet's own say one that no published Gemma 2 has
     trtllm=trtllm.dialect(
         "Gemma2ForCausalLM",
         (
@@ -140,11 +141,18 @@ GEMMA2 = Family(
             row(LAYER + "pre_feedforward_layernorm.weight", "hidden", "mlp_norm"),
             row(LAYER + "post_feedforward_layernorm.weight", "hidden", "mlp_out_norm"),
         ),
-        (*TRTLLM_FIELDS, place("attention_root", "query_pre_attn_scalar"), *CAPS, place("window_every", default=2), *WINDOWS),
+        (
+            *TRTLLM_FIELDS,
+            place("attention_root", "query_pre_attn_scalar"),
+            *CAPS,
+            place("window", "sliding_window", default=4096, omit=True),
+            place("window_every", default=2),
+            Spread("window_layers", "layer_types", None, _said, lambda c: [None, *_listed(c)]),
+        ),
         fixed={"position_embedding_type": "rope_gpt_neox", "inter_layernorms": True},
         written={"rotary_scaling": None},
         embedding="rows",
-        common=tuple(row for row in trtllm.COMMON if "post_layernorm" not in row.name),
+        common=trtllm.WITHOUT_POST_NORM,
     ),
 )
 
@@ -173,4 +181,5 @@ GEMMA3 = Family(
         zero_centred=True,
     ),
     trtllm=None,
+    without="NVIDIA's later classes know it, in a form that carnet does not write",
 )

@@ -9,8 +9,9 @@ from carnet.families.family import Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import place
 from carnet.families.hf import LAYER
-from carnet.families.model import Value, number
+from carnet.families.model import number
 from carnet.families.rows import row
+from carnet.families.words import Value
 
 TRAITS: dict[str, Value] = {"norm": "layer", "gated": False, "position": "rope"}
 

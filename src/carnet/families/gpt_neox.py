@@ -1,11 +1,14 @@
 """GPT-NeoX and Pythia: LayerNorm with bias, partly rotated heads, plain MLP beside the attention or after it.
 
 transformers: modeling_gpt_neox.py. Megatron's GPT adds the MLP after the attention, so a model with both at once stays here.
+TensorRT-LLM: tensorrt_llm/models/gptneox/model.py, examples/gptneox/convert_checkpoint.py.
 """
 
-from carnet.families import hf
+from dataclasses import replace
+
+from carnet.families import hf, trtllm
 from carnet.families.family import Family
-from carnet.families.fields import place
+from carnet.families.fields import Table, place
 from carnet.families.hf import LAYER
 from carnet.families.model import number
 from carnet.families.rows import fuse, row
@@ -30,6 +33,44 @@ ROWS = (
     row("final_layer_norm.bias", "hidden", "final_norm_bias"),
     row("/embed_out.weight", "vocab hidden", "head"),
     row("/lm_head.weight", "vocab hidden", "head", spelling="module"),  # the class's own name; transformers saves the other one
+)
+
+# The class reads little and builds the rest: both branches at once, biases everywhere, an MLP four times as wide. Its config is written
+# by the converter itself, not by a class.
+TRTLLM_TABLE = Table(
+    (
+        place("layers", "num_hidden_layers"),
+        place("hidden", "hidden_size"),
+        place("heads", "num_attention_heads"),
+        place("kv_heads", default=lambda c: c["heads"]),
+        place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+        place("ffn", default=lambda c: 4 * number(c, "hidden")),
+        place("vocab", "vocab_size"),
+        place("positions", "max_position_embeddings"),
+        place("norm_eps", default=1e-5),
+        place("activation", "hidden_act", words=hf.ACTIVATIONS),
+        place("rope_theta", "rotary_emb_base", default=10000.0),
+        place("rope_percent", "rotary_pct"),
+        place("parallel_residual", default=True),
+        place("qkv_bias", default=True),
+        place("out_bias", default=True),
+        place("tied", default=False),
+        place("dtype", "dtype", words=hf.DTYPES),
+        place("tp", "mapping.tp_size", default=1),
+        *trtllm.ONE_STAGE,
+        place("world", "mapping.world_size", default=lambda c: c["tp"]),
+        trtllm.EMBEDDING,
+    ),
+    fixed={
+        "architecture": "GPTNeoXForCausalLM",
+        "position_embedding_type": "rope_gpt_neox",
+        "quantization.quant_algo": None,
+    },
+    ignored=trtllm.IGNORED,
+)
+TRTLLM_NORMS = (
+    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm"),
+    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
 )
 
 GPT_NEOX = Family(
@@ -64,5 +105,8 @@ GPT_NEOX = Family(
         prefixes=("gpt_neox.", ""),
         dropped={"*.attention.bias": "causal mask", "*.attention.masked_bias": "causal mask"},
     ),
-    trtllm=None,
+    trtllm=replace(
+        trtllm.dialect("GPTNeoXForCausalLM", (*trtllm.PLAIN_MLP, *TRTLLM_NORMS), (), common=trtllm.WITHOUT_POST_NORM),
+        table=TRTLLM_TABLE,
+    ),
 )

@@ -6,14 +6,16 @@ projection alternate. The gate is x sigmoid(1.702 x) whatever ``hidden_act`` say
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from carnet.families import hf
 from carnet.families.family import Family
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import Config, number, value
+from carnet.families.model import number, value
 from carnet.families.rows import fuse, row
+from carnet.families.words import Config
 
 EXPERTS = LAYER + "mlp.experts."
 ROWS = (
@@ -31,7 +33,11 @@ KINDS = ("full_attention", "sliding_attention")
 YARN = {"rope_type": "yarn"}
 # the scale of the attention follows from the factor alone
 UNSAID = ("rope_mscale", "rope_mscale_all")
-ROPE = hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn"))
+# the type is always said: transformers takes a config without it for YaRN
+ROPE = tuple(
+    replace(field, default=..., omit=False) if field.field == "rope_type" else field
+    for field in hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn"))
+)
 
 
 def _windows(said: list[str] | None, config: Config) -> tuple[int, ...]:
@@ -82,7 +88,6 @@ GPT_OSS = Family(
             place("experts", "num_local_experts", "num_experts"),
             place("topk", "num_experts_per_tok", "experts_per_token"),
             place("router_normed", default=True),
-            hf.ALL_MIXED,
             place("glu_limit", "swiglu_limit", default=7.0),
             place("window", "sliding_window", default=128),
             Spread("window_layers", "layer_types", None, _windows, _kinds),

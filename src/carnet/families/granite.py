@@ -34,4 +34,5 @@ GRANITE = Family(
         ),
     ),
     trtllm=None,
+    without="NVIDIA's later classes know its factors, in a form that carnet does not write",
 )

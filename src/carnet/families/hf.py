@@ -8,8 +8,9 @@ from dataclasses import replace
 
 from carnet.families.fields import Place, Table, place
 from carnet.families.fields import Row as Field
-from carnet.families.model import Config, number
+from carnet.families.model import number
 from carnet.families.rows import Dialect, Row, row
+from carnet.families.words import Config
 
 LAYER = "layers.{layer}."
 
@@ -152,8 +153,6 @@ LLAMA_FIELDS: tuple[Field, ...] = (
     DTYPE,
     *TOKENS,
 )
-# a mixture in every layer
-ALL_MIXED = place("moe_layers", default=lambda c: (1,) * number(c, "layers"))
 
 
 def dialect(

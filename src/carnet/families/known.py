@@ -17,12 +17,15 @@ from carnet.families.llama import LLAMA, MISTRAL
 from carnet.families.llama4 import LLAMA4
 from carnet.families.megatron import MEGATRON
 from carnet.families.mixtral import MIXTRAL
-from carnet.families.model import Config, Value, value
+from carnet.families.model import concerns, value
+from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
+from carnet.families.nemotron_nas import NEMOTRON_NAS
 from carnet.families.olmo import OLMO2
 from carnet.families.olmoe import OLMOE
 from carnet.families.phi import PHI3
 from carnet.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.families.rows import Dialect
+from carnet.families.words import Config, Value
 
 FAMILIES = (
     LLAMA,
@@ -48,6 +51,9 @@ FAMILIES = (
     GPT_NEOX,
     NEMOTRON,
     FALCON,
+    MAMBA2,
+    NEMOTRON_H,
+    NEMOTRON_NAS,
 )
 TARGETS = ("hf", "trtllm", "megatron")
 
@@ -56,7 +62,7 @@ def dialect_of(family: Family, name: str) -> Dialect:
     """Return how a program spells a family."""
     found = {"megatron": MEGATRON, "hf": family.hf, "trtllm": family.trtllm}[name]
     if found is None:
-        raise NotSupported(f"{name} has no class for the family {family.name!r}")
+        raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
     return found
 
 
@@ -66,9 +72,10 @@ def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config
     Megatron's arguments name no family: it is the first whose traits they have and whose own config can say the rest.
     """
     if dialect == "megatron" and lookup(raw, "architectures"):
-        # a Hugging Face config given in place of the training arguments
-        family, config = recognise("hf", raw, where, given)
-        return family, {**config, "zero_centred": bool(family.hf.zero_centred)}
+        # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
+        stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
+        family, config = recognise("hf", {key: said for key, said in raw.items() if key not in STORAGE}, where, given)
+        return family, {**config, "zero_centred": any(stored) if stored else bool(family.hf.zero_centred)}
     if dialect == "megatron":
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where)
@@ -83,13 +90,14 @@ def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config
 
 def _check(config: Config, where: str) -> None:
     """Refuse sizes that do not go together."""
-    heads, kv_heads = config["heads"], config["kv_heads"]
+    heads, kv_heads = value(config, "heads"), value(config, "kv_heads")
     if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
         raise BadCheckpoint(
             "the query heads do not divide among the KV heads", {"where": where, "heads": heads, "kv_heads": kv_heads}
         )
 
 
+STORAGE = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")  # arguments about storage, whatever the model is
 MEGATRON_KEYS = {"vocab": "vocab_size"}
 
 
@@ -127,7 +135,7 @@ def _known(dialect: str) -> str:
 def _first_that_says(config: Config, where: str) -> Family:
     refusals: list[str] = []
     for family in FAMILIES:
-        wrong = [name for name, wanted in family.traits.items() if value(config, name) != wanted]
+        wrong = [name for name, wanted in family.traits.items() if value(config, name) != wanted and concerns(config, name)]
         if wrong:
             refusals.append(f"{family.name}: {', '.join(f'{name} is {value(config, name)!r}' for name in wrong)}")
             continue

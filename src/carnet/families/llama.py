@@ -6,7 +6,7 @@ transformers: modeling_llama.py, configuration_llama.py and their neighbours. Te
 from carnet.families import hf, trtllm
 from carnet.families.family import Family
 from carnet.families.fields import place
-from carnet.families.model import Value
+from carnet.families.words import Value
 
 TRAITS: dict[str, Value] = {"norm": "rms", "gated": True, "position": "rope"}
 TIED = place("tied", "tie_word_embeddings", default=False)

@@ -11,8 +11,9 @@ from carnet.families.family import Family
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import Config, marks, number, value
+from carnet.families.model import marks, mixtures, number, value
 from carnet.families.rows import fuse, row
+from carnet.families.words import Config
 
 MLP = "feed_forward."
 ROWS = (
@@ -30,15 +31,15 @@ ROWS = (
 )
 
 
-def _mixtures(said: tuple[list[int] | None, int], config: Config) -> tuple[int, ...]:
-    """Return a mark a layer: those that are listed, else every step-th."""
+def _mixtures(said: tuple[list[int] | None, int], config: Config) -> str | None:
+    """Return the blocks: the layers that are listed are mixtures, else every step-th."""
     listed, step = said
     count = number(config, "layers")
     if listed is None:
-        return _every(step, count)
+        return mixtures(_every(step, count))
     if not all(type(layer) is int and 0 <= layer < count for layer in listed):
         raise ValueError("numbers of layers")
-    return tuple(int(layer in listed) for layer in range(count))
+    return mixtures([layer in listed for layer in range(count)])
 
 
 def _spellings(config: Config) -> Iterator[tuple[list[int], int]]:
@@ -114,7 +115,7 @@ LLAMA4 = Family(
             place("qk_norm", "use_qk_norm", default="plain", words=(("plain", True), ("none", False))),
             place("experts", "num_local_experts", default=16),
             place("topk", "num_experts_per_tok", default=1),
-            Spread("moe_layers", "moe_layers", (None, 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
+            Spread("blocks", "moe_layers", (None, 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
             Spread(
                 "rope_layers",
                 "no_rope_layers",

@@ -6,8 +6,8 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 ``input_layernorm`` and ``pre_mlp_layernorm`` are the module names of the local spec.
 """
 
-from carnet.families.fields import ANY, SET, Choice, Flagged, Only, Spread, Table, place
-from carnet.families.model import Config, marks, number
+from carnet.families.fields import Table
+from carnet.families.megatron_args import FIELDS, GUARDS
 from carnet.families.rows import Dialect, fuse, row
 
 LAYER = "decoder.layers.{layer}."
@@ -18,8 +18,37 @@ QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
+IN_PROJ = (
+    ("z", "mamba.z", "group head wide"),
+    ("x", "mamba.x", "group head wide"),
+    ("B", "mamba.b", "group state"),
+    ("C", "mamba.c", "group state"),
+    ("dt", "mamba.dt", "group head"),
+)
+CONV = IN_PROJ[1:4]
+CONV_WEIGHTS = {f"mamba.conv_{at.lower()}": axes for at, _, axes in CONV}
+CONV_BIASES = {f"{tensor}_bias": axes for tensor, axes in CONV_WEIGHTS.items()}
 EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
+EXPERT_GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in EXPERT_GATE_UP.items()}
 SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
+
+# what holds a gate and an up projection, and the axes of each
+GATED = (
+    ("mlp.linear_fc1.weight", "ffn hidden", "ffn", GATE_UP),
+    ("mlp.linear_fc1.bias", "ffn", "ffn", GATE_UP_BIAS),
+    ("mlp.experts.linear_fc1.weight{expert}", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.experts.local_experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.experts.experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.shared_experts.linear_fc1.weight", "shared_ffn hidden", "shared_ffn", SHARED_GATE_UP),
+)
+
+# each under a name of its own: handle_swiglu_in_state_dict in megatron/core/transformer/fsdp_dtensor_checkpoint.py for fsdp_dtensor,
+# and what singleton_local_shards makes of torch_dist (megatron/core/transformer/mlp.py apply_swiglu_sharded_factory)
+HALVES = tuple(
+    row(LAYER + name + half, axes, part, cut=cut, spelling=MODULE)
+    for name, axes, cut, parts in GATED
+    for half, part in zip(("_w", "_v"), parts, strict=True)
+)
 
 ROWS = (
     row("embedding.word_embeddings.weight", "vocab hidden", "embed", cut="vocab"),
@@ -27,11 +56,35 @@ ROWS = (
     row(LAYER + "self_attention.linear_qkv.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "attention"}),
     row(LAYER + "self_attention.linear_qkv.layer_norm_bias", "hidden", "attention_norm_bias"),
     row(LAYER + "input_layernorm.weight", "hidden", "attention_norm", when={"mixer": "mla"}),
+    # a linear layer in place of the attention or the MLP, its norm fused: megatron/core/transformer/heterogeneous/
+    row(LAYER + "self_attention.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "linear"}),
+    row(LAYER + "self_attention.weight", "hidden hidden_in", "linear_mixer", cut="hidden"),
+    row(LAYER + "mlp.layer_norm_weight", "hidden", "mlp_norm", when={"mlp": "linear"}),
+    row(LAYER + "mlp.weight", "hidden hidden_in", "linear_mlp", cut="hidden"),
     row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", spelling=MODULE),
     fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKV, cut="kv"),
     fuse(LAYER + "self_attention.linear_qkv.bias", "(kv *)", QKV_BIAS, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
+    row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
+    row(LAYER + "mixer.in_proj.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "mamba"}),
+    row(LAYER + "norm.weight", "hidden", "attention_norm", spelling=MODULE),
+    *(row(f"{LAYER}mixer.in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="group") for at, tensor, axes in IN_PROJ),
+    *(
+        row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", f"mamba.conv_{at.lower()}", cut="group")
+        for at, _, axes in CONV
+    ),
+    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"mamba.conv_{at.lower()}_bias", cut="group") for at, _, axes in CONV),
+    fuse(
+        LAYER + "mixer.in_proj.weight", "* hidden", {tensor: axes for _, tensor, axes in IN_PROJ}, cut="group", spelling=MODULE
+    ),
+    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", CONV_WEIGHTS, cut="group", spelling=MODULE),
+    fuse(LAYER + "mixer.conv1d.bias", "*", CONV_BIASES, cut="group", spelling=MODULE),
+    row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
+    row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
+    row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),
+    row(LAYER + "mixer.norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
+    row(LAYER + "mixer.out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
     row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", when={"mlp": "dense"}),
     row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", spelling="local", when={"mlp": "moe"}),
     row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias"),
@@ -56,8 +109,12 @@ ROWS = (
     row(LAYER + "mlp.linear_fc2.weight", "hidden ffn", "mlp.down", cut="ffn"),
     row(LAYER + "mlp.linear_fc2.bias", "hidden", "mlp.down_bias"),
     row(LAYER + "mlp.router.weight", "expert hidden", "moe.router"),
+    row(LAYER + "mlp.router.bias", "expert", "moe.router_shift"),
     row(LAYER + "mlp.router.expert_bias", "expert", "moe.router_bias", dtype="f32"),
+    fuse(LAYER + "mlp.experts.experts.linear_fc1.bias", "expert *", EXPERT_GATE_UP_BIAS, cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc2.bias", "expert hidden", "moe.down_bias", cut="expert"),
     fuse(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert * hidden", EXPERT_GATE_UP, cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert moe_ffn hidden", "moe.up", cut="expert"),
     row(LAYER + "mlp.experts.experts.linear_fc2.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
     fuse(
         LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
@@ -66,6 +123,8 @@ ROWS = (
         cut="expert",
         spelling=MODULE,
     ),
+    fuse(LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.bias", "*", EXPERT_GATE_UP_BIAS, cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.bias", "hidden", "moe.down_bias", cut="expert", spelling=MODULE),
     row(
         LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight",
         "hidden moe_ffn",
@@ -74,17 +133,57 @@ ROWS = (
         spelling=MODULE,
     ),
     fuse(LAYER + "mlp.experts.linear_fc1.weight{expert}", "* hidden", EXPERT_GATE_UP, cut="expert", spelling=MODULE),
+    row(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        "moe_ffn hidden",
+        "moe.up",
+        cut="expert",
+        spelling=MODULE,
+    ),
+    row(LAYER + "mlp.experts.linear_fc1.weight{expert}", "moe_ffn hidden", "moe.up", cut="expert", spelling=MODULE),
     row(LAYER + "mlp.experts.linear_fc2.weight{expert}", "hidden moe_ffn", "moe.down", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "moe.up", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.experts.{expert}.linear_fc2.weight", "hidden moe_ffn", "moe.down", cut="expert", spelling=MODULE),
+    # GroupedMLP: views of one parameter, transposed (megatron/core/transformer/moe/experts.py)
+    fuse(
+        LAYER + "mlp.experts.weight1",
+        "expert hidden *",
+        EXPERT_GATE_UP,
+        cut="expert",
+        spelling=MODULE,
+        stored="hidden (expert *)",
+    ),
+    row(
+        LAYER + "mlp.experts.weight1",
+        "expert hidden moe_ffn",
+        "moe.up",
+        cut="expert",
+        spelling=MODULE,
+        stored="hidden (expert moe_ffn)",
+    ),
+    row(
+        LAYER + "mlp.experts.weight2",
+        "expert moe_ffn hidden",
+        "moe.down",
+        cut="expert",
+        spelling=MODULE,
+        stored="(expert moe_ffn) hidden",
+    ),
     fuse(LAYER + "mlp.shared_experts.linear_fc1.weight", "* hidden", SHARED_GATE_UP, cut="shared_ffn"),
+    row(LAYER + "mlp.shared_experts.linear_fc1.weight", "shared_ffn hidden", "shared.up", cut="shared_ffn"),
     row(LAYER + "mlp.shared_experts.linear_fc2.weight", "hidden shared_ffn", "shared.down", cut="shared_ffn"),
+    fuse(LAYER + "mlp.experts.linear_fc1.bias{expert}", "*", EXPERT_GATE_UP_BIAS, cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.linear_fc2.bias{expert}", "hidden", "moe.down_bias", cut="expert", spelling=MODULE),
     row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
     row(MTP + "enorm.weight", "hidden", "mtp.embed_norm"),
     row(MTP + "hnorm.weight", "hidden", "mtp.hidden_norm"),
     row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
     row(MTP + "final_layernorm.weight", "hidden", "mtp.final_norm"),
-    row("decoder.final_layernorm.weight", "hidden", "final_norm"),
+    row("decoder.final_layernorm.weight", "hidden", "final_norm", when={"hybrid": False}),
+    row("decoder.final_norm.weight", "hidden", "final_norm", when={"hybrid": True}),
     row("decoder.final_layernorm.bias", "hidden", "final_norm_bias"),
     row("output_layer.weight", "vocab hidden", "head", cut="vocab"),
+    *HALVES,
 )
 
 DROPPED = {
@@ -95,157 +194,10 @@ DROPPED = {
     "distrib_optim.pt/*": "optimizer state",
     "num_floating_point_operations_so_far*": "training statistics",
     "rng_state*": "random state",
-    "rerun_state_machine_state*": "rerun state",
+    "rerun_state_machine*": "rerun state",
+    "content_metadata*": "facts about the store",
     "*_extra_state*": "module extra state",
     "common_state*": "training arguments (read)",
-}
-
-LATENT: Only = {"latent": True}
-HEADS: Only = {"latent": False}
-YARN: Only = {"latent": True, "rope_type": "yarn"}
-MIXED: Only = {"experts": SET}
-
-
-def _mixtures(said: int | list[int], config: Config) -> tuple[int, ...]:
-    """Return a mark a layer: every n-th is a mixture, or those with a 1 in the list."""
-    if isinstance(said, int):
-        return tuple(int(layer % said == 0) for layer in range(number(config, "layers")))
-    if len(said) != number(config, "layers") or not all(type(mark) is int and mark in {0, 1} for mark in said):
-        raise ValueError("one mark a layer")
-    return tuple(said)
-
-
-def _best_of_a_group(config: Config) -> int | None:
-    """Return how many of a group's best experts count when groups are chosen."""
-    groups = number(config, "router_groups")
-    return max(1, number(config, "topk") // number(config, "router_group_topk")) if groups > 1 else None
-
-
-# Names in the saved arguments: megatron/training/arguments.py; what they do: megatron/core/transformer/transformer_config.py,
-# megatron/training/arguments.py core_transformer_config_from_args.
-FIELDS = (
-    place("layers", "num_layers"),
-    place("hidden", "hidden_size"),
-    place("heads", "num_attention_heads"),
-    # without group_query_attention num_query_groups is 1 and means nothing
-    Flagged("kv_heads", "num_query_groups", "group_query_attention", "heads"),
-    place("latent", "multi_latent_attention", default=False),
-    place("kv_lora", "kv_lora_rank", only=LATENT),
-    place("q_lora", "q_lora_rank", default=0, only=LATENT),
-    place("nope_dim", "qk_head_dim", only=LATENT),
-    place("rope_dim", "qk_pos_emb_head_dim", only=LATENT),
-    place("v_dim", "v_head_dim", only=LATENT),
-    place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim"), only=LATENT),
-    place("head_dim", "kv_channels", default=lambda c: number(c, "hidden") // number(c, "heads"), only=HEADS),
-    place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
-    place("vocab", "vocab_size"),
-    place("padded_vocab", "padded_vocab_size", default=None),
-    place("positions", "max_position_embeddings"),
-    place("norm", "normalization", default="layer", words=(("rms", "RMSNorm"), ("layer", "LayerNorm"))),
-    place("norm_eps", "layernorm_epsilon", "norm_epsilon", default=1e-5),
-    # the fused GELU kernel is the tanh form, the plain one is exact: megatron/core/fusions/fused_bias_gelu.py
-    Choice(
-        ("activation", "gated"),
-        (
-            ("swiglu", False),
-            ("openai_gelu", False),
-            ("bias_gelu_fusion", False),
-            ("squared_relu", False),
-            ("quick_geglu", False),
-        ),
-        (
-            (("silu", True), (True, False, ANY, False, False)),
-            (("gelu_tanh", False), (False, True, ANY, False, False)),
-            (("relu2", False), (False, False, ANY, True, False)),
-            (("gelu_tanh", False), (False, False, True, False, False)),
-            (("gelu", False), (False, False, False, False, False)),
-        ),
-    ),
-    place("position", "position_embedding_type", words=(("rope", "rope"), ("learned", "learned_absolute"))),
-    place("rope_theta", "rotary_base", default=10000.0, only={"position": "rope"}),
-    place("rope_percent", "rotary_percent", default=1.0, only={"position": "rope"}),
-    # the constants of the llama3 form: RotaryEmbedding._apply_scaling
-    Choice(
-        ("rope_type", "rope_low", "rope_high", "rope_original"),
-        (("use_rope_scaling", False), ("rotary_seq_len_interpolation_factor", None)),
-        (
-            (("llama3", 1.0, 4.0, 8192), (True, None)),
-            (("linear", None, None, None), (False, SET)),
-            (("default", None, None, None), (False, None)),
-        ),
-        HEADS,
-    ),
-    # MLATransformerConfig: rope_type None means yarn, original_max_position_embeddings 4096 is not among the arguments
-    place("rope_type", "rope_type", default="yarn", words=(("yarn", "yarn"), ("default", "rope")), only=LATENT),
-    place("rope_factor", "rotary_scaling_factor", default=40.0, only=YARN),
-    place("rope_original", "original_max_position_embeddings", default=4096, only=YARN),
-    place("rope_beta_fast", "beta_fast", default=32.0, only=YARN),
-    place("rope_beta_slow", "beta_slow", default=1.0, only=YARN),
-    place("rope_mscale", "mscale", default=1.0, only=YARN),
-    place("rope_mscale_all", "mscale_all_dim", default=0.0, only=YARN),
-    place("rope_factor", "rope_scaling_factor", default=8.0, only={"rope_type": "llama3"}),
-    place("rope_factor", "rotary_seq_len_interpolation_factor", only={"rope_type": "linear"}),
-    # the QKV projection has a bias where either flag is set: megatron/core/transformer/attention.py
-    Choice(
-        ("qkv_bias", "out_bias", "mlp_bias"),
-        (("add_bias_linear", True), ("add_qkv_bias", False)),
-        (
-            ((True, True, True), (True, ANY)),
-            ((True, False, False), (False, True)),
-            ((False, False, False), (False, False)),
-        ),
-    ),
-    place("zero_centred", "layernorm_zero_centered_gamma", "apply_layernorm_1p", default=False),
-    # latent attention norms its compressed parts whatever the flag says
-    place("qk_norm", "qk_layernorm", default="none", words=(("none", False), ("head", True)), only=HEADS),
-    place("experts", "num_experts", "num_moe_experts", default=0),
-    Spread("moe_layers", "moe_layer_freq", 1, _mixtures, lambda c: ([*marks(c)],), MIXED),
-    place("moe_ffn", "moe_ffn_hidden_size", default=lambda c: c["ffn"], only=MIXED),
-    place("topk", "moe_router_topk", default=2, only=MIXED),
-    place("shared_ffn", "moe_shared_expert_intermediate_size", default=0, only=MIXED),
-    place("shared_gate", "moe_shared_expert_gate", default=False, only=MIXED),
-    place("router_bias", "moe_router_enable_expert_bias", default=False, only=MIXED),
-    # softmax over the chosen experts alone makes their weights sum to one; so does normalising sigmoid scores, which Megatron does for
-    # more than one expert: megatron/core/transformer/moe/moe_utils.py topk_routing_with_score_function
-    Choice(
-        ("router_score", "router_normed"),
-        (("moe_router_pre_softmax", False), ("moe_router_score_function", "softmax")),
-        (
-            (("softmax", True), (False, "softmax")),
-            (("softmax", False), (True, "softmax")),
-            (("sigmoid", True), (ANY, "sigmoid")),
-        ),
-        MIXED,
-    ),
-    place("router_scale", "moe_router_topk_scaling_factor", default=1.0, only=MIXED),
-    place("router_groups", "moe_router_num_groups", default=1, only=MIXED),
-    place("router_group_topk", "moe_router_group_topk", default=1, only=MIXED),
-    # megatron/core/transformer/moe/moe_utils.py group_limited_topk
-    place("router_group_best", default=_best_of_a_group, only=MIXED),
-    place("mtp", "mtp_num_layers", default=0),
-    place("tied", "untie_embeddings_and_output_weights", default=True, words=((True, False), (False, True))),
-    place("dtype", "params_dtype", words=(("bf16", "torch.bfloat16"), ("f16", "torch.float16"), ("f32", "torch.float32"))),
-)
-
-# arguments that change what the weights mean, with the values that carnet carries over
-GUARDS: dict[str, tuple[object, ...]] = {
-    "apply_residual_connection_post_layernorm": (False,),
-    "attention_output_gate": (False,),
-    "softmax_type": ("vanilla",),
-    "qk_l2_norm": (False,),
-    "rotary_interleaved": (False,),
-    "window_size": (),
-    "no_rope_freq": (0,),
-    "experimental_attention_variant": (),
-    "linear_attention_freq": (),
-    "glu_linear_offset": (0.0,),
-    "activation_func_clamp_value": (),
-    "heterogeneous_layers_config_path": (),
-    "heterogeneous_layers_config_encoded_json": (),
-    "hybrid_override_pattern": (),
-    "hybrid_layer_pattern": (),
-    "is_hybrid_model": (False,),
-    "mrope_section": (),
 }
 
 MEGATRON = Dialect(
@@ -256,7 +208,8 @@ MEGATRON = Dialect(
     stacked=True,
     ranked=False,
     writes_tied=False,
-    further=(LAYER, "mtp.layers.{layer}.transformer_layer."),
+    # the module's own name since megatron-core 0.17: rename_mtp_inner_layer_keys in fsdp_dtensor_checkpoint.py
+    further=(LAYER, "mtp.layers.{layer}.transformer_layer.", "mtp.layers.{layer}.mtp_model_layer."),
     zero_centred=None,
     embedding="none",
     table=Table(FIELDS, guards=GUARDS, closed=False),

@@ -4,142 +4,11 @@ A model is a set of fields (the canonical config). Which canonical tensors exist
 a gate, a LayerNorm has a bias, a tied model has no head of its own. A family fixes some fields (its traits) and names the rest.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
 
-Value = str | int | float | bool | tuple[int, ...] | None
-Config = Mapping[str, Value]  # field name -> value; a field that is absent has its neutral value
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One fact about a model."""
-
-    name: str
-    kind: type[int] | type[float] | type[bool] | type[str]  # what its value must be
-    neutral: Value | EllipsisType  # the value of a model that knows nothing of it; ``...`` where every model must say it
-    remark: str  # what it means
-    storage: bool = False  # says how weights are stored, nothing about the model
-    soft: bool = False  # says nothing about the weights' meaning: a target without a place for it may leave it out
-    least: int | None = 1  # of an integer, the smallest that makes sense
-    most: int | None = None  # of an integer, the largest that a machine can list
-    many: bool = False  # may be several integers
-    remedy: str | None = None  # what a person can do where no config says it
-
-
-FIELDS = (
-    Field("layers", int, ..., "decoder layers", most=1 << 16),
-    Field("hidden", int, ..., "width of the residual stream"),
-    Field("heads", int, ..., "query heads"),
-    Field("kv_heads", int, ..., "key and value heads"),
-    Field("head_dim", int, ..., "width of one head"),
-    Field("ffn", int, ..., "width inside the MLP"),
-    Field("vocab", int, ..., "true size of the vocabulary, without padding", remedy="name it with --vocab-size"),
-    Field("positions", int, ..., "longest sequence; rows of a learned position table"),
-    Field("norm", str, ..., "rms or layer (mean removed, with a bias)"),
-    Field("norm_eps", float, ..., "added to the variance"),
-    Field("activation", str, ..., "silu, gelu (exact), gelu_tanh, gelu_quick (x sigmoid(1.702 x)), relu2 (a ReLU, squared)"),
-    Field("gated", bool, ..., "the MLP multiplies its activation with a second projection"),
-    Field("position", str, ..., "rope, learned or alibi (a bias on the scores that grows with distance)"),
-    Field("rope_theta", float, 10000.0, "base of the rotary frequencies"),
-    Field("rope_type", str, "default", "how rotary frequencies are stretched: default, linear, llama3, yarn"),
-    Field("rope_factor", float, 1.0, "by how much"),
-    Field("rope_beta_fast", float, 32.0, "yarn: rotations above which frequencies are left alone"),
-    Field("rope_beta_slow", float, 1.0, "yarn: rotations below which frequencies are stretched fully"),
-    Field("rope_mscale", float, 1.0, "yarn: scale of the attention"),
-    Field("rope_mscale_all", float, 0.0, "yarn: scale of the attention, all dimensions"),
-    Field("rope_low", float, None, "llama3: wavelengths above original / low are stretched fully"),
-    Field("rope_high", float, None, "llama3: wavelengths below original / high are left alone"),
-    Field("rope_original", int, None, "sequence length before stretching"),
-    Field("rope_percent", float, 1.0, "part of a head that is rotated"),
-    Field("qkv_bias", bool, False, "query, key and value projections have a bias"),
-    Field("out_bias", bool, False, "the attention's output projection has a bias"),
-    Field("mlp_bias", bool, False, "the MLP's projections have a bias"),
-    Field(
-        "qk_norm",
-        str,
-        "none",
-        "query and key are normed: none, head (each head for itself), whole (all heads at once), plain (each head, no weight)",
-    ),
-    Field("window", int, None, "a token sees that many before it; None for all"),
-    Field(
-        "window_layers",
-        int,
-        None,
-        "1 for each layer that has the window, 0 for each that sees all; None where all are alike",
-        many=True,
-    ),
-    Field("window_every", int, None, "a config's word: every n-th layer has no window", storage=True),
-    Field("rope_local_theta", float, None, "base of the rotary frequencies in layers with the window; None for the same"),
-    Field("norm_before", bool, True, "what goes into the attention and into the MLP is normed"),
-    Field("norm_after", bool, False, "what comes out of them is normed, before it is added"),
-    Field("embed_root", bool, False, "the embedding is multiplied by the square root of its width"),
-    Field("embed_scale", float, 1.0, "factor on the embedding"),
-    Field("residual_scale", float, 1.0, "factor on what a layer adds"),
-    Field("logits_divisor", float, 1.0, "the logits are divided by it"),
-    Field("attention_scale", float, None, "factor on the attention scores; None for one over the root of a head's width"),
-    Field("attention_root", int, None, "the attention scores are divided by its square root; None for a head's width"),
-    Field("softcap_attention", float, None, "attention scores x become c tanh(x / c)"),
-    Field("softcap_logits", float, None, "logits x become c tanh(x / c)"),
-    Field("parallel_residual", bool, False, "attention and MLP read the same stream, and both are added to it at once"),
-    Field("one_norm", bool, False, "the norm before the attention serves the MLP too"),
-    Field("new_decoder", bool, False, "Falcon's newer decoder, which says how many KV heads it has"),
-    Field("experts", int, 0, "experts of a mixture, 0 for none", least=0),
-    Field(
-        "moe_layers",
-        int,
-        None,
-        "1 for each layer that is a mixture, 0 for each that is not; None where all are alike",
-        many=True,
-    ),
-    Field("moe_ffn", int, None, "width inside one expert"),
-    Field("topk", int, None, "experts that a token goes to"),
-    Field("shared_ffn", int, 0, "width of the shared experts together, 0 for none", least=0),
-    Field("shared_gate", bool, False, "the shared expert is weighed by a gate of its own"),
-    Field("router_score", str, "softmax", "how the router scores: softmax or sigmoid"),
-    Field("router_bias", bool, False, "a bias chooses experts and does not weigh them"),
-    Field("router_normed", bool, True, "the weights of the chosen experts sum to one"),
-    Field("router_scale", float, 1.0, "factor on the routed experts' sum"),
-    Field("router_groups", int, 1, "groups that the experts are chosen from"),
-    Field("router_group_topk", int, 1, "groups that a token may use"),
-    Field("router_group_best", int, None, "a group counts as much as so many of its best experts together"),
-    Field("router_shift", bool, False, "the router has a bias that weighs, as of any linear layer"),
-    Field("router_on_input", bool, False, "the weight of an expert is a factor on what goes into it"),
-    Field("moe_bias", bool, False, "the projections of every expert have a bias"),
-    Field("glu_offset", float, 0.0, "added to what the gate multiplies"),
-    Field("glu_limit", float, None, "the gate is cut off above it, what it multiplies on both sides; None for never"),
-    Field("sinks", bool, False, "each query head has a score that goes to no token"),
-    Field("rope_interleaved", bool, False, "neighbouring dimensions of a head are rotated together, not halves of it"),
-    Field("rope_layers", int, None, "1 for each layer with rotary positions, 0 for each without; None for all", many=True),
-    Field("rope_truncated", bool, True, "yarn: the dimensions between which frequencies are stretched partly are rounded"),
-    Field("chunk", int, None, "a token sees those of its own chunk of so many alone; None for all"),
-    Field("chunk_layers", int, None, "1 for each layer that has the chunks; None where all are alike", many=True),
-    Field("temperature", bool, False, "layers without positions sharpen the attention of late tokens"),
-    Field("temperature_floor", int, None, "tokens after which they do"),
-    Field("temperature_scale", float, None, "by how much"),
-    Field("latent", bool, False, "keys and values are kept compressed (multi-head latent attention)"),
-    Field("kv_lora", int, 0, "latent attention: width of the compressed keys and values", least=0),
-    Field("q_lora", int, 0, "latent attention: width of the compressed queries, 0 where they are not", least=0),
-    Field("nope_dim", int, 0, "latent attention: width of a head that is not rotated", least=0),
-    Field("rope_dim", int, 0, "latent attention: width of a head that is rotated", least=0),
-    Field("v_dim", int, 0, "latent attention: width of a value head", least=0),
-    Field("mtp", int, 0, "layers that predict further tokens, after the others", least=0),
-    Field("tied", bool, False, "the output head is the embedding"),
-    Field("dtype", str, ..., "element type of the weights, in carnet's words", storage=True),
-    Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
-    Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),
-    Field("pad", int, None, "id of the padding token", soft=True, least=None, many=True),
-    Field("zero_centred", bool, False, "norms are stored less one", storage=True),
-    Field("padded_vocab", int, None, "rows that are stored for the vocabulary", storage=True),
-    Field("tp", int, 1, "ranks that share every layer", storage=True),
-    Field("pp", int, 1, "stages that share the layers", storage=True),
-    Field("ep", int, 1, "ranks that share the experts instead of each expert", storage=True),
-    Field("moe_tp", int, 1, "ranks that share each expert", storage=True),
-    Field("world", int, 1, "ranks in all", storage=True),
-    Field("embedding", str, "none", "how ranks share the embedding: none (a copy each), rows, columns", storage=True),
-)
-BY_NAME = {field.name: field for field in FIELDS}
+from carnet.families.words import BY_NAME, SET, Condition, Config, Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +17,17 @@ class Tensor:
 
     name: str  # ``layers.{layer}.`` stands before those of a layer
     axes: str  # named axes, outermost first
-    when: Mapping[str, Value]  # the fields, and what the layer is, that must hold for it to exist
+    when: Condition  # what must hold for it to exist
     stage: str  # "first", "last" or "layer": the pipeline stage that holds it
     is_norm: bool = False  # some dialects store it less one
 
 
-def _layer(name: str, axes: str, **when: Value) -> Tensor:
+def _layer(name: str, axes: str, **when: object) -> Tensor:
     return Tensor(f"layers.{{layer}}.{name}", axes, when, "layer", name.endswith("norm"))
 
 
 GQA: dict[str, Value] = {"mixer": "attention"}
+MAMBA: dict[str, Value] = {"mixer": "mamba"}
 MLA: dict[str, Value] = {"mixer": "mla"}
 DENSE: dict[str, Value] = {"mlp": "dense"}
 MOE: dict[str, Value] = {"mlp": "moe"}
@@ -169,8 +39,8 @@ TENSORS = (
     _layer("mtp.embed_norm", "hidden", is_mtp=True),
     _layer("mtp.hidden_norm", "hidden", is_mtp=True),
     _layer("mtp.project", "hidden two hidden_in", is_mtp=True),
-    _layer("attention_norm", "hidden", norm_before=True),
-    _layer("attention_norm_bias", "hidden", norm="layer"),
+    _layer("attention_norm", "hidden", norm_before=True, mixer=SET),
+    _layer("attention_norm_bias", "hidden", norm="layer", mixer=SET),
     _layer("attention.q", "kv rep dim hidden", **GQA),
     _layer("attention.k", "kv dim hidden", **GQA),
     _layer("attention.v", "kv dim hidden", **GQA),
@@ -195,8 +65,26 @@ TENSORS = (
     _layer("mla.k_b", "kv nope kv_lora", **MLA),
     _layer("mla.v_b", "kv v kv_lora", **MLA),
     _layer("mla.o", "hidden kv v", **MLA),
-    _layer("mlp_norm", "hidden", norm_before=True, one_norm=False),
-    _layer("mlp_norm_bias", "hidden", norm="layer", one_norm=False),
+    _layer("mamba.z", "group head wide hidden", **MAMBA),
+    _layer("mamba.x", "group head wide hidden", **MAMBA),
+    _layer("mamba.b", "group state hidden", **MAMBA),
+    _layer("mamba.c", "group state hidden", **MAMBA),
+    _layer("mamba.dt", "group head hidden", **MAMBA),
+    _layer("mamba.conv_x", "group head wide conv", **MAMBA),
+    _layer("mamba.conv_b", "group state conv", **MAMBA),
+    _layer("mamba.conv_c", "group state conv", **MAMBA),
+    _layer("mamba.conv_x_bias", "group head wide", ssm_conv_bias=True, **MAMBA),
+    _layer("mamba.conv_b_bias", "group state", ssm_conv_bias=True, **MAMBA),
+    _layer("mamba.conv_c_bias", "group state", ssm_conv_bias=True, **MAMBA),
+    _layer("mamba.dt_bias", "group head", **MAMBA),
+    _layer("mamba.a_log", "group head", **MAMBA),
+    _layer("mamba.d", "group head", **MAMBA),
+    _layer("mamba.gated_norm", "group head wide", **MAMBA),
+    _layer("mamba.o", "hidden group head wide", **MAMBA),
+    _layer("linear_mixer", "hidden hidden_in", mixer="linear"),
+    _layer("mlp_norm", "hidden", norm_before=True, one_norm=False, mlp=SET),
+    _layer("mlp_norm_bias", "hidden", norm="layer", one_norm=False, mlp=SET),
+    _layer("linear_mlp", "hidden hidden_in", mlp="linear"),
     _layer("mlp.gate", "ffn hidden", gated=True, **DENSE),
     _layer("mlp.up", "ffn hidden", **DENSE),
     _layer("mlp.down", "hidden ffn", **DENSE),
@@ -241,26 +129,64 @@ def number(config: Config, name: str) -> int:
     return found
 
 
+MIXERS = {"*": "attention", "M": "mamba", "L": "linear"}
+MLPS = {"-": "dense", "E": "moe", "l": "linear"}
+WIDTHS = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn"}  # field -> the field that says it for every layer
+
+
+def blocks(config: Config) -> list[str]:
+    """Return what each layer is, in the letters of the field of this name."""
+    found = value(config, "blocks")
+    alike = "*E" if number(config, "experts") else "*-"
+    return found.split() if isinstance(found, str) else [alike] * number(config, "layers")
+
+
 def marks(config: Config) -> tuple[int, ...]:
     """Return 1 for each layer that is a mixture of experts, 0 for each that is not."""
-    found = value(config, "moe_layers")
-    return found if isinstance(found, tuple) else (int(number(config, "experts") > 0),) * number(config, "layers")
+    return tuple(int("E" in word) for word in blocks(config))
+
+
+def concerns(config: Config, name: str) -> bool:
+    """Say whether a model has anything that a field is about: heads mean nothing where no layer attends."""
+    about = BY_NAME[name].of
+    found = value(config, "blocks")
+    return not about or not isinstance(found, str) or any(letter in found for letter in about)
+
+
+def matters(config: Config, name: str) -> bool:
+    """Say whether a field's value changes what a model computes."""
+    moot = BY_NAME[name].moot
+    return concerns(config, name) and not (moot is not None and moot(config))
+
+
+def mixtures(found: Sequence[int]) -> str | None:
+    """Return the blocks of a model that has a mixture where the mark is set, and a plain MLP elsewhere."""
+    return None if all(found) else " ".join("*E" if mark else "*-" for mark in found)
 
 
 def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
-    A record is the config with ``mixer`` (attention, mla), ``mlp`` (dense, moe), ``shared``, ``q_compressed`` and ``is_mtp`` added.
+    A record is the config with ``mixer`` (attention, mla, mamba, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
+    ``shared``, ``q_compressed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {
         **config,
-        "mixer": "mla" if value(config, "latent") else "attention",
         "q_compressed": bool(value(config, "q_lora")),
         "shared": bool(value(config, "shared_ffn")),
         "is_mtp": False,
     }
-    dense, mixture = {**common, "mlp": "dense"}, {**common, "mlp": "moe"}
-    found = [mixture if mixed else dense for mixed in marks(config)]
+    attention = "mla" if value(config, "latent") else "attention"
+    known: dict[tuple[object, ...], Config] = {}
+    found: list[Config] = []
+    for layer, word in enumerate(blocks(config)):
+        own = {field: each[layer] for field, many in WIDTHS.items() if isinstance(each := value(config, many), tuple)}
+        key = (word, *own.values())
+        if key not in known:
+            mixer = next((MIXERS[letter] for letter in word if letter in MIXERS), "")
+            mlp = next((MLPS[letter] for letter in word if letter in MLPS), "")
+            known[key] = {**common, **own, "mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
+        found.append(known[key])
     return found + [{**found[-1], "is_mtp": True}] * number(config, "mtp")
 
 
@@ -268,27 +194,35 @@ def tensors(config: Config, layer: Config) -> dict[str, Tensor]:
     """Return the canonical tensors that a model has outside its layers, or those of a layer, by name (with ``{layer}`` open)."""
     inside = layer is not config
     found = (t for t in TENSORS if (t.stage == "layer") == inside)
-    return {t.name: t for t in found if all(said(layer, field) == wanted for field, wanted in t.when.items())}
+    return {t.name: t for t in found if holds(t.when, layer)}
 
 
-def said(config: Config, name: str) -> Value:
-    """Return a field's value, or what a layer is."""
-    return value(config, name) if name in BY_NAME else config[name]
+def holds(when: Condition, config: Config) -> bool:
+    """Say whether a condition holds for a model or a layer."""
+    found = ((value(config, name) if name in BY_NAME else config[name], wanted) for name, wanted in when.items())
+    return all(bool(value) if wanted is SET else value == wanted for value, wanted in found)
 
 
-def canonical(config: Config) -> Iterator[tuple[str, Tensor]]:
-    """Yield every canonical tensor of a model, layers written out: (name, tensor)."""
-    top = tensors(config, config)
-    yield from ((name, tensor) for name, tensor in top.items() if tensor.stage == "first")
-    kinds: dict[int, dict[str, Tensor]] = {}
+def canonical(config: Config) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    """Yield every canonical tensor of a model, layers written out: (name, tensor, shape)."""
+    top = list(_sized(config, config))
+    yield from (each for each in top if each[1].stage == "first")
+    kinds: dict[int, list[tuple[str, Tensor, tuple[int, ...]]]] = {}
     for index, layer in enumerate(layers(config)):
-        known = kinds.setdefault(id(layer), tensors(config, layer))
-        yield from ((name.replace("{layer}", str(index)), tensor) for name, tensor in known.items())
-    yield from ((name, tensor) for name, tensor in top.items() if tensor.stage == "last")
+        if id(layer) not in kinds:
+            kinds[id(layer)] = list(_sized(config, layer))
+        yield from ((name.replace("{layer}", str(index)), tensor, shape) for name, tensor, shape in kinds[id(layer)])
+    yield from (each for each in top if each[1].stage == "last")
+
+
+def _sized(config: Config, layer: Config) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+    size = sizes(layer)
+    for name, tensor in tensors(config, layer).items():
+        yield name, tensor, tuple(size[axis] for axis in tensor.axes.split())
 
 
 def sizes(config: Config) -> dict[str, int]:
-    """Return the true length of every named axis; 0 for those that the model does not have."""
+    """Return the true length of every named axis of a model, or of a layer; 0 for those that it does not have."""
     number_of = {name: found for name in BY_NAME if isinstance(found := _neutral_or(config, name), int)}
     return {
         "layer": number_of["layers"],
@@ -306,6 +240,11 @@ def sizes(config: Config) -> dict[str, int]:
         "q_lora": number_of["q_lora"],
         "nope": number_of["nope_dim"],
         "rope": number_of["rope_dim"],
+        "group": number_of["ssm_groups"],
+        "head": number_of["ssm_heads"] // max(1, number_of["ssm_groups"]),
+        "wide": number_of["ssm_head_dim"],
+        "state": number_of["ssm_state"],
+        "conv": number_of["ssm_conv"],
         "qk": number_of["nope_dim"] + number_of["rope_dim"],
         "v": number_of["v_dim"],
         "two": 2,  # the embedding and the hidden state that a further layer joins

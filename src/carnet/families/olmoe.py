@@ -31,7 +31,6 @@ OLMOE = Family(
             place("topk", "num_experts_per_tok", default=8),
             place("moe_ffn", "intermediate_size"),
             place("router_normed", "norm_topk_prob", default=False),
-            hf.ALL_MIXED,
         ),
         guards={"clip_qkv": ()},
         ignored="output_router_logits router_aux_loss_coef",

@@ -1,16 +1,34 @@
 """Phi-3 and Phi-4: Llama whose projections are joined, query, key and value in one tensor, gate and up in another.
 
-transformers: modeling_phi3.py. Positions that are stretched by lists of factors (longrope) are refused.
+transformers: modeling_phi3.py. TensorRT-LLM: tensorrt_llm/models/phi3/config.py, convert.py. Positions that are stretched by lists of
+factors (longrope) are refused.
 """
 
-from carnet.families import hf
+from carnet.families import hf, trtllm
 from carnet.families.family import Family
-from carnet.families.fields import place
+from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
+from carnet.families.mixtral import GATED
+from carnet.families.model import number, value
 from carnet.families.rows import fuse, row
+from carnet.families.words import Config, Value
 
 QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
+
+
+def _rotated(config: Config) -> int:
+    """Return how much of a head is rotated, in whole dimensions."""
+    percent = value(config, "rope_percent")
+    assert isinstance(percent, float)
+    return int(number(config, "head_dim") * percent)
+
+
+def _checked(said: int | None, config: Config) -> Value:
+    if said not in (None, _rotated(config)):
+        raise ValueError("another part of a head")
+    return value(config, "rope_percent")
+
 
 PHI3 = Family(
     name="phi3",
@@ -49,5 +67,21 @@ PHI3 = Family(
         # the sequence before stretching means nothing where nothing is stretched
         ignored="embd_pdrop original_max_position_embeddings full_attn_mod interpolate_factor",
     ),
-    trtllm=None,
+    # One tensor holds a rank's up rows, then its gate rows. NVIDIA's split_weights.py halves the joined tensor instead, so that one of
+    # two ranks has all up rows and no gate: its class then computes no Phi-3, and carnet writes the ranks with which it does.
+    trtllm=trtllm.dialect(
+        "Phi3ForCausalLM",
+        (fuse(LAYER + "mlp.fc.weight", "* hidden", {"mlp.up": "ffn", "mlp.gate": "ffn"}, cut="ffn"),),
+        (
+            *(field for field in trtllm.SIZES if field is not trtllm.ROTATED),
+            *trtllm.ONE_STAGE,
+            *trtllm.ROPE,
+            place("rope_percent", "rotary_pct", default=1.0, omit=True),
+            Spread("rope_percent", "rotary_embedding_dim", None, _checked, lambda c: (_rotated(c),)),
+            place("activation", "hidden_act", words=GATED),
+            place("tied", "tie_word_embeddings", default=False, omit=True),
+        ),
+        fixed={"position_embedding_type": "rope_gpt_neox"},
+        written={"rotary_scaling": None},
+    ),
 )

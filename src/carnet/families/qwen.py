@@ -1,31 +1,35 @@
 """Qwen2, Qwen2.5, Qwen2-MoE, Qwen3 and Qwen3-MoE: Llama with a bias on query, key and value, or with normed queries and keys.
 
-transformers: modeling_qwen2.py, modeling_qwen2_moe.py, modeling_qwen3.py, modeling_qwen3_moe.py.
+transformers: modeling_qwen2.py, modeling_qwen2_moe.py, modeling_qwen3.py, modeling_qwen3_moe.py. TensorRT-LLM:
+tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 """
 
-from carnet.families import hf
+from carnet.families import hf, trtllm
 from carnet.families.family import Family
+from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import Config, marks, number
-from carnet.families.rows import row
+from carnet.families.mixtral import GATED
+from carnet.families.model import marks, mixtures, number
+from carnet.families.rows import Dialect, Row, fuse, row
+from carnet.families.words import Config
 
 NO_WINDOW: dict[str, tuple[object, ...]] = {"use_sliding_window": (False,)}
 WINDOW_KEYS = "sliding_window max_window_layers layer_types"  # mean nothing without use_sliding_window
 BIASES = (place("qkv_bias", "attention_bias", default=False), place("out_bias", "attention_bias", default=False))
 
 
-def _mixtures(said: tuple[list[int], int], config: Config) -> tuple[int, ...]:
-    """Return a mark a layer: every step-th is a mixture, but for those that are listed."""
+def _mixtures(said: tuple[list[int], int], config: Config) -> str | None:
+    """Return the blocks: every step-th layer is a mixture, but for those that are listed."""
     dense, step = said
     if not all(type(layer) is int for layer in (*dense, step)) or step < 1:
         raise ValueError("numbers of layers and a step")
-    return tuple(int(layer not in dense and (layer + 1) % step == 0) for layer in range(number(config, "layers")))
+    return mixtures([layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))])
 
 
 MIXTURES = Spread(
-    "moe_layers",
+    "blocks",
     "mlp_only_layers",
     ([], 1),
     _mixtures,
@@ -33,11 +37,63 @@ MIXTURES = Spread(
     more=("decoder_sparse_step",),
 )
 
+# NVIDIA's class serves every Qwen: query, key and value may have a bias, no other layer has one
+TRTLLM_FIELDS: tuple[Field, ...] = (
+    *trtllm.SIZES,
+    *trtllm.ROPE,
+    place("qkv_bias", "attn_bias", default=True),
+    place("tied", "tie_word_embeddings", default=False),
+)
+TRTLLM_MIXED: tuple[Field, ...] = (
+    place("activation", "hidden_act", words=GATED),
+    place("experts", "moe.num_experts"),
+    place("topk", "moe.top_k"),
+    place("moe_ffn", "moe_intermediate_size"),
+    # its converter says 0 of every model, which is not what a model with norm_topk_prob computes
+    place("router_normed", "moe.normalization_mode", words=((True, 1), (False, 0))),
+)
+NOT_MIXED: dict[str, object] = {**trtllm.NO_EXPERTS, "moe_intermediate_size": 0, "moe_shared_expert_intermediate_size": 0}
+# what 1.x says beside: every layer of a mixture is one
+ALL_MIXED: dict[str, object] = {"mlp_only_layers": [], "decoder_sparse_step": 1}
+# a dense layer has rows, but no word in the config: it is refused by its name
+TRTLLM_MLPS = (*trtllm.GATED_MLP, *trtllm.MIXTURE)
+TRTLLM_QK_NORMS = (
+    row(LAYER + "attention.q_layernorm.weight", "dim", "attention.q_norm"),
+    row(LAYER + "attention.k_layernorm.weight", "dim", "attention.k_norm"),
+)
+
+
+def _trtllm(
+    architecture: str, qwen_type: str, blocks: tuple[Row, ...], fields: tuple[Field, ...], fixed: dict[str, object]
+) -> Dialect:
+    return trtllm.dialect(
+        architecture,
+        blocks,
+        (*TRTLLM_FIELDS, *fields),
+        fixed={
+            "position_embedding_type": "rope_gpt_neox",
+            "qwen_type": qwen_type,
+            "mlp_bias": False,
+            "use_logn_attn": False,
+            **fixed,
+        },
+        written={
+            **trtllm.MOE_NONE,
+            "moe.normalization_mode": 0,
+            "rotary_scaling": None,
+            "disable_weight_only_quant_plugin": False,
+            "num_labels": 1,
+            "seq_length": 8192,  # read by the first Qwen only
+        },
+        guards={key: (value,) for key, value in ALL_MIXED.items()},
+    )
+
+
 QWEN2 = Family(
     name="qwen2",
     traits={**TRAITS, "qkv_bias": True},
     hf=hf.dialect("Qwen2ForCausalLM", "qwen2", hf.LLAMA_ROWS, (*hf.LLAMA_FIELDS, TIED), guards=NO_WINDOW, ignored=WINDOW_KEYS),
-    trtllm=None,
+    trtllm=_trtllm("Qwen2ForCausalLM", "qwen2", trtllm.GATED_MLP, (trtllm.ACTIVATION,), NOT_MIXED),
 )
 
 QWEN3 = Family(
@@ -51,7 +107,13 @@ QWEN3 = Family(
         guards=NO_WINDOW,
         ignored=WINDOW_KEYS,
     ),
-    trtllm=None,
+    trtllm=_trtllm(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        (*trtllm.GATED_MLP, *TRTLLM_QK_NORMS),
+        (trtllm.ACTIVATION,),
+        {**NOT_MIXED, **ALL_MIXED},
+    ),
 )
 
 QWEN3_MOE = Family(
@@ -74,7 +136,13 @@ QWEN3_MOE = Family(
         guards=NO_WINDOW,
         ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
     ),
-    trtllm=None,
+    trtllm=_trtllm(
+        "Qwen3MoeForCausalLM",
+        "qwen3_moe",
+        (*TRTLLM_MLPS, *TRTLLM_QK_NORMS),
+        TRTLLM_MIXED,
+        {"moe_shared_expert_intermediate_size": 0, "moe.shared_expert_intermediate_size": 0, **ALL_MIXED},
+    ),
 )
 
 # a shared expert beside the others, weighed by the sigmoid of a gate of its own
@@ -105,5 +173,25 @@ QWEN2_MOE = Family(
         guards=NO_WINDOW,
         ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
     ),
-    trtllm=None,
+    trtllm=_trtllm(
+        "Qwen2MoeForCausalLM",
+        "qwen2_moe",
+        (
+            *TRTLLM_MLPS,
+            fuse(
+                LAYER + "mlp.shared_expert.fc.weight",
+                "* hidden",
+                {"shared.up": "shared_ffn", "shared.gate": "shared_ffn"},
+                cut="shared_ffn",
+            ),
+            row(LAYER + "mlp.shared_expert.proj.weight", "hidden shared_ffn", "shared.down", cut="shared_ffn"),
+            row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),
+        ),
+        (
+            *TRTLLM_MIXED,
+            place("shared_ffn", "moe_shared_expert_intermediate_size"),
+            place("shared_ffn", "moe.shared_expert_intermediate_size", default=lambda c: c["shared_ffn"]),
+        ),
+        {},
+    ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from carnet.families.fields import Table
-from carnet.families.model import Config
+from carnet.families.words import Condition, Config
 from carnet.layout import Pattern, parse
 
 OUTSIDE = ("embed", "head")  # tensors of the model that a layer may store again
@@ -23,7 +23,8 @@ class Row:
     spelling: str  # "" in every spelling; else only in the named one ("te", "local")
     dtype: str  # element type whatever the others have; "" for the model's own
     only_further: bool  # only in layers that predict further tokens
-    when: Mapping[str, object]  # what a layer must be for a target to have it; a source is read by what is there
+    when: Condition  # what a layer must be for a target to have it; a source is read by what is there
+    stored: Pattern | None  # the shape in the file, where the pattern's is another view of the same elements in the same order
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Dialect:
     stacked: bool  # a layer's tensors may be stored for all layers at once, the layer as first dimension
     ranked: bool  # every rank has its own file, with its share of each tensor and its own layer numbers
     writes_tied: bool  # stores the head of a tied model a second time
-    further: tuple[str, str]  # what ``{layer}`` names start with, and what instead for layers that predict further tokens
+    further: tuple[str, ...]  # what ``{layer}`` names start with; what instead, or also, in layers that predict further tokens
     zero_centred: bool | None  # stores norms less one; None where the config says
     embedding: str  # how ranks share the embedding unless asked otherwise: none (a copy each), rows, columns
     table: Table  # config fields and their places
@@ -55,9 +56,11 @@ def row(
     dtype: str = "",
     only_further: bool = False,
     when: Mapping[str, object] | None = None,
+    stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
-    return fuse(name, text, {tensor: ""}, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further, when=when)
+    part = {tensor: ""}
+    return fuse(name, text, part, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further, when=when, stored=stored)
 
 
 def fuse(
@@ -70,8 +73,10 @@ def fuse(
     dtype: str = "",
     only_further: bool = False,
     when: Mapping[str, object] | None = None,
+    stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     within = "layers.{layer}." if "{layer}" in name else ""
     named = {tensor if tensor in OUTSIDE else within + tensor: axes for tensor, axes in parts.items()}
-    return Row(name, parse(text, named), cut, spelling, dtype, only_further, when or {})
+    shape = parse(stored, named) if stored else None
+    return Row(name, parse(text, named), cut, spelling, dtype, only_further, when or {}, shape)

@@ -34,6 +34,7 @@ COMMON = (
     row("ln_f.bias", "hidden", "final_norm_bias"),
     row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
 )
+WITHOUT_POST_NORM = tuple(row for row in COMMON if "post_layernorm" not in row.name)
 GATED_MLP = (
     row(LAYER + "mlp.fc.weight", "ffn hidden", "mlp.gate", cut="ffn"),
     row(LAYER + "mlp.fc.bias", "ffn", "mlp.gate_bias", cut="ffn"),
@@ -52,13 +53,19 @@ MIXTURE = (
     row(LAYER + "mlp.proj.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
 )
 
+EMBEDDING = Choice(
+    ("embedding",),
+    (("use_parallel_embedding", False), ("embedding_sharding_dim", 0)),
+    ((("none",), (False, 0)), (("none",), (False, ANY)), (("rows",), (True, 0)), (("columns",), (True, 1))),
+)
+ROTATED = place("head_dim", "rotary_embedding_dim", default=lambda c: c["head_dim"])
 SIZES: tuple[Field, ...] = (
     place("layers", "num_hidden_layers"),
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
     place("head_dim", "head_size", default=lambda c: number(c, "hidden") // number(c, "heads")),
-    place("head_dim", "rotary_embedding_dim", default=lambda c: c["head_dim"]),
+    ROTATED,
     place("ffn", "intermediate_size", default=lambda c: 4 * number(c, "hidden")),
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),
@@ -71,12 +78,10 @@ SIZES: tuple[Field, ...] = (
     place("pp", "mapping.pp_size", default=1),
     place("world", default=lambda c: number(c, "tp") * number(c, "pp")),
     place("world", "mapping.world_size", default=lambda c: c["world"]),
-    Choice(
-        ("embedding",),
-        (("use_parallel_embedding", False), ("embedding_sharding_dim", 0)),
-        ((("none",), (False, 0)), (("none",), (False, ANY)), (("rows",), (True, 0)), (("columns",), (True, 1))),
-    ),
+    EMBEDDING,
 )
+# of classes that know no pipelines
+ONE_STAGE: tuple[Field, ...] = (place("pp", "mapping.pp_size", default=1, words=((1, 1),)),)
 ROPE = (place("rope_theta", "rotary_base", default=10000.0), *rope("rotary_scaling"))
 
 # what tensorrt_llm's PretrainedConfig.to_dict and QuantConfig write for an unquantized model
@@ -158,6 +163,7 @@ def dialect(
     *,
     fixed: Mapping[str, object] | None = None,
     written: Mapping[str, object] | None = None,
+    guards: Mapping[str, tuple[object, ...]] | None = None,
     ignored: str = "",
     embedding: str = "none",
     common: tuple[Row, ...] = COMMON,
@@ -178,6 +184,7 @@ def dialect(
             fields,
             fixed={**FIXED, "architecture": architecture, **(fixed or {})},
             written={**WRITTEN, **(written or {})},
+            guards=guards or {},
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped=DROPPED,

@@ -27,6 +27,7 @@ from carnet.formats.torch_zip import object_item
 from carnet.formats.wrapped import NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, read_bridge, read_nemo
 
 TRACKER = "latest_checkpointed_iteration.txt"
+COMMON_FILE = "common.pt"
 COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 _FOLDER = re.compile(r"iter_\d{7,}|release")
 _NODES = 1_000_000  # values in the training arguments: a thousand times what Megatron writes
@@ -100,7 +101,7 @@ def _is_nemo(root: Path, names: Sequence[str]) -> bool:
 
 def _read_store(root: Path, locate: Callable[[str], bool]) -> tuple[str, Store]:
     """Return what a folder's data files hold, and what the folder is: megatron-core's own form has a metadata.json."""
-    if not any(os.path.lexists(root / name) for name in ("metadata.json", "common.pt")):
+    if not any(os.path.lexists(root / name) for name in ("metadata.json", COMMON_FILE)):
         store = read_plain_store(root, locate)
         if COMMON_ITEM not in store.places:
             return "torch_dcp", store
@@ -132,7 +133,7 @@ def _tracked(root: Path, folders: Sequence[str]) -> str:
 
 def _read_arguments(root: Path, store: Store, names: Sequence[str], *, plain: bool) -> _Arguments:
     """Return the arguments that a folder itself holds, or the wrapping program's config beside it."""
-    said = _read_objects(root, store) if plain else _read_common(root, store, RUN_CONFIG in names)
+    said = _read_objects(root, store) if plain else _read_common(root, store)
     if said.config or RUN_CONFIG not in names:
         return said
     config, seen = read_bridge(root)
@@ -152,29 +153,25 @@ def _read_objects(root: Path, store: Store) -> _Arguments:
     return _Arguments(config, "torch.distributed.checkpoint", found, [], inner)
 
 
-def _read_common(root: Path, store: Store, wrapped: bool) -> _Arguments:
+def _read_common(root: Path, store: Store) -> _Arguments:
     """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
     seen, inner = [], b""
     if COMMON_ITEM in store.places:
         writer = "megatron-core >= 0.19 (common_state)"
         value, inner = read_object(root, store.places[COMMON_ITEM])
         common = value[0] if isinstance(value, list) and len(value) == 1 else value
-    elif wrapped and not os.path.lexists(root / "common.pt"):
-        return _Arguments({}, "", {}, [])
+    elif not os.path.lexists(root / COMMON_FILE):
+        return _Arguments({}, "megatron-core (no common state)", {}, [])
     else:
         writer = "megatron-core < 0.19 (common.pt)"
-        with open_file(root, "common.pt") as file:
+        with open_file(root, COMMON_FILE) as file:
             common, pickled = object_item(file, 0, file.stamp.nbytes)
             seen = [Sighting(file.stamp, digest_of(pickled))]
     if not isinstance(common, dict):
         raise BadCheckpoint("the common state is no table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
-    if isinstance(arguments, Namespace):
-        return _Arguments(_Plain(root).table(arguments.fields), writer, common, seen, inner)
-    if not wrapped:
-        facts = {"where": root, "expected": f"args in the common state, or {RUN_CONFIG}"}
-        raise BadCheckpoint("the training arguments are missing", facts)
-    return _Arguments({}, writer, common, seen, inner)
+    config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
+    return _Arguments(config, writer, common, seen, inner)
 
 
 def _notes(said: _Arguments) -> dict[str, str]:

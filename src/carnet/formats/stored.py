@@ -4,11 +4,15 @@ The readers in this folder produce these records from headers alone; nothing aft
 a byte. An *extent* of a tensor is a chunk: a box of the tensor's own indices and the place of its first element in one file.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carnet.box import Box
+from carnet.dtypes import BY_NAME
+from carnet.errors import NotSupported
+from carnet.strided import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +71,32 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def reshaped(stored: Stored, shape: tuple[int, ...]) -> Stored:
+    """Return a tensor as another shape of the same elements in the same order.
+
+    Raises NotSupported where a chunk is no run of elements, as one of some columns.
+
+    >>> rows = Stored("", "w", "bf16", (2, 6), (Chunk(Box((0, 0), (2, 6)), "f", 64, (6, 1)),))
+    >>> [(chunk.box, chunk.strides) for chunk in reshaped(rows, (3, 2, 2)).chunks]
+    [(Box(start=(0, 0, 0), shape=(3, 2, 2)), (4, 2, 1))]
+    """
+    chunks = tuple(part for chunk in stored.chunks for part in _reshaped(stored, chunk, shape))
+    return replace(stored, shape=shape, chunks=chunks)
+
+
+def _reshaped(stored: Stored, chunk: Chunk, shape: tuple[int, ...]) -> Iterator[Chunk]:
+    """Yield the boxes of another shape that a chunk's run of elements is."""
+    steps, whole = dense_strides(stored.shape), dense_strides(shape)
+    low = sum(start * step for start, step in zip(chunk.box.start, steps, strict=True))
+    high = low + math.prod(chunk.box.shape)
+    reach = 1 + sum((length - 1) * step for length, step in zip(chunk.box.shape, steps, strict=True))
+    if chunk.strides != dense_strides(chunk.box.shape) or (high > low and reach != high - low):
+        facts = {"tensor": stored.name, "chunk": f"{list(chunk.box.shape)} of {list(stored.shape)}", "needed": list(shape)}
+        raise NotSupported("a chunk is not one run of the tensor's elements", facts)
+    for spans in within(shape, whole, 0, low, high):
+        start = tuple(first for first, _ in spans)
+        skip = sum(first * step for first, step in zip(start, whole, strict=True)) - low
+        box = Box(start, tuple(count for _, count in spans))
+        yield Chunk(box, chunk.file, chunk.offset + skip * BY_NAME[stored.dtype].nbytes, whole)

@@ -10,8 +10,8 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.known import dialect_of
-from carnet.families.model import Config, Value
 from carnet.families.rows import Dialect
+from carnet.families.words import Config, Value
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
 from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take

@@ -11,8 +11,8 @@ from carnet.families.entries import Entry
 from carnet.families.family import Family
 from carnet.families.fields import write
 from carnet.families.known import padded
-from carnet.families.model import Config
 from carnet.families.rows import Dialect
+from carnet.families.words import Config
 from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
@@ -39,16 +39,17 @@ def target_files(
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries."""
     if target.name == "megatron":
         return _store(target, wanted, dtypes, config, request)
-    files = _ranks(wanted, dtypes) if target.ranked else _shards(wanted, dtypes, request.shard)
+    files = _ranks(wanted, dtypes, request.tp * request.pp) if target.ranked else _shards(wanted, dtypes, request.shard)
     laid = [(file.name, tensor) for file in files for tensor in file.tensors]
     places = tuple((entry, whole(entry.shape), file, tensor) for entry, (file, tensor) in zip(wanted, laid, strict=True))
     return Made(files, places, ())
 
 
-def _ranks(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str]) -> tuple[TargetFile, ...]:
-    held: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+def _ranks(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], world: int) -> tuple[TargetFile, ...]:
+    """Return a file for every rank, one whose layers all do nothing included."""
+    held: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {f"rank{rank}": [] for rank in range(world)}
     for entry in wanted:
-        held.setdefault(entry.unit, []).append((entry.name, dtypes[entry.unit, entry.name], entry.shape))
+        held[entry.unit].append((entry.name, dtypes[entry.unit, entry.name], entry.shape))
     return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in held.items())
 
 

@@ -11,7 +11,8 @@ from itertools import product
 
 from carnet.box import Box
 from carnet.families.entries import Entry, Reading
-from carnet.families.model import Config, number, sizes
+from carnet.families.model import number, sizes
+from carnet.families.words import Config
 from carnet.formats.torch_dist_files import StoreChunk
 from carnet.layout import JOIN, cut_evenly, cut_unevenly
 from carnet.planner.request import Request
@@ -68,6 +69,9 @@ def _cuts(reading: Reading, dim: int, length: int, request: Request) -> list[Cut
     cut = {"kv": "kv", "expert": "" if request.ep > 1 else "moe_ffn"}.get(reading.cut, reading.cut)
     if not cut or request.tp == 1:
         return [(0, length, "", 0)]
+    if axes[0] == cut == "kv" and size["kv"] % request.tp and size["kv"] * size["rep"] % request.tp == 0:
+        # fewer KV heads than ranks: Megatron cuts the rows where they fall, megatron/core/transformer/attention.py SelfAttention
+        return list(_shards("rows", length, 1, 0, request.tp))
     if axes[0] == cut:
         return list(_shards(cut, size[cut], length // size[cut], 0, request.tp))
     if axes[0] == JOIN and all(inner[:1] == (cut,) for _, inner in reading.pattern.parts):
@@ -94,7 +98,7 @@ def states(wanted: Sequence[Entry], config: Config, spelling: str) -> list[str]:
     found = []
     for entry in wanted:
         module, last = entry.name.rsplit(".", 1)
-        linear = ".linear_" in module or module.endswith("eh_proj")
+        linear = ".linear_" in module or module.endswith(("eh_proj", ".self_attention", ".mlp"))
         norm = spelling == "te" and module.rsplit(".", 1)[-1].endswith(("norm", "layernorm"))
         if last != "weight" or not (linear or norm):
             continue

@@ -1,0 +1,468 @@
+"""A random small model of every family, and its checkpoint on disk, made without any program that knows the model.
+
+A sample is data: the programs that must be able to say the family's plain model, and the parts that such a model is drawn from.
+A new family is a line in ``SAMPLES``; what it may be besides, where both sides of a crossing can say it, is a line in ``MAYBE``.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import gcd, prod
+from pathlib import Path
+from random import Random
+
+import ml_dtypes
+import numpy as np
+from safetensors import deserialize
+
+from carnet.errors import NotSupported
+from carnet.families.entries import Entry, entries
+from carnet.families.family import Family
+from carnet.families.fields import write
+from carnet.families.known import FAMILIES, dialect_of, padded, recognise
+from carnet.families.model import canonical, layers, mixtures, number, value
+from carnet.families.rows import Dialect
+from carnet.families.words import Config, Value
+from carnet.inventory import is_zero_centred
+
+Fields = dict[str, Value]
+Part = Callable[[Random, int, Config], Fields]  # draws fields; every axis that ranks share is a multiple of the second
+FAMILY = {family.name: family for family in FAMILIES}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the models of one family are drawn from."""
+
+    dialects: str  # the programs that can say the plain model
+    parts: tuple[Part, ...]  # in order: later ones may look at what the earlier drew
+    fields: Fields = field(default_factory=dict)  # what all of its models say, beside the family's traits
+
+
+# --- parts ---------------------------------------------------------------------------------------------------------------------
+
+
+def sizes(random: Random, ranks: int, _: Config) -> Fields:
+    return {
+        "layers": random.randint(1, 4),
+        "hidden": ranks * random.randint(1, 5),
+        "vocab": 2 * random.randint(1, 40) + 1,
+        "positions": random.randint(1, 9),
+    }
+
+
+def grouped(random: Random, ranks: int, _: Config) -> Fields:
+    """Heads in groups that share a key and a value; where there are fewer groups than ranks, ranks share a group."""
+    kv = random.choice([n for n in (1, 2, 3, 4) if n % ranks == 0 or ranks % n == 0])
+    heads = kv * max(1, ranks // kv) * random.randint(1, 2)
+    return {"heads": heads, "kv_heads": kv, "head_dim": random.randint(1, 4)}
+
+
+def each(random: Random, ranks: int, _: Config) -> Fields:
+    """A key and a value for each head."""
+    heads = ranks * random.randint(1, 3)
+    return {"heads": heads, "kv_heads": heads, "head_dim": random.randint(1, 4)}
+
+
+def one_or_each(random: Random, ranks: int, config: Config) -> Fields:
+    found = each(random, ranks, config)
+    return {**found, "kv_heads": random.choice((1, found["heads"]))}
+
+
+def square(_: Random, __: int, config: Config) -> Fields:
+    """Heads that are as wide as their part of the stream: the config has no key for their width."""
+    return {"hidden": number(config, "heads") * number(config, "head_dim")}
+
+
+def latent(random: Random, ranks: int, _: Config) -> Fields:
+    heads = ranks * random.randint(1, 2)
+    nope, rope = random.randint(1, 3), random.randint(1, 3)
+    return {
+        "heads": heads,
+        "kv_heads": heads,
+        "nope_dim": nope,
+        "rope_dim": rope,
+        "head_dim": nope + rope,
+        "v_dim": random.randint(1, 3),
+        "kv_lora": random.randint(1, 4),
+        "q_lora": random.choice((0, 1, 3)),
+    }
+
+
+def dense(random: Random, ranks: int, _: Config) -> Fields:
+    return {"ffn": ranks * random.randint(1, 5)}
+
+
+def four_times(_: Random, __: int, config: Config) -> Fields:
+    return {"ffn": 4 * number(config, "hidden")}
+
+
+def experts(random: Random, ranks: int, _: Config) -> Fields:
+    count = ranks * random.randint(1, 3)
+    return {"experts": count, "topk": random.randint(1, count), "moe_ffn": ranks * random.randint(1, 3)}
+
+
+def two_chosen(_: Random, __: int, config: Config) -> Fields:
+    """Megatron does not norm the score of an expert that is alone."""
+    return {"experts": max(2, number(config, "experts")), "topk": 2}
+
+
+def one_width(_: Random, __: int, config: Config) -> Fields:
+    """An expert is as wide as the MLP would be: the config has one key for both."""
+    return {"ffn": config["moe_ffn"]}
+
+
+def shared(random: Random, _: int, config: Config) -> Fields:
+    return {"shared_ffn": random.randint(0, 2) * number(config, "moe_ffn")}
+
+
+def one_shared(_: Random, __: int, config: Config) -> Fields:
+    return {"shared_ffn": config["moe_ffn"]}
+
+
+def dense_first(random: Random, _: int, config: Config) -> Fields:
+    layers = number(config, "layers")
+    dense = random.randint(0, layers - 1)
+    return {"blocks": mixtures([layer >= dense for layer in range(layers)])}
+
+
+def dense_anywhere(random: Random, _: int, config: Config) -> Fields:
+    marks = [random.choice((True, False)) for _ in range(number(config, "layers"))]
+    return {"blocks": mixtures([*marks[1:], True])}
+
+
+def dense_between(random: Random, _: int, config: Config) -> Fields:
+    layers = number(config, "layers")
+    step = random.randint(1, layers)
+    return {"blocks": mixtures([(layer + 1) % step == 0 for layer in range(layers)])}
+
+
+def windows(random: Random, _: int, config: Config) -> Fields:
+    return {
+        "window": random.randint(1, 9),
+        "window_layers": tuple(random.randint(0, 1) for _ in range(number(config, "layers"))),
+    }
+
+
+def chunks(random: Random, _: int, config: Config) -> Fields:
+    marks = [random.randint(0, 1) for _ in range(number(config, "layers"))]
+    rope = tuple(random.choice((marks, [1] * len(marks))))
+    return {"chunk": 8, "chunk_layers": tuple(marks), "rope_layers": rope if 0 in rope else None}
+
+
+def states(random: Random, ranks: int, _: Config) -> Fields:
+    """Mamba-2 heads in groups, each group normed for itself; what Megatron's mixer fixes."""
+    groups = ranks * random.randint(1, 2)
+    return {
+        "ssm_heads": groups * random.randint(1, 3),
+        "ssm_head_dim": random.randint(1, 3),
+        "ssm_groups": groups,
+        "ssm_state": random.randint(1, 3),
+        "ssm_conv": 4,
+        "ssm_conv_bias": True,
+        "ssm_norm_groups": groups,
+        "ssm_norm_eps": 1e-5,
+    }
+
+
+def one_group(_: Random, __: int, ___: Config) -> Fields:
+    """The gated norm takes all heads at once, as Megatron's does where there is one group."""
+    return {"ssm_groups": 1, "ssm_norm_groups": 1}
+
+
+def expanded(random: Random, _: int, config: Config) -> Fields:
+    """All heads together are so many times as wide as the stream."""
+    return {
+        "hidden": number(config, "ssm_heads") * number(config, "ssm_head_dim"),
+        "ssm_head_dim": random.randint(1, 3) * number(config, "ssm_head_dim"),
+    }
+
+
+def all_states(_: Random, __: int, config: Config) -> Fields:
+    return {"blocks": " ".join("M" * number(config, "layers"))}
+
+
+def mamba_attention_mlp(random: Random, _: int, config: Config) -> Fields:
+    return {"blocks": " ".join(random.choice("M*-") for _ in range(number(config, "layers")))}
+
+
+def one_block_each(random: Random, _: int, config: Config) -> Fields:
+    return {"blocks": " ".join(["E", *(random.choice("M*-E") for _ in range(number(config, "layers") - 1))])}
+
+
+def unlike(random: Random, ranks: int, config: Config) -> Fields:
+    """Layers of other kinds and sizes; the model's own sizes are those of the first that has them. Hugging Face's are rounded."""
+    layers, heads = range(number(config, "layers")), number(config, "heads")
+    words = [
+        "*-",
+        *(random.choice(("*-", "*", "-", "*l", "L-", "Ll", ".")) for _ in layers[1:]),
+    ]  # NVIDIA's ranks want some attention
+    fitting = [kv for kv in (1, 2, 4) if heads % kv == 0 and (kv % ranks == 0 or ranks % kv == 0)]
+    kv_heads = [random.choice(fitting) if "*" in word else 1 for word in words]
+    widths = [256 * random.randint(1, 2) if "-" in word else 1 for word in words]
+    first = next((kv for kv, word in zip(kv_heads, words, strict=True) if "*" in word), 1)
+    wide = next((width for width, word in zip(widths, words, strict=True) if "-" in word), 1)
+    return {"blocks": " ".join(words), "kv_heads": first, "ffn": wide, "layer_kv_heads": (*kv_heads,), "layer_ffn": (*widths,)}
+
+
+GQA: tuple[Part, ...] = (sizes, grouped)
+MLP: tuple[Part, ...] = (*GQA, dense)
+SQUARE: tuple[Part, ...] = (*MLP, square)
+GPT: tuple[Part, ...] = (sizes, each, square, dense)
+DEEPSEEK: tuple[Part, ...] = (sizes, latent, dense, experts, shared, dense_first)
+
+SILU: Fields = {"activation": "silu", "tied": False}
+ALL_BIASES: Fields = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+NO_BIASES: Fields = dict.fromkeys(ALL_BIASES, False)
+GEMMA: Fields = {"activation": "gelu_tanh", "tied": True, "attention_root": 16}
+FALCON: Fields = {"activation": "gelu", "tied": True}
+BESIDE: Fields = {"parallel_residual": True}
+NEOX: Fields = {**ALL_BIASES, "activation": "gelu", "tied": False, "rope_percent": 0.25}
+GPT_OSS: Fields = {"tied": False, "qkv_bias": True, "out_bias": True, "glu_limit": 7.0}
+CAPS: Fields = {"softcap_attention": 50.0, "softcap_logits": 30.0}
+SHARPENED: Fields = {"temperature": True, "temperature_floor": 16, "temperature_scale": 0.5}
+
+RELU2: Fields = {"activation": "relu2", "tied": False}
+SIGMOID: Fields = {"router_score": "sigmoid", "router_bias": True}
+
+# a family, or a family and a remark where its programs cannot all say one kind of model
+SAMPLES: dict[str, Sample] = {
+    "llama": Sample("hf megatron trtllm", MLP, SILU),
+    "mistral": Sample("hf megatron trtllm", MLP, SILU),
+    "qwen2": Sample("hf megatron trtllm", MLP, SILU),
+    "qwen3": Sample("hf megatron trtllm", MLP, SILU),
+    "phi3": Sample("hf megatron trtllm", MLP, SILU),
+    "olmo2": Sample("hf", MLP, SILU),
+    "granite": Sample("hf", MLP, {**SILU, "attention_scale": 0.5, "embed_scale": 12.0}),
+    "gemma": Sample("hf trtllm", MLP, {"activation": "gelu_tanh", "tied": True}),
+    "gemma2": Sample("hf trtllm", (*MLP, windows), {**GEMMA, **CAPS, "window_every": 2}),
+    "gemma3": Sample("hf", (*MLP, windows), {**GEMMA, "rope_local_theta": 10000.0, "window_every": 6}),
+    "gpt2": Sample("hf megatron trtllm", GPT, {"activation": "gelu_tanh", "tied": True}),
+    "gpt_neox": Sample("hf megatron", GPT, NEOX),
+    "gpt_neox, MLP beside attention": Sample("hf trtllm", (*GPT, four_times), {**NEOX, "parallel_residual": True}),
+    "nemotron": Sample("hf megatron trtllm", MLP, {**RELU2, "rope_percent": 0.5}),
+    "starcoder2": Sample("hf megatron trtllm", MLP, {**ALL_BIASES, "activation": "gelu_tanh", "tied": True}),
+    "falcon": Sample("hf megatron trtllm", (sizes, one_or_each, square, dense), FALCON),
+    "falcon, MLP beside attention": Sample(
+        "hf trtllm", (sizes, one_or_each, square, dense), {**FALCON, **BESIDE, "one_norm": True}
+    ),
+    "falcon, newer decoder": Sample("hf trtllm", SQUARE, {**FALCON, **BESIDE, "new_decoder": True}),
+    "mixtral": Sample("hf megatron trtllm", (*GQA, experts, one_width), SILU),
+    "olmoe": Sample("hf", (*GQA, square, experts, one_width), SILU),
+    "qwen2_moe": Sample("hf megatron trtllm", (*MLP, experts, shared), {**SILU, "qkv_bias": True}),
+    "qwen2_moe, some layers dense": Sample("hf megatron", (*MLP, experts, shared, dense_anywhere), {**SILU, "qkv_bias": True}),
+    "qwen3_moe": Sample("hf megatron trtllm", (*MLP, experts), SILU),
+    "qwen3_moe, some layers dense": Sample("hf megatron", (*MLP, experts, dense_anywhere), SILU),
+    "llama4": Sample("hf", (*MLP, experts, one_shared, dense_between, chunks), {**SILU, **SHARPENED, "qk_norm": "plain"}),
+    "gpt_oss": Sample("hf megatron", (*GQA, experts, one_width, windows), GPT_OSS),
+    "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
+    "deepseek_v3": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
+    "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),
+    "nemotron_h": Sample("hf megatron", (*MLP, states, mamba_attention_mlp), RELU2),
+    "nemotron_h, mixtures": Sample(
+        "hf megatron", (*MLP, experts, two_chosen, shared, states, one_block_each), {**RELU2, **SIGMOID}
+    ),
+    "nemotron_nas": Sample("hf megatron trtllm", (*MLP, unlike), SILU),
+}
+
+
+def family_of(sample: str) -> Family:
+    """Return the family that a sample is of."""
+    return FAMILY[sample.split(",", maxsplit=1)[0]]
+
+
+# what a model may be besides: taken where both programs of a crossing can say it
+STRETCHED: Fields = {"rope_factor": 8.0, "rope_original": 8192}
+MAYBE: tuple[Fields, ...] = (
+    *({"tied": tied} for tied in (True, False)),
+    *({"activation": word} for word in ("silu", "gelu", "gelu_tanh", "relu2")),
+    *(ALL_BIASES, NO_BIASES, {"qkv_bias": True, "out_bias": True}, {"qkv_bias": True}, {"qkv_bias": False}, {"mlp_bias": True}),
+    {"norm_eps": 1e-6},
+    {"rope_theta": 500000.0},
+    {"rope_percent": 0.75},
+    {"rope_type": "linear", "rope_factor": 2.0},
+    {"rope_type": "llama3", "rope_low": 1.0, "rope_high": 4.0, **STRETCHED},
+    {"rope_type": "yarn", "rope_mscale": 0.7, "rope_mscale_all": 0.7, **STRETCHED},
+    {"position": "alibi"},
+    {"window": 4, "positions": 9},  # one that no sequence reaches may be left out
+    {"one_norm": True},
+    {"router_normed": True},
+    {"router_normed": False},
+    {"router_scale": 2.5},
+    {"experts": 4, "topk": 2, "router_groups": 2, "router_group_best": 2},
+    {"experts": 4, "topk": 2, "router_groups": 2, "router_group_best": 1},
+    {"ssm_conv": 3, "ssm_conv_bias": False, "ssm_norm_eps": 1e-6, "norm_eps": 1e-6},
+    {"mtp": 1},
+    {"mtp": 2},
+    {"attention_scale": 0.25, "logits_divisor": 8.0, "residual_scale": 0.2},
+    CAPS,
+)
+
+
+# --- models --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """One small model."""
+
+    family: str
+    config: Fields  # canonical fields
+    ranks: int  # how many ranks may share it
+
+
+def draw(name: str, random: Random, dialects: tuple[str, ...] = ("hf",)) -> Model:
+    """Return a random model of a sample that these programs can say."""
+    ranks = random.choice((1, 2, 4))
+    sample, family = SAMPLES[name], family_of(name).name
+    traits = FAMILY[family].traits
+    config: Fields = {
+        "position": "rope",
+        **traits,
+        **sample.fields,
+        "norm_eps": 1e-5,
+        "dtype": random.choice(("bf16", "f16", "f32")),
+    }
+    for part in sample.parts:
+        config |= part(random, ranks, config)
+    for more in random.sample(MAYBE, random.randint(0, 4)):
+        if fits(family, config, more, dialects):
+            config |= more
+    return Model(family, config, ranks)
+
+
+def fits(family: str, config: Config, more: Config, dialects: Iterable[str]) -> bool:
+    """Say whether a model may be this besides: the family's own config can say it, and what is read there, these programs."""
+    traits, both = FAMILY[family].traits, {**config, **more}
+    if {**both, **traits} != both or not says(family, "hf", both):
+        return False
+    _, found = recognise("hf", said(family, "hf", both), "", {})
+    return all(says(family, dialect, found) for dialect in dialects)
+
+
+def says(family: str, dialect: str, config: Config) -> bool:
+    """Say whether a program's config can say a model."""
+    try:
+        said(family, dialect, config)
+    except NotSupported:
+        return False
+    return True
+
+
+def said(family: str, dialect: str, config: Config) -> dict[str, object]:
+    """Return what a program's config says of a model."""
+    spelled = dialect_of(FAMILY[family], dialect)
+    traits = {} if dialect == "megatron" else FAMILY[family].traits
+    return write(spelled.table, padded(spelled, config), traits, dialect)
+
+
+def cut(model: Model, dialect: str, random: Random) -> dict[str, object]:
+    """Return the options of a crossing that say how a target of this kind is cut."""
+    config = model.config
+    if dialect == "hf":
+        return {"shard_size": random.choice((1, 300, 5_000_000_000))}
+    # Megatron's ranks do not share a KV head, nor a group of states
+    alone = [number(layer, "kv_heads") for layer in layers(config) if layer["mixer"] in ("attention", "mla")]
+    alone = [*alone, number(config, "ssm_groups")] if dialect == "megatron" else []
+    widest = gcd(model.ranks, *alone)
+    tp = random.choice([n for n in (1, 2, 4) if widest % n == 0])
+    pp = random.randint(1, number(config, "layers"))
+    ep = random.choice([n for n in (1, 2, 4) if (tp if dialect == "trtllm" else model.ranks) % n == 0])
+    options: dict[str, object] = {"tp": tp, "pp": pp, "ep": ep if value(config, "experts") else 1}
+    if dialect == "megatron":
+        return {**options, "spelling": random.choice(("te", "local"))}
+    options["parallel_embedding"] = random.choice((None, "none", "rows", "columns"))
+    spelled = dialect_of(FAMILY[model.family], dialect)
+    # some of NVIDIA's classes cannot share their layers among stages
+    return options if says(model.family, dialect, {**config, **ranked(spelled, options)}) else {**options, "pp": 1}
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------------------
+
+TYPES: Mapping[str, tuple[str, np.dtype]] = {
+    "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+    "f16": ("F16", np.dtype(np.float16)),
+    "f32": ("F32", np.dtype(np.float32)),
+}
+NUMPY = dict(TYPES.values())
+File = dict[str, tuple[str, tuple[int, ...], bytes]]  # name -> element type, shape, content
+
+
+def save(model: Model, folder: Path, dialect: str, random: Random, options: Mapping[str, object]) -> Path:
+    """Write a checkpoint of a model in a program's layout, its weights random bits; a program's own files and nothing else."""
+    spelled = dialect_of(FAMILY[model.family], dialect)
+    config = {**model.config, **ranked(spelled, options)} if spelled.ranked else model.config
+    weights = numbers(model, random)
+    units = [f"rank{rank}.safetensors" for rank in range(number(config, "world"))] if spelled.ranked else []
+    files: dict[str, File] = {unit: {} for unit in units}  # of a rank whose layers do nothing, too
+    for entry in entries(spelled, config, None):
+        dtype = entry.dtype or str(config["dtype"])
+        stored = fill(entry, weights, dtype, centred=is_zero_centred(spelled, config))
+        file = f"{entry.unit}.safetensors" if spelled.ranked else "model.safetensors"
+        files.setdefault(file, {})[entry.name] = (TYPES[dtype][0], entry.shape, stored.tobytes())
+    folder.mkdir()
+    for name, tensors in files.items():
+        save_file(tensors, folder / name)
+    (folder / "config.json").write_text(json.dumps(said(model.family, dialect, config), indent=2) + "\n")
+    return folder
+
+
+def ranked(dialect: Dialect, options: Mapping[str, object]) -> Fields:
+    """Return the fields that say how ranks share a model."""
+    tp, pp, ep = (int(str(options[name])) for name in ("tp", "pp", "ep"))
+    shared = options["parallel_embedding"] or (dialect.embedding if tp > 1 else "none")
+    return {"tp": tp, "pp": pp, "world": tp * pp, "ep": ep, "moe_tp": tp // ep, "embedding": str(shared)}
+
+
+def numbers(model: Model, random: Random) -> dict[str, np.ndarray]:
+    """Return random weights for every canonical tensor: any bits at all, but numbers where a program may add or cast."""
+    generator = np.random.default_rng(random.randint(0, 1 << 32))
+    item = TYPES[str(model.config["dtype"])][1]
+    found: dict[str, np.ndarray] = {}
+    for name, tensor, shape in canonical(model.config):
+        if tensor.is_norm or ".router" in name:
+            # one and less are exact in every type, and so is their difference
+            found[name] = 1 + generator.integers(0, 128, shape) / 128
+        else:
+            found[name] = np.frombuffer(generator.bytes(item.itemsize * prod(shape)), item).reshape(shape)
+    return found
+
+
+def fill(entry: Entry, weights: Mapping[str, np.ndarray], dtype: str, *, centred: bool) -> np.ndarray:
+    """Return a stored tensor, each element put where the views say it is."""
+    item = TYPES[dtype][1]
+    stored = np.zeros(entry.shape, item)
+    for view in entry.views:
+        box = tuple(slice(start, start + length) for start, length in zip(view.box.start, view.box.shape, strict=True))
+        part = weights[view.tensor][box]
+        if part.dtype == np.float64:
+            part = (part - (centred and view.tensor.endswith("norm"))).astype(item)
+        index = [np.full(view.box.shape, origin) for origin in view.origin]
+        for axis, (dim, stride) in enumerate(view.places):
+            index[dim] = index[dim] + np.indices(view.box.shape)[axis] * stride
+        bits = f"u{item.itemsize}"
+        stored.view(bits)[tuple(index)] = part.view(bits)
+    return stored
+
+
+def save_file(tensors: File, path: Path) -> None:
+    """Write a file as https://github.com/huggingface/safetensors#format says."""
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": [*shape], "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(data for _, _, data in tensors.values()))
+
+
+def load(folder: Path, files: str = "*.safetensors") -> File:
+    """Return every tensor of a folder, read by safetensors itself; shards are one name space, ranks are not."""
+    found: File = {}
+    for path in sorted(folder.glob(files)):
+        unit = "" if path.name.startswith("model") else f"{path.stem}/"
+        found |= {
+            unit + name: (tensor["dtype"], tuple(tensor["shape"]), bytes(tensor["data"]))
+            for name, tensor in deserialize(path.read_bytes())
+        }
+    return found

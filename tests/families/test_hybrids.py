@@ -1,0 +1,94 @@
+"""What Megatron's arguments say about the layers of a hybrid, and what is refused."""
+
+import pytest
+
+from carnet.errors import BadCheckpoint
+from carnet.families.fields import read, write
+from carnet.families.megatron import MEGATRON
+from carnet.families.model import layers
+from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
+
+ARGS = {
+    "num_layers": 4,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "group_query_attention": True,
+    "ffn_hidden_size": 128,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+    "normalization": "RMSNorm",
+    "squared_relu": True,
+    "add_bias_linear": False,
+    "position_embedding_type": "none",
+    "untie_embeddings_and_output_weights": True,
+    "params_dtype": "torch.bfloat16",
+    "mamba_head_dim": 16,
+    "mamba_num_groups": 2,
+    "mamba_state_dim": 16,
+}
+SPEC = ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec"]
+
+
+def said(**more):
+    return read(MEGATRON.table, {**ARGS, **more}, "the arguments")
+
+
+@pytest.mark.parametrize(
+    ("more", "blocks"),
+    [
+        ({"hybrid_override_pattern": "MM*-"}, "M M * -"),
+        ({"hybrid_layer_pattern": "MM*E", "num_experts": 4}, "M M * E"),
+        ({"hybrid_layer_pattern": "M*|-M"}, "M * - M"),
+        ({"spec": SPEC}, "M M M M"),
+        ({"is_hybrid_model": True}, "M M M M"),
+    ],
+    ids=["the name up to 0.18", "the name since 0.19", "pipeline stages end at a bar", "no pattern, a hybrid's spec", "a flag"],
+)
+def test_a_hybrid_s_layers_are_read(more, blocks):
+    config = said(**more)
+    assert (config["hybrid"], config["blocks"]) == (True, blocks)
+    mixers = {"M": ("mamba", ""), "*": ("attention", ""), "-": ("", "dense"), "E": ("", "moe")}
+    assert [(layer["mixer"], layer["mlp"]) for layer in layers(config)] == [mixers[letter] for letter in blocks.split()]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"hybrid_override_pattern": "MM*"},
+        {"hybrid_override_pattern": "MM*G"},
+        {"hybrid_layer_pattern": "MM*-/M*"},
+        {"spec": SPEC, "hybrid_attention_ratio": 0.5},
+        {"is_hybrid_model": True, "hybrid_mlp_ratio": 0.25},
+    ],
+    ids=["a letter too few", "a letter nobody knows", "layers that predict further tokens", "ratios", "ratios of MLPs"],
+)
+def test_a_hybrid_s_layers_are_not_guessed(more):
+    with pytest.raises(BadCheckpoint) as caught:
+        said(**more)
+    assert all(f"{name!r}" in str(caught.value) for name in more if name != "num_experts")
+
+
+def test_heads_count_where_none_are_given():
+    config = said(hybrid_override_pattern="MMMM")
+    assert config["ssm_heads"] == 2 * 64 // 16
+    assert said(hybrid_override_pattern="MMMM", mamba_num_heads=6)["ssm_heads"] == 6
+
+
+def test_a_stack_of_mamba_alone_says_nothing_of_heads_that_it_does_not_have():
+    raw = write(MAMBA2.hf.table, said(spec=SPEC) | {"ssm_norm_groups": 1}, MAMBA2.traits, "config.json")
+    assert not {"num_attention_heads", "intermediate_size", "hidden_act_mlp"} & raw.keys()
+    again = read(MAMBA2.hf.table, raw, "config.json")
+    assert (again["blocks"], again["ssm_heads"], again["ssm_state"]) == ("M M M M", 8, 16)
+
+
+def test_a_published_pattern_and_a_list_of_kinds_must_agree():
+    raw = write(NEMOTRON_H.hf.table, said(hybrid_override_pattern="MM*-"), NEMOTRON_H.traits, "config.json")
+    assert raw["layers_block_type"] == ["linear_attention", "linear_attention", "full_attention", "mlp"]
+    older = {name: value for name, value in raw.items() if name != "layers_block_type"}
+    assert read(NEMOTRON_H.hf.table, older, "config.json") == read(NEMOTRON_H.hf.table, raw, "config.json")
+    words = {**raw, "layers_block_type": ["mamba", "mamba", "attention", "mlp"]}
+    assert read(NEMOTRON_H.hf.table, words, "config.json") == read(NEMOTRON_H.hf.table, raw, "config.json")
+    for wrong in ("MMM-", "MM*-M", 4):
+        with pytest.raises(BadCheckpoint, match="layers_block_type"):
+            read(NEMOTRON_H.hf.table, {**raw, "hybrid_override_pattern": wrong}, "config.json")
