@@ -2,10 +2,11 @@
 
 import pytest
 
-from carnet.errors import BadCheckpoint
+from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.fields import read, write
+from carnet.families.known import dialect_of
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import layers
+from carnet.families.model import canonical, layers
 from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
 
 ARGS = {
@@ -58,10 +59,18 @@ def test_a_hybrid_s_layers_are_read(more, blocks):
         {"hybrid_override_pattern": "MM*"},
         {"hybrid_override_pattern": "MM*G"},
         {"hybrid_layer_pattern": "MM*-/M*"},
+        {"hybrid_override_pattern": "MM*-", "hybrid_layer_pattern": "MMM-"},
         {"spec": SPEC, "hybrid_attention_ratio": 0.5},
         {"is_hybrid_model": True, "hybrid_mlp_ratio": 0.25},
     ],
-    ids=["a letter too few", "a letter nobody knows", "layers that predict further tokens", "ratios", "ratios of MLPs"],
+    ids=[
+        "a letter too few",
+        "a letter nobody knows",
+        "layers that predict further tokens",
+        "two patterns",
+        "ratios",
+        "ratios of MLPs",
+    ],
 )
 def test_a_hybrid_s_layers_are_not_guessed(more):
     with pytest.raises(BadCheckpoint) as caught:
@@ -73,6 +82,38 @@ def test_heads_count_where_none_are_given():
     config = said(hybrid_override_pattern="MMMM")
     assert config["ssm_heads"] == 2 * 64 // 16
     assert said(hybrid_override_pattern="MMMM", mamba_num_heads=6)["ssm_heads"] == 6
+
+
+def test_two_names_of_one_pattern_are_one_pattern():
+    assert said(hybrid_override_pattern="MM*-", hybrid_layer_pattern="MM|*-")["blocks"] == "M M * -"
+
+
+def test_the_norm_inside_a_mixer_is_never_stored_less_one():
+    config = said(hybrid_override_pattern="MM*-", layernorm_zero_centered_gamma=True)
+    less_one = {name for name, tensor, _ in canonical(config) if tensor.is_norm}
+    before = {"layers.0.attention_norm", "layers.1.attention_norm", "layers.2.attention_norm", "layers.3.mlp_norm"}
+    assert less_one == {*before, "final_norm"}
+
+
+@pytest.mark.parametrize("wrong", [{"expand": 4}, {"num_heads": 4}, {"num_heads": None}, {"expand": "2"}], ids=str)
+def test_mamba_s_heads_are_as_wide_as_its_expanded_stream(wrong):
+    raw = write(MAMBA2.hf.table, said(spec=SPEC) | {"ssm_norm_groups": 1}, MAMBA2.traits, "config.json")
+    assert (raw["expand"], raw["num_heads"]) == (2, 8)
+    with pytest.raises(BadCheckpoint, match="expand"):
+        read(MAMBA2.hf.table, {**raw, **wrong}, "config.json")
+
+
+def test_a_mamba_of_before_transformers_5_says_that_its_norm_is_gated():
+    raw = write(MAMBA2.hf.table, said(spec=SPEC) | {"ssm_norm_groups": 1}, MAMBA2.traits, "config.json")
+    assert read(MAMBA2.hf.table, {**raw, "rms_norm": True}, "config.json") == read(MAMBA2.hf.table, raw, "config.json")
+    with pytest.raises(NotSupported, match="'rms_norm'"):
+        read(MAMBA2.hf.table, {**raw, "rms_norm": False}, "config.json")
+
+
+def test_nvidia_s_ranks_of_a_mamba_hold_what_no_move_makes():
+    with pytest.raises(NotSupported, match="no place for the family 'mamba2'") as caught:
+        dialect_of(MAMBA2, "trtllm")
+    assert "the exponential of one of its weights" in str(caught.value)
 
 
 def test_a_stack_of_mamba_alone_says_nothing_of_heads_that_it_does_not_have():

@@ -582,6 +582,15 @@ def test_ranks_whose_config_contradicts_itself_are_a_bad_checkpoint(to, ranks):
         carnet.plan(ranks, to="hf")
 
 
+@pytest.mark.parametrize(("at", "part", "key"), [(0, "attention", "num_key_value_heads"), (1, "ffn", "intermediate_size")])
+def test_a_size_of_zero_is_not_taken_for_one_that_is_not_said(at, part, key, ranks):
+    said = json.loads((ranks / "config.json").read_text())
+    said["layer_configs"][at][part][key] = 0
+    (ranks / "config.json").write_text(json.dumps(said))
+    with pytest.raises(BadCheckpoint, match="to what makes no sense"):
+        carnet.plan(ranks, to="hf")
+
+
 def test_a_linear_layer_that_was_damaged_is_found_by_name(made, tmp_path):
     hf = made()
     carnet.cross(hf, tmp_path / "ranks", to="trtllm", tp=2)

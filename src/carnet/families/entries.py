@@ -240,9 +240,9 @@ def _stacked(
 ) -> Entry:
     """Return the entry of a tensor that holds a row for all layers."""
     pattern = Pattern(job.row.pattern.text, (("layer",), *job.row.pattern.dims), job.row.pattern.parts)
-    folded = fold(pattern, {**shares, "layer": Share(0, len(same), len(same))})
-    views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
     held = {**shares, "layer": Share(0, len(same), len(same))}
+    folded = fold(pattern, held)
+    views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
     stored = (len(same), *fold(job.row.stored or job.row.pattern, shares).shape)
     reading = Reading(pattern, held, axes, job.row.cut, tuple(_names(parts, layer) for layer in same))
     return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading, stored)

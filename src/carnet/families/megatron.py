@@ -25,9 +25,7 @@ IN_PROJ = (
     ("C", "mamba.c", "group state"),
     ("dt", "mamba.dt", "group head"),
 )
-CONV = IN_PROJ[1:4]
-CONV_WEIGHTS = {f"mamba.conv_{at.lower()}": axes for at, _, axes in CONV}
-CONV_BIASES = {f"{tensor}_bias": axes for tensor, axes in CONV_WEIGHTS.items()}
+CONV = tuple((at, f"mamba.conv_{at.lower()}", axes) for at, _, axes in IN_PROJ[1:4])
 EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
 EXPERT_GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in EXPERT_GATE_UP.items()}
 SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
@@ -70,16 +68,13 @@ ROWS = (
     row(LAYER + "mixer.in_proj.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "mamba"}),
     row(LAYER + "norm.weight", "hidden", "attention_norm", spelling=MODULE),
     *(row(f"{LAYER}mixer.in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="group") for at, tensor, axes in IN_PROJ),
-    *(
-        row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", f"mamba.conv_{at.lower()}", cut="group")
-        for at, _, axes in CONV
-    ),
-    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"mamba.conv_{at.lower()}_bias", cut="group") for at, _, axes in CONV),
+    *(row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", tensor, cut="group") for at, tensor, axes in CONV),
+    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"{tensor}_bias", cut="group") for at, tensor, axes in CONV),
     fuse(
         LAYER + "mixer.in_proj.weight", "* hidden", {tensor: axes for _, tensor, axes in IN_PROJ}, cut="group", spelling=MODULE
     ),
-    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", CONV_WEIGHTS, cut="group", spelling=MODULE),
-    fuse(LAYER + "mixer.conv1d.bias", "*", CONV_BIASES, cut="group", spelling=MODULE),
+    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", {tensor: axes for _, tensor, axes in CONV}, cut="group", spelling=MODULE),
+    fuse(LAYER + "mixer.conv1d.bias", "*", {f"{tensor}_bias": axes for _, tensor, axes in CONV}, cut="group", spelling=MODULE),
     row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
     row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
     row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),

@@ -28,14 +28,21 @@ UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their
 
 
 def _pattern(said: tuple[Any, ...]) -> str | None:
-    """Return what the layers of a hybrid are, a letter each, as in megatron/core/ssm/mamba_hybrid_layer_allocation.py."""
+    """Return what the layers of a hybrid are, a letter each, as in megatron/core/ssm/mamba_hybrid_layer_allocation.py.
+
+    It is empty where all are Mamba-2, None where the model is no hybrid.
+    """
     old, new, spec, flag, *ratios = said
-    pattern = old if old is not None else new
-    if pattern is None and (flag or "mamba" in str(spec)):
-        if any(ratios):
-            raise ValueError("a pattern beside ratios")
-        return ""
-    return None if pattern is None else str(pattern).replace("|", "")  # a bar is where a pipeline stage ends
+    patterns = {str(each).replace("|", "") for each in (old, new) if each is not None}  # a bar is where a pipeline stage ends
+    if len(patterns) > 1:
+        raise ValueError("one pattern")
+    if patterns:
+        return patterns.pop()
+    if not flag and "mamba" not in str(spec):
+        return None
+    if any(ratios):
+        raise ValueError("a pattern beside ratios")
+    return ""
 
 
 def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
@@ -62,14 +69,12 @@ def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
 
 
 HYBRID_KEYS = (
-    *(
-        "hybrid_override_pattern",
-        "hybrid_layer_pattern",
-        "spec",
-        "is_hybrid_model",
-        "hybrid_attention_ratio",
-        "hybrid_mlp_ratio",
-    ),
+    "hybrid_override_pattern",
+    "hybrid_layer_pattern",
+    "spec",
+    "is_hybrid_model",
+    "hybrid_attention_ratio",
+    "hybrid_mlp_ratio",
 )
 NO_HYBRID = (None, None, None, False, 0.0, 0.0)
 DESCRIBED = ("heterogeneous_layers_config_encoded_json", "heterogeneous_layers_config_path")

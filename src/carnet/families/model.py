@@ -19,11 +19,12 @@ class Tensor:
     axes: str  # named axes, outermost first
     when: Condition  # what must hold for it to exist
     stage: str  # "first", "last" or "layer": the pipeline stage that holds it
-    is_norm: bool = False  # some dialects store it less one
+    is_norm: bool = False  # a norm that some dialects store less one
 
 
 def _layer(name: str, axes: str, **when: object) -> Tensor:
-    return Tensor(f"layers.{{layer}}.{name}", axes, when, "layer", name.endswith("norm"))
+    # the norm inside a Mamba mixer is mamba_ssm's, which knows nothing of less one: megatron/core/ssm/mamba_mixer.py ExtendedRMSNorm
+    return Tensor(f"layers.{{layer}}.{name}", axes, when, "layer", name.endswith("norm") and name != "mamba.gated_norm")
 
 
 GQA: dict[str, Value] = {"mixer": "attention"}

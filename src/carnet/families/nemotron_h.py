@@ -88,6 +88,16 @@ STATE: tuple[Field, ...] = (
     place("ssm_conv_bias", "use_conv_bias", default=True),
     place("ssm_norm_eps", default=lambda c: c["norm_eps"]),
 )
+
+
+def _expanded(said: tuple[int, int], config: Config) -> int:
+    """Return the heads, which together are as wide as the expanded stream: transformers' Mamba2Config refuses any other number."""
+    expand, heads = said
+    if expand * number(config, "hidden") != heads * number(config, "ssm_head_dim"):
+        raise ValueError("heads as wide as the expanded stream")
+    return heads
+
+
 INFINITE = float("inf"), {"__float__": "Infinity"}  # as Python's json writes it, and as transformers 5 does
 GUARDS: dict[str, tuple[object, ...]] = {
     "time_step_limit": tuple([0.0, spelled] for spelled in INFINITE),
@@ -114,9 +124,10 @@ MAMBA2 = Family(
             Spread(
                 "ssm_heads",
                 "expand",
-                2,
-                lambda said, c: said * number(c, "hidden") // number(c, "ssm_head_dim"),
-                lambda c: (number(c, "ssm_heads") * number(c, "ssm_head_dim") // number(c, "hidden"),),
+                (2, 128),
+                _expanded,
+                lambda c: ((number(c, "ssm_heads") * number(c, "ssm_head_dim") // number(c, "hidden"), c["ssm_heads"]),),
+                more=("num_heads",),
             ),
             place("ssm_state", "state_size", default=128),
             place("ssm_norm_groups", default=1),
@@ -126,11 +137,13 @@ MAMBA2 = Family(
             *hf.TOKENS,
         ),
         fixed={"hidden_act": "silu"},
-        guards=GUARDS,
+        guards={**GUARDS, "rms_norm": (True,)},  # of configs from before transformers 5
         ignored=IGNORED,
         prefixes=("backbone.", "model.", ""),
     ),
     trtllm=None,
+    # A = -exp(A_log), in f32: tensorrt_llm/models/mamba/convert.py
+    without="NVIDIA's ranks hold the exponential of one of its weights, and carnet moves weights as they are",
 )
 
 NEMOTRON_H = Family(

@@ -30,6 +30,7 @@ OF_A_LAYER = {"kv_heads", "ffn"}
 SIZES = {field.field: field for field in hf.SIZES if field.field not in OF_A_LAYER}
 BLOCKS = {name: spread(name, ("block_configs",), read_blocks, spelled_blocks) for name in MEANINGS}
 FIELDS: tuple[Field, ...] = (
+    # the blocks are read before all that only some blocks have
     *({name: SIZES[name] for name in ("layers", "hidden")} | {"blocks": BLOCKS["blocks"]} | SIZES | BLOCKS).values(),
     place("norm_eps", "rms_norm_eps", default=1e-6),
     place("activation", "hidden_act", default="silu", words=(("silu", "silu"),)),
@@ -69,7 +70,7 @@ def _layer(block: object, usual: list[object], config: Config) -> Layer:
             raise ValueError("an implementation and a size")
         letter = words[str(said["impl"])]
         letters.append(letter)
-        sizes.append(size(said.get(key) or otherwise) if letter in {"*", "-"} else 0)
+        sizes.append(size(otherwise if said.get(key) is None else said[key]) if letter in {"*", "-"} else 0)
     if sizes[0] and heads % sizes[0]:
         raise ValueError("whole groups of query heads")
     return Layer("".join(letters) or ".", heads // sizes[0] if sizes[0] else 0, sizes[1])
