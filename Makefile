@@ -43,6 +43,7 @@ bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB o
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.plan
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.deepseek
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.quantize
 
 clean:  ## remove the environments, caches and benchmark data
 	rm -rf $(FULL) $(LIGHT) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

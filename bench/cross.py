@@ -53,7 +53,7 @@ def main() -> None:
                 measured[contender.name].append(one)
             print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<28}{one.seconds:6.2f} s", flush=True)
     prepare(source, output)
-    report(measured, written, nbytes(source))
+    report("cross", measured, written, nbytes(source))
 
 
 def plans(source: Path, work: Path, output: Path) -> list[Contender]:
@@ -75,29 +75,33 @@ def prepare(source: Path, output: Path) -> None:
     os.sync()
 
 
-def report(measured: dict[str, list[Measured]], written: dict[str, int], source: int) -> None:
-    """Print the table and write the numbers."""
+def report(name: str, measured: dict[str, list[Measured]], written: dict[str, int], source: int) -> None:
+    """Print the table and write the numbers under a name."""
     copies = [one.seconds for one in measured[COPY]]
-    rows: list[tuple[str, ...]] = [("", "median s", "min", "max", "x cp", "private MB", "resident MB", "written MB")]
+    rows: list[tuple[str, ...]] = [
+        ("", "median s", "min", "max", "x cp", "processor s", "private MB", "resident MB", "written MB")
+    ]
     facts: dict[str, object] = {}
-    for name, runs in measured.items():
+    for contender, runs in measured.items():
         seconds = summary([one.seconds for one in runs])
         # each round's own ratio: both sides saw the same minute of the machine
         ratio = statistics.median(one.seconds / copy for one, copy in zip(runs, copies, strict=True))
+        processor = statistics.median(one.processor for one in runs)
         private, resident = max(one.private for one in runs), max(one.resident for one in runs)
         times = (f"{seconds[key]:.2f}" for key in ("median", "min", "max"))
-        sizes = (f"{size / 1e6:,.0f}" for size in (private, resident, written[name]))
-        rows.append((name, *times, f"{ratio:.2f}", *sizes))
-        facts[name] = {
+        sizes = (f"{size / 1e6:,.0f}" for size in (private, resident, written[contender]))
+        rows.append((contender, *times, f"{ratio:.2f}", f"{processor:.2f}", *sizes))
+        facts[contender] = {
             "seconds": seconds,
             "all_seconds": [round(one.seconds, 3) for one in runs],
             "ratio_to_cp": ratio,
+            "processor_seconds": processor,
             "peak_private_bytes": private,
             "peak_resident_bytes": resident,
-            "written_bytes": written[name],
+            "written_bytes": written[contender],
         }
     print("\n" + table(rows))
-    record("cross", {"source_bytes": source, "contenders": facts})
+    record(name, {"source_bytes": source, "contenders": facts})
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ so they count in the resident peak (VmHWM) alone. Both are sums over the command
 import json
 import os
 import platform
+import resource
 import select
 import statistics
 import subprocess
@@ -29,11 +30,13 @@ class Measured:
     seconds: float  # wall time; with sync until the bytes that it wrote are on disk
     private: int  # bytes: highest sum of RssAnon that was seen
     resident: int  # bytes: sum of VmHWM
+    processor: float  # seconds of processor time of all its threads, the kernel's on its behalf included
 
 
 def run(command: Sequence[str], *, sync: bool = True) -> Measured:
     """Run a command, and stop with what it said where it fails. Without ``sync`` the time ends with the process."""
     private, resident = 0, dict[int, int]()
+    before = _processor()
     with TemporaryFile() as said:
         began = time.perf_counter()
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
@@ -52,7 +55,7 @@ def run(command: Sequence[str], *, sync: bool = True) -> Measured:
         if process.wait():
             said.seek(0)
             sys.exit(f"exit code {process.returncode} from {' '.join(command)}\n{said.read().decode(errors='replace')}")
-    return Measured(seconds, private, sum(resident.values()))
+    return Measured(seconds, private, sum(resident.values()), _processor() - before)
 
 
 def read_through(folder: Path) -> None:
@@ -98,6 +101,12 @@ def record(name: str, facts: Mapping[str, object]) -> None:
 def work_folder() -> Path:
     """Return the folder for checkpoints and outputs: CARNET_BENCH_DIR, or .bench in the repository."""
     return Path(os.environ.get("CARNET_BENCH_DIR", ".bench")).absolute()
+
+
+def _processor() -> float:
+    """Return the processor time of every command that has ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _family(pid: int) -> list[int]:

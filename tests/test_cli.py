@@ -93,8 +93,8 @@ def test_the_package_shows_its_five_verbs_and_nothing_else():
         _ = carnet.convert
 
 
-def test_the_commands_are_the_verbs():
-    assert sorted(main.commands) == carnet.__all__
+def test_the_commands_are_the_verbs_and_what_prepares_a_file_for_one():
+    assert sorted(main.commands) == sorted([*carnet.__all__, "calibrate"])
 
 
 def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below():
@@ -110,7 +110,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below():
     assert "Usage: " in result.stdout
 
 
-@pytest.mark.parametrize("verb", carnet.__all__)
+@pytest.mark.parametrize("verb", [*carnet.__all__, "calibrate"])
 def test_the_help_of_every_verb_has_examples_that_are_commands(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0
@@ -129,6 +129,8 @@ def test_what_is_done_exits_with_0(tmp_path):
         ("verify", MEGATRON, tmp_path / "ran"),
         ("verify", tmp_path / "ran"),
         ("cross", MEGATRON, tmp_path / "crossed", "--to", "hf"),
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "nvfp4", "--style", "compressed-tensors", "--activations", "dynamic"),
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8-channel", "--kv-cache", "fp8", "--kv-scale", "1.0"),
     ):
         assert (call(*words).exit_code, words[0]) == (0, words[0])
 
@@ -170,6 +172,12 @@ def test_what_is_asked_for_wrongly_exits_with_2(tmp_path):
         ("cross", HF, "--to", "hf"),
         ("cross", HF, tmp_path / "out", "--to", "hf", "--tokenizer", gone),
         ("cross", HF, tmp_path / "out", "--to", "hf", "--parallel-embedding", "both"),
+        ("plan", HF, "--to", "hf", "--quantize", "fp8", "--kv-cache", "int8"),
+        ("plan", HF, "--to", "hf", "--quantize", "fp8", "--activations", "none"),
+        ("plan", HF, "--to", "hf", "--quantize", "fp8", "--amax", gone),
+        ("calibrate", HF, "-o", tmp_path / "amax"),
+        ("calibrate", HF, "--data", gone, "-o", tmp_path / "amax"),
+        ("calibrate", HF, "--data", HF / "config.json"),
     ):
         result = call(*words)
         assert (result.exit_code, result.stdout, words) == (2, "", words)
@@ -612,3 +620,216 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 def test_a_size_is_read_as_people_write_it(word, nbytes, tmp_path):
     assert call("plan", MEGATRON, "--to", "hf", "--shard-size", word, "-o", tmp_path / word).exit_code == 0
     assert json.loads((tmp_path / word).read_text().splitlines()[0])["request"]["shard"] == nbytes
+
+
+# --- quantizing ----------------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_scheme_of_every_style():
+    for verb in ("plan", "cross"):
+        listed = call(verb, "--help").stdout.split("Schemes of --quantize, by --style:\n")[1].split("Examples:")[0]
+        words = listed.replace(",", "").split()
+        starts = [words.index(style) for style in ("modelopt", "compressed-tensors", "deepseek", "trtllm")]
+        assert starts == sorted(starts)
+        assert words[1 : starts[1]] == ["fp8", "fp8-channel", "fp8-block", "nvfp4", "mxfp8", "mxfp4"]
+        assert {"int8-channel", "int4-group"} <= set(words[starts[1] : starts[2]])
+        assert words[starts[2] + 1 :] == ["fp8-block", "trtllm", "fp8"]
+
+
+def test_a_plan_says_what_becomes_codes_and_what_stays():
+    words = ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8-channel", "--exclude", "*.0.mlp.down_proj")
+    said = call(*words).stdout
+    (line,) = [line for line in said.splitlines() if line.startswith("quantized ")]
+    # 4 layers of q and o 64 x 64, k and v 32 x 64, gate and up 96 x 64, down 64 x 96, less one down; a scale of 4 bytes a row
+    elements = 4 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) - 64 * 96
+    rows = 4 * (64 + 32 + 32 + 64 + 96 + 96 + 64) - 64
+    data = json.loads(call(*words, "--json").stdout)["quantized"]
+    assert data["recipe"] == "modelopt/fp8-channel"
+    assert (data["weights"], data["bytes before"], data["bytes after"]) == (27, 2 * elements, elements + 4 * rows)
+    assert data["kept"] == ["attention_norm", "embed", "final_norm", "head", "mlp.down", "mlp_norm"]
+    assert data["bytes kept"] == 2 * (64 * 96 + 2 * 250 * 64 + 9 * 64)
+    assert "27 weights as modelopt/fp8-channel: 233 kB become 124 kB" in line
+    assert "as they are" in said
+    assert json.loads(call("plan", MEGATRON, "--to", "hf", "--json").stdout)["quantized"] is None
+    assert "quantized" not in call("plan", MEGATRON, "--to", "hf").stdout
+
+
+FP8 = ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8")
+CHANNEL = ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8-channel")
+REFUSED = {
+    "no calibration": (
+        FP8,
+        "nothing says how large the activations of 'model.layers.0.self_attn.q_proj.weight' are",
+        "name a file with --amax (carnet calibrate makes one)",
+    ),
+    "no calibration, where it may be left out": (
+        (*FP8, "--style", "compressed-tensors"),
+        "nothing says how large the activations of 'model.layers.0.self_attn.q_proj.weight' are",
+        "name a file with --amax (carnet calibrate makes one), or use --activations dynamic",
+    ),
+    "a cache without a scale": (
+        (*CHANNEL, "--kv-cache", "fp8"),
+        "nothing says how large the cached keys of 'model.layers.0.self_attn.k_proj.weight' are",
+        "name a file with --amax (carnet calibrate makes one), or a number with --kv-scale",
+    ),
+    "dynamic where a scale is needed": (
+        (*FP8, "--activations", "dynamic"),
+        "the scheme needs a scale of activations",
+        "use --activations static, with --amax FILE",
+    ),
+    "static where there is no place": (
+        (*CHANNEL, "--activations", "static"),
+        "the scheme has no place for a scale of activations",
+        "leave out --activations",
+    ),
+    "a scheme of another style": (
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "int4-group"),
+        "there is no scheme 'int4-group' in the style 'modelopt'",
+        "--style compressed-tensors",
+    ),
+    "a scheme of none": (
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "fp7"),
+        "there is no scheme 'fp7' in the style 'modelopt'",
+        None,
+    ),
+    "a style of none": ((*FP8, "--style", "awq"), "a target of the kind 'hf' has no style 'awq'", None),
+    "a style of another target": (
+        ("plan", MEGATRON, "--to", "trtllm", "--quantize", "fp8", "--style", "modelopt"),
+        "a target of the kind 'trtllm' has no style 'modelopt'",
+        None,
+    ),
+    "a target without codes": (
+        ("plan", MEGATRON, "--to", "megatron", "--quantize", "fp8"),
+        "a target of the kind 'megatron' holds no codes",
+        "leave out --quantize",
+    ),
+    "a cache that the style cannot have": (
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8-block", "--style", "deepseek", "--kv-cache", "fp8"),
+        "the style 'deepseek' has no place for the scales of a cache",
+        None,
+    ),
+    "a scale without a cache": ((*CHANNEL, "--kv-scale", "1"), "nothing needs the scale of a cache", "add --kv-cache fp8"),
+    "an exclusion of nothing": ((*CHANNEL, "--exclude", "*.downproj"), "no module of the target is called '*.downproj'", None),
+    "an exclusion of everything": ((*CHANNEL, "--exclude", "*_proj"), "nothing is left to quantize", None),
+}
+
+
+@pytest.mark.parametrize("which", REFUSED)
+def test_what_cannot_be_quantized_is_refused_with_a_way_out(which):
+    words, what, remedy = REFUSED[which]
+    lines = refused(*words)
+    assert lines[0] == f"carnet: {what}"
+    assert [line for line in lines if line.startswith("  try: ")] == ([f"  try: {remedy}"] if remedy else [])
+
+
+def test_a_file_of_calibration_that_says_something_else_is_refused(tmp_path):
+    amax, key = tmp_path / "amax.safetensors", "model.layers.0.self_attn.q_proj.input_amax"
+    for tensor in (torch.tensor(0.0), torch.tensor(-1.0), torch.tensor(torch.nan), torch.tensor(torch.inf)):
+        save_file({key: tensor}, amax)
+        assert refused(*FP8, "--amax", amax)[0] == "carnet: the file of calibration holds no magnitude"
+    for tensor in (torch.tensor(1.0).bfloat16(), torch.ones(2), torch.tensor(1)):
+        save_file({key: tensor}, amax)
+        assert refused(*FP8, "--amax", amax)[0] == "carnet: the file of calibration holds something else"
+    save_file({key: torch.tensor(1.0), "model.layers.4.self_attn.q_proj.input_amax": torch.tensor(1.0)}, amax)
+    assert refused(*FP8, "--amax", amax) == [
+        "carnet: the calibration names a module that the model does not have",
+        "  name      model.layers.4.self_attn.q_proj.input_amax",
+        "  others    0",
+    ]
+    amax.write_bytes(b"no tensors")
+    assert refused(*FP8, "--amax", amax)
+
+
+@pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
+def test_the_scale_of_a_cache_is_a_positive_number(scale):
+    assert refused(*CHANNEL, "--kv-cache", "fp8", "--kv-scale", scale)[0] == "carnet: the scale of a cache is a positive number"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--style", "modelopt"),
+        ("--kv-cache", "fp8"),
+        ("--kv-scale", "1"),
+        ("--activations", "dynamic"),
+        ("--exclude", "*"),
+    ],
+    ids=lambda option: option[0],
+)
+def test_an_option_of_quantizing_means_nothing_alone(option):
+    assert refused("plan", MEGATRON, "--to", "hf", *option) == [
+        "carnet: nothing is quantized",
+        f"  option    {option[0]}",
+        "  try: add --quantize SCHEME",
+    ]
+
+
+def test_the_scale_that_a_person_names_is_that_of_every_cache(tmp_path):
+    assert call(*CHANNEL, "--kv-cache", "fp8", "--kv-scale", "1.0", "-o", tmp_path / "plan").exit_code == 0
+    assert call("run", tmp_path / "plan", tmp_path / "out").exit_code == 0
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    scales = {name: tensor for name, tensor in tensors.items() if name.endswith(("k_scale", "v_scale"))}
+    assert scales.keys() == {f"model.layers.{layer}.self_attn.{p}_proj.{p}_scale" for layer in range(4) for p in "kv"}
+    assert all(torch.equal(scale, torch.tensor(1.0)) for scale in scales.values())
+
+
+# --- calibration: what it does is held against ModelOpt's own export in referees/test_quantized.py -----------------------------
+
+
+def test_calibration_refuses_to_invent_activations(tmp_path):
+    data, amax = tmp_path / "texts.jsonl", tmp_path / "amax.safetensors"
+    data.write_text("\n\n")
+    assert refused("calibrate", HF, "--data", data, "-o", amax) == [
+        "carnet: there is no text to calibrate with",
+        f"  where     {data}",
+        '  try: write {"text": "..."}, one a line',
+    ]
+    for line in ("[]", "{}", '{"text": 3}', '"text"', "{", "[" * 100_000):
+        data.write_text(f'{{"text": "good"}}\n{line}\n')
+        assert refused("calibrate", HF, "--data", data, "-o", amax) == [
+            "carnet: a line of the texts is something else",
+            f"  where     {data}:2",
+            '  expected  {"text": "..."}',
+        ]
+    data.write_bytes(b'{"text": "\xff"}\n')
+    assert refused("calibrate", HF, "--data", data, "-o", amax)[0] == "carnet: the texts are no UTF-8"
+    assert not amax.exists()
+
+
+def test_calibration_takes_a_hugging_face_folder_with_its_tokenizer_alone(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text('{"text": "good"}\n')
+    words = ("--data", data, "-o", tmp_path / "amax.safetensors")
+    assert refused("calibrate", MEGATRON, *words)[0] == "carnet: only a Hugging Face folder can be calibrated"
+    assert refused("calibrate", tmp_path, *words)[0] == "carnet: no checkpoint of a known kind is here"
+    assert refused("calibrate", HF, *words) == [
+        "carnet: the folder holds no tokenizer",
+        f"  where       {HF}",
+        "  looked for  tokenizer.json, tokenizer_config.json, tokenizer.model, vocab.json",
+        "  try: put the model's own into it",
+    ]
+    lines = refused("calibrate", HF, "--data", data, "-o", tmp_path / "gone/amax.safetensors")
+    assert lines[0] == "carnet: the folder of the output does not exist"
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.jsonl"]
+
+
+def test_calibration_without_its_extra_says_how_to_get_it(tmp_path, hf):
+    """A process that has carnet's own needs and nothing else."""
+    (hf / "tokenizer.json").write_text("{}")
+    site = Path(torch.__file__).parents[1]
+    for name in "click _yaml yaml ml_dtypes numpy numpy.libs rich pygments markdown_it mdurl xxhash".split():
+        if (site / name).exists():
+            (tmp_path / "site" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "site" / name).symlink_to(site / name)
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n')
+    environment = {**os.environ, "PYTHONPATH": f"{SOURCE_TREE}:{tmp_path / 'site'}"}
+    words = ["calibrate", str(hf), "--data", str(tmp_path / "texts.jsonl"), "-o", str(tmp_path / "amax")]
+    result = subprocess.run(
+        [sys.executable, "-S", "-m", "carnet", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines() == [
+        "carnet: the programs that run a model are not installed",
+        "  missing   torch, transformers, safetensors, modelopt",
+        "  try: pip install 'carnet[modelopt]'",
+    ]

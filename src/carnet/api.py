@@ -11,12 +11,14 @@ from carnet import __version__
 from carnet.dtypes import named
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
+from carnet.examiner.beside import Asked
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, examine
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import Staged, write
 from carnet.executor.staging import publish
 from carnet.families.known import STORAGE, TARGETS
+from carnet.formats.amax import read_amax
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, read_config
@@ -103,6 +105,13 @@ def plan(
     shard_size: int = SHARD,
     tokenizer: PathLike | None = None,
     config: PathLike | None = None,
+    quantize: str | None = None,
+    style: str | None = None,
+    kv_cache: str | None = None,
+    kv_scale: float | None = None,
+    activations: str | None = None,
+    amax: PathLike | None = None,
+    exclude: tuple[str, ...] = (),
 ) -> Plan:
     """Plan a crossing and prove that it loses nothing; only headers are read.
 
@@ -111,9 +120,20 @@ def plan(
     """
     said = None if config is None else str(Path(config).absolute())
     request = Request(to, tp, pp, ep, _dtype(dtype), spelling, parallel_embedding, tuple(drop), vocab_size, shard_size, said)
+    found = None if amax is None else str(Path(amax).absolute())
+    request = replace(
+        request,
+        quantize=quantize,
+        style=style,
+        cache=kv_cache,
+        cache_scale=kv_scale,
+        activations=activations,
+        amax=found,
+        exclude=tuple(exclude),
+    )
     _refuse(request)
     checkpoint = _open(path, config)
-    made = build(checkpoint, request, _assets(checkpoint, to, tokenizer))
+    made = build(checkpoint, request, _assets(checkpoint, to, tokenizer), {} if amax is None else read_amax(Path(amax)))
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
@@ -121,13 +141,14 @@ def plan(
     return replace(made, texts=texts, memory=promised, window=window, threads=threads)
 
 
-def run(plan: Plan | PathLike, out: PathLike, *, progress: Progress | None = None) -> Path:
+def run(plan: Plan | PathLike, out: PathLike, *, device: str = "cpu", progress: Progress | None = None) -> Path:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
 
+    ``device`` is where matrices are quantized: "cpu" or "cuda"; the bytes are the same.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     made = plan if isinstance(plan, Plan) else saved.load(Path(plan))
-    staged = _write(made, Path(out), progress)
+    staged = _write(made, Path(out), progress, device)
     publish(staged.folder, Path(out))
     return Path(out)
 
@@ -180,6 +201,13 @@ def cross(
     shard_size: int = SHARD,
     tokenizer: PathLike | None = None,
     config: PathLike | None = None,
+    quantize: str | None = None,
+    style: str | None = None,
+    kv_cache: str | None = None,
+    kv_scale: float | None = None,
+    activations: str | None = None,
+    amax: PathLike | None = None,
+    exclude: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
@@ -198,6 +226,13 @@ def cross(
         shard_size=shard_size,
         tokenizer=tokenizer,
         config=config,
+        quantize=quantize,
+        style=style,
+        kv_cache=kv_cache,
+        kv_scale=kv_scale,
+        activations=activations,
+        amax=amax,
+        exclude=exclude,
     )
     staged = _write(made, Path(out), progress)
     verdict, data = _examine(Path(path), staged.folder, made.request, progress)
@@ -207,13 +242,13 @@ def cross(
     return replace(verdict, target=str(out))
 
 
-def _write(made: Plan, out: Path, progress: Progress | None) -> Staged:
+def _write(made: Plan, out: Path, progress: Progress | None, device: str = "cpu") -> Staged:
     source = Path(made.source)
     checkpoint = open_checkpoint(source)
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
     reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
-    return write(made, source, out, plan_digest=saved.digest(made), progress=progress)
+    return write(made, source, out, plan_digest=saved.digest(made), progress=progress, device=device)
 
 
 def _examine(
@@ -227,12 +262,25 @@ def _examine(
         vocab if isinstance(vocab, int) else None,
     )
     checkpoint = open_checkpoint(target)
-    found = examine(inventory, checkpoint, threads=os.cpu_count() or 1, progress=progress or (lambda done, total: None))
+    found = examine(
+        inventory,
+        checkpoint,
+        threads=os.cpu_count() or 1,
+        progress=progress or (lambda done, total: None),
+        asked=_asked(request),
+    )
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
     verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
     if not verdict.equal:
         return verdict, None
     return verdict, documents.document(inventory, survey(checkpoint, like=inventory.config)[0], found, request, __version__)
+
+
+def _asked(request: Mapping[str, object]) -> Asked:
+    """Return what the examiner should know of a request; a file of calibration that is gone by now says nothing."""
+    dtype, amax, scale = (request.get(name) for name in ("dtype", "amax", "cache_scale"))
+    found = read_amax(Path(amax)) if isinstance(amax, str) and Path(amax).is_file() else {}
+    return Asked(dtype if isinstance(dtype, str) else None, found, float(scale) if isinstance(scale, int | float) else None)
 
 
 def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
@@ -286,6 +334,8 @@ def _refuse(request: Request) -> None:
         raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
     if request.embedding not in (None, "none", "rows", "columns"):
         raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
+    if request.cache not in (None, "fp8"):
+        raise BadRequest(f"a cache of keys and values cannot be {request.cache!r}", {"known": "fp8"})
     for name in ("tp", "pp", "ep", "shard"):
         if getattr(request, name) < 1:
             raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})

@@ -59,6 +59,18 @@ class Verb(click.Command):
             ctx.exit(130)
 
 
+class Crossing(Verb):
+    """A command that can quantize: its help lists the schemes. The table is imported only here, when that help is shown."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, then what --quantize may be asked for."""
+        super().format_options(ctx, formatter)
+        from carnet.quantize.recipes import by_style
+
+        with formatter.section("Schemes of --quantize, by --style"):
+            formatter.write_dl([(style, ", ".join(schemes)) for style, schemes in by_style().items()])
+
+
 def refused(error: Exception, *, as_json: bool) -> None:
     """Say why carnet stopped."""
     from carnet.errors import CarnetError
@@ -98,6 +110,35 @@ config_option = click.option(
     type=click.Path(exists=True, dir_okay=False),
     help="config.json or YAML in place of the checkpoint's own arguments.",
 )
+
+
+def quantize_options(command: Command) -> Command:
+    """Add the options that say what is quantized on the way."""
+    existing = click.Path(exists=True, dir_okay=False)
+    for option in reversed(
+        (
+            click.option(
+                "--quantize", metavar="SCHEME", help="Write the linear layers' weights as codes and scales; see below."
+            ),
+            click.option(
+                "--style",
+                help="Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
+            ),
+            click.option("--kv-cache", type=click.Choice(["fp8"]), help="Store scales for a cache of keys and values in FP8."),
+            click.option("--kv-scale", type=float, help="That scale, the same for all layers, where --amax does not say it."),
+            click.option(
+                "--activations",
+                type=click.Choice(["static", "dynamic"]),
+                help="Store a scale for activations, or leave it to the engine.  [default: as the scheme has it]",
+            ),
+            click.option("--amax", type=existing, help="What `carnet calibrate` found: activations, keys and values."),
+            click.option(
+                "--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, by name. May be repeated."
+            ),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def target_options(command: Command) -> Command:
@@ -161,12 +202,14 @@ def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, config: str | None,
 
 
 @main.command(
-    cls=Verb,
+    cls=Crossing,
     epilog="carnet plan checkpoints/llama --to trtllm --tp 2 --pp 2 -o llama.plan\n"
-    "carnet plan checkpoints/llama --to hf --dtype bf16 --memory 256M --json",
+    "carnet plan checkpoints/llama --to hf --dtype bf16 --memory 256M --json\n"
+    "carnet plan checkpoints/llama --to hf --quantize fp8 --kv-cache fp8 --amax amax.safetensors",
 )
 @checkpoint
 @target_options
+@quantize_options
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Save the plan to this file.")
 @json_option
 def plan(ckpt: str, output: str | None, as_json: bool, **wish: object) -> None:
@@ -189,12 +232,19 @@ def plan(ckpt: str, output: str | None, as_json: bool, **wish: object) -> None:
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path())
-def run(plan_file: str, out: str) -> None:
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to quantize; cuda needs carnet[cuda].",
+)
+def run(plan_file: str, out: str, device: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
     with _progress("writing") as progress:
-        api.run(plan_file, out, progress=progress)
+        api.run(plan_file, out, device=device, progress=progress)
     click.echo(f"carnet: {out} is written; `carnet verify` proves it", err=True)
 
 
@@ -228,13 +278,15 @@ def verify(
 
 
 @main.command(
-    cls=Verb,
+    cls=Crossing,
     epilog="carnet cross checkpoints/llama out/llama-hf --to hf --tokenizer tokenizers/llama\n"
-    "carnet cross checkpoints/llama out/llama-trt --to trtllm --tp 4",
+    "carnet cross checkpoints/llama out/llama-trt --to trtllm --tp 4\n"
+    "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors",
 )
 @checkpoint
 @click.argument("out", type=click.Path())
 @target_options
+@quantize_options
 @json_option
 @click.pass_context
 def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **wish: object) -> None:
@@ -250,6 +302,29 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **wish: obj
     ctx.exit(0 if verdict.equal else 3)
 
 
+@main.command(
+    cls=Verb,
+    epilog="carnet calibrate models/llama --data texts.jsonl -o amax.safetensors\n"
+    "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8 --amax amax.safetensors",
+)
+@click.argument("hf_dir", type=click.Path(exists=True, file_okay=False))
+@click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False), help='Texts, one {"text": "..."} a line.')
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file for --amax.")
+@click.option("--samples", default=512, show_default=True, type=click.IntRange(1), help="Texts to read, at most.")
+@click.option("--length", default=512, show_default=True, type=click.IntRange(1), help="Tokens of a text, at most.")
+@click.option("--device", help="Where the model runs: cpu, cuda, cuda:1.  [default: cuda where there is one]")
+def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, device: str | None) -> None:
+    """Run texts through a Hugging Face model and note how large activations, keys and values become.
+
+    NVIDIA's ModelOpt does it; it comes with `pip install 'carnet[modelopt]'`. The whole model is loaded.
+    """
+    from carnet.calibrate import calibrate as observe
+
+    with _progress("calibrating", bytes_=False) as progress:
+        found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
+    click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
+
+
 def _console() -> "Console":
     from rich.console import Console
 
@@ -258,15 +333,24 @@ def _console() -> "Console":
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Show bytes, rate and time left on a terminal; nothing in a pipe."""
+def _progress(what: str, *, bytes_: bool = True) -> Iterator[Callable[[int, int], None] | None]:
+    """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    amount = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

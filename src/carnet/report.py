@@ -1,9 +1,11 @@
 """What a person reads and what a machine reads: tables for a terminal, JSON for everything else."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import isfinite, prod
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,12 +14,17 @@ from rich.table import Table
 from carnet.api import Inspection, Verdict
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
-from carnet.examiner.document import layout
+from carnet.examiner.document import layouts, quality_data
+from carnet.examiner.examine import Quality
 from carnet.families.words import Config
 from carnet.formats.stored import Stored
-from carnet.steps import Plan
+from carnet.inventory import Inventory
+from carnet.quantize.styles import STYLES
+from carnet.steps import SKETCH, Add, Cast, Copy, Fill, Plan, Put, Quantize
 
 LABEL = 18  # columns of a label
+INPUT_SCALES = {name for style in STYLES.values() for name in style.inputs.values()}
+CACHE_SCALES = {place.removeprefix("../") for style in STYLES.values() for place in style.cache[:2] if place}
 
 
 def size(nbytes: float) -> str:
@@ -62,7 +69,19 @@ def inspection_data(found: Inspection) -> dict[str, object]:
         "dropped": {} if inventory is None else {reason: list(names) for reason, names in inventory.dropped.items()},
         "files": {stamp.file: stamp.nbytes for stamp in checkpoint.stamps},
     }
+    if inventory is not None and inventory.said is not None:
+        data["quantized"] = quantized_as(inventory)
     return data if found.refusal is None else {**data, "refused": error_data(found.refusal)}
+
+
+def quantized_as(inventory: Inventory) -> str:
+    """Return in one line what a checkpoint's config says about quantized weights."""
+    said = inventory.said
+    if said is None:
+        return "nothing"
+    weights = f"{len(inventory.coded)} weights as {said.recipe.name}" if said.recipe else "no weight"
+    activations = "static" if said.static else "left to the engine"
+    return f"{weights}, activations {activations}{', scales of an FP8 cache' if said.cache else ''}"
 
 
 def error_data(error: CarnetError) -> dict[str, object]:
@@ -73,7 +92,8 @@ def error_data(error: CarnetError) -> dict[str, object]:
 def show_inspection(found: Inspection, console: Console, *, every: bool) -> None:
     """Print what a checkpoint is; with ``every``, a line for each stored tensor."""
     checkpoint, inventory = found.checkpoint, found.inventory
-    kept = {key: t for key, t in checkpoint.tensors.items() if inventory is None or key in inventory.entries}
+    held = {} if inventory is None else layouts(inventory)
+    kept = {key: t for key, t in checkpoint.tensors.items() if inventory is None or key in held}
     dtypes = Counter(t.dtype for t in kept.values())
     facts = {
         "checkpoint": checkpoint.root,
@@ -85,13 +105,13 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
     }
     _facts(console, facts)
     if inventory is not None:
-        _facts(console, {**_config(inventory.config), "left behind": _dropped(inventory.dropped)})
+        quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
+        _facts(console, {**quantized, **_config(inventory.config), "left behind": _dropped(inventory.dropped)})
     if every:
         table = _table("stored tensor", "type", "shape", "bytes", "layout: canonical tensors")
         for key, stored in checkpoint.tensors.items():
-            held = layout(inventory.entries[key]) if inventory is not None and key in inventory.entries else "-"
             shape = " x ".join(map(str, stored.shape)) or "scalar"
-            table.add_row("/".join(filter(None, key)), stored.dtype, shape, size(nbytes_of(stored)), held)
+            table.add_row("/".join(filter(None, key)), stored.dtype, shape, size(nbytes_of(stored)), held.get(key, "-"))
         console.print(table)
 
 
@@ -102,7 +122,8 @@ def show_plan(plan: Plan, console: Console) -> None:
     facts = {
         "source": plan.source,
         "family": plan.family,
-        "target": "  ".join(f"{name} {value}" for name, value in asked.items()),
+        "target": "  ".join(f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in asked.items()),
+        **_quantized(plan),
         "steps": ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
         "memory": f"at most {size(plan.memory)} private, {plan.threads} threads with windows of {size(plan.window)}",
         "proof": f"{plan.proof['source tensors']} source tensors, {size(plan.proof['source bytes'])}: every element used once"
@@ -124,6 +145,48 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.print(table)
 
 
+def _quantized(plan: Plan) -> dict[str, str]:
+    """Return what a plan makes codes of, and what it leaves as it is."""
+    coding = coded(plan)
+    if coding is None:
+        return {}
+    activations = f"{coding['input scales']}, static" if coding["input scales"] else "left to the engine"
+    brought = coding["scales of the checkpoint"]
+    if coding["input scales"] and plan.request.get("amax") is None:  # nothing else could say them
+        activations += ", the checkpoint's own"
+    elif coding["input scales"] and brought:
+        activations += ", as --amax says or else the checkpoint"
+    weights = f"scales of {brought} weights, the checkpoint's own; " if brought else ""
+    cache = f", of cached keys and values {coding['cache scales']}" if coding["cache scales"] else ""
+    return {
+        "quantized": f"{coding['weights']} weights as {coding['recipe']}: {size(coding['bytes before'])} become "
+        f"{size(coding['bytes after'])} of codes and scales",
+        " ": f"{weights}scales of activations {activations}{cache}",
+        "as they are": f"{size(coding['bytes kept'])}: {', '.join(coding['kept'])}",
+    }
+
+
+def coded(plan: Plan) -> dict[str, Any] | None:
+    """Return how much a plan quantizes, as plain values; None where it quantizes nothing."""
+    codes = [step for step in plan.steps if isinstance(step, Quantize)]
+    if not codes:
+        return None
+    moves = [step for step in plan.steps if isinstance(step, Copy | Cast | Add | Fill) and step.target.file != SKETCH]
+    kept = sum(prod(step.shape) * BY_NAME[step.target.dtype].nbytes for step in moves)
+    puts = Counter(step.tensor.rsplit(".", 1)[1] for step in plan.steps if isinstance(step, Put))
+    return {
+        "recipe": codes[0].recipe,
+        "weights": len({(step.target.file, step.tensor) for step in codes}),
+        "scales of the checkpoint": len({(step.target.file, step.tensor) for step in codes if step.given is not None}),
+        "input scales": sum(puts[name] for name in INPUT_SCALES),
+        "cache scales": sum(puts[name] for name in CACHE_SCALES),
+        "bytes before": plan.sketch.nbytes,
+        "bytes after": plan.proof["target bytes"] - kept,
+        "bytes kept": kept,
+        "kept": sorted({re.sub(r"^layers\.\d+\.", "", step.tensor) for step in moves}),
+    }
+
+
 def plan_data(plan: Plan) -> dict[str, object]:
     """Return the head of a plan as plain values; the steps are in the saved plan."""
     return {
@@ -131,6 +194,7 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "fingerprint": plan.fingerprint,
         "request": dict(plan.request),
         "family": plan.family,
+        "quantized": coded(plan),
         "steps": dict(Counter(type(step).__name__.lower() for step in plan.steps)),
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
@@ -152,6 +216,7 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "tensors": None if found is None else found.tensors,
         "elements": None if found is None else found.elements,
         "casts": [] if found is None else list(found.cast),
+        **({} if found is None or found.quality is None else quality_data(found.quality)),
         "dropped": {} if found is None else {reason: list(names) for reason, names in found.dropped.items()},
         "findings": [{"what": f.what, "where": f.where, "stored": f.stored, "detail": f.detail} for f in verdict.findings],
     }
@@ -167,6 +232,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
             {
                 "equal": f"{verdict.target} is {verdict.source}{casts}",
                 "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
+                **_quality(found.quality),
                 "left behind": _dropped(found.dropped),
             },
         )
@@ -180,6 +246,21 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         console.print(table)
         if len(verdict.findings) > 50:
             console.print(f"and {len(verdict.findings) - 50} more")
+
+
+def _quality(quality: Quality | None) -> dict[str, str]:
+    """Return how well codes stand for numbers, as lines of a few words each."""
+    if quality is None:
+        return {}
+    lines = [f"{decibels(snr)} {name}" + (f" ({count:,} cut off)" if count else "") for name, snr, count in quality.worst]
+    worst = {("worst" if at == 0 else " " * at): line for at, line in enumerate(lines)}
+    said = f"{quality.weights} weights, each code the nearest, each scale as the weights ask"
+    return {"quantized": said, "signal to noise": f"{decibels(quality.snr)}, {quality.saturated:,} numbers cut off", **worst}
+
+
+def decibels(ratio: float) -> str:
+    """Return a ratio in dB as people read it."""
+    return f"{ratio:.1f} dB" if isfinite(ratio) else "exact"
 
 
 def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:

@@ -75,8 +75,73 @@ class Same:
     other: Place  # the copy that nothing else reads
 
 
-Move = Copy | Cast | Add
-Step = Move | Fill | Same
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """How the codes of a matrix in the source are read: what makes numbers of them.
+
+    A place in such a matrix counts in weights, not in bytes: its offset is that of an element in a file which holds nothing but
+    codes of this width, and its strides are those of the matrix unpacked. Where a code is a byte the two are the same.
+    """
+
+    recipe: str  # "modelopt/fp8": carnet.quantize.recipes
+    shape: tuple[int, int]  # rows and columns of the matrix, in weights
+    first: int  # place of its first weight in the file; row follows row
+    scales: Place  # of the scale of each block, with strides down and along the blocks
+    outer: Place | None  # of the scale of the whole tensor that stands over them
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """Make numbers of a box of codes: each times the scale of its block, as the program does that wrote them, then rounded."""
+
+    tensor: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: Place  # of the codes, counted in weights; its dtype is "u8", whatever they are stored as
+    target: Place
+    legend: Legend
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """Find the largest magnitude in a box of the source, before anything is written: what a scale follows from."""
+
+    tensor: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    source: Place
+    amax: str  # the name under which others ask for it: a canonical tensor, or one expert of it
+    legend: Legend | None = None  # where the source holds codes; its place is then that of a Dequantize
+
+
+@dataclass(frozen=True, slots=True)
+class Quantize:
+    """Make codes and scales of a matrix that other steps assemble in the sketch."""
+
+    tensor: str  # stored name of the weight
+    shape: tuple[int, int]  # rows and columns of the weight
+    source: Place  # of the whole matrix, row after row, in the sketch
+    target: Place  # of its codes
+    recipe: str  # "modelopt/fp8": carnet.quantize.recipes
+    scales: Place | None  # of the scale of each block; None where a tensor has a single one, which a Put holds
+    outer: Place | None  # of the scale of the whole tensor that stands over them
+    amax: tuple[str, ...]  # what has to be measured first: the scale of the whole tensor is that of the largest of these
+    given: float | None = None  # the scale of the whole tensor, where it is known and not measured: as it is stored
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write numbers that are known: a scale that was measured elsewhere, a shape."""
+
+    tensor: str  # stored name
+    shape: tuple[int, ...]
+    target: Place  # dense
+    values: tuple[float, ...]  # one for each element, or one for all
+
+
+Move = Copy | Cast | Add | Dequantize
+Step = Move | Fill | Same | Measure | Quantize | Put
+SKETCH = "*sketch*"  # no file: where weights are assembled that are written as codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,3 +209,4 @@ class Plan:
     window: int  # bytes of one buffer
     threads: int  # workers, each with its own buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
+    sketch: TargetFile = TargetFile(SKETCH, 0, (), {}, "sketch")  # the matrices that are quantized

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from carnet.box import Box
 from carnet.errors import CarnetError
 from carnet.planner.proof import Extent, prove
-from carnet.steps import Cast, Copy, Fill, Place, Same, TargetFile, TargetTensor
+from carnet.steps import Cast, Copy, Dequantize, Fill, Legend, Place, Same, TargetFile, TargetTensor
 
 # A is stored in two halves: its first two rows as they are, the others transposed; a second file repeats the first half.
 # P is stored with a row of padding; the target has two of its own.
@@ -329,3 +329,60 @@ def test_no_changed_plan_is_proven_that_counting_refuses(steps):
 
 def test_counting_accepts_the_plan_as_it_is():
     assert is_whole(STEPS)
+
+
+# M is stored as codes of four bits, two a byte, under a scale for each 32 columns; two rows of it go to one tensor, two to another
+PACKED = Extent("M codes", "*packed*/in2.bin", 32, (4, 64), (64, 1), "u8", ())
+BLOCKS = Extent("M scales", "in2.bin", 144, (4, 2), (2, 1), "u8", ())
+LEGEND = Legend("modelopt/mxfp4", (4, 64), 32, at("in2.bin", 144, (2, 1), "u8"), None)
+HALVES = TargetFile(
+    "m.bin", 80 + 512, (TargetTensor("m0", "bf16", (2, 64), 80), TargetTensor("m1", "bf16", (2, 64), 80 + 256)), {}
+)
+DECODED = tuple(
+    Dequantize(
+        "m", (row, 0), (2, 64), at("in2.bin", 32 + row * 64, (64, 1), "u8"), at("m.bin", 80 + row * 128, (64, 1)), LEGEND
+    )
+    for row in (0, 2)
+)
+
+
+def test_codes_and_their_scales_are_proven_and_counted_as_the_bytes_they_are():
+    counts = prove([HALVES], [PACKED, BLOCKS], DECODED)
+    assert counts["source bytes"] == 4 * 64 // 2 + 8
+    assert counts["target bytes"] == 512
+
+
+LOST = [
+    ("half of the codes is not read", 1, lambda step: replace(step, source=replace(step.source, offset=32)), READS, "M codes"),
+    ("a row is read twice", 1, lambda step: replace(step, source=replace(step.source, offset=32 + 64)), READS, "M codes"),
+    (
+        "scales of nothing",
+        0,
+        lambda step: replace(step, legend=replace(LEGEND, scales=at("in2.bin", 200, (2, 1), "u8"))),
+        READS,
+        "M sc",
+    ),
+    (
+        "scales of another type",
+        0,
+        lambda step: replace(step, legend=replace(LEGEND, scales=at("in2.bin", 144, (2, 1)))),
+        NOWHERE,
+        "",
+    ),
+    ("a row is written twice", 1, lambda step: replace(step, target=at("m.bin", 80 + 128, (64, 1))), WRITES, "m0"),
+]
+
+
+@pytest.mark.parametrize(("remark", "number", "change", "what", "tensor"), LOST, ids=[row[0] for row in LOST])
+def test_of_codes_it_is_refused_that(remark, number, change, what, tensor):
+    steps = [change(step) if place == number else step for place, step in enumerate(DECODED)]
+    with pytest.raises(CarnetError, match=what) as refused:
+        prove([HALVES], [PACKED, BLOCKS], steps)
+    assert str(refused.value.facts.get("tensor", "")).startswith(tensor)
+
+
+def test_scales_that_no_step_reads_are_refused():
+    other = replace(BLOCKS, name="N scales", offset=152)
+    with pytest.raises(CarnetError, match=READS) as refused:
+        prove([HALVES], [PACKED, BLOCKS, other], DECODED)
+    assert refused.value.facts["tensor"] == "N scales"

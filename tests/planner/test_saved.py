@@ -12,10 +12,30 @@ from hypothesis import strategies as st
 
 from carnet.errors import BadRequest, MachineFailed
 from carnet.planner.saved import digest, lines, load, save
-from carnet.steps import AssetFile, Cast, Copy, Fill, Place, Plan, RawFile, Same, TargetFile, TargetTensor, TextFile
+from carnet.steps import (
+    SKETCH,
+    AssetFile,
+    Cast,
+    Copy,
+    Dequantize,
+    Fill,
+    Legend,
+    Measure,
+    Place,
+    Plan,
+    Put,
+    Quantize,
+    RawFile,
+    Same,
+    TargetFile,
+    TargetTensor,
+    TextFile,
+)
 
 SOURCE = Place("iter_1/__0_0.distcp", 704, (8, 1), "bf16")
 TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
+CODES, SCALES = Place("model.safetensors", 1024, (128, 1), "u8"), Place("model.safetensors", 96, (4, 1), "bf16")
+LEGEND = Legend("compressed-tensors/int4-group", (512, 512), 1024, SCALES, None)
 PLAN = Plan(
     source="/models/llama",
     fingerprint="9f00",
@@ -34,12 +54,18 @@ PLAN = Plan(
         Cast("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
         Fill("head", (2, 8), TARGET),
         Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
+        Dequantize("up", (0, 0), (4, 2), CODES, TARGET, LEGEND),
+        Measure("up", (0, 0), (4, 2), CODES, "up", replace(LEGEND, recipe="modelopt/nvfp4", outer=SCALES)),
+        Measure("down", (0, 0), (4, 2), SOURCE, "down"),
+        Quantize("up", (4, 2), replace(SOURCE, file=SKETCH), TARGET, "modelopt/fp8", None, SCALES, ("up", "down")),
+        Put("up_scale", (), replace(SCALES, strides=()), (0.5,)),
     ),
     dropped={"module extra state": ("a._extra_state", "b._extra_state"), "random state": ()},
     proof={"source bytes": 12, "copies checked equal": 1},
     memory=1 << 20,
     window=4096,
     threads=2,
+    sketch=TargetFile(SKETCH, 16, (TargetTensor("up", "bf16", (4, 2), 0),), {}, "sketch"),
 )
 
 
@@ -72,6 +98,7 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "carnet-plan",
         "file",
         "file",
+        "file",
         "text",
         "text",
         "asset",
@@ -79,9 +106,14 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "cast",
         "fill",
         "same",
+        "dequantize",
+        "measure",
+        "measure",
+        "quantize",
+        "put",
     ]
     assert found[1]["tensors"] == [["a.weight", "bf16", [4, 2], 1504], ["b", "f32", [], 1520]]
-    assert found[6] == [
+    assert found[7] == [
         "copy",
         "layers.0.attention.q",
         [0, 0],
@@ -101,6 +133,7 @@ def test_a_plan_that_differs_in_one_field_has_another_digest(field):
     other = {
         **dict.fromkeys(("source", "fingerprint", "family"), "x"),
         **dict.fromkeys(("files", "texts", "assets", "steps"), ()),
+        "sketch": TargetFile(SKETCH, 0, (), {}, "sketch"),
         "raws": (RawFile(".metadata", b"x"),),
         "request": {},
         "dropped": {},
@@ -116,7 +149,12 @@ NUMBERS = st.integers(0, 1 << 62)
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 NAMES = st.sampled_from(("a.bin", "b/c.bin", "rank0.safetensors", "ü 語.bin", "..a", "a.."))
 PLACES = st.builds(Place, NAMES, NUMBERS, SHAPES, st.sampled_from(("bf16", "f32", "f8_e4m3")))
+LEGENDS = st.builds(Legend, TEXT, st.tuples(NUMBERS, NUMBERS), NUMBERS, PLACES, st.none() | PLACES)
+FLOATS = st.floats(allow_nan=False)
 STEPS = st.one_of(
+    st.builds(Dequantize, TEXT, SHAPES, SHAPES, PLACES, PLACES, LEGENDS),
+    st.builds(Measure, TEXT, SHAPES, SHAPES, PLACES, TEXT, st.none() | LEGENDS),
+    st.builds(Put, TEXT, SHAPES, PLACES, st.lists(FLOATS, max_size=3).map(tuple)),
     st.builds(Copy, TEXT, SHAPES, SHAPES, PLACES, PLACES),
     st.builds(Cast, TEXT, SHAPES, SHAPES, PLACES, PLACES),
     st.builds(Fill, TEXT, SHAPES, PLACES),
@@ -251,19 +289,28 @@ FORGED = [
     ("a target file from the root", at(1, "file", "/etc/rank0.safetensors")),
     ("a target file without a name", at(1, "file", "")),
     ("a target file that is the folder", at(1, "file", ".")),
-    ("a text above the folder", at(3, "text", "a/../../config.json")),
-    ("an asset above the folder", at(5, "asset", "../tokenizer.json")),
-    ("a step that reads above the folder", at(6, 4, 0, "../../etc/passwd")),
-    ("a step that reads from the root", at(6, 4, 0, "/etc/passwd")),
-    ("a step that writes above the folder", at(6, 5, 0, "../x")),
-    ("a comparison above the folder", at(9, 5, 0, "../x")),
-    ("a step of a kind that nobody knows", at(6, 0, "execute")),
-    ("a step with a field too few", lambda rows: rows[6].pop()),
-    ("a step with a field too many", lambda rows: rows[6].append(1)),
-    ("a place that is a number", at(6, 4, 7)),
-    ("a place with a field too few", lambda rows: rows[6][4].pop()),
-    ("an element type that nobody knows", at(6, 4, 3, "f4")),
+    ("a text above the folder", at(4, "text", "a/../../config.json")),
+    ("an asset above the folder", at(6, "asset", "../tokenizer.json")),
+    ("a step that reads above the folder", at(7, 4, 0, "../../etc/passwd")),
+    ("a step that reads from the root", at(7, 4, 0, "/etc/passwd")),
+    ("a step that writes above the folder", at(7, 5, 0, "../x")),
+    ("a comparison above the folder", at(10, 5, 0, "../x")),
+    ("a step of a kind that nobody knows", at(7, 0, "execute")),
+    ("a step with a field too few", lambda rows: rows[7].pop()),
+    ("a step with a field too many", lambda rows: rows[7].append(1)),
+    ("a place that is a number", at(7, 4, 7)),
+    ("a place with a field too few", lambda rows: rows[7][4].pop()),
+    ("an element type that nobody knows", at(7, 4, 3, "f4")),
     ("a tensor of a type that nobody knows", at(1, "tensors", 0, 1, "f4")),
+    ("codes without a legend", at(11, 6, None)),
+    ("a legend with a field too few", lambda rows: rows[11][6].pop()),
+    ("a legend that is a word", at(11, 6, "modelopt/fp8")),
+    ("a matrix of three dimensions", at(11, 6, 1, [4, 4, 4])),
+    ("a matrix that begins nowhere", at(11, 6, 2, "0")),
+    ("scales above the folder", at(11, 6, 3, 0, "../x")),
+    ("no scales", at(11, 6, 3, None)),
+    ("two sketches", at(1, "file", "*sketch*")),
+    ("no sketch", lambda rows: rows.pop(3)),
     ("another version", at(0, "carnet-plan", 2)),
     ("no version", lambda rows: rows[0].pop("carnet-plan")),
     ("no window", lambda rows: rows[0].pop("window")),

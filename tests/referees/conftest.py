@@ -110,7 +110,7 @@ def _layers(config):
     )
     from megatron.core.transformer.dot_product_attention import DotProductAttention
 
-    class TwoWidths(DotProductAttention):  # type: ignore[misc]  # megatron-core has no types
+    class TwoWidths(DotProductAttention):
         """Attention whose values are not as wide as its keys: latent attention asks for it, 0.16.1's own class refuses."""
 
         def __init__(self, *, k_channels=0, v_channels=0, **given):

@@ -4,7 +4,6 @@ A model of transformers, tiny and random, crosses to the ranks of another progra
 environment of its own, where a missing vLLM is an error and no reason to skip. All is float32, on a CPU; vLLM is not patched.
 """
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -19,8 +18,6 @@ from transformers import (
     PreTrainedConfig,
     Qwen3Config,
 )
-from vllm import LLM, SamplingParams, TokensPrompt
-from vllm.distributed import cleanup_dist_env_and_memory
 
 import carnet
 
@@ -28,7 +25,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning:vllm")  # of wh
 
 CLOSE = 1e-4  # another order of sums costs up to 3e-5; a field or a tensor that is wrong, more than 1e-3
 VOCAB = 97
-TOKENS = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(5))
 
 # on a CPU vLLM wants mixtures whose width divides by 32, and heads no narrower than that
 SIZES = {
@@ -126,35 +122,8 @@ def save(config, folder):
     model.save_pretrained(folder)
 
 
-def by_transformers(folder):
-    """Return the log-probability of every token of the vocabulary after every token of the prompts but the last."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    with torch.no_grad():
-        return model(TOKENS, use_cache=False).logits[:, :-1].log_softmax(-1)
-
-
-def by_vllm(folder, settings):
-    """Return the same as vLLM computes it."""
-    engine = LLM(
-        str(folder),
-        dtype="float32",
-        max_model_len=64,
-        max_logprobs=-1,
-        enforce_eager=True,
-        skip_tokenizer_init=True,
-        **settings,
-    )
-    asked = SamplingParams(max_tokens=1, prompt_logprobs=-1, detokenize=False)
-    prompts = [TokensPrompt(prompt_token_ids=prompt.tolist()) for prompt in TOKENS]
-    answers = [answer.prompt_logprobs[1:] for answer in engine.generate(prompts, asked, use_tqdm=False)]
-    del engine
-    gc.collect()
-    cleanup_dist_env_and_memory()
-    return torch.tensor([[[said[token].logprob for token in range(VOCAB)] for said in answer] for answer in answers])
-
-
 @pytest.mark.parametrize("which", CASES)
-def test_vllm_gives_a_model_back_from_ranks_the_log_probabilities_of_the_original(which, tmp_path):
+def test_vllm_gives_a_model_back_from_ranks_the_log_probabilities_of_the_original(which, by_transformers, by_vllm, tmp_path):
     case = CASES[which]
     save(case.config, tmp_path / "original")
     assert carnet.cross(tmp_path / "original", tmp_path / "ranks", **case.ranks).equal

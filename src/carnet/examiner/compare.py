@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from carnet.box import Box, intersect, subtract, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
+from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import Shelves, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Coded, Stored
 from carnet.inventory import Inventory, canonical_shapes, norms
+from carnet.seeds import NOTHING, Seeds
 
 BLOCK = 4 << 20  # bytes of one side that are compared at a time
 
@@ -29,6 +31,7 @@ class Part:
     part: int  # which part of the pattern
     at: int  # index along the layer dimension
     box: Box  # canonical
+    coded: Coded | None  # the same as codes, where it is stored so; ``stored`` is then what they stand for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +53,20 @@ class Side:
     parts: dict[str, list[Part]]  # canonical tensor -> where it lies
     shapes: dict[str, tuple[int, ...]]  # of every canonical tensor
     norms: frozenset[str]  # the canonical tensors that scale a norm
+    seeds: Seeds = NOTHING  # the scales that it brings along
 
 
 def side(inventory: Inventory) -> Side:
     """Index an inventory by canonical tensor."""
     found: dict[str, list[Part]] = defaultdict(list)
     for key, entry in inventory.entries.items():
-        stored, reading = inventory.checkpoint.tensors[key], entry.reading
-        label = "/".join(filter(None, key))
+        coded, reading = inventory.coded.get(key), entry.reading
+        stored = inventory.checkpoint.tensors[key] if coded is None else replace(coded.codes, dtype=MEANT, shape=coded.shape)
+        label = "/".join(filter(None, (stored.unit, stored.name)))
         for at, names in enumerate(reading.tensors):
             for part, name in enumerate(names):
-                found[name].append(Part(label, stored, entry, part, at, share_box(reading.parts[part], reading.shares)))
+                box = share_box(reading.parts[part], reading.shares)
+                found[name].append(Part(label, stored, entry, part, at, box, coded))
     return Side(
         inventory, Shelves(inventory.checkpoint.root), found, canonical_shapes(inventory.config), norms(inventory.config)
     )
@@ -68,7 +74,15 @@ def side(inventory: Inventory) -> Side:
 
 def read(of: Side, part: Part, box: Box) -> Array:
     """Return the bits of a canonical box from one stored tensor."""
-    return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.shelves, part.stored))
+    if part.coded is None:
+        return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.shelves, part.stored))
+    return unfold(part.entry.reading, part.part, part.at, box, partial(meant, of.shelves, part.coded))
+
+
+def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
+    """Say whether codes are held against the source's numbers; codes of the source's own kind must mean the same as its own."""
+    parts = [part for names in entry.reading.tensors for name in names for part in source.parts.get(name, [])]
+    return coded is not None and any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
 
 
 def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
@@ -82,9 +96,11 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
             Finding("missing", name, "", f"nothing holds the part that starts at {list(hole.start)}, shape {list(hole.shape)}")
         )
     for part in target.parts.get(name, []):
+        if is_judged(source, part.coded, part.entry):
+            continue
         wrong, first = 0, None
         for box in blocks(part.box, BLOCK // BY_NAME[part.stored.dtype].nbytes):
-            for origin, shared in _sources(source, name, box):
+            for origin, shared in sources(source, name, box):
                 expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
                 differs = (read(target, part, shared) != expected) | beyond
                 compared += volume(shared)
@@ -118,7 +134,7 @@ def blocks(box: Box, limit: int) -> Iterator[Box]:
                 yield Box((cut.start[0], *rest.start), (1, *rest.shape))
 
 
-def _sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
+def sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
     """Yield disjoint boxes that make up a box, each with a stored tensor of the source that has it."""
     left = [box]
     for part in source.parts[name]:
@@ -161,19 +177,19 @@ def diagnose(source: Side, target: Side, part: Part, name: str) -> str | None:
     found = read(target, part, part.box)
     if not found.any():
         return "all zero"
-    expected = _whole(source, name, part.box)
+    expected = whole_of(source, name, part.box)
     others = (other for other in source.parts if other != name)
     for other in others:
-        if source.shapes.get(other) == source.shapes[name] and _equals(_whole(source, other, part.box), found):
+        if source.shapes.get(other) == source.shapes[name] and _equals(whole_of(source, other, part.box), found):
             return f"holds {other}"
     axes = part.entry.reading.parts[part.part]
     for place, axis in enumerate(axes):
-        moved = _rearranged(np.moveaxis(expected, place, 0), np.moveaxis(found, place, 0))
+        moved = rearranged(np.moveaxis(expected, place, 0), np.moveaxis(found, place, 0))
         if moved is not None:
             return f"{moved} along {axis}"
     for place in range(len(axes) - 1):  # query heads are numbered over kv and rep together
         folded = (*expected.shape[:place], -1, *expected.shape[place + 2 :])
-        moved = _rearranged(*(np.moveaxis(side.reshape(folded), place, 0) for side in (expected, found)))
+        moved = rearranged(*(np.moveaxis(side.reshape(folded), place, 0) for side in (expected, found)))
         if moved is not None:
             return f"{moved} along {axes[place]} {axes[place + 1]}"
     if int((found != expected).sum()) == 1:
@@ -182,9 +198,10 @@ def diagnose(source: Side, target: Side, part: Part, name: str) -> str | None:
     return None
 
 
-def _whole(source: Side, name: str, box: Box) -> Array:
+def whole_of(source: Side, name: str, box: Box) -> Array:
+    """Return the bits of a canonical box, put together from the stored tensors that have it."""
     made = None
-    for part, shared in _sources(source, name, box):
+    for part, shared in sources(source, name, box):
         piece = read(source, part, shared)
         if shared == box:
             return piece
@@ -198,7 +215,7 @@ def _equals(a: Array, b: Array) -> bool:
     return a.shape == b.shape and bool((a == b).all())
 
 
-def _rearranged(expected: Array, found: Array) -> str | None:
+def rearranged(expected: Array, found: Array) -> str | None:
     """Say how slices along the first axis were exchanged, if that is all that happened."""
     length = len(expected)
     differing = [i for i in range(length) if not _equals(expected[i], found[i])] if length <= 1 << 14 else []

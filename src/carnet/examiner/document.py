@@ -8,6 +8,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path, PurePath
 from typing import TypedDict
 
@@ -16,11 +17,11 @@ import xxhash
 
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.compare import Finding
-from carnet.examiner.examine import Examination
+from carnet.examiner.examine import Examination, Quality
 from carnet.examiner.shelves import Shelves, digest
 from carnet.families.entries import Entry
 from carnet.formats.stored import Checkpoint
-from carnet.inventory import Inventory
+from carnet.inventory import Inventory, Key
 
 NAME = "carnet.json"
 VERSION = 1
@@ -46,10 +47,23 @@ def document(
             "elements compared": found.elements,
             "casts": list(found.cast),
             "different": 0,
+            **({} if found.quality is None else quality_data(found.quality)),
         },
         "digest": "xxh3-128",
         "versions": {"carnet": version, "python": platform.python_version(), "numpy": numpy.__version__},
     }
+
+
+def quality_data(quality: Quality) -> dict[str, object]:
+    """Return what codes lose; a ratio that is infinite has no number in JSON."""
+    worst = [{"tensor": name, "snr dB": decibel(snr), "saturated": saturated} for name, snr, saturated in quality.worst]
+    found = {"weights": quality.weights, "saturated": quality.saturated, "snr dB": decibel(quality.snr), "worst": worst}
+    return {"codes": found}
+
+
+def decibel(ratio: float) -> float | None:
+    """Return a ratio in dB as documents have it."""
+    return round(ratio, 3) if isfinite(ratio) else None
 
 
 def draft(request: Mapping[str, object], dropped: Mapping[str, tuple[str, ...]], family: str, fingerprint: str) -> str:
@@ -129,15 +143,20 @@ def _said(data: Mapping[str, object], where: Path) -> Said:
 
 def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
     tensors = {}
-    for key, entry in of.entries.items():
+    for key, held in layouts(of).items():
         label, stored = "/".join(filter(None, key)), of.checkpoint.tensors[key]
-        tensors[label] = {
-            "dtype": stored.dtype,
-            "shape": list(stored.shape),
-            "digest": digests[label],
-            "layout": layout(entry),
-        }
+        tensors[label] = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digests[label], "layout": held}
     return {"dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
+
+
+def layouts(of: Inventory) -> dict[Key, str]:
+    """Return in one line each what stored tensors hold: canonical tensors, or what stands beside their codes."""
+    found = {}
+    for key, entry in of.entries.items():
+        first, *scales = of.stored(key)
+        found[first.unit, first.name] = layout(entry)
+        found |= {(each.unit, each.name): f"scales of {first.name}" for each in scales}
+    return found | dict.fromkeys(of.scales, "beside codes")
 
 
 def layout(entry: Entry) -> str:

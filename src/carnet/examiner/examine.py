@@ -4,23 +4,40 @@ It starts from two folders, whoever wrote them, and knows nothing of a plan. Wha
 value for casts, and zeros where a target pads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from carnet.box import Box, volume
-from carnet.dtypes import BY_NAME
+from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import CarnetError
-from carnet.examiner.compare import Finding, Side, compare, side
+from carnet.examiner.beside import Asked, check_beside
+from carnet.examiner.codes import MEANT, meant
+from carnet.examiner.compare import Finding, Part, Side, compare, is_judged, side
+from carnet.examiner.judge import Judgement, judge, ratio
+from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.shelves import digest, region
 from carnet.families.model import matters, value
 from carnet.families.words import FIELDS
-from carnet.formats.stored import Checkpoint
-from carnet.inventory import Inventory, survey
+from carnet.formats.stored import Checkpoint, Stored
+from carnet.inventory import Inventory, Key, survey
+from carnet.seeds import read_seeds
 
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
+NOTHING = Asked()
+WORST = 5  # stored weights that are named for what they lose
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How well codes stand for the numbers that they were made from."""
+
+    weights: int  # stored weights that were held against numbers
+    saturated: int  # numbers more than half a step beyond the largest code
+    snr: float  # dB, over all of them; infinite where nothing is lost
+    worst: tuple[tuple[str, float, int], ...]  # the stored weights that lose most: name, dB, saturated
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +51,16 @@ class Examination:
     dropped: Mapping[str, tuple[str, ...]]  # reason -> names of the source that the target is not expected to have
     source: Mapping[str, str]  # digest of every stored tensor of the source
     target: Mapping[str, str]  # and of the target
+    quality: Quality | None = None  # None where no codes were held against numbers
 
 
 def examine(
-    source: Inventory, checkpoint: Checkpoint, *, threads: int, progress: Progress = lambda done, total: None
+    source: Inventory,
+    checkpoint: Checkpoint,
+    *,
+    threads: int,
+    progress: Progress = lambda done, total: None,
+    asked: Asked = NOTHING,
 ) -> Examination:
     """Compare a target with an understood source. ``progress`` gets bytes done and bytes in all."""
     try:
@@ -49,24 +72,50 @@ def examine(
     findings = [*_config(source, target), *_surplus(ours, theirs)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
-    tally = Tally(progress, total=2 * _nbytes(target) + _nbytes(source))
+    ours = replace(ours, seeds=read_seeds(source)) if target.coded else ours
+    codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
+    held, there = _held(source), _held(target)
+    tally = Tally(progress, total=_part_bytes(theirs, names) + sum(map(_nbytes, (*held, *there))))
     with ThreadPoolExecutor(threads) as pool:
-        results = [*pool.map(lambda name: tally.add(compare(ours, theirs, name), _part_bytes(theirs, name)), names)]
+        results = [*pool.map(lambda name: tally.add(compare(ours, theirs, name), _plain_bytes(ours, theirs, name)), names)]
         for result in results:
             findings += result[1]
-        findings += _padding(theirs)
-        ours_digest = dict(pool.map(lambda key: tally.add(_digest(ours, key), _stored_bytes(ours, key)), source.entries))
-        theirs_digest = dict(pool.map(lambda key: tally.add(_digest(theirs, key), _stored_bytes(theirs, key)), target.entries))
-    casts = {(p.stored.dtype, q.stored.dtype) for name in names for p in ours.parts[name] for q in theirs.parts.get(name, [])}
+        shared = sorted({name for key in codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
+        amaxes = dict(zip(shared, pool.map(lambda name: amax(ours, name), shared), strict=True))
+
+        def judgement(key: Key) -> Judgement:
+            return tally.add(judge(ours, theirs, key, asked.dtype, amaxes), _nbytes(target.coded[key].codes))
+
+        judged = [*pool.map(judgement, codes)]
+        for one in judged:
+            findings += one.findings
+        findings += [*check_beside(ours, theirs, asked), *_padding(theirs)]
+        ours_digest = dict(pool.map(lambda each: tally.add(_digest(ours, each), _nbytes(each)), held))
+        theirs_digest = dict(pool.map(lambda each: tally.add(_digest(theirs, each), _nbytes(each)), there))
+    casts = {(_type(p), _type(q)) for name in names for p in ours.parts[name] for q in theirs.parts.get(name, [])}
     return Examination(
         tuple(findings),
         len(names),
-        sum(count for count, _ in results),
+        sum(count for count, _ in results) + sum(one.elements for one in judged),
         tuple(sorted(f"{a} -> {b}" for a, b in casts if a != b)),
         source.dropped,
         ours_digest,
         theirs_digest,
+        _quality(judged),
     )
+
+
+def _quality(judged: Sequence[Judgement]) -> Quality | None:
+    if not judged:
+        return None
+    signal, noise = sum(one.signal for one in judged), sum(one.noise for one in judged)
+    worst = sorted(judged, key=lambda one: one.snr)[:WORST]
+    shown = tuple((one.label, one.snr, one.saturated) for one in worst)
+    return Quality(len(judged), sum(one.saturated for one in judged), ratio(signal, noise), shown)
+
+
+def _type(part: Part) -> str:
+    return part.stored.dtype if part.coded is None else part.coded.recipe
 
 
 def _problem(error: CarnetError, where: str) -> Finding:
@@ -101,7 +150,7 @@ def _config(source: Inventory, target: Inventory) -> list[Finding]:
         if field.storage or silent or ours == theirs:
             continue
         findings.append(Finding("config field differs", field.name, "config.json", f"expected {ours!r}, found {theirs!r}"))
-    dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries}
+    dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries if key not in target.coded}
     if str(value(target.config, "dtype")) not in dtypes:
         detail = f"the config says {value(target.config, 'dtype')!r}, the tensors are {', '.join(sorted(dtypes))}"
         findings.append(Finding("config field differs", "dtype", "config.json", detail))
@@ -118,7 +167,12 @@ def _padding(target: Side) -> list[Finding]:
     findings = []
     for key, entry in target.inventory.entries.items():
         for box in entry.padding:
-            if region(target.shelves, target.inventory.checkpoint.tensors[key], box).any():
+            coded = target.inventory.coded.get(key)
+            if coded is not None:
+                held = meant(target.shelves, coded, box).view(array_type(MEANT))
+            else:
+                held = region(target.shelves, target.inventory.checkpoint.tensors[key], box)
+            if held.any():
                 label = "/".join(filter(None, key))
                 findings.append(
                     Finding("padding is not zero", entry.padded, label, f"rows from {box.start[0]}, {box.shape[0]} of them")
@@ -126,19 +180,32 @@ def _padding(target: Side) -> list[Finding]:
     return findings
 
 
-def _digest(of: Side, key: tuple[str, str]) -> tuple[str, str]:
-    return "/".join(filter(None, key)), digest(of.shelves, of.inventory.checkpoint.tensors[key])
+def _held(of: Inventory) -> list[Stored]:
+    """Return every stored tensor that is understood."""
+    return [*(stored for key in of.entries for stored in of.stored(key)), *of.scales.values()]
 
 
-def _nbytes(of: Inventory) -> int:
-    stored = (of.checkpoint.tensors[key] for key in of.entries)
-    return sum(volume(Box((), tensor.shape)) * BY_NAME[tensor.dtype].nbytes for tensor in stored)
+def _digest(of: Side, stored: Stored) -> tuple[str, str]:
+    return "/".join(filter(None, (stored.unit, stored.name))), digest(of.shelves, stored)
 
 
-def _stored_bytes(of: Side, key: tuple[str, str]) -> int:
-    tensor = of.inventory.checkpoint.tensors[key]
-    return volume(Box((), tensor.shape)) * BY_NAME[tensor.dtype].nbytes
+def _nbytes(stored: Stored) -> int:
+    return volume(Box((), stored.shape)) * BY_NAME[stored.dtype].nbytes
 
 
-def _part_bytes(of: Side, name: str) -> int:
-    return sum(volume(part.box) * BY_NAME[part.stored.dtype].nbytes for part in of.parts.get(name, []))
+def _part_bytes(of: Side, names: Iterable[str]) -> int:
+    """Return the bytes of canonical tensors where a target has them."""
+    coded = sum(_nbytes(one.codes) for one in of.inventory.coded.values())
+    plain = (part for name in names for part in of.parts.get(name, []) if part.coded is None)
+    return coded + sum(volume(part.box) * BY_NAME[part.stored.dtype].nbytes for part in plain)
+
+
+def _plain_bytes(source: Side, of: Side, name: str) -> int:
+    """Return the bytes of a canonical tensor that were compared as they stand."""
+    found = 0
+    for part in of.parts.get(name, []):
+        if part.coded is None:
+            found += volume(part.box) * BY_NAME[part.stored.dtype].nbytes
+        elif not is_judged(source, part.coded, part.entry):
+            found += _nbytes(part.coded.codes) * volume(part.box) // volume(Box((), part.coded.shape))
+    return found

@@ -1,7 +1,8 @@
 """Gathering strided pieces of source files into a worker's window.
 
 Pieces are cut into blocks that fit the read buffer, blocks that lie close together are read in one go, and each is then moved
-(or cast) from the read buffer, which stays in the processor's cache, to its place in the window.
+(or cast) from the read buffer, which stays in the processor's cache, to its place in the window. A block that lies there as it
+lies in the source is read to its place at once.
 """
 
 import heapq
@@ -15,7 +16,7 @@ from carnet.errors import BadRequest
 from carnet.executor import files
 from carnet.executor.casts import cast, shift
 from carnet.executor.desk import Bytes, Desk
-from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, runs, span, sparse
+from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
 from carnet.steps import Add, Step
 
 
@@ -51,6 +52,10 @@ def gather(desk: Desk, wants: Iterable[Want]) -> None:
             _read_runs(desk, file, group[0].piece)
             _place(desk, replace(group[0], piece=packed(group[0].piece)))
             continue
+        if len(group) == 1 and _as_it_is(group[0]):
+            place = group[0].piece.target
+            files.read(file, low, desk.window.data[place : place + high - low])
+            continue
         files.read(file, low, desk.block.data[: high - low])
         for each in group:
             _place(desk, replace(each, piece=replace(each.piece, source=each.piece.source - low)))
@@ -77,6 +82,11 @@ def _groups(parts: Iterable[Want], size: int) -> Iterator[Group]:
         high = max(high, end)
     if held:
         yield low, high, held
+
+
+def _as_it_is(each: Want) -> bool:
+    """Say whether the bytes lie in the window as they lie in the source."""
+    return each.types[0] == each.types[1] and not each.add and run(each.piece) == span(each.piece)
 
 
 def _read_runs(desk: Desk, file: files.File, piece: Piece) -> None:

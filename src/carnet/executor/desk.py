@@ -1,15 +1,55 @@
 """A *desk* is what one worker has: its open files and its buffers, made once and used for every job."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import isnan
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.executor.files import Folder
+from carnet.quantize.recipes import Recipe
 from carnet.steps import Plan
 
 Bytes = NDArray[np.uint8]
+Array = NDArray[Any]
+
+
+class Coder(Protocol):
+    """What codes in the processor's place: a GPU."""
+
+    def takes(self, recipe: Recipe, own: str) -> bool:
+        """Say whether it has a kernel for a recipe and a type of weights."""
+
+    def measure(self, bits: Array) -> float:
+        """Return the largest magnitude among weights in bf16; NaN where one is."""
+
+    def whole(self, recipe: Recipe, bits: Array, divisor: float, codes: Array) -> None:
+        """Code weights under one scale."""
+
+    def blocks(self, recipe: Recipe, bits: Array, outer: float | None, codes: Array) -> tuple[Array, float]:
+        """Code weights whose blocks have scales; return these as they are stored, and the largest magnitude of all."""
+
+
+class Amaxes:
+    """The largest magnitudes that were measured, by name; workers share one."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def note(self, name: str, amax: float) -> None:
+        """Remember a magnitude; NaN stays, whatever else is found."""
+        with self._lock:
+            before = self._found.get(name, 0.0)
+            self._found[name] = amax if isnan(amax) or amax > before else before
+
+    def largest(self, names: Iterable[str]) -> float:
+        """Return the largest of some magnitudes; NaN where one of them is."""
+        found = [self._found[name] for name in names]
+        return next(filter(isnan, found), max(found, default=0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,4 +62,6 @@ class Desk:
     window: Bytes  # bytes of the target being assembled
     block: Bytes  # bytes of the source just read
     scratch: Bytes  # temporaries of casts
+    amaxes: Amaxes
     tell: Callable[[int], None]  # takes the bytes done since the last call; raises where the crossing was stopped
+    coder: Coder | None = None  # in the processor's place

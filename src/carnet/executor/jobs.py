@@ -30,7 +30,9 @@ from carnet.executor.geometry import (
     sparse,
     volume,
 )
-from carnet.steps import Add, Cast, Copy, Fill, Move, Plan, Same, Step, TargetTensor
+from carnet.quantize.recipes import BY_NAME as RECIPES
+from carnet.quantize.recipes import ROW, Recipe
+from carnet.steps import SKETCH, Add, Cast, Copy, Dequantize, Fill, Measure, Move, Plan, Quantize, Same, Step, TargetTensor
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
 LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
@@ -72,7 +74,24 @@ class Check:
     nbytes: int
 
 
-Job = Direct | Windows | Check
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A box of the source whose largest magnitude is needed before anything can be coded."""
+
+    step: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """A tile of a matrix that is assembled and written as codes."""
+
+    step: int  # of the Quantize
+    part: Part
+    nbytes: int
+
+
+Job = Direct | Windows | Check | Gauge | Encode
 _Where = tuple[str, int]  # source file, offset
 _Seen = tuple[_Where, int, Part]  # where a part begins in the source, bytes that it spans there, the part
 
@@ -81,8 +100,11 @@ def jobs_of(plan: Plan) -> list[Job]:
     """Return the jobs of a plan, in the order in which their source lies on disk."""
     placed: list[tuple[_Where, Job]] = []
     windows: list[_Seen] = []
+    coded = {step.source.offset: number for number, step in enumerate(plan.steps) if isinstance(step, Quantize)}
     for (file, tensor), numbers in _by_tensor(plan).items():
-        if _straight([plan.steps[number] for number in numbers]):
+        if file == SKETCH:
+            placed += _encodings(plan, tensor, numbers, coded[tensor.offset])
+        elif _straight([plan.steps[number] for number in numbers]):
             placed += _direct(plan, numbers)
         else:
             windows += _windows(plan, file, tensor, numbers)
@@ -91,6 +113,9 @@ def jobs_of(plan: Plan) -> list[Job]:
         if isinstance(step, Same) and 0 not in step.shape:
             nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
             placed.append(((step.source.file, step.source.offset), Check(number, nbytes)))
+        elif isinstance(step, Measure) and 0 not in step.shape:
+            nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
+            placed.append(((step.source.file, step.source.offset), Gauge(number, nbytes)))
     placed.sort(key=lambda pair: pair[0])
     return [job for _, job in placed]
 
@@ -100,19 +125,23 @@ def touched(plan: Plan, job: Job) -> set[str]:
     match job:
         case Direct():
             step = plan.steps[job.step]
-            return set() if isinstance(step, Same) else {step.target.file}
+            return {step.target.file} if isinstance(step, Move) else set()
         case Windows():
             return {part.file for part in job.parts}
-        case Check():
+        case Encode():
+            step = plan.steps[job.step]
+            assert isinstance(step, Quantize)
+            return {place.file for place in (step.target, step.scales, step.outer) if place is not None}
+        case Check() | Gauge():
             return set()
 
 
 def _by_tensor(plan: Plan) -> dict[tuple[str, TargetTensor], list[int]]:
-    tensors = {file.name: [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in plan.files}
+    tensors = {file.name: [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in (*plan.files, plan.sketch)}
     offsets = {name: [tensor.offset for tensor in found] for name, found in tensors.items()}
     groups: dict[tuple[str, TargetTensor], list[int]] = defaultdict(list)
     for number, step in enumerate(plan.steps):
-        if isinstance(step, Same) or 0 in step.shape:
+        if not isinstance(step, Move | Fill) or 0 in step.shape:
             continue
         place = step.target
         index = bisect.bisect_right(offsets.get(place.file, []), place.offset) - 1
@@ -126,7 +155,7 @@ def _straight(steps: list[Step]) -> bool:
     """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
     copied = number = 0
     for step in steps:
-        if isinstance(step, Cast | Add):
+        if isinstance(step, Cast | Add | Dequantize):
             return False
         if isinstance(step, Copy):
             piece = piece_of(step.shape, step.source, step.target)
@@ -161,6 +190,29 @@ def _windows(plan: Plan, file: str, tensor: TargetTensor, numbers: list[int]) ->
             yield *where, part
 
 
+def _encodings(plan: Plan, tensor: TargetTensor, numbers: list[int], coded: int) -> Iterator[tuple[_Where, Job]]:
+    """Cut a matrix into tiles of whole blocks that fit a buffer beside their codes."""
+    step = plan.steps[coded]
+    assert isinstance(step, Quantize)
+    (rows, columns), item = step.shape, BY_NAME[tensor.dtype].nbytes
+    wide, tall = _whole_blocks(RECIPES[step.recipe], rows, columns, plan.window // (item + 1))
+    for top in range(0, rows, tall):
+        for left in range(0, columns, wide):
+            tile = Tile(tensor.offset, columns, item, (top, min(rows, top + tall)), (left, min(columns, left + wide)))
+            part = Part(SKETCH, tile, tuple(numbers))
+            where = _first(plan, part)
+            if where is not None:
+                yield where[0], Encode(coded, part, volume(tile))
+
+
+def _whole_blocks(recipe: Recipe, rows: int, columns: int, most: int) -> tuple[int, int]:
+    """Return the columns and rows of a tile of whole blocks with at most so many elements: whole rows where they fit."""
+    down, along = recipe.block[0] or 1, recipe.block[1]
+    step = columns if recipe.block == ROW else along or 8  # eight: a packed item may not be cut
+    wide = columns if columns * down <= most else min(columns, max(step, most // down // step * step))
+    return wide, min(rows, max(down, most // wide // down * down))
+
+
 def _tiles(plan: Plan, tensor: TargetTensor, numbers: list[int]) -> list[Tile]:
     """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
 
@@ -170,7 +222,7 @@ def _tiles(plan: Plan, tensor: TargetTensor, numbers: list[int]) -> list[Tile]:
     limit = int(plan.window * _density(plan, numbers))
     ranges = [linear(tensor.offset, item, low, high) for low, high in cuts(tensor.shape, item, limit)]
     squares = _squares(tensor, item, limit)
-    moves = [step for step in (plan.steps[number] for number in numbers) if not isinstance(step, Same)]
+    moves = [step for step in (plan.steps[number] for number in numbers) if isinstance(step, Move | Fill)]
     if not squares or not all(fits(step.shape, step.target, squares[0]) for step in moves):
         return ranges
     return squares if _waste(ranges[0], moves) > max(LAVISH, 4 * _waste(squares[0], moves)) else ranges
@@ -192,7 +244,8 @@ def _waste(tile: Tile, steps: Sequence[Move | Fill]) -> float:
 
 
 def _reach(step: Step) -> tuple[int, int]:
-    place = step.other if isinstance(step, Same) else step.target
+    assert isinstance(step, Move | Fill)
+    place = step.target
     last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
     return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes
 

@@ -8,22 +8,24 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from carnet.errors import BadCheckpoint, BadRequest
+from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor import journal as journals
 from carnet.executor import pool, staging
-from carnet.executor.desk import Desk
+from carnet.executor.desk import Amaxes, Coder, Desk
 from carnet.executor.files import Folder, close, explained
 from carnet.executor.flusher import flushing
-from carnet.executor.jobs import Job, jobs_of, touched
+from carnet.executor.jobs import Gauge, Job, jobs_of, touched
 from carnet.executor.journal import Journal
 from carnet.executor.memory import block_size
+from carnet.executor.quantizing import put
 from carnet.executor.work import work
-from carnet.steps import Plan
+from carnet.steps import Plan, Put
 
 Progress = Callable[[int, int], None]
 
@@ -38,14 +40,18 @@ class Staged:
     resumed: int  # how many of them an earlier run had done
 
 
-def write(plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Progress | None = None) -> Staged:
+def write(
+    plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Progress | None = None, device: str = "cpu"
+) -> Staged:
     """Write a plan's target into the staging folder beside ``out``; the caller may verify it and then publishes it.
 
+    ``device`` is where matrices are coded: "cpu" or "cuda"; the bytes are the same.
     ``progress`` gets bytes done and bytes in all, on this thread. Called again after any interruption, the function does what
     is left. Raises BadRequest where the target exists or the staging folder belongs to another plan, MachineFailed where
     the machine refused (the staging folder stays), BadCheckpoint where the source is not what the plan saw.
     """
     staging.refuse_taken(out)
+    coder = _coder(device)
     folder = staging.staging_of(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,10 +61,11 @@ def write(plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Pr
     with journals.held(folder / journals.NAME, plan_digest) as found:
         journal = _prepared(plan, folder, found, plan_digest)
         try:
-            _run(plan, source, folder, jobs, journal, progress or _silent)
+            _run(plan, source, folder, jobs, journal, progress or _silent, coder)
         except (BadCheckpoint, BadRequest):
             staging.remove(folder)  # trying again would end the same way
             raise
+        _put_known(plan, source, folder)
         for raw in plan.raws:
             staging.write_raw(raw, folder)
         for asset in plan.assets:
@@ -67,6 +74,19 @@ def write(plan: Plan, source: Path, out: Path, *, plan_digest: str, progress: Pr
             staging.write_text(text.name, text.text, folder)
         _flush(staging.written(plan, folder), plan.threads)
     return Staged(folder, sum(job.nbytes for job in jobs), len(jobs), len(journal.done))
+
+
+def _coder(device: str) -> Coder | None:
+    """Return what codes on a device; the module that needs torch is imported here and nowhere else."""
+    if device == "cpu":
+        return None
+    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
+    if missing:
+        facts = {"missing": ", ".join(missing)}
+        raise MachineFailed("the programs that use a GPU are not installed", facts, remedy="pip install 'carnet[cuda]'")
+    from carnet.executor.device import Gpu
+
+    return Gpu()
 
 
 def _silent(done: int, total: int) -> None:
@@ -85,7 +105,9 @@ def _prepared(plan: Plan, folder: Path, found: Journal, plan_digest: str) -> Jou
     return found
 
 
-def _run(plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: Journal, progress: Progress) -> None:
+def _run(
+    plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: Journal, progress: Progress, coder: Coder | None
+) -> None:
     total = sum(job.nbytes for job in jobs)
     done = sum(jobs[number].nbytes for number in journal.done if number < len(jobs))
 
@@ -96,11 +118,12 @@ def _run(plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: J
 
     @contextmanager
     def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
-        desk = _desk(plan, source, folder, tell)
+        desk = replace(_desk(plan, source, folder, amaxes, tell), coder=coder)
 
         def serve(number: int) -> None:
             work(desk, jobs[number])
-            journals.note(journal, number)
+            if not isinstance(jobs[number], Gauge):  # what was measured is in memory alone
+                journals.note(journal, number)
             dirty(touched(plan, jobs[number]))
 
         try:
@@ -109,16 +132,27 @@ def _run(plan: Plan, source: Path, folder: Path, jobs: Sequence[Job], journal: J
             close(desk.sources)
             close(desk.targets)
 
+    amaxes = Amaxes()
     progress(done, total)
-    left = [number for number in range(len(jobs)) if number not in journal.done]
+    gauges = [number for number, job in enumerate(jobs) if isinstance(job, Gauge)]
+    left = [number for number, job in enumerate(jobs) if number not in journal.done and not isinstance(job, Gauge)]
     with flushing(folder) as dirty:
-        pool.run(left, min(plan.threads, max(1, len(left))), worker, add)
+        for numbers in (gauges if left else [], left):  # a scale is known before the first code is written
+            pool.run(numbers, min(plan.threads, max(1, len(numbers))), worker, add)
 
 
-def _desk(plan: Plan, source: Path, folder: Path, tell: pool.Tell) -> Desk:
+def _desk(plan: Plan, source: Path, folder: Path, amaxes: Amaxes, tell: pool.Tell) -> Desk:
     block = block_size(plan.window)
     window, read, scratch = (np.empty(size, np.uint8) for size in (plan.window, block, block))
-    return Desk(plan, Folder(source, os.O_RDONLY), Folder(folder, os.O_WRONLY), window, read, scratch, tell)
+    return Desk(plan, Folder(source, os.O_RDONLY), Folder(folder, os.O_WRONLY), window, read, scratch, amaxes, tell)
+
+
+def _put_known(plan: Plan, source: Path, folder: Path) -> None:
+    desk = _desk(plan, source, folder, Amaxes(), lambda nbytes: None)
+    for step in plan.steps:
+        if isinstance(step, Put):
+            put(desk, step)
+    close(desk.targets)
 
 
 def _flush(paths: Sequence[Path], threads: int) -> None:

@@ -1,17 +1,21 @@
 """One worker doing one job: runs by the kernel, windows through buffers, checks by comparing."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint
 from carnet.executor import files
 from carnet.executor.assemble import gather, want
+from carnet.executor.dequantizing import dequantize, pieces_of
 from carnet.executor.desk import Desk
 from carnet.executor.files import opened
 from carnet.executor.geometry import clip, linear, run, runs, segments, volume
-from carnet.executor.jobs import Check, Direct, Job, Windows, cuts
+from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows, cuts
+from carnet.executor.quantizing import code, measure
 from carnet.formats.stored import dense_strides
-from carnet.steps import Copy, Fill, Move, Place, Same
+from carnet.steps import Copy, Dequantize, Fill, Measure, Move, Place, Quantize, Same
 
 
 def work(desk: Desk, job: Job) -> None:
@@ -23,6 +27,15 @@ def work(desk: Desk, job: Job) -> None:
             _windows(desk, job)
         case Check():
             _check(desk, job)
+        case Gauge():
+            step = desk.plan.steps[job.step]
+            assert isinstance(step, Measure)
+            measure(desk, step)
+        case Encode():
+            _assemble(desk, (job.part,))
+            coded = desk.plan.steps[job.step]
+            assert isinstance(coded, Quantize)
+            code(desk, coded, job.part.tile)
 
 
 def _direct(desk: Desk, job: Direct) -> None:
@@ -40,18 +53,7 @@ def _direct(desk: Desk, job: Direct) -> None:
 
 def _windows(desk: Desk, job: Windows) -> None:
     """Assemble the parts side by side in the window, then write each where it belongs."""
-    wants, base = [], 0
-    for part in job.parts:
-        for number in part.steps:
-            step = desk.plan.steps[number]
-            if isinstance(step, Fill):
-                desk.window[base : base + volume(part.tile)] = 0
-            elif isinstance(step, Move):
-                types = step.source.dtype, step.target.dtype
-                for piece in clip(step.shape, step.source, step.target, part.tile):
-                    wants.append(want(step, step.source.file, piece, types, base))
-        base += volume(part.tile)
-    gather(desk, wants)
+    _assemble(desk, job.parts)
     base = 0
     for part in job.parts:
         file = opened(desk.targets, part.file)
@@ -60,6 +62,26 @@ def _windows(desk: Desk, job: Windows) -> None:
             files.write(file, place, desk.window.data[base : base + width])
             base += width
         desk.tell(volume(part.tile))
+
+
+def _assemble(desk: Desk, parts: Iterable[Part]) -> None:
+    """Bring the bytes of some parts side by side into the window."""
+    wants, coded, base = [], [], 0
+    for part in parts:
+        for number in part.steps:
+            step = desk.plan.steps[number]
+            if isinstance(step, Fill):
+                desk.window[base : base + volume(part.tile)] = 0
+            elif isinstance(step, Dequantize):
+                coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
+            elif isinstance(step, Move):
+                types = step.source.dtype, step.target.dtype
+                for piece in clip(step.shape, step.source, step.target, part.tile):
+                    wants.append(want(step, step.source.file, piece, types, base))
+        base += volume(part.tile)
+    gather(desk, wants)
+    for step, piece, at in coded:
+        dequantize(desk, step, piece, at)
 
 
 def _check(desk: Desk, job: Check) -> None:

@@ -57,15 +57,13 @@ class Flagged:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A key whose value stands for a value a layer: the first so many, every second, these."""
+    """Keys whose values stand for a field by a rule: the first so many layers, every second, these."""
 
     field: str
     key: str
     absent: object  # what an absent or null key means; of several keys, a tuple
     meaning: Callable[[Any, Config], Value]  # of a key's value; of several, the tuple of them
-    choices: Callable[
-        [Config], Iterable[object]
-    ]  # key values to try when the field is to be written; there is no inverse to get wrong
+    choices: Callable[[Config], Iterable[object]]  # key values to try when the field is written: no inverse to get wrong
     only: Condition = having(default_factory=dict)  # as in a Place
     more: tuple[str, ...] = ()  # further keys that have a say
 
@@ -231,8 +229,10 @@ def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -
 
 def _of_its_kind(name: str, value: Value) -> Value:
     """Return what a row's keys mean, if a field can have such a value."""
-    if value is not None and not isinstance(value, tuple | BY_NAME[name].kind):
-        raise TypeError(name)
+    field = BY_NAME[name]
+    strange = value is not None and not isinstance(value, tuple | field.kind)
+    if strange or (type(value) is int and field.least is not None and value < field.least):
+        raise ValueError(name)
     return value
 
 

@@ -192,6 +192,10 @@ DROPPED = {
     "rerun_state_machine*": "rerun state",
     "content_metadata*": "facts about the store",
     "*_extra_state*": "module extra state",
+    # of ModelOpt; not *_pre_quant_scale: the weights are not the model's without it
+    "*_quantizer*._amax": "quantizer state",
+    "*_quantizer*._global_amax": "quantizer state",
+    "modelopt_state*": "quantizer state",
     "common_state*": "training arguments (read)",
 }
 

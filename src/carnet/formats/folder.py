@@ -16,6 +16,7 @@ from carnet.formats.safetensors import Entry, Header, read_header
 from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+BESIDE = "hf_quant_config.json"  # what modelopt says about quantized weights, in a file of its own
 _SHARD = re.compile(r"model-(\d{5})(?:-of-(\d{5}))?\.safetensors")
 _RANK = re.compile(r"rank(\d+)\.safetensors")
 _OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model).*\.(bin|pt|pth|h5|msgpack|ckpt)(\.index\.json)?")
@@ -64,6 +65,9 @@ def _read_shards(root: Path, config: Mapping[str, object], seen: Sighting) -> Ch
             tensors["", entry.name] = _stored("", entry, name)
     if index is not None:
         _check_index(index, tensors, root)
+    if BESIDE in names:
+        raw, beside = read_whole(root, BESIDE)
+        config, sightings = {**config, BESIDE: parse_object(raw, BESIDE, root)}, [*sightings, beside]
     stamps, digest = sum_up((seen, *sightings, *(header.seen for header in headers.values())))
     others = [name for name in names if name.endswith(".safetensors") and name not in headers]
     notes = {"shards": str(len(files)), **_written_by(list(headers.values()))}

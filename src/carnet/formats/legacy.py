@@ -44,6 +44,7 @@ class Ranks:
     common: Mapping[str, object]  # args, iteration and version, as the first rank has them
     sizes: Mapping[str, int]  # "tp", "pp", "ep", "vp"
     sightings: tuple[Sighting, ...]
+    values: Mapping[str, object]  # of the objects that were asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class _File:
     chunks: Sequence[Mapping[str, Stored | int]]  # for each virtual chunk: name -> tensor, or bytes of what is none
     others: Mapping[str, int]  # what stands beside the model: name -> bytes
     sightings: tuple[Sighting, ...]
+    values: Sequence[Mapping[str, object]]  # for each virtual chunk: what is no tensor and was asked for
 
 
 def rank_folders(names: Sequence[str]) -> list[str]:
@@ -61,13 +63,13 @@ def rank_folders(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.startswith(_PREFIX)]
 
 
-def read_ranks(root: Path, locate: Callable[[str], bool]) -> Ranks:
-    """Return what a folder of ranks holds; tensors that ``locate`` does not want have no chunks.
+def read_ranks(root: Path, locate: Callable[[str], bool], keep: Callable[[str], bool] = lambda name: False) -> Ranks:
+    """Return what a folder of ranks holds; tensors that ``locate`` does not want have no chunks, ``keep`` names objects to return.
 
     Raises BadCheckpoint where ranks are missing, or contradict each other or the arguments.
     """
     folders = rank_folders(list_names(root))
-    first = _read_file(root, folders[0], locate)
+    first = _read_file(root, folders[0], locate, keep)
     world = _world(first.common, root)
     _check_chunks(first, root)
     placed = None if world is None else _expected(world)
@@ -75,11 +77,12 @@ def read_ranks(root: Path, locate: Callable[[str], bool]) -> Ranks:
         _compare(placed, folders, root)
     files = {folders[0]: first}
     for folder in folders[1:]:
-        files[folder] = _read_file(root, folder, locate)
+        files[folder] = _read_file(root, folder, locate, keep)
         _agree(first, files[folder], folder, root)
     placed = _by_content(files, root) if placed is None else placed
     tensors: dict[tuple[str, str], Stored] = {}
     objects: dict[str, int] = {}
+    values: dict[str, object] = {}
     for folder, (tensor, pipeline, expert) in placed.items():
         objects |= {f"{name}/{folder}": nbytes for name, nbytes in files[folder].others.items()}
         for virtual, state in enumerate(files[folder].chunks):
@@ -89,13 +92,14 @@ def read_ranks(root: Path, locate: Callable[[str], bool]) -> Ranks:
                     tensors[unit, name] = replace(held, unit=unit)
                 else:
                     objects[f"{unit}/{name}"] = held
+            values |= {f"{unit}/{name}": value for name, value in files[folder].values[virtual].items()}
     sizes = [max(ranks) + 1 for ranks in zip(*placed.values(), strict=True)]
     named = dict(zip(("tp", "pp", "ep", "vp"), (*sizes, len(first.chunks)), strict=True))
     seen = tuple(sighting for file in files.values() for sighting in file.sightings)
-    return Ranks(tensors, objects, first.common, named, seen)
+    return Ranks(tensors, objects, first.common, named, seen, values)
 
 
-def _read_file(root: Path, folder: str, locate: Callable[[str], bool]) -> _File:
+def _read_file(root: Path, folder: str, locate: Callable[[str], bool], keep: Callable[[str], bool]) -> _File:
     """Read one rank's file, and look whether an optimizer's lies beside it."""
     name = f"{folder}/{MODEL_FILE}"
     check_inside(root, name, "the folder's listing")
@@ -107,7 +111,11 @@ def _read_file(root: Path, folder: str, locate: Callable[[str], bool]) -> _File:
         if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
             facts = {"where": root, "expected": "a table with args, model, ...", "found": type(state).__name__}
             raise BadCheckpoint(f"{shown(name)} holds no state of a rank", facts)
-        chunks = [_chunk(part, archive, root / name, locate) for part in _models(state, root / name)]
+        models = _models(state, root / name)
+        values: list[dict[str, object]] = [{} for _ in models]
+        chunks = [
+            _chunk(part, archive, root / name, locate, _Keep(keep, kept)) for part, kept in zip(models, values, strict=True)
+        ]
         seen = [Sighting(file.stamp, digest_of(pickled))]
     others = {key: _nbytes(value) for key, value in state.items() if key not in READ and not _is_model(key)}
     beside = f"{folder}/{OPTIMIZER_FILE}"
@@ -116,7 +124,7 @@ def _read_file(root: Path, folder: str, locate: Callable[[str], bool]) -> _File:
         with open_file(root, beside) as file:
             seen.append(Sighting(file.stamp, ""))
             others[OPTIMIZER_FILE] = file.stamp.nbytes
-    return _File({key: value for key, value in state.items() if key in READ}, chunks, others, tuple(seen))
+    return _File({key: value for key, value in state.items() if key in READ}, chunks, others, tuple(seen), values)
 
 
 def _refuse_old(file: OpenFile) -> None:
@@ -141,7 +149,15 @@ def _models(state: Mapping[str, object], where: Path) -> list[object]:
     return [state[key] for key in expected]
 
 
-def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], bool]) -> dict[str, Stored | int]:
+@dataclass(frozen=True, slots=True)
+class _Keep:
+    """What is wanted of the values that are no tensors, and a place for them."""
+
+    wants: Callable[[str], bool]
+    values: dict[str, object]
+
+
+def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], bool], keep: _Keep) -> dict[str, Stored | int]:
     """Return one virtual chunk's values under their dotted names: tensors, and the bytes of what is none."""
     result: dict[str, Stored | int] = {}
     waiting = [("", part, 0)]
@@ -165,6 +181,8 @@ def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], 
                 result[name] = _stored(name, value, archive, where, wanted=locate(name))
             else:
                 result[name] = _nbytes(value)
+                if keep.wants(name):
+                    keep.values[name] = value
     return result
 
 

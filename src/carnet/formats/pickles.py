@@ -97,26 +97,44 @@ class _Machine(pickle.Unpickler):
         return self._storage(pid)
 
 
+def series(data: bytes, count: int) -> tuple[list[bytes], bytes]:
+    """Return the pickles that some bytes begin with, and what follows them; raise UnpicklingError where one does not end.
+
+    >>> series(b"N.K\\x07.rest", 2)
+    ([b'N.', b'K\\x07.'], b'rest')
+    """
+    found, start = [], 0
+    for _ in range(count):
+        stop = _stop(data, start)
+        found.append(data[start:stop])
+        start = stop
+    return found, data[start:]
+
+
 def _scan(data: bytes) -> int:
     """Check the program's instructions; return a bound on how deeply tuples can be nested in tuples."""
-    position, size = 0, len(data)
+    stop = _stop(data, 0)
+    if stop != len(data):
+        raise pickle.UnpicklingError(f"{len(data) - stop} bytes follow the pickle's end")
+    return sum(data.count(code) for code in _TUPLES)
+
+
+def _stop(data: bytes, position: int) -> int:
+    """Return where the program that begins at a position ends, once all of its instructions are known ones."""
     while True:
         match = _FIXED.match(data, position)
         position = match.end() if match else position
-        if position >= size:
+        if position >= len(data):
             raise pickle.UnpicklingError("the pickle ends early")
         code = data[position]
         if code == ord("."):
-            break
+            return position + 1
         if code == ord("c"):  # GLOBAL: module and name, a line each
             position = data.find(b"\n", data.find(b"\n", position) + 1) + 1
             if position == 0:
                 raise pickle.UnpicklingError("the pickle ends early")
             continue
         position = _after_counted(data, position, code)
-    if position + 1 != size:
-        raise pickle.UnpicklingError(f"{size - position - 1} bytes follow the pickle's end")
-    return sum(data.count(code) for code in _TUPLES)
 
 
 def _after_counted(data: bytes, position: int, code: int) -> int:

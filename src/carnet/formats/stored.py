@@ -37,6 +37,18 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Coded:
+    """A weight that is stored as codes of few bits, with the scales that they stand under."""
+
+    recipe: str  # its name: "modelopt/fp8"
+    shape: tuple[int, ...]  # of the weight, unpacked
+    codes: Stored
+    scales: Stored | None  # a number for each block
+    outer: Stored | None  # one number over them
+    others: tuple[Stored, ...]  # what stands beside and is no part of the weight: scale of activations, shape
+
+
+@dataclass(frozen=True, slots=True)
 class Stamp:
     """What tells that a file is still the same."""
 

@@ -89,6 +89,21 @@ def object_item(file: OpenFile, offset: int, nbytes: int) -> tuple[object, bytes
     return _unpickled(archive, lenient), _pickle(archive)
 
 
+def value_item(
+    file: OpenFile, offset: int, nbytes: int, resolve: Callable[[str, str], object] = lenient
+) -> tuple[object, Archive]:
+    """Return what a zip at ``offset`` holds out of another allow-list, and the zip that its tensors lie in."""
+    archive = open_archive(file, offset, nbytes)
+    return _unpickled(archive, resolve), archive
+
+
+def storage_bytes(archive: Archive, storage: Storage) -> bytes:
+    """Return the bytes of a small storage."""
+    itemsize = BY_NAME[storage.dtype].nbytes if storage.dtype else 1
+    start = locate_storage(archive, storage, itemsize)
+    return _between(archive.span, start, storage.length * itemsize)
+
+
 def open_archive(file: OpenFile, offset: int, nbytes: int) -> Archive:
     """Return the directory of a zip that fills ``nbytes`` bytes of a file from ``offset``."""
     if nbytes < _END.size or offset < 0 or offset + nbytes > file.stamp.nbytes:

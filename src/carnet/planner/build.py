@@ -15,6 +15,9 @@ from carnet.families.words import Config, Value
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
 from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take
+from carnet.planner.coding import asked, cache_tensors, choose
+from carnet.planner.coding import steps as coding_steps
+from carnet.planner.decoding import Library, alike, aside, collect, dequantize, is_coded, measured
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.planner.proof import Extent, prove
@@ -24,10 +27,15 @@ from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, St
 MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
 
-def build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = ()) -> Plan:
-    """Return the proven plan of a crossing; its memory, window and threads are still open (0)."""
+def build(
+    checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = (), calibration: Mapping[str, float] | None = None
+) -> Plan:
+    """Return the proven plan of a crossing; its memory, window and threads are still open (0).
+
+    ``calibration`` says how large activations were, under the names of ``--amax``.
+    """
     with _no_collections():
-        return _build(checkpoint, request, assets)
+        return _build(checkpoint, request, assets, calibration or {})
 
 
 @contextmanager
@@ -42,30 +50,37 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...]) -> Plan:
+def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...], calibration: Mapping[str, float]) -> Plan:
     source = take(checkpoint, request.drop, request.vocab)
     target = dialect_of(source.family, request.to)
     config = _target_config(source, request, target)
-    found, extents = _source_pieces(source)
-    kept, steps = _keep(found, source)
+    library = collect(source, request.dtype)
+    found, extents = _source_pieces(source, library)
+    kept, steps = _keep(found, source, library)
     wanted = list(entries(target, config, None, request.spelling))
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if not target.ranked else {})
-    made = target_files(target, wanted, dtypes, config, request)
-    steps += _meet(made.places, kept, shifts)
+    coding = asked(request, source, calibration)
+    coded = choose(coding, wanted, dtypes)
+    cache = cache_tensors(coding, wanted, dtypes)
+    made = target_files(target, wanted, dtypes, config, request, coded, cache)
+    steps += _meet(made.places, kept, shifts, library)
+    if coding is not None:
+        steps += (measured(library, step) for step in coding_steps(coding, coded, made.drawn, made.laid, kept, cache))
     files = made.files
-    proof = prove(files, extents, steps)
+    proof = prove((*files, made.sketch), extents, steps)
     return Plan(
         source=str(checkpoint.root),
         fingerprint=fingerprint(checkpoint),
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded),
+        sketch=made.sketch,
         raws=made.raws,
         assets=assets,
         steps=tuple(steps),
-        dropped=source.dropped,
+        dropped={**source.dropped, **aside(source)},
         proof=proof,
         memory=0,
         window=0,
@@ -118,11 +133,15 @@ def _holds(entry: Entry, tensor: str) -> bool:
     return any(view.tensor == tensor for view in entry.views)
 
 
-def _source_pieces(source: Inventory) -> tuple[dict[str, list[Piece]], list[Extent]]:
+def _source_pieces(source: Inventory, library: Library) -> tuple[dict[str, list[Piece]], list[Extent]]:
     """Return where every canonical tensor lies, and every extent that must be used up."""
     found: dict[str, list[Piece]] = defaultdict(list)
-    extents = []
+    extents = list(library.extents)
+    for piece in library.pieces:
+        found[piece.tensor].append(piece)
     for key, entry in source.entries.items():
+        if key in source.coded:
+            continue
         stored = source.checkpoint.tensors[key]
         label = "/".join(filter(None, key))
         for chunk in stored.chunks:
@@ -137,7 +156,7 @@ def _source_pieces(source: Inventory) -> tuple[dict[str, list[Piece]], list[Exte
     return found, extents
 
 
-def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str, Shelf], list[Step]]:
+def _keep(found: Mapping[str, list[Piece]], source: Inventory, library: Library) -> tuple[dict[str, Shelf], list[Step]]:
     """Keep each element of the source once; what repeats it is to be compared."""
     kept, steps = {}, list[Step]()
     for name, shape in canonical_shapes(source.config).items():
@@ -149,7 +168,10 @@ def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str
             )
         kept[name] = Shelf(distinct)
         for piece, copy, box in copies:
-            steps.append(Same(name, box.start, box.shape, cut(piece, box), cut(copy, box)))
+            if is_coded(piece.place) or is_coded(copy.place):
+                steps += alike(library, name, box, cut(piece, box), cut(copy, box))
+            else:
+                steps.append(Same(name, box.start, box.shape, cut(piece, box), cut(copy, box)))
     return kept, steps
 
 
@@ -163,7 +185,7 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request
         if entry.dtype or any(view.tensor in exact for view in entry.views):
             dtypes[entry.unit, entry.name] = entry.dtype or "f32"
             continue
-        found = {piece.place.dtype for view in entry.views for piece in kept[view.tensor].pieces}
+        found = {_own(piece, request) for view in entry.views for piece in kept[view.tensor].pieces}
         if request.dtype is not None and found <= set(FLOATS):
             found = {request.dtype}
         if len(found) > 1:
@@ -176,6 +198,11 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request
     return dtypes
 
 
+def _own(piece: Piece, request: Request) -> str:
+    """Return the element type of a piece; codes have the one that they are dequantized to."""
+    return request.dtype if request.dtype is not None and is_coded(piece.place) else piece.place.dtype
+
+
 def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, float]:
     """Return what is added to a tensor on the way: one to a norm that only the source stores less one."""
     shift = source.zero_centred - is_zero_centred(target, config)
@@ -183,11 +210,14 @@ def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, flo
 
 
 def _meet(
-    places: Iterable[tuple[Entry, Box, str, TargetTensor]], kept: Mapping[str, Shelf], shifts: Mapping[str, float]
+    places: Iterable[tuple[Entry, Box, str, TargetTensor]],
+    kept: Mapping[str, Shelf],
+    shifts: Mapping[str, float],
+    library: Library,
 ) -> Iterator[Step]:
     """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
     for entry, part, file, tensor in places:
-        chunk = Chunk(part, file, tensor.offset, dense_strides(tensor.shape))
+        chunk = Chunk(part, file, tensor.offset, dense_strides(part.shape))
         for view in entry.views:
             for target in pieces(view, chunk, tensor.dtype, entry.shape):
                 moved = 0
@@ -196,7 +226,11 @@ def _meet(
                     if box is None:
                         continue
                     here, there = cut(source, box), cut(target, box)
-                    if view.tensor in shifts:
+                    if is_coded(here):
+                        if view.tensor in shifts:
+                            raise NotSupported(f"{view.tensor!r} is stored as codes, and one is added to it on the way")
+                        yield dequantize(library, view.tensor, box, here, there)
+                    elif view.tensor in shifts:
                         yield Add(view.tensor, box.start, box.shape, here, there, shifts[view.tensor])
                     else:
                         kind = Copy if here.dtype == there.dtype else Cast

@@ -16,9 +16,12 @@ from carnet.families.words import Config
 from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
+from carnet.inventory import Key
+from carnet.planner.coding import Coded, Coding, Scaled, plain_modules, sketch
 from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
-from carnet.steps import RawFile, TargetFile, TargetTensor, TextFile
+from carnet.quantize.configs import beside_config, in_config, of_ranks
+from carnet.steps import SKETCH, RawFile, TargetFile, TargetTensor, TextFile
 
 ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
 PT = {"format": "pt"}  # transformers refuses a file without it
@@ -31,45 +34,72 @@ class Made:
     files: tuple[TargetFile, ...]
     places: tuple[tuple[Entry, Box, str, TargetTensor], ...]  # entry, the box of it, and where that lies
     raws: tuple[RawFile, ...]
+    laid: Mapping[Key, tuple[str, TargetTensor]]  # (unit, stored name) -> file and place
+    sketch: TargetFile
+    drawn: Mapping[Key, list[tuple[Box, TargetTensor]]]  # entry that is coded -> its matrices in the sketch
 
 
 def target_files(
-    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], config: Config, request: Request
+    target: Dialect,
+    wanted: Sequence[Entry],
+    dtypes: Mapping[Key, str],
+    config: Config,
+    request: Request,
+    coded: Mapping[Key, Coded],
+    cache: Mapping[Key, Scaled],
 ) -> Made:
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries."""
     if target.name == "megatron":
         return _store(target, wanted, dtypes, config, request)
-    files = _ranks(wanted, dtypes, request.tp * request.pp) if target.ranked else _shards(wanted, dtypes, request.shard)
-    laid = [(file.name, tensor) for file in files for tensor in file.tensors]
-    places = tuple((entry, whole(entry.shape), file, tensor) for entry, (file, tensor) in zip(wanted, laid, strict=True))
-    return Made(files, places, ())
+    held = {(entry.unit, entry.name): _held(entry, dtypes, coded, cache) for entry in wanted}
+    files = _ranks(held, request.tp * request.pp) if target.ranked else _shards(held, request.shard)
+    units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
+    laid = dict(zip(units, ((file.name, tensor) for file in files for tensor in file.tensors), strict=True))
+    sketched, drawn = sketch(coded)
+    places: list[tuple[Entry, Box, str, TargetTensor]] = []
+    for entry in wanted:
+        key = entry.unit, entry.name
+        if key in coded:
+            places += [(entry, box, sketched.name, tensor) for box, tensor in drawn[key]]
+        else:
+            places.append((entry, whole(entry.shape), *laid[key]))
+    return Made(files, tuple(places), (), laid, sketched, drawn)
 
 
-def _ranks(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], world: int) -> tuple[TargetFile, ...]:
+Tensor = tuple[str, str, tuple[int, ...]]  # name, element type, shape
+
+
+def _held(entry: Entry, dtypes: Mapping[Key, str], coded: Mapping[Key, Coded], cache: Mapping[Key, Scaled]) -> list[Tensor]:
+    """Return the stored tensors of an entry: itself, or its codes and scales."""
+    key = entry.unit, entry.name
+    beside = [scaled.kept for scaled in cache.values() if scaled.beside == key] if cache else []
+    if key not in coded:
+        return [(entry.name, dtypes[key], entry.shape), *((k.name, k.dtype, k.shape) for k in beside)]
+    return [(k.name, k.dtype, k.shape) for k in (*coded[key].kept, *beside)]
+
+
+def _ranks(held: Mapping[Key, list[Tensor]], world: int) -> tuple[TargetFile, ...]:
     """Return a file for every rank, one whose layers all do nothing included."""
-    held: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {f"rank{rank}": [] for rank in range(world)}
-    for entry in wanted:
-        held[entry.unit].append((entry.name, dtypes[entry.unit, entry.name], entry.shape))
-    return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in held.items())
+    ranks: dict[str, list[Tensor]] = {f"rank{rank}": [] for rank in range(world)}
+    for (unit, _), tensors in held.items():
+        ranks[unit] += tensors
+    return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in ranks.items())
 
 
-def _shards(wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], most: int) -> tuple[TargetFile, ...]:
-    shards: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ...]:
+    shards: list[list[Tensor]] = [[]]
     filled = 0
-    for entry in wanted:
-        dtype = dtypes[entry.unit, entry.name]
-        nbytes = BY_NAME[dtype].nbytes * prod(entry.shape)
+    for tensors in held.values():
+        nbytes = sum(BY_NAME[dtype].nbytes * prod(shape) for _, dtype, shape in tensors)
         if filled and filled + nbytes > most:
             shards.append([])
             filled = 0
-        shards[-1].append((entry.name, dtype, entry.shape))
+        shards[-1] += tensors
         filled += nbytes
     return tuple(layout_file(_shard_name(i, len(shards)), shard, PT) for i, shard in enumerate(shards))
 
 
-def _store(
-    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[tuple[str, str], str], config: Config, request: Request
-) -> Made:
+def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], config: Config, request: Request) -> Made:
     folder = folder_of(ITERATION)
     cut = chunks(wanted, dtypes, config, request)
     empty = [("__0_1.distcp", states(wanted, config, request.spelling))]
@@ -82,7 +112,7 @@ def _store(
         name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
     }
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION))
-    return Made(store.files, tuple(places), (*store.raws, common))
+    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile(SKETCH, 0, (), {}, "sketch"), {})
 
 
 def _plain(value: object) -> Value:
@@ -90,12 +120,32 @@ def _plain(value: object) -> Value:
     return value
 
 
-def target_texts(family: Family, target: Dialect, config: Config, files: Sequence[TargetFile]) -> tuple[TextFile, ...]:
-    """Return config.json, and the index that transformers wants beside more than one file."""
+def target_texts(
+    family: Family,
+    target: Dialect,
+    config: Config,
+    files: Sequence[TargetFile],
+    coding: Coding | None,
+    wanted: Sequence[Entry],
+    coded: Mapping[Key, Coded],
+) -> tuple[TextFile, ...]:
+    """Return config.json, what stands beside it about quantized weights, and the index of more than one file."""
     if target.name == "megatron":
         return store_texts(ITERATION)
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
-    texts = [TextFile("config.json", _json(said))]
+    texts = []
+    if coding is not None:
+        ignored = plain_modules(coding, wanted, coded)
+        if target.ranked:
+            record = said["quantization"]
+            assert isinstance(record, dict), "the config of a rank has a record of this name"
+            record |= of_ranks(coding.recipe, ignored, cache=coding.cache)
+        else:
+            said["quantization_config"] = in_config(coding.recipe, ignored, cache=coding.cache, static=coding.static)
+            if coding.recipe.style == "modelopt":
+                beside = beside_config(coding.recipe, ignored, cache=coding.cache)
+                texts.append(TextFile("hf_quant_config.json", _json(beside)))
+    texts.insert(0, TextFile("config.json", _json(said)))
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         total = sum(file.nbytes - file.tensors[0].offset for file in files)

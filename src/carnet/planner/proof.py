@@ -7,17 +7,37 @@ cover it. Equal situations (the same layer, sixty times) are proven once.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from carnet.box import Box, tiles, uncovered, volume, whole
-from carnet.dtypes import BY_NAME
+from carnet.dtypes import BY_NAME, FLOATS
 from carnet.errors import BadRequest, CarnetError
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.formats.torch_dist_files import frames_of
 from carnet.layout import View, stored_boxes
-from carnet.steps import Add, Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile
+from carnet.quantize.recipes import BY_NAME as RECIPES
+from carnet.quantize.recipes import PACKED, PER_BYTE, codes_shape, grid
+from carnet.steps import (
+    SKETCH,
+    Add,
+    Cast,
+    Copy,
+    Dequantize,
+    Fill,
+    Legend,
+    Measure,
+    Place,
+    Plan,
+    Put,
+    Quantize,
+    Same,
+    Step,
+    TargetFile,
+)
+
+PACKS = "*packed*/"  # before the name of a file whose codes are counted two a byte: what lies there is apart from its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +46,7 @@ class Extent:
 
     name: str  # for messages: the stored tensor
     file: str
-    offset: int  # bytes
+    offset: int  # bytes; weights in a file of packed codes
     shape: tuple[int, ...]  # elements
     strides: tuple[int, ...]  # elements
     dtype: str
@@ -41,14 +61,14 @@ Rule = Callable[[Extent, Sequence[Footprint]], bool]
 
 def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
-    written = _prove_written(files, steps)
-    reads = [(step.shape, step.source) for step in steps if not isinstance(step, Fill)]
-    reads += [(step.shape, step.other) for step in steps if isinstance(step, Same)]
+    written = [extent for extent in _prove_written(files, steps) if extent.file != SKETCH]
+    reads = [(step.shape, place) for step in steps if not isinstance(step, Measure | Quantize) for place in _places(step)[0]]
+    reads += [read for step in steps if isinstance(step, Dequantize) for read in _decoded(step)]
     _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
     return {
         "source tensors": len({e.name for e in extents}),
         "source bytes": sum(_nbytes(e) for e in extents),
-        "source padding bytes": sum(volume(box) * BY_NAME[e.dtype].nbytes for e in extents for box in e.padding),
+        "source padding bytes": sum(_bytes_of(e, volume(box)) for e in extents for box in e.padding),
         "copies checked equal": sum(isinstance(step, Same) for step in steps),
         "target tensors": len(written),
         "target bytes": sum(_nbytes(e) for e in written),
@@ -56,6 +76,23 @@ def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequenc
             volume(whole(step.shape)) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
         ),
     }
+
+
+def spread(legend: Legend, file: str) -> str:
+    """Return the name of a file as one whose offsets count the codes of a legend."""
+    return PACKS + file if RECIPES[legend.recipe].packing else file
+
+
+def _decoded(step: Dequantize) -> Iterator[tuple[tuple[int, ...], Place]]:
+    """Yield what a step reads: codes, and of the scales all that belong to its matrix.
+
+    Each scale stands over a code at least, and every code is used by some step: so all of the scales are.
+    """
+    legend = step.legend
+    yield step.shape, replace(step.source, file=spread(legend, step.source.file))
+    yield grid(RECIPES[legend.recipe], legend.shape), legend.scales
+    if legend.outer is not None:
+        yield (1, 1), legend.outer
 
 
 def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
@@ -67,6 +104,9 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
     for step in plan.steps:
         reads, writes = _places(step)
+        if isinstance(step, Dequantize | Measure) and step.legend is not None:
+            reads = ()
+            _prove_legend(step, step.legend, sizes)
         for place in (*reads, *writes):
             if len(step.shape) != len(place.strides) or min(0, place.offset, *step.shape, *place.strides) < 0:
                 raise BadRequest("a step of the plan is none", {"tensor": step.tensor, "file": place.file})
@@ -76,7 +116,39 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
                 raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
             if volume(whole(step.shape)) > max(sizes.values()):
                 raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
-    _prove_written(plan.files, plan.steps)
+    _prove_written((*plan.files, plan.sketch), plan.steps)
+
+
+def _prove_legend(step: Dequantize | Measure, legend: Legend, sizes: Mapping[str, int]) -> None:
+    """Prove that a box of codes lies in its matrix, and the matrix and its scales in their files."""
+    recipe = RECIPES.get(legend.recipe)
+    rows, columns = legend.shape
+    if recipe is None or min(rows, columns) < 1 or columns % PACKED[recipe.packing]:
+        raise BadRequest("a step of the plan reads codes that nobody writes", {"tensor": step.tensor, "recipe": legend.recipe})
+    each, scales, outer = PER_BYTE[recipe.packing], grid(recipe, legend.shape), legend.outer
+    known = {"linear": FLOATS, "power": ("u8",), "two": ("f8_e4m3",)}[recipe.scale.kind]
+    around = [(legend.scales, scales, known)] + [(outer, (1, 1), ("f32",))] * (outer is not None)
+    outside = (
+        legend.first < 0 or legend.first % each or (legend.first + rows * columns) // each > sizes.get(step.source.file, 0)
+    )
+    for place, (down, along), dtypes in around:
+        assert place is not None
+        reach = 1 + (down - 1) * along + along - 1
+        outside |= place.dtype not in dtypes or place.strides != (along, 1) or place.offset < 0
+        outside |= place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0)
+    box = Extent(step.tensor, "", 0, legend.shape, (columns, 1), "u8", ())
+    mark = step.shape, step.source.offset - legend.first, step.source.strides
+    badly = len(step.shape) != len(step.source.strides) or min(0, mark[1], *step.shape, *step.source.strides) < 0
+    if (
+        outside
+        or badly
+        or (outer is None) == bool(recipe.scale.outer)
+        or step.source.dtype != "u8"
+        or not _is_inside(box, mark)
+    ):
+        raise BadRequest(
+            "a step of the plan reads codes outside of their matrix", {"tensor": step.tensor, "file": step.source.file}
+        )
 
 
 def _is_laid_out(file: TargetFile) -> bool:
@@ -86,12 +158,18 @@ def _is_laid_out(file: TargetFile) -> bool:
 
 
 def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
-    """Return what a step reads and what it writes."""
+    """Return what a step reads of the source and what it writes, in boxes of its own shape."""
     match step:
-        case Fill():
+        case Fill() | Put():
             return (), (step.target,)
         case Same():
             return (step.source, step.other), ()
+        case Measure():
+            return (step.source,), ()
+        case Quantize():
+            return (), ()
+        case Dequantize():
+            return (), (step.target,)
         case Copy() | Cast() | Add():
             return (step.source,), (step.target,)
 
@@ -102,9 +180,20 @@ def _prove_written(files: Sequence[TargetFile], steps: Sequence[Step]) -> list[E
         for file in files
         for t in file.tensors
     ]
-    writes = [(step.shape, step.target) for step in steps if not isinstance(step, Same)]
+    writes = [(step.shape, place) for step in steps for place in _places(step)[1]]
+    writes += [written for step in steps if isinstance(step, Quantize) for written in _codes(step)]
     _every(written, writes, _is_tiled, "the plan does not write every element of a target tensor exactly once")
     return written
+
+
+def _codes(step: Quantize) -> Iterator[tuple[tuple[int, ...], Place]]:
+    """Yield what a step writes in boxes of other shapes: codes, a scale for each block, one over all."""
+    recipe = RECIPES[step.recipe]
+    yield codes_shape(recipe, step.shape), step.target
+    if step.scales is not None:
+        yield grid(recipe, step.shape), step.scales
+    if step.outer is not None:
+        yield (1, 1), step.outer
 
 
 def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], Place]], holds: Rule, what: str) -> None:
@@ -193,4 +282,8 @@ def _taken_apart(extent: Extent, mark: Footprint) -> tuple[list[int], list[tuple
 
 
 def _nbytes(extent: Extent) -> int:
-    return volume(whole(extent.shape)) * BY_NAME[extent.dtype].nbytes
+    return _bytes_of(extent, volume(whole(extent.shape)))
+
+
+def _bytes_of(extent: Extent, elements: int) -> int:
+    return elements * BY_NAME[extent.dtype].nbytes // (2 if extent.file.startswith(PACKS) else 1)

@@ -21,8 +21,16 @@ class Request:
     vocab: int | None = None  # true size of the vocabulary where the source does not say it
     shard: int = SHARD  # hf: bytes of one file, at most (one tensor may be larger)
     config: str | None = None  # path of a config that stands in place of the source's own
+    quantize: str | None = None  # scheme: carnet.quantize.recipes
+    style: str | None = None  # whose names and arithmetic: "modelopt", "compressed-tensors", "deepseek"; trtllm has its own
+    cache: str | None = None  # "fp8" for scales of the cache of keys and values
+    cache_scale: float | None = None  # the scale of that cache in all layers, in place of what calibration found
+    activations: str | None = None  # "static" or "dynamic" (no scale is stored for them); None as the scheme has it
+    amax: str | None = None  # path of what calibration found
+    exclude: tuple[str, ...] = ()  # patterns of module names that stay as they are
 
 
 def as_data(request: Request) -> Mapping[str, object]:
     """Return a request as plain values, for the plan and the document."""
-    return {**{name: getattr(request, name) for name in Request.__dataclass_fields__}, "drop": list(request.drop)}
+    plain = {name: getattr(request, name) for name in Request.__dataclass_fields__}
+    return {**plain, "drop": list(request.drop), "exclude": list(request.exclude)}

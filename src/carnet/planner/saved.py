@@ -20,17 +20,47 @@ import xxhash
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, MachineFailed
-from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, RawFile, Same, Step, TargetFile, TargetTensor, TextFile
+from carnet.steps import (
+    SKETCH,
+    Add,
+    AssetFile,
+    Cast,
+    Copy,
+    Dequantize,
+    Fill,
+    Legend,
+    Measure,
+    Place,
+    Plan,
+    Put,
+    Quantize,
+    RawFile,
+    Same,
+    Step,
+    TargetFile,
+    TargetTensor,
+    TextFile,
+)
 
 VERSION = 1
-KINDS: Mapping[str, type[Step]] = {"copy": Copy, "cast": Cast, "add": Add, "fill": Fill, "same": Same}
+KINDS: Mapping[str, type[Step]] = {
+    "copy": Copy,
+    "cast": Cast,
+    "add": Add,
+    "dequantize": Dequantize,
+    "fill": Fill,
+    "same": Same,
+    "measure": Measure,
+    "quantize": Quantize,
+    "put": Put,
+}
 HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads")
 
 
 def lines(plan: Plan) -> Iterator[str]:
     """Yield the lines of a plan, without line ends."""
     yield _json({"carnet-plan": VERSION, **{name: getattr(plan, name) for name in HEAD}})
-    for file in plan.files:
+    for file in (*plan.files, plan.sketch):
         tensors = [[t.name, t.dtype, t.shape, t.offset] for t in file.tensors]
         head = {"file": file.name, "kind": file.kind, "nbytes": file.nbytes, "metadata": file.metadata}
         yield _json({**head, "tensors": tensors})
@@ -101,13 +131,24 @@ def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
             texts.append(TextFile(_below(row["text"]), str(row["content"])))
         else:
             assets.append(AssetFile(_below(row["asset"]), str(row["path"]), int(row["nbytes"]), str(row["digest"])))  # type: ignore[call-overload]
+    sketch = files.pop()
+    if sketch.name != SKETCH or any(file.name == SKETCH for file in files):
+        raise ValueError("the last file is the sketch, and no other")
     known: dict[str, Any] = {name: head[name] for name in HEAD}
     for name in ("source", "fingerprint", "family"):
         _is(str, name, known[name])
     for name in ("memory", "window", "threads"):
         _is(int, name, known[name])
     known["dropped"] = {reason: tuple(names) for reason, names in known["dropped"].items()}
-    return Plan(**known, files=tuple(files), raws=tuple(raws), texts=tuple(texts), assets=tuple(assets), steps=tuple(steps))
+    return Plan(
+        **known,
+        files=tuple(files),
+        raws=tuple(raws),
+        texts=tuple(texts),
+        assets=tuple(assets),
+        steps=tuple(steps),
+        sketch=sketch,
+    )
 
 
 def _is(kind: type, name: str, value: object) -> None:
@@ -118,21 +159,45 @@ def _is(kind: type, name: str, value: object) -> None:
 def _step(row: list[object]) -> Step:
     kind = KINDS[str(row[0])]
     values = dict(zip((field.name for field in fields(kind)), row[1:], strict=True))
-    made = {name: _unflat(name, value) for name, value in values.items()}
+    made = {name: _unflat(kind, name, value) for name, value in values.items()}
     return kind(**made)  # type: ignore[arg-type]
 
 
-def _unflat(name: str, value: object) -> object:
-    if name in ("source", "target", "other"):
-        if not isinstance(value, list):
-            raise TypeError(f"{name} is no place")
-        file, offset, strides, dtype = value
-        _is(int, "offset", offset)
-        return Place(_below(file), offset, _numbers("strides", strides), _dtype(dtype))
+def _unflat(kind: type[Step], name: str, value: object) -> object:
+    if name in ("scales", "outer", "legend") and value is None and (name, kind) != ("legend", Dequantize):
+        return None
+    if name == "legend":
+        return _legend(value)
+    if name in ("source", "target", "other", "scales", "outer"):
+        return _place(name, value)
     if name in ("start", "shape"):
         return _numbers(name, value)
-    _is(float if name == "value" else str, name, value)
+    if name == "values" and isinstance(value, list) and all(type(each) is float for each in value):
+        return tuple(value)
+    if isinstance(value, list) and kind is Quantize and all(type(each) is str for each in value):
+        return tuple(value)
+    if name == "given" and value is None:
+        return None
+    _is(float if name in ("value", "given") else str, name, value)
     return value
+
+
+def _place(name: str, value: object) -> Place:
+    if not isinstance(value, list):
+        raise TypeError(f"{name} is no place")
+    file, offset, strides, dtype = value
+    _is(int, "offset", offset)
+    return Place(_below(file), offset, _numbers("strides", strides), _dtype(dtype))
+
+
+def _legend(value: object) -> Legend:
+    if not isinstance(value, list):
+        raise TypeError("legend is no list")
+    recipe, shape, first, scales, outer = value
+    _is(str, "recipe", recipe)
+    _is(int, "first", first)
+    rows, columns = _numbers("shape", shape)
+    return Legend(recipe, (rows, columns), first, _place("scales", scales), None if outer is None else _place("outer", outer))
 
 
 def _numbers(name: str, value: object) -> tuple[int, ...]:
@@ -142,6 +207,8 @@ def _numbers(name: str, value: object) -> tuple[int, ...]:
 
 
 def _flat(value: object) -> object:
+    if isinstance(value, Legend):
+        return [value.recipe, value.shape, value.first, _flat(value.scales), _flat(value.outer)]
     return [value.file, value.offset, value.strides, value.dtype] if isinstance(value, Place) else value
 
 

@@ -1,0 +1,175 @@
+"""What stands beside codes and is no part of a weight: scales of activations and of the cache, the shape of what is packed."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import isfinite
+
+import numpy as np
+
+from carnet.box import volume, whole
+from carnet.dtypes import array_type
+from carnet.examiner.codes import numbers
+from carnet.examiner.compare import Finding, Side
+from carnet.examiner.matrix import own_type, split
+from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
+from carnet.families.entries import Entry, entries
+from carnet.formats.stored import Stored
+from carnet.inventory import cache_scales
+from carnet.quantize.reading import Said
+from carnet.quantize.recipes import BY_NAME, Recipe
+from carnet.quantize.styles import SAME_INPUT, STYLES
+
+LINEAR = re.compile(
+    r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)"
+)
+Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of a target that is examined, where that is known."""
+
+    dtype: str | None = None  # the type that weights were cast to
+    amax: Mapping[str, float] = field(default_factory=dict)  # what calibration found, by the names of Hugging Face modules
+    cache_scale: float | None = None  # of all keys and values
+
+
+def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
+    """Yield what is wrong with the numbers that stand beside codes."""
+    said = target.inventory.said
+    if said is None:
+        return
+    known = _known(source, asked)
+    cached = {which: amax for which, amax in source.seeds.amaxes.items() if which[1] in ("k", "v")}
+    yield from _inputs(source, target, asked, known)
+    yield from _cache(target, said, asked, {**cached, **known})
+    for one in target.inventory.coded.values():
+        for stored in one.others:
+            found = numbers(target.shelves, stored).reshape(-1)
+            if stored.name.endswith(".weight_shape") and found.tolist() != list(one.shape):
+                yield Finding(
+                    "another shape", stored.name, _label(stored), f"expected {list(one.shape)}, found {found.tolist()}"
+                )
+    yield from _ignored(target, said)
+
+
+def _label(stored: Stored) -> str:
+    return "/".join(filter(None, (stored.unit, stored.name)))
+
+
+def _known(source: Side, asked: Asked) -> Amaxes:
+    """Tie what calibration found to canonical tensors: the largest, where experts have one each."""
+    found: dict[tuple[str, str], float] = {}
+    config = {**source.inventory.config, "padded_vocab": None}
+    for entry in entries(source.inventory.family.hf, config, None) if asked.amax else ():
+        for what in ("input", "k", "v"):
+            amax = asked.amax.get(f"{entry.name.removesuffix('.weight')}.{what}_amax")
+            for view in entry.views if amax is not None else ():
+                found[view.tensor, what] = max(found.get((view.tensor, what), 0.0), amax or 0.0)
+    return found
+
+
+def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator[Finding]:
+    """Check the scales of activations; what reads the same activations has the same, on all ranks."""
+    groups: dict[tuple[str, ...], list[tuple[Stored, float]]] = defaultdict(list)
+    for key, one in target.inventory.coded.items():
+        recipe = BY_NAME[one.recipe]
+        name = STYLES[recipe.style].inputs.get(recipe.scheme, "")
+        for stored in one.others:
+            if not name or not stored.name.endswith("." + name):
+                continue
+            found = float(numbers(target.shelves, stored).reshape(-1)[0])
+            entry = target.inventory.entries[key]
+            readers = tuple(sorted({reader for tensor in entry.reading.tensors[0] for reader in _readers(tensor)}))
+            seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
+            own = own_type(source, target, entry, asked.dtype)
+            right = input_scale(recipe, max(seen), own) if seen else _brought(source, recipe, readers, own)
+            if right is not None:
+                right = float(np.float64(right).astype(array_type(stored.dtype)))
+                if found != right:
+                    yield _wrong("activations: ", entry, stored, found, right)
+            elif not (isfinite(found) and found > 0):
+                yield Finding(
+                    "activations: no positive number", entry.reading.tensors[0][0], _label(stored), f"found {found:g}"
+                )
+            groups[readers].append((stored, found))
+    for readers, held in groups.items():
+        odd = next((stored for stored, found in held if found != held[0][1]), None)
+        if odd is not None and not any((reader, "input") in known for reader in readers):
+            yield Finding("activations: scales differ", ", ".join(readers), _label(odd), f"{_label(held[0][0])} has another")
+
+
+def _brought(source: Side, recipe: Recipe, readers: Iterable[str], own: str) -> float | None:
+    """Return the scale of activations that the source itself says, from training or from calibration."""
+    scales, amaxes = (
+        [said[reader, "input"] for reader in readers if (reader, "input") in said]
+        for said in (source.seeds.scales, source.seeds.amaxes)
+    )
+    if scales and recipe.scheme == "fp8":
+        return float(kept_scale(recipe, max(scales), own)[0])
+    return input_scale(recipe, max(amaxes), own) if amaxes else None
+
+
+def _readers(tensor: str) -> list[str]:
+    """Name the canonical tensors of a layer that are multiplied with the same activations as this one."""
+    layer, within = split(tensor)
+    return [layer + name for name in next((group for group in SAME_INPUT if within in group), (within,))]
+
+
+def _wrong(whose: str, entry: Entry, stored: Stored, found: float, right: float) -> Finding:
+    what = name_scales(np.array([found], np.float32), np.array([right], np.float32))
+    what = what.replace("they do not follow from the weights", "not what calibration found")
+    return Finding(whose + what, ", ".join(entry.reading.tensors[0]), _label(stored), f"expected {right:g}, found {found:g}")
+
+
+def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Finding]:
+    """Check the scales of cached keys and values; of ranks they are never below one, and one serves both."""
+    style = said.style
+    for key, name in cache_scales(said, target.inventory.entries):
+        entry, stored = target.inventory.entries[key], target.inventory.scales.get((key[0], name))
+        if stored is None or volume(whole(stored.shape)) != 1:
+            continue  # the survey has said so
+        found = float(numbers(target.shelves, stored).reshape(-1)[0])
+        tensors = [tensor for tensor in entry.reading.tensors[0] if split(tensor)[1] in ("attention.k", "attention.v")]
+        seen = [amax for tensor in tensors if (amax := known.get((tensor, split(tensor)[1][-1]))) is not None]
+        right = asked.cache_scale
+        if right is None and seen:
+            right = max(1.0, max(seen) / LARGEST) if style.name == "trtllm" else max(seen) / LARGEST
+        if right is not None:
+            right = float(np.float64(right).astype(array_type(stored.dtype)))
+            if found != right:
+                yield _wrong("cache: ", entry, stored, found, right)
+        elif not (isfinite(found) and found > 0):
+            yield Finding("cache: no positive number", tensors[0], _label(stored), f"found {found:g}")
+
+
+def _ignored(target: Side, said: Said) -> Iterator[Finding]:
+    """Check the names that the config excludes: an engine must look for scales where they are, and nowhere else."""
+    for key, entry in target.inventory.entries.items() if said.recipe is not None else ():
+        module = key[1].removesuffix(".weight")
+        excluded = any(_is_named(module, name) for name in said.ignored)
+        if excluded and key in target.inventory.coded:
+            detail = "an engine would read codes as weights"
+            yield Finding("the config excludes what is quantized", module, "config.json", detail)
+        elif not excluded and key not in target.inventory.coded and _is_linear(entry, said):
+            detail = "an engine would look for its scales"
+            yield Finding("the config does not exclude what is plain", module, "config.json", detail)
+
+
+def _is_named(module: str, name: str) -> bool:
+    """Say whether a module, or one that holds it, is excluded by a name, a pattern or (of compressed-tensors) an expression."""
+    if name.startswith("re:"):
+        try:
+            return re.match(name[3:], module) is not None
+        except re.error:
+            return False
+    return fnmatchcase(module, name) or module.startswith(f"{name}.")
+
+
+def _is_linear(entry: Entry, said: Said) -> bool:
+    """Say whether a tensor is the weight of a linear layer to engines; DeepSeek's code leaves the head alone without being told."""
+    within = {split(name)[1] for name in entry.reading.tensors[0]}
+    return all(LINEAR.fullmatch(name) for name in within) or (within == {"head"} and said.style.name != "deepseek")

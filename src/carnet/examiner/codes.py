@@ -1,0 +1,64 @@
+"""Read weights that are stored as codes: the codes themselves, the scales over them, and the numbers that both mean."""
+
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.box import Box, whole
+from carnet.dtypes import array_type
+from carnet.examiner.scales import Array, Floats, divisors, nearest, unpacked
+from carnet.examiner.shelves import Shelves, region
+from carnet.formats.stored import Coded, Stored
+from carnet.quantize.recipes import BY_NAME, PACKED, grid
+
+MEANT = "f32"  # the type of the numbers that codes mean
+
+
+def codes_at(shelves: Shelves, coded: Coded, box: Box) -> NDArray[np.uint8]:
+    """Return the codes of a box of the weight, one a byte."""
+    recipe = BY_NAME[coded.recipe]
+    each = PACKED[recipe.packing]
+    first, last = box.start[-1] // each, -(-(box.start[-1] + box.shape[-1]) // each)
+    stored = region(shelves, coded.codes, Box((*box.start[:-1], first), (*box.shape[:-1], last - first)))
+    skip = box.start[-1] - first * each
+    return unpacked(recipe, stored)[..., skip : skip + box.shape[-1]]
+
+
+def scales_of(shelves: Shelves, coded: Coded) -> Array:
+    """Return the scales as they are stored, in their own type: experts, rows and columns of blocks."""
+    assert coded.scales is not None, "codes stand under scales"
+    found = numbers(shelves, coded.scales)
+    shape = coded.shape[-2], coded.shape[-1]
+    return found.reshape(prod(coded.shape[:-2]), *grid(BY_NAME[coded.recipe], shape))
+
+
+def outer_of(shelves: Shelves, coded: Coded) -> np.float32 | None:
+    """Return the scale that stands over those of the blocks."""
+    return None if coded.outer is None else np.float32(numbers(shelves, coded.outer).reshape(-1)[0])
+
+
+def numbers(shelves: Shelves, stored: Stored) -> Array:
+    """Return a stored tensor as numbers."""
+    return np.asarray(region(shelves, stored, whole(stored.shape))).view(array_type(stored.dtype))
+
+
+def meant(shelves: Shelves, coded: Coded, box: Box) -> Array:
+    """Return the numbers, as bits, that a box of a weight's codes mean under their scales."""
+    recipe = BY_NAME[coded.recipe]
+    scales, outer = scales_of(shelves, coded), outer_of(shelves, coded)
+    low, blocks = [], []
+    for start, length, block in zip(box.start[-2:], box.shape[-2:], recipe.block, strict=True):
+        within = np.arange(start, start + length) // block if block else np.zeros(1, np.int64)
+        low.append(within - within[0])
+        blocks.append(slice(int(within[0]), int(within[-1]) + 1))
+    experts = slice(box.start[0], box.start[0] + box.shape[0]) if len(box.shape) == 3 else slice(None)
+    under: Floats = divisors(recipe, scales[(experts, *blocks)], outer)
+    if recipe.block[1] != 0:
+        under = under.take(low[1], axis=2)
+    if recipe.block[0] > 1:
+        under = under.take(low[0], axis=1)
+    values = nearest(coded.recipe).value.take(codes_at(shelves, coded, box)).reshape(-1, *box.shape[-2:]) * under
+    if recipe.scale.kind == "linear":  # the product has the type of the scale: that is f32 but for compressed-tensors
+        values = values.astype(scales.dtype).astype(np.float32)
+    return np.ascontiguousarray(values).reshape(box.shape).view(np.uint32)

@@ -1,0 +1,179 @@
+"""Hold codes and scales against the numbers that a source has: each code the nearest under its scale, each scale that of its block."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import inf, log10, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.box import Box
+from carnet.examiner import scales as rules
+from carnet.examiner.codes import codes_at, scales_of
+from carnet.examiner.compare import Finding, Side
+from carnet.examiner.matrix import (
+    Amaxes,
+    Matrix,
+    assemble,
+    bits_of,
+    matrix_of,
+    own_type,
+    quotients_of,
+    right_scales,
+    spread_divisors,
+)
+from carnet.examiner.naming import lent_scales, name_codes
+from carnet.examiner.scales import Array, Floats
+from carnet.families.entries import Entry
+from carnet.formats.stored import Coded, Stored
+from carnet.inventory import Key
+from carnet.layout import clip
+from carnet.quantize.recipes import BY_NAME, WHOLE
+
+SAMPLES = 1 << 12  # wrong scales that are kept to name what is wrong with them
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What was found in one stored weight."""
+
+    label: str  # of the codes
+    recipe: str
+    elements: int = 0
+    saturated: int = 0  # numbers more than half a step beyond the largest code
+    signal: float = 0.0  # sum of squares of the numbers
+    noise: float = 0.0  # and of what the codes lose of them
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def snr(self) -> float:
+        """Return the ratio of signal to noise in dB."""
+        return ratio(self.signal, self.noise)
+
+
+def ratio(signal: float, noise: float) -> float:
+    """Return a ratio of powers in dB: infinite where nothing is lost, and minus that where all is, or no number is left.
+
+    >>> ratio(1000.0, 1.0), ratio(1.0, 0.0), ratio(1.0, inf)
+    (30.0, inf, -inf)
+    """
+    if noise == 0:
+        return inf
+    return 10 * log10(signal / noise) if 0 < signal < inf and noise < inf else -inf
+
+
+def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxes) -> Judgement:
+    """Examine the codes and the scales of one stored weight."""
+    entry, coded = target.inventory.entries[key], target.inventory.coded[key]
+    done = Judgement("/".join(filter(None, (coded.codes.unit, coded.codes.name))), coded.recipe)
+    own = own_type(source, target, entry, asked)
+    stored = scales_of(target.shelves, coded)
+    done.findings += _type(coded, own)
+    with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
+        for number in range(len(stored)):
+            _judge(source, target, matrix_of(source, target, key, own, amaxes, stored[number], number), done)
+    return done
+
+
+def _type(coded: Coded, own: str) -> list[Finding]:
+    if coded.scales is None or BY_NAME[coded.recipe].scale.stored != "own" or coded.scales.dtype == own:
+        return []
+    label = _label(coded.scales)
+    return [Finding("scales of another type", label, label, f"the weights are {own}, their scales {coded.scales.dtype}")]
+
+
+def _label(stored: Stored) -> str:
+    return "/".join(filter(None, (stored.unit, stored.name)))
+
+
+@dataclass(slots=True)
+class _Wrong:
+    """What was wrong so far."""
+
+    scales: int = 0
+    first_scale: tuple[int, ...] = ()
+    pairs: list[tuple[Floats, Floats]] = field(default_factory=list)  # stored, right
+    codes: int = 0
+    first_code: tuple[int, ...] = ()
+    under_right: int = 0  # codes that are wrong under the right scales too
+
+
+def _judge(source: Side, target: Side, of: Matrix, done: Judgement) -> None:
+    wrong = _Wrong()
+    nearest = rules.nearest(of.recipe.name)
+    for tile in of.tiles():
+        values = assemble(source, of.entry, of.box(tile), of.own)
+        codes = codes_at(target.shelves, of.coded, of.box(tile)).reshape(values.shape)
+        stored, right = of.scales[of.blocks(tile)], right_scales(of, values)
+        under = spread_divisors(of, stored, of.outer, values.shape)
+        quotients = quotients_of(of, values, under)
+        places = codes.astype(np.intp)
+        good = nearest.is_right(codes, places, quotients)
+        done.elements += values.size
+        _measure(done, nearest.value.take(places, mode="clip"), nearest, values, quotients, under)
+        differs = (
+            stored.view(bits_of(stored)) != right.view(bits_of(right))
+            if stored.dtype == right.dtype
+            else np.ones(stored.shape, np.bool_)
+        )
+        if differs.any():
+            _note_scales(wrong, of, tile, stored, right, differs)
+        if not good.all():
+            wrong.codes += int((~good).sum())
+            wrong.first_code = wrong.first_code or (*of.at, *_first(~good, (tile[0].start, tile[1].start)))
+            again = quotients_of(of, values, spread_divisors(of, right, of.right_outer, values.shape))
+            wrong.under_right += int((~nearest.is_right(codes, places, again)).sum())
+    done.findings += _findings(source, target, of, wrong)
+
+
+def _first(found: NDArray[np.bool_], start: tuple[int, int]) -> tuple[int, int]:
+    row, column = np.argwhere(found)[0]
+    return start[0] + int(row), start[1] + int(column)
+
+
+def _measure(done: Judgement, lost: Floats, nearest: rules.Nearest, values: Floats, quotients: Floats, under: Floats) -> None:
+    """Add up what is lost; ``lost`` has the values of the codes at first."""
+    if quotients.max() > nearest.largest or quotients.min() < nearest.least:
+        done.saturated += int(((quotients > nearest.largest) | (quotients < nearest.least)).sum())
+    lost *= under
+    lost -= values
+    done.noise += float(np.vdot(lost, lost))
+    done.signal += float(np.vdot(values, values))
+
+
+def _note_scales(
+    wrong: _Wrong, of: Matrix, tile: tuple[slice, slice], stored: Array, right: Array, differs: NDArray[np.bool_]
+) -> None:
+    parts = of.blocks(tile)
+    if of.recipe.block == WHOLE and wrong.scales:
+        return  # one scale, seen again
+    wrong.scales += int(differs.sum())
+    wrong.first_scale = wrong.first_scale or (*of.at, *_first(differs, (parts[0].start, parts[1].start)))
+    if sum(len(pair[0]) for pair in wrong.pairs) < SAMPLES:
+        found, expected = (rules.divisors(of.recipe, each, None)[differs] for each in (stored, right))
+        wrong.pairs.append((found, expected))
+
+
+def _findings(source: Side, target: Side, of: Matrix, wrong: _Wrong) -> Iterator[Finding]:
+    names = ", ".join(of.entry.reading.tensors[0])
+    if of.right_outer is not None and of.outer != of.right_outer and of.coded.outer is not None:
+        found, expected = np.array([of.outer], np.float32), np.array([of.right_outer], np.float32)
+        detail = f"expected {of.right_outer:g}, found {of.outer:g}: one scale over all blocks"
+        yield Finding(rules.name_scales(found, expected), names, _label(of.coded.outer), detail)
+    if wrong.scales and of.coded.scales is not None:
+        found, expected = (np.concatenate(each) for each in zip(*wrong.pairs, strict=True))
+        what = lent_scales(target, of) or rules.name_scales(found, expected)
+        detail = f"{wrong.scales} of {of.scales.size} scales, the first at {list(wrong.first_scale)}: "
+        detail += f"expected {expected[0]:g}, found {found[0]:g}"
+        yield Finding(what, names, _label(of.coded.scales), detail)
+    scaled = wrong.scales or of.outer != of.right_outer
+    if wrong.codes and (wrong.under_right or not scaled):
+        detail = f"{wrong.codes} of {prod(of.coded.shape[-2:])} codes, the first at {list(wrong.first_code)}"
+        what = name_codes(source, target, of, wrong.codes) or "codes are not the nearest"
+        yield Finding(what, _canonical(of.entry, wrong.first_code), _label(of.coded.codes), detail)
+
+
+def _canonical(entry: Entry, index: tuple[int, ...]) -> str:
+    """Name the canonical tensor that has an element of a stored one."""
+    at = Box(index, (1,) * len(index))
+    return next((view.tensor for view in entry.views if clip(view, at)), entry.reading.tensors[0][0])

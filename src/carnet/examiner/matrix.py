@@ -1,0 +1,214 @@
+"""A matrix of codes under examination: its tiles, the source's numbers in their stored places, and what its scales must be.
+
+A stored matrix is looked at in tiles of whole blocks. Where in it a source's number belongs is asked of ``unfold``, which knows
+nothing of the writer's strides: it is given the row numbers in place of the matrix, and the column numbers.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.box import Box, whole
+from carnet.dtypes import array_type
+from carnet.examiner import scales as rules
+from carnet.examiner.codes import outer_of
+from carnet.examiner.compare import Side, blocks, read, sources
+from carnet.examiner.scales import Array, Floats
+from carnet.examiner.unfold import unfold
+from carnet.families.entries import Entry
+from carnet.formats.stored import Coded
+from carnet.inventory import Key
+from carnet.layout import clip
+from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
+from carnet.quantize.styles import STYLES
+
+TILE = 1 << 18  # elements that are looked at together: their numbers stay in the processor's cache
+
+Amaxes = Mapping[str, Floats]  # canonical tensor -> the largest magnitude in it, or in each of its experts
+
+
+@dataclass(slots=True)
+class Matrix:
+    """One matrix of codes under examination, and what is known of its scales."""
+
+    key: Key
+    entry: Entry
+    coded: Coded
+    own: str  # type of the weights that were coded
+    at: tuple[int, ...]  # (expert,) where the stored tensor holds several matrices
+    scales: Array  # rows and columns of blocks, as stored
+    outer: np.float32 | None
+    right_outer: np.float32 | None  # what it must be
+    largest: float  # of all that shares the scale of a whole tensor; 0 where none is shared
+    amaxes: Amaxes  # of every tensor that shares one
+    given: float | None  # its scale, where the source has one from training
+
+    @property
+    def recipe(self) -> Recipe:
+        """Return the rules of the codes."""
+        return BY_NAME[self.coded.recipe]
+
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Cut the matrix into tiles of whole blocks."""
+        rows, columns = self.coded.shape[-2:]
+        down, along = self.recipe.block
+        step = max(along, PACKED[self.recipe.packing], 1)
+        wide = columns if along == 0 and down == 1 else min(columns, max(TILE // max(down, 1) // step, 1) * step)
+        tall = max(TILE // wide // max(down, 1), 1) * max(down, 1)
+        for row in range(0, rows, tall):
+            for column in range(0, columns, wide):
+                yield slice(row, min(row + tall, rows)), slice(column, min(column + wide, columns))
+
+    def blocks(self, tile: tuple[slice, slice]) -> tuple[slice, slice]:
+        """Return the blocks of a tile."""
+        found = []
+        for part, block, count in zip(tile, self.recipe.block, self.scales.shape, strict=True):
+            found.append(slice(part.start // block, -(-part.stop // block)) if block else slice(0, count))
+        return found[0], found[1]
+
+    def box(self, tile: tuple[slice, slice]) -> Box:
+        """Return a tile as a box of the stored weight."""
+        shape = tuple(part.stop - part.start for part in tile)
+        return Box((*self.at, *(part.start for part in tile)), ((1,) * len(self.at)) + shape)
+
+
+def own_type(source: Side, target: Side, entry: Entry, asked: str | None) -> str:
+    """Return the type that weights had when they were coded: as asked, the target's where it is another, else the source's own."""
+    said, before = (str(side.inventory.config["dtype"]) for side in (target, source))
+    part = source.parts[entry.reading.tensors[0][0]][0]
+    return asked or (said if said != before or part.coded is not None else part.stored.dtype)
+
+
+def assemble(source: Side, entry: Entry, box: Box, own: str) -> Floats:
+    """Return the source's numbers where a box of a stored matrix has them, rounded to the type that they are coded from."""
+    made = np.zeros(box.shape[-2:], np.float32)
+    for number, (view, name) in enumerate(zip(entry.views, entry.reading.tensors[0], strict=True)):
+        for wanted in clip(view, box):
+            for origin, shared in sources(source, name, wanted):
+                values = as_numbers(read(source, origin, shared), origin.stored.dtype, own)
+                rows, columns = (indices(entry, number, shared, axis) for axis in (-2, -1))
+                order = [axis for axis in range(values.ndim) if axis not in columns[0]] + columns[0]
+                values = values.transpose(order).reshape(len(rows[1]), len(columns[1]))
+                made[_inside(rows[1] - box.start[-2], columns[1] - box.start[-1])] = values
+    return made
+
+
+def indices(entry: Entry, part: int, box: Box, axis: int) -> tuple[list[int], NDArray[np.int64]]:
+    """Return which canonical axes run along an axis of the stored matrix, and the indices along it of a canonical box.
+
+    ``unfold`` says so: it is given the indices in place of a tensor.
+    """
+
+    def numbers(stored: Box) -> NDArray[np.int64]:
+        along = np.arange(stored.start[axis], stored.start[axis] + stored.shape[axis])
+        return np.broadcast_to(along[:, None] if axis == -2 else along, stored.shape)
+
+    found = np.asarray(unfold(entry.reading, part, 0, box, numbers), np.int64)
+    corner = (0,) * found.ndim
+    axes = [a for a in range(found.ndim) if found[(*corner[:a], -1, *corner[a + 1 :])] != found[corner]]
+    return axes, found[tuple(slice(None) if a in axes else 0 for a in range(found.ndim))].reshape(-1)
+
+
+def as_numbers(bits: Array, given: str, own: str) -> Array:
+    """Return the numbers that bits mean, rounded to another type."""
+    numbers = np.ascontiguousarray(bits).view(array_type(given))
+    with np.errstate(over="ignore"):
+        return numbers if given == own else numbers.astype(array_type(own))
+
+
+def _inside(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[slice, slice] | tuple[Array, ...]:
+    """Return an index of rows and columns: slices, which are fast, where they follow each other."""
+    if all(each[0] >= 0 and (np.diff(each) == 1).all() for each in (rows, columns)):
+        return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    assert min(rows.min(), columns.min()) >= 0, "a view leads out of the box that it was clipped to"
+    return np.ix_(rows, columns)
+
+
+def split(name: str) -> tuple[str, str]:
+    """Split the name of a canonical tensor at its layer.
+
+    >>> split("layers.3.mlp.up"), split("head")
+    (('layers.3.', 'mlp.up'), ('', 'head'))
+    """
+    if not name.startswith("layers."):
+        return "", name
+    _, number, within = name.split(".", 2)
+    return f"layers.{number}.", within
+
+
+def amax_names(entry: Entry, coded: Coded, present: Mapping[str, object]) -> set[str]:
+    """Name the canonical tensors that share the scale of a whole tensor with a stored one, its own among them."""
+    recipe = BY_NAME[coded.recipe]
+    if recipe.block != WHOLE and not recipe.scale.outer:
+        return set()
+    found = set()
+    for name in entry.reading.tensors[0]:
+        layer, within = split(name)
+        groups = [group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if within in group]
+        found |= {name, *(layer + other for group in groups for other in group if layer + other in present)}
+    return found
+
+
+def amax(source: Side, name: str) -> Floats:
+    """Return the largest magnitude of a canonical tensor of the source; of experts, that of each."""
+    shape = source.shapes[name]
+    by_expert = split(name)[1].startswith("moe.")
+    found = np.zeros(shape[0] if by_expert else 1, np.float32)
+    for box in blocks(whole(shape), TILE * 4):
+        for origin, shared in sources(source, name, box):
+            kind = array_type(origin.stored.dtype)
+            sizes = np.abs(np.ascontiguousarray(read(source, origin, shared)).view(kind).astype(np.float32))
+            at = slice(shared.start[0], shared.start[0] + shared.shape[0]) if by_expert else slice(0, 1)
+            found[at] = np.maximum(found[at], sizes.reshape(shared.shape[0] if by_expert else 1, -1).max(1))
+    return found
+
+
+def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, stored: Array, number: int) -> Matrix:
+    """Return one matrix of a stored weight, with what its scales follow from."""
+    entry, coded = target.inventory.entries[key], target.inventory.coded[key]
+    recipe = BY_NAME[coded.recipe]
+    at = (number,) if len(coded.shape) == 3 else ()
+    largest = 0.0
+    marks = []
+    for name in amax_names(entry, coded, source.shapes):
+        shared = split(name)[1].startswith("moe.")
+        expert = entry.reading.shares["expert"].start + number if shared else 0
+        rounded = amaxes[name][expert : expert + 1].astype(array_type(own)).astype(np.float32)
+        largest = max(largest, float(rounded[0]))
+        marks.append((f"{name}[{expert}]" if shared else name, "weight"))
+    if marks and all(mark in source.seeds.amaxes for mark in marks):  # what calibration saw takes the place of what is there
+        seen = max(source.seeds.amaxes[mark] for mark in marks)
+        largest = float(np.array([seen], np.float32).astype(array_type(own)).astype(np.float32)[0])
+    trained = recipe.scheme == "fp8" and bool(marks) and all(mark in source.seeds.scales for mark in marks)
+    given = max(source.seeds.scales[mark] for mark in marks) if trained else None
+    right = rules.outer_scale(recipe, largest, own) if recipe.scale.outer else None
+    return Matrix(key, entry, coded, own, at, stored, outer_of(target.shelves, coded), right, largest, amaxes, given)
+
+
+def right_scales(of: Matrix, values: Floats) -> Array:
+    """Return the scales that the numbers of a tile ask for."""
+    if of.given is not None:
+        return rules.kept_scale(of.recipe, of.given, of.own).reshape(1, 1)
+    if of.recipe.block == WHOLE:
+        return rules.scales(of.recipe, np.full((1, 1), of.largest, np.float32), of.own, None)
+    return rules.scales(of.recipe, rules.block_amax(of.recipe, values), of.own, of.right_outer)
+
+
+def spread_divisors(of: Matrix, stored: Array, outer: np.float32 | None, shape: tuple[int, ...]) -> Floats:
+    """Return what each element of a tile is divided by."""
+    return rules.spread(of.recipe, rules.divisors(of.recipe, stored, outer), shape)
+
+
+def quotients_of(of: Matrix, values: Floats, under: Floats) -> Floats:
+    """Return what becomes codes: rounded first where the recipe does so."""
+    found: Floats = values / under
+    if of.recipe.quotient == "own" and of.own != "f32":
+        found = found.astype(array_type(of.own)).astype(np.float32)
+    return found
+
+
+def bits_of(array: Array) -> np.dtype[np.unsignedinteger]:
+    """Return the type in which elements are compared bit by bit."""
+    return np.dtype(f"u{array.dtype.itemsize}")

@@ -1,0 +1,225 @@
+"""What a recipe means, said a second time: which values its codes have, which numbers each code is nearest to, which scale is right.
+
+The writer looks codes up in tables; here a code is right where the number that it stands for lies between the middles around the
+code's value. Values come from ml_dtypes and numpy, scales are computed in f64 and rounded once.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.dtypes import array_type
+from carnet.quantize.recipes import BY_NAME, Recipe
+
+Array = NDArray[Any]
+Floats = NDArray[np.float32]
+
+finfo: Any = ml_dtypes.finfo  # it has no types
+LARGEST = 448.0  # of e4m3
+TOP = 6.0 * LARGEST  # of e2m1 under e4m3
+PAIRS = np.array(
+    [byte & 15 | byte >> 4 << 8 for byte in range(256)], np.dtype("<u2")
+)  # the two codes of a byte, the low one first
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """For every code of a number format: its value, and the closed interval of numbers that it is nearest to."""
+
+    value: Floats
+    low: Floats
+    high: Floats  # below ``low`` where no number has this code
+    least: float  # numbers beyond these are cut off: there would be nearer codes, were there any more
+    largest: float
+    signed_zero: bool  # a zero has the sign of its number, which an interval cannot say
+
+    def is_right(self, codes: NDArray[np.uint8], places: NDArray[np.intp], quotients: Floats) -> NDArray[np.bool_]:
+        """Say which codes are the nearest to their numbers; ``places`` are the codes once more, as numpy takes indices."""
+        right = self.low.take(places, mode="clip") <= quotients
+        right &= quotients <= self.high.take(places, mode="clip")
+        if self.signed_zero:
+            zeros = np.flatnonzero((codes & 0x7F) == 0)
+            if len(zeros):
+                right.reshape(-1)[zeros] &= np.signbit(quotients.reshape(-1)[zeros]) == (codes.reshape(-1)[zeros] > 0)
+        return right
+
+    def code(self, quotients: Floats) -> NDArray[np.uint8]:
+        """Return the nearest codes themselves; slower, to say what a wrong one should have been."""
+        known = np.flatnonzero(self.low <= self.high)
+        order = known[np.lexsort((self.high[known], self.low[known]))]
+        if self.signed_zero:
+            order = order[order != 0]  # what is near to zero is near to minus zero too
+        found: NDArray[np.uint8] = order[np.searchsorted(self.low[order], quotients, side="right") - 1].astype(np.uint8)
+        if self.signed_zero:
+            found[(found == len(self.value) // 2) & ~np.signbit(quotients)] = 0
+        return found
+
+
+@cache
+def nearest(recipe: str) -> Nearest:
+    """Return the codes of a recipe, unpacked: a byte each, as ``unpacked`` gives them."""
+    of = BY_NAME[recipe]
+    if of.code.name.startswith("int"):
+        steps = np.arange(256, dtype=np.uint8).view(np.int8) if of.code.bits == 8 else np.arange(16) - 8
+        return _steps(steps.astype(np.float32))
+    bits = np.arange(1 << of.code.bits, dtype=np.uint8)
+    kind = ml_dtypes.float8_e4m3fn if of.code.name == "e4m3" else ml_dtypes.float4_e2m1fn
+    value = bits.view(kind).astype(np.float32)
+    half = len(value) // 2
+    size = value[:half][np.isfinite(value[:half])]
+    middle = ((size[1:].astype(np.float64) + size[:-1]) / 2).astype(np.float32)
+    even = np.arange(len(size)) % 2 == 0
+    below, above = (
+        (even, even) if of.code.ties == "even" else (np.zeros_like(even), np.ones_like(even))
+    )  # ends that belong to it
+    infinity, zero = np.float32(np.inf), np.float32(0)
+    low = np.append(zero, np.where(below[1:], middle, np.nextafter(middle, infinity)))
+    high = np.append(np.where(above[:-1], middle, np.nextafter(middle, zero)), infinity)
+    lows, highs = np.full(len(value), infinity), np.full(len(value), -infinity)
+    lows[: len(size)], highs[: len(size)] = low, high
+    lows[half : half + len(size)], highs[half : half + len(size)] = -high, -low
+    if of.code.minus_zero == "from below":  # minus zero is what a small negative number becomes, not a zero
+        highs[half] = np.nextafter(zero, -infinity)
+    elif of.code.minus_zero == "any":  # every zero becomes minus zero
+        lows[0] = np.nextafter(zero, infinity)
+    if of.scale.outer == "multiplies":  # modelopt reads minus zero as zero
+        value = value + np.float32(0)
+    reach = float(size[-1] + (size[-1] - size[-2]) / 2)
+    return Nearest(value, lows, highs, -reach, reach, of.code.minus_zero == "kept")
+
+
+def _steps(value: Floats) -> Nearest:
+    """Return whole numbers; a number in the middle of two goes to the even one."""
+    infinity = np.float32(np.inf)
+    low, high, odd = value - np.float32(0.5), value + np.float32(0.5), value % 2 != 0
+    low[odd], high[odd] = np.nextafter(low[odd], infinity), np.nextafter(high[odd], -infinity)
+    low[value.argmin()], high[value.argmax()] = -infinity, infinity
+    return Nearest(value, low, high, float(value.min()) - 0.5, float(value.max()) + 0.5, signed_zero=False)
+
+
+def unpacked(recipe: Recipe, stored: Array) -> NDArray[np.uint8]:
+    """Return the codes of a stored matrix, one a byte. Words of eight codes are bytes of two, the lowest first."""
+    raw = np.ascontiguousarray(stored).view(np.uint8)
+    return PAIRS.take(raw, mode="clip").view(np.uint8) if recipe.packing else raw
+
+
+def block_amax(recipe: Recipe, values: Floats) -> Floats:
+    """Return the largest magnitude of each block of a matrix."""
+    sizes = np.abs(values)
+    down, along = recipe.block
+    if down != 1:
+        sizes = np.maximum.reduceat(sizes, range(0, len(sizes), down or len(sizes)), axis=0)
+    if not along:
+        largest: Floats = sizes.max(axis=1, keepdims=True)
+        return largest
+    if sizes.shape[1] % along or along & (along - 1):
+        return np.maximum.reduceat(sizes, range(0, sizes.shape[1], along), axis=1)
+    while along > 1:  # neighbours by pairs: numpy is slow along an axis of few
+        sizes, along = np.maximum(sizes[:, 0::2], sizes[:, 1::2]), along // 2
+    return sizes
+
+
+def spread(recipe: Recipe, grid: Floats, shape: tuple[int, ...]) -> Floats:
+    """Return a number for each element of a matrix, from a number for each block; one axis may stay of length one."""
+    down, along = recipe.block
+    wide = np.repeat(grid, along, axis=1)[:, : shape[1]] if along > 1 else grid
+    return np.repeat(wide, down, axis=0)[: shape[0]] if down > 1 else wide
+
+
+def outer_scale(recipe: Recipe, amax: float, own: str) -> np.float32:
+    """Return the scale of a whole tensor that stands over those of its blocks."""
+    if recipe.scale.outer == "multiplies":
+        return np.float32(amax / TOP) if amax else np.float32(1)
+    least = float(finfo(array_type(own)).tiny)
+    inverse = _rounded(np.array([1 / max(amax, least)]), own)  # torch divides a number by a tensor in two steps
+    found = _rounded(TOP * inverse.astype(np.float64), own)[0]
+    return np.float32(found if np.isfinite(found) else 1)
+
+
+def scales(recipe: Recipe, amax: Floats, own: str, outer: np.float32 | None) -> Array:
+    """Return the scales of blocks as they must be stored."""
+    rule = recipe.scale
+    if rule.kind == "power":
+        return _powers(recipe, amax)
+    exact = amax.astype(np.float64)
+    if rule.kind == "two":
+        assert outer is not None, "a scale under another needs it"
+        if rule.outer == "multiplies":
+            under = (exact / (np.float32(rule.divisor) * outer)).astype(np.float32)
+            found = np.clip(np.where(under == 0, np.float32(1), under), np.float32(2.0**-9), np.float32(LARGEST))
+            return found.astype(ml_dtypes.float8_e4m3fn)
+        under = _rounded(exact / rule.divisor, own if rule.division == "own" else "f32")
+        found = np.minimum(outer * under, np.float32(LARGEST)).astype(ml_dtypes.float8_e4m3fn)
+        return _unless_zero(found, 0.125)
+    stored = array_type(own if rule.stored == "own" else rule.stored)
+    found = _rounded(exact / rule.divisor, own if rule.division == "own" else "f32")
+    nothing = float(finfo(stored).eps) if rule.empty == "eps" else 1.0
+    return _unless_zero(found, nothing).astype(stored)
+
+
+def _unless_zero(found: Array, otherwise: float) -> Array:
+    made: Array = np.where(found.astype(np.float32) == 0, found.dtype.type(otherwise), found)
+    return made
+
+
+def _rounded(exact: Array, to: str) -> Floats:
+    """Round to f32, and from there to a narrower type, as programs do whose arithmetic is in f32."""
+    with np.errstate(over="ignore"):
+        return exact.astype(np.float32).astype(array_type(to)).astype(np.float32)
+
+
+def _powers(recipe: Recipe, amax: Floats) -> Array:
+    """Return exponents + 127: of the least power of two under which nothing is cut off, or of the nearest."""
+    fraction, exponent = np.frexp(amax.astype(np.float64))  # fraction in [1/2, 1)
+    most, size = np.frexp(recipe.scale.divisor)
+    above = fraction > most if recipe.scale.round == "up" else fraction >= 0.875  # 1.75 and more count as two
+    found = exponent - size + above
+    return (np.clip(np.where(amax == 0, -127, found), -127, 127) + 127).astype(np.uint8)
+
+
+def divisors(recipe: Recipe, stored: Array, outer: np.float32 | None) -> Floats:
+    """Return what a weight is divided by, from the scales as they are stored."""
+    if recipe.scale.kind == "power":
+        return np.ldexp(np.float32(1), stored.view(np.uint8).astype(np.int32) - 127).astype(np.float32)
+    found = stored.astype(np.float32)
+    if outer is None:
+        return found
+    with np.errstate(all="ignore"):  # a scale may be anything before it is found wrong
+        return found * outer if recipe.scale.outer == "multiplies" else found / outer
+
+
+def input_scale(recipe: Recipe, amax: float, own: str) -> float:
+    """Return the scale of activations whose largest magnitude is known, in the type that a style keeps it in."""
+    if recipe.scale.outer:
+        return float(outer_scale(recipe, amax, own))
+    return float(_rounded(np.array([amax / LARGEST]), own if recipe.scale.division == "own" else "f32")[0])
+
+
+def kept_scale(recipe: Recipe, scale: float, own: str) -> Array:
+    """Return a scale that is known, alone in an array of the type that a style keeps it in."""
+    found = _rounded(np.array([scale], np.float64), own if recipe.scale.division == "own" else "f32")
+    return found.astype(array_type(own if recipe.scale.stored == "own" else recipe.scale.stored))
+
+
+def name_scales(found: Floats, right: Floats) -> str:
+    """Say what is wrong with scales, all of which are wrong."""
+    with np.errstate(all="ignore"):
+        if not (np.isfinite(found) & (found > 0)).all():
+            return "scales that are no positive numbers"
+        times = found / right
+        if np.allclose(found * right, 1, rtol=0.01):
+            return "scales are inverted"
+        if np.allclose(times, times[0], rtol=0.01):
+            words = {2.0: "doubled", 0.5: "halved"}
+            word = next((word for factor, word in words.items() if np.isclose(times[0], factor, rtol=0.01)), None)
+            if word is not None:
+                return f"scales are {word}"
+            if len(times) > 1:
+                return f"scales are {times[0]:.3g} times what they must be"
+    if sorted(found.tolist()) == sorted(right.tolist()):
+        return f"{len(found)} scales rearranged"
+    return "stale scales: they do not follow from the weights"

@@ -1,0 +1,173 @@
+"""Coding a matrix: measured first where one scale serves all of it, then assembled tile by tile in the window and written as codes.
+
+::
+
+    window  |---- weights of a tile, as assembled ----|-- its codes --|      scales and codes go to their files from here
+"""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.dtypes import BY_NAME as DTYPES
+from carnet.dtypes import array_type
+from carnet.errors import BadCheckpoint
+from carnet.executor import files
+from carnet.executor.assemble import gather, want
+from carnet.executor.dequantizing import largest_weight
+from carnet.executor.desk import Desk
+from carnet.executor.files import opened
+from carnet.executor.geometry import Tile, clip, linear
+from carnet.executor.jobs import cuts
+from carnet.formats.stored import dense_strides
+from carnet.quantize import arithmetic
+from carnet.quantize.codes import Codes
+from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe, codes_dtype, grid
+from carnet.steps import Measure, Place, Put, Quantize
+
+Array = NDArray[Any]
+Box = tuple[slice, slice]  # rows and columns
+TILE = 1 << 16  # elements that are coded at a time: their temporaries stay in the processor's cache
+
+
+def measure(desk: Desk, step: Measure) -> None:
+    """Find the largest magnitude of a box and remember it under its name."""
+    if step.legend is not None:
+        desk.amaxes.note(step.amax, largest_weight(desk, step))
+        return
+    own = step.source.dtype
+    item = DTYPES[own].nbytes
+    dense = Place("", 0, dense_strides(step.shape), own)
+    for low, high in cuts(step.shape, item, desk.window.size // 8 * 8):
+        pieces = clip(step.shape, step.source, dense, linear(0, item, low, high))
+        gather(desk, [want(step, step.source.file, piece, (own, own), 0) for piece in pieces])
+        bits = desk.window[: high - low].view(f"u{item}")
+        desk.amaxes.note(step.amax, _largest(bits, own) if desk.coder is None or own != "bf16" else desk.coder.measure(bits))
+        desk.tell(high - low)
+
+
+def _largest(bits: NDArray[np.unsignedinteger], own: str) -> float:
+    """Return the largest magnitude without a temporary array: signed, the largest positive; unsigned, the largest negative."""
+    signed = bits.view(f"i{bits.dtype.itemsize}")
+    magnitude = max(int(signed.max()), int(bits.max()) & (1 << 8 * bits.dtype.itemsize - 1) - 1)
+    return float(np.array([magnitude], bits.dtype).view(array_type(own)).astype(np.float32)[0])
+
+
+def code(desk: Desk, step: Quantize, tile: Tile) -> None:
+    """Code what the window holds of a matrix, and write codes and scales."""
+    recipe = BY_NAME[step.recipe]
+    (top, bottom), (left, right) = tile.rows, tile.columns
+    rows, columns = bottom - top, right - left
+    nbytes = rows * columns * tile.item
+    bits = desk.window[:nbytes].view(f"u{tile.item}").reshape(rows, columns)
+    packed = desk.window[nbytes : nbytes + rows * columns // PACKED[recipe.packing] * DTYPES[codes_dtype(recipe)].nbytes]
+    codes: Array = packed.view(f"u{DTYPES[codes_dtype(recipe)].nbytes}").reshape(rows, -1)
+    # where the scale is known nothing was measured: what is no number is still to be refused
+    largest = desk.amaxes.largest(step.amax) if step.given is None else _largest(bits, step.source.dtype)
+    if recipe.block == WHOLE:
+        _whole(desk, step, recipe, bits, codes, largest, first=not top and not left)
+    else:
+        _blocks(desk, step, recipe, bits, codes, largest, (top, left))
+    _write(desk, step.target, codes, (top, left // PACKED[recipe.packing]))
+    desk.tell(nbytes)
+
+
+def _whole(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
+    own = step.source.dtype
+    _refuse_infinite(step, largest)
+    if step.given is None:
+        amax = arithmetic.rounded(np.full((1, 1), largest, np.float32), "own", own)
+        stored, divisors = arithmetic.scales(recipe, amax, own)
+    else:
+        divisors = np.full((1, 1), step.given, np.float32)
+        stored = divisors.astype(array_type(own if recipe.scale.stored == "own" else recipe.scale.stored))
+    if desk.coder is not None and desk.coder.takes(recipe, own):
+        desk.coder.whole(recipe, bits, float(divisors[0, 0]), codes)
+    elif bits.dtype.itemsize == 2:
+        table = _table(recipe.name, own, float(divisors[0, 0]))
+        for low in range(0, bits.size, TILE):
+            np.take(table, bits.reshape(-1)[low : low + TILE], out=codes.reshape(-1)[low : low + TILE], mode="clip")
+    else:
+        for box in _boxes(recipe, bits.shape):
+            codes[box] = arithmetic.encode(recipe, bits[box], own, divisors)
+    if first and step.scales is not None:
+        _write(desk, step.scales, stored, (0, 0))
+
+
+@lru_cache(maxsize=64)
+def _table(recipe: str, own: str, divisor: float) -> Codes:
+    return arithmetic.lookup(BY_NAME[recipe], own, divisor)
+
+
+def _blocks(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array, largest: float, at: tuple[int, int]) -> None:
+    own, outer = step.source.dtype, None
+    if step.outer is not None:
+        _refuse_infinite(step, largest)
+        # measured in the source's own type; rounded as the weights are, it is the largest of those
+        whole = float(arithmetic.rounded(np.full(1, largest, np.float32), "own", own)[0])
+        outer = float(arithmetic.outer_scale(recipe, whole, own)) if step.given is None else step.given
+        if at == (0, 0):
+            _write(desk, step.outer, np.full((1, 1), outer, np.float32), (0, 0))
+    rows, columns = bits.shape
+    down, along = recipe.block[0], recipe.block[1] or columns
+    assert step.scales is not None, "blocks have scales"
+    if desk.coder is not None and desk.coder.takes(recipe, own):
+        stored, most = desk.coder.blocks(recipe, bits, outer, codes)
+        _refuse_infinite(step, most)
+        _write(desk, step.scales, stored, (at[0] // down, at[1] // along))
+        return
+    amax = np.empty(grid(recipe, (rows, columns)), np.float32)
+    for box in _boxes(recipe, bits.shape):
+        amax[_cut(box, down, along)] = arithmetic.block_amax(bits[box], own, recipe.block)
+    _refuse_infinite(step, float(amax.max()))
+    stored, divisors = arithmetic.scales(recipe, amax, own, outer)
+    _write(desk, step.scales, stored, (at[0] // down, at[1] // along))
+    for box in _boxes(recipe, bits.shape):
+        made = arithmetic.encode(recipe, bits[box], own, divisors[_cut(box, down, along)])
+        codes[_cut(box, 1, PACKED[recipe.packing])] = arithmetic.pack(recipe, made).view(codes.dtype)
+
+
+def _cut(box: Box, down: int, along: int) -> Box:
+    """Return where the blocks of a box lie among all blocks."""
+    rows, columns = box
+    return slice(rows.start // down, -(-rows.stop // down)), slice(columns.start // along, -(-columns.stop // along))
+
+
+def _boxes(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[Box]:
+    """Cut a matrix into boxes of whole blocks and about ``TILE`` elements."""
+    down, along = recipe.block[0] or 1, recipe.block[1] or shape[1]
+    wide = min(shape[1], max(along, TILE // down // along * along))
+    tall = max(down, TILE // wide // down * down)
+    for row in range(0, shape[0], tall):
+        for column in range(0, shape[1], wide):
+            yield slice(row, min(shape[0], row + tall)), slice(column, min(shape[1], column + wide))
+
+
+def _refuse_infinite(step: Quantize, largest: float) -> None:
+    if not isfinite(largest):
+        facts = {"tensor": step.tensor, "found": "NaN or infinity"}
+        raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", facts)
+
+
+def put(desk: Desk, step: Put) -> None:
+    """Write numbers that the plan knows."""
+    values = step.values * int(np.prod(step.shape)) if len(step.values) == 1 else step.values
+    made = np.array(values, np.float64).astype(array_type(step.target.dtype))
+    files.write(opened(desk.targets, step.target.file), step.target.offset, memoryview(made.tobytes()))
+
+
+def _write(desk: Desk, place: Place, values: Array, at: tuple[int, int]) -> None:
+    """Write rows and columns of a dense matrix into its file, from ``at`` on."""
+    file = opened(desk.targets, place.file)
+    values = np.ascontiguousarray(values)
+    item, pitch = values.dtype.itemsize, place.strides[0]
+    begin = place.offset + (at[0] * pitch + at[1]) * item
+    if values.shape[1] == pitch:
+        files.write(file, begin, values.reshape(-1).view(np.uint8).data)
+        return
+    for row, line in enumerate(values):
+        files.write(file, begin + row * pitch * item, line.view(np.uint8).data)

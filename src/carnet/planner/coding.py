@@ -1,0 +1,393 @@
+"""What becomes codes: which stored tensors of a target, under which recipe, and the scales that they share.
+
+A weight that is coded is first assembled in the *sketch*, by the same steps that would write it, and coded from there. A scale of a
+whole tensor belongs to canonical tensors, never to a rank's part of one: all ranks and all fused parts have the same.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
+
+from carnet.box import Box, intersect, whole
+from carnet.dtypes import BY_NAME as DTYPES
+from carnet.errors import BadRequest, NotSupported
+from carnet.families.entries import Entry, entries
+from carnet.families.family import Family
+from carnet.families.words import Config
+from carnet.formats.stored import dense_strides
+from carnet.inventory import Inventory, Key
+from carnet.planner.pieces import Shelf, cut
+from carnet.planner.request import Request
+from carnet.planner.seeding import activation_scale, weight_scale
+from carnet.quantize.arithmetic import input_scale
+from carnet.quantize.recipes import BY_NAME, Recipe, by_style, check_shape
+from carnet.quantize.styles import SAME_INPUT, SCALAR, STYLES, Kept, beside, kept
+from carnet.seeds import Seeds, read_seeds
+from carnet.steps import SKETCH, Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
+
+# the weights of linear layers; embeddings, heads, norms, routers and convolutions stay as they are
+LINEAR = frozenset(
+    """
+    attention.q attention.k attention.v attention.o mla.q mla.q_a mla.q_b mla.kv_a mla.k_rope mla.k_b mla.v_b mla.o
+    mlp.gate mlp.up mlp.down moe.gate moe.up moe.down shared.gate shared.up shared.down mamba.z mamba.x mamba.b mamba.c mamba.dt mamba.o
+    """.split()
+)
+# linear layers in place of attention or an MLP: TensorRT-LLM's (models/nemotron_nas/model.py) cannot be quantized, for another class
+# would take theirs
+INSTEAD = frozenset(("linear_mixer", "linear_mlp"))
+EXPERTS = frozenset(("moe.gate", "moe.up", "moe.down"))
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """What a person asks of quantizing, with what was found in the files that it names."""
+
+    recipe: Recipe
+    cache: bool  # scales of an FP8 cache of keys and values are wanted
+    cache_scale: float | None  # the one that a person names for all layers
+    static: bool  # activations have a scale of their own
+    exclude: tuple[str, ...]  # patterns of module names that stay as they are
+    amaxes: Mapping[
+        tuple[str, str], float
+    ]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude seen in calibration
+    seeds: Seeds  # what the checkpoint itself says: it counts where a person says nothing
+
+
+# what a config lists beside the linear layers that were excluded: modelopt names embeddings and routers too
+PLAIN: Mapping[str, frozenset[str]] = {
+    "modelopt": frozenset(("head", "embed", "moe.router", "shared.weigh", *INSTEAD)),
+    "compressed-tensors": frozenset(("head", "moe.router", "shared.weigh", *INSTEAD)),
+    "deepseek": INSTEAD,
+    # the list takes the place of TensorRT-LLM's own, which has the first three (quantization/quantize.py quantize_layers)
+    "trtllm": frozenset(("head", "moe.router", "shared.weigh", *INSTEAD)),
+}
+DYNAMIC = {("compressed-tensors", "fp8"), ("compressed-tensors", "nvfp4")}  # may do without a scale of activations
+OPTIONS = {  # fields of a request that mean nothing unless something is quantized
+    "style": "--style",
+    "cache": "--kv-cache",
+    "cache_scale": "--kv-scale",
+    "activations": "--activations",
+    "amax": "--amax",
+    "exclude": "--exclude",
+}
+LARGEST = 3.4028235e38  # of f32
+STYLE = {"hf": "modelopt", "trtllm": "trtllm"}  # unless asked otherwise
+
+
+def asked(request: Request, source: Inventory, calibration: Mapping[str, float]) -> Coding | None:
+    """Return what a request asks of quantizing, None where it asks nothing."""
+    if request.quantize is None:
+        for name, option in OPTIONS.items():
+            if getattr(request, name) not in (None, ()):
+                raise BadRequest("nothing is quantized", {"option": option}, remedy="add --quantize SCHEME")
+        return None
+    recipe = _recipe(request.quantize, request.style, request.to)
+    style = STYLES[recipe.style]
+    if request.cache is not None and not style.cache[0]:
+        raise BadRequest(f"the style {style.name!r} has no place for the scales of a cache", {"option": "--kv-cache"})
+    if request.cache_scale is not None and request.cache is None:
+        raise BadRequest("nothing needs the scale of a cache", {"option": "--kv-scale"}, remedy="add --kv-cache fp8")
+    if request.cache_scale is not None and not 0 < request.cache_scale < LARGEST:
+        raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.cache_scale})
+    static = _static(recipe, request.activations)
+    amaxes = _amaxes(source.family, source.config, calibration)
+    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, read_seeds(source))
+
+
+def _recipe(scheme: str, style: str | None, to: str) -> Recipe:
+    """Return the recipe of a scheme in a style that the target may have."""
+    known = [name for name in STYLES if (name == "trtllm") == (to == "trtllm")] if to in STYLE else []
+    if not known:
+        raise BadRequest(f"a target of the kind {to!r} holds no codes", {"option": "--quantize"}, remedy="leave out --quantize")
+    style = style or STYLE[to]
+    if style not in known:
+        facts = {"option": "--style", "target": to, "known": ", ".join(known)}
+        raise BadRequest(f"a target of the kind {to!r} has no style {style!r}", facts)
+    schemes = by_style()
+    if scheme not in schemes[style]:
+        others = [name for name in known if scheme in schemes[name]]
+        facts = {"option": "--quantize", "known": ", ".join(schemes[style])}
+        remedy = f"--style {others[0]}" if others else None
+        raise BadRequest(f"there is no scheme {scheme!r} in the style {style!r}", facts, remedy=remedy)
+    return BY_NAME[f"{style}/{scheme}"]
+
+
+def _static(recipe: Recipe, activations: str | None) -> bool:
+    """Say whether activations have a scale that is stored."""
+    has = recipe.scheme in STYLES[recipe.style].inputs
+    facts = {"option": "--activations", "scheme": recipe.scheme, "style": recipe.style}
+    if activations not in (None, "static", "dynamic"):
+        raise BadRequest(f"the scales of activations cannot be {activations!r}", {**facts, "known": "static, dynamic"})
+    if activations == "static" and not has:
+        raise BadRequest("the scheme has no place for a scale of activations", facts, remedy="leave out --activations")
+    if activations == "dynamic" and has and (recipe.style, recipe.scheme) not in DYNAMIC:
+        raise BadRequest("the scheme needs a scale of activations", facts, remedy="use --activations static, with --amax FILE")
+    return has and activations != "dynamic"
+
+
+def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) -> dict[tuple[str, str], float]:
+    """Tie what calibration found, under the names of Hugging Face modules, to canonical tensors."""
+    left = dict(calibration)
+    found: dict[tuple[str, str], float] = {}
+    for entry in entries(family.hf, {**config, "padded_vocab": None}, None) if calibration else ():
+        module = entry.name.removesuffix(".weight")
+        for what in ("input", "k", "v"):
+            amax = left.pop(f"{module}.{what}_amax", None)
+            if amax is not None:
+                for view in entry.views:  # the experts of a layer are one canonical tensor: they share the largest
+                    found[view.tensor, what] = max(amax, found.get((view.tensor, what), 0.0))
+    if left:
+        facts = {"name": min(left), "others": len(left) - 1}
+        raise BadRequest("the calibration names a module that the model does not have", facts)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """One stored tensor of the target that is written as codes."""
+
+    entry: Entry
+    own: str  # element type that it is assembled in
+    kept: tuple[Kept, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scaled:
+    """A scale that is known, and the stored tensor that it stands beside."""
+
+    beside: Key
+    kept: Kept
+    value: float
+
+
+def choose(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mapping[Key, str]) -> dict[Key, Coded]:
+    """Return the entries that are coded."""
+    if coding is None:
+        return {}
+    modules = {entry.name.removesuffix(".weight") for entry in wanted}
+    for pattern in coding.exclude:
+        if not any(fnmatchcase(module, pattern) for module in modules):
+            example = next(entry.name.removesuffix(".weight") for entry in wanted if _linear(entry))
+            raise BadRequest(f"no module of the target is called {pattern!r}", {"option": "--exclude", "example": example})
+    found = {}
+    for entry in wanted:
+        excluded = any(fnmatchcase(entry.name.removesuffix(".weight"), pattern) for pattern in coding.exclude)
+        if not _linear(entry) or excluded:
+            continue
+        by_expert = entry.reading.pattern.dims[0] == ("expert",)
+        check_shape(coding.recipe, entry.name, entry.shape[1:] if by_expert else entry.shape)
+        own = dtypes[entry.unit, entry.name]
+        tensors = tuple(kept(coding.recipe, entry.name, entry.shape, own, static=coding.static))
+        found[entry.unit, entry.name] = Coded(entry, own, tensors)
+    if not found:
+        raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(coding.exclude) or "nothing"})
+    if coding.recipe.style == "trtllm":
+        _check_experts(wanted, found)
+    return found
+
+
+def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
+    """Refuse to exclude half of a module: TensorRT-LLM quantizes all weights of the experts of a layer, or none."""
+    chosen: dict[Key, bool] = {}
+    for entry in wanted:
+        if {_within(view.tensor) for view in entry.views} & EXPERTS:
+            module = entry.name.rsplit(".", 2)[0]
+            is_coded = (entry.unit, entry.name) in coded
+            if chosen.setdefault((entry.unit, module), is_coded) != is_coded:
+                facts = {"option": "--exclude", "module": module}
+                remedy = f"--exclude '{module}.*'"
+                raise BadRequest("the experts of a layer are quantized whole or not at all", facts, remedy=remedy)
+
+
+def _linear(entry: Entry) -> bool:
+    return {_within(view.tensor) for view in entry.views} <= LINEAR
+
+
+def _within(tensor: str) -> str:
+    """Return the name of a canonical tensor inside its layer."""
+    return tensor.split(".", 2)[2] if tensor.startswith("layers.") else tensor
+
+
+def sketch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple[Box, TargetTensor]]]]:
+    """Lay out the sketch: a matrix for each coded weight, or for each expert in one."""
+    places: dict[Key, list[tuple[Box, TargetTensor]]] = {}
+    offset, tensors = 0, []
+    for key, one in coded.items():
+        for box in _matrices(one.entry):
+            tensor = TargetTensor(one.entry.name, one.own, box.shape, offset)
+            offset += prod(box.shape) * DTYPES[one.own].nbytes
+            tensors.append(tensor)
+            places.setdefault(key, []).append((box, tensor))
+    return TargetFile(SKETCH, offset, tuple(tensors), {}, "sketch"), places
+
+
+def _matrices(entry: Entry) -> list[Box]:
+    if len(entry.shape) == 2:
+        return [whole(entry.shape)]
+    return [Box((expert, 0, 0), (1, *entry.shape[1:])) for expert in range(entry.shape[0])]
+
+
+def steps(
+    coding: Coding,
+    coded: Mapping[Key, Coded],
+    drawn: Mapping[Key, list[tuple[Box, TargetTensor]]],
+    laid: Mapping[tuple[str, str], tuple[str, TargetTensor]],
+    held: Mapping[str, Shelf],
+    cache: Mapping[Key, Scaled],
+) -> Iterator[Step]:
+    """Yield what is measured, what is coded, and the scales that are known.
+
+    ``laid``: (unit, stored name) -> file and place of each tensor of the target; ``held``: where canonical tensors lie in the source.
+    """
+    measured: dict[str, tuple[str, int | None]] = {}
+    for key, one in coded.items():
+        for number, (box, tensor) in enumerate(drawn[key]):
+            asked = _asked(coding.recipe, one, box, held)
+            given = weight_scale(coding.seeds, coding.recipe, asked, one.own)
+            measured |= asked if given is None else {}
+            step = _quantize(coding.recipe, one, tensor, number, {k.role: laid[key[0], k.name] for k in one.kept}, tuple(asked))
+            yield step if given is None else replace(step, amax=(), given=given)
+        for each in one.kept:
+            file, place = laid[key[0], each.name]
+            at = Place(file, place.offset, dense_strides(place.shape), place.dtype)
+            if each.role == "input":
+                yield Put(each.name, each.shape, at, (_input(coding, one),))
+            elif each.role == "shape":
+                yield Put(each.name, each.shape, at, tuple(map(float, one.entry.shape)))
+    for key, scaled in cache.items():
+        file, place = laid[key]
+        at = Place(file, place.offset, dense_strides(place.shape), place.dtype)
+        yield Put(scaled.kept.name, place.shape, at, (scaled.value,))
+    for name, (wide, expert) in measured.items():
+        for piece in held[wide].pieces:
+            wanted = piece.box if expert is None else Box((expert, *piece.box.start[1:]), (1, *piece.box.shape[1:]))
+            shared = intersect(piece.box, wanted)
+            if shared is not None:
+                yield Measure(wide, shared.start, shared.shape, cut(piece, shared), name)
+
+
+def _asked(recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Shelf]) -> dict[str, tuple[str, int | None]]:
+    """Return what a matrix's scale follows from: a name for each canonical tensor, or for one expert of it."""
+    if recipe.block != (0, 0) and not recipe.scale.outer:
+        return {}
+    asked = {}
+    for view in one.entry.views:
+        by_expert = view.tensor.split(".", 2)[-1].startswith("moe.")
+        expert = view.box.start[0] + box.start[0] if by_expert else None
+        if by_expert and len(one.entry.shape) == 2:
+            expert = view.box.start[0]
+        for tensor in _joint(recipe, view.tensor, held):
+            asked[tensor if expert is None else f"{tensor}[{expert}]"] = (tensor, expert)
+    return asked
+
+
+def _joint(recipe: Recipe, tensor: str, held: Collection[str]) -> list[str]:
+    """Return the canonical tensors that share a whole tensor's scale with this one, itself included."""
+    group = next((group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if _within(tensor) in group), ())
+    layer = tensor.removesuffix(_within(tensor))
+    return [layer + name for name in group if layer + name in held] or [tensor]
+
+
+def _quantize(
+    recipe: Recipe,
+    one: Coded,
+    tensor: TargetTensor,
+    number: int,
+    places: Mapping[str, tuple[str, TargetTensor]],
+    asked: tuple[str, ...],
+) -> Quantize:
+    def place(role: str) -> Place | None:
+        if role not in places:
+            return None
+        file, stored = places[role]
+        width = stored.shape[-1] if len(stored.shape) > 1 else 1
+        if role == "scales" and recipe.block[0] != 0 and len(stored.shape) == 4:
+            width = stored.shape[2]
+        each = prod(stored.shape) // len(one_of_each) * DTYPES[stored.dtype].nbytes
+        return Place(file, stored.offset + number * each, (width, 1), stored.dtype)
+
+    one_of_each = _matrices(one.entry)
+    rows, columns = tensor.shape[-2:]
+    source = Place(SKETCH, tensor.offset, (columns, 1), tensor.dtype)
+    target = place("codes")
+    assert target is not None, "a coded weight has codes"
+    return Quantize(one.entry.name, (rows, columns), source, target, recipe.name, place("scales"), place("outer"), asked)
+
+
+def _input(coding: Coding, one: Coded) -> float:
+    """Return the scale of a weight's activations: that of the largest input among what is fused or shares it."""
+    names = []
+    for view in one.entry.views:
+        inside = _within(view.tensor)
+        layer = view.tensor.removesuffix(inside)
+        names += [layer + name for name in next((group for group in SAME_INPUT if inside in group), (inside,))]
+    found = [amax for name in names if (amax := coding.amaxes.get((name, "input"))) is not None]
+    own = activation_scale(coding.seeds, coding.recipe, names, one.own) if not found else None
+    if own is not None:
+        return own
+    if not found:
+        dynamic = (coding.recipe.style, coding.recipe.scheme) in DYNAMIC
+        raise _unknown(coding, one.entry, "input", ", or use --activations dynamic" if dynamic else "")
+    return input_scale(coding.recipe, max(found), one.own)
+
+
+def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mapping[Key, str]) -> dict[Key, Scaled]:
+    """Return the scales of cached keys and values, by unit and name."""
+    if coding is None or not coding.cache:
+        return {}
+    style = STYLES[coding.recipe.style]
+    found: dict[Key, Scaled] = {}
+    for entry in wanted:
+        for view in entry.views:
+            for at, (tensor, what) in enumerate((("attention.k", "k"), ("attention.v", "v"))):
+                if _within(view.tensor) != tensor or not entry.name.endswith("weight"):
+                    continue
+                name = beside(entry.name, style.cache[at])
+                scale = _cache_scale(coding, entry, view.tensor, what)
+                if style.name == "trtllm" and (entry.unit, name) in found:  # one for both
+                    scale = max(scale, found[entry.unit, name].value)
+                dtype = dtypes[entry.unit, entry.name] if style.cache[2] == "own" else style.cache[2]
+                found[entry.unit, name] = Scaled(
+                    (entry.unit, entry.name), Kept("cache", name, dtype, SCALAR[style.scalar]), scale
+                )
+    if not found:
+        raise NotSupported("the family has no keys and values of a kind whose cache can have scales")
+    return found
+
+
+def _cache_scale(coding: Coding, entry: Entry, tensor: str, what: str) -> float:
+    amax = coding.amaxes.get((tensor, what), coding.seeds.amaxes.get((tensor, what)))
+    if coding.cache_scale is not None:
+        return coding.cache_scale
+    if amax is None:
+        raise _unknown(coding, entry, what, ", or a number with --kv-scale")
+    # modelopt torch/export/quant_utils.py get_kv_cache_scaling_factor: for ranks never below one
+    return max(1.0, amax / 448.0) if coding.recipe.style == "trtllm" else amax / 448.0
+
+
+def _unknown(coding: Coding, entry: Entry, what: str, otherwise: str) -> BadRequest:
+    """Return the refusal where calibration is needed and does not say enough."""
+    facts = {"tensor": entry.name}
+    if coding.recipe.style != "trtllm":  # the file has the names of Hugging Face modules
+        facts["looked for"] = f"{entry.name.removesuffix('weight')}{what}_amax"
+    remedy = f"name a file with --amax (carnet calibrate makes one){otherwise}"
+    whose = {"input": "activations", "k": "cached keys", "v": "cached values"}[what]
+    return BadRequest(f"nothing says how large the {whose} of {entry.name!r} are", facts, remedy=remedy)
+
+
+def plain_modules(coding: Coding, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> list[str]:
+    """Return the modules that a config names as not quantized: what looks like a linear layer to the program that reads it."""
+    ranked = coding.recipe.style == "trtllm"
+    listed = PLAIN[coding.recipe.style]
+    # a tied model has this module too, though no tensor of its own; modelopt forgets it where there are stages
+    found = ["lm_head"] if ranked else []
+    for entry in wanted:
+        name = entry.name.removesuffix(".weight")
+        tensors = {_within(view.tensor) for view in entry.views}
+        if ranked and tensors & EXPERTS:  # a parameter of the module that the reader asks about
+            name = name.rsplit(".", 1)[0]
+        plain = (entry.unit, entry.name) not in coded and entry.name.endswith(".weight")
+        if plain and tensors & (listed | LINEAR) and name not in found:
+            found.append(name)
+    return sorted(found, key=lambda name: (name != "lm_head", name))

@@ -1,0 +1,121 @@
+"""What a config says about quantized weights, as each program writes it.
+
+modelopt 0.47 writes ``quantization_config`` into config.json and hf_quant_config.json beside it; compressed-tensors 0.19 the first
+alone; DeepSeek's published models likewise; TensorRT-LLM's per-rank config has a ``quantization`` record.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from carnet.quantize.recipes import Recipe
+
+Json = dict[str, object]
+
+ALGORITHMS = {  # of modelopt, by scheme
+    "fp8": "FP8",
+    "fp8-channel": "FP8_PER_CHANNEL_PER_TOKEN",
+    "fp8-block": "fp8_pb_wo",
+    "nvfp4": "NVFP4",
+    "mxfp8": "MXFP8",
+    "mxfp4": "mxfp4",
+}
+GROUPS = {"nvfp4": 16, "mxfp8": 32}  # of mxfp4 modelopt says none
+BITS = {"fp8": 8, "nvfp4": 4}  # schemes whose groups of layers modelopt spells out
+PRODUCER = {"name": "modelopt", "version": "0.47.0"}  # engines recognise the style by the name
+
+# of compressed-tensors: format, and what differs from ARGUMENTS for weights and for activations
+ARGUMENTS: Json = {
+    "actorder": None,
+    "block_structure": None,
+    "dynamic": False,
+    "group_size": None,
+    "num_bits": 8,
+    "observer": None,
+    "observer_kwargs": {},
+    "scale_dtype": None,
+    "strategy": "tensor",
+    "symmetric": True,
+    "type": "float",
+    "zp_dtype": None,
+}
+TOKEN: Json = {"dynamic": True, "strategy": "token"}
+E4M3, U8 = "torch.float8_e4m3fn", "torch.uint8"
+MX8: Json = {"strategy": "group", "group_size": 32, "scale_dtype": U8, "zp_dtype": U8}
+MX4: Json = {**MX8, "num_bits": 4}
+FP4: Json = {"num_bits": 4, "strategy": "tensor_group", "group_size": 16, "scale_dtype": E4M3, "zp_dtype": E4M3}
+PRESSED: Mapping[str, tuple[str, Json, Json | None]] = {
+    "fp8": ("float-quantized", {}, {"observer": "static_minmax"}),
+    "fp8-channel": ("float-quantized", {"strategy": "channel"}, TOKEN),
+    "fp8-block": (
+        "float-quantized",
+        {"strategy": "block", "block_structure": [128, 128]},
+        {"dynamic": True, "strategy": "group", "group_size": 128},
+    ),
+    "nvfp4": ("nvfp4-pack-quantized", FP4, {**FP4, "dynamic": "local", "observer": "static_minmax"}),
+    "mxfp8": ("mxfp8-quantized", MX8, {**MX8, "dynamic": True}),
+    "mxfp4": ("mxfp4-pack-quantized", MX4, {**MX4, "dynamic": True}),
+    "int8-channel": ("int-quantized", {"strategy": "channel", "type": "int"}, {**TOKEN, "type": "int"}),
+    "int4-group": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 128, "type": "int"}, None),
+}
+CACHE: Json = {"dynamic": False, "num_bits": 8, "type": "float"}
+
+
+def in_config(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: bool) -> Json:
+    """Return config.json's ``quantization_config``; ``ignored`` names the linear modules that stay as they are."""
+    if recipe.style == "deepseek":
+        blocks: Json = {
+            "activation_scheme": "dynamic",
+            "fmt": "e4m3",
+            "quant_method": "fp8",
+            "weight_block_size": [*recipe.block],
+        }
+        return {**blocks, **({"modules_to_not_convert": [*ignored]} if ignored else {})}
+    if recipe.style == "compressed-tensors":
+        return _pressed(recipe, ignored, cache=cache, static=static)
+    said: Json = {}
+    if recipe.scheme in BITS:
+        numbers: Json = {"dynamic": False, "num_bits": BITS[recipe.scheme], "type": "float"}
+        numbers |= {"group_size": GROUPS[recipe.scheme]} if recipe.scheme in GROUPS else {}
+        said["config_groups"] = {"group_0": {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}}
+    said |= {"ignore": [*ignored], "quant_algo": ALGORITHMS[recipe.scheme]}
+    said |= {"kv_cache_scheme": CACHE} if cache else {}
+    return {**said, "producer": PRODUCER, "quant_method": "modelopt"}
+
+
+def _pressed(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: bool) -> Json:
+    format_, weights, inputs = PRESSED[recipe.scheme]
+    if recipe.scheme == "fp8" and not static:
+        inputs = TOKEN
+    if recipe.scheme == "nvfp4" and not static:
+        inputs = None
+    group: Json = {
+        "format": format_,
+        "input_activations": None if inputs is None else {**ARGUMENTS, **inputs},
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": {**ARGUMENTS, "observer": "memoryless_minmax", **weights},
+    }
+    return {
+        "config_groups": {"group_0": group},
+        "format": format_,
+        "global_compression_ratio": None,
+        "ignore": [*ignored],
+        "kv_cache_scheme": {**ARGUMENTS, "observer": "static_minmax"} if cache else None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "sparsity_config": {},
+        "transform_config": {},
+        "version": "0.19.0",
+    }
+
+
+def beside_config(recipe: Recipe, ignored: Sequence[str], *, cache: bool) -> Json:
+    """Return modelopt's hf_quant_config.json."""
+    groups: Json = {"group_size": GROUPS[recipe.scheme]} if recipe.scheme in GROUPS else {}
+    said: Json = {"quant_algo": ALGORITHMS[recipe.scheme], "kv_cache_quant_algo": "FP8" if cache else None, **groups}
+    return {"producer": PRODUCER, "quantization": {**said, "exclude_modules": [*ignored]}}
+
+
+def of_ranks(recipe: Recipe, ignored: Sequence[str], *, cache: bool) -> Json:
+    """Return what differs in the ``quantization`` record of a TensorRT-LLM config."""
+    algorithms: Json = {"quant_algo": ALGORITHMS[recipe.scheme], "kv_cache_quant_algo": "FP8" if cache else None}
+    return {**algorithms, "exclude_modules": [*ignored]}

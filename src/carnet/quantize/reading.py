@@ -1,0 +1,258 @@
+"""What a config says about quantized weights, read back: the recipe, or a refusal that names what is not known.
+
+A key that is not known stops here, as in the configs of families: a number format that is read wrongly gives weights that look right.
+Facts: modelopt 0.47 torch/export/convert_hf_config.py (hf_quant_config.json and its flat form in config.json), compressed-tensors 0.19
+quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's published models, TensorRT-LLM's QuantConfig.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from carnet.errors import BadCheckpoint, NotSupported
+from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BITS, GROUPS, PRESSED
+from carnet.quantize.recipes import BY_NAME, Recipe
+from carnet.quantize.styles import STYLES, Style
+
+Json = Mapping[str, object]
+
+CONFIG_KEY, BESIDE = "quantization_config", "hf_quant_config.json"  # the second is a file of modelopt's, kept under its name
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a config says about quantized weights."""
+
+    style: Style
+    recipe: Recipe | None  # None where the cache alone has scales
+    static: bool  # the scale of activations is stored
+    cache: bool  # scales of an FP8 cache of keys and values are stored
+    ignored: tuple[str, ...]  # modules that are named as not quantized
+
+
+def plain(dialect: str, config: Json) -> Json:
+    """Return a config without what it says about quantized weights: the family's tables know nothing of that."""
+    if dialect == "hf":
+        return {key: value for key, value in config.items() if key not in (CONFIG_KEY, BESIDE)}
+    record = config.get("quantization")
+    if dialect != "trtllm" or not isinstance(record, Mapping):
+        return config
+    return {**config, "quantization": {**record, "quant_algo": None, "kv_cache_quant_algo": None}}
+
+
+def read(dialect: str, config: Json, where: str) -> Said | None:
+    """Return what a config says, None where it says nothing; raise NotSupported where that is not known."""
+    if dialect == "hf":
+        found = [(key, _record(config, key, where)) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None]
+        said = [_hf(record, key, where) for key, record in found]
+        if len(said) == 2 and said[0] != said[1] and _facts(said[0]) != _facts(said[1]):
+            facts = {"where": where, CONFIG_KEY: _facts(said[0]), BESIDE: _facts(said[1])}
+            raise BadCheckpoint(f"config.json and {BESIDE} disagree about the quantized weights", facts)
+        return said[0] if said else None
+    if dialect == "trtllm" and isinstance(config.get("quantization"), Mapping):
+        return _ranks(_record(config, "quantization", where), where)
+    return None
+
+
+def _facts(said: Said | None) -> str:
+    if said is None:
+        return "nothing is quantized"
+    weights = said.recipe.name if said.recipe else "plain weights"
+    return f"{weights}, {'with' if said.cache else 'without'} scales of the cache"
+
+
+def _record(config: Json, key: str, where: str) -> Json:
+    found = config[key]
+    if not isinstance(found, Mapping):
+        raise BadCheckpoint(f"{key} is no record", {"where": where, "found": repr(found)[:80]})
+    return found
+
+
+def _hf(record: Json, key: str, where: str) -> Said | None:
+    method = record.get("quant_method")
+    if method == "compressed-tensors":
+        return _pressed(record, where)
+    if method == "fp8":
+        return _deepseek(record, where)
+    if method in (None, "modelopt") and (key == BESIDE or "quant_algo" in record):
+        return _modelopt(record, key, where)
+    raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8"))
+
+
+def _unknown(key: str, found: object, where: str, known: Sequence[object]) -> NotSupported:
+    facts = {"where": where, "found": repr(found)[:120], "known": ", ".join(map(str, known))}
+    return NotSupported(f"carnet does not know this {key}", facts)
+
+
+def _closed(record: Json, known: Collection[str], key: str, where: str) -> None:
+    for name in record:
+        if name not in known:
+            facts = {"where": where, "found": repr(record[name])[:120]}
+            raise NotSupported(f"carnet does not know the config field {f'{key}.{name}'!r}", facts)
+
+
+def _only(record: Json, key: str, where: str, values: Mapping[str, Collection[object]]) -> None:
+    """Refuse a field that has another value than those known; one that is not there passes."""
+    for name, known in values.items():
+        if name in record and not any(record[name] == value and type(record[name]) is type(value) for value in known):
+            raise _unknown(f"{key}.{name}", record[name], where, [repr(value) for value in known])
+
+
+def _names(record: Json, key: str, where: str) -> tuple[str, ...]:
+    found = record.get(key) or ()
+    if not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
+        raise BadCheckpoint(f"{key} is no list of names", {"where": where, "found": repr(found)[:80]})
+    return tuple(found)
+
+
+def _algorithm(record: Json, style: str, key: str, where: str) -> Recipe | None:
+    """Return the recipe of a ``quant_algo``."""
+    algorithm = record.get("quant_algo")
+    if algorithm is None:
+        return None
+    known = {spelled.lower(): scheme for scheme, spelled in ALGORITHMS.items() if f"{style}/{scheme}" in BY_NAME}
+    scheme = known.get(algorithm.lower()) if isinstance(algorithm, str) else None
+    if scheme is None:
+        raise _unknown(f"{key}.quant_algo", algorithm, where, [ALGORITHMS[scheme] for scheme in known.values()])
+    return BY_NAME[f"{style}/{scheme}"]
+
+
+def _said(style: str, recipe: Recipe | None, ignored: tuple[str, ...], *, cache: bool) -> Said | None:
+    """Return what was said in a style whose activations have a stored scale wherever it has a name for one."""
+    static = recipe is not None and recipe.scheme in STYLES[style].inputs
+    return Said(STYLES[style], recipe, static, cache, ignored) if recipe or cache else None
+
+
+OF_RECORD = "quant_algo kv_cache_quant_algo exclude_modules group_size has_zero_point pre_quant_scale".split()
+FLAT = "quant_algo quant_method producer ignore config_groups kv_cache_scheme".split()
+
+
+def _modelopt(record: Json, key: str, where: str) -> Said | None:
+    """Read hf_quant_config.json, whose record is one level down, or the flat form that config.json has."""
+    if "quantization" in record:
+        _closed(record, ("producer", "quantization"), key, where)
+        inner, key = _record(record, "quantization", where), f"{key}.quantization"
+        _closed(inner, OF_RECORD, key, where)
+        ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
+        _only(inner, key, where, {"kv_cache_quant_algo": (None, "FP8")})
+    else:
+        inner = record
+        _closed(inner, [*FLAT, *OF_RECORD], key, where)
+        ignored = _names(inner, "ignore", where) or _names(inner, "exclude_modules", where)
+        _only(inner, key, where, {"kv_cache_quant_algo": (None, "FP8")})
+        cache = inner.get("kv_cache_quant_algo") or _cache(inner, key, where)
+    recipe = _algorithm(inner, "modelopt", key, where)
+    _only(inner, key, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
+    if recipe is not None:
+        _only(inner, key, where, {"group_size": (None, GROUPS.get(recipe.scheme))})
+        bits = {"num_bits": (BITS.get(recipe.scheme),), "group_size": (None, GROUPS.get(recipe.scheme)), "type": ("float",)}
+        for name, group in _groups(inner, key, where):
+            weights = group.get("weights")
+            if recipe.scheme in BITS and isinstance(weights, Mapping):
+                _only(weights, f"{name}.weights", where, {**bits, "dynamic": (False,)})
+    return _said("modelopt", recipe, ignored, cache=bool(cache))
+
+
+def _groups(record: Json, key: str, where: str) -> list[tuple[str, Json]]:
+    groups = record.get("config_groups") or {}
+    if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
+        raise BadCheckpoint(f"{key}.config_groups is no record of groups", {"where": where, "found": repr(groups)[:80]})
+    return [(f"{key}.config_groups.{name}", group) for name, group in groups.items()]
+
+
+def _cache(record: Json, key: str, where: str) -> bool:
+    """Say whether ``kv_cache_scheme`` asks for FP8, one scale a tensor; nothing else is known."""
+    if record.get("kv_cache_scheme") is None:
+        return False
+    scheme = _record(record, "kv_cache_scheme", where)
+    numbers: dict[str, Collection[object]] = {"num_bits": (8,), "type": ("float",), "dynamic": (False,)}
+    _closed(scheme, ARGUMENTS, f"{key}.kv_cache_scheme", where)
+    _only(scheme, f"{key}.kv_cache_scheme", where, {**numbers, "strategy": ("tensor",), "symmetric": (True,)})
+    return True
+
+
+OF_DEEPSEEK = "activation_scheme fmt quant_method weight_block_size modules_to_not_convert scale_fmt".split()
+
+
+def _deepseek(record: Json, where: str) -> Said:
+    key = CONFIG_KEY
+    _closed(record, OF_DEEPSEEK, key, where)
+    # "ue8m0" says that the scales are powers of two; they are stored as f32 all the same
+    wanted: dict[str, Collection[object]] = {"activation_scheme": ("dynamic",), "fmt": ("e4m3",), "scale_fmt": (None, "ue8m0")}
+    _only(record, key, where, wanted)
+    if record.get("weight_block_size") != [128, 128]:
+        raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],))
+    ignored = _names(record, "modules_to_not_convert", where)
+    return Said(STYLES["deepseek"], BY_NAME["deepseek/fp8-block"], static=False, cache=False, ignored=ignored)
+
+
+OF_PRESSED = """config_groups format global_compression_ratio ignore kv_cache_scheme quant_method quantization_status sparsity_config
+    transform_config version""".split()
+OF_GROUP = "format input_activations output_activations targets weights".split()
+TELLING = (
+    "num_bits",
+    "type",
+    "strategy",
+    "group_size",
+    "block_structure",
+)  # of the arguments: those that tell the schemes apart
+
+
+def _pressed(record: Json, where: str) -> Said:
+    key = CONFIG_KEY
+    _closed(record, OF_PRESSED, key, where)
+    _only(record, key, where, {"transform_config": (None, {}), "sparsity_config": (None, {}, {"format": "dense"})})
+    _only(record, key, where, {"quantization_status": ("compressed", "frozen")})
+    found = {_group(group, record.get("format"), name, where) for name, group in _groups(record, key, where)}
+    if len(found) != 1:
+        groups = ", ".join(sorted(recipe.scheme for recipe, _ in found)) or "none"
+        raise NotSupported("the groups of quantized layers differ", {"where": where, "found": groups, "known": "one scheme"})
+    ((recipe, static),) = found
+    cache = _cache(record, key, where)
+    return Said(STYLES["compressed-tensors"], recipe, static, cache, _names(record, "ignore", where))
+
+
+def _group(group: Json, usual: object, key: str, where: str) -> tuple[Recipe, bool]:
+    """Return the recipe of a group of layers, and whether its activations have stored scales."""
+    _closed(group, OF_GROUP, key, where)
+    _only(group, key, where, {"output_activations": (None,)})
+    weights = _record({"weights": None, **group}, "weights", where)
+    _closed(weights, ARGUMENTS, f"{key}.weights", where)
+    # codes in another order of columns would need their "g_idx"; these two words mean that they are in order
+    fixed: dict[str, Collection[object]] = {"symmetric": (True,), "dynamic": (False,), "actorder": (None, "weight", "static")}
+    _only(weights, f"{key}.weights", where, fixed)
+    format_ = group.get("format") or usual
+    telling = [weights.get(name, ARGUMENTS[name]) for name in TELLING]
+    for scheme, (of, arguments, _) in PRESSED.items():
+        if of == format_ and telling == [{**ARGUMENTS, **arguments}[name] for name in TELLING]:
+            types = ("scale_dtype", "zp_dtype")
+            _only(weights, f"{key}.weights", where, {name: (None, arguments.get(name)) for name in types})
+            return BY_NAME[f"compressed-tensors/{scheme}"], _is_static(group, scheme, key, where)
+    shown = {name: value for name, value in zip(TELLING, telling, strict=True) if value is not None}
+    facts = {"where": where, "format": format_, "weights": shown, "known": ", ".join(PRESSED)}
+    raise NotSupported("carnet does not know this scheme of compressed-tensors", facts)
+
+
+def _is_static(group: Json, scheme: str, key: str, where: str) -> bool:
+    inputs = group.get("input_activations")
+    if inputs is None:
+        return False
+    arguments = _record(group, "input_activations", where)
+    _closed(arguments, ARGUMENTS, f"{key}.input_activations", where)
+    dynamic = arguments.get("dynamic", False)
+    if dynamic is not True and (scheme not in STYLES["compressed-tensors"].inputs or arguments.get("symmetric") is False):
+        raise _unknown(f"{key}.input_activations.dynamic", dynamic, where, ("True",))
+    return dynamic is not True
+
+
+# what TensorRT-LLM leaves alone where a config names nothing (quantization/mode.py)
+USUAL = tuple("*lm_head *router *vocab_embedding *position_embedding *block_embedding *shared_expert_gate *fused_a".split())
+
+
+def _ranks(record: Json, where: str) -> Said | None:
+    _only(record, "quantization", where, {"kv_cache_quant_algo": (None, "FP8")})
+    recipe = _algorithm(record, "trtllm", "quantization", where)
+    cache = record.get("kv_cache_quant_algo") is not None
+    if recipe is not None:
+        _only(record, "quantization", where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
+    ignored = USUAL if record.get("exclude_modules") is None else _names(record, "exclude_modules", where)
+    return _said("trtllm", recipe, ignored, cache=cache)
