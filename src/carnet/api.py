@@ -208,6 +208,7 @@ def cross(
     activations: str | None = None,
     amax: PathLike | None = None,
     exclude: tuple[str, ...] = (),
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
@@ -234,7 +235,7 @@ def cross(
         amax=amax,
         exclude=exclude,
     )
-    staged = _write(made, Path(out), progress)
+    staged = _write(made, Path(out), progress, device)
     verdict, data = _examine(Path(path), staged.folder, made.request, progress)
     if data is not None:
         _store(staged.folder, data)

@@ -105,6 +105,13 @@ vocab_option = click.option(
 )
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to quantize; cuda needs carnet[cuda].",
+)
 config_option = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False),
@@ -232,13 +239,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **wish: object) -> None:
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=click.Path(exists=True, dir_okay=False))
 @click.argument("out", type=click.Path())
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where to quantize; cuda needs carnet[cuda].",
-)
+@device_option
 def run(plan_file: str, out: str, device: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
@@ -287,6 +288,7 @@ def verify(
 @click.argument("out", type=click.Path())
 @target_options
 @quantize_options
+@device_option
 @json_option
 @click.pass_context
 def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **wish: object) -> None:

@@ -89,6 +89,8 @@ def test_a_gpu_writes_the_bytes_that_the_processor_writes(model, tmp_path, name)
     plan = planned(model, WISHES[name])
     here, there = api.run(plan, tmp_path / "cpu"), api.run(plan, tmp_path / "cuda", device="cuda")
     assert files(here) == files(there)
+    wish = {"to": "hf", **WISHES[name], "amax": model.parent / "amax.safetensors"}
+    assert api.cross(model, tmp_path / "crossed", device="cuda", **wish).equal
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU here")
@@ -109,8 +111,13 @@ def test_a_gpu_refuses_a_weight_that_is_no_number(model, tmp_path, name):
 
 
 @pytest.mark.skipif(GPU, reason="there is a GPU")
-def test_without_a_gpu_the_refusal_names_what_is_missing_and_nothing_is_written(model, tmp_path):
+@pytest.mark.parametrize("verb", ["run", "cross"])
+def test_without_a_gpu_the_refusal_names_what_is_missing_and_nothing_is_written(verb, model, tmp_path):
+    wish = WISHES["modelopt fp8"]
     with pytest.raises(MachineFailed) as refusal:
-        api.run(planned(model, WISHES["modelopt fp8"]), tmp_path / "out", device="cuda")
+        if verb == "run":
+            api.run(planned(model, wish), tmp_path / "out", device="cuda")
+        else:
+            api.cross(model, tmp_path / "out", amax=model.parent / "amax.safetensors", device="cuda", **{"to": "hf", **wish})
     assert "carnet[cuda]" in str(refusal.value) or "--device cpu" in str(refusal.value)
     assert not list(tmp_path.iterdir())
