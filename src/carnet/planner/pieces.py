@@ -91,7 +91,12 @@ class Shelf:
 
     def near(self, box: Box) -> list[Piece]:
         """Return the pieces that may share something with a box."""
-        if not box.start:
-            return self.pieces[:]
-        low = bisect_left(self._starts, box.start[0] - self._longest + 1)
-        return self.pieces[low : bisect_left(self._starts, box.start[0] + box.shape[0])]
+        return self._within(box.start[0], box.shape[0]) if box.start else self.pieces[:]
+
+    def at(self, index: int) -> list[Piece]:
+        """Return the pieces that may hold an index of the first axis: one expert."""
+        return self._within(index, 1)
+
+    def _within(self, start: int, length: int) -> list[Piece]:
+        low = bisect_left(self._starts, start - self._longest + 1)
+        return self.pieces[low : bisect_left(self._starts, start + length)]
