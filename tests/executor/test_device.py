@@ -113,11 +113,10 @@ def test_a_gpu_refuses_a_weight_that_is_no_number(model, tmp_path, name):
 @pytest.mark.skipif(GPU, reason="there is a GPU")
 @pytest.mark.parametrize("verb", ["run", "cross"])
 def test_without_a_gpu_the_refusal_names_what_is_missing_and_nothing_is_written(verb, model, tmp_path):
-    wish = WISHES["modelopt fp8"]
+    wish = {"to": "hf", **WISHES["modelopt fp8"], "amax": model.parent / "amax.safetensors"}
+    done, asked = {"run": (api.run, {}), "cross": (api.cross, wish)}[verb]
+    source = planned(model, WISHES["modelopt fp8"]) if verb == "run" else model
     with pytest.raises(MachineFailed) as refusal:
-        if verb == "run":
-            api.run(planned(model, wish), tmp_path / "out", device="cuda")
-        else:
-            api.cross(model, tmp_path / "out", amax=model.parent / "amax.safetensors", device="cuda", **{"to": "hf", **wish})
+        done(source, tmp_path / "out", device="cuda", **asked)
     assert "carnet[cuda]" in str(refusal.value) or "--device cpu" in str(refusal.value)
     assert not list(tmp_path.iterdir())
