@@ -118,17 +118,24 @@ def plan(
     ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
     unknown, lacking or has no place in the target.
     """
-    said = None if config is None else str(Path(config).absolute())
-    request = Request(to, tp, pp, ep, _dtype(dtype), spelling, parallel_embedding, tuple(drop), vocab_size, shard_size, said)
-    found = None if amax is None else str(Path(amax).absolute())
-    request = replace(
-        request,
+    request = Request(
+        to=to,
+        tp=tp,
+        pp=pp,
+        ep=ep,
+        dtype=_dtype(dtype),
+        spelling=spelling,
+        embedding=parallel_embedding,
+        drop=tuple(drop),
+        vocab=vocab_size,
+        shard=shard_size,
+        config=_absolute(config),
         quantize=quantize,
         style=style,
         cache=kv_cache,
         cache_scale=kv_scale,
         activations=activations,
-        amax=found,
+        amax=_absolute(amax),
         exclude=tuple(exclude),
     )
     _refuse(request)
@@ -177,7 +184,7 @@ def verify(
     if vocab_size is not None:
         request["vocab"] = vocab_size
     if config is not None:
-        request["config"] = str(Path(config).absolute())
+        request["config"] = _absolute(config)
     verdict, data = _examine(Path(source), target, request, progress)
     if data is not None and said is not None:
         _store(target, data)
@@ -282,6 +289,10 @@ def _asked(request: Mapping[str, object]) -> Asked:
     dtype, amax, scale = (request.get(name) for name in ("dtype", "amax", "cache_scale"))
     found = read_amax(Path(amax)) if isinstance(amax, str) and Path(amax).is_file() else {}
     return Asked(dtype if isinstance(dtype, str) else None, found, float(scale) if isinstance(scale, int | float) else None)
+
+
+def _absolute(path: PathLike | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 def _open(path: PathLike, config: PathLike | None) -> Checkpoint:

@@ -7,6 +7,7 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 """
 
 from carnet.families.fields import Table
+from carnet.families.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.families.megatron_args import FIELDS, GUARDS
 from carnet.families.rows import Dialect, fuse, row
 
@@ -18,14 +19,9 @@ QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
-IN_PROJ = (
-    ("z", "mamba.z", "group head wide"),
-    ("x", "mamba.x", "group head wide"),
-    ("B", "mamba.b", "group state"),
-    ("C", "mamba.c", "group state"),
-    ("dt", "mamba.dt", "group head"),
-)
-CONV = tuple((at, f"mamba.conv_{at.lower()}", axes) for at, _, axes in IN_PROJ[1:4])
+# Megatron keeps apart what others join: one letter, or two, for each part
+PARTS = tuple(zip(("z", "x", "B", "C", "dt"), IN_PROJ.items(), strict=True))
+CHANNELS = tuple(zip(("x", "B", "C"), CONV.items(), strict=True))
 EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
 EXPERT_GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in EXPERT_GATE_UP.items()}
 SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
@@ -67,14 +63,12 @@ ROWS = (
     row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
     row(LAYER + "mixer.in_proj.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "mamba"}),
     row(LAYER + "norm.weight", "hidden", "attention_norm", spelling=MODULE),
-    *(row(f"{LAYER}mixer.in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="group") for at, tensor, axes in IN_PROJ),
-    *(row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", tensor, cut="group") for at, tensor, axes in CONV),
-    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"{tensor}_bias", cut="group") for at, tensor, axes in CONV),
-    fuse(
-        LAYER + "mixer.in_proj.weight", "* hidden", {tensor: axes for _, tensor, axes in IN_PROJ}, cut="group", spelling=MODULE
-    ),
-    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", {tensor: axes for _, tensor, axes in CONV}, cut="group", spelling=MODULE),
-    fuse(LAYER + "mixer.conv1d.bias", "*", {f"{tensor}_bias": axes for _, tensor, axes in CONV}, cut="group", spelling=MODULE),
+    *(row(f"{LAYER}mixer.in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="group") for at, (tensor, axes) in PARTS),
+    *(row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", tensor, cut="group") for at, (tensor, axes) in CHANNELS),
+    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"{tensor}_bias", cut="group") for at, (tensor, axes) in CHANNELS),
+    fuse(LAYER + "mixer.in_proj.weight", "* hidden", IN_PROJ, cut="group", spelling=MODULE),
+    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", CONV, cut="group", spelling=MODULE),
+    fuse(LAYER + "mixer.conv1d.bias", "*", CONV_BIAS, cut="group", spelling=MODULE),
     row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
     row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
     row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),

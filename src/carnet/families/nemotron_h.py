@@ -9,25 +9,18 @@ from carnet.families.family import Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
+from carnet.families.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.families.model import blocks, number
 from carnet.families.rows import fuse, row
 from carnet.families.words import Config, Value
 
 MIXER = LAYER + "mixer."
-IN_PROJ = {
-    "mamba.z": "group head wide",
-    "mamba.x": "group head wide",
-    "mamba.b": "group state",
-    "mamba.c": "group state",
-    "mamba.dt": "group head",
-}
-CONV = {"mamba.conv_x": "group head wide", "mamba.conv_b": "group state", "mamba.conv_c": "group state"}
 MAMBA = (
     row("embeddings.weight", "vocab hidden", "embed"),
     row(LAYER + "norm.weight", "hidden", "attention_norm"),
     fuse(MIXER + "in_proj.weight", "* hidden", IN_PROJ),
     fuse(MIXER + "conv1d.weight", "* 1 conv", CONV),
-    fuse(MIXER + "conv1d.bias", "*", {f"{name}_bias": axes for name, axes in CONV.items()}),
+    fuse(MIXER + "conv1d.bias", "*", CONV_BIAS),
     row(MIXER + "dt_bias", "(group head)", "mamba.dt_bias"),
     row(MIXER + "A_log", "(group head)", "mamba.a_log"),
     row(MIXER + "D", "(group head)", "mamba.d"),

@@ -21,6 +21,7 @@ from carnet.planner.coding import Coded, Coding, Scaled, plain_modules, sketch
 from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
 from carnet.quantize.configs import beside_config, in_config, of_ranks
+from carnet.quantize.styles import Kept
 from carnet.steps import SKETCH, RawFile, TargetFile, TargetTensor, TextFile
 
 ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
@@ -51,7 +52,10 @@ def target_files(
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries."""
     if target.name == "megatron":
         return _store(target, wanted, dtypes, config, request)
-    held = {(entry.unit, entry.name): _held(entry, dtypes, coded, cache) for entry in wanted}
+    scales: dict[Key, list[Kept]] = {}
+    for scaled in cache.values():
+        scales.setdefault(scaled.beside, []).append(scaled.kept)
+    held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
     files = _ranks(held, request.tp * request.pp) if target.ranked else _shards(held, request.shard)
     units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
     laid = dict(zip(units, ((file.name, tensor) for file in files for tensor in file.tensors), strict=True))
@@ -69,13 +73,13 @@ def target_files(
 Tensor = tuple[str, str, tuple[int, ...]]  # name, element type, shape
 
 
-def _held(entry: Entry, dtypes: Mapping[Key, str], coded: Mapping[Key, Coded], cache: Mapping[Key, Scaled]) -> list[Tensor]:
-    """Return the stored tensors of an entry: itself, or its codes and scales."""
+def _held(
+    entry: Entry, dtypes: Mapping[Key, str], coded: Mapping[Key, Coded], scales: Mapping[Key, Sequence[Kept]]
+) -> list[Tensor]:
+    """Return the stored tensors of an entry: itself, or its codes and scales; and the scales that stand beside it."""
     key = entry.unit, entry.name
-    beside = [scaled.kept for scaled in cache.values() if scaled.beside == key] if cache else []
-    if key not in coded:
-        return [(entry.name, dtypes[key], entry.shape), *((k.name, k.dtype, k.shape) for k in beside)]
-    return [(k.name, k.dtype, k.shape) for k in (*coded[key].kept, *beside)]
+    own = [(k.name, k.dtype, k.shape) for k in coded[key].kept] if key in coded else [(entry.name, dtypes[key], entry.shape)]
+    return own + [(k.name, k.dtype, k.shape) for k in scales.get(key, ())]
 
 
 def _ranks(held: Mapping[Key, list[Tensor]], world: int) -> tuple[TargetFile, ...]:
