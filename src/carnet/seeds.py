@@ -5,8 +5,8 @@ parts; where several ranks, or several modules, speak of one tensor, the largest
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import isfinite, prod
 
 import numpy as np
@@ -14,12 +14,15 @@ import numpy as np
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
-from carnet.formats.extra_state import NAME, Scales, read_numbers, read_states
-from carnet.formats.stored import Checkpoint
-from carnet.inventory import Inventory
+from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
+from carnet.inventory import Inventory, Key
 
 # (canonical tensor, or one expert of it: "layers.0.moe.up[3]", "weight"), or (canonical tensor, "input", "k" or "v")
 Which = tuple[str, str]
+States = Mapping[
+    Key, Mapping[tuple[int, ...], Scales]
+]  # (unit, module) -> layer and expert, where these share a name -> scales
+Find = Callable[[str, str], Numbers | None]
 
 # the weight of a module; of experts in one module it has a number, of the parts of one weight a name
 WEIGHT = re.compile(r"(?P<module>.+)\.weight(?P<number>\d*)(?:_[wv]|\.\w+)?")
@@ -59,20 +62,45 @@ def read_seeds(source: Inventory) -> Seeds:
         return "/".join(filter(None, (unit, name))) not in dropped and (unit, NAME.sub(r"\g<module>", name)) in modules
 
     states = read_states(checkpoint, wants)
-    tensors = {key: stored for key, stored in checkpoint.tensors.items() if "/".join(filter(None, key)) not in dropped}
-    kept = replace(checkpoint, tensors=tensors)
+
+    def numbers(unit: str, name: str) -> Numbers | None:
+        stored = checkpoint.tensors.get((unit, name))
+        if stored is None or "/".join(filter(None, (unit, name))) in dropped:
+            return None
+        small = stored.dtype in FLOATS and 0 < prod(stored.shape) <= MANY
+        return read_numbers(checkpoint.root, stored) if small else None
+
+    return tie_seeds(source.entries, states, numbers, str(checkpoint.root))
+
+
+def tie_seeds(entries: Mapping[Key, Entry], states: States, numbers: Find, where: str) -> Seeds:
+    """Return what stands beside entries: states of Transformer Engine, and what quantizers of ModelOpt saw.
+
+    ``numbers`` finds a small tensor by unit and name, None where there is none.
+    """
     scales: dict[Which, float] = {}
     amaxes: dict[Which, float] = {}
-    for (unit, name), entry in source.entries.items():
+    for (unit, name), entry in entries.items():
         match = WEIGHT.fullmatch(name)
         if match is None:
             continue
         module, number = match["module"], match["number"]
         for at, said in states.get((unit, module), {}).items():
             for which in _meant(entry, at):
-                _note(scales, which, _factor(checkpoint, module, said, which[1], int(number or 0)))
-        for which, amax in _quantizers(kept, entry, module, f".{number}" if number else ""):
+                _note(scales, which, _factor(where, module, said, which[1], int(number or 0)))
+        for which, amax in _quantizers(numbers, where, entry, module, f".{number}" if number else ""):
             _note(amaxes, which, amax)
+    return Seeds(scales, amaxes)
+
+
+def largest_of(every: Iterable[Seeds]) -> Seeds:
+    """Return what several say together: the largest of each scale."""
+    scales: dict[Which, float] = {}
+    amaxes: dict[Which, float] = {}
+    for seeds in every:
+        for found, said in ((scales, seeds.scales), (amaxes, seeds.amaxes)):
+            for which, value in said.items():
+                _note(found, which, value)
     return Seeds(scales, amaxes)
 
 
@@ -99,47 +127,48 @@ def _meant(entry: Entry, at: tuple[int, ...]) -> Iterator[Which]:
                 yield f"{view.tensor}[{expert}]" if by_expert else view.tensor, "weight"
 
 
-def _factor(checkpoint: Checkpoint, module: str, said: Scales, what: str, gemm: int) -> float | None:
+def _factor(where: str, module: str, said: Scales, what: str, gemm: int) -> float | None:
     """Return what a code is multiplied by, from what Transformer Engine multiplies a number by: both are f32."""
     known = said.input if what == "input" else said.weight
     if gemm >= len(known):
-        facts = {"where": str(checkpoint.root), "expected": f"more than {gemm}", "found": len(known)}
+        facts = {"where": where, "expected": f"more than {gemm}", "found": len(known)}
         raise BadCheckpoint(f"the state of {module!r} has scales for fewer products than the module", facts)
     scale = known[gemm]
     factor = None if scale is None else float(np.float32(1) / np.float32(scale))
     if factor is not None and not (factor > 0 and isfinite(factor)):
-        raise BadCheckpoint(f"a scale of {module!r} has no inverse", {"where": str(checkpoint.root), "found": scale})
+        raise BadCheckpoint(f"a scale of {module!r} has no inverse", {"where": where, "found": scale})
     return factor
 
 
-def _quantizers(checkpoint: Checkpoint, entry: Entry, module: str, number: str) -> Iterator[tuple[Which, float]]:
+def _quantizers(numbers: Find, where: str, entry: Entry, module: str, number: str) -> Iterator[tuple[Which, float]]:
     """Yield the largest magnitudes that ModelOpt's quantizers of a module saw."""
     for what, name in (("weight", WEIGHTS), ("input", INPUTS)):
-        for which, amax in _amaxes(checkpoint, entry, name.format(module=module, number=number)):
+        for which, amax in _amaxes(numbers, where, entry, name.format(module=module, number=number)):
             if which[1] == what:
                 yield which, amax
     cached = {CACHED[inside] for view in entry.views if (inside := view.tensor.split(".", 2)[-1]) in CACHED}
     for what in sorted(cached):
         name = f"{module.rpartition('.')[0]}.core_attention.{CACHE.format(what=what)}"
-        for (tensor, _), amax in _amaxes(checkpoint, entry, name):
+        for (tensor, _), amax in _amaxes(numbers, where, entry, name):
             if CACHED.get(tensor.split(".", 2)[-1]) == what:
                 yield (tensor, what), amax
 
 
-def _amaxes(checkpoint: Checkpoint, entry: Entry, name: str) -> Iterator[tuple[Which, float]]:
+def _amaxes(numbers: Find, where: str, entry: Entry, name: str) -> Iterator[tuple[Which, float]]:
     """Yield the numbers of one stored tensor: one for each layer and expert of a weight, or one for all; no others are needed."""
-    stored = checkpoint.tensors.get((entry.unit, name))
-    if stored is None or stored.dtype not in FLOATS or not 0 < prod(stored.shape) <= MANY:
+    found = numbers(entry.unit, name)
+    if found is None:
         return
     leading = sum(dim in (("layer",), ("expert",)) for dim in entry.reading.pattern.dims)
-    within = stored.shape[:leading] == entry.shape[:leading] and prod(stored.shape[leading:]) == 1
-    if not within and prod(stored.shape) != 1:
+    within = found.shape[:leading] == entry.shape[:leading] and prod(found.shape[leading:]) == 1
+    if not within and found.size != 1:
         return
-    numbers = read_numbers(checkpoint.root, stored).astype(np.float32)
-    for at in np.ndindex(stored.shape[:leading]) if within else [()]:
-        amax = float(numbers[at].reshape(-1)[0])
+    found = found.astype(np.float32)
+    for at in np.ndindex(found.shape[:leading]) if within else [()]:
+        amax = float(found[at].reshape(-1)[0])
         if not (isfinite(amax) and amax >= 0):
-            facts = {"where": str(checkpoint.root), "tensor": name, "found": amax}
-            raise BadCheckpoint("a quantizer's largest magnitude is no magnitude", facts)
+            raise BadCheckpoint(
+                "a quantizer's largest magnitude is no magnitude", {"where": where, "tensor": name, "found": amax}
+            )
         for which in _meant(entry, at) if amax else ():
             yield which, amax

@@ -79,21 +79,16 @@ def code(desk: Desk, step: Quantize, tile: Tile) -> None:
 def _whole(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
     own = step.source.dtype
     _refuse_infinite(step, largest)
-    if step.given is None:
-        amax = arithmetic.rounded(np.full((1, 1), largest, np.float32), "own", own)
-        stored, divisors = arithmetic.scales(recipe, amax, own)
-    else:
-        divisors = np.full((1, 1), step.given, np.float32)
-        stored = divisors.astype(array_type(own if recipe.scale.stored == "own" else recipe.scale.stored))
+    stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
     if desk.coder is not None and desk.coder.takes(recipe, own):
-        desk.coder.whole(recipe, bits, float(divisors[0, 0]), codes)
+        desk.coder.whole(recipe, bits, divisor, codes)
     elif bits.dtype.itemsize == 2:
-        table = _table(recipe.name, own, float(divisors[0, 0]))
+        table = _table(recipe.name, own, divisor)
         for low in range(0, bits.size, TILE):
             np.take(table, bits.reshape(-1)[low : low + TILE], out=codes.reshape(-1)[low : low + TILE], mode="clip")
     else:
         for box in _boxes(recipe, bits.shape):
-            codes[box] = arithmetic.encode(recipe, bits[box], own, divisors)
+            codes[box] = arithmetic.encode(recipe, bits[box], own, np.full((1, 1), divisor, np.float32))
     if first and step.scales is not None:
         _write(desk, step.scales, stored, (0, 0))
 

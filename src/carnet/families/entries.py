@@ -57,6 +57,7 @@ class Unit:
 
     name: str
     layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
+    base: int  # the global number of the layer that its names call 0
     first: bool  # holds what comes before the layers
     last: bool  # holds what comes after them
     tensor: Among = Among()  # among the ranks that share every layer
@@ -76,7 +77,7 @@ def units(dialect: Dialect, config: Config, present: Present = None) -> list[Uni
         return _tensorrt_units(config)
     if labels:
         return _megatron_units(config, labels, present or ())
-    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), first=True, last=True)]
+    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), 0, first=True, last=True)]
 
 
 def _tensorrt_units(config: Config) -> list[Unit]:
@@ -92,7 +93,8 @@ def _tensorrt_units(config: Config) -> list[Unit]:
         held, last = cut_unevenly(count, pp, stage), stage == pp - 1
         layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
         expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
-        found.append(Unit(f"rank{stage * tp + rank}", layers, stage == 0, last, Among(rank, tp), expert, expert_tensor))
+        name, base = f"rank{stage * tp + rank}", held.start
+        found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
     return found
 
 
@@ -122,15 +124,21 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
         last = (v, p) == max(held)
         stop = start + number(config, "mtp") if last else starts[v, p] + len(held[v, p])
         layers = tuple(range(starts[v, p], stop))
-        found.append(Unit(label, layers, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
+        base = starts[v, p]
+        found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
     return found
 
 
-def entries(dialect: Dialect, config: Config, present: Present, spelling: str = "") -> Iterator[Entry]:
-    """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer."""
+def entries(
+    dialect: Dialect, config: Config, present: Present, spelling: str = "", among: Sequence[Unit] | None = None
+) -> Iterator[Entry]:
+    """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer.
+
+    ``among`` are the units that hold the model, where the names that are there cannot tell.
+    """
     what = layers(config)
     top = tensors(config, config)
-    for unit in units(dialect, config, present):
+    for unit in units(dialect, config, present) if among is None else among:
         prefix = _prefix(dialect, unit, present)
         found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
         kinds: dict[int, list[int]] = {}
@@ -257,7 +265,7 @@ def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, s
     usual, *further = job.dialect.further
     for layer in same:
         if layer < count or not usual:
-            yield layer, name.replace("{layer}", str(layer - job.unit.layers[0]))
+            yield layer, name.replace("{layer}", str(layer - job.unit.base))
             continue
         others = further[:1] if job.present is None else further
         for spelled in dict.fromkeys(name.replace(usual, other) for other in others):

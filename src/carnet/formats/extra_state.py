@@ -72,7 +72,7 @@ def read_states(
     found: dict[Place, dict[tuple[int, ...], Scales]] = {}
     for unit, name, data in _packed(checkpoint, lambda unit, name: _is_state(name) and wants(unit, name)):
         match = NAME.fullmatch(name)
-        scales = _scales(data, "/".join(filter(None, (unit, name))), checkpoint.root) if data else None
+        scales = scales_in(data, "/".join(filter(None, (unit, name))), checkpoint.root) if data else None
         if match is not None and scales is not None:
             at = tuple(map(int, match["at"].split("."))) if match["at"] else ()
             found.setdefault((unit, match["module"]), {})[at] = scales
@@ -165,8 +165,11 @@ def _numbers(tensor: PickledTensor, fetch: Fetch) -> Numbers:
     return np.array(np.ndarray(tensor.shape, kind, raw, tensor.offset * item, tuple(step * item for step in tensor.strides)))
 
 
-def _scales(data: bytes, name: str, root: Path, *, wrapped: bool = False) -> Scales | None:
-    """Return what the bytes of a state say, None where they say nothing; a wrapped one lies in another."""
+def scales_in(data: bytes, name: str, root: Path, *, wrapped: bool = False) -> Scales | None:
+    """Return what the bytes of a state say, None where they say nothing; a wrapped one lies in another.
+
+    Raises BadCheckpoint where they are no state that Transformer Engine writes.
+    """
     what = f"the state {shown(name)}"
     try:
         if data[:2] == b"PK":
@@ -198,7 +201,7 @@ def _said(value: object, fetch: Fetch, name: str, root: Path, *, wrapped: bool) 
         if wrapped:
             raise ValueError("it holds a state in a state in a state")
         data = _bytes(value["extra_state"], fetch, name, root)
-        return _scales(data, name, root, wrapped=True) if data else None
+        return scales_in(data, name, root, wrapped=True) if data else None
     if value is None or (isinstance(value, dict) and "scale_fwd" not in value):  # of a recipe that keeps none
         return None
     if not isinstance(value, dict):

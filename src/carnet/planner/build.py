@@ -2,13 +2,14 @@
 
 import gc
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from carnet.box import Box, intersect, overlap, uncovered, volume, whole
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.families.entries import Entry, entries
+from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.known import dialect_of
 from carnet.families.rows import Dialect
 from carnet.families.words import Config, Value
@@ -22,6 +23,7 @@ from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
+from carnet.seeds import Seeds
 from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetTensor
 
 MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
@@ -53,25 +55,59 @@ def _no_collections() -> Iterator[None]:
 def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...], calibration: Mapping[str, float]) -> Plan:
     source = take(checkpoint, request.drop, request.vocab)
     target = dialect_of(source.family, request.to)
-    config = _target_config(source, request, target)
+    return draw(source, target, request, assets=assets, calibration=calibration).plan
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plan, and what makes its coding steps anew where the scales that a source brings along have changed."""
+
+    plan: Plan
+    coding: Callable[[Seeds], Iterator[Step]]
+
+
+def draw(
+    source: Inventory,
+    target: Dialect,
+    request: Request,
+    *,
+    among: Sequence[Unit] | None = None,
+    said: Config | None = None,
+    assets: tuple[AssetFile, ...] = (),
+    calibration: Mapping[str, float] | None = None,
+    seeds: Seeds | None = None,
+) -> Drawing:
+    """Return the proven plan that brings an inventory into a dialect.
+
+    ``among`` are the units of the target, None for those of the request; ``said`` are fields that the target has otherwise than the
+    request tells; ``seeds`` are the scales that the source brings along, None where they are to be read from it.
+    """
+    config = {**_target_config(source, request, target), **(said or {})}
+    ranks = units(target, config) if among is None and target.ranked else among or ()
     library = collect(source, request.dtype)
     found, extents = _source_pieces(source, library)
     kept, steps = _keep(found, source, library)
-    wanted = list(entries(target, config, None, request.spelling))
+    wanted = list(entries(target, config, None, request.spelling, among))
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if not target.ranked else {})
-    coding = asked(request, source, calibration)
+    coding = asked(request, source, calibration or {}, seeds)
     coded = choose(coding, wanted, dtypes)
     cache = cache_tensors(coding, wanted, dtypes)
-    made = target_files(target, wanted, dtypes, config, request, coded, cache)
+    made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
+
+    def code(seeds: Seeds) -> Iterator[Step]:
+        if coding is not None:
+            known = replace(coding, seeds=seeds)
+            scales = cache_tensors(known, wanted, dtypes)
+            yield from (measured(library, step) for step in coding_steps(known, coded, made.drawn, made.laid, kept, scales))
+
     steps += _meet(made.places, kept, shifts, library)
-    if coding is not None:
-        steps += (measured(library, step) for step in coding_steps(coding, coded, made.drawn, made.laid, kept, cache))
+    steps += code(coding.seeds) if coding is not None else ()
     files = made.files
     proof = prove((*files, made.sketch), extents, steps)
-    return Plan(
-        source=str(checkpoint.root),
-        fingerprint=fingerprint(checkpoint),
+    plan = Plan(
+        source=str(source.checkpoint.root),
+        fingerprint=fingerprint(source.checkpoint),
         request=as_data(request),
         family=source.family.name,
         files=files,
@@ -86,6 +122,7 @@ def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ..
         window=0,
         threads=0,
     )
+    return Drawing(plan, code)
 
 
 def _target_config(source: Inventory, request: Request, target: Dialect) -> dict[str, Value]:
@@ -105,17 +142,17 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         if key in source.entries and _holds(source.entries[key], "embed")
     )
     config["dtype"] = request.dtype or embed.dtype
-    if target.ranked:
+    if target.name == "megatron":
+        multiple = MULTIPLE * request.tp
+        config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
+        config["padded_vocab"] = -(-int(str(config["vocab"])) // multiple) * multiple
+    elif target.ranked:
         if request.tp % request.ep:
             raise BadRequest(
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
         config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp}
         config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": _embedding(request, target)}
-    elif target.name == "megatron":
-        multiple = MULTIPLE * request.tp
-        config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
-        config["padded_vocab"] = -(-int(str(config["vocab"])) // multiple) * multiple
     elif (request.tp, request.pp, request.ep, request.embedding or "none") != (1, 1, 1, "none"):
         raise BadRequest(
             f"a target of the kind {target.name!r} is not cut for ranks",

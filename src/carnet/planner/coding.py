@@ -75,8 +75,8 @@ LARGEST = 3.4028235e38  # of f32
 STYLE = {"hf": "modelopt", "trtllm": "trtllm"}  # unless asked otherwise
 
 
-def asked(request: Request, source: Inventory, calibration: Mapping[str, float]) -> Coding | None:
-    """Return what a request asks of quantizing, None where it asks nothing."""
+def asked(request: Request, source: Inventory, calibration: Mapping[str, float], seeds: Seeds | None = None) -> Coding | None:
+    """Return what a request asks of quantizing, None where it asks nothing; ``seeds`` None where they are to be read."""
     if request.quantize is None:
         for name, option in OPTIONS.items():
             if getattr(request, name) not in (None, ()):
@@ -92,7 +92,8 @@ def asked(request: Request, source: Inventory, calibration: Mapping[str, float])
         raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.cache_scale})
     static = _static(recipe, request.activations)
     amaxes = _amaxes(source.family, source.config, calibration)
-    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, read_seeds(source))
+    seeds = read_seeds(source) if seeds is None else seeds
+    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, seeds)
 
 
 def _recipe(scheme: str, style: str | None, to: str) -> Recipe:

@@ -48,15 +48,19 @@ def target_files(
     request: Request,
     coded: Mapping[Key, Coded],
     cache: Mapping[Key, Scaled],
+    ranks: Sequence[str],
 ) -> Made:
-    """Return the tensor files of a target, with every tensor's offset, in the order of the entries."""
-    if target.name == "megatron":
+    """Return the tensor files of a target, with every tensor's offset, in the order of the entries.
+
+    ``ranks`` are the units that have a file each, where the target has such.
+    """
+    if target.name == "megatron" and not target.ranked:
         return _store(target, wanted, dtypes, config, request)
     scales: dict[Key, list[Kept]] = {}
     for scaled in cache.values():
         scales.setdefault(scaled.beside, []).append(scaled.kept)
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
-    files = _ranks(held, request.tp * request.pp) if target.ranked else _shards(held, request.shard)
+    files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard)
     units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
     laid = dict(zip(units, ((file.name, tensor) for file in files for tensor in file.tensors), strict=True))
     sketched, drawn = sketch(coded)
@@ -82,9 +86,9 @@ def _held(
     return own + [(k.name, k.dtype, k.shape) for k in scales.get(key, ())]
 
 
-def _ranks(held: Mapping[Key, list[Tensor]], world: int) -> tuple[TargetFile, ...]:
+def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str]) -> tuple[TargetFile, ...]:
     """Return a file for every rank, one whose layers all do nothing included."""
-    ranks: dict[str, list[Tensor]] = {f"rank{rank}": [] for rank in range(world)}
+    ranks: dict[str, list[Tensor]] = {name: [] for name in names}
     for (unit, _), tensors in held.items():
         ranks[unit] += tensors
     return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in ranks.items())

@@ -74,6 +74,20 @@ def scales(recipe: Recipe, amax: Floats, own: str, outer: float | None = None) -
     return found.astype(stored), found
 
 
+def whole_scale(recipe: Recipe, largest: float, own: str, given: float | None) -> tuple[Array, float]:
+    """Return the scale of a whole tensor, as it is stored ([1, 1]), and the number that weights are divided by.
+
+    ``largest`` is the largest magnitude in it; ``given`` the scale itself, where it is known.
+    """
+    if given is None:
+        amax = rounded(np.full((1, 1), largest, np.float32), "own", own)
+        stored, divisors = scales(recipe, amax, own)
+    else:
+        divisors = np.full((1, 1), given, np.float32)
+        stored = divisors.astype(array_type(own if recipe.scale.stored == "own" else recipe.scale.stored))
+    return stored, float(divisors[0, 0])
+
+
 def _inner(recipe: Recipe, amax: Floats, own: str, outer: np.float32) -> tuple[Array, Floats]:
     rule = recipe.scale
     if rule.outer == "multiplies":

@@ -1,0 +1,129 @@
+"""The tensors that a rank really holds, tied to what its place in the grid says that it holds.
+
+Here the names of the running module count, whichever spelling it has: fused norms or not, experts one by one or grouped. What the
+module lacks, has too much, or has in another shape or type stops the crossing on all ranks.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+
+from carnet.box import Box, intersect, uncovered
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.families.entries import Entry, Unit, entries
+from carnet.families.megatron import MEGATRON
+from carnet.families.words import Config
+from carnet.layout import View
+from carnet.live.virtual import MODULES
+
+TORCH = {
+    "bf16": torch.bfloat16,
+    "f16": torch.float16,
+    "f32": torch.float32,
+    "f64": torch.float64,
+    "f8_e4m3": torch.float8_e4m3fn,
+    "u8": torch.uint8,
+    "i64": torch.int64,
+}
+CARNET = {dtype: name for name, dtype in TORCH.items()}
+
+State = Mapping[str, Any] | torch.nn.Module
+Held = tuple[Box, torch.Tensor]  # a box of a canonical tensor, and a view of memory with its axes
+
+
+def tensors_of(state: State) -> dict[str, Any]:
+    """Return the tensors and states of a module or a state dict, under the names that a bare model has."""
+    found = state.state_dict(keep_vars=True) if isinstance(state, torch.nn.Module) else dict(state)
+    for prefix in sorted(MEGATRON.prefixes, key=len, reverse=True):
+        if prefix and found and all(name.startswith(prefix) for name in found):
+            return {name.removeprefix(prefix): value for name, value in found.items()}
+    return found
+
+
+class Book:
+    """Where boxes of canonical tensors lie in the memory of a rank."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[Held]] = defaultdict(list)
+        self.padding: list[torch.Tensor] = []  # views of what holds no weight
+        self.entries: dict[tuple[str, str], Entry] = {}  # what the running module calls its tensors
+
+    def add(self, tensor: str, box: Box, view: torch.Tensor) -> None:
+        """Note that a box lies somewhere."""
+        self._held[tensor].append((box, view))
+
+    def lacks(self, tensor: str, box: Box) -> Box | None:
+        """Return a part of a box that lies nowhere."""
+        return uncovered(
+            box, [shared for held, _ in self._held.get(tensor, ()) if (shared := intersect(held, box)) is not None]
+        )
+
+    def find(self, tensor: str, box: Box) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
+        """Yield the parts of a box, each with its view of memory; together they are the box."""
+        for held, view in self._held[tensor]:
+            shared = intersect(held, box)
+            if shared is None:
+                continue
+            yield _inside(shared, box), view[_inside(shared, held)]
+            if shared == box:
+                return
+
+
+def _inside(box: Box, outer: Box) -> tuple[slice, ...]:
+    return tuple(slice(low - at, low - at + size) for low, at, size in zip(box.start, outer.start, box.shape, strict=True))
+
+
+def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], state: State, rank: int) -> None:
+    """Note where everything lies that a unit must hold.
+
+    ``dtypes``: canonical tensor -> element type. Raises CarnetError where the state is not the one that was described.
+    """
+    held = {name: value for name, value in tensors_of(state).items() if isinstance(value, torch.Tensor) and _is_weight(name)}
+    where = {"where": f"rank {rank}", "share": unit.name}
+    present = {(unit.name, name) for name in held}
+    named = {entry.name: entry for entry in entries(MODULES, config, present, among=[unit])}
+    unknown = sorted(held.keys() - named.keys())
+    if unknown:
+        facts = {**where, "tensor": unknown[0], "in all": len(unknown)}
+        raise NotSupported("the running model holds a tensor that carnet does not know", facts)
+    book.entries |= {(unit.name, name): entry for name, entry in named.items()}
+    for name, entry in named.items():
+        tensor = held[name].detach()
+        if tuple(tensor.shape) != entry.stored:
+            facts = {**where, "expected": list(entry.stored), "found": list(tensor.shape)}
+            raise BadCheckpoint(f"the shape of {name!r} is not the one that the config and the grid say", facts)
+        for view in entry.views:
+            wanted = dtypes.get(view.tensor)
+            if wanted is not None and tensor.dtype != TORCH.get(wanted):
+                facts = {**where, "expected": wanted, "found": CARNET.get(tensor.dtype, str(tensor.dtype))}
+                remedy = 'say so on every rank: dtypes={"*router.weight": "f32"}'
+                raise BadRequest(f"the element type of {name!r} is not the config's", facts, remedy=remedy)
+            book.add(view.tensor, view.box, strided(tensor, entry.shape, view))
+        for box in entry.padding:
+            book.padding.append(tensor[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))])
+    for entry in entries(MODULES, config, None, "te", [unit]):
+        for view in entry.views:
+            hole = book.lacks(view.tensor, view.box)
+            if hole is not None:
+                facts = {
+                    **where,
+                    "looked for": entry.name,
+                    "missing part": f"start {list(hole.start)}, shape {list(hole.shape)}",
+                }
+                raise BadCheckpoint(f"the running model lacks {view.tensor!r}", facts)
+
+
+def _is_weight(name: str) -> bool:
+    return not any(fnmatchcase(name, pattern) for pattern in MEGATRON.dropped)
+
+
+def strided(tensor: torch.Tensor, shape: Sequence[int], view: View) -> torch.Tensor:
+    """Return a view of a stored tensor with the axes of a canonical one."""
+    seen = tensor if tuple(tensor.shape) == tuple(shape) else tensor.view(*shape)
+    steps = seen.stride()
+    first = seen.storage_offset() + sum(start * step for start, step in zip(view.origin, steps, strict=True))
+    strides = [stride * steps[dim] if stride else 0 for dim, stride in view.places]
+    return seen.as_strided(view.box.shape, strides, first)

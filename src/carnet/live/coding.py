@@ -1,0 +1,128 @@
+"""FP8 on the way: weights become codes where they are, under scales that all ranks share, and half the bytes travel.
+
+The largest magnitude of a tensor is that of all its parts, wherever they lie: each rank measures its own, and one all-reduce finds
+the largest. Where the training brings scales along (Transformer Engine, ModelOpt), those count, and nothing is measured.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from carnet.box import Box
+from carnet.dtypes import array_type
+from carnet.errors import BadCheckpoint
+from carnet.families.entries import Entry
+from carnet.formats.extra_state import NAME, Scales, scales_in
+from carnet.inventory import Key
+from carnet.live.binding import CARNET, TORCH, Book, tensors_of
+from carnet.live.control import Control
+from carnet.live.moves import matrix_name
+from carnet.live.virtual import Source
+from carnet.quantize.arithmetic import whole_scale
+from carnet.quantize.codes import E4M3
+from carnet.quantize.recipes import BY_NAME, Recipe
+from carnet.seeds import Seeds, largest_of, tie_seeds
+from carnet.steps import Measure, Put, Quantize, Step
+
+MANY = 1 << 20  # more numbers are scales of blocks
+
+
+def seeds_of(control: Control, entries: Mapping[Key, Entry], states: Sequence[tuple[str, Any]]) -> Seeds:
+    """Return the scales that all ranks together bring along; ``states``: the unit and the state of each chunk of this rank."""
+    own = [_seeds(f"rank {control.rank}", unit, entries, tensors_of(state)) for unit, state in states]
+    return largest_of(control.gather(largest_of(own)))
+
+
+def _seeds(where: str, unit: str, entries: Mapping[Key, Entry], held: Mapping[str, Any]) -> Seeds:
+    found: dict[Key, dict[tuple[int, ...], Scales]] = {}
+    for name, value in held.items():
+        match = NAME.fullmatch(name)
+        data = _bytes(value) if match is not None else b""
+        scales = scales_in(data, name, Path(where)) if data else None
+        if match is not None and scales is not None:
+            found[unit, match["module"]] = {(): scales}
+
+    def numbers(_: str, name: str) -> np.ndarray[Any, Any] | None:
+        value = held.get(name)
+        plain = isinstance(value, torch.Tensor) and name.endswith("_amax") and value.numel() < MANY
+        return value.detach().float().cpu().numpy() if plain and isinstance(value, torch.Tensor) else None
+
+    return tie_seeds({key: entry for key, entry in entries.items() if key[0] == unit}, found, numbers, where)
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    if isinstance(value, torch.Tensor) and value.dtype == torch.uint8:
+        return value.detach().cpu().numpy().tobytes()
+    return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The scale of a matrix."""
+
+    recipe: Recipe
+    own: str  # element type of the weights
+    divisor: float
+    stored: np.ndarray[Any, Any]  # [1, 1], as the target keeps it
+
+
+def measure(control: Control, source: Source, book: Book, steps: Iterable[Step]) -> dict[str, float]:
+    """Return the largest magnitude under each name that a plan measures, over all ranks."""
+    wanted = [step for step in steps if isinstance(step, Measure)]
+    names = {name: at for at, name in enumerate(sorted({step.amax for step in wanted}))}
+    found: dict[str, list[torch.Tensor]] = {}
+    for step in wanted:
+        if source.holders(step.source.file, step.source.offset)[0] == control.rank:
+            for _, view in book.find(step.tensor, Box(step.start, step.shape)):
+                low, high = view.aminmax()
+                found.setdefault(step.amax, []).append(torch.maximum(-low, high).float())
+    own = torch.zeros(len(names))
+    if found:
+        own[[names[name] for name in found]] = torch.stack([torch.stack(each).max() for each in found.values()]).cpu()
+    every = control.largest(own.nan_to_num(nan=torch.inf)).tolist()  # what is no number is larger than all
+    return {name: every[at] for name, at in names.items()}
+
+
+def scales(steps: Iterable[Step], amaxes: Mapping[str, float]) -> dict[str, Scale]:
+    """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is no number."""
+    found = {}
+    for step in steps:
+        if not isinstance(step, Quantize):
+            continue
+        largest = 0.0 if step.given is not None else max(amaxes[name] for name in step.amax)
+        if not np.isfinite(largest):
+            raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", {"tensor": step.tensor})
+        recipe, own = BY_NAME[step.recipe], step.source.dtype
+        stored, divisor = whole_scale(recipe, largest, own, step.given)
+        found[matrix_name(step)] = Scale(recipe, own, divisor, stored)
+    return found
+
+
+def encode(weights: torch.Tensor, scale: Scale) -> torch.Tensor:
+    """Return the codes of weights (e4m3, their shape), the same bits as carnet.quantize.arithmetic makes."""
+    if weights.is_cuda and weights.dtype == torch.bfloat16 and scale.own == "bf16":
+        from carnet.executor import device
+
+        bits = weights.contiguous().view(torch.int16)
+        divisor = torch.full((1,), scale.divisor, dtype=torch.float32, device=weights.device)
+        return device.whole(scale.recipe, bits, divisor).view(torch.float8_e4m3fn)
+    # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs
+    divisor = torch.full((1,), scale.divisor, dtype=torch.float32, device=weights.device)
+    quotients = weights.to(TORCH[scale.own]).float() / divisor
+    if scale.recipe.quotient == "own":
+        quotients = quotients.to(TORCH[scale.own]).float()
+    return quotients.clamp_(-E4M3.largest, E4M3.largest).to(torch.float8_e4m3fn)
+
+
+def put(step: Put, out: torch.Tensor) -> None:
+    """Write numbers that are known."""
+    values = step.values * out.numel() if len(step.values) == 1 else step.values
+    made = np.array(values, np.float64).astype(array_type(CARNET[out.dtype])).astype(np.float64)
+    out.copy_(torch.from_numpy(made).view(out.shape).to(out.dtype))

@@ -1,0 +1,103 @@
+"""Where a target's tensors lie on this rank: made here, an engine's own, or those of a running module.
+
+What does not travel is written here too: zeros where the target pads, scales, numbers that are known.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+
+from carnet.errors import BadRequest
+from carnet.live import coding
+from carnet.live.binding import CARNET, TORCH, Book
+from carnet.live.moves import Atlas, Move, Spot, matrix_name
+from carnet.steps import Fill, Place, Put, Quantize, Step, TargetTensor
+
+Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and where in memory
+
+
+class Module:
+    """The tensors of a running module, found as a source's are: by what they mean."""
+
+    def __init__(self, book: Book) -> None:
+        self._book = book
+
+    def find(self, move: Move) -> Parts:
+        """Yield where the parts of a box go."""
+        return self._book.find(move.tensor, move.box)
+
+    def settle(self, _: Iterable[Step], __: Mapping[str, coding.Scale]) -> None:
+        """Write zeros where the module pads its vocabulary."""
+        for padding in self._book.padding:
+            padding.zero_()
+
+
+class Tensors:
+    """Tensors by name, made when they are first asked for, unless they are given."""
+
+    def __init__(self, wanted: Mapping[str, TargetTensor], atlas: Atlas, files: Sequence[str], device: torch.device) -> None:
+        self._wanted, self._atlas, self._files, self._device = wanted, atlas, frozenset(files), device
+        self.held: dict[str, torch.Tensor] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Name the tensors of this rank."""
+        return list(self._wanted)
+
+    def accept(self, given: Mapping[str, torch.Tensor], rank: int) -> None:
+        """Take tensors to write into; raise BadRequest where one is not there, or not what the target needs."""
+        for name, tensor in self._wanted.items():
+            found = given.get(name)
+            if found is None or (found.dtype, tuple(found.shape)) != (TORCH[tensor.dtype], tensor.shape) or not _dense(found):
+                said = "nothing" if found is None else f"{CARNET.get(found.dtype, found.dtype)} {list(found.shape)}"
+                facts = {"on": f"rank {rank}", "expected": f"{tensor.dtype} {list(tensor.shape)}, contiguous", "found": said}
+                raise BadRequest(f"the tensor {name!r} to write into is not the target's", facts)
+            self.held[name] = found.detach()
+
+    def whole(self) -> dict[str, torch.Tensor]:
+        """Return all tensors of this rank."""
+        return {name: self._tensor(name) for name in self._wanted}
+
+    def take(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield tensors, and forget them: who takes them has them alone."""
+        for name in names:
+            yield name, self._tensor(name)
+            del self.held[name]
+
+    def find(self, move: Move) -> Parts:
+        """Yield where a box goes."""
+        yield (), _view(self._tensor(move.spot.name), move.spot, move.box.shape)
+
+    def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale], among: frozenset[str] | None = None) -> None:
+        """Write what does not travel, of all tensors or of those ``among``."""
+        for step in steps:
+            match step:
+                case Fill():
+                    for view in self._at(step.target, step.shape, among):
+                        view.zero_()
+                case Put():
+                    for view in self._at(step.target, step.shape, among):
+                        coding.put(step, view)
+                case Quantize() if step.scales is not None:
+                    for view in self._at(step.scales, (1, 1), among):
+                        view.copy_(torch.from_numpy(scales[matrix_name(step)].stored.astype("f4")))
+
+    def _at(self, place: Place, shape: Sequence[int], among: frozenset[str] | None) -> Iterator[torch.Tensor]:
+        if place.file in self._files:
+            spot = self._atlas.at(place)
+            if among is None or spot.name in among:
+                yield _view(self._tensor(spot.name), spot, shape)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if name not in self.held:
+            wanted = self._wanted[name]
+            self.held[name] = torch.empty(wanted.shape, dtype=TORCH[wanted.dtype], device=self._device)
+        return self.held[name]
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    return tensor.is_contiguous()
+
+
+def _view(tensor: torch.Tensor, spot: Spot, shape: Sequence[int]) -> torch.Tensor:
+    return tensor.as_strided(shape, spot.strides, tensor.storage_offset() + spot.offset)

@@ -1,0 +1,171 @@
+"""What travels: boxes of canonical tensors, each from one rank to another; and in which round.
+
+A *move* is a step of the plan with its two ranks. On the wire a box is dense, its axes in canonical order, so that neither side
+needs to know how the other stores it. Moves are gathered into *rounds*: in each, a rank sends no more than one bucket and receives
+no more than one. All ranks compute the same rounds.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+from carnet.box import Box
+from carnet.dtypes import BY_NAME
+from carnet.errors import NotSupported
+from carnet.live.virtual import Source
+from carnet.quantize.recipes import BY_NAME as RECIPES
+from carnet.quantize.recipes import WHOLE
+from carnet.steps import SKETCH, Add, Cast, Copy, Place, Plan, Quantize, TargetTensor
+
+ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a box lies in a target tensor."""
+
+    file: str
+    name: str
+    offset: int  # elements, from the tensor's first
+    strides: tuple[int, ...]  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One box on its way."""
+
+    tensor: str  # canonical name
+    box: Box
+    sender: int  # global ranks
+    receiver: int
+    spot: Spot
+    dtype: str  # on the wire and in the target
+    add: float  # added on the way, in f32
+    code: str  # name of the matrix whose scale it is coded under; "" where it is not coded
+
+    @property
+    def nbytes(self) -> int:
+        """Return what it takes of a bucket."""
+        return -(-prod(self.box.shape) * BY_NAME[self.dtype].nbytes // ALIGN) * ALIGN
+
+
+class Atlas:
+    """Find the tensor at a place of a target file."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._files = {file.name: ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.sketch)}
+        self._coded = {step.source.offset: step for step in plan.steps if isinstance(step, Quantize)}
+
+    def _tensor(self, file: str, offset: int) -> TargetTensor:
+        starts, tensors = self._files[file]
+        return tensors[bisect_right(starts, offset) - 1]
+
+    def at(self, place: Place) -> Spot:
+        """Return a place as one in a tensor."""
+        tensor = self._tensor(place.file, place.offset)
+        inside = (place.offset - tensor.offset) // BY_NAME[place.dtype].nbytes
+        return Spot(place.file, tensor.name, inside, place.strides)
+
+    def spot(self, step: Copy | Cast | Add) -> tuple[Spot, str, str]:
+        """Return where a step writes, as what type, and the matrix that it belongs to where that is coded."""
+        place = step.target
+        if place.file != SKETCH:
+            return self.at(place), place.dtype, ""
+        coded = self._coded[self._tensor(SKETCH, place.offset).offset]
+        if RECIPES[coded.recipe].block != WHOLE:
+            known = ", ".join(sorted(name for name, recipe in RECIPES.items() if recipe.block == WHOLE))
+            raise NotSupported(f"{coded.recipe} has scales of blocks, which ranks may cut", {"on the way": known})
+        codes = self.at(coded.target)
+        inside = (place.offset - coded.source.offset) // BY_NAME[place.dtype].nbytes
+        return replace(codes, offset=codes.offset + inside, strides=place.strides), coded.target.dtype, matrix_name(coded)
+
+
+def matrix_name(step: Quantize) -> str:
+    """Return a name for a matrix that has a scale, the same on all ranks."""
+    return f"{step.target.file}:{step.target.offset}"
+
+
+def moves(plan: Plan, atlas: Atlas, source: Source, receivers: Callable[[Spot], Sequence[int]], bucket: int) -> Iterator[Move]:
+    """Yield all moves of a plan, in the order of the target; a box larger than a bucket (bytes) is cut.
+
+    Where several ranks hold a box, the receiver itself is asked first, then who has sent least so far.
+    """
+    sent = defaultdict[int, int](int)
+    for step in plan.steps:
+        if not isinstance(step, Copy | Cast | Add):
+            continue
+        spot, dtype, code = atlas.spot(step)
+        holders = source.holders(step.source.file, step.source.offset)
+        add = step.value if isinstance(step, Add) else 0.0
+        for receiver in receivers(spot):
+            sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))
+            move = Move(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, add, code)
+            if sender != receiver:
+                sent[sender] += move.nbytes
+                yield from _parts(move, bucket)
+            else:
+                yield move
+
+
+def _parts(move: Move, most: int) -> Iterator[Move]:
+    """Cut a move into parts that fit into a bucket, along the first axis that can be cut."""
+    if move.nbytes <= most:
+        yield move
+        return
+    start, shape = move.box.start, move.box.shape
+    axis = next(axis for axis, length in enumerate(shape) if length > 1)
+    half = shape[axis] // 2
+    for skip, length in ((0, half), (half, shape[axis] - half)):
+        box = Box(
+            (*start[:axis], start[axis] + skip, *start[axis + 1 :]),
+            (*shape[:axis], length, *shape[axis + 1 :]),
+        )
+        spot = replace(move.spot, offset=move.spot.offset + skip * move.spot.strides[axis])
+        yield from _parts(replace(move, box=box, spot=spot), most)
+
+
+def rounds(groups: Iterable[Sequence[Move]], bucket: int, *, kept: bool = False) -> list[list[Move]]:
+    """Return the moves of each round. What is in one group stays together, even where it is more than a bucket.
+
+    A group goes into the first round, after those of its ranks, in which all of them have room. ``kept`` says that what stays on its
+    rank needs room too, because it is handed on round by round.
+    """
+    latest: dict[tuple[int, str], tuple[int, int]] = {}  # (rank, side) -> its last round, and the bytes in it
+    found: list[list[Move]] = []
+    for group in groups:
+        need: dict[tuple[int, str], int] = defaultdict(int)
+        for move in group:
+            if move.sender != move.receiver:
+                need[move.sender, "sends"] += move.nbytes
+                need[move.receiver, "receives"] += move.nbytes
+            if kept:
+                need[move.receiver, "holds"] += move.nbytes
+        at = max((_next(latest.get(who, (0, 0)), nbytes, bucket) for who, nbytes in need.items()), default=0)
+        for who, nbytes in need.items():
+            last, used = latest.get(who, (0, 0))
+            latest[who] = at, nbytes + (used if last == at else 0)
+        found += [[] for _ in range(at + 1 - len(found))]
+        found[at] += group
+    return found
+
+
+def _next(last: tuple[int, int], nbytes: int, bucket: int) -> int:
+    at, used = last
+    return at if used + nbytes <= bucket else at + 1
+
+
+def by_tensor(found: Iterable[Move]) -> list[list[Move]]:
+    """Return the moves of each target tensor, those of its copies on other ranks included."""
+    groups: dict[tuple[str, str], list[Move]] = {}
+    for move in found:
+        groups.setdefault((move.spot.file, move.spot.name), []).append(move)
+    return list(groups.values())
+
+
+def traffic(found: Sequence[Sequence[Move]]) -> Mapping[str, int]:
+    """Return what the rounds amount to: bytes that travel, bytes that stay on their rank, rounds."""
+    every = [move for group in found for move in group]
+    away = sum(move.nbytes for move in every if move.sender != move.receiver)
+    return {"rounds": len(found), "bytes sent": away, "bytes kept": sum(move.nbytes for move in every) - away}

@@ -1,0 +1,156 @@
+"""A running model, described as a checkpoint is: the memory of every rank stands in place of a file.
+
+Nobody asks the other ranks what they hold: it follows from the config and the grid, and so every rank knows all of it. The
+description has the names of Megatron's global tensors; under which names a rank keeps them is its own affair (binding.py).
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from math import prod
+from pathlib import Path
+
+from carnet.box import whole
+from carnet.dtypes import BY_NAME
+from carnet.errors import BadRequest
+from carnet.families.entries import Entry, Unit, entries, units
+from carnet.families.known import dialect_of, recognise
+from carnet.families.megatron import MEGATRON
+from carnet.families.model import value
+from carnet.families.rows import Dialect
+from carnet.families.sharing import shared
+from carnet.families.words import Config, Value
+from carnet.formats.files import digest_of
+from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+from carnet.formats.wrapped import arguments_of, read_config
+from carnet.inventory import Inventory, Key
+from carnet.live.grid import Grid, Seat, megatron_units, seats
+from carnet.planner.request import Request
+
+WHERE = "the running model"
+MULTIPLE = 128  # --make-vocab-size-divisible-by
+MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What the ranks of one side hold."""
+
+    seats: Mapping[int, Seat]  # global rank -> its place
+    units: Mapping[str, tuple[Unit, Sequence[int]]]  # name -> a share of the model, and the ranks that hold it
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A running model."""
+
+    inventory: Inventory
+    holding: Holding
+    ranks: Mapping[Key, Sequence[int]]  # (unit, described name) -> all ranks that hold the same
+    offsets: Mapping[str, tuple[Sequence[int], Sequence[str]]]  # unit -> where its tensors begin, and their names
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Return the element type of every canonical tensor."""
+        inventory = self.inventory
+        stored = inventory.checkpoint.tensors
+        return {view.tensor: stored[key].dtype for key, entry in inventory.entries.items() for view in entry.views}
+
+    def holders(self, unit: str, offset: int) -> Sequence[int]:
+        """Return the ranks that hold what lies at a place of a unit."""
+        starts, names = self.offsets[unit]
+        return self.ranks[unit, names[bisect_right(starts, offset) - 1]]
+
+
+def describe(
+    config: Mapping[str, object] | str | Path, grid: Grid, ranks: Sequence[int], dtypes: Mapping[str, str], padded: int | None
+) -> Source:
+    """Return a running model of Megatron, from its config alone.
+
+    ``config``: Megatron's training arguments, or a Hugging Face config, or the path of one; ``dtypes``: patterns of described names ->
+    element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding.
+    """
+    raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
+    family, fields = recognise("megatron", arguments_of(raw, WHERE), WHERE, {})
+    fields["padded_vocab"] = _padded(fields, raw, grid, padded)
+    held = megatron_units(grid, fields, seats(grid, ranks))
+    unit_of = {name: unit for name, (unit, _) in held.items()}
+    tensors: dict[Key, Stored] = {}
+    described: dict[Key, Entry] = {}
+    owners: dict[Key, list[int]] = {}
+    first: dict[object, Key] = {}
+    ends: dict[str, int] = dict.fromkeys(held, 0)
+    offsets: dict[str, tuple[list[int], list[str]]] = {name: ([], []) for name in held}
+    for entry in entries(MODULES, fields, None, "te", list(unit_of.values())):
+        same = tuple((view.tensor, view.box) for view in entry.views)
+        key = first.setdefault(same, (entry.unit, entry.name))
+        if key != (entry.unit, entry.name):
+            owners[key] += held[entry.unit][1]
+            continue
+        dtype = _dtype(entry, fields, dtypes)
+        chunk = Chunk(whole(entry.shape), entry.unit, ends[entry.unit], dense_strides(entry.shape))
+        offsets[entry.unit][0].append(ends[entry.unit])
+        offsets[entry.unit][1].append(entry.name)
+        ends[entry.unit] += prod(entry.shape) * BY_NAME[dtype].nbytes
+        tensors[key] = Stored(*key, dtype, entry.shape, (chunk,))
+        described[key], owners[key] = entry, list(held[entry.unit][1])
+    digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
+    checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
+    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {})
+    return Source(inventory, Holding(seats(grid, ranks), held), owners, offsets)
+
+
+def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | None) -> int:
+    """Return how many rows the ranks hold of the vocabulary: megatron/training/tokenizer pads it for tensor parallelism."""
+    vocab, said, multiple = value(fields, "vocab"), value(fields, "padded_vocab"), raw.get("make_vocab_size_divisible_by")
+    assert isinstance(vocab, int), "a model has a vocabulary"
+    unit = (multiple if isinstance(multiple, int) else MULTIPLE) * grid.tp
+    rows = given or (said if isinstance(said, int) else -(-vocab // unit) * unit)
+    if rows < vocab or rows % grid.tp:
+        facts = {"padded_vocab_size": rows, "vocab_size": vocab, "tp": grid.tp}
+        raise BadRequest("the rows of the vocabulary do not divide among the ranks, or are too few", facts)
+    return rows
+
+
+def _dtype(entry: Entry, fields: Config, dtypes: Mapping[str, str]) -> str:
+    asked = next((dtype for pattern, dtype in dtypes.items() if fnmatchcase(entry.name, pattern)), None)
+    return asked or entry.dtype or str(value(fields, "dtype"))
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Where a running model goes."""
+
+    dialect: Dialect
+    units: Sequence[Unit] | None  # None where every rank has all of it
+    holding: Holding
+    ranks: Sequence[int]
+    said: Mapping[str, Value]  # fields that the request does not tell
+
+    def holders(self, file: str) -> Sequence[int]:
+        """Return the ranks that a file of the plan stands for."""
+        return self.ranks if self.units is None else self.holding.units[file.removesuffix(".safetensors")][1]
+
+
+def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Goal:
+    """Return what the ranks of the target are to hold."""
+    plain = dialect_of(source.inventory.family, request.to)
+    fields = source.inventory.config
+    if request.to == "megatron":
+        said: dict[str, Value] = {"padded_vocab": _padded({**fields, "padded_vocab": None}, {}, grid, padded)}
+        held = megatron_units(grid, {**fields, **said}, seats(grid, ranks))
+        return Goal(MODULES, [unit for unit, _ in held.values()], Holding(seats(grid, ranks), held), ranks, said)
+    places = seats(replace(grid, ep=1, etp=None), ranks)
+    if (grid.tp, grid.pp, grid.ep) == (1, 1, 1) and not plain.ranked:
+        return Goal(plain, None, Holding(places, {}), ranks, {})
+    if grid.vp > 1 or grid.cp > 1 or grid.layers is not None:
+        raise BadRequest(f"a target of the kind {request.to!r} has no chunks, no context parallel and no stages of its own")
+    dialect = plain if plain.ranked else shared(plain)
+    sizes: dict[str, Value] = {"tp": grid.tp, "pp": grid.pp, "ep": grid.ep, "embedding": request.embedding or "none"}
+    made = [unit if plain.ranked else replace(unit, base=0) for unit in units(dialect, {**fields, **sizes})]
+    of = {
+        unit.name: [rank for rank, seat in places.items() if seat.pp * grid.tp + seat.tp == at] for at, unit in enumerate(made)
+    }
+    return Goal(dialect, made, Holding(places, {unit.name: (unit, of[unit.name]) for unit in made}), ranks, {})
