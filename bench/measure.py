@@ -19,6 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from carnet import __version__
+
 TICK = 0.01  # seconds between two looks at the memory
 RESULTS = Path(__file__).parent / "results"
 
@@ -139,5 +141,5 @@ def _machine() -> dict[str, object]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "numpy": version("numpy"),
-        "carnet": version("carnet"),
+        "carnet": __version__,
     }

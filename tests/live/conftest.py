@@ -37,12 +37,12 @@ class World:
                 raise value
         return found
 
-    def ask(self, what, *args, ranks=None):
-        """Call a function of ``jobs`` on every rank, and return what each returns or raises."""
+    def ask(self, what, *args, ranks=None, gone=()):
+        """Call a function of ``jobs`` on every rank, and return what each returns or raises; nothing comes from those that go."""
         pipes = self._pipes if ranks is None else [self._pipes[rank] for rank in ranks]
         for pipe in pipes:
             pipe.send((what, args))
-        return [pipe.recv() for pipe in pipes]
+        return [pipe.recv() for rank, pipe in enumerate(pipes) if rank not in gone]
 
     def close(self):
         for process in self._processes:

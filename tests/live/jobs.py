@@ -1,5 +1,6 @@
 """What the ranks of the tests' world do: build real models of megatron-core, and let them cross."""
 
+import os
 import warnings
 from argparse import Namespace
 from contextlib import contextmanager
@@ -17,8 +18,11 @@ with warnings.catch_warnings():
     from megatron.core.transformer import TransformerConfig
 
 from carnet import live
+from carnet.errors import CarnetError
 from carnet.live import Grid
+from carnet.live.control import Control
 from carnet.megatron.models import arguments
+from tests.te_states import FORMS
 
 AXES = {"tensor": "tp", "pipeline": "pp", "expert": "ep"}
 
@@ -32,6 +36,17 @@ def parallel(tp=1, pp=1, ep=1, etp=None, vp=None):
         yield
     finally:
         parallel_state.destroy_model_parallel()
+        for group in set(dist.distributed_c10d._world.pg_map) - {dist.group.WORLD}:
+            dist.destroy_process_group(group)  # each has threads that look at their clocks
+
+
+@contextmanager
+def on_chunk(chunk):
+    parallel_state.set_virtual_pipeline_model_parallel_rank(chunk)
+    try:
+        yield
+    finally:
+        parallel_state.set_virtual_pipeline_model_parallel_rank(None)
 
 
 def build(sizes, **cut):
@@ -58,23 +73,27 @@ def build(sizes, **cut):
         tensor_model_parallel_size=cut.get("tp", 1),
         pipeline_model_parallel_size=cut.get("pp", 1),
         pipeline_dtype=torch.bfloat16,
+        virtual_pipeline_model_parallel_size=cut.get("vp"),
         expert_model_parallel_size=cut.get("ep", 1),
         expert_tensor_parallel_size=cut.get("etp") or cut.get("tp", 1),
     )
     pp = cut.get("pp", 1)
-    at = parallel_state.get_pipeline_model_parallel_rank()
+    at, chunk, vp = parallel_state.get_pipeline_model_parallel_rank(), cut.get("chunk", 0), cut.get("vp")
     model = GPTModel(
         config,
-        get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm"),
+        get_gpt_decoder_block_spec(
+            config, use_transformer_engine=False, normalization="RMSNorm", vp_stage=cut.get("chunk") if cut.get("vp") else None
+        ),
         vocab_size=sizes["padded"],
         max_sequence_length=64,
         share_embeddings_and_output_weights=sizes.get("tied", False),
         position_embedding_type="rope",
-        pre_process=at == 0,
-        post_process=at == pp - 1,
+        pre_process=at == chunk == 0,
+        post_process=at == pp - 1 and chunk == (vp or 1) - 1,
+        vp_stage=chunk if vp else None,
     )
     for name, parameter in model.named_parameters():
-        ranks = [at]  # copies of what is not cut are the same on all ranks
+        ranks = [at, chunk]  # copies of what is not cut are the same on all ranks
         if getattr(parameter, "tensor_model_parallel", False):
             ranks.append(parallel_state.get_tensor_model_parallel_rank())
         if ".experts." in name:
@@ -84,7 +103,7 @@ def build(sizes, **cut):
     return model
 
 
-def save(model, cut, said, folder):
+def save(state, cut, said, folder):
     """Save a rank's state as Megatron's per-rank format has it: what comes first of all copies."""
     tp, pp, ep = (parallel_state.get_tensor_model_parallel_rank(), parallel_state.get_pipeline_model_parallel_rank(), 0)
     if cut.get("ep", 1) > 1:
@@ -95,31 +114,137 @@ def save(model, cut, said, folder):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     sizes = {f"{axis}_model_parallel_size": cut.get(short, 1) for axis, short in AXES.items()}
+    model = state if "model0" in state else {"model": state}
     args = Namespace(**{**said, **sizes, "params_dtype": torch.bfloat16})
-    torch.save({"args": args, "checkpoint_version": 3.0, "iteration": 1, "model": model.state_dict()}, path)
+    torch.save({"args": args, "checkpoint_version": 3.0, "iteration": 1, **model}, path)
 
 
 def parts(found):
     """Return tensors as another process can have them: their bytes."""
-    return {
-        name: (str(t.dtype), tuple(t.shape), t.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        for name, t in found.items()
-    }
+    held = {name: tensor.contiguous().view(-1) for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    return {name: (str(t.dtype), tuple(found[name].shape), t.view(torch.uint8).numpy().tobytes()) for name, t in held.items()}
 
 
-def cross(sizes, cut, target, to, folder, options=None):
-    """Let a model cross twice, save it, and return what arrived the second time."""
+def states_of(model, scales):
+    """Return a model's state, with what Transformer Engine leaves beside each linear layer where ``scales`` has a kind of state."""
+    held = model.state_dict()
+    offset = parallel_state.get_pipeline_model_parallel_rank() * len(model.decoder.layers)
+    for name in [name for name in held if ".linear_" in name and name.endswith("weight")] if scales else []:
+        layer = int(name.split(".")[2]) + offset  # ranks that share a layer have one scale: it is reduced among them
+        random = torch.Generator().manual_seed(crc32(f"{layer} {name.split('.')[-2]}".encode()))
+        held[name.replace("weight", "_extra_state")] = FORMS[scales](100 + 200 * torch.rand(3, generator=random))
+    return held
+
+
+def cross(sizes, cut, target, to, folder, options=None, scales=None):
+    """Let a model cross, save it, and return what arrived; the same must come again, in place and as a stream."""
     with parallel(**cut):
         model = build(sizes, **cut)
+        state = states_of(model, scales)
         said = arguments(model) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}
-        save(model, cut, said, folder)
-        made = live.plan(said, source=Grid(**cut), target=Grid(**target), to=to, **(options or {}))
-        first = made.run(model)
+        save(state, cut, said, folder)
+        given = {"timeout": 20, "states": state, **(options or {})}
+        made = live.plan(said, source=Grid(**cut), target=Grid(**target), to=to, **given)
+        first = made.run(state)
         kept = parts(first)
         for tensor in first.values():
             tensor.view(-1).view(torch.uint8).fill_(77)
-        made.run(model, into=first)
+        made.run(state, into=first)
         assert parts(first) == kept
-        assert parts(dict(made.stream(model))) == kept
+        assert parts(dict(made.stream(state))) == kept
         dist.barrier()
         return kept, made.texts, dict(made.traffic())
+
+
+def to_modules(sizes, cut, target_cut):
+    """Let a model cross into another model of megatron-core, which is cut otherwise; return what both say of every tensor."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        state, said = model.state_dict(), arguments(model) | {"vocab_size": sizes["vocab"]}
+    with parallel(**target_cut):
+        other = build(sizes, **target_cut)
+        for parameter in other.parameters():
+            parameter.data.fill_(77)
+        padded = {"padded_vocab_size": sizes["padded"], "timeout": 20}
+        both = {**padded, "target_padded_vocab_size": sizes["padded"]}
+        made = live.plan(said, source=Grid(**cut), target=Grid(**target_cut), to="megatron", **both)
+        made.run(state, into=other)
+        for tensor in state.values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.data.add_(1)
+        made.run(state, into=other)  # the weights have changed since
+        again = live.plan(said, source=Grid(**target_cut), target=Grid(ranks=(0,)), **padded).run(other)
+        whole = live.plan(said, source=Grid(**cut), target=Grid(ranks=(0,)), **padded).run(state)
+        return bool(parts(again) == parts(whole)), len(whole)
+
+
+def virtual(sizes, folder):
+    """Let the chunks of a virtual pipeline cross."""
+    with parallel(pp=2, vp=2):
+        models = []
+        for chunk in range(2):
+            with on_chunk(chunk):
+                models.append(build(sizes, pp=2, vp=2, chunk=chunk))
+        said = arguments(models[0]) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}
+        save({f"model{at}": model.state_dict() for at, model in enumerate(models)}, {"pp": 2}, said, folder)
+        made = live.plan(said, source=Grid(pp=2, vp=2), target=Grid(ranks=(2,)), timeout=20)
+        return parts(made.run(models))
+
+
+def refused(sizes, cut, spoil, rank, options=None):
+    """Plan a crossing, spoil what one rank hands over, and let it run: what it raises is returned."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        state, said = model.state_dict(), arguments(model) | {"vocab_size": sizes["vocab"]}
+        if dist.get_rank() == rank:
+            SPOILED[spoil](state, said)
+        if spoil == "none":
+            options = {"memory": 1 << 14}
+        made = live.plan(said, source=Grid(**cut), target=Grid(tp=2), **{"timeout": 20, **(options or {})})
+        return len(made.run(state))
+
+
+def wish(sizes, cut, target, options):
+    """Plan what cannot be."""
+    with parallel():
+        said = arguments(build(sizes)) | {"vocab_size": sizes["vocab"]}
+        live.plan(said, source=Grid(**cut), target=Grid(**target), **{"timeout": 20, **options})
+
+
+def _reshape(state, _):
+    state["output_layer.weight"] = state["output_layer.weight"][1:]
+
+
+def _lose(state, _):
+    del state["decoder.layers.1.mlp.linear_fc2.weight"]
+
+
+def _add(state, _):
+    state["decoder.layers.0.mlp.linear_fc9.weight"] = torch.zeros(3)
+
+
+def _retype(state, _):
+    state["decoder.layers.0.mlp.linear_fc2.weight"] = state["decoder.layers.0.mlp.linear_fc2.weight"].float()
+
+
+def _misconfigure(_, said):
+    said["rotary_base"] = 77777
+
+
+def _fail(state, _):
+    state["decoder.layers.0.mlp.linear_fc2.weight"] = torch.zeros(4, 4, dtype=torch.bfloat16).to_sparse()
+
+
+SPOILED = {"shape": _reshape, "loss": _lose, "more": _add, "type": _retype, "config": _misconfigure, "bug": _fail}
+
+
+def leave(rank):
+    """End one rank in the middle of a crossing, and say what the others raise."""
+    control = Control(None, 3)
+    if dist.get_rank() == rank:
+        os._exit(1)
+    try:
+        control.agree(None)
+    except CarnetError as error:
+        return error.what, dict(error.facts)
+    return "nothing", {}

@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 import carnet
+from carnet.errors import CarnetError
+from tests.live.conftest import World
 
 DENSE = {"layers": 4, "hidden": 32, "ffn": 48, "heads": 8, "kv": 4, "vocab": 97, "padded": 256}
 MIXTURE = DENSE | {"experts": 4, "ffn": 24, "moe_ffn": 24}
@@ -72,3 +75,117 @@ def test_a_rank_of_an_engine_gets_its_part_under_the_names_of_hugging_face(world
 def as_tensor(part):
     dtype, shape, data = part
     return torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype.removeprefix("torch."))).view(shape)
+
+
+def calibration():
+    """Return what calibration would have found, for every linear layer of a dense model."""
+    found = {}
+    for layer in range(DENSE["layers"]):
+        for number, module in enumerate(("q_proj", "k_proj", "v_proj", "o_proj")):
+            found[f"model.layers.{layer}.self_attn.{module}.input_amax"] = 3.0 + layer + number / 4
+        found |= {f"model.layers.{layer}.self_attn.{name}_proj.{name}_amax": 600.0 + layer for name in "kv"}
+        for number, module in enumerate(("gate_proj", "up_proj", "down_proj")):
+            found[f"model.layers.{layer}.mlp.{module}.input_amax"] = 9.0 + layer + number / 4
+    return found
+
+
+@pytest.mark.parametrize("cache", [None, "fp8"])
+@pytest.mark.parametrize("scales", [None, "1.x", "2.x"])
+def test_weights_that_become_fp8_on_the_way_have_one_scale_on_all_ranks(world, tmp_path, cache, scales):
+    amax = {name: torch.tensor(value) for name, value in calibration().items()}
+    save_file(amax, tmp_path / "amax.safetensors")
+    options = {"quantize": "fp8", "kv_cache": cache}
+    found = world.run(
+        "cross",
+        *(DENSE, {"tp": 2, "pp": 2}, {"tp": 4}, "trtllm", str(tmp_path / "megatron")),
+        *(options | {"calibration": calibration()}, scales),
+    )
+    made = {"quantize": "fp8", "kv_cache": cache, "amax": tmp_path / "amax.safetensors"}
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="trtllm", tp=4, **made).equal
+    for rank in range(4):
+        assert found[rank][0] == held(tmp_path / f"out/rank{rank}.safetensors")
+        assert json.loads(found[rank][1]["config.json"]) == json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize("style", ["compressed-tensors", "modelopt"])
+def test_fp8_under_the_names_of_hugging_face_is_that_of_the_crossing_of_files(world, tmp_path, style):
+    save_file({name: torch.tensor(value) for name, value in calibration().items()}, tmp_path / "amax.safetensors")
+    options = {"quantize": "fp8", "style": style, "calibration": calibration()}
+    found = world.run("cross", DENSE, {"tp": 2}, {"ranks": (1, 2)}, "hf", str(tmp_path / "megatron"), options)
+    made = {"quantize": "fp8", "style": style, "amax": tmp_path / "amax.safetensors"}
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="hf", **made).equal
+    assert found[1][0] == found[2][0] == held(tmp_path / "out/model.safetensors")
+    for name in ("config.json", "hf_quant_config.json"):
+        if (tmp_path / "out" / name).exists():
+            assert json.loads(found[1][1][name]) == json.loads((tmp_path / "out" / name).read_text())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut", "target"),
+    [
+        (DENSE, {"tp": 2, "pp": 2}, {"tp": 4}),
+        (DENSE, {"tp": 4}, {}),
+        (DENSE | {"tied": True}, {"tp": 2}, {"tp": 1}),
+        (MIXTURE, {"ep": 2}, {"tp": 2}),
+        (MIXTURE, {"tp": 2, "ep": 2}, {"tp": 2, "ep": 2, "etp": 1}),
+    ],
+)
+def test_a_model_takes_the_weights_of_another_that_is_cut_otherwise(world, sizes, cut, target):
+    found = world.run("to_modules", sizes, cut, target)
+    assert all(same for same, _ in found)
+    assert [count > 30 for _, count in found] == [True, False, False, False]
+
+
+def test_the_chunks_of_a_virtual_pipeline_go_where_their_layers_are(world, tmp_path):
+    found = world.run("virtual", DENSE, str(tmp_path / "megatron"))
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="hf").equal
+    assert found[2] == held(tmp_path / "out/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "own", "word"),
+    [
+        ("shape", "BadCheckpoint", "the shape of 'output_layer.weight'"),
+        ("loss", "BadCheckpoint", "lacks 'layers.1.mlp.down'"),
+        ("more", "NotSupported", "a tensor that carnet does not know"),
+        ("type", "BadRequest", "the element type of"),
+        ("config", "BadRequest", "different configs, grids or options"),
+        ("bug", "", ""),
+    ],
+)
+def test_what_is_wrong_on_one_rank_is_an_error_on_all(world, spoil, own, word):
+    found = world.ask("refused", DENSE, {"tp": 2}, spoil, 1)
+    assert all(isinstance(error, BaseException) for error in found), found
+    if own:
+        assert {type(error).__name__ for error in found} == {own}
+        assert all(word in str(error) for error in found)
+    assert world.run("refused", DENSE, {"tp": 2}, "none", 9)  # and the next one goes well
+
+
+@pytest.mark.parametrize(
+    ("cut", "target", "options", "word"),
+    [
+        ({"pp": 3}, {}, {}, "do not make up whole copies"),
+        ({"pp": 2}, {"ranks": (0, 0)}, {}, "each once"),
+        ({"pp": 2}, {"ranks": (7,)}, {}, "each once"),
+        ({}, {"tp": 8}, {}, "do not make up whole copies"),
+        ({}, {}, {"to": "gguf"}, "no target is called 'gguf'"),
+        ({}, {}, {"memory": 100}, "the memory for buckets is too little"),
+        ({}, {}, {"quantize": "fp8-block"}, "scales of blocks"),
+        ({}, {}, {"quantize": "fp8"}, "nothing says how large the activations"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_before_anything_moves(world, cut, target, options, word):
+    for error in world.ask("wish", DENSE, cut, target, options):
+        assert isinstance(error, CarnetError)
+        assert word in str(error)
+
+
+def test_nobody_waits_for_a_rank_that_is_gone():
+    other = World(3)
+    try:
+        what, facts = other.ask("leave", 2, ranks=(0, 1, 2), gone=(2,))[0]
+        assert what == "a rank of the job does not answer"
+        assert facts["time limit"] == "3 s"
+    finally:
+        other.close()

@@ -43,6 +43,39 @@ def tensors_of(state: State) -> dict[str, Any]:
     return found
 
 
+def chunks_of(states: object) -> list[State]:
+    """Return the states of a rank: one, or one for each virtual chunk."""
+    if states is None:
+        return []
+    return list(states) if isinstance(states, list | tuple | torch.nn.ModuleList) else [states]  # type: ignore[list-item]
+
+
+class Watch:
+    """Whether the memory of a rank's tensors is still where it was: looked at before every run, so it must be quick."""
+
+    def __init__(self, states: object) -> None:
+        self._states = states
+        self._slots: list[tuple[Mapping[str, Any], str, Any, int]] = []
+        for chunk in chunks_of(states):
+            for table in [chunk] if isinstance(chunk, Mapping) else _tables(chunk):
+                for name, value in table.items():
+                    if isinstance(value, torch.Tensor):
+                        self._slots.append((table, name, value, value.data_ptr()))
+
+    def same(self, states: object) -> bool:
+        """Say whether these are the tensors of before, at the same place."""
+        return states is self._states and all(
+            value.data_ptr() == at and table.get(name) is value for table, name, value, at in self._slots
+        )
+
+
+def _tables(module: torch.nn.Module) -> Iterator[Mapping[str, Any]]:
+    """Yield the tables in which modules keep their tensors: torch has no other that is as quick to look into."""
+    for each in module.modules():
+        yield each._parameters  # noqa: SLF001
+        yield each._buffers  # noqa: SLF001
+
+
 class Book:
     """Where boxes of canonical tensors lie in the memory of a rank."""
 

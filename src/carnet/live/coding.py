@@ -19,7 +19,7 @@ from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
 from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.inventory import Key
-from carnet.live.binding import CARNET, TORCH, Book, tensors_of
+from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import matrix_name
 from carnet.live.virtual import Source
@@ -30,6 +30,12 @@ from carnet.seeds import Seeds, largest_of, tie_seeds
 from carnet.steps import Measure, Put, Quantize, Step
 
 MANY = 1 << 20  # more numbers are scales of blocks
+
+
+def brings(states: object) -> bool:
+    """Say whether the states of a rank may have scales of their own."""
+    names = (name for chunk in chunks_of(states) for name, value in tensors_of(chunk).items() if value is not None)
+    return any(name.endswith(("_extra_state", "_amax")) for name in names)
 
 
 def seeds_of(control: Control, entries: Mapping[Key, Entry], states: Sequence[tuple[str, Any]]) -> Seeds:
@@ -81,13 +87,22 @@ def measure(control: Control, source: Source, book: Book, steps: Iterable[Step])
     for step in wanted:
         if source.holders(step.source.file, step.source.offset)[0] == control.rank:
             for _, view in book.find(step.tensor, Box(step.start, step.shape)):
-                low, high = view.aminmax()
-                found.setdefault(step.amax, []).append(torch.maximum(-low, high).float())
+                found.setdefault(step.amax, []).append(_largest(view))
     own = torch.zeros(len(names))
     if found:
         own[[names[name] for name in found]] = torch.stack([torch.stack(each).max() for each in found.values()]).cpu()
     every = control.largest(own.nan_to_num(nan=torch.inf)).tolist()  # what is no number is larger than all
     return {name: every[at] for name, at in names.items()}
+
+
+def _largest(view: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude, f32; NaN where there is one."""
+    if view.is_cuda and view.dtype == torch.bfloat16:
+        from carnet.executor import device
+
+        return device.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16).float()
+    low, high = view.aminmax()
+    return torch.maximum(-low, high).float()
 
 
 def scales(steps: Iterable[Step], amaxes: Mapping[str, float]) -> dict[str, Scale]:

@@ -27,13 +27,21 @@ class Control:
         backend = dist.get_backend(group)
         self.on_gpu = "nccl" in backend
         self._talk = self.wire = group
-        if group is None:
+        self._own = group is None
+        if self._own:
             limit = timedelta(seconds=timeout)
             with self._watched():
                 self._talk = self.wire = dist.new_group(backend="gloo", timeout=limit)
                 if self.on_gpu:
                     self.wire = dist.new_group(backend=backend, timeout=limit)
         self._words = self.device() if group is not None else torch.device("cpu")
+
+    def close(self) -> None:
+        """Give up the groups that were made here; every rank must."""
+        made = {self._talk, self.wire} if self._own else set()
+        self._own = False
+        for group in made:
+            dist.destroy_process_group(group)
 
     def device(self) -> torch.device:
         """Return where buckets lie: the GPU of this rank, or main memory."""

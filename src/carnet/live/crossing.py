@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.distributed as dist
@@ -11,13 +12,13 @@ from carnet.errors import BadRequest
 from carnet.families.entries import Unit
 from carnet.families.known import TARGETS
 from carnet.live import coding
-from carnet.live.binding import Book, State, bind
+from carnet.live.binding import Book, State, Watch, bind, chunks_of
 from carnet.live.control import Control
 from carnet.live.grid import Grid, unit_name
 from carnet.live.landing import Module, Tensors
 from carnet.live.moves import Atlas, Move, by_tensor, moves, rounds, traffic
 from carnet.live.virtual import Goal, Holding, Source, aim, describe
-from carnet.live.wire import Wire
+from carnet.live.wire import Acts, Wire
 from carnet.planner.build import Drawing, draw
 from carnet.planner.request import Request
 from carnet.seeds import NOTHING, Seeds
@@ -107,17 +108,20 @@ class Crossing:
         states: States,
     ) -> None:
         self._control, self._source, self._goal, self._request, self._bucket = control, source, goal, request, bucket
-        self._book, self._seen = Book(), object()
+        self._book, self._watch, self._watch_target = Book(), Watch(()), Watch(())
+        self._landing: Module | Tensors
+        self._acts: list[Acts] = []
         self._wires: dict[str, Wire] = {}
-        self._loaded: object = None
-        self._scales: Mapping[str, coding.Scale] = {}
         self._drawing, self._atlas, self._moves = self._draw(states, calibration)
-        self._steps: list[Step] = []
+        self._fills = [step for step in self._drawing.plan.steps if isinstance(step, Fill)]
+        self._steps: list[Step] = []  # of coding, in this run
+        self._scales: Mapping[str, coding.Scale] = {}
+        self._known = NOTHING  # what the states brought along the last time
 
     def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Move]]:
         """Draw the plan; where something is quantized, with the scales that the states bring along."""
         seeds = NOTHING
-        if self._request.quantize is not None and any(self._control.gather(states is not None)):
+        if self._request.quantize is not None and self._control.any(coding.brings(states)):
             self._bind(states)
             seeds = self._seeds(states)
         goal = self._goal
@@ -152,6 +156,18 @@ class Crossing:
         """Return what a run amounts to over all ranks: rounds, bytes sent from rank to rank, bytes kept where they are."""
         return traffic(self._rounds("all"))
 
+    def close(self) -> None:
+        """Give up buckets and groups; every rank must. A crossing that is closed cannot run."""
+        self._wires.clear()
+        self._acts.clear()
+        self._control.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     # --- running it ----------------------------------------------------------------------------------------------------------
 
     def run(self, states: States = None, into: Mapping[str, torch.Tensor] | States = None) -> dict[str, torch.Tensor]:
@@ -163,27 +179,15 @@ class Crossing:
 
         Raises CarnetError on all ranks where one of them cannot go on.
         """
-        self._start(states)
-        landing: Module | Tensors
-        if self._request.to == "megatron":
-            landing = Module(self._tie(into, self._goal.holding))
-            held: dict[str, torch.Tensor] = {}
-        else:
-            landing = self._tensors()
-            with _together(self._control):
-                if into is not None:
-                    assert isinstance(into, Mapping), "a target by names is written into tensors by names"
-                    landing.accept(into, self._control.rank)
-            held = landing.whole()
-        wire = self._wire("all")
-        memory = (id(self._book), id(landing) if not held else tuple(tensor.data_ptr() for tensor in held.values()))
-        if memory != self._loaded:
-            wire.load(self._book, landing.find, self._dress)
-            self._loaded = memory
-        for _ in wire.run():
+        same = self._watch.same(states) and self._watch_target.same(into) and into is not None
+        if self._control.any(not same):
+            self._bind(states)
+            self._land(into)
+        self._weigh(states)
+        for _ in self._wire("all").run(self._acts):
             pass
-        landing.settle(self._known(), self._scales)
-        return held
+        self._landing.settle([*self._fills, *self._steps], self._scales)
+        return self._landing.held
 
     def stream(self, states: States = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Hand over the weights tensor by tensor, as an engine's ``load_weights`` takes them; every rank must go to the end.
@@ -192,44 +196,57 @@ class Crossing:
         """
         if self._request.to == "megatron":
             raise BadRequest("the tensors of a running module are written in place", remedy="run(states, into=model)")
-        self._start(states)
+        if self._control.any(not self._watch.same(states)):
+            self._bind(states)
+        self._weigh(states)
         landing, wire = self._tensors(), self._wire("stream")
         left = landing.names
-        wire.load(self._book, landing.find, self._dress)
-        for one in wire.run():
+        for one in wire.run(self._lay(wire, landing)):
             arrived = dict.fromkeys(move.spot.name for move in one.moves if move.spot.name in left)
-            landing.settle(self._known(), self._scales, frozenset(arrived))
+            landing.settle([*self._fills, *self._steps], self._scales, frozenset(arrived))
             left = [name for name in left if name not in arrived]
             yield from landing.take(arrived)
-        landing.settle(self._known(), self._scales, frozenset(left))
+        landing.settle([*self._fills, *self._steps], self._scales, frozenset(left))
         yield from landing.take(left)  # scales
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
-    def _known(self) -> list[Step]:
-        """Return the steps that need no move: zeros, and what coding writes beside the codes."""
-        return [step for step in self._drawing.plan.steps if isinstance(step, Fill)] + self._steps
+    def _bind(self, states: States) -> None:
+        """Tie the tensors of this rank to what it should hold."""
+        self._book, self._watch = self._tie(states, self._source.holding), Watch(states)
 
-    def _start(self, states: States) -> None:
-        """Tie the tensors of this rank to the plan, and find the scales of this run."""
-        self._bind(states)
+    def _land(self, into: Mapping[str, torch.Tensor] | States) -> None:
+        """Find the memory of the target, and lay down what is copied where."""
+        if self._request.to == "megatron":
+            self._landing = Module(self._tie(into, self._goal.holding))
+        else:
+            self._landing = self._tensors()
+            with _together(self._control):
+                if into is not None:
+                    assert isinstance(into, Mapping), "a target by names is written into tensors by names"
+                    self._landing.accept(into, self._control.rank)
+            self._landing.make()
+        self._watch_target = Watch(into)
+        self._acts = list(self._lay(self._wire("all"), self._landing))
+
+    def _lay(self, wire: Wire, landing: Module | Tensors) -> Iterator[Acts]:
+        return (wire.lay(one, self._book, landing.find, self._dress) for one in wire.rounds)
+
+    def _weigh(self, states: States) -> None:
+        """Find the scales of this run."""
         if self._request.quantize is None:
             return
-        self._steps = list(self._drawing.coding(self._seeds(states)))
+        seeds = self._seeds(states) if self._control.any(coding.brings(states)) else NOTHING
+        if seeds != self._known or not self._steps:
+            self._known, self._steps = seeds, list(self._drawing.coding(seeds))
         amaxes = coding.measure(self._control, self._source, self._book, self._steps)
         with _together(self._control):
             self._scales = coding.scales(self._steps, amaxes)
 
-    def _bind(self, states: States) -> None:
-        """Tie the tensors of this rank to what it should hold, unless they are those of the last time."""
-        seen = tuple((name, id(value)) for chunk in _chunks(states) for name, value in _items(chunk))
-        if self._control.any(seen != self._seen):
-            self._book, self._seen = self._tie(states, self._source.holding), seen
-
     def _tie(self, states: object, holding: Holding) -> Book:
         """Return where everything lies that a rank of one side must hold."""
         with _together(self._control):
-            book, chunks, units = Book(), _chunks(states), self._units(holding)
+            book, chunks, units = Book(), chunks_of(states), self._units(holding)
             if len(chunks) != len(units):
                 facts = {"on": f"rank {self._control.rank}", "expected": len(units), "found": len(chunks)}
                 raise BadRequest("a rank must hand over a state for each of its chunks, and no other", facts)
@@ -245,7 +262,7 @@ class Crossing:
 
     def _seeds(self, states: States) -> Seeds:
         units = [unit.name for unit in self._units(self._source.holding)]
-        return coding.seeds_of(self._control, self._book.entries, list(zip(units, _chunks(states), strict=True)))
+        return coding.seeds_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
 
     def _rounds(self, way: str) -> list[list[Move]]:
         if way == "all":
@@ -294,17 +311,3 @@ def _ranks(grid: Grid, control: Control) -> Sequence[int]:
         facts = {"grid": str(list(ranks)), "group": str(list(control.ranks))}
         raise BadRequest("the ranks of a grid are not ranks of the group, each once", facts)
     return ranks
-
-
-def _chunks(states: object) -> list[State]:
-    if states is None:
-        return []
-    return list(states) if isinstance(states, list | tuple | torch.nn.ModuleList) else [states]  # type: ignore[list-item]
-
-
-def _items(chunk: State) -> Iterator[tuple[str, object]]:
-    if isinstance(chunk, torch.nn.Module):
-        yield from chunk.named_parameters()
-        yield from chunk.named_buffers()
-    else:
-        yield from chunk.items()

@@ -21,6 +21,7 @@ class Module:
 
     def __init__(self, book: Book) -> None:
         self._book = book
+        self.held: dict[str, torch.Tensor] = {}  # none by name
 
     def find(self, move: Move) -> Parts:
         """Yield where the parts of a box go."""
@@ -54,9 +55,9 @@ class Tensors:
                 raise BadRequest(f"the tensor {name!r} to write into is not the target's", facts)
             self.held[name] = found.detach()
 
-    def whole(self) -> dict[str, torch.Tensor]:
-        """Return all tensors of this rank."""
-        return {name: self._tensor(name) for name in self._wanted}
+    def make(self) -> None:
+        """Make all tensors of this rank that are not there yet."""
+        self.held = {name: self._tensor(name) for name in self._wanted}
 
     def take(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield tensors, and forget them: who takes them has them alone."""

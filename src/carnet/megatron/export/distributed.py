@@ -1,0 +1,101 @@
+"""Every rank converts what it holds: the inference has the cut of the training, and the tensors are born where they are needed.
+
+Nothing but the vocabulary moves between the ranks: see ``vocabulary``.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+from carnet.errors import BadRequest
+from carnet.megatron.export.layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers
+from carnet.megatron.export.layouts import MIXTURE, PLACES, query_groups, recut, target_name, tensor_of, tie
+from carnet.megatron.export.numbers import Scales, head_sizes, kv_heads, treatment
+from carnet.megatron.export.vocabulary import part, reshare
+from carnet.megatron.export.words import DataType, Refused, Unmapped, is_gated_activation, str_dtype_to_torch
+
+VOCABULARY = (TRTLLMLayers.vocab_embedding, TRTLLMLayers.lm_head)
+
+
+class DistributedTRTLLMModelWeightsConverter:
+    """Convert the state dict of a rank, as Megatron's ``parallel_state`` places it, for the same place among the ranks of inference."""
+
+    def __init__(
+        self,
+        transformer_config: TransformerConfig,
+        dtype: DataType,
+        multi_query_mode: bool = False,
+        activation: str = "gelu",
+        scales: Scales | None = None,
+    ) -> None:
+        self.transformer_config = transformer_config
+        self.trtllm_model_weights: dict[str, torch.Tensor] = {}  # on the CPU, pinned where there is CUDA
+        self.storage_type = str_dtype_to_torch(dtype)
+        self.activation = activation
+        self.scales = {} if scales is None else scales
+        self.num_kv_heads = kv_heads(transformer_config, multi_query_mode)
+        self.inference_pp_size = parallel_state.get_pipeline_model_parallel_world_size()
+        self.inference_tp_size = parallel_state.get_tensor_model_parallel_world_size()
+        self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
+        self.pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+        self.tp_group = parallel_state.get_tensor_model_parallel_group()
+        if (transformer_config.virtual_pipeline_model_parallel_size or 1) != 1:
+            raise Refused(
+                "Virtual parallelism is not supported in GPU Converter",
+                {"virtual_pipeline_model_parallel_size": transformer_config.virtual_pipeline_model_parallel_size},
+                remedy="gather the chunks of every stage first",
+            )
+
+    @torch.no_grad()
+    def convert(
+        self, model_state_dict: Mapping[str, Any], trtllm_conversion_dict: Mapping[str, object], tokenizer_vocab_size: int
+    ) -> None:
+        """Convert this rank's state dict; the ranks of its tensor-parallel group have to do so together.
+
+        Layers keep the numbers that they have on this stage. Called again, it fills the tensors that it made the first time. Raises
+        ValueError for an unmapped name and for a mixture of experts, AssertionError where a layer's number is missing, and CarnetError
+        where the tensors are not those of the config.
+        """
+        renamed = TRTLLMLayers.rename_input_layer_names_to_trtllm_layer_names(dict(model_state_dict), trtllm_conversion_dict)
+        if self.num_kv_heads % self.inference_tp_size:
+            raise BadRequest(query_groups(self.num_kv_heads))
+        # the vocabulary first, in one order on all ranks: its rows change hands, and nobody waits for a rank that refused a layer
+        for name in sorted(renamed, key=lambda name: (name not in NON_TRANSFORMER_LAYERS_NAMES, name)):
+            known, number = TRTLLMLayers.return_layer_name_and_number(name)
+            self._convert(TRTLLMLayers(known), number, tensor_of(renamed[name], name), tokenizer_vocab_size)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the copies to pinned memory are there when this returns
+
+    def _convert(self, layer: TRTLLMLayers, number: int | None, value: torch.Tensor, vocabulary: int) -> None:
+        if PLACES[layer][1] is MIXTURE and layer is not TRTLLMLayers.mlp_router_weight:
+            raise Unmapped(f"{layer.value} cannot be handled by GPU converter", remedy="convert the whole model on one device")
+        if layer in VOCABULARY:
+            value = reshare(value, vocabulary, world=self.inference_tp_size, rank=self.tp_rank, group=self.tp_group)
+        if layer is TRTLLMLayers.position_embedding:  # TensorRT-LLM shares all embeddings among its ranks
+            value = part(value, self.inference_tp_size, self.tp_rank)
+        heads = head_sizes(self.transformer_config, self.num_kv_heads, self._in_model(number), self.inference_tp_size)
+        found = tie(layer, gated=is_gated_activation(self))
+        scales = {} if number is None else self.scales
+        for row in found.targets:
+            name = target_name(row, number)
+            dtype, change = treatment(self.transformer_config, layer, name, self.storage_type, scales)
+            # what this rank holds is the whole of what it will hold
+            for _, made in recut(value, found.source, row, name=name, heads=heads, world=1, dtype=dtype, change=change):
+                self._add(name, made)
+
+    def _in_model(self, number: int | None) -> int | None:
+        """Return the number of a layer in the whole model."""
+        if number is None or self.inference_pp_size == 1:
+            return number
+        return number + int(get_transformer_layer_offset(self.transformer_config))
+
+    def _add(self, name: str, made: torch.Tensor) -> None:
+        there = self.trtllm_model_weights.get(name)
+        if there is None or there.shape != made.shape or there.dtype != made.dtype:
+            there = torch.empty_like(made, device="cpu", pin_memory=made.is_cuda)
+            self.trtllm_model_weights[name] = there
+        there.copy_(made, non_blocking=True)

@@ -1,0 +1,63 @@
+"""Tables shared by rows. A vocabulary's rows change hands: out of the padded cut that a training has into the cut of the true one.
+
+::
+
+    padded, 2 x 6    | 0 1 2 3 4 5 | 6 7 8 9 . . |
+    true, 2 x 5      | 0 1 2 3 4 | 5 6 7 8 9 |          row 5 moves, all others stay where they are
+
+Every rank computes from the numbers alone what it sends and receives. Megatron's export sums a table of zeros over all ranks instead.
+"""
+
+import torch
+import torch.distributed as dist
+
+from carnet.box import Box, intersect
+from carnet.errors import BadCheckpoint
+from carnet.layout import Share, cut_evenly, cut_padded
+
+
+def padded(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """Return a table with so many rows, zeros after its own."""
+    return table if len(table) == rows else torch.cat([table, table.new_zeros(rows - len(table), *table.shape[1:])])
+
+
+def part(table: torch.Tensor, world: int, rank: int) -> torch.Tensor:
+    """Return a rank's rows of a table, all ranks having as many: zeros where they reach past it."""
+    share = cut_padded(len(table), world, rank)
+    return padded(table[share.start :][: share.held], share.stop - share.start).contiguous()
+
+
+def reshare(held: torch.Tensor, size: int, *, world: int, rank: int, group: dist.ProcessGroup) -> torch.Tensor:
+    """Return this rank's rows of a vocabulary of ``size``, which the ``world`` ranks of a group hold as equal parts of a padded one.
+
+    Shapes: [padded / ranks, hidden] -> [ceil(size / ranks), hidden], zeros where the last shares reach past the vocabulary. Every rank
+    of the group has to call it. Raises BadCheckpoint where the ranks hold fewer rows than ``size``.
+    """
+    rows = len(held)
+    if rows * world < size:
+        facts = {"expected": f"at least {size} rows", "found": f"{rows} on each of {world} ranks"}
+        raise BadCheckpoint("the vocabulary is larger than the embedding", facts)
+    has = [cut_evenly("vocab", rows * world, world, each) for each in range(world)]
+    wants = [cut_padded(size, world, each) for each in range(world)]
+    made = held.new_zeros(wants[rank].stop - wants[rank].start, *held.shape[1:])
+    moves = []
+    for peer in range(world):
+        coming = _shared(has[peer], wants[rank])
+        if coming is not None:
+            place = made.narrow(0, coming.start[0] - wants[rank].start, coming.shape[0])
+            if peer == rank:
+                place.copy_(held.narrow(0, coming.start[0] - has[rank].start, coming.shape[0]))
+            else:
+                moves.append(dist.P2POp(dist.irecv, place, group=group, group_peer=peer))
+        going = _shared(has[rank], wants[peer])
+        if going is not None and peer != rank:
+            leaving = held.narrow(0, going.start[0] - has[rank].start, going.shape[0]).contiguous()
+            moves.append(dist.P2POp(dist.isend, leaving, group=group, group_peer=peer))
+    for done in dist.batch_isend_irecv(moves) if moves else ():
+        done.wait()
+    return made
+
+
+def _shared(has: Share, wants: Share) -> Box | None:
+    """Return the true rows that are in both."""
+    return intersect(Box((has.start,), (has.held,)), Box((wants.start,), (wants.held,)))
