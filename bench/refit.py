@@ -90,7 +90,9 @@ def _between_cuts(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
         for name, parameter in source.named_parameters():
             if "norm" in name:
                 parameter.fill_(1.25)
-    plan = live.plan(_config(), source=Grid(tp=2), target=Grid(), to="megatron", padded_vocab_size=32000, target_padded_vocab_size=32000)
+    plan = live.plan(
+        _config(), source=Grid(tp=2), target=Grid(), to="megatron", padded_vocab_size=32000, target_padded_vocab_size=32000
+    )
     from megatron.core.resharding.refit import swap_model_weights
 
     plan.run(source, into=target)
@@ -200,7 +202,9 @@ def _model(rank: int, tp: int) -> Any:
     pair, own = _model.groups  # type: ignore[attr-defined]
     groups = {field.name: own for field in fields(ProcessGroupCollection)}
     cut = pair if tp == 2 else own
-    groups |= {name: cut for name in groups if "tp" in name} | {name: own if tp == 2 else pair for name in groups if "dp" in name}
+    groups |= {name: cut for name in groups if "tp" in name} | {
+        name: own if tp == 2 else pair for name in groups if "dp" in name
+    }
     groups.pop("hcp", None)
     config = TransformerConfig(
         num_layers=SHAPE["layers"],
@@ -232,8 +236,6 @@ def _groups(rank: int) -> tuple[Any, Any]:
     pair = dist.new_group([0, 1])
     alone = [dist.new_group([each]) for each in range(2)]
     return pair, alone[rank]
-
-
 
 
 if __name__ == "__main__":

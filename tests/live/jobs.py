@@ -151,9 +151,41 @@ def cross(sizes, cut, target, to, folder, options=None, scales=None):
             tensor.view(-1).view(torch.uint8).fill_(77)
         made.run(state, into=first)
         assert parts(first) == kept
+        assert made.check() > 20
         assert parts(dict(made.stream(state))) == kept
         dist.barrier()
         return kept, made.texts, dict(made.traffic())
+
+
+def save_together(sizes, cut, target, to, folder, options, outs):
+    """Let the ranks write files together; ``outs``: what is written where, the second time into a folder that is taken."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        said = arguments(model) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}
+        save(model.state_dict(), cut, said, folder)
+        made = live.plan(said, source=Grid(**cut), target=Grid(**target), to=to, timeout=20, **options)
+        made.save(outs[0], model)
+        refused = []
+        for out in outs:
+            try:
+                made.save(out, model)
+            except CarnetError as error:
+                refused.append(str(error))
+        return refused
+
+
+def damaged(sizes, cut, target, kind):
+    """Let a model cross, change what lies at one end on one rank, and look at both ends again."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        state = model.state_dict()
+        if kind == "copy" and dist.get_rank() == 1:
+            state["decoder.layers.0.input_layernorm.weight"].data[3] += 1
+        made = live.plan(arguments(model), source=Grid(**cut), target=Grid(**target), timeout=20)
+        found = made.run(state)
+        if kind == "arrival" and dist.get_rank() == 1:
+            found["model.layers.1.mlp.down_proj.weight"].view(torch.uint8)[5, 7] ^= 64
+        return made.check()
 
 
 def to_modules(sizes, cut, target_cut):

@@ -34,8 +34,10 @@ def held(path):
         (MIXTURE, {"ep": 2}, {"tp": 2, "ranks": (1, 3)}),
     ],
 )
-def test_ranks_of_tensorrt_get_the_bytes_of_the_crossing_of_files(world, tmp_path, sizes, cut, target):
-    found = world.run("cross", sizes, cut, target, "trtllm", str(tmp_path / "megatron"))
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 14])
+def test_ranks_of_tensorrt_get_the_bytes_of_the_crossing_of_files(world, tmp_path, sizes, cut, target, memory):
+    found = world.run("cross", sizes, cut, target, "trtllm", str(tmp_path / "megatron"), {"memory": memory})
+    assert found[0][2]["rounds"] == 1 if memory == 1 << 30 else found[0][2]["rounds"] > 1
     sizes_of = {name: target.get(name, 1) for name in ("tp", "pp")}
     assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="trtllm", **sizes_of).equal
     for at, rank in enumerate(target.get("ranks", range(4))):
@@ -105,6 +107,38 @@ def test_weights_that_become_fp8_on_the_way_have_one_scale_on_all_ranks(world, t
     for rank in range(4):
         assert found[rank][0] == held(tmp_path / f"out/rank{rank}.safetensors")
         assert json.loads(found[rank][1]["config.json"]) == json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut", "target", "to", "options"),
+    [
+        (DENSE, {"tp": 2, "pp": 2}, {}, "hf", {}),
+        (
+            DENSE,
+            {"tp": 2},
+            {"ranks": (1, 3)},
+            "hf",
+            {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"},
+        ),
+        (MIXTURE, {"tp": 2, "ep": 2}, {"tp": 2, "pp": 2}, "trtllm", {"memory": 1 << 15}),
+    ],
+)
+def test_files_that_ranks_write_together_are_those_of_the_crossing_of_files(world, tmp_path, sizes, cut, target, to, options):
+    outs = [str(tmp_path / "together"), str(tmp_path / "no/such/disk"), "/proc/nowhere"]
+    refused = world.run("save_together", sizes, cut, target, to, str(tmp_path / "megatron"), options, outs[:1] + outs[2:])
+    assert all("exists" in said[0] and len(said) == 2 for said in refused)
+    cuts = {} if to == "hf" else {name: target.get(name, 1) for name in ("tp", "pp")}
+    wish = {name: value for name, value in options.items() if name != "memory"}
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to=to, **cuts, **wish).equal
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        path.name for path in (tmp_path / "together").iterdir()
+    )
+    for path in (tmp_path / "out").iterdir():
+        assert path.name == "carnet.json" or path.read_bytes() == (tmp_path / "together" / path.name).read_bytes()
+    assert not (tmp_path / "together.partial").exists()
+    verdict = carnet.verify(tmp_path / "megatron", tmp_path / "together")
+    assert verdict.equal
+    assert json.loads((tmp_path / "together/carnet.json").read_text())["state"] == "proven"
 
 
 @pytest.mark.parametrize("style", ["compressed-tensors", "modelopt"])
@@ -179,6 +213,17 @@ def test_a_wish_that_cannot_be_is_refused_before_anything_moves(world, cut, targ
     for error in world.ask("wish", DENSE, cut, target, options):
         assert isinstance(error, CarnetError)
         assert word in str(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"), [("arrival", "layers.1.mlp.down"), ("copy", "two ranks that should hold the same do not"), ("", "")]
+)
+def test_digests_on_both_ends_find_one_bit(world, kind, word):
+    found = world.ask("damaged", DENSE, {"tp": 2}, {"tp": 4}, kind)
+    if word:
+        assert all(isinstance(error, CarnetError) and word in str(error) for error in found), found
+    else:
+        assert set(found) == {found[0]}
 
 
 def test_nobody_waits_for_a_rank_that_is_gone():

@@ -7,6 +7,7 @@ the largest. Where the training brings scales along (Transformer Engine, ModelOp
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -75,69 +76,76 @@ class Scale:
 
     recipe: Recipe
     own: str  # element type of the weights
-    divisor: float
-    stored: np.ndarray[Any, Any]  # [1, 1], as the target keeps it
+    divisor: torch.Tensor  # [1], f32, where the weights are
+    stored: float  # as the target keeps it
 
 
 def measure(control: Control, source: Source, book: Book, steps: Iterable[Step]) -> dict[str, float]:
-    """Return the largest magnitude under each name that a plan measures, over all ranks."""
+    """Return the largest magnitude under each name that a plan measures, over all ranks; infinity where there is no number."""
     wanted = [step for step in steps if isinstance(step, Measure)]
     names = {name: at for at, name in enumerate(sorted({step.amax for step in wanted}))}
-    found: dict[str, list[torch.Tensor]] = {}
+    own = np.zeros(len(names), np.float32)
+    at, found = [], []
     for step in wanted:
         if source.holders(step.source.file, step.source.offset)[0] == control.rank:
             for _, view in book.find(step.tensor, Box(step.start, step.shape)):
-                found.setdefault(step.amax, []).append(_largest(view))
-    own = torch.zeros(len(names))
+                at.append(names[step.amax])
+                found.append(_largest(view))
     if found:
-        own[[names[name] for name in found]] = torch.stack([torch.stack(each).max() for each in found.values()]).cpu()
-    every = control.largest(own.nan_to_num(nan=torch.inf)).tolist()  # what is no number is larger than all
-    return {name: every[at] for name, at in names.items()}
+        values = _floats(found)
+        np.maximum.at(own, at, np.where(np.isfinite(values), values, np.inf))
+    every = control.largest(torch.from_numpy(own)).tolist()
+    return {name: every[place] for name, place in names.items()}
+
+
+def _floats(found: Sequence[torch.Tensor]) -> np.ndarray[Any, Any]:
+    """Bring numbers from the device, all at once."""
+    return torch.stack(list(found)).cpu().float().numpy()
 
 
 def _largest(view: torch.Tensor) -> torch.Tensor:
-    """Return the largest magnitude, f32; NaN where there is one."""
+    """Return the largest magnitude, in the tensor's own type; NaN where there is one."""
     if view.is_cuda and view.dtype == torch.bfloat16:
         from carnet.executor import device
 
-        return device.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16).float()
+        return device.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16)
     low, high = view.aminmax()
-    return torch.maximum(-low, high).float()
+    return torch.maximum(-low, high)
 
 
-def scales(steps: Iterable[Step], amaxes: Mapping[str, float]) -> dict[str, Scale]:
+def scales(steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.device) -> dict[str, Scale]:
     """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is no number."""
-    found = {}
-    for step in steps:
-        if not isinstance(step, Quantize):
-            continue
+    coded = [step for step in steps if isinstance(step, Quantize)]
+    found = []
+    for step in coded:
         largest = 0.0 if step.given is not None else max(amaxes[name] for name in step.amax)
         if not np.isfinite(largest):
             raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", {"tensor": step.tensor})
-        recipe, own = BY_NAME[step.recipe], step.source.dtype
-        stored, divisor = whole_scale(recipe, largest, own, step.given)
-        found[matrix_name(step)] = Scale(recipe, own, divisor, stored)
-    return found
+        stored, divisor = whole_scale(BY_NAME[step.recipe], largest, step.source.dtype, step.given)
+        found.append((float(stored[0, 0]), divisor))
+    # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs
+    divisors = torch.tensor([divisor for _, divisor in found], dtype=torch.float32).view(-1, 1).to(device).unbind()
+    return {
+        matrix_name(step): Scale(BY_NAME[step.recipe], step.source.dtype, divisor, stored)
+        for step, (stored, _), divisor in zip(coded, found, divisors, strict=True)
+    }
 
 
 def encode(weights: torch.Tensor, scale: Scale) -> torch.Tensor:
     """Return the codes of weights (e4m3, their shape), the same bits as carnet.quantize.arithmetic makes."""
+    divisor = scale.divisor.to(weights.device)
     if weights.is_cuda and weights.dtype == torch.bfloat16 and scale.own == "bf16":
         from carnet.executor import device
 
-        bits = weights.contiguous().view(torch.int16)
-        divisor = torch.full((1,), scale.divisor, dtype=torch.float32, device=weights.device)
-        return device.whole(scale.recipe, bits, divisor).view(torch.float8_e4m3fn)
-    # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs
-    divisor = torch.full((1,), scale.divisor, dtype=torch.float32, device=weights.device)
+        return device.whole(scale.recipe, weights.contiguous().view(torch.int16), divisor).view(torch.float8_e4m3fn)
     quotients = weights.to(TORCH[scale.own]).float() / divisor
     if scale.recipe.quotient == "own":
         quotients = quotients.to(TORCH[scale.own]).float()
     return quotients.clamp_(-E4M3.largest, E4M3.largest).to(torch.float8_e4m3fn)
 
 
-def put(step: Put, out: torch.Tensor) -> None:
-    """Write numbers that are known."""
-    values = step.values * out.numel() if len(step.values) == 1 else step.values
-    made = np.array(values, np.float64).astype(array_type(CARNET[out.dtype])).astype(np.float64)
-    out.copy_(torch.from_numpy(made).view(out.shape).to(out.dtype))
+def numbers(step: Put, dtype: torch.dtype) -> torch.Tensor:
+    """Return the numbers of a step, rounded as a file has them."""
+    values = step.values * prod(step.shape) if len(step.values) == 1 else step.values
+    made = np.array(values, np.float64).astype(array_type(CARNET[dtype])).astype(np.float64)
+    return torch.from_numpy(made).view(step.shape).to(dtype)

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import torch
 import torch.distributed as dist
 
-from carnet.errors import BadRequest
+from carnet.errors import BadRequest, CarnetError
+from carnet.examiner import document as documents
+from carnet.executor import files
 from carnet.families.entries import Unit
 from carnet.families.known import TARGETS
-from carnet.live import coding
-from carnet.live.binding import Book, State, Watch, bind, chunks_of
+from carnet.live import coding, saving
+from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
+from carnet.live.checking import Digests, compare, copies_of, joined, read_again
 from carnet.live.control import Control
 from carnet.live.grid import Grid, unit_name
 from carnet.live.landing import Module, Tensors
@@ -22,7 +26,7 @@ from carnet.live.wire import Acts, Wire
 from carnet.planner.build import Drawing, draw
 from carnet.planner.request import Request
 from carnet.seeds import NOTHING, Seeds
-from carnet.steps import Fill, Step, TargetTensor
+from carnet.steps import Fill, Step, TargetTensor, TextFile
 
 MEMORY = 2 << 30  # bytes of all buckets of a rank: a message of half a gigabyte comes near the speed of the link
 TIMEOUT = 600.0  # seconds
@@ -189,6 +193,22 @@ class Crossing:
         self._landing.settle([*self._fills, *self._steps], self._scales)
         return self._landing.held
 
+    def check(self) -> int:
+        """Compare what the last ``run`` brought with what it came from, both read again; return how many digests were compared.
+
+        Also compares what several ranks hold of the source. Raises MachineFailed where something arrived otherwise than it left,
+        BadCheckpoint where copies differ; on all ranks.
+        """
+        copies = list(copies_of(self._source, self._drawing.plan))
+
+        def read(move: Move) -> torch.Tensor:
+            return self._dress(move, joined(move.box, self._book.find(move.tensor, move.box))).to(TORCH[move.dtype])
+
+        found: Digests = {}, {}, {}
+        with _together(self._control):
+            found = read_again(self._control.rank, self._moves, copies, read, self._landing.find, self._book)
+        return compare(dict(zip(self._control.ranks, self._control.gather(found), strict=True)), self._moves, copies)
+
     def stream(self, states: States = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Hand over the weights tensor by tensor, as an engine's ``load_weights`` takes them; every rank must go to the end.
 
@@ -196,18 +216,74 @@ class Crossing:
         """
         if self._request.to == "megatron":
             raise BadRequest("the tensors of a running module are written in place", remedy="run(states, into=model)")
+        yield from self._arriving(states, self._tensors(), self._wire("stream"))
+
+    def _arriving(self, states: States, landing: Tensors, wire: Wire) -> Iterator[tuple[str, torch.Tensor]]:
         if self._control.any(not self._watch.same(states)):
             self._bind(states)
         self._weigh(states)
-        landing, wire = self._tensors(), self._wire("stream")
-        left = landing.names
+        steps, left = [*self._fills, *self._steps], landing.names
         for one in wire.run(self._lay(wire, landing)):
-            arrived = dict.fromkeys(move.spot.name for move in one.moves if move.spot.name in left)
-            landing.settle([*self._fills, *self._steps], self._scales, frozenset(arrived))
+            own = (move.spot.name for move in one.moves if move.receiver == self._control.rank)
+            arrived = [name for name in dict.fromkeys(own) if name in left]
+            landing.settle(steps, self._scales, frozenset(arrived))
             left = [name for name in left if name not in arrived]
             yield from landing.take(arrived)
-        landing.settle([*self._fills, *self._steps], self._scales, frozenset(left))
+        landing.settle(steps, self._scales, frozenset(left))
         yield from landing.take(left)  # scales
+
+    def save(self, out: str | Path, states: States = None) -> Path:
+        """Write the target's files together, each rank its part; ``out`` is one folder for all ranks, and appears when it is whole.
+
+        The bytes are those of a crossing of files. The ranks of the target write: of a target that is whole on several, each a part.
+        Raises CarnetError on all ranks where one cannot write; then there is no target.
+        """
+        out, plan = Path(out), self._drawing.plan
+        leader = self._control.rank == self._control.ranks[0]
+        with _together(self._control) as same:
+            if self._goal.units is not None and self._goal.dialect.name != "trtllm":
+                remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
+                raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
+            same(str(out.absolute()))
+        try:
+            with _together(self._control):
+                if leader:
+                    saving.begin(plan, out)
+            self._write(out, states)
+            with _together(self._control):
+                if leader:
+                    note = documents.draft(plan.request, plan.dropped, plan.family, plan.fingerprint)
+                    saving.end(replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts)), out)
+        except BaseException:
+            if leader:
+                saving.abandon(out)
+            raise
+        return out
+
+    def _write(self, out: Path, states: States) -> None:
+        writers = saving.Writers(self._drawing.plan, self._goal.holders)
+        own = writers.tensors.get(self._control.rank, {})
+        landing = Tensors(
+            {name: tensor for name, (_, tensor) in own.items()},
+            self._atlas,
+            [file for file, _ in own.values()],
+            self._control.device(),
+        )
+        found = moves(self._drawing.plan, self._atlas, self._source, writers.of, self._bucket)
+        wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True))
+        with _together(self._control):
+            folder = saving.opened(out)
+        refusal: Exception | None = None
+        for name, tensor in self._arriving(states, landing, wire):
+            try:
+                if refusal is None:
+                    saving.write(folder, *own[name], tensor)
+            except CarnetError as error:
+                refusal = error  # the others still wait for what comes from here
+        with _together(self._control):
+            files.close(folder)
+            if refusal is not None:
+                raise refusal
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
@@ -241,7 +317,7 @@ class Crossing:
             self._known, self._steps = seeds, list(self._drawing.coding(seeds))
         amaxes = coding.measure(self._control, self._source, self._book, self._steps)
         with _together(self._control):
-            self._scales = coding.scales(self._steps, amaxes)
+            self._scales = coding.scales(self._steps, amaxes, self._control.device())
 
     def _tie(self, states: object, holding: Holding) -> Book:
         """Return where everything lies that a rank of one side must hold."""

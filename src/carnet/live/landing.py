@@ -71,17 +71,22 @@ class Tensors:
 
     def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale], among: frozenset[str] | None = None) -> None:
         """Write what does not travel, of all tensors or of those ``among``."""
+        known: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in steps:
             match step:
                 case Fill():
                     for view in self._at(step.target, step.shape, among):
                         view.zero_()
                 case Put():
-                    for view in self._at(step.target, step.shape, among):
-                        coding.put(step, view)
+                    known += [(v, coding.numbers(step, v.dtype)) for v in self._at(step.target, step.shape, among)]
                 case Quantize() if step.scales is not None:
-                    for view in self._at(step.scales, (1, 1), among):
-                        view.copy_(torch.from_numpy(scales[matrix_name(step)].stored.astype("f4")))
+                    stored = scales[matrix_name(step)].stored
+                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.scales, (1, 1), among)]
+        for dtype in {view.dtype for view, _ in known}:  # all of a type go to the device at once
+            pairs = [(view, value.view(-1)) for view, value in known if view.dtype == dtype]
+            sent, start = torch.cat([value for _, value in pairs]).to(self._device), 0
+            for view, value in pairs:
+                view.copy_(sent[start : (start := start + len(value))].view(view.shape))
 
     def _at(self, place: Place, shape: Sequence[int], among: frozenset[str] | None) -> Iterator[torch.Tensor]:
         if place.file in self._files:
