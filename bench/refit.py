@@ -47,7 +47,7 @@ def main() -> None:
     record("refit", {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "shape": SHAPE, "seconds": found})
 
 
-def _rank(rank: int, port: int, answers: Any) -> None:
+def _rank(rank: int, port: int, answers: Any) -> None:  # noqa: ANN401  a queue has no type that runs
     torch.cuda.set_device(rank)
     dist.init_process_group(
         "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, device_id=torch.device("cuda", rank)
@@ -102,6 +102,7 @@ def _between_cuts(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
     swap_model_weights(source, target, "nccl")
     assert all(torch.equal(one, other) for one, other in zip(ours, target.parameters(), strict=True))
     del ours
+    plan.check()
     sent = plan.traffic()["bytes sent"] // 2
     return f"TP2 -> TP1 on both, Megatron's modules, {sent / 1e9:.1f} GB each way", {
         "link": _link(rank, sent, sent),
@@ -115,6 +116,7 @@ def _to_engine(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
     source = _model(rank, 1) if rank == 0 else None
     plan = live.plan(_config(), source=Grid(ranks=(0,)), target=Grid(ranks=(1,)), padded_vocab_size=32000)
     held = plan.run(source)
+    plan.check()
     sent = plan.traffic()["bytes sent"]
 
     def stream() -> None:
@@ -129,7 +131,7 @@ def _to_engine(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
 
 
 def _to_fp8(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
-    """The same, as FP8 with scales of whole tensors."""
+    """Send the same as FP8, with one scale for each tensor: all weights are measured before the first goes."""
     source = _model(rank, 1) if rank == 0 else None
     if source is not None:
         for parameter in source.parameters():
@@ -144,6 +146,7 @@ def _to_fp8(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
         padded_vocab_size=32000,
     )
     held = plan.run(source)
+    plan.check()
     sent = plan.traffic()["bytes sent"]
     return f"one GPU -> the other, FP8 on the way, {sent / 1e9:.1f} GB", {
         "link": _link(rank, sent, 0),
@@ -187,7 +190,7 @@ def _config() -> dict[str, object]:
     }
 
 
-def _model(rank: int, tp: int) -> Any:
+def _model(rank: int, tp: int) -> torch.nn.Module:
     """Return a real model of megatron-core with the layers of its local spec, its weights as the memory was."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.models.gpt import GPTModel
@@ -229,10 +232,11 @@ def _model(rank: int, tp: int) -> Any:
         position_embedding_type="rope",
         pg_collection=ProcessGroupCollection(**groups),
     )
-    return model.cuda().bfloat16()
+    made: torch.nn.Module = model.cuda().bfloat16()
+    return made
 
 
-def _groups(rank: int) -> tuple[Any, Any]:
+def _groups(rank: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     pair = dist.new_group([0, 1])
     alone = [dist.new_group([each]) for each in range(2)]
     return pair, alone[rank]

@@ -13,9 +13,10 @@ sys.path.append(str(Path(__file__).parents[2]))  # the ranks import what they ru
 class World:
     """Processes that do what they are told; a crossing's errors come back as errors."""
 
-    def __init__(self, size):
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.live.ranks"])
+    def __init__(self, size, backend="gloo"):
+        # a process that looked at a GPU cannot be forked
+        context = multiprocessing.get_context("forkserver" if backend == "gloo" else "spawn")
+        multiprocessing.set_forkserver_preload(["tests.live.ranks"])
         from tests.live import ranks
 
         with socket.socket() as free:
@@ -24,7 +25,7 @@ class World:
         self._pipes, self._processes = [], []
         for rank in range(size):
             ours, theirs = context.Pipe()
-            process = context.Process(target=ranks.serve, args=(theirs, rank, size, port), daemon=True)
+            process = context.Process(target=ranks.serve, args=(theirs, rank, size, port, backend), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)

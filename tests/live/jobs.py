@@ -36,8 +36,9 @@ def parallel(tp=1, pp=1, ep=1, etp=None, vp=None):
         yield
     finally:
         parallel_state.destroy_model_parallel()
-        for group in set(dist.distributed_c10d._world.pg_map) - {dist.group.WORLD}:
-            dist.destroy_process_group(group)  # each has threads that look at their clocks
+        held = [group for group in dist.distributed_c10d._world.pg_map if group != dist.group.WORLD]
+        for group in held:  # each has threads that look at their clocks; NCCL's are given up in the same order by all
+            dist.destroy_process_group(group)
 
 
 @contextmanager
@@ -100,7 +101,7 @@ def build(sizes, **cut):
             ranks.append(10 * parallel_state.get_expert_model_parallel_rank())
         seed = torch.Generator().manual_seed(crc32(f"{name} {ranks}".encode()))
         parameter.data = torch.empty(parameter.shape).normal_(generator=seed).bfloat16()
-    return model
+    return model.cuda() if dist.get_backend() == "nccl" else model
 
 
 def save(state, cut, said, folder):
@@ -121,7 +122,7 @@ def save(state, cut, said, folder):
 
 def parts(found):
     """Return tensors as another process can have them: their bytes."""
-    held = {name: tensor.contiguous().view(-1) for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+    held = {name: tensor.contiguous().view(-1).cpu() for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
     return {name: (str(t.dtype), tuple(found[name].shape), t.view(torch.uint8).numpy().tobytes()) for name, t in held.items()}
 
 

@@ -255,8 +255,8 @@ def work(rank, world, what, folder, device):
 
 
 def main(folder, device):
-    """Fork the ranks, so that megatron-core is imported once."""
-    fork = multiprocessing.get_context("fork")
+    """Fork the ranks, so that megatron-core is imported once; a process that looked at a GPU cannot be forked."""
+    fork = multiprocessing.get_context("fork" if device == "cpu" else "spawn")
     for what, world in ((cases, 2), (tables, 4 if device == "cpu" else 2)):
         ranks = [fork.Process(target=work, args=(rank, world, what, folder, device)) for rank in range(world)]
         for rank in ranks:

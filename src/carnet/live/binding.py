@@ -95,14 +95,11 @@ class Book:
         )
 
     def find(self, tensor: str, box: Box) -> Iterator[tuple[tuple[slice, ...], torch.Tensor]]:
-        """Yield the parts of a box, each with its view of memory; together they are the box."""
+        """Yield the parts of a box, each with its view of memory; together they are the box, of which a rank may hold copies."""
         for held, view in self._held[tensor]:
             shared = intersect(held, box)
-            if shared is None:
-                continue
-            yield _inside(shared, box), view[_inside(shared, held)]
-            if shared == box:
-                return
+            if shared is not None:
+                yield _inside(shared, box), view[_inside(shared, held)]
 
 
 def _inside(box: Box, outer: Box) -> tuple[slice, ...]:

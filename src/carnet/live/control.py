@@ -38,9 +38,9 @@ class Control:
 
     def close(self) -> None:
         """Give up the groups that were made here; every rank must."""
-        made = {self._talk, self.wire} if self._own else set()
+        made = dict.fromkeys((self.wire, self._talk)) if self._own else {}
         self._own = False
-        for group in made:
+        for group in made:  # in the same order on all ranks: NCCL's wait for each other
             dist.destroy_process_group(group)
 
     def device(self) -> torch.device:

@@ -98,7 +98,8 @@ def _unit(name: str, grid: Grid, config: Config, seat: Seat, span: range, chunk:
     count = number(config, "layers")
     further = range(count, count + number(config, "mtp")) if last else range(0)
     shares = Among(seat.tp, grid.tp), Among(seat.ep, grid.ep), Among(seat.etp, etp)
-    return Unit(name, (*span, *further), span.start, first, last, *shares)
+    embeds = first or bool(further)  # what predicts further tokens embeds them: megatron/core/models/gpt/gpt_model.py
+    return Unit(name, (*span, *further), span.start, embeds, last, *shares)
 
 
 def unit_name(seat: Seat, chunk: int) -> str:

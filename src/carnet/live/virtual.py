@@ -141,6 +141,7 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
     if request.to == "megatron":
         said: dict[str, Value] = {"padded_vocab": _padded({**fields, "padded_vocab": None}, {}, grid, padded)}
         held = megatron_units(grid, {**fields, **said}, seats(grid, ranks))
+        held |= _heads(held) if value(fields, "tied") else {}
         return Goal(MODULES, [unit for unit, _ in held.values()], Holding(seats(grid, ranks), held), ranks, said)
     places = seats(replace(grid, ep=1, etp=None), ranks)
     if (grid.tp, grid.pp, grid.ep) == (1, 1, 1) and not plain.ranked:
@@ -154,3 +155,12 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
         unit.name: [rank for rank, seat in places.items() if seat.pp * grid.tp + seat.tp == at] for at, unit in enumerate(made)
     }
     return Goal(dialect, made, Holding(places, {unit.name: (unit, of[unit.name]) for unit in made}), ranks, {})
+
+
+def _heads(held: Mapping[str, tuple[Unit, Sequence[int]]]) -> dict[str, tuple[Unit, Sequence[int]]]:
+    """Return units for the embedding of a tied model once more, where the last stage has it as its head and is not the first.
+
+    megatron/core/models/common/language_module/language_module.py setup_embeddings_and_output_layer.
+    """
+    last = {f"{name}-head": found for name, found in held.items() if found[0].last and not found[0].first}
+    return {name: (replace(unit, name=name, layers=(), first=True, last=False), ranks) for name, (unit, ranks) in last.items()}
