@@ -237,6 +237,25 @@ def refused(sizes, cut, spoil, rank, options=None):
         return len(made.run(state))
 
 
+def page(sizes, code):
+    """Do what a page of the documentation shows."""
+    with parallel(tp=2, pp=2):
+        model = build(sizes, tp=2, pp=2)
+        args = Namespace(**(arguments(model) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}))
+        told = {"args": args, "model": model, "train": train}
+        exec(code, told)
+        fresh = live.plan(vars(args), source=Grid(tp=2, pp=2), target=Grid(tp=2, ranks=[0, 1]), to="trtllm", timeout=20).run(
+            model
+        )
+        return sorted(told["tensors"]), parts(told["tensors"]) == parts(fresh)
+
+
+def train(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+
+
 def wish(sizes, cut, target, options):
     """Plan what cannot be."""
     with parallel():

@@ -1,6 +1,7 @@
 """Real models of megatron-core on four ranks go live to another cut: the same bytes as the crossing of their files."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,6 +225,14 @@ def test_digests_on_both_ends_find_one_bit(world, kind, word):
         assert all(isinstance(error, CarnetError) and word in str(error) for error in found), found
     else:
         assert set(found) == {found[0]}
+
+
+def test_the_page_of_the_documentation_does_what_it_shows(world):
+    page = (Path(__file__).parents[2] / "docs/live.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
+    found = world.run("page", DENSE, code)
+    assert [bool(names) for names, _ in found] == [True, True, False, False]
+    assert all(same for _, same in found)
 
 
 def test_nobody_waits_for_a_rank_that_is_gone():
