@@ -22,6 +22,7 @@ from carnet.errors import CarnetError
 from carnet.live import Grid
 from carnet.live.control import Control
 from carnet.megatron.models import arguments
+from carnet.megatron.ranks import grid
 from tests.te_states import FORMS
 
 AXES = {"tensor": "tp", "pipeline": "pp", "expert": "ep"}
@@ -224,6 +225,18 @@ def virtual(sizes, folder):
         return parts(made.run(models))
 
 
+def no_number(sizes, scales):
+    """Let a weight of one rank be no number, on the way to FP8."""
+    with parallel(tp=2):
+        model = build(sizes, tp=2)
+        state = states_of(model, scales)
+        if dist.get_rank() == 1:
+            state["decoder.layers.2.mlp.linear_fc2.weight"].data[3, 5] = float("nan")
+        given = {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic", "timeout": 20}
+        said = arguments(model) | {"vocab_size": sizes["vocab"]}
+        return live.plan(said, source=Grid(tp=2), target=Grid(), states=state, **given).run(state)
+
+
 def refused(sizes, cut, spoil, rank, options=None):
     """Plan a crossing, spoil what one rank hands over, and let it run: what it raises is returned."""
     with parallel(**cut):
@@ -235,6 +248,26 @@ def refused(sizes, cut, spoil, rank, options=None):
             options = {"memory": 1 << 14}
         made = live.plan(said, source=Grid(**cut), target=Grid(tp=2), **{"timeout": 20, **(options or {})})
         return len(made.run(state))
+
+
+def grids(sizes, cut, uneven):
+    """Return the grid that Megatron's own state says, and what crosses with it alone."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        if uneven:
+            model.config.num_layers_in_first_pipeline_stage = 3
+        return grid(model.config)
+
+
+def orders(sizes):
+    """Say another order than the job has."""
+    parallel_state.initialize_model_parallel(1, 2, order="tp-cp-ep-pp-dp", create_gloo_process_groups=False)
+    try:
+        model = build(sizes, pp=2)
+        named = grid(model.config, order="tp-cp-ep-pp-dp")
+        return named.order, grid(model.config)
+    finally:
+        parallel_state.destroy_model_parallel()
 
 
 def page(sizes, code):

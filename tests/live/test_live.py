@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import carnet
 from carnet.errors import CarnetError
+from carnet.live import Grid
 from tests.live.conftest import World
 
 DENSE = {"layers": 4, "hidden": 32, "ffn": 48, "heads": 8, "kv": 4, "vocab": 97, "padded": 256}
@@ -142,6 +143,13 @@ def test_files_that_ranks_write_together_are_those_of_the_crossing_of_files(worl
     assert json.loads((tmp_path / "together/carnet.json").read_text())["state"] == "proven"
 
 
+@pytest.mark.parametrize("scales", [None, "2.x"])
+def test_a_weight_that_is_no_number_is_refused_on_all_ranks(world, scales):
+    for error in world.ask("no_number", DENSE, scales):
+        assert isinstance(error, CarnetError)
+        assert "is no number, so it has no scale" in str(error)
+
+
 @pytest.mark.parametrize("style", ["compressed-tensors", "modelopt"])
 def test_fp8_under_the_names_of_hugging_face_is_that_of_the_crossing_of_files(world, tmp_path, style):
     save_file({name: torch.tensor(value) for name, value in calibration().items()}, tmp_path / "amax.safetensors")
@@ -225,6 +233,25 @@ def test_digests_on_both_ends_find_one_bit(world, kind, word):
         assert all(isinstance(error, CarnetError) and word in str(error) for error in found), found
     else:
         assert set(found) == {found[0]}
+
+
+@pytest.mark.parametrize(
+    ("cut", "uneven", "said"),
+    [
+        ({"tp": 2, "pp": 2}, False, {"tp": 2, "pp": 2, "etp": 2, "layers": [[2], [2]]}),
+        ({"pp": 2}, True, {"pp": 2, "etp": 1, "layers": [[3], [1]]}),
+        ({"tp": 2, "ep": 2, "etp": 1}, False, {"tp": 2, "ep": 2, "etp": 1, "layers": [[4]]}),
+    ],
+)
+def test_megatrons_own_state_says_the_grid(world, cut, uneven, said):
+    assert world.run("grids", MIXTURE, cut, uneven) == [Grid(**said)] * 4
+
+
+def test_another_order_of_ranks_is_noticed_where_it_matters(world):
+    found = world.ask("orders", DENSE)
+    assert [isinstance(each, CarnetError) for each in found] == [False, True, True, False]
+    assert found[0][0] == "tp-cp-ep-pp-dp"
+    assert "the ranks are in another order" in str(found[1])
 
 
 def test_the_page_of_the_documentation_does_what_it_shows(world):

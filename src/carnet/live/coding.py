@@ -22,7 +22,7 @@ from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.inventory import Key
 from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
-from carnet.live.moves import matrix_name
+from carnet.live.moves import Move, matrix_name
 from carnet.live.virtual import Source
 from carnet.quantize.arithmetic import whole_scale
 from carnet.quantize.codes import E4M3
@@ -98,6 +98,23 @@ def measure(control: Control, source: Source, book: Book, steps: Iterable[Step])
     return {name: every[place] for name, place in names.items()}
 
 
+def refuse_infinite(book: Book, moves: Iterable[Move], steps: Iterable[Step]) -> None:
+    """Refuse weights that are no numbers where the scale is known and nothing was measured, of the moves that this rank sends."""
+    given = {matrix_name(step): step.tensor for step in steps if isinstance(step, Quantize) and step.given is not None}
+    names, found = [], []
+    for move in moves:
+        for _, view in book.find(move.tensor, move.box) if move.code in given else ():
+            names.append(given[move.code])
+            found.append(_largest(view))
+    for name, value in zip(names, _floats(found) if found else (), strict=True):
+        if not np.isfinite(value):
+            raise _no_number(name)
+
+
+def _no_number(tensor: str) -> BadCheckpoint:
+    return BadCheckpoint(f"a weight of {tensor} is no number, so it has no scale", {"tensor": tensor})
+
+
 def _floats(found: Sequence[torch.Tensor]) -> np.ndarray[Any, Any]:
     """Bring numbers from the device, all at once."""
     return torch.stack(list(found)).cpu().float().numpy()
@@ -120,7 +137,7 @@ def scales(steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.dev
     for step in coded:
         largest = 0.0 if step.given is not None else max(amaxes[name] for name in step.amax)
         if not np.isfinite(largest):
-            raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", {"tensor": step.tensor})
+            raise _no_number(step.tensor)
         stored, divisor = whole_scale(BY_NAME[step.recipe], largest, step.source.dtype, step.given)
         found.append((float(stored[0, 0]), divisor))
     # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs

@@ -317,6 +317,7 @@ class Crossing:
             self._known, self._steps = seeds, list(self._drawing.coding(seeds))
         amaxes = coding.measure(self._control, self._source, self._book, self._steps)
         with _together(self._control):
+            coding.refuse_infinite(self._book, (move for move in self._moves if move.sender == self._control.rank), self._steps)
             self._scales = coding.scales(self._steps, amaxes, self._control.device())
 
     def _tie(self, states: object, holding: Holding) -> Book:
