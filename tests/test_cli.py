@@ -93,8 +93,8 @@ def test_the_package_shows_its_five_verbs_and_nothing_else():
         _ = carnet.convert
 
 
-def test_the_commands_are_the_verbs_and_what_prepares_a_file_for_one():
-    assert sorted(main.commands) == sorted([*carnet.__all__, "calibrate"])
+def test_the_commands_are_the_verbs_and_what_stands_beside_them():
+    assert sorted(main.commands) == sorted([*carnet.__all__, "calibrate", "fits"])
 
 
 def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below():
@@ -110,7 +110,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below():
     assert "Usage: " in result.stdout
 
 
-@pytest.mark.parametrize("verb", [*carnet.__all__, "calibrate"])
+@pytest.mark.parametrize("verb", [*carnet.__all__, "calibrate", "fits"])
 def test_the_help_of_every_verb_has_examples_that_are_commands(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0
@@ -178,6 +178,9 @@ def test_what_is_asked_for_wrongly_exits_with_2(tmp_path):
         ("calibrate", HF, "-o", tmp_path / "amax"),
         ("calibrate", HF, "--data", gone, "-o", tmp_path / "amax"),
         ("calibrate", HF, "--data", HF / "config.json"),
+        ("fits", MEGATRON),
+        ("fits", MEGATRON, "--spec", "apex"),
+        ("fits", MEGATRON, "--spec", "te", "--tp", "0"),
     ):
         result = call(*words)
         assert (result.exit_code, result.stdout, words) == (2, "", words)

@@ -327,6 +327,43 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 
 
+@main.command(
+    cls=Verb,
+    epilog="carnet fits checkpoints/llama --spec modelopt\ncarnet fits checkpoints/llama --spec te --tp 8 --pp 2 --json",
+)
+@checkpoint
+@click.option("--spec", required=True, type=click.Choice(["modelopt", "te", "local"]), help="What the model is built of.")
+@click.option("--tp", type=click.IntRange(1), help="ranks that share each layer of the model.  [default: 1]")
+@click.option("--pp", type=click.IntRange(1), help="its pipeline stages.  [default: 1]")
+@click.option("--ep", type=click.IntRange(1), help="ranks that share its experts.  [default: 1]")
+@click.option("--parts", is_flag=True, help="List every part of a parameter with the box that fills it.")
+@config_option
+@json_option
+@click.pass_context
+def fits(ctx: click.Context, /, ckpt: str, parts: bool, as_json: bool, **wish: object) -> None:
+    """Prove that a Megatron checkpoint fills the model of a spec, and is used up by it. Only headers are read, no GPU is needed.
+
+    megatron-core is asked itself; it comes with `pip install 'carnet[megatron]'`. Where ranks have a file each they are the model's.
+    """
+    import warnings
+
+    from carnet import report
+    from carnet.errors import MachineFailed
+
+    with warnings.catch_warnings(action="ignore"):  # of accelerators that are not here, and need not be
+        try:
+            from carnet.megatron import fits as asked
+        except ModuleNotFoundError as missing:
+            remedy = "pip install 'carnet[megatron]'"
+            raise MachineFailed("`carnet fits` asks megatron-core", {"missing": missing.name}, remedy=remedy) from missing
+        found = asked.fits(ckpt, **wish)  # type: ignore[arg-type]  # click has checked the types
+    if as_json:
+        click.echo(report.dump(asked.data(found)))
+    else:
+        report.show_fit(_console(), asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts))
+    ctx.exit(0 if found.good else 3)
+
+
 def _console() -> "Console":
     from rich.console import Console
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from carnet.api import Inspection, Verdict
@@ -248,6 +249,29 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
             console.print(f"and {len(verdict.findings) - 50} more")
 
 
+def show_fit(
+    console: Console,
+    facts: Mapping[str, object],
+    misfits: Sequence[Sequence[str]],
+    head: Sequence[str],
+    lines: Sequence[Sequence[str]],
+) -> None:
+    """Print whether a checkpoint fills the model of a spec, then what does not go together, or what fills what."""
+    _facts(console, facts)
+    if misfits:
+        _rows(console, _table("what", "name", "the spec asks for", "the checkpoint holds"), misfits, 50)
+    else:
+        _rows(console, _table(*head), lines, len(lines))
+
+
+def _rows(console: Console, table: Table, rows: Sequence[Sequence[str]], most: int) -> None:
+    for row in rows[:most]:
+        table.add_row(*map(escape, row))
+    console.print(table)
+    if len(rows) > most:
+        console.print(f"and {len(rows) - most} more")
+
+
 def _quality(quality: Quality | None) -> dict[str, str]:
     """Return how well codes stand for numbers, as lines of a few words each."""
     if quality is None:
@@ -286,5 +310,5 @@ def _config(config: Config) -> dict[str, object]:
 def _table(*columns: str) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column in ("bytes", "tensors") else "left", overflow="fold")
+        table.add_column(column, justify="right" if column in ("bytes", "tensors", "parts") else "left", overflow="fold")
     return table

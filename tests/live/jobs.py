@@ -155,8 +155,23 @@ def cross(sizes, cut, target, to, folder, options=None, scales=None):
         assert parts(first) == kept
         assert made.check() > 20
         assert parts(dict(made.stream(state))) == kept
+        assert made.traffic()["bytes of buckets"] <= given.get("memory", 2 << 30)
         dist.barrier()
         return kept, made.texts, dict(made.traffic())
+
+
+def peak(sizes, cut, target, memory):
+    """Return the most that a run needs of a GPU beyond what it returns."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        said = arguments(model) | {"vocab_size": sizes["vocab"]}
+        made = live.plan(said, source=Grid(**cut), target=Grid(**target), memory=memory, timeout=20)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        found = made.run(model)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before - sum(tensor.nbytes for tensor in found.values())
 
 
 def save_together(sizes, cut, target, to, folder, options, outs):

@@ -54,3 +54,10 @@ def test_files_are_written_from_gpus(gpus, tmp_path):
 @pytest.mark.parametrize(("kind", "word"), [("arrival", "layers.1.mlp.down"), ("copy", "should hold the same")])
 def test_digests_of_gpus_find_one_bit(gpus, kind, word):
     assert all(word in str(error) for error in gpus.ask("damaged", DENSE, {"tp": 2}, {"tp": 2}, kind))
+
+
+def test_a_run_needs_its_buckets_and_nothing_else(gpus):
+    sizes = DENSE | {"hidden": 512, "ffn": 2048, "layers": 8}
+    for memory in (1 << 20, 8 << 20):
+        for most in gpus.run("peak", sizes, {"tp": 2}, {"ranks": (0, 1)}, memory):
+            assert most <= memory + (1 << 18)  # of small tensors, whose places are rounded up

@@ -239,7 +239,7 @@ def tables(_):
     """Return this rank's rows of vocabularies, each row its own number."""
     rank, world, found = dist.get_rank(), dist.get_world_size(), {}
     where = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    for rows, size in TABLES:
+    for rows, size in (each for each in TABLES if each[0] * world >= each[1]):
         held = torch.arange(1.0, 1 + rows * world, device=where)[rank * rows :][:rows, None].expand(rows, 2)
         found[rows, size] = reshare(held, size, world=world, rank=rank, group=dist.group.WORLD).cpu()
     return found

@@ -48,7 +48,7 @@ def ranks(folder):
 def test_rows_of_a_vocabulary_come_to_the_rank_that_wants_them(folder):
     world = 4 if DEVICE == "cpu" else 2
     ranks = [torch.load(folder / f"tables{rank}.pt") for rank in range(world)]
-    assert len(ranks[0]) == 6
+    assert len(ranks[0]) == (6 if DEVICE == "cpu" else 3)
     for (rows, size), first in ranks[0].items():
         share = -(-size // world)
         numbers = torch.arange(1.0, 1 + world * rows)

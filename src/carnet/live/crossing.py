@@ -157,8 +157,8 @@ class Crossing:
         return self._drawing.plan.family
 
     def traffic(self) -> Mapping[str, int]:
-        """Return what a run amounts to over all ranks: rounds, bytes sent from rank to rank, bytes kept where they are."""
-        return traffic(self._rounds("all"))
+        """Return what a run amounts to: rounds, bytes sent from rank to rank and kept where they are, and the buckets of this rank."""
+        return {**traffic(self._rounds("all")), "bytes of buckets": self._wire("all").nbytes}
 
     def close(self) -> None:
         """Give up buckets and groups; every rank must. A crossing that is closed cannot run."""
