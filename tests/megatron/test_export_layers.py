@@ -44,6 +44,17 @@ def test_conversion_dictionaries_map_the_same_names(name):
     assert {key: layer.value for key, layer in ours.items()} == {key: layer.value for key, layer in theirs.items()}
 
 
+def test_members_equal_those_of_megatron_both_ways():
+    theirs = trtllm_layers.TRTLLMLayers
+    for ours in TRTLLMLayers:
+        assert (ours == theirs[ours.name], theirs[ours.name] == ours) == (True, True)
+        assert {theirs[ours.name]: 1}[ours] == {ours: 1}[theirs[ours.name]] == 1
+        assert [other.name for other in theirs if other == ours] == [ours.name]
+    assert TRTLLMLayers.lm_head != "lm_head.weight"
+    assert export.ModelType.gpt != export.DataType.bfloat16
+    assert export.DEFAULT_CONVERSION_DICT == default_conversion_dict.DEFAULT_CONVERSION_DICT
+
+
 def test_the_names_outside_the_stack_are_the_same():
     assert export.NON_TRANSFORMER_LAYERS_NAMES == trtllm_layers.NON_TRANSFORMER_LAYERS_NAMES
 

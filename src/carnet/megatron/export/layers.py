@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from carnet.megatron.export.words import Refused, Unmapped
+from carnet.megatron.export.words import Refused, Unmapped, Word
 
 PREFIX = "transformer.layers."
 NUMBER = re.compile(r"(?<=layers\.)(\d+)\.")
 LEFT_OUT = ("_extra_state", "adapter_layer")  # no weights of these layers
 
 
-class TRTLLMLayers(Enum):
+class TRTLLMLayers(Word):
     """The layers, by the names that TensorRT-LLM gives them; without a number where every layer of the stack has one."""
 
     position_embedding = "transformer.position_embedding.weight"

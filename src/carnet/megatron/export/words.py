@@ -15,8 +15,41 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from carnet.errors import BadRequest
 
-DataType = Enum("DataType", ["bfloat16", "float16", "float32"])
-ModelType = Enum("ModelType", ["gpt", "gptnext", "llama", "falcon", "starcoder", "mixtral", "gemma", "nemotron_nas"])
+
+class Word(Enum):
+    """A member that equals the one of Megatron's own enum of the same name: dictionaries of either are the same."""
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Enum) or type(other).__name__ != type(self).__name__:
+            return NotImplemented
+        return (other.name, other.value) == (self.name, self.value)
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # as enums have it
+
+
+class DataType(Word):
+    """The element type of the weights of the inference."""
+
+    bfloat16 = 1
+    float16 = 2
+    float32 = 3
+
+
+class ModelType(Word):
+    """The kind of a model, which says what TensorRT-LLM calls it."""
+
+    gpt = 1
+    gptnext = 2
+    llama = 3
+    falcon = 4
+    starcoder = 5
+    mixtral = 6
+    gemma = 7
+    nemotron_nas = 8
+
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GATED_ACTIVATION = ["swiglu", "geglu", "fast-swiglu", "fast-geglu"]
