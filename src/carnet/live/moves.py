@@ -19,6 +19,7 @@ from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import WHOLE
 from carnet.steps import SKETCH, Add, Cast, Copy, Place, Plan, Quantize, TargetTensor
 
+NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
 ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
 
 
@@ -129,31 +130,47 @@ def _parts(move: Move, most: int) -> Iterator[Move]:
 def rounds(groups: Iterable[Sequence[Move]], bucket: int, *, kept: bool = False) -> list[list[Move]]:
     """Return the moves of each round. What is in one group stays together, even where it is more than a bucket.
 
-    A group goes into the first round, after those of its ranks, in which all of them have room. ``kept`` says that what stays on its
-    rank needs room too, because it is handed on round by round.
+    A group goes into the first round in which all of its ranks have room. ``kept`` says that what stays on its rank needs room too,
+    because it is handed on round by round.
     """
-    latest: dict[tuple[int, str], tuple[int, int]] = {}  # (rank, side) -> its last round, and the bytes in it
+    filled: dict[Who, _Filled] = defaultdict(_Filled)
     found: list[list[Move]] = []
     for group in groups:
-        need: dict[tuple[int, str], int] = defaultdict(int)
+        need: dict[Who, int] = defaultdict(int)
         for move in group:
             if move.sender != move.receiver:
                 need[move.sender, "sends"] += move.nbytes
                 need[move.receiver, "receives"] += move.nbytes
             if kept:
                 need[move.receiver, "holds"] += move.nbytes
-        at = max((_next(latest.get(who, (0, 0)), nbytes, bucket) for who, nbytes in need.items()), default=0)
+        at = max((filled[who].first for who in need), default=0)
+        while not all(filled[who].has_room(at, nbytes, bucket) for who, nbytes in need.items()):
+            at += 1
         for who, nbytes in need.items():
-            last, used = latest.get(who, (0, 0))
-            latest[who] = at, nbytes + (used if last == at else 0)
+            filled[who].fill(at, nbytes, bucket)
         found += [[] for _ in range(at + 1 - len(found))]
         found[at] += group
     return found
 
 
-def _next(last: tuple[int, int], nbytes: int, bucket: int) -> int:
-    at, used = last
-    return at if used + nbytes <= bucket else at + 1
+Who = tuple[int, str]  # a rank, and what it does
+
+
+class _Filled:
+    """How full the rounds of one rank are."""
+
+    def __init__(self) -> None:
+        self.first = 0  # round that is not nearly full
+        self._used: dict[int, int] = {}
+
+    def has_room(self, at: int, nbytes: int, bucket: int) -> bool:
+        used = self._used.get(at, 0)
+        return not used or used + nbytes <= bucket
+
+    def fill(self, at: int, nbytes: int, bucket: int) -> None:
+        self._used[at] = self._used.get(at, 0) + nbytes
+        while self._used.get(self.first, 0) * NEARLY >= bucket * (NEARLY - 1):
+            self.first += 1
 
 
 def by_tensor(found: Iterable[Move]) -> list[list[Move]]:
