@@ -137,6 +137,32 @@ class Model:
         return state
 
 
+PLAIN = Model(
+    tp=2,
+    pp=1,
+    kv=2,
+    rep=2,
+    dim=3,
+    hidden=4,
+    ffn=12,
+    layers=2,
+    vocab=12,
+    experts=0,
+    activation="gelu",
+    gated_linear_unit=False,
+    normalization="LayerNorm",
+    zero_centred=False,
+    bias=True,
+    tied=False,
+    positions=4,
+    parallel_embedding=False,
+    stacked=False,
+    nas=False,
+    source=torch.float32,
+    target="float32",
+)
+
+
 @st.composite
 def models(draw):
     tp = draw(st.sampled_from((1, 2, 4)))

@@ -32,7 +32,7 @@ from carnet.megatron.export import (
     TRTLLMHelper,
     non_gated_version,
 )
-from tests.megatron.export_models import Model, assert_same, models
+from tests.megatron.export_models import PLAIN, assert_same, models
 from tests.te_states import FORMS, first_form, second_form, table
 
 pytestmark = pytest.mark.referee
@@ -50,27 +50,13 @@ def _tensorrt_llm():
         yield
 
 
-LLAMA = Model(
-    tp=2,
+LLAMA = replace(
+    PLAIN,
     pp=2,
-    kv=2,
-    rep=2,
-    dim=3,
-    hidden=4,
-    ffn=12,
-    layers=2,
-    vocab=12,
-    experts=0,
     activation="swiglu",
-    gated_linear_unit=False,
     normalization="RMSNorm",
-    zero_centred=False,
     bias=False,
-    tied=False,
     positions=0,
-    parallel_embedding=False,
-    stacked=False,
-    nas=False,
     source=torch.bfloat16,
     target="bfloat16",
 )

@@ -21,7 +21,7 @@ from carnet.megatron.export import (
     SingleDeviceTRTLLMModelWeightsConverter,
     TRTLLMLayers,
 )
-from tests.megatron.export_models import Model, assert_same, convert_both, models, single
+from tests.megatron.export_models import PLAIN, assert_same, convert_both, models, single
 
 pytestmark = pytest.mark.referee
 
@@ -37,32 +37,6 @@ def test_every_model_comes_out_as_megatrons_converter_makes_it_for_every_rank(mo
         place = Mapping(world_size=model.tp * model.pp, rank=rank, tp_size=model.tp, pp_size=model.pp)
         dealt = [each.get_local_model_weights_per_gpu(place, None) for each in (ours, theirs)]
         assert_same(*dealt)
-
-
-PLAIN = Model(
-    tp=2,
-    pp=1,
-    kv=2,
-    rep=2,
-    dim=3,
-    hidden=4,
-    ffn=12,
-    layers=2,
-    vocab=12,
-    experts=0,
-    activation="gelu",
-    gated_linear_unit=False,
-    normalization="LayerNorm",
-    zero_centred=False,
-    bias=True,
-    tied=False,
-    positions=4,
-    parallel_embedding=False,
-    stacked=False,
-    nas=False,
-    source=torch.float32,
-    target="float32",
-)
 
 
 def converted(model, state=None, names=DEFAULT_CONVERSION_DICT, config=None, split=True, **cut):
