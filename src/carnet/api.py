@@ -8,7 +8,6 @@ from pathlib import Path
 import xxhash
 
 from carnet import __version__
-from carnet.dtypes import named
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.beside import Asked
@@ -17,7 +16,7 @@ from carnet.examiner.examine import Examination, examine
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import Staged, write
 from carnet.executor.staging import publish
-from carnet.families.known import STORAGE, TARGETS
+from carnet.families.known import STORAGE
 from carnet.formats.amax import read_amax
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.stored import Checkpoint
@@ -26,10 +25,9 @@ from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
-from carnet.planner.request import SHARD, Request
+from carnet.planner.request import SHARD, Request, cast_to, check
 from carnet.steps import AssetFile, Plan, TextFile
 
-CASTS = ("bf16", "f16", "f32")
 MEMORY = 512 << 20
 PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
@@ -123,7 +121,7 @@ def plan(
         tp=tp,
         pp=pp,
         ep=ep,
-        dtype=_dtype(dtype),
+        dtype=cast_to(dtype),
         spelling=spelling,
         embedding=parallel_embedding,
         drop=tuple(drop),
@@ -138,7 +136,7 @@ def plan(
         amax=_absolute(amax),
         exclude=tuple(exclude),
     )
-    _refuse(request)
+    check(request)
     checkpoint = _open(path, config)
     made = build(checkpoint, request, _assets(checkpoint, to, tokenizer), {} if amax is None else read_amax(Path(amax)))
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
@@ -330,27 +328,6 @@ def _store(folder: Path, data: Mapping[str, object]) -> None:
         partial.replace(path)
     except OSError as error:
         raise MachineFailed("the carnet cannot be written", {"where": path, "reason": error.strerror}) from error
-
-
-def _dtype(word: str | None) -> str | None:
-    if word is None:
-        return None
-    dtype = named(word).name
-    if dtype not in CASTS:
-        raise BadRequest(f"weights cannot be cast to {dtype}", {"known": ", ".join(CASTS)})
-    return dtype
-
-
-def _refuse(request: Request) -> None:
-    if request.to not in TARGETS:
-        raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
-    if request.embedding not in (None, "none", "rows", "columns"):
-        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
-    if request.cache not in (None, "fp8"):
-        raise BadRequest(f"a cache of keys and values cannot be {request.cache!r}", {"known": "fp8"})
-    for name in ("tp", "pp", "ep", "shard"):
-        if getattr(request, name) < 1:
-            raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})
 
 
 def _assets(checkpoint: Checkpoint, to: str, tokenizer: PathLike | None) -> tuple[AssetFile, ...]:

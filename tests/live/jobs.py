@@ -175,20 +175,69 @@ def peak(sizes, cut, target, memory):
 
 
 def save_together(sizes, cut, target, to, folder, options, outs):
-    """Let the ranks write files together; ``outs``: what is written where, the second time into a folder that is taken."""
+    """Let the ranks write files together, once for each of ``outs``, and return how that was refused."""
     with parallel(**cut):
         model = build(sizes, **cut)
         said = arguments(model) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}
         save(model.state_dict(), cut, said, folder)
         made = live.plan(said, source=Grid(**cut), target=Grid(**target), to=to, timeout=20, **options)
-        made.save(outs[0], model)
         refused = []
         for out in outs:
             try:
                 made.save(out, model)
+                refused.append("")
             except CarnetError as error:
                 refused.append(str(error))
         return refused
+
+
+def again(sizes):
+    """Say what of the work of a run is done again: for the same memory in another table, for other memory, after the end."""
+    with parallel(tp=2):
+        model = build(sizes, tp=2)
+        made = live.plan(arguments(model), source=Grid(tp=2), target=Grid(), padded_vocab_size=sizes["padded"], timeout=20)
+        tied, tie = [], made._tie
+
+        def count(*args):
+            tied.append(args)
+            return tie(*args)
+
+        made._tie = count
+        tensors = made.run(model.state_dict())
+        for _ in range(3):
+            tensors = made.run(model.state_dict(), into=tensors)
+        once = len(tied)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone().add_(1)
+        moved = parts(made.run(model.state_dict(), into=tensors)) == parts(dict(made.stream(model)))
+        made.close()
+        try:
+            made.run(model)
+        except CarnetError as error:
+            return once, len(tied), moved, error.what
+
+
+def less_one(sizes):
+    """Return the norms of a model that stores them less one: whole on a rank, and where the model is shared."""
+    with parallel(tp=2):
+        model = build(sizes, tp=2)
+        said = arguments(model) | {"layernorm_zero_centered_gamma": True}
+        cuts = Grid(tp=2), Grid(tp=2), Grid()
+        found = []
+        for target in cuts[1:]:
+            made = live.plan(said, source=cuts[0], target=target, padded_vocab_size=sizes["padded"], timeout=20)
+            found.append({name: each for name, each in parts(made.run(model)).items() if "norm" in name})
+        return found
+
+
+def odd_state(sizes):
+    """Hand over what is no state on one rank, where scales would be looked for in it."""
+    with parallel(tp=2):
+        model = build(sizes, tp=2)
+        given = {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic", "timeout": 20}
+        made = live.plan(arguments(model), source=Grid(tp=2), target=Grid(), padded_vocab_size=sizes["padded"], **given)
+        return made.run(5 if dist.get_rank() == 1 else model)
 
 
 def damaged(sizes, cut, target, kind):

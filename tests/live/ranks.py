@@ -1,4 +1,4 @@
-"""What a rank of the tests' world is: a process that calls functions of ``jobs`` by name."""
+"""What a rank of the tests' world is: a process that calls functions of ``jobs`` and ``family_jobs`` by name."""
 
 import contextlib
 import os
@@ -13,16 +13,18 @@ import torch.distributed as dist
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from tests.live import jobs
+    from tests.live import family_jobs, jobs
 
 
-def serve(pipe, rank, size, port):
+def serve(pipe, rank, size, port, backend):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=60))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    # megatron-core asks for a GPU where it needs none
-    torch.cuda.current_device = lambda: "cpu"  # type: ignore[return-value]
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
+    else:  # megatron-core asks for a GPU where it needs none
+        torch.cuda.current_device = lambda: "cpu"  # type: ignore[return-value]
     from megatron.core import tensor_parallel
     from megatron.core.safe_globals import register_safe_globals
 
@@ -31,7 +33,7 @@ def serve(pipe, rank, size, port):
     while True:
         what, args = pipe.recv()
         try:
-            pipe.send(getattr(jobs, what)(*args))
+            pipe.send(getattr(jobs if hasattr(jobs, what) else family_jobs, what)(*args))
         except BaseException as error:  # noqa: BLE001
             error.add_note(f"on rank {rank}\n{traceback.format_exc()}")
             try:

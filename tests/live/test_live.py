@@ -126,9 +126,9 @@ def test_weights_that_become_fp8_on_the_way_have_one_scale_on_all_ranks(world, t
     ],
 )
 def test_files_that_ranks_write_together_are_those_of_the_crossing_of_files(world, tmp_path, sizes, cut, target, to, options):
-    outs = [str(tmp_path / "together"), str(tmp_path / "no/such/disk"), "/proc/nowhere"]
-    refused = world.run("save_together", sizes, cut, target, to, str(tmp_path / "megatron"), options, outs[:1] + outs[2:])
-    assert all("exists" in said[0] and len(said) == 2 for said in refused)
+    outs = [str(tmp_path / "together"), str(tmp_path / "together"), "/proc/nowhere"]
+    refused = world.run("save_together", sizes, cut, target, to, str(tmp_path / "megatron"), options, outs)
+    assert all(not first and "exists" in second and "nowhere" in third for first, second, third in refused)
     cuts = {} if to == "hf" else {name: target.get(name, 1) for name in ("tp", "pp")}
     wish = {name: value for name, value in options.items() if name != "memory"}
     assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to=to, **cuts, **wish).equal
@@ -141,6 +141,32 @@ def test_files_that_ranks_write_together_are_those_of_the_crossing_of_files(worl
     verdict = carnet.verify(tmp_path / "megatron", tmp_path / "together")
     assert verdict.equal
     assert json.loads((tmp_path / "together/carnet.json").read_text())["state"] == "proven"
+
+
+def test_codes_of_a_part_are_those_of_the_whole(world, tmp_path):
+    options = {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
+    whole = world.run("cross", DENSE, {"pp": 2}, {"ranks": (0,)}, "hf", str(tmp_path / "megatron"), options)[0][0]
+    parts = world.run("cross", DENSE, {"pp": 2}, {"tp": 2}, "hf", str(tmp_path / "again"), options)
+    assert sum("float8" in dtype for dtype, _, _ in whole.values()) == 7 * DENSE["layers"]
+    for name in (name for name in whole if name.endswith(("proj.weight", "weight_scale"))):
+        dim = 1 if name.split(".")[-2] in COLUMNS else 0
+        pair = [as_tensor(parts[rank][0][name]) for rank in (0, 1)]
+        codes = as_tensor(whole[name])
+        expected = (codes, codes) if name.endswith("scale") else codes.view(torch.uint8).chunk(2, dim)
+        assert all(torch.equal(part.view(each.dtype), each) for part, each in zip(pair, expected, strict=True)), name
+
+
+def test_norms_that_are_stored_less_one_arrive_whole_and_exact_however_the_target_is_cut(world):
+    for shared, whole in world.run("less_one", DENSE):
+        assert shared == whole
+        assert {dtype for dtype, _, _ in whole.values()} == {"torch.float32"}
+        assert len(whole) == 2 * DENSE["layers"] + 1
+
+
+def test_what_is_no_state_is_an_error_on_all_ranks_where_scales_are_looked_for(world):
+    assert all(
+        isinstance(error, CarnetError) and "a state is a module" in str(error) for error in world.ask("odd_state", DENSE)
+    )
 
 
 @pytest.mark.parametrize("scales", [None, "2.x"])
@@ -213,6 +239,10 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(world, spoil, own, word):
         ({"pp": 2}, {"ranks": (7,)}, {}, "each once"),
         ({}, {"tp": 8}, {}, "do not make up whole copies"),
         ({}, {}, {"to": "gguf"}, "no target is called 'gguf'"),
+        ({}, {}, {"dtype": "int3"}, "no element type is called 'int3'"),
+        ({}, {}, {"dtype": "f8_e4m3"}, "weights cannot be cast to f8_e4m3"),
+        ({}, {"ranks": 3}, {}, "each once"),
+        ({}, {}, {"memory": None}, "the memory for buckets is too little"),
         ({}, {}, {"memory": 100}, "the memory for buckets is too little"),
         ({}, {}, {"quantize": "fp8-block"}, "scales of blocks"),
         ({}, {}, {"quantize": "fp8"}, "nothing says how large the activations"),
@@ -260,6 +290,19 @@ def test_the_page_of_the_documentation_does_what_it_shows(world):
     found = world.run("page", DENSE, code)
     assert [bool(names) for names, _ in found] == [True, True, False, False]
     assert all(same for _, same in found)
+
+
+def test_a_run_does_again_only_what_has_changed(world):
+    assert world.run("again", DENSE) == [(1, 3, True, "the crossing is closed")] * 4
+
+
+def test_what_stands_beside_a_target_stays(world, tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial/journal.jsonl").write_text("of another crossing")
+    found = world.run("save_together", DENSE, {}, {}, "hf", str(tmp_path / "megatron"), {}, [str(tmp_path / "out")] * 2)
+    assert all("exists" in said for each in found for said in each)
+    assert (tmp_path / "out.partial/journal.jsonl").read_text() == "of another crossing"
+    assert not (tmp_path / "out").exists()
 
 
 def test_nobody_waits_for_a_rank_that_is_gone():

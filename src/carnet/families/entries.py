@@ -63,6 +63,8 @@ class Unit:
     tensor: Among = Among()  # among the ranks that share every layer
     expert: Among = Among()  # among those that share the experts
     expert_tensor: Among = Among()  # among those that share each expert
+    expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
+    also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
 
 
 LAYER_NUMBER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -151,7 +153,7 @@ def entries(
                     continue
                 if present is None and not holds(row.when, kind):
                     continue
-                if _applies(row, dialect, known, config, present, spelling):
+                if _applies(row, dialect, known, config, present, spelling, unit.also):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
                     for at, entry in _of_row(job, same):
                         found[at].setdefault(entry.name, entry)
@@ -187,10 +189,19 @@ def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
     return dialect.prefixes[0]
 
 
-def _applies(row: Row, dialect: Dialect, known: Mapping[str, Tensor], config: Config, present: Present, spelling: str) -> bool:
+def _applies(
+    row: Row,
+    dialect: Dialect,
+    known: Mapping[str, Tensor],
+    config: Config,
+    present: Present,
+    spelling: str,
+    also: Collection[str],
+) -> bool:
     parts = [part for part, _ in row.pattern.parts]
     again = [part for part in parts if part not in known and value(config, "tied") and TIED.get(part) in known]
-    if present is None and ((again and not dialect.writes_tied) or row.spelling not in ("", spelling)):
+    wanted = dialect.writes_tied or any(part in also for part in again)
+    if present is None and ((again and not wanted) or row.spelling not in ("", spelling)):
         return False
     return all(part in known or part in again for part in parts)
 
@@ -201,7 +212,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
     inside = "{layer}" in row.name
     stage = "layer" if inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
-    if (stage == "first" and not unit.first) or (stage == "last" and not unit.last):
+    if {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also:
         return
     name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
     shares = _checked_shares(job, parts, same[0])
@@ -214,7 +225,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
         yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
-    each = list(_experts(name, shares))
+    each = list(_experts(name, shares, unit.expert_base))
     if (
         present is not None
         and len(each) > 1
@@ -272,14 +283,15 @@ def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, s
             yield layer, spelled.replace("{layer}", str(layer - count))
 
 
-def _experts(name: str, shares: dict[str, Share]) -> Iterator[tuple[dict[str, Share], str]]:
+def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:
     """Yield the shares and the name for each expert that has a tensor of its own; once where they share one."""
     if "{expert}" not in name:
         yield shares, name
         return
     share = shares["expert"]
+    first = share.start if base is None else base
     for expert in range(share.start, share.stop):
-        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - share.start))
+        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - first))
 
 
 def _names(parts: list[Tensor], layer: int) -> tuple[str, ...]:

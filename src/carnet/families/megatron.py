@@ -166,7 +166,7 @@ ROWS = (
     row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
     row(MTP + "enorm.weight", "hidden", "mtp.embed_norm"),
     row(MTP + "hnorm.weight", "hidden", "mtp.hidden_norm"),
-    row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project", cut="hidden"),
     row(MTP + "final_layernorm.weight", "hidden", "mtp.final_norm"),
     row("decoder.final_layernorm.weight", "hidden", "final_norm", when={"hybrid": False}),
     row("decoder.final_norm.weight", "hidden", "final_norm", when={"hybrid": True}),

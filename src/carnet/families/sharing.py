@@ -11,9 +11,13 @@ from carnet.families.megatron import MEGATRON
 from carnet.families.rows import Dialect, Row
 
 
+# Megatron cuts it, engines keep it whole: vllm/model_executor/models/deepseek_mtp.py
+WHOLE = {"layers.{layer}.mtp.project"}
+
+
 @cache
 def _cuts() -> dict[str, str]:
-    return {tensor: row.cut for row in MEGATRON.rows for tensor, _ in row.pattern.parts}
+    return {tensor: row.cut for row in MEGATRON.rows for tensor, _ in row.pattern.parts if tensor not in WHOLE}
 
 
 def shared(dialect: Dialect) -> Dialect:

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 if find_spec("torch") is None:
     raise ModuleNotFoundError("carnet.live moves tensors with PyTorch: pip install 'carnet[torch]'", name="torch")
 
-from carnet.live.crossing import Crossing, plan
+from carnet.live.crossing import Crossing
 from carnet.live.grid import Grid
+from carnet.live.planning import plan
 
 __all__ = ["Crossing", "Grid", "plan"]

@@ -30,17 +30,23 @@ TORCH = {
 }
 CARNET = {dtype: name for name, dtype in TORCH.items()}
 
+WRAPPERS = ("module.", "model.")
 State = Mapping[str, Any] | torch.nn.Module
 Held = tuple[Box, torch.Tensor]  # a box of a canonical tensor, and a view of memory with its axes
 
 
 def tensors_of(state: State) -> dict[str, Any]:
     """Return the tensors and states of a module or a state dict, under the names that a bare model has."""
-    found = state.state_dict(keep_vars=True) if isinstance(state, torch.nn.Module) else dict(state)
-    for prefix in sorted(MEGATRON.prefixes, key=len, reverse=True):
-        if prefix and found and all(name.startswith(prefix) for name in found):
-            return {name.removeprefix(prefix): value for name, value in found.items()}
-    return found
+    found: object = state.state_dict(keep_vars=True) if isinstance(state, torch.nn.Module) else state
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise BadRequest("a state is a module or a state dict", {"found": type(state).__name__})
+    return _bare(found)
+
+
+def _bare(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Take away what wrappers put before every name, however many there are."""
+    prefix = next((word for word in WRAPPERS if found and all(name.startswith(word) for name in found)), None)
+    return dict(found) if prefix is None else _bare({name.removeprefix(prefix): value for name, value in found.items()})
 
 
 def chunks_of(states: object) -> list[State]:
@@ -51,22 +57,39 @@ def chunks_of(states: object) -> list[State]:
 
 
 class Watch:
-    """Whether the memory of a rank's tensors is still where it was: looked at before every run, so it must be quick."""
+    """Whether the memory of a rank's tensors is still where it was: looked at before every run, so it must be quick.
+
+    What was looked at is kept alive by whoever holds views of it: another tensor cannot have come to the same place.
+    """
 
     def __init__(self, states: object) -> None:
-        self._states = states
-        self._slots: list[tuple[Mapping[str, Any], str, Any, int]] = []
-        for chunk in chunks_of(states):
-            for table in [chunk] if isinstance(chunk, Mapping) else _tables(chunk):
-                for name, value in table.items():
-                    if isinstance(value, torch.Tensor):
-                        self._slots.append((table, name, value, value.data_ptr()))
+        self._chunks = [(chunk, _tables_of(chunk)) for chunk in chunks_of(states)]
+        self._places = [_places(tables) for _, tables in self._chunks]
 
     def same(self, states: object) -> bool:
-        """Say whether these are the tensors of before, at the same place."""
-        return states is self._states and all(
-            value.data_ptr() == at and table.get(name) is value for table, name, value, at in self._slots
-        )
+        """Say whether these are the same tensors at the same places, whatever table they stand in."""
+        chunks = chunks_of(states)
+        if len(chunks) != len(self._chunks):
+            return False
+        for now, (chunk, tables), places in zip(chunks, self._chunks, self._places, strict=True):
+            if now is not chunk:
+                tables = _tables_of(now)
+            if _places(tables) != places:
+                return False
+        return True
+
+
+def _places(tables: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    return [
+        (name, value.data_ptr(), value.dtype, value.shape, value.stride())
+        for table in tables
+        for name, value in table.items()
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided
+    ]
+
+
+def _tables_of(chunk: State) -> list[Mapping[str, Any]]:
+    return list(_tables(chunk)) if isinstance(chunk, torch.nn.Module) else [chunk]
 
 
 def _tables(module: torch.nn.Module) -> Iterator[Mapping[str, Any]]:
@@ -122,6 +145,9 @@ def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], stat
     book.entries |= {(unit.name, name): entry for name, entry in named.items()}
     for name, entry in named.items():
         tensor = held[name].detach()
+        if not _is_plain(tensor) or (tuple(tensor.shape) == entry.stored != entry.shape and not tensor.is_contiguous()):
+            kind = f"{type(tensor).__name__} on {tensor.device}, {tensor.layout}, strides {_strides(tensor)}"
+            raise NotSupported(f"{name!r} is no tensor whose memory can be handed on", {**where, "found": kind})
         if tuple(tensor.shape) != entry.stored:
             facts = {**where, "expected": list(entry.stored), "found": list(tensor.shape)}
             raise BadCheckpoint(f"the shape of {name!r} is not the one that the config and the grid say", facts)
@@ -148,6 +174,16 @@ def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], stat
 
 def _is_weight(name: str) -> bool:
     return not any(fnmatchcase(name, pattern) for pattern in MEGATRON.dropped)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Say whether a tensor is memory and no more: no part of a distributed one, nothing that computes what it shows."""
+    computes = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return tensor.layout == torch.strided and not tensor.is_meta and not computes
+
+
+def _strides(tensor: torch.Tensor) -> list[int]:
+    return list(tensor.stride()) if tensor.layout == torch.strided else []
 
 
 def strided(tensor: torch.Tensor, shape: Sequence[int], view: View) -> torch.Tensor:

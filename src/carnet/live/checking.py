@@ -27,7 +27,8 @@ def digest(tensor: torch.Tensor) -> int:
 
     Any one word that differs is seen: it counts an odd number of times.
     """
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    dense = tensor.contiguous()  # of one element, whatever its strides: a view by bytes needs one
+    flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
     if not flat.is_cuda:
         return xxhash.xxh3_64_intdigest(flat.numpy().data)
     rest = -flat.numel() % 4

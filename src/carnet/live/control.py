@@ -4,7 +4,7 @@ For a whole job there are groups of their own, with a time limit: one that moves
 words. A group that a caller made is used for both, with the time limit that it has.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -27,7 +27,7 @@ class Control:
         backend = dist.get_backend(group)
         self.on_gpu = "nccl" in backend
         self._talk = self.wire = group
-        self._own = group is None
+        self._own, self._closed = group is None, False
         if self._own:
             limit = timedelta(seconds=timeout)
             with self._watched():
@@ -38,6 +38,7 @@ class Control:
 
     def close(self) -> None:
         """Give up the groups that were made here; every rank must."""
+        self._closed = True
         made = dict.fromkeys((self.wire, self._talk)) if self._own else {}
         self._own = False
         for group in made:  # in the same order on all ranks: NCCL's wait for each other
@@ -75,6 +76,8 @@ class Control:
 
     def any(self, flag: bool) -> bool:
         """Say whether a flag is set on any rank."""
+        if self._closed:
+            raise BadRequest("the crossing is closed", remedy="plan another")
         flags = torch.tensor([int(flag)], device=self._words)
         with self._watched():
             dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._talk)
@@ -93,6 +96,21 @@ class Control:
             yield
 
 
+@contextmanager
+def together(control: Control) -> Iterator[Callable[..., None]]:
+    """Do something on every rank, and go on where it went well on all; what is handed to ``same`` must be the same on all.
+
+    What is done must not talk to other ranks.
+    """
+    refusal: Exception | None = None
+    said: list[str] = []
+    try:
+        yield lambda *facts: said.append(repr(facts))
+    except Exception as error:  # noqa: BLE001  whatever it is, the other ranks must not wait
+        refusal = error
+    control.agree(refusal, "".join(said))
+
+
 def _words(error: Exception) -> tuple[type[CarnetError], str, dict[str, str]]:
     """Return an error as another rank can raise it."""
     if isinstance(error, CarnetError):
@@ -106,5 +124,9 @@ def watched(rank: int, seconds: float) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # torch.distributed.DistError among them
-        facts = {"on": f"rank {rank}", "time limit": f"{seconds:g} s", "reason": str(error).strip().splitlines()[0]}
+        facts = {
+            "on": f"rank {rank}",
+            "time limit": f"{seconds:g} s",
+            "reason": str(error).strip().partition("\n")[0] or type(error).__name__,
+        }
         raise MachineFailed("a rank of the job does not answer", facts) from error

@@ -1,101 +1,31 @@
 """A live crossing: planned once on every rank, run as often as the training wants to hand over its weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
 import torch
-import torch.distributed as dist
 
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.executor import files
 from carnet.families.entries import Unit
-from carnet.families.known import TARGETS
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
 from carnet.live.checking import Digests, compare, copies_of, joined, read_again
-from carnet.live.control import Control
-from carnet.live.grid import Grid, unit_name
+from carnet.live.control import Control, together
+from carnet.live.grid import unit_name
 from carnet.live.landing import Module, Tensors
 from carnet.live.moves import Atlas, Move, by_tensor, moves, rounds, traffic
-from carnet.live.virtual import Goal, Holding, Source, aim, describe
+from carnet.live.virtual import Goal, Holding, Source
 from carnet.live.wire import Acts, Wire
 from carnet.planner.build import Drawing, draw
 from carnet.planner.request import Request
 from carnet.seeds import NOTHING, Seeds
 from carnet.steps import Fill, Step, TargetTensor, TextFile
 
-MEMORY = 2 << 30  # bytes of all buckets of a rank: a message of half a gigabyte comes near the speed of the link
-TIMEOUT = 600.0  # seconds
-BUCKETS = 4  # of a rank: two each way
-Config = Mapping[str, object] | str | Path
 States = State | Sequence[State] | None
-
-
-def plan(
-    config: Config,
-    *,
-    source: Grid,
-    target: Grid,
-    to: str = "hf",
-    group: dist.ProcessGroup | None = None,
-    dtype: str | None = None,
-    dtypes: Mapping[str, str] | None = None,
-    quantize: str | None = None,
-    style: str | None = None,
-    kv_cache: str | None = None,
-    kv_scale: float | None = None,
-    activations: str | None = None,
-    calibration: Mapping[str, float] | None = None,
-    exclude: Sequence[str] = (),
-    parallel_embedding: str | None = None,
-    padded_vocab_size: int | None = None,
-    target_padded_vocab_size: int | None = None,
-    memory: int = MEMORY,
-    timeout: float = TIMEOUT,
-    states: States = None,
-) -> "Crossing":
-    """Plan how the ranks of a running Megatron model hand their weights to the ranks of a target; called by every rank of ``group``.
-
-    config: Megatron's training arguments (``vars(args)``), or a Hugging Face config: a mapping, or the path of a JSON or YAML file.
-    source, target: how the model is shared, before and after. A target of the kind "hf" that is not shared is whole on each rank.
-    to: "hf" or "trtllm" for tensors under these names, "megatron" for the modules of another running model.
-    group: None for all ranks of the job, which then get groups of their own with the time limit.
-    dtypes: patterns of Megatron's names -> element type, where a tensor is not of the config's type (``{"*router.weight": "f32"}``).
-    calibration: largest magnitudes, as in a file of ``--amax``. states: this rank's tensors, needed before the first run only where
-    ``quantize`` is to follow scales that the training brings along. memory: bytes of all buckets of a rank. timeout: seconds.
-    The other options are those of ``carnet.plan``.
-
-    Raises CarnetError on all ranks where it cannot be, or where the ranks were not given the same.
-    """
-    control = Control(group, timeout)
-    request = Request(
-        to=to,
-        tp=target.tp,
-        pp=target.pp,
-        ep=target.ep,
-        dtype=dtype,
-        embedding=parallel_embedding,
-        quantize=quantize,
-        style=style,
-        cache=kv_cache,
-        cache_scale=kv_scale,
-        activations=activations,
-        exclude=tuple(exclude),
-    )
-    with _together(control) as same:
-        if to not in TARGETS:
-            raise BadRequest(f"no target is called {to!r}", {"known": ", ".join(TARGETS)})
-        if memory < BUCKETS << 10:
-            raise BadRequest("the memory for buckets is too little", {"expected": f"at least {BUCKETS << 10}", "found": memory})
-        raw = config if isinstance(config, str | Path) else _plain(config)
-        described = describe(raw, source, _ranks(source, control), dtypes or {}, padded_vocab_size)
-        goal = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)
-        same(described.inventory.checkpoint.digest, request, target, memory, calibration)
-    return Crossing(control, described, goal, request, memory // BUCKETS, calibration or {}, states)
 
 
 class Crossing:
@@ -125,11 +55,11 @@ class Crossing:
     def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Move]]:
         """Draw the plan; where something is quantized, with the scales that the states bring along."""
         seeds = NOTHING
-        if self._request.quantize is not None and self._control.any(coding.brings(states)):
+        if self._request.quantize is not None and self._bring(states):
             self._bind(states)
             seeds = self._seeds(states)
         goal = self._goal
-        with _together(self._control):
+        with together(self._control):
             units = None if goal.units is None else list(goal.units)
             made = draw(
                 self._source.inventory,
@@ -162,8 +92,7 @@ class Crossing:
 
     def close(self) -> None:
         """Give up buckets and groups; every rank must. A crossing that is closed cannot run."""
-        self._wires.clear()
-        self._acts.clear()
+        self._free()
         self._control.close()
 
     def __enter__(self) -> Self:
@@ -183,12 +112,14 @@ class Crossing:
 
         Raises CarnetError on all ranks where one of them cannot go on.
         """
-        same = self._watch.same(states) and self._watch_target.same(into) and into is not None
-        if self._control.any(not same):
+        wire = self._wire("all")
+        moved = not self._watch.same(states)
+        if self._control.any(moved):
             self._bind(states)
+        if self._control.any(moved or into is None or not self._watch_target.same(into)):
             self._land(into)
         self._weigh(states)
-        for _ in self._wire("all").run(self._acts):
+        for _ in wire.run(self._acts):
             pass
         self._landing.settle([*self._fills, *self._steps], self._scales)
         return self._landing.held
@@ -205,7 +136,7 @@ class Crossing:
             return self._dress(move, joined(move.box, self._book.find(move.tensor, move.box))).to(TORCH[move.dtype])
 
         found: Digests = {}, {}, {}
-        with _together(self._control):
+        with together(self._control):
             found = read_again(self._control.rank, self._moves, copies, read, self._landing.find, self._book)
         return compare(dict(zip(self._control.ranks, self._control.gather(found), strict=True)), self._moves, copies)
 
@@ -222,12 +153,12 @@ class Crossing:
         if self._control.any(not self._watch.same(states)):
             self._bind(states)
         self._weigh(states)
-        steps, left = [*self._fills, *self._steps], landing.names
+        steps, left = [*self._fills, *self._steps], dict.fromkeys(landing.names)
         for one in wire.run(self._lay(wire, landing)):
             own = (move.spot.name for move in one.moves if move.receiver == self._control.rank)
             arrived = [name for name in dict.fromkeys(own) if name in left]
             landing.settle(steps, self._scales, frozenset(arrived))
-            left = [name for name in left if name not in arrived]
+            left = {name: None for name in left if name not in arrived} if arrived else left
             yield from landing.take(arrived)
         landing.settle(steps, self._scales, frozenset(left))
         yield from landing.take(left)  # scales
@@ -240,17 +171,17 @@ class Crossing:
         """
         out, plan = Path(out), self._drawing.plan
         leader = self._control.rank == self._control.ranks[0]
-        with _together(self._control) as same:
+        with together(self._control) as same:
             if self._goal.units is not None and self._goal.dialect.name != "trtllm":
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(out.absolute()))
+        with together(self._control):
+            if leader:
+                saving.begin(plan, out)
         try:
-            with _together(self._control):
-                if leader:
-                    saving.begin(plan, out)
             self._write(out, states)
-            with _together(self._control):
+            with together(self._control):
                 if leader:
                     note = documents.draft(plan.request, plan.dropped, plan.family, plan.fingerprint)
                     saving.end(replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts)), out)
@@ -270,8 +201,9 @@ class Crossing:
             self._control.device(),
         )
         found = moves(self._drawing.plan, self._atlas, self._source, writers.of, self._bucket)
+        self._free()
         wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True))
-        with _together(self._control):
+        with together(self._control):
             folder = saving.opened(out)
         refusal: Exception | None = None
         for name, tensor in self._arriving(states, landing, wire):
@@ -280,7 +212,7 @@ class Crossing:
                     saving.write(folder, *own[name], tensor)
             except CarnetError as error:
                 refusal = error  # the others still wait for what comes from here
-        with _together(self._control):
+        with together(self._control):
             files.close(folder)
             if refusal is not None:
                 raise refusal
@@ -297,9 +229,10 @@ class Crossing:
             self._landing = Module(self._tie(into, self._goal.holding))
         else:
             self._landing = self._tensors()
-            with _together(self._control):
+            with together(self._control):
                 if into is not None:
-                    assert isinstance(into, Mapping), "a target by names is written into tensors by names"
+                    if not isinstance(into, Mapping):
+                        raise BadRequest("a target by names is written into tensors by names", {"found": type(into).__name__})
                     self._landing.accept(into, self._control.rank)
             self._landing.make()
         self._watch_target = Watch(into)
@@ -312,17 +245,17 @@ class Crossing:
         """Find the scales of this run."""
         if self._request.quantize is None:
             return
-        seeds = self._seeds(states) if self._control.any(coding.brings(states)) else NOTHING
+        seeds = self._seeds(states) if self._bring(states) else NOTHING
         if seeds != self._known or not self._steps:
             self._known, self._steps = seeds, list(self._drawing.coding(seeds))
         amaxes = coding.measure(self._control, self._source, self._book, self._steps)
-        with _together(self._control):
+        with together(self._control):
             coding.refuse_infinite(self._book, (move for move in self._moves if move.sender == self._control.rank), self._steps)
             self._scales = coding.scales(self._steps, amaxes, self._control.device())
 
     def _tie(self, states: object, holding: Holding) -> Book:
         """Return where everything lies that a rank of one side must hold."""
-        with _together(self._control):
+        with together(self._control):
             book, chunks, units = Book(), chunks_of(states), self._units(holding)
             if len(chunks) != len(units):
                 facts = {"on": f"rank {self._control.rank}", "expected": len(units), "found": len(chunks)}
@@ -337,6 +270,13 @@ class Crossing:
         names = [] if seat is None else [unit_name(seat, chunk) for chunk in range(len(holding.units))]
         return [holding.units[name][0] for name in names if name in holding.units]
 
+    def _bring(self, states: States) -> bool:
+        """Say whether the states of any rank may have scales of their own."""
+        found = False
+        with together(self._control):
+            found = coding.brings(states)
+        return self._control.any(found)
+
     def _seeds(self, states: States) -> Seeds:
         units = [unit.name for unit in self._units(self._source.holding)]
         return coding.seeds_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
@@ -348,8 +288,15 @@ class Crossing:
 
     def _wire(self, way: str) -> Wire:
         if way not in self._wires:
+            self._free()
             self._wires[way] = Wire(self._control, self._rounds(way))
         return self._wires[way]
+
+    def _free(self) -> None:
+        """Give up the buckets: those of one way out are enough."""
+        self._wires.clear()
+        self._acts.clear()
+        self._watch_target = Watch(())
 
     def _tensors(self) -> Tensors:
         held = [file for file in self._drawing.plan.files if self._control.rank in self._goal.holders(file.name)]
@@ -360,31 +307,3 @@ class Crossing:
         if move.code:
             return coding.encode(view, self._scales[move.code])
         return view.float() + move.add if move.add else view
-
-
-@contextmanager
-def _together(control: Control) -> Iterator[Callable[..., None]]:
-    """Do something on every rank, and go on where it went well on all; what is handed to ``same`` must be the same on all.
-
-    What is done must not talk to other ranks.
-    """
-    refusal: Exception | None = None
-    said: list[str] = []
-    try:
-        yield lambda *facts: said.append(repr(facts))
-    except Exception as error:  # noqa: BLE001  whatever it is, the other ranks must not wait
-        refusal = error
-    control.agree(refusal, "".join(said))
-
-
-def _plain(config: Mapping[str, object]) -> dict[str, object]:
-    """Return arguments as a checkpoint has them."""
-    return {key: str(value) if isinstance(value, torch.dtype) else value for key, value in config.items()}
-
-
-def _ranks(grid: Grid, control: Control) -> Sequence[int]:
-    ranks = control.ranks if grid.ranks is None else list(grid.ranks)
-    if len(set(ranks)) != len(ranks) or not set(ranks) <= set(control.ranks):
-        facts = {"grid": str(list(ranks)), "group": str(list(control.ranks))}
-        raise BadRequest("the ranks of a grid are not ranks of the group, each once", facts)
-    return ranks

@@ -7,9 +7,9 @@ fastest. Experts have an order of their own, in which ``etp`` and ``ep`` stand i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carnet.errors import BadRequest
+from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Among, Unit
-from carnet.families.model import number
+from carnet.families.model import layers, number, value
 from carnet.families.words import Config
 
 ORDER = "tp-cp-ep-dp-pp"  # Megatron's own unless --use-tp-pp-dp-mapping
@@ -48,7 +48,12 @@ def seats(grid: Grid, ranks: Sequence[int]) -> dict[int, Seat]:
     >>> seats(Grid(tp=2, ep=4, etp=1), range(4))[2]
     Seat(tp=0, pp=0, ep=2, etp=0)
     """
-    order, etp = grid.order.split("-"), grid.tp if grid.etp is None else grid.etp
+    etp = grid.tp if grid.etp is None else grid.etp
+    every: dict[str, object] = {"tp": grid.tp, "pp": grid.pp, "ep": grid.ep, "etp": etp, "cp": grid.cp, "vp": grid.vp}
+    wrong = {name: repr(size) for name, size in every.items() if not isinstance(size, int) or size < 1}
+    if wrong:
+        raise BadRequest("the sizes of a grid are whole numbers from 1 on", wrong)
+    order = str(grid.order).split("-")
     sizes = {"tp": grid.tp, "cp": grid.cp, "ep": 1, "dp": _copies(grid, ranks, grid.tp * grid.cp * grid.pp), "pp": grid.pp}
     inner = {"tp": etp, "cp": 1, "ep": grid.ep, "dp": _copies(grid, ranks, etp * grid.ep * grid.pp), "pp": grid.pp}
     if sorted(order) != sorted(sizes):
@@ -63,7 +68,7 @@ def seats(grid: Grid, ranks: Sequence[int]) -> dict[int, Seat]:
 
 
 def _copies(grid: Grid, ranks: Sequence[int], each: int) -> int:
-    if not ranks or min(grid.tp, grid.pp, grid.ep, grid.cp, grid.vp, each) < 1 or len(ranks) % each:
+    if not ranks or len(ranks) % each:
         facts = {"ranks": len(ranks), "tp, pp, ep, cp": f"{grid.tp}, {grid.pp}, {grid.ep}, {grid.cp}", "one copy needs": each}
         raise BadRequest("the ranks do not make up whole copies of the model", facts)
     return len(ranks) // each
@@ -82,6 +87,11 @@ def megatron_units(grid: Grid, config: Config, held: dict[int, Seat]) -> dict[st
     The chunks of a rank are units of their own: the virtual chunks of all stages follow each other.
     """
     etp = grid.tp if grid.etp is None else grid.etp
+    few = min((number(layer, "kv_heads") for layer in layers(config) if layer["mixer"] == "attention"), default=grid.tp)
+    if few < grid.tp:
+        # rows are cut where they fall, a head among ranks: megatron/core/transformer/attention.py SelfAttention
+        facts = {"KV heads": few, "tp": grid.tp}
+        raise NotSupported("more ranks of Megatron share a model than it has KV heads", facts)
     spans = _spans(grid, number(config, "layers"))
     found: dict[str, tuple[Unit, list[int]]] = {}
     for rank, seat in held.items():
@@ -98,13 +108,19 @@ def _unit(name: str, grid: Grid, config: Config, seat: Seat, span: range, chunk:
     count = number(config, "layers")
     further = range(count, count + number(config, "mtp")) if last else range(0)
     shares = Among(seat.tp, grid.tp), Among(seat.ep, grid.ep), Among(seat.etp, etp)
-    embeds = first or bool(further)  # what predicts further tokens embeds them: megatron/core/models/gpt/gpt_model.py
-    return Unit(name, (*span, *further), span.start, embeds, last, *shares)
+    # what predicts further tokens embeds them, and a head apart from its embedding is a copy: megatron/core/models/gpt/gpt_model.py
+    also: tuple[str, ...] = ("embed", "position") if further else ()
+    also += ("head",) if last and not first and value(config, "tied") else ()
+    return Unit(name, (*span, *further), span.start, first, last, *shares, also=also)
 
 
 def unit_name(seat: Seat, chunk: int) -> str:
     """Return what the share of a rank's virtual chunk is called."""
     return f"tp{seat.tp}-pp{seat.pp}-ep{seat.ep}-et{seat.etp}-vp{chunk}"
+
+
+def _are_numbers(stage: object) -> bool:
+    return isinstance(stage, Sequence) and all(isinstance(size, int) and size >= 0 for size in stage)
 
 
 def _spans(grid: Grid, count: int) -> list[list[range]]:
@@ -117,6 +133,9 @@ def _spans(grid: Grid, count: int) -> list[list[range]]:
             remedy = "say how many layers each stage has: Grid(layers=[[3], [2]])"
             raise BadRequest("the layers do not divide among the pipeline stages", sizes, remedy=remedy)
         given = [[each] * grid.vp] * grid.pp
+    if not all(map(_are_numbers, given)):
+        facts = {"expected": "a list of numbers for each stage, one for each of its chunks", "found": str(given)}
+        raise BadRequest("the layers of the stages are not numbers", facts)
     counts = [list(stage) for stage in given]
     if [len(stage) for stage in counts] != [grid.vp] * grid.pp or sum(map(sum, counts)) != count:
         facts = {"expected": f"{grid.pp} stages of {grid.vp} chunks with {count} layers together", "found": str(counts)}

@@ -61,7 +61,8 @@ def begin(plan: Plan, out: Path) -> Path:
 
 def write(folder: files.Folder, file: str, place: TargetTensor, tensor: torch.Tensor) -> None:
     """Write one tensor into its place."""
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy()
+    dense = tensor.detach().contiguous()
+    data = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).cpu().numpy()
     files.write(files.opened(folder, file), place.offset, data.data)
 
 

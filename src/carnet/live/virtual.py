@@ -13,12 +13,12 @@ from math import prod
 from pathlib import Path
 
 from carnet.box import whole
-from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest
+from carnet.dtypes import BY_NAME, named
+from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.known import dialect_of, recognise
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import value
+from carnet.families.model import canonical, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
 from carnet.families.words import Config, Value
@@ -31,6 +31,7 @@ from carnet.planner.request import Request
 
 WHERE = "the running model"
 MULTIPLE = 128  # --make-vocab-size-divisible-by
+EMBEDDINGS = ("none", "rows", "columns")
 MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer
 
 
@@ -67,15 +68,17 @@ class Source:
 def describe(
     config: Mapping[str, object] | str | Path, grid: Grid, ranks: Sequence[int], dtypes: Mapping[str, str], padded: int | None
 ) -> Source:
-    """Return a running model of Megatron, from its config alone.
+    """Return a running model of Megatron, from its config alone; raise CarnetError where it cannot be one.
 
     ``config``: Megatron's training arguments, or a Hugging Face config, or the path of one; ``dtypes``: patterns of described names ->
     element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding.
     """
+    types = {pattern: named(word).name for pattern, word in dtypes.items()}
     raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
     family, fields = recognise("megatron", arguments_of(raw, WHERE), WHERE, {})
+    places = seats(grid, ranks)
     fields["padded_vocab"] = _padded(fields, raw, grid, padded)
-    held = megatron_units(grid, fields, seats(grid, ranks))
+    held = megatron_units(grid, fields, places)
     unit_of = {name: unit for name, (unit, _) in held.items()}
     tensors: dict[Key, Stored] = {}
     described: dict[Key, Entry] = {}
@@ -89,17 +92,21 @@ def describe(
         if key != (entry.unit, entry.name):
             owners[key] += held[entry.unit][1]
             continue
-        dtype = _dtype(entry, fields, dtypes)
+        dtype = _dtype(entry, fields, types)
         chunk = Chunk(whole(entry.shape), entry.unit, ends[entry.unit], dense_strides(entry.shape))
         offsets[entry.unit][0].append(ends[entry.unit])
         offsets[entry.unit][1].append(entry.name)
         ends[entry.unit] += prod(entry.shape) * BY_NAME[dtype].nbytes
         tensors[key] = Stored(*key, dtype, entry.shape, (chunk,))
         described[key], owners[key] = entry, list(held[entry.unit][1])
+    known = {view.tensor for entry in described.values() for view in entry.views}
+    lost = next((name for name, _, _ in canonical(fields) if name not in known), None)
+    if lost is not None:
+        raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
     inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {})
-    return Source(inventory, Holding(seats(grid, ranks), held), owners, offsets)
+    return Source(inventory, Holding(places, held), owners, offsets)
 
 
 def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | None) -> int:
@@ -107,8 +114,8 @@ def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | 
     vocab, said, multiple = value(fields, "vocab"), value(fields, "padded_vocab"), raw.get("make_vocab_size_divisible_by")
     assert isinstance(vocab, int), "a model has a vocabulary"
     unit = (multiple if isinstance(multiple, int) else MULTIPLE) * grid.tp
-    rows = given or (said if isinstance(said, int) else -(-vocab // unit) * unit)
-    if rows < vocab or rows % grid.tp:
+    rows: object = given or (said if isinstance(said, int) else -(-vocab // unit) * unit)
+    if not isinstance(rows, int) or rows < vocab or rows % grid.tp:
         facts = {"padded_vocab_size": rows, "vocab_size": vocab, "tp": grid.tp}
         raise BadRequest("the rows of the vocabulary do not divide among the ranks, or are too few", facts)
     return rows
@@ -135,32 +142,34 @@ class Goal:
 
 
 def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Goal:
-    """Return what the ranks of the target are to hold."""
+    """Return what the ranks of the target are to hold; raise CarnetError where they cannot."""
     plain = dialect_of(source.inventory.family, request.to)
+    modules = request.to == "megatron"
+    if modules and request.dtype is not None:
+        raise BadRequest("a running module keeps the types of its weights", remedy="leave out dtype")
+    if not modules and padded is not None:
+        raise BadRequest("only Megatron's modules pad the vocabulary", remedy="leave out target_padded_vocab_size")
+    if request.embedding not in (None, *EMBEDDINGS) or (request.embedding is not None and request.to != "trtllm"):
+        facts = {"to": request.to, "found": request.embedding, "known": f"{', '.join(EMBEDDINGS)}, of trtllm"}
+        raise BadRequest("the embedding cannot be shared in this way", facts, remedy="leave out parallel_embedding")
     fields = source.inventory.config
-    if request.to == "megatron":
+    places = seats(grid if modules else replace(grid, ep=1, etp=None), ranks)
+    if modules:
         said: dict[str, Value] = {"padded_vocab": _padded({**fields, "padded_vocab": None}, {}, grid, padded)}
-        held = megatron_units(grid, {**fields, **said}, seats(grid, ranks))
-        held |= _heads(held) if value(fields, "tied") else {}
-        return Goal(MODULES, [unit for unit, _ in held.values()], Holding(seats(grid, ranks), held), ranks, said)
-    places = seats(replace(grid, ep=1, etp=None), ranks)
+        held = megatron_units(grid, {**fields, **said}, places)
+        return Goal(MODULES, [unit for unit, _ in held.values()], Holding(places, held), ranks, said)
+    if grid.vp > 1 or grid.cp > 1 or grid.etp is not None or grid.layers is not None:
+        what = "no chunks, no context parallel, no ranks of an expert and no stages of its own"
+        raise BadRequest(f"a target of the kind {request.to!r} has {what}")
     if (grid.tp, grid.pp, grid.ep) == (1, 1, 1) and not plain.ranked:
         return Goal(plain, None, Holding(places, {}), ranks, {})
-    if grid.vp > 1 or grid.cp > 1 or grid.layers is not None:
-        raise BadRequest(f"a target of the kind {request.to!r} has no chunks, no context parallel and no stages of its own")
     dialect = plain if plain.ranked else shared(plain)
-    sizes: dict[str, Value] = {"tp": grid.tp, "pp": grid.pp, "ep": grid.ep, "embedding": request.embedding or "none"}
-    made = [unit if plain.ranked else replace(unit, base=0) for unit in units(dialect, {**fields, **sizes})]
+    made = units(dialect, {**fields, "tp": grid.tp, "pp": grid.pp, "ep": grid.ep})
+    if not plain.ranked:
+        # the last rank of an engine has the embedding of a tied model too: vllm/model_executor/models/llama.py
+        tied = ("embed",) if value(fields, "tied") else ()
+        made = [replace(unit, base=0, expert_base=0, also=tied if unit.last else ()) for unit in made]
     of = {
         unit.name: [rank for rank, seat in places.items() if seat.pp * grid.tp + seat.tp == at] for at, unit in enumerate(made)
     }
     return Goal(dialect, made, Holding(places, {unit.name: (unit, of[unit.name]) for unit in made}), ranks, {})
-
-
-def _heads(held: Mapping[str, tuple[Unit, Sequence[int]]]) -> dict[str, tuple[Unit, Sequence[int]]]:
-    """Return units for the embedding of a tied model once more, where the last stage has it as its head and is not the first.
-
-    megatron/core/models/common/language_module/language_module.py setup_embeddings_and_output_layer.
-    """
-    last = {f"{name}-head": found for name, found in held.items() if found[0].last and not found[0].first}
-    return {name: (replace(unit, name=name, layers=(), first=True, last=False), ranks) for name, (unit, ranks) in last.items()}

@@ -89,7 +89,7 @@ def draw(
     kept, steps = _keep(found, source, library)
     wanted = list(entries(target, config, None, request.spelling, among))
     shifts = _shifts(source, target, config)
-    dtypes = _dtypes(wanted, kept, request, shifts if not target.ranked else {})
+    dtypes = _dtypes(wanted, kept, request, shifts if target.name != "trtllm" else {})
     coding = asked(request, source, calibration or {}, seeds)
     coded = choose(coding, wanted, dtypes)
     cache = cache_tensors(coding, wanted, dtypes)

@@ -144,7 +144,7 @@ def target_texts(
     texts = []
     if coding is not None:
         ignored = plain_modules(coding, wanted, coded)
-        if target.ranked:
+        if target.name == "trtllm":
             record = said["quantization"]
             assert isinstance(record, dict), "the config of a rank has a record of this name"
             record |= of_ranks(coding.recipe, ignored, cache=coding.cache)

@@ -3,6 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from carnet.dtypes import named
+from carnet.errors import BadRequest
+from carnet.families.known import TARGETS
+
+CASTS = ("bf16", "f16", "f32")
 SHARD = 5_000_000_000  # bytes; transformers' own default
 
 
@@ -34,3 +39,26 @@ def as_data(request: Request) -> Mapping[str, object]:
     """Return a request as plain values, for the plan and the document."""
     plain = {name: getattr(request, name) for name in Request.__dataclass_fields__}
     return {**plain, "drop": list(request.drop), "exclude": list(request.exclude)}
+
+
+def cast_to(word: str | None) -> str | None:
+    """Return carnet's name of an element type that weights can be cast to; raise BadRequest for any other."""
+    if word is None:
+        return None
+    dtype = named(word).name
+    if dtype not in CASTS:
+        raise BadRequest(f"weights cannot be cast to {dtype}", {"known": ", ".join(CASTS)})
+    return dtype
+
+
+def check(request: Request) -> None:
+    """Raise BadRequest where a wish is none, whatever the checkpoint."""
+    if request.to not in TARGETS:
+        raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
+    if request.embedding not in (None, "none", "rows", "columns"):
+        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
+    if request.cache not in (None, "fp8"):
+        raise BadRequest(f"a cache of keys and values cannot be {request.cache!r}", {"known": "fp8"})
+    for name in ("tp", "pp", "ep", "shard"):
+        if getattr(request, name) < 1:
+            raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})
