@@ -293,7 +293,7 @@ def test_the_page_of_the_documentation_does_what_it_shows(world):
 
 
 def test_a_run_does_again_only_what_has_changed(world):
-    assert world.run("again", DENSE) == [(1, 3, True, "the crossing is closed")] * 4
+    assert world.run("again", DENSE) == [((1, True), 3, True, "the crossing is closed")] * 4
 
 
 def test_what_stands_beside_a_target_stays(world, tmp_path):

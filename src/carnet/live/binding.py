@@ -65,18 +65,23 @@ class Watch:
     def __init__(self, states: object) -> None:
         self._chunks = [(chunk, _tables_of(chunk)) for chunk in chunks_of(states)]
         self._places = [_places(tables) for _, tables in self._chunks]
+        self._slots = [
+            (table, name, value, value.data_ptr())
+            for _, tables in self._chunks
+            for table in tables
+            for name, value in table.items()
+            if isinstance(value, torch.Tensor) and value.layout == torch.strided
+        ]
 
     def same(self, states: object) -> bool:
         """Say whether these are the same tensors at the same places, whatever table they stand in."""
         chunks = chunks_of(states)
         if len(chunks) != len(self._chunks):
             return False
-        for now, (chunk, tables), places in zip(chunks, self._chunks, self._places, strict=True):
-            if now is not chunk:
-                tables = _tables_of(now)
-            if _places(tables) != places:
-                return False
-        return True
+        if all(now is chunk for now, (chunk, _) in zip(chunks, self._chunks, strict=True)):
+            # shapes and strides stay with a tensor: the place alone may have changed
+            return all(value.data_ptr() == at and table.get(name) is value for table, name, value, at in self._slots)
+        return [_places(_tables_of(chunk)) for chunk in chunks] == self._places
 
 
 def _places(tables: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:

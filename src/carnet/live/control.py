@@ -76,12 +76,16 @@ class Control:
 
     def any(self, flag: bool) -> bool:
         """Say whether a flag is set on any rank."""
+        return self.each(flag)[0]
+
+    def each(self, *flags: bool) -> list[bool]:
+        """Say of each flag whether it is set on any rank."""
         if self._closed:
             raise BadRequest("the crossing is closed", remedy="plan another")
-        flags = torch.tensor([int(flag)], device=self._words)
+        said = torch.tensor(flags, dtype=torch.uint8, device=self._words)
         with self._watched():
-            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._talk)
-        return bool(flags.item())
+            dist.all_reduce(said, dist.ReduceOp.MAX, group=self._talk)
+        return [bool(flag) for flag in said.tolist()]
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
         """Return the largest over all ranks of each number, on the processor."""

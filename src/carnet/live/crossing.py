@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -19,7 +20,7 @@ from carnet.live.grid import unit_name
 from carnet.live.landing import Module, Tensors
 from carnet.live.moves import Atlas, Move, by_tensor, moves, rounds, traffic
 from carnet.live.virtual import Goal, Holding, Source
-from carnet.live.wire import Acts, Wire
+from carnet.live.wire import Acts, Buckets, Wire
 from carnet.planner.build import Drawing, draw
 from carnet.planner.request import Request
 from carnet.seeds import NOTHING, Seeds
@@ -88,11 +89,14 @@ class Crossing:
 
     def traffic(self) -> Mapping[str, int]:
         """Return what a run amounts to: rounds, bytes sent from rank to rank and kept where they are, and the buckets of this rank."""
-        return {**traffic(self._rounds("all")), "bytes of buckets": self._wire("all").nbytes}
+        found = traffic(self._rounds("all"))
+        return {**found, "bytes of buckets": self._buckets.nbytes}
 
     def close(self) -> None:
         """Give up buckets and groups; every rank must. A crossing that is closed cannot run."""
-        self._free()
+        self._wires.clear()
+        self._acts.clear()
+        self.__dict__.pop("_buckets", None)
         self._control.close()
 
     def __enter__(self) -> Self:
@@ -113,10 +117,10 @@ class Crossing:
         Raises CarnetError on all ranks where one of them cannot go on.
         """
         wire = self._wire("all")
-        moved = not self._watch.same(states)
-        if self._control.any(moved):
+        moved, other = self._control.each(not self._watch.same(states), into is None or not self._watch_target.same(into))
+        if moved:
             self._bind(states)
-        if self._control.any(moved or into is None or not self._watch_target.same(into)):
+        if moved or other:
             self._land(into)
         self._weigh(states)
         for _ in wire.run(self._acts):
@@ -201,8 +205,7 @@ class Crossing:
             self._control.device(),
         )
         found = moves(self._drawing.plan, self._atlas, self._source, writers.of, self._bucket)
-        self._free()
-        wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True))
+        wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True), self._buckets)
         with together(self._control):
             folder = saving.opened(out)
         refusal: Exception | None = None
@@ -288,15 +291,12 @@ class Crossing:
 
     def _wire(self, way: str) -> Wire:
         if way not in self._wires:
-            self._free()
-            self._wires[way] = Wire(self._control, self._rounds(way))
+            self._wires[way] = Wire(self._control, self._rounds(way), self._buckets)
         return self._wires[way]
 
-    def _free(self) -> None:
-        """Give up the buckets: those of one way out are enough."""
-        self._wires.clear()
-        self._acts.clear()
-        self._watch_target = Watch(())
+    @cached_property
+    def _buckets(self) -> Buckets:
+        return Buckets(self._control, self._moves, self._bucket)
 
     def _tensors(self) -> Tensors:
         held = [file for file in self._drawing.plan.files if self._control.rank in self._goal.holders(file.name)]

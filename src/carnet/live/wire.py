@@ -47,12 +47,36 @@ class Acts:
     unpacks: list[Act] = field(default_factory=list)
 
 
-class Wire:
-    """The buckets of one rank."""
+class Buckets:
+    """The memory of one rank in which boxes travel: two buckets each way, which all ways out of a plan share."""
 
-    def __init__(self, control: Control, rounds: Sequence[Sequence[Move]]) -> None:
-        self._control = control
+    def __init__(self, control: Control, moves: Sequence[Move], most: int) -> None:
+        """Make buckets of ``most`` bytes, or less where all that this rank sends or receives is less."""
+        away = [move for move in moves if move.sender != move.receiver]
+        sent = sum(move.nbytes for move in away if move.sender == control.rank)
+        received = sum(move.nbytes for move in away if move.receiver == control.rank)
         self._device = control.device()
+        self._held = [[self._empty(min(most, total)), self._empty(most if total > most else 0)] for total in (sent, received)]
+        self.nbytes = sum(bucket.numel() for side in self._held for bucket in side)  # of all of them
+
+    def _empty(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+
+    def take(self, side: int, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Return what serves the even rounds and the odd ones: of sending (side 0) or receiving (1), ``sizes`` bytes in each.
+
+        One that is too small, because a tensor that goes whole is larger, has a companion.
+        """
+        needs = [max(sizes[turn::2], default=0) for turn in (0, 1)]
+        self.nbytes += sum(need for own, need in zip(self._held[side], needs, strict=True) if need > own.numel())
+        return [own if need <= own.numel() else self._empty(need) for own, need in zip(self._held[side], needs, strict=True)]
+
+
+class Wire:
+    """The rounds of one way out, as one rank has them."""
+
+    def __init__(self, control: Control, rounds: Sequence[Sequence[Move]], buckets: Buckets) -> None:
+        self._control = control
         at = {rank: place for place, rank in enumerate(control.ranks)}
         self.rounds: list[Round] = []
         for number, moves in enumerate(rounds):
@@ -65,19 +89,8 @@ class Wire:
                 side, peer = (one.sends, move.receiver) if move.sender == control.rank else (one.receives, move.sender)
                 side[at[peer]] += move.nbytes
             self.rounds.append(one)
-        self._out, self._in = (self._buckets([sum(side) for side in sides]) for sides in zip(*self._sides(), strict=True))
-
-    def _sides(self) -> list[tuple[list[int], list[int]]]:
-        return [(one.sends, one.receives) for one in self.rounds] or [([], [])]
-
-    def _buckets(self, sizes: Sequence[int]) -> list[torch.Tensor]:
-        """Return two buckets, of which one serves the even rounds."""
-        return [torch.empty(max(sizes[turn::2], default=0), dtype=torch.uint8, device=self._device) for turn in (0, 1)]
-
-    @property
-    def nbytes(self) -> int:
-        """Return the bytes of all buckets of this rank."""
-        return sum(bucket.numel() for bucket in (*self._out, *self._in))
+        sides = zip(*[(sum(one.sends), sum(one.receives)) for one in self.rounds] or [(0, 0)], strict=True)
+        self._out, self._in = (buckets.take(side, list(sizes)) for side, sizes in enumerate(sides))
 
     def lay(self, one: Round, book: Book, find: Find, dress: Dressed) -> Acts:
         """Return what is copied where in a round: good as long as the memory is the same."""
