@@ -28,6 +28,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.overrides import TorchFunctionMode
 
+from carnet.megatron import hybrids, meta
 from carnet.megatron.hybrids import Stack
 from carnet.megatron.meta import built
 from carnet.megatron.modules import Norm, core_attention
@@ -311,3 +312,49 @@ def default_stack(monkeypatch):
         (experts.GroupedMLP, SequentialMLP),  # what megatron-core takes in its place without Transformer Engine
     ]
     return _replaced(specs.mamba_stack_spec, instead)
+
+
+# --- Mamba on a CPU: mamba_ssm has no build for one ------------------------------------------------------------------------------
+
+
+def _scan(joined, weight, bias, dt_bias, rates, *, D, headdim, ngroups, **_):  # noqa: N803  # mamba_ssm's name of it
+    """Do what mamba_ssm's mamba_split_conv1d_scan_combined does, one token after the other."""
+    batch, length, _ = joined.shape
+    heads, channels = len(dt_bias), len(weight)
+    inner = heads * headdim
+    z, mixed, dt = joined.split([inner, channels, heads], -1)
+    wide = weight.shape[1]
+    mixed = torch.nn.functional.conv1d(mixed.transpose(1, 2), weight[:, None], bias, padding=wide - 1, groups=channels)
+    mixed = torch.nn.functional.silu(mixed[..., :length]).transpose(1, 2)
+    x, b, c = mixed.split([inner, *[(channels - inner) // 2] * 2], -1)
+    x = x.view(batch, length, heads, headdim)
+    b, c = (each.view(batch, length, ngroups, -1).repeat_interleave(heads // ngroups, 2) for each in (b, c))
+    dt = torch.nn.functional.softplus(dt + dt_bias)
+    state, found = torch.zeros(batch, heads, headdim, b.shape[-1]), []
+    for at in range(length):
+        step = dt[:, at, :, None, None]
+        state = state * torch.exp(step * rates[:, None, None]) + step * x[:, at, :, :, None] * b[:, at, :, None]
+        found.append((state * c[:, at, :, None]).sum(-1) + D[:, None] * x[:, at])
+    return torch.stack(found, 1).reshape(batch, length, inner) * torch.nn.functional.silu(z)
+
+
+def _rearranged(tensor, text):
+    """Do what einops does with the three texts that a forward pass has."""
+    return tensor[:, 0] if text == "d 1 w -> d w" else tensor.transpose(0, 1)
+
+
+@pytest.fixture
+def mamba_on_cpu(monkeypatch):
+    """Let hybrids run: the kernels of Mamba, written plainly; ``mamba_on_cpu(said)`` says how wide its norm is."""
+    monkeypatch.setattr(hybrids.mamba_mixer, "mamba_split_conv1d_scan_combined", _scan, raising=False)
+    monkeypatch.setattr(hybrids.mamba_mixer, "rearrange", _rearranged, raising=False)
+
+    def norm(said):
+        def forward(self, values):
+            parts = values.view(*values.shape[:-1], said["mamba_num_groups"], -1)
+            size = parts.square().mean(-1, keepdim=True)
+            return (parts * torch.rsqrt(size + said.get("layernorm_epsilon", 1e-5))).view(values.shape) * self.weight
+
+        monkeypatch.setattr(meta._GatedNorm, "forward", forward)
+
+    return norm

@@ -30,11 +30,13 @@ FORGOTTEN: tuple[tuple[ModuleType, str, object], ...] = (
 class Norm:
     """Makes the norm that a config asks for: Transformer Engine's where it is installed, else torch's.
 
-    ``hidden_size`` in elements. As megatron/core/post_training/modelopt/layers.py, which needs Transformer Engine.
+    ``hidden_size`` in elements. As megatron/core/post_training/modelopt/layers.py, which needs Transformer Engine; but ``eps`` is
+    the config's unless said: MambaLayer says none, and the module that training has there, norm and linear layer in one, has that.
     """
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:  # type: ignore[misc]
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float | None = None) -> torch.nn.Module:  # type: ignore[misc]
         """Return the module."""
+        eps = config.layernorm_epsilon if eps is None else eps
         if HAVE_TE:
             made: torch.nn.Module = layers.Norm(config, hidden_size, eps)
             return made
