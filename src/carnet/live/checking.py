@@ -22,13 +22,18 @@ Copies = tuple[str, Box, Sequence[int]]  # a canonical tensor, a box of it, and 
 Digests = tuple[dict[int, int], dict[int, int], dict[int, int]]  # of what left, what came, and what is a copy, by their numbers
 
 
+def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes, row after row."""
+    dense = tensor.contiguous()  # of one element, whatever its strides: a view by bytes needs one
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+
+
 def digest(tensor: torch.Tensor) -> int:
     """Return 64 bits that follow from a tensor's bytes: xxh3 on a processor, a sum of words by their places on a GPU.
 
     Any one word that differs is seen: it counts an odd number of times.
     """
-    dense = tensor.contiguous()  # of one element, whatever its strides: a view by bytes needs one
-    flat = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8)
+    flat = flat_bytes(tensor)
     if not flat.is_cuda:
         return xxhash.xxh3_64_intdigest(flat.numpy().data)
     rest = -flat.numel() % 4

@@ -1,6 +1,6 @@
 """A live crossing: planned once on every rank, run as often as the training wants to hand over its weights."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -89,8 +89,8 @@ class Crossing:
 
     def traffic(self) -> Mapping[str, int]:
         """Return what a run amounts to: rounds, bytes sent from rank to rank and kept where they are, and the buckets of this rank."""
-        found = traffic(self._rounds("all"))
-        return {**found, "bytes of buckets": self._buckets.nbytes}
+        count = len(self._wire("all").rounds)
+        return {"rounds": count, **traffic(self._moves), "bytes of buckets": self._buckets.nbytes}
 
     def close(self) -> None:
         """Give up buckets and groups; every rank must. A crossing that is closed cannot run."""
@@ -157,14 +157,19 @@ class Crossing:
         if self._control.any(not self._watch.same(states)):
             self._bind(states)
         self._weigh(states)
-        steps, left = [*self._fills, *self._steps], dict.fromkeys(landing.names)
+        left, beside = dict.fromkeys(landing.names), landing.beside([*self._fills, *self._steps])
+
+        def settle(names: Iterable[str]) -> None:
+            landing.settle([step for name in names for step in beside.get(name, ())], self._scales)
+
         for one in wire.run(self._lay(wire, landing)):
             own = (move.spot.name for move in one.moves if move.receiver == self._control.rank)
             arrived = [name for name in dict.fromkeys(own) if name in left]
-            landing.settle(steps, self._scales, frozenset(arrived))
-            left = {name: None for name in left if name not in arrived} if arrived else left
+            settle(arrived)
+            for name in arrived:
+                del left[name]
             yield from landing.take(arrived)
-        landing.settle(steps, self._scales, frozenset(left))
+        settle(left)
         yield from landing.take(left)  # scales
 
     def save(self, out: str | Path, states: States = None) -> Path:
@@ -260,12 +265,13 @@ class Crossing:
         """Return where everything lies that a rank of one side must hold."""
         with together(self._control):
             book, chunks, units = Book(), chunks_of(states), self._units(holding)
+            config = {**self._source.inventory.config, **(self._goal.said if holding is self._goal.holding else {})}
+            dtypes = self._source.dtypes
             if len(chunks) != len(units):
                 facts = {"on": f"rank {self._control.rank}", "expected": len(units), "found": len(chunks)}
                 raise BadRequest("a rank must hand over a state for each of its chunks, and no other", facts)
             for unit, state in zip(units, chunks, strict=True):
-                config = {**self._source.inventory.config, **(self._goal.said if holding is self._goal.holding else {})}
-                bind(book, unit, config, self._source.dtypes, state, self._control.rank)
+                bind(book, unit, config, dtypes, state, self._control.rank)
         return book
 
     def _units(self, holding: Holding) -> list[Unit]:

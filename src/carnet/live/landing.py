@@ -49,7 +49,11 @@ class Tensors:
         """Take tensors to write into; raise BadRequest where one is not there, or not what the target needs."""
         for name, tensor in self._wanted.items():
             found = given.get(name)
-            if found is None or (found.dtype, tuple(found.shape)) != (TORCH[tensor.dtype], tensor.shape) or not _dense(found):
+            if (
+                found is None
+                or (found.dtype, tuple(found.shape)) != (TORCH[tensor.dtype], tensor.shape)
+                or not found.is_contiguous()
+            ):
                 said = "nothing" if found is None else f"{CARNET.get(found.dtype, found.dtype)} {list(found.shape)}"
                 facts = {"on": f"rank {rank}", "expected": f"{tensor.dtype} {list(tensor.shape)}, contiguous", "found": said}
                 raise BadRequest(f"the tensor {name!r} to write into is not the target's", facts)
@@ -69,40 +73,44 @@ class Tensors:
         """Yield where a box goes."""
         yield (), _view(self._tensor(move.spot.name), move.spot, move.box.shape)
 
-    def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale], among: frozenset[str] | None = None) -> None:
-        """Write what does not travel, of all tensors or of those ``among``."""
+    def beside(self, steps: Iterable[Step]) -> dict[str, list[Step]]:
+        """Return the steps that write what does not travel, by the name of the tensor, as far as this rank holds it."""
+        found: dict[str, list[Step]] = {}
+        for step in steps:
+            place = step.scales if isinstance(step, Quantize) else step.target if isinstance(step, Fill | Put) else None
+            if place is not None and place.file in self._files:
+                found.setdefault(self._atlas.at(place).name, []).append(step)
+        return found
+
+    def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale]) -> None:
+        """Write what does not travel."""
         known: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in steps:
             match step:
                 case Fill():
-                    for view in self._at(step.target, step.shape, among):
+                    for view in self._at(step.target, step.shape):
                         view.zero_()
                 case Put():
-                    known += [(v, coding.numbers(step, v.dtype)) for v in self._at(step.target, step.shape, among)]
+                    known += [(v, coding.numbers(step, v.dtype)) for v in self._at(step.target, step.shape)]
                 case Quantize() if step.scales is not None:
                     stored = scales[matrix_name(step)].stored
-                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.scales, (1, 1), among)]
+                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.scales, (1, 1))]
         for dtype in {view.dtype for view, _ in known}:  # all of a type go to the device at once
             pairs = [(view, value.view(-1)) for view, value in known if view.dtype == dtype]
             sent, start = torch.cat([value for _, value in pairs]).to(self._device), 0
             for view, value in pairs:
                 view.copy_(sent[start : (start := start + len(value))].view(view.shape))
 
-    def _at(self, place: Place, shape: Sequence[int], among: frozenset[str] | None) -> Iterator[torch.Tensor]:
+    def _at(self, place: Place, shape: Sequence[int]) -> Iterator[torch.Tensor]:
         if place.file in self._files:
             spot = self._atlas.at(place)
-            if among is None or spot.name in among:
-                yield _view(self._tensor(spot.name), spot, shape)
+            yield _view(self._tensor(spot.name), spot, shape)
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self.held:
             wanted = self._wanted[name]
             self.held[name] = torch.empty(wanted.shape, dtype=TORCH[wanted.dtype], device=self._device)
         return self.held[name]
-
-
-def _dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous()
 
 
 def _view(tensor: torch.Tensor, spot: Spot, shape: Sequence[int]) -> torch.Tensor:

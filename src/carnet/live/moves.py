@@ -181,8 +181,7 @@ def by_tensor(found: Iterable[Move]) -> list[list[Move]]:
     return list(groups.values())
 
 
-def traffic(found: Sequence[Sequence[Move]]) -> Mapping[str, int]:
-    """Return what the rounds amount to: bytes that travel, bytes that stay on their rank, rounds."""
-    every = [move for group in found for move in group]
-    away = sum(move.nbytes for move in every if move.sender != move.receiver)
-    return {"rounds": len(found), "bytes sent": away, "bytes kept": sum(move.nbytes for move in every) - away}
+def traffic(found: Sequence[Move]) -> Mapping[str, int]:
+    """Return what moves amount to: bytes that travel, bytes that stay on their rank."""
+    away = sum(move.nbytes for move in found if move.sender != move.receiver)
+    return {"bytes sent": away, "bytes kept": sum(move.nbytes for move in found) - away}

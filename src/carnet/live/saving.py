@@ -13,6 +13,7 @@ import torch
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest
 from carnet.executor import files, staging
+from carnet.live.checking import flat_bytes
 from carnet.live.moves import Spot
 from carnet.steps import Plan, TargetTensor
 
@@ -61,8 +62,7 @@ def begin(plan: Plan, out: Path) -> Path:
 
 def write(folder: files.Folder, file: str, place: TargetTensor, tensor: torch.Tensor) -> None:
     """Write one tensor into its place."""
-    dense = tensor.detach().contiguous()
-    data = dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).cpu().numpy()
+    data = flat_bytes(tensor.detach()).cpu().numpy()
     files.write(files.opened(folder, file), place.offset, data.data)
 
 
@@ -85,5 +85,4 @@ def abandon(out: Path) -> None:
     """Remove what was begun."""
     folder = staging.staging_of(out)
     if folder.is_dir():
-        staging.clear(folder)
-        folder.rmdir()
+        staging.remove(folder)

@@ -27,11 +27,10 @@ from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, read_config
 from carnet.inventory import Inventory, Key
 from carnet.live.grid import Grid, Seat, megatron_units, seats
-from carnet.planner.request import Request
+from carnet.planner.build import MULTIPLE
+from carnet.planner.request import EMBEDDINGS, Request
 
 WHERE = "the running model"
-MULTIPLE = 128  # --make-vocab-size-divisible-by
-EMBEDDINGS = ("none", "rows", "columns")
 MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer
 
 
@@ -149,7 +148,7 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
         raise BadRequest("a running module keeps the types of its weights", remedy="leave out dtype")
     if not modules and padded is not None:
         raise BadRequest("only Megatron's modules pad the vocabulary", remedy="leave out target_padded_vocab_size")
-    if request.embedding not in (None, *EMBEDDINGS) or (request.embedding is not None and request.to != "trtllm"):
+    if request.embedding is not None and request.to != "trtllm":
         facts = {"to": request.to, "found": request.embedding, "known": f"{', '.join(EMBEDDINGS)}, of trtllm"}
         raise BadRequest("the embedding cannot be shared in this way", facts, remedy="leave out parallel_embedding")
     fields = source.inventory.config

@@ -7,6 +7,7 @@ from carnet.dtypes import named
 from carnet.errors import BadRequest
 from carnet.families.known import TARGETS
 
+EMBEDDINGS = ("none", "rows", "columns")  # how ranks may share the embedding
 CASTS = ("bf16", "f16", "f32")
 SHARD = 5_000_000_000  # bytes; transformers' own default
 
@@ -55,8 +56,8 @@ def check(request: Request) -> None:
     """Raise BadRequest where a wish is none, whatever the checkpoint."""
     if request.to not in TARGETS:
         raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
-    if request.embedding not in (None, "none", "rows", "columns"):
-        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": "none, rows, columns"})
+    if request.embedding not in (None, *EMBEDDINGS):
+        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": ", ".join(EMBEDDINGS)})
     if request.cache not in (None, "fp8"):
         raise BadRequest(f"a cache of keys and values cannot be {request.cache!r}", {"known": "fp8"})
     for name in ("tp", "pp", "ep", "shard"):
