@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import xxhash
 
@@ -25,11 +26,9 @@ from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
-from carnet.planner.request import SHARD, Request, cast_to, check
+from carnet.planner.request import MEMORY, Options, PathLike, Request, absolute, as_data
 from carnet.steps import AssetFile, Plan, TextFile
 
-MEMORY = 512 << 20
-PathLike = str | os.PathLike[str]
 Progress = Callable[[int, int], None]
 
 # what a tokenizer and its chat template are made of, for transformers, vLLM and TensorRT-LLM
@@ -87,58 +86,16 @@ def inspect(path: PathLike, *, config: PathLike | None = None) -> Inspection:
         return Inspection(checkpoint, None, refusal)
 
 
-def plan(
-    path: PathLike,
-    *,
-    to: str,
-    tp: int = 1,
-    pp: int = 1,
-    ep: int = 1,
-    dtype: str | None = None,
-    memory: int = MEMORY,
-    parallel_embedding: str | None = None,
-    spelling: str = "te",
-    drop: tuple[str, ...] = (),
-    vocab_size: int | None = None,
-    shard_size: int = SHARD,
-    tokenizer: PathLike | None = None,
-    config: PathLike | None = None,
-    quantize: str | None = None,
-    style: str | None = None,
-    kv_cache: str | None = None,
-    kv_scale: float | None = None,
-    activations: str | None = None,
-    amax: PathLike | None = None,
-    exclude: tuple[str, ...] = (),
-) -> Plan:
+def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """Plan a crossing and prove that it loses nothing; only headers are read.
 
     ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
     unknown, lacking or has no place in the target.
     """
-    request = Request(
-        to=to,
-        tp=tp,
-        pp=pp,
-        ep=ep,
-        dtype=cast_to(dtype),
-        spelling=spelling,
-        embedding=parallel_embedding,
-        drop=tuple(drop),
-        vocab=vocab_size,
-        shard=shard_size,
-        config=_absolute(config),
-        quantize=quantize,
-        style=style,
-        cache=kv_cache,
-        cache_scale=kv_scale,
-        activations=activations,
-        amax=_absolute(amax),
-        exclude=tuple(exclude),
-    )
-    check(request)
-    checkpoint = _open(path, config)
-    made = build(checkpoint, request, _assets(checkpoint, to, tokenizer), {} if amax is None else read_amax(Path(amax)))
+    request, memory, amax = Request.of(options), options.get("memory", MEMORY), options.get("amax")
+    checkpoint = _open(path, options.get("config"))
+    assets = _assets(checkpoint, request.to, options.get("tokenizer"))
+    made = build(checkpoint, request, assets, {} if amax is None else read_amax(Path(amax)))
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
@@ -175,14 +132,15 @@ def verify(
         return _recheck(Path(source))
     target = Path(out)
     said = documents.load(target)
-    asked = said["request"] if said is not None else {}
-    request: dict[str, object] = dict(asked) if isinstance(asked, Mapping) else {}
-    before = request.get("drop")
-    request["drop"] = [*(before if isinstance(before, list) else ()), *drop]
-    if vocab_size is not None:
-        request["vocab"] = vocab_size
-    if config is not None:
-        request["config"] = _absolute(config)
+    asked = (
+        Request(to="") if said is None else Request.from_data(said.get("request"))
+    )  # nobody says what a stranger was made for
+    request = replace(
+        asked,
+        drop=(*asked.drop, *drop),
+        vocab=asked.vocab if vocab_size is None else vocab_size,
+        config=absolute(config) or asked.config,
+    )
     verdict, data = _examine(Path(source), target, request, progress)
     if data is not None and said is not None:
         _store(target, data)
@@ -193,55 +151,14 @@ def cross(
     path: PathLike,
     out: PathLike,
     *,
-    to: str,
-    tp: int = 1,
-    pp: int = 1,
-    ep: int = 1,
-    dtype: str | None = None,
-    memory: int = MEMORY,
-    parallel_embedding: str | None = None,
-    spelling: str = "te",
-    drop: tuple[str, ...] = (),
-    vocab_size: int | None = None,
-    shard_size: int = SHARD,
-    tokenizer: PathLike | None = None,
-    config: PathLike | None = None,
-    quantize: str | None = None,
-    style: str | None = None,
-    kv_cache: str | None = None,
-    kv_scale: float | None = None,
-    activations: str | None = None,
-    amax: PathLike | None = None,
-    exclude: tuple[str, ...] = (),
     device: str = "cpu",
     progress: Progress | None = None,
+    **options: Unpack[Options],
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
-    made = plan(
-        path,
-        to=to,
-        tp=tp,
-        pp=pp,
-        ep=ep,
-        dtype=dtype,
-        memory=memory,
-        parallel_embedding=parallel_embedding,
-        spelling=spelling,
-        drop=drop,
-        vocab_size=vocab_size,
-        shard_size=shard_size,
-        tokenizer=tokenizer,
-        config=config,
-        quantize=quantize,
-        style=style,
-        kv_cache=kv_cache,
-        kv_scale=kv_scale,
-        activations=activations,
-        amax=amax,
-        exclude=exclude,
-    )
+    made = plan(path, **options)
     staged = _write(made, Path(out), progress, device)
-    verdict, data = _examine(Path(path), staged.folder, made.request, progress)
+    verdict, data = _examine(Path(path), staged.folder, Request.from_data(made.request), progress)
     if data is not None:
         _store(staged.folder, data)
         publish(staged.folder, Path(out))
@@ -258,15 +175,9 @@ def _write(made: Plan, out: Path, progress: Progress | None, device: str = "cpu"
 
 
 def _examine(
-    source: Path, target: Path, request: Mapping[str, object], progress: Progress | None
+    source: Path, target: Path, request: Request, progress: Progress | None
 ) -> tuple[Verdict, dict[str, object] | None]:
-    vocab, drop = request.get("vocab"), request.get("drop")
-    config = request.get("config")
-    inventory = take(
-        _open(source, config if isinstance(config, str) else None),
-        tuple(map(str, drop)) if isinstance(drop, list) else (),
-        vocab if isinstance(vocab, int) else None,
-    )
+    inventory = take(_open(source, request.config), request.drop, request.vocab)
     checkpoint = open_checkpoint(target)
     found = examine(
         inventory,
@@ -279,18 +190,14 @@ def _examine(
     verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
     if not verdict.equal:
         return verdict, None
-    return verdict, documents.document(inventory, survey(checkpoint, like=inventory.config)[0], found, request, __version__)
+    arrived = survey(checkpoint, like=inventory.config)[0]
+    return verdict, documents.document(inventory, arrived, found, as_data(request), __version__)
 
 
-def _asked(request: Mapping[str, object]) -> Asked:
+def _asked(request: Request) -> Asked:
     """Return what the examiner should know of a request; a file of calibration that is gone by now says nothing."""
-    dtype, amax, scale = (request.get(name) for name in ("dtype", "amax", "cache_scale"))
-    found = read_amax(Path(amax)) if isinstance(amax, str) and Path(amax).is_file() else {}
-    return Asked(dtype if isinstance(dtype, str) else None, found, float(scale) if isinstance(scale, int | float) else None)
-
-
-def _absolute(path: PathLike | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    found = read_amax(Path(request.amax)) if request.amax is not None and Path(request.amax).is_file() else {}
+    return Asked(request.dtype, found, request.cache_scale)
 
 
 def _open(path: PathLike, config: PathLike | None) -> Checkpoint:

@@ -16,8 +16,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from carnet.api import PathLike, inspect
+from carnet.api import inspect
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed, NotSupported
+from carnet.planner.request import PathLike
 
 if TYPE_CHECKING:
     import torch

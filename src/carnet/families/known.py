@@ -55,7 +55,6 @@ FAMILIES = (
     NEMOTRON_H,
     NEMOTRON_NAS,
 )
-TARGETS = ("hf", "trtllm", "megatron")
 
 
 def dialect_of(family: Family, name: str) -> Dialect:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Unpack
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from carnet.live.control import Control, together
 from carnet.live.crossing import Crossing, States
 from carnet.live.grid import Grid
 from carnet.live.virtual import aim, describe
-from carnet.planner.request import Request, cast_to, check
+from carnet.planner.request import Common, Request, only
 
 MEMORY = 2 << 30  # bytes of all buckets of a rank: a message of half a gigabyte comes near the speed of the link
 TIMEOUT = 600.0  # seconds
@@ -26,21 +27,14 @@ def plan(
     target: Grid,
     to: str = "hf",
     group: dist.ProcessGroup | None = None,
-    dtype: str | None = None,
     dtypes: Mapping[str, str] | None = None,
-    quantize: str | None = None,
-    style: str | None = None,
-    kv_cache: str | None = None,
-    kv_scale: float | None = None,
-    activations: str | None = None,
     calibration: Mapping[str, float] | None = None,
-    exclude: Sequence[str] = (),
-    parallel_embedding: str | None = None,
     padded_vocab_size: int | None = None,
     target_padded_vocab_size: int | None = None,
     memory: int = MEMORY,
     timeout: float = TIMEOUT,
     states: States = None,
+    **options: Unpack[Common],
 ) -> Crossing:
     """Plan how the ranks of a running Megatron model hand their weights to the ranks of a target; called by every rank of ``group``.
 
@@ -58,21 +52,8 @@ def plan(
     control = Control(group, timeout)
     try:
         with together(control) as same:
-            request = Request(
-                to=to,
-                tp=target.tp,
-                pp=target.pp,
-                ep=target.ep,
-                dtype=cast_to(dtype),
-                embedding=parallel_embedding,
-                quantize=quantize,
-                style=style,
-                cache=kv_cache,
-                cache_scale=kv_scale,
-                activations=activations,
-                exclude=tuple(exclude),
-            )
-            check(request)
+            only(Common.__optional_keys__, options)
+            request = Request.of({**options, "to": to, "tp": target.tp, "pp": target.pp, "ep": target.ep})
             bucket = _bucket(memory)
             described = describe(_plain(config), source, _ranks(source, control), dtypes or {}, padded_vocab_size)
             goal = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)

@@ -1,4 +1,4 @@
-"""The command line: options, progress, exit codes; no logic.
+"""The commands: what each is called with, and what it prints.
 
 Exit codes: 0 done, 1 refused, 2 usage, 3 verified and different. What was asked for goes to stdout, talk goes to stderr.
 Nothing heavy is imported before a command runs.
@@ -6,29 +6,28 @@ Nothing heavy is imported before a command runs.
 
 import gc
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from carnet import __version__
+from carnet.cli.options import (
+    checkpoint,
+    config_option,
+    device_option,
+    drop_option,
+    existing_file,
+    json_option,
+    quantize_options,
+    target_options,
+    vocab_option,
+)
+from carnet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-Command = Callable[..., None]
-
-
-def nbytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """Return the number of bytes that a size says: 512M, 2G, 1048576."""
-    text = value.upper().removesuffix("B").removesuffix("I")
-    unit = text[-1:] if text[-1:] in UNITS else ""
-    try:
-        return int(float(text.removesuffix(unit)) * UNITS[unit])
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{value!r} is no size; write 512M or 2G", ctx, param) from None
+    from carnet.planner.request import Options
 
 
 class Verb(click.Command):
@@ -95,94 +94,6 @@ def main() -> None:
     gc.set_threshold(200_000, 20, 100)  # a plan is a million records and no cycle: looking for cycles takes a third of the time
 
 
-checkpoint = click.argument("ckpt", type=click.Path(exists=True, file_okay=False))
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-drop_option = click.option(
-    "--drop", multiple=True, metavar="PATTERN", help="Leave behind the stored tensors with names like this. May be repeated."
-)
-vocab_option = click.option(
-    "--vocab-size", type=click.IntRange(1), help="True size of the vocabulary, where the checkpoint does not say it."
-)
-
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where to quantize; cuda needs carnet[cuda].",
-)
-config_option = click.option(
-    "--config",
-    type=click.Path(exists=True, dir_okay=False),
-    help="config.json or YAML in place of the checkpoint's own arguments.",
-)
-
-
-def quantize_options(command: Command) -> Command:
-    """Add the options that say what is quantized on the way."""
-    existing = click.Path(exists=True, dir_okay=False)
-    for option in reversed(
-        (
-            click.option(
-                "--quantize", metavar="SCHEME", help="Write the linear layers' weights as codes and scales; see below."
-            ),
-            click.option(
-                "--style",
-                help="Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
-            ),
-            click.option("--kv-cache", type=click.Choice(["fp8"]), help="Store scales for a cache of keys and values in FP8."),
-            click.option("--kv-scale", type=float, help="That scale, the same for all layers, where --amax does not say it."),
-            click.option(
-                "--activations",
-                type=click.Choice(["static", "dynamic"]),
-                help="Store a scale for activations, or leave it to the engine.  [default: as the scheme has it]",
-            ),
-            click.option("--amax", type=existing, help="What `carnet calibrate` found: activations, keys and values."),
-            click.option(
-                "--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, by name. May be repeated."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
-def target_options(command: Command) -> Command:
-    """Add the options that say what the target is."""
-    for option in reversed(
-        (
-            click.option(
-                "--to", required=True, type=click.Choice(["hf", "trtllm", "megatron"]), help="What the target is for."
-            ),
-            click.option("--tp", default=1, show_default=True, type=click.IntRange(1), help="ranks that share each layer."),
-            click.option("--pp", default=1, show_default=True, type=click.IntRange(1), help="pipeline stages."),
-            click.option("--ep", default=1, show_default=True, type=click.IntRange(1), help="ranks that share experts."),
-            click.option("--dtype", help="Cast the weights: bf16, f16 or f32.  [default: as they are]"),
-            click.option("--memory", default="512M", show_default=True, callback=nbytes, help="Peak of private memory."),
-            click.option(
-                "--parallel-embedding",
-                type=click.Choice(["none", "rows", "columns"]),
-                help="trtllm: share the embedding among the ranks.  [default: as NVIDIA's converter does]",
-            ),
-            click.option(
-                "--spelling", default="te", show_default=True, type=click.Choice(["te", "local"]), help="megatron: whose names."
-            ),
-            drop_option,
-            vocab_option,
-            config_option,
-            click.option(
-                "--shard-size", default="5000000000", callback=nbytes, help="hf: bytes of a file at most.  [default: 5 GB]"
-            ),
-            click.option(
-                "--tokenizer", type=click.Path(exists=True, file_okay=False), help="Folder whose tokenizer goes along."
-            ),
-        )
-    ):
-        command = option(command)
-    return command
-
-
 @main.command(
     cls=Verb, epilog="carnet inspect checkpoints/llama\ncarnet inspect checkpoints/llama/iter_0001000 --tensors --json"
 )
@@ -219,14 +130,14 @@ def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, config: str | None,
 @quantize_options
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Save the plan to this file.")
 @json_option
-def plan(ckpt: str, output: str | None, as_json: bool, **wish: object) -> None:
+def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Options]") -> None:
     """Plan a crossing and prove that it loses nothing. Only headers are read."""
     from pathlib import Path
 
     from carnet import api, report
     from carnet.planner import saved
 
-    made = api.plan(ckpt, **wish)  # type: ignore[arg-type]  # click has checked the types
+    made = api.plan(ckpt, **options)
     if output is not None:
         saved.save(made, Path(output))
         click.echo(f"carnet: plan saved to {output}", err=True)
@@ -237,14 +148,14 @@ def plan(ckpt: str, output: str | None, as_json: bool, **wish: object) -> None:
 
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
-@click.argument("plan_file", metavar="PLAN", type=click.Path(exists=True, dir_okay=False))
+@click.argument("plan_file", metavar="PLAN", type=existing_file)
 @click.argument("out", type=click.Path())
 @device_option
 def run(plan_file: str, out: str, device: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
-    with _progress("writing") as progress:
+    with progress_bar("writing") as progress:
         api.run(plan_file, out, device=device, progress=progress)
     click.echo(f"carnet: {out} is written; `carnet verify` proves it", err=True)
 
@@ -269,7 +180,7 @@ def verify(
     """Compare a target with its source, every element; or, given the target alone, with its own carnet.json."""
     from carnet import api, report
 
-    with _progress("verifying") as progress:
+    with progress_bar("verifying") as progress:
         verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, config=config, progress=progress)
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
@@ -291,12 +202,12 @@ def verify(
 @device_option
 @json_option
 @click.pass_context
-def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **wish: object) -> None:
+def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: "Unpack[Options]") -> None:
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
     from carnet import api, report
 
-    with _progress("crossing") as progress:
-        verdict = api.cross(ckpt, out, progress=progress, **wish)  # type: ignore[arg-type]  # click has checked the types
+    with progress_bar("crossing") as progress:
+        verdict = api.cross(ckpt, out, progress=progress, **options)
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:
@@ -310,7 +221,7 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **wish: obj
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8 --amax amax.safetensors",
 )
 @click.argument("hf_dir", type=click.Path(exists=True, file_okay=False))
-@click.option("--data", required=True, type=click.Path(exists=True, dir_okay=False), help='Texts, one {"text": "..."} a line.')
+@click.option("--data", required=True, type=existing_file, help='Texts, one {"text": "..."} a line.')
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file for --amax.")
 @click.option("--samples", default=512, show_default=True, type=click.IntRange(1), help="Texts to read, at most.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(1), help="Tokens of a text, at most.")
@@ -322,7 +233,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     """
     from carnet.calibrate import calibrate as observe
 
-    with _progress("calibrating", bytes_=False) as progress:
+    with progress_bar("calibrating", bytes_=False) as progress:
         found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 
@@ -340,7 +251,17 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
 @config_option
 @json_option
 @click.pass_context
-def fits(ctx: click.Context, /, ckpt: str, parts: bool, as_json: bool, **wish: object) -> None:
+def fits(
+    ctx: click.Context,
+    ckpt: str,
+    spec: str,
+    tp: int | None,
+    pp: int | None,
+    ep: int | None,
+    parts: bool,
+    config: str | None,
+    as_json: bool,
+) -> None:
     """Prove that a Megatron checkpoint fills the model of a spec, and is used up by it. Only headers are read, no GPU is needed.
 
     megatron-core is asked itself; it comes with `pip install 'carnet[megatron]'`. Where ranks have a file each they are the model's.
@@ -356,7 +277,7 @@ def fits(ctx: click.Context, /, ckpt: str, parts: bool, as_json: bool, **wish: o
         except ModuleNotFoundError as missing:
             remedy = "pip install 'carnet[megatron]'"
             raise MachineFailed("`carnet fits` asks megatron-core", {"missing": missing.name}, remedy=remedy) from missing
-        found = asked.fits(ckpt, **wish)  # type: ignore[arg-type]  # click has checked the types
+        found = asked.fits(ckpt, spec, config=config, tp=tp, pp=pp, ep=ep)
     if as_json:
         click.echo(report.dump(asked.data(found)))
     else:
@@ -369,27 +290,3 @@ def _console() -> "Console":
 
     # a pipe has no width: one line a row there
     return Console() if sys.stdout.isatty() else Console(width=250)
-
-
-@contextmanager
-def _progress(what: str, *, bytes_: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    amount = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
