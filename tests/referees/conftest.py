@@ -36,6 +36,16 @@ def megatron_world():
     torch.distributed.destroy_process_group()
 
 
+# argument -> the keyword of GPTModel that a release's program hands it on as, besides those that all models have: gpt_builders.py of
+# 0.16.1, 0.17.1 and 0.18.2. From 0.19 on pretrain_gpt.py builds through gpt_config_from_args of megatron/training/argument_utils.py
+# instead, which has one more. No release hands on rope_scaling_factor: GPTModel has its own 8.0.
+ANGLES = {"rotary_percent": "rotary_percent", "rotary_base": "rotary_base", "use_rope_scaling": "rope_scaling"}
+HANDED_ON = {
+    "0.16": ANGLES,
+    "0.17": ANGLES,
+    "0.18": ANGLES,
+    "0.19": {**ANGLES, "rotary_seq_len_interpolation_factor": "seq_len_interpolation_factor"},
+}
 # what the command line says where nobody does, as far as it differs from the config's own defaults
 DEFAULTS = {"q_lora_rank": None, "rotary_scaling_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 0.0}
 
@@ -141,7 +151,7 @@ def _layers(config):
 
 @pytest.fixture
 def megatron_core(megatron_world, monkeypatch):
-    """Build the real megatron-core model that a folder's arguments describe, and load the folder strictly."""
+    """Build the real megatron-core model that a release's program makes of a folder's arguments, and load the folder strictly."""
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.models.gpt import GPTModel
@@ -152,7 +162,7 @@ def megatron_core(megatron_world, monkeypatch):
     monkeypatch.setattr(moe_utils, "te_general_gemm", None, raising=False)
     monkeypatch.setattr(multi_latent_attention, "TELinear", type("TELinear", (), {}))
 
-    def load(folder):
+    def load(folder, release="0.16"):
         said = _arguments(folder)
         config = _config(said)
         layers, further = _layers(config)
@@ -164,12 +174,7 @@ def megatron_core(megatron_world, monkeypatch):
             max_sequence_length=said["max_position_embeddings"],
             share_embeddings_and_output_weights=not said["untie_embeddings_and_output_weights"],
             position_embedding_type=said["position_embedding_type"],
-            rotary_percent=said.get("rotary_percent", 1.0),
-            rotary_base=said.get("rotary_base", 10000),
-            rope_scaling=said.get("use_rope_scaling", False),
-            # these two are arguments that gpt_builders.py does not hand on
-            rope_scaling_factor=said.get("rope_scaling_factor", 8.0),
-            seq_len_interpolation_factor=said.get("rotary_seq_len_interpolation_factor"),
+            **{keyword: said[name] for name, keyword in HANDED_ON[release].items() if name in said},
         )
         model = model.float().eval()
         state = {"model": model.sharded_state_dict()}

@@ -146,6 +146,7 @@ MODELS: dict[str, Any] = {
 }
 DENSE: tuple[dict[str, int], ...] = ({}, {"tp": 2, "pp": 2}, {"tp": 4, "pp": 3})
 MIXTURES: tuple[dict[str, int], ...] = ({}, {"ep": 2, "pp": 2}, {"tp": 2, "ep": 4, "pp": 3})
+NEEDS_0_19 = {"llama, rope stretched evenly"}  # releases before do not hand the factor on
 TABLE = [
     (name, cut) for name, config in MODELS.items() for cut in (MIXTURES if "experts_per_tok" in str(vars(config)) else DENSE)
 ]
@@ -154,7 +155,7 @@ TABLE = [
 @pytest.mark.parametrize(("name", "cut"), TABLE, ids=[f"{name}, {cut}" for name, cut in TABLE])
 def test_megatron_core_computes_what_transformers_does(name, cut, saved, megatron_core, loaded, tmp_path):
     assert carnet.cross(saved(MODELS[name]), tmp_path / "megatron", to="megatron", spelling="local", **cut).equal
-    theirs = megatron_core(tmp_path / "megatron/iter_0000001")
+    theirs = megatron_core(tmp_path / "megatron/iter_0000001", "0.19" if name in NEEDS_0_19 else "0.16")
     tokens = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found, expected = theirs(tokens)[0], loaded(tmp_path / "hf")(tokens, use_cache=False).logits
