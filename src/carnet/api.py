@@ -1,25 +1,30 @@
 """The five verbs, as functions. The command line adds nothing to them but options and colours."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
 import xxhash
 
 from carnet import __version__
-from carnet.errors import BadRequest, CarnetError, MachineFailed
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.beside import Asked
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, examine
+from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
-from carnet.executor.run import Staged, write
-from carnet.executor.staging import publish
+from carnet.executor.run import write
+from carnet.executor.staging import Staging, owned, publish, put_file, remove
 from carnet.families.known import STORAGE
 from carnet.formats.amax import read_amax
 from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.opening import read_regular, replace_file
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, read_config
 from carnet.inventory import Inventory, survey, take
@@ -110,8 +115,8 @@ def run(plan: Plan | PathLike, out: PathLike, *, device: str = "cpu", progress: 
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     made = plan if isinstance(plan, Plan) else saved.load(Path(plan))
-    staged = _write(made, Path(out), progress, device)
-    publish(staged.folder, Path(out))
+    with _written(made, Path(out), progress, device) as (_, publish_it):
+        publish_it()
     return Path(out)
 
 
@@ -157,21 +162,36 @@ def cross(
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
     made = plan(path, **options)
-    staged = _write(made, Path(out), progress, device)
-    verdict, data = _examine(Path(path), staged.folder, Request.from_data(made.request), progress)
-    if data is not None:
-        _store(staged.folder, data)
-        publish(staged.folder, Path(out))
+    with _written(made, Path(out), progress, device) as (staging, publish_it):
+        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), progress)
+        if data is not None:
+            put_file(documents.NAME, [documents.text(data).encode()], staging, sync=True)
+            publish_it()
     return replace(verdict, target=str(out))
 
 
-def _write(made: Plan, out: Path, progress: Progress | None, device: str = "cpu") -> Staged:
+@contextmanager
+def _written(made: Plan, out: Path, progress: Progress | None, device: str) -> Iterator[tuple[Staging, Callable[[], None]]]:
+    """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
     source = Path(made.source)
     checkpoint = open_checkpoint(source)
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
     reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
-    return write(made, source, out, plan_digest=saved.digest(made), progress=progress, device=device)
+    seen = digest_of(repr(checkpoint.stamps).encode())
+    with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
+        try:
+            write(made, source, staging, progress=progress, device=device)
+            check_unchanged(source, checkpoint.stamps)
+            yield staging, partial(_publish, made, checkpoint, staging)
+        except BadCheckpoint:
+            remove(made, staging)  # what was written is of no state that the source ever had, or never will be right
+            raise
+
+
+def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
+    check_unchanged(source.root, source.stamps)
+    publish(made, staging)
 
 
 def _examine(
@@ -186,6 +206,8 @@ def _examine(
         progress=progress or (lambda done, total: None),
         asked=_asked(request),
     )
+    for used in (inventory.checkpoint, checkpoint):
+        check_unchanged(used.root, used.stamps)
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
     verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
     if not verdict.equal:
@@ -220,19 +242,16 @@ def _recheck(target: Path) -> Verdict:
             {"where": target},
             remedy="name the source too: carnet verify CKPT OUT",
         )
-    nbytes, findings = documents.recheck(open_checkpoint(target), data)
+    checkpoint = open_checkpoint(target)
+    nbytes, findings = documents.recheck(checkpoint, data)
+    check_unchanged(checkpoint.root, checkpoint.stamps)
     return Verdict("", str(target), tuple(findings), None, nbytes)
 
 
 def _store(folder: Path, data: Mapping[str, object]) -> None:
     path = folder / documents.NAME
-    partial = path.with_name(path.name + ".tmp")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(documents.text(data))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        replace_file(path, [documents.text(data).encode()])
     except OSError as error:
         raise MachineFailed("the carnet cannot be written", {"where": path, "reason": error.strerror}) from error
 
@@ -251,7 +270,7 @@ def _assets(checkpoint: Checkpoint, to: str, tokenizer: PathLike | None) -> tupl
 
 def _asset(path: Path) -> AssetFile:
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise MachineFailed("a tokenizer file cannot be read", {"where": path, "reason": error.strerror}) from error
     return AssetFile(path.name, str(path.absolute()), len(content), xxhash.xxh3_128_hexdigest(content))

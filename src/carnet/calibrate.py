@@ -6,6 +6,7 @@ the modules of the checkpoint. It is the one module of carnet that runs a model:
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carnet.api import inspect
-from carnet.errors import BadCheckpoint, BadRequest, MachineFailed, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
+from carnet.formats.amax import read_amax
+from carnet.formats.opening import check_plain_file, open_regular, replace_file
 from carnet.planner.request import PathLike
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ def calibrate(
     out = Path(output)
     if not out.absolute().parent.is_dir():
         raise BadRequest("the folder of the output does not exist", {"where": out.absolute().parent})
+    _refuse_other(out)
     texts = read_texts(Path(data), samples)
     names = _modules(folder)
     missing = [name for name in PROGRAMS if find_spec(name) is None]
@@ -80,11 +84,24 @@ def calibrate(
     return Calibration(len(amaxes), len(tokens), count)
 
 
+def _refuse_other(out: Path) -> None:
+    """Raise BadRequest where the output is there and is neither empty nor of an earlier calibration, which is replaced."""
+    try:
+        there = os.lstat(out)
+        check_plain_file(there, writes=False)
+        if there.st_size:
+            read_amax(out)
+    except FileNotFoundError:
+        pass
+    except (OSError, CarnetError) as error:
+        raise BadRequest(f"{out} exists and is no file of magnitudes", remedy="choose another file") from error
+
+
 def read_texts(path: Path, samples: int) -> list[str]:
     """Return the first texts of a file of JSON lines."""
     found: list[str] = []
     try:
-        with path.open(encoding="utf-8") as file:
+        with open(open_regular(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -216,11 +233,9 @@ def _saved_as(model: "torch.nn.Module", parameter: str, shape: tuple[int, ...]) 
 def _write(path: Path, amaxes: Mapping[str, float], notes: Mapping[str, str]) -> None:
     """Write the file in one go."""
     import numpy as np
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    partial = path.with_name(path.name + ".tmp")
     try:
-        save_file({name: np.asarray(amaxes[name], np.float32) for name in sorted(amaxes)}, partial, dict(notes))
-        partial.replace(path)
+        replace_file(path, [save({name: np.asarray(amaxes[name], np.float32) for name in sorted(amaxes)}, dict(notes))])
     except OSError as error:
         raise MachineFailed("the magnitudes cannot be written", {"where": path, "reason": error.strerror}) from error

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
+from carnet.executor.journal import Crossing
 from carnet.executor.run import write
+from carnet.executor.staging import owned
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.quantize.arithmetic import decode, factors, pack
@@ -75,8 +77,11 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
     inside = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     expected = weights.reshape(axes)[inside].transpose(order)
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "a.bin").write_bytes(content)
+        source = Path(folder) / "source"
+        source.mkdir()
+        (source / "a.bin").write_bytes(content)
         plan = Plan(folder, "f", {}, "toy", (file,), (), (), (step,), {}, {}, 0, window, 2)
-        staged = write(plan, Path(folder), Path(folder) / "out", plan_digest="p")
-        found = load((staged.folder / file.name).read_bytes())["w"]
+        with owned(plan, Crossing("p"), source, Path(folder) / "out") as staging:
+            write(plan, source, staging)
+            found = load((staging.folder / file.name).read_bytes())["w"]
     assert found.tobytes() == np.ascontiguousarray(expected).tobytes()

@@ -13,7 +13,9 @@ from carnet.executor.memory import LEAST, choose_window, promised_memory
 CHILD = """
 import pickle, sys, threading, time
 from pathlib import Path
+from carnet.executor.journal import Crossing
 from carnet.executor.run import write
+from carnet.executor.staging import owned
 
 peak, over = 0, threading.Event()
 def sample():
@@ -24,7 +26,8 @@ thread = threading.Thread(target=sample)
 thread.start()
 folder = Path(sys.argv[1])
 plan = pickle.loads((folder / "plan").read_bytes())
-write(plan, folder / "source", folder / "out", plan_digest="p")
+with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
+    write(plan, folder / "source", staging)
 over.set()
 thread.join()
 print(peak)

@@ -8,10 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carnet.executor.jobs import Windows, jobs_of
+from carnet.executor.journal import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import publish
+from carnet.executor.staging import owned, publish
 
 WINDOWS = st.sampled_from((64, 200, 1000, 4096, 1 << 20))
+
+
+def placed(case, out, progress=None):
+    with owned(case.plan, Crossing("p"), case.source, out) as staging:
+        found = write(case.plan, case.source, staging, progress=progress)
+        publish(case.plan, staging)
+    return found
 
 
 def crossed(make, *args, **options):
@@ -19,8 +27,7 @@ def crossed(make, *args, **options):
         case = make(Path(folder), *args, **options)
         out = Path(folder) / "out"
         told = []
-        staged = write(case.plan, case.source, out, plan_digest="p", progress=lambda done, total: told.append((done, total)))
-        publish(staged.folder, out)
+        staged = placed(case, out, progress=lambda done, total: told.append((done, total)))
         found = {path.name: path.read_bytes() for path in out.iterdir()}
         assert found == case.expected | {"config.json": b"{}\n"}
         assert told[-1] == (staged.nbytes, staged.nbytes)
@@ -61,5 +68,5 @@ def test_halves_longer_than_one_copy_of_the_kernel_arrive_whole(halves, short):
 def test_a_source_on_another_file_system_is_copied_without_the_kernels_help(halves, tmp_path):
     with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
         case = halves(Path(memory), tensors=2, rows=2, width=200_000, short=False, window=4096)
-        publish(write(case.plan, case.source, tmp_path / "out", plan_digest="p").folder, tmp_path / "out")
+        placed(case, tmp_path / "out")
         assert (tmp_path / "out/model.safetensors").read_bytes() == case.expected["model.safetensors"]

@@ -14,8 +14,9 @@ import xxhash
 
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor import journal as journals
+from carnet.executor.journal import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import publish, staging_of
+from carnet.executor.staging import owned, publish, staging_of
 from carnet.steps import AssetFile, Copy, Same, TextFile
 
 SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
@@ -31,8 +32,13 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
-def run(case, out, **changes):
-    return write(replace(case.plan, **changes), case.source, out, plan_digest="p")
+def run(case, out, *, place=False, name="p", progress=None, **changes):
+    plan = replace(case.plan, **changes)
+    with owned(plan, Crossing(name), case.source, out) as staging:
+        found = write(plan, case.source, staging, progress=progress)
+        if place:
+            publish(plan, staging)
+    return found
 
 
 def finished(case, out):
@@ -50,16 +56,17 @@ def stopped_at(share):
 
 
 def test_the_target_is_not_there_until_it_is_published(case, out):
-    staged = run(case, out)
-    assert not out.exists()
-    publish(staged.folder, out)
+    with owned(case.plan, Crossing("p"), case.source, out) as staging:
+        write(case.plan, case.source, staging)
+        assert not out.exists()
+        publish(case.plan, staging)
     assert finished(case, out)
-    assert not staged.folder.exists()
+    assert not staging_of(out).exists()
 
 
 def test_an_empty_target_folder_is_taken_over(case, out):
     out.mkdir()
-    publish(run(case, out).folder, out)
+    run(case, out, place=True)
     assert finished(case, out)
 
 
@@ -87,33 +94,31 @@ def test_a_staging_folder_that_carnet_did_not_begin_is_refused_and_left_alone(ca
 
 def test_ctrl_c_leaves_what_is_done_and_the_next_run_does_the_rest(case, out):
     with pytest.raises(KeyboardInterrupt):
-        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.1))
+        run(case, out, progress=stopped_at(0.1))
     assert not out.exists()
     assert not (staging_of(out) / "config.json").exists()
-    staged = run(case, out)
+    staged = run(case, out, place=True)
     assert 0 < staged.resumed < staged.jobs
-    publish(staged.folder, out)
     assert finished(case, out)
 
 
 def test_a_run_after_writing_and_before_publishing_has_nothing_left_to_do(case, out):
     run(case, out)
-    staged = run(case, out)
+    staged = run(case, out, place=True)
     assert staged.resumed == staged.jobs
-    publish(staged.folder, out)
     assert finished(case, out)
 
 
 def interrupted(case, out):
     with pytest.raises(KeyboardInterrupt):
-        write(case.plan, case.source, out, plan_digest="p", progress=stopped_at(0.1))
+        run(case, out, progress=stopped_at(0.1))
     return staging_of(out) / journals.NAME
 
 
 def test_a_staging_folder_of_another_plan_is_refused_and_left_alone(case, out):
     before = interrupted(case, out).read_bytes()
     with pytest.raises(BadRequest, match=r"out\.partial belongs to another plan"):
-        write(case.plan, case.source, out, plan_digest="q")
+        run(case, out, name="q")
     assert (staging_of(out) / journals.NAME).read_bytes() == before
 
 
@@ -127,9 +132,8 @@ def test_a_torn_last_line_of_the_journal_is_no_line(case, out):
     journal = interrupted(case, out)
     lines = journal.read_text().splitlines()
     journal.write_text("\n".join([*lines, "1"]))
-    staged = run(case, out)
-    assert staged.resumed == len(lines) - 1
-    publish(staged.folder, out)
+    staged = run(case, out, place=True)
+    assert staged.resumed == sum(line.isdigit() for line in lines)
     assert finished(case, out)
 
 
@@ -142,9 +146,8 @@ def test_a_journal_that_is_no_journal_is_refused(case, out):
 def test_a_file_that_somebody_removed_from_the_staging_folder_begins_anew(case, out):
     interrupted(case, out)
     (staging_of(out) / "model.safetensors").unlink()
-    staged = run(case, out)
+    staged = run(case, out, place=True)
     assert staged.resumed == 0
-    publish(staged.folder, out)
     assert finished(case, out)
 
 
@@ -157,7 +160,7 @@ def test_two_runs_never_share_a_staging_folder(case, out):
                 run(case, out)
             refused.append(caught)
 
-    publish(write(case.plan, case.source, out, plan_digest="p", progress=second).folder, out)
+    run(case, out, progress=second, place=True)
     assert refused
     assert finished(case, out)
 
@@ -176,7 +179,7 @@ def test_a_source_that_vanished_is_named(halves, tmp_path, out, short):
 def test_a_source_that_shrinks_during_the_run_is_an_error_and_no_signal(halves, tmp_path, out, short):
     case = halves(tmp_path, **SMALL | {"short": short, "threads": 1, "tensors": 20})
     with pytest.raises(BadCheckpoint, match="ends too early"):
-        write(case.plan, case.source, out, plan_digest="p", progress=lambda *_: os.truncate(case.source / "all.bin", 9000))
+        run(case, out, progress=lambda *_: os.truncate(case.source / "all.bin", 9000))
     assert not out.exists()
     assert not (staging_of(out) / "config.json").exists()
 
@@ -192,13 +195,12 @@ def test_a_file_that_may_not_grow_stops_the_run_which_then_resumes(halves, tmp_p
 
     try:
         with pytest.raises(MachineFailed, match="may not grow"):
-            write(case.plan, case.source, out, plan_digest="p", progress=fill)
+            run(case, out, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (staging_of(out) / "config.json").exists()
-    staged = run(case, out)
+    staged = run(case, out, place=True)
     assert staged.resumed > 0
-    publish(staged.folder, out)
     assert finished(case, out)
 
 
@@ -229,8 +231,9 @@ def test_a_value_out_of_range_names_its_tensor(tmp_path, out, crossing):
     cast = Cast("final.norm", (0,), (2,), Place("a", 0, (1,), "f32"), Place("o", 72, (1,), "f16"))
     file = TargetFile("o", 76, (TargetTensor("n", "f16", (2,), 72),), {})
     plan = Plan(str(source), "", {}, "toy", (file,), (), (), (cast,), {}, {}, 0, 1 << 16, 1)
-    with pytest.raises(BadRequest, match=r"final\.norm is out of range for f16"):
-        write(plan, source, out, plan_digest="p")
+    refused = pytest.raises(BadRequest, match=r"final\.norm is out of range for f16")
+    with refused, owned(plan, Crossing("p"), source, out) as staging:
+        write(plan, source, staging)
 
 
 @pytest.mark.parametrize("name", ["../escape", "/etc/escape", "a/../../b", ""])
@@ -250,17 +253,20 @@ def test_assets_are_taken_over_and_a_changed_one_is_refused(case, out, tmp_path)
         run(case, out, assets=(asset,))
     assert not (staging_of(out) / "sub/tokenizer.json").exists()
     path.write_bytes(b"words")
-    publish(run(case, out, assets=(asset,)).folder, out)
+    run(case, out, assets=(asset,), place=True)
     assert (out / "sub/tokenizer.json").read_bytes() == b"words"
 
 
 CHILD = """
 import pickle, sys
+from carnet.executor.journal import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import publish
+from carnet.executor.staging import owned, publish
 plan, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[1]).parent
 print("ready", flush=True)
-publish(write(plan, folder / "source", folder / "out", plan_digest="p").folder, folder / "out")
+with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
+    write(plan, folder / "source", staging)
+    publish(plan, staging)
 """
 
 
@@ -280,10 +286,10 @@ def test_kills_at_any_moment_leave_a_run_that_can_be_finished(halves, tmp_path, 
         if child.returncode == 0 or out.exists():
             break
         journal = staging_of(out) / journals.NAME
-        noted.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
+        noted.append(sum(line.isdigit() for line in journal.read_text().splitlines()) if journal.exists() else 0)
         assert not (staging_of(out) / "config.json").exists() or noted[-1] > 1
     else:
-        publish(run(case, out).folder, out)
+        run(case, out, place=True)
     assert finished(case, out)
     assert len(noted) > 1
     assert noted == sorted(noted)

@@ -157,7 +157,7 @@ def run(plan_file: str, out: str, device: str) -> None:
 
     with progress_bar("writing") as progress:
         api.run(plan_file, out, device=device, progress=progress)
-    click.echo(f"carnet: {out} is written; `carnet verify` proves it", err=True)
+    click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
 
 
 @main.command(cls=Verb, epilog="carnet verify checkpoints/llama out/llama\ncarnet verify out/llama")

@@ -20,6 +20,7 @@ from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, Quality
 from carnet.examiner.shelves import Shelves, digest
 from carnet.families.entries import Entry
+from carnet.formats.opening import open_regular, read_regular
 from carnet.formats.stored import Checkpoint
 from carnet.inventory import Inventory, Key
 
@@ -88,7 +89,7 @@ def text(data: Mapping[str, object]) -> str:
 def load(out: Path) -> dict[str, object] | None:
     """Return the document of a target, None where it has none."""
     try:
-        data = json.loads((out / NAME).read_text(encoding="utf-8"))
+        data = json.loads(read_regular(out / NAME))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -182,7 +183,7 @@ def _files(target: Checkpoint) -> dict[str, str]:
 def _file_digest(path: Path) -> str:
     hasher = xxhash.xxh3_128()
     try:
-        with path.open("rb") as file:
+        with open(open_regular(path), "rb") as file:
             while piece := file.read(STEP):
                 hasher.update(piece)
     except OSError as error:

@@ -11,6 +11,7 @@ from carnet.box import Box, intersect
 from carnet.dtypes import BY_NAME
 from carnet.errors import MachineFailed
 from carnet.examiner.unfold import Array
+from carnet.formats.opening import open_regular
 from carnet.formats.stored import Chunk, Stored, dense_strides
 
 STEP = 8 << 20  # bytes that are hashed at a time
@@ -28,7 +29,8 @@ def mapped(shelves: Shelves, file: str) -> NDArray[np.uint8]:
     """Return the bytes of a file."""
     if file not in shelves.maps:
         try:
-            shelves.maps[file] = np.memmap(shelves.root / file, np.uint8, "r")
+            with open(open_regular(shelves.root / file), "rb") as opened:
+                shelves.maps[file] = np.memmap(opened, np.uint8, "r")
         except (OSError, ValueError) as error:
             raise MachineFailed("a file cannot be read", {"where": shelves.root / file, "reason": error}) from error
     return shelves.maps[file]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
+from carnet.formats.opening import NotPlain, open_below, open_regular
 
 OPEN = 16  # files that one worker holds open: jobs come in the order of their source
 CHUNK = 8 << 20  # bytes that the kernel copies before a worker looks up
@@ -32,6 +33,7 @@ class Folder:
 
     root: Path
     flags: int  # how files are opened
+    base: int | None = None  # descriptor of the folder, where no link may lead out of it
     files: OrderedDict[str, File] = field(default_factory=OrderedDict)
 
 
@@ -55,7 +57,9 @@ def opened(folder: Folder, name: str) -> File:
             os.close(folder.files.popitem(last=False)[1].descriptor)
         path = folder.root / contained(name)
         try:
-            file = folder.files[name] = File(os.open(path, folder.flags | os.O_CLOEXEC), str(path))
+            base = folder.base
+            found = open_regular(path, folder.flags) if base is None else open_below(base, name, folder.flags)
+            file = folder.files[name] = File(found, str(path))
         except OSError as error:
             raise explained(error, str(path)) from error
     folder.files.move_to_end(name)
@@ -127,6 +131,8 @@ def too_short(file: File, expected: int, found: int) -> CarnetError:
 def explained(error: OSError, name: str) -> CarnetError:
     """Return what the machine said as an error that names the file and a way out."""
     facts = {"where": name, "found": error.strerror or str(error)}
+    if isinstance(error, NotPlain) or error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return BadRequest("a file of its own is needed here", facts, remedy="move away what is there, or choose another target")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineFailed("the disk is full", facts, remedy="free space and run the same command again: it resumes")
     if error.errno == errno.EFBIG:

@@ -7,18 +7,17 @@ syncs first, so one that comes up here must stop the crossing.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from carnet.executor.staging import flush
+from carnet.executor.staging import Staging, flush
 
 
 @contextmanager
-def flushing(folder: Path) -> Iterator[Callable[[set[str]], None]]:
+def flushing(staging: Staging) -> Iterator[Callable[[set[str]], None]]:
     """Give a function that takes names of files that have new bytes; raise what the disk said, at the end."""
     names: SimpleQueue[set[str] | None] = SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        flushed = thread.submit(_serve, folder, names)
+        flushed = thread.submit(_serve, staging, names)
         try:
             yield names.put
         finally:
@@ -26,7 +25,7 @@ def flushing(folder: Path) -> Iterator[Callable[[set[str]], None]]:
     flushed.result()
 
 
-def _serve(folder: Path, names: "SimpleQueue[set[str] | None]") -> None:
+def _serve(staging: Staging, names: "SimpleQueue[set[str] | None]") -> None:
     while (first := names.get()) is not None:
         dirty = set(first)
         try:
@@ -35,6 +34,6 @@ def _serve(folder: Path, names: "SimpleQueue[set[str] | None]") -> None:
         except Empty:
             more = set()
         for name in sorted(dirty):
-            flush(folder / name)
+            flush(staging.base, staging.folder, name)
         if more is None:
             return

@@ -1,23 +1,44 @@
-"""The *journal* says which jobs of which plan are done, so that a killed crossing goes on where it stopped.
+"""The *journal* says whose the staging folder is and which jobs are done, so that a killed crossing goes on where it stopped.
 
-One JSON value a line: first the plan and the boot of the machine, then the number of each finished job. A line is one append,
-and a last line without an end is no line. Bytes that were written before the machine went down may not have reached the disk:
-a journal of another boot counts for nothing.
+One JSON value a line: the plan, the source and the boot of the machine; who holds the folder; then the number of each finished job::
+
+    {"carnet-journal": 1, "plan": "5be1...", "source": "9f...", "boot": "c0..."}
+    {"pid": 4711, "host": "node7", "since": "2026-03-01 12:00:00"}
+    0
+    2
+
+A line is one append, and a last line without an end is no line. The first line is there as soon as the journal has its name: what
+begins otherwise is no journal, and nothing beside it is touched. A first line that comes again begins anew. Bytes that were written
+before the machine went down may not have reached the disk, and those of a source that changed are no longer right: what was done in
+another boot, or of another state of the source, counts for nothing. The lock on the journal is the kernel's: it ends with its process.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from carnet.errors import BadRequest
+from carnet.errors import BadRequest, MachineFailed
 from carnet.executor.files import File, append, explained
+from carnet.formats.files import shown
+from carnet.formats.opening import NEW, open_regular
 
 NAME = "journal.jsonl"
+YOUNG = NAME + ".new"  # it gets its name when its first line is there
+MAGIC = b'{"carnet-journal": 1, '
 BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What is written from what: its work goes on where that of the same crossing stopped."""
+
+    plan: str  # digest
+    source: str = ""  # digest of what tells that no file of the source has changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +59,36 @@ def boot_id() -> str | None:
 
 
 @contextmanager
-def held(path: Path, plan_digest: str) -> Iterator[Journal]:
-    """Open, lock and read the journal of a plan; raise BadRequest where it is another plan's or somebody holds it."""
+def held(base: int, folder: Path, crossing: Crossing, *, begin: bool = True) -> Iterator[Journal | None]:
+    """Open, lock and read the journal in an open folder, or give None where there is none and the caller should look again.
+
+    An empty folder gets one, if ``begin``. Raises BadRequest where it is no journal, another plan's, or somebody holds it; then nothing
+    was changed.
+    """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        descriptor = _opened(base, folder, crossing, begin=begin)
     except OSError as error:
-        raise explained(error, str(path)) from error
+        raise explained(error, str(folder / NAME)) from error
+    if descriptor is None:
+        yield None
+        return
     try:
-        _lock(descriptor, path)
-        yield _read(File(descriptor, str(path)), plan_digest)
+        file = File(descriptor, str(folder / NAME))
+        _check(file, whole=True)
+        _lock(file)
+        if _named(descriptor, NAME, base):
+            found = _read(file, crossing)
+            append(file, _line({"pid": os.getpid(), "host": os.uname().nodename, "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+            yield found
+        else:  # published or removed by another run a moment ago
+            yield None
     finally:
         os.close(descriptor)
 
 
-def begin(journal: Journal, plan_digest: str) -> None:
-    """Write the first line of an empty journal."""
-    os.ftruncate(journal.file.descriptor, 0)
-    append(journal.file, (json.dumps({"plan": plan_digest, "boot": boot_id()}) + "\n").encode())
+def begin(journal: Journal, crossing: Crossing) -> None:
+    """Write that what was done until now counts for nothing."""
+    append(journal.file, _head(crossing))
 
 
 def note(journal: Journal, number: int) -> None:
@@ -62,35 +96,153 @@ def note(journal: Journal, number: int) -> None:
     append(journal.file, b"%d\n" % number)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def end(journal: Journal) -> None:
+    """Write that all is on the disk and examined, so that the folder may become the target."""
+    append(journal.file, _line({"whole": True}))
+    os.fsync(journal.file.descriptor)
+
+
+def is_there(base: int) -> bool:
+    """Say whether an open folder has a journal."""
+    return NAME in os.listdir(base)
+
+
+def is_whole(base: int, crossing: Crossing) -> bool:
+    """Say whether a folder has the journal of this crossing, at its end: it was killed before it could remove it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        same = os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(descriptor))
+        descriptor = open_regular(NAME, dir_fd=base)
+    except OSError:
+        return False
+    try:
+        file = File(descriptor, NAME)
+        _check(file, whole=True)
+        said = _said(file)
+        return said.head.get("plan") == crossing.plan and said.whole
+    except BadRequest:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _head(crossing: Crossing) -> bytes:
+    return _line({"carnet-journal": 1, "plan": crossing.plan, "source": crossing.source, "boot": boot_id()})
+
+
+def _line(value: object) -> bytes:
+    return (json.dumps(value) + "\n").encode()
+
+
+def _opened(base: int, folder: Path, crossing: Crossing, *, begin: bool) -> int | None:
+    """Return the journal's descriptor, or None where there is none; an empty folder gets one."""
+    with suppress(FileNotFoundError):
+        return open_regular(NAME, os.O_RDWR | os.O_APPEND, dir_fd=base)
+    if not begin or not set(os.listdir(base)) <= {YOUNG}:
+        return None
+    try:
+        descriptor = os.open(YOUNG, NEW | os.O_APPEND, 0o666, dir_fd=base)
+    except FileExistsError:  # of a run that was killed in the midst of this, or is there now
+        try:
+            descriptor = open_regular(YOUNG, os.O_RDWR | os.O_APPEND, dir_fd=base)
+        except FileNotFoundError:
+            return None
+    young = File(descriptor, str(folder / YOUNG))
+    try:
+        _check(young, whole=False)
+        _lock(young)
+        if _named(descriptor, YOUNG, base):
+            os.ftruncate(descriptor, 0)
+            append(young, _head(crossing))
+            os.rename(YOUNG, NAME, src_dir_fd=base, dst_dir_fd=base)
+        return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _named(descriptor: int, name: str, base: int) -> bool:
+    """Say whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=base, follow_symlinks=False), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _check(file: File, *, whole: bool) -> None:
+    """Raise BadRequest unless a file begins as a journal does; one that nobody finished beginning may end in the midst of it."""
+    first = os.pread(file.descriptor, len(MAGIC), 0)
+    if first != MAGIC and (whole or not MAGIC.startswith(first)):
+        facts = {"expected": MAGIC.decode() + "...", "found": first.decode("ascii", "backslashreplace") or "an empty file"}
+        remedy = "see what its folder holds and move it away, or choose another target"
+        raise BadRequest(f"{file.name} is no journal of carnet", facts, remedy=remedy)
+
+
+def _lock(file: File) -> None:
+    try:
+        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        same = False
-    if not same:  # held by another run, or published by it a moment ago
-        facts = {"where": path.parent}
-        raise BadRequest(f"another run is writing {path.parent.name}", facts, remedy="wait for it, or write to another folder")
+        folder = Path(file.name).parent
+        facts: dict[str, object] = {"where": folder}
+        holders = [line for line in _lines(file) if isinstance(line, dict) and "pid" in line]
+        if holders:
+            facts["held by"] = shown(f"process {holders[-1]['pid']} on {holders[-1].get('host')}")
+            facts["since"] = shown(str(holders[-1].get("since")))
+        raise BadRequest(
+            f"another run is writing {folder.name}", facts, remedy="wait for it, or write to another folder"
+        ) from None
+    except OSError as error:  # ENOLCK, ENOSYS: a network file system that was mounted without locks
+        facts = {"where": file.name, "reason": error.strerror}
+        remedy = "mount it with locks (Lustre: -o flock), or write to another disk"
+        raise MachineFailed("the file system has no locks, so nobody could own the target", facts, remedy=remedy) from error
 
 
-def _read(file: File, plan_digest: str) -> Journal:
+def _lines(file: File) -> Iterator[object]:
+    """Yield what the whole lines of a journal say."""
+    for line in _text(file).splitlines():
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise BadRequest(
+                f"{file.name} is no journal of carnet", {"found": repr(line[:80])}, remedy="move it away"
+            ) from error
+
+
+def _text(file: File) -> bytes:
     text = b""
     while chunk := os.pread(file.descriptor, 1 << 20, len(text)):
         text += chunk
-    text = text[: text.rfind(b"\n") + 1]
-    os.ftruncate(file.descriptor, len(text))
-    if not text:
-        return Journal(file, frozenset(), fresh=True)
-    first, *rest = text.splitlines()
-    try:
-        head = json.loads(first)
-        done = frozenset(int(line) for line in rest)
-        plan, boot = head["plan"], head["boot"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadRequest(f"{file.name} is no journal of carnet", remedy="remove its folder, or choose another") from error
-    if plan != plan_digest:
+    return text[: text.rfind(b"\n") + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What the lines of a journal say, since its last first line."""
+
+    head: Mapping[str, object]
+    done: frozenset[int]
+    whole: bool
+
+
+def _said(file: File) -> _Said:
+    head: dict[str, object] = {}
+    done, whole = set[int](), False
+    for line in _lines(file):
+        if type(line) is int:
+            done.add(line)
+        elif isinstance(line, dict) and "carnet-journal" in line:
+            head, done, whole = line, set(), False
+        elif isinstance(line, dict) and "whole" in line:
+            whole = True
+    return _Said(head, frozenset(done), whole)
+
+
+def _read(file: File, crossing: Crossing) -> Journal:
+    """Return what a locked journal says; what comes after its last whole line goes."""
+    said = _said(file)
+    plan, boot, source = (said.head.get(key) for key in ("plan", "boot", "source"))
+    if plan != crossing.plan:
         folder = Path(file.name).parent
-        facts = {"where": folder, "expected": f"plan {plan_digest}", "found": f"plan {plan}"}
+        facts = {"where": folder, "expected": f"plan {crossing.plan}", "found": f"plan {plan}"}
         raise BadRequest(f"{folder.name} belongs to another plan", facts, remedy="remove it, or finish that crossing first")
-    same_boot = boot is not None and boot == boot_id()
-    return Journal(file, done if same_boot else frozenset(), fresh=not same_boot)
+    os.ftruncate(file.descriptor, len(_text(file)))
+    counts = boot is not None and boot == boot_id() and source == crossing.source
+    return Journal(file, said.done if counts else frozenset(), fresh=not counts)

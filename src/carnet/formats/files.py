@@ -5,7 +5,6 @@ opened (a FIFO would hang, a device would act), and a name that metadata gives n
 """
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 
 from carnet.errors import BadCheckpoint, MachineFailed
+from carnet.formats.opening import NotPlain, open_regular
 from carnet.formats.stored import Stamp
 
 TEXT_LIMIT = 256 << 20  # bytes: no config, index or tracker comes near this
@@ -41,10 +41,9 @@ def open_file(root: Path, name: str) -> Iterator[OpenFile]:
     """Open one regular file below a folder; raise BadCheckpoint where it is missing, MachineFailed where it is unreadable."""
     path = root / name
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root})
-        # non-blocking: should a FIFO take the file's place between the two calls, this does not hang
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path)
+    except NotPlain as error:
+        raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root, "found": error.strerror}) from None
     except FileNotFoundError:
         raise BadCheckpoint(f"{shown(name)} is missing", {"where": root}) from None
     except ValueError:  # a NUL in the name
@@ -52,12 +51,29 @@ def open_file(root: Path, name: str) -> Iterator[OpenFile]:
     except OSError as error:
         raise _unreadable(root, name, error) from None
     try:
-        seen = os.fstat(fd)
-        if not stat.S_ISREG(seen.st_mode):
-            raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root})
-        yield OpenFile(fd, root, Stamp(name, seen.st_size, seen.st_mtime_ns))
+        yield OpenFile(fd, root, stamp_of(name, os.fstat(fd)))
     finally:
         os.close(fd)
+
+
+def stamp_of(name: str, found: os.stat_result) -> Stamp:
+    """Return the stamp of a file below a root."""
+    return Stamp(name, found.st_size, found.st_mtime_ns, (found.st_dev, found.st_ino, found.st_ctime_ns))
+
+
+def check_unchanged(root: Path, stamps: Iterable[Stamp]) -> None:
+    """Raise BadCheckpoint where a file is no longer the one that was looked at, or was written since."""
+    for stamp in stamps:
+        facts = {"where": root, "file": shown(stamp.file)}
+        try:
+            now = stamp_of(stamp.file, os.stat(root / stamp.file))
+        except OSError as error:
+            raise BadCheckpoint("a file went away while it was used", {**facts, "reason": error.strerror}) from None
+        if now != stamp:
+            what = (
+                {"expected": f"{stamp.nbytes:,} bytes", "found": f"{now.nbytes:,} bytes"} if now.nbytes != stamp.nbytes else {}
+            )
+            raise BadCheckpoint("a file changed while it was used", {**facts, **what}, remedy="wait until nobody writes to it")
 
 
 def read_at(file: OpenFile, offset: int, nbytes: int) -> bytes:

@@ -55,6 +55,7 @@ class Stamp:
     file: str  # path below the root
     nbytes: int  # size in bytes
     mtime_ns: int  # time of last change, nanoseconds
+    identity: tuple[int, int, int] = (0, 0, 0)  # of this very file on this machine: device, inode, time of any change at all
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """A live crossing: planned once on every rank, run as often as the training wants to hand over its weights."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,6 @@ import torch
 
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
-from carnet.executor import files
 from carnet.families.entries import Unit
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
@@ -185,19 +185,15 @@ class Crossing:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(out.absolute()))
-        with together(self._control):
-            if leader:
-                saving.begin(plan, out)
-        try:
+        note = documents.draft(plan.request, plan.dropped, plan.family, plan.fingerprint)
+        plan = replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts))
+        with ExitStack() as stack:
+            with together(self._control):
+                held = stack.enter_context(saving.begun(plan, out)) if leader else None
             self._write(out, states)
             with together(self._control):
-                if leader:
-                    note = documents.draft(plan.request, plan.dropped, plan.family, plan.fingerprint)
-                    saving.end(replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts)), out)
-        except BaseException:
-            if leader:
-                saving.abandon(out)
-            raise
+                if held is not None:
+                    saving.end(plan, held)
         return out
 
     def _write(self, out: Path, states: States) -> None:
@@ -221,7 +217,7 @@ class Crossing:
             except CarnetError as error:
                 refusal = error  # the others still wait for what comes from here
         with together(self._control):
-            files.close(folder)
+            saving.close(folder)
             if refusal is not None:
                 raise refusal
 

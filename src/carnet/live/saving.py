@@ -3,16 +3,20 @@
 The target is laid out as ever. A tensor goes to one rank, which writes it into its place; the target appears when all have.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
-from os import O_WRONLY
 from pathlib import Path
+from secrets import token_hex
 
 import torch
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest
 from carnet.executor import files, staging
+from carnet.executor.journal import Crossing
+from carnet.formats.opening import FOLDER
 from carnet.live.checking import flat_bytes
 from carnet.live.moves import Spot
 from carnet.steps import Plan, TargetTensor
@@ -44,20 +48,31 @@ def _nbytes(tensor: TargetTensor) -> int:
     return prod(tensor.shape) * BY_NAME[tensor.dtype].nbytes
 
 
-def begin(plan: Plan, out: Path) -> Path:
-    """Make the folder beside the target, with every file in its full size; raise CarnetError where it may not be."""
-    staging.refuse_taken(out)
+@contextmanager
+def begun(plan: Plan, out: Path) -> Iterator[staging.Staging]:
+    """Own the folder beside the target, with every file in its full size; remove it where the target does not come about."""
     folder = staging.staging_of(out)
-    if folder.exists():
+    if os.path.lexists(folder):
         raise BadRequest(f"{folder} exists", remedy="remove it, or choose another target")
+    # nobody goes on where such a save stopped: its crossing comes never again
+    with staging.owned(plan, Crossing(f"live {token_hex(8)}"), None, out) as held:
+        try:
+            staging.refuse_full(plan, held)
+            for file in plan.files:
+                staging.create(file, held)
+            yield held
+        except BaseException:
+            staging.remove(plan, held)
+            raise
+
+
+def opened(out: Path) -> files.Folder:
+    """Return the folder in which the files of a target are written."""
+    folder = staging.staging_of(out)
     try:
-        folder.mkdir(parents=True)
+        return staging.targets(os.open(folder, FOLDER), folder)
     except OSError as error:
         raise files.explained(error, str(folder)) from error
-    staging.refuse_full(plan, folder)
-    for file in plan.files:
-        staging.create(file, folder)
-    return folder
 
 
 def write(folder: files.Folder, file: str, place: TargetTensor, tensor: torch.Tensor) -> None:
@@ -66,23 +81,17 @@ def write(folder: files.Folder, file: str, place: TargetTensor, tensor: torch.Te
     files.write(files.opened(folder, file), place.offset, data.data)
 
 
-def opened(out: Path) -> files.Folder:
-    """Return the folder in which the files of a target are written."""
-    return files.Folder(staging.staging_of(out), O_WRONLY)
+def close(folder: files.Folder) -> None:
+    """Close the files of a target and its folder."""
+    files.close(folder)
+    assert folder.base is not None
+    os.close(folder.base)
 
 
-def end(plan: Plan, out: Path) -> None:
+def end(plan: Plan, held: staging.Staging) -> None:
     """Write the small files, bring all to the disk, and put the target in place."""
-    folder = staging.staging_of(out)
     for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):
-        staging.write_text(text.name, text.text, folder)
-    for path in staging.written(plan, folder):
-        staging.flush(path)
-    staging.publish(folder, out)
-
-
-def abandon(out: Path) -> None:
-    """Remove what was begun."""
-    folder = staging.staging_of(out)
-    if folder.is_dir():
-        staging.remove(folder)
+        staging.put_file(text.name, [text.text.encode()], held)
+    for name in staging.written(plan):
+        staging.flush(held.base, held.folder, name)
+    staging.publish(plan, held)

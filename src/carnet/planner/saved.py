@@ -10,8 +10,10 @@ thousand::
 """
 
 import json
+import os
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +22,7 @@ import xxhash
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, MachineFailed
+from carnet.formats.opening import open_regular, read_regular, replace_file
 from carnet.steps import (
     SKETCH,
     Add,
@@ -43,6 +46,7 @@ from carnet.steps import (
 )
 
 VERSION = 1
+MAGIC = b'{"carnet-plan":'
 KINDS: Mapping[str, type[Step]] = {
     "copy": Copy,
     "cast": Cast,
@@ -84,24 +88,30 @@ def digest(plan: Plan) -> str:
 
 
 def save(plan: Plan, path: Path) -> None:
-    """Write a plan; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    hasher = xxhash.xxh3_128()
+    """Write a plan; the file appears whole or not at all. What is there is replaced where it is a plan or empty, and else refused."""
     try:
-        with partial.open("w", encoding="utf-8") as out:
-            for line in lines(plan):
-                hasher.update(f"{line}\n".encode())
-                out.write(line + "\n")
-            out.write(_json({"digest": hasher.hexdigest()}) + "\n")
-        partial.replace(path)
+        with suppress(FileNotFoundError), open(open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as there:
+            if not MAGIC.startswith(there.read(len(MAGIC))[: len(MAGIC)]):
+                raise BadRequest(f"{path} exists and is no plan", remedy="choose another file")
+        replace_file(path, _sealed(plan))
     except OSError as error:
         raise MachineFailed("the plan cannot be written", {"where": path, "reason": error.strerror}) from error
+
+
+def _sealed(plan: Plan) -> Iterator[bytes]:
+    """Yield the lines of a plan and its digest."""
+    hasher = xxhash.xxh3_128()
+    for line in lines(plan):
+        data = f"{line}\n".encode()
+        hasher.update(data)
+        yield data
+    yield (_json({"digest": hasher.hexdigest()}) + "\n").encode()
 
 
 def load(path: Path) -> Plan:
     """Read a plan and check that it is whole."""
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise MachineFailed("the plan cannot be read", {"where": path, "reason": error.strerror}) from error
     last = content.rfind(b"\n", 0, -1) + 1  # where the last line begins

@@ -1,0 +1,105 @@
+"""Open files so that no other file is harmed and nothing is waited for.
+
+A FIFO would hang who opens it and a device would act, so only regular files are opened. For writing no link is followed, neither
+the last part of a name nor a folder on the way: names are opened one by one, each below the folder that is already open. A file
+that has a second name (a hard link) is somebody else's, too.
+"""
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
+class NotPlain(OSError):
+    """The name is there and is no regular file of its own; ``strerror`` says what it is."""
+
+
+def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
+    """Return the descriptor of a regular file that is there; for reading links are followed, as in the Hugging Face cache."""
+    writes = flags & os.O_ACCMODE != os.O_RDONLY
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if writes else 0)
+    # looked at first, because opening a device may act; and again, because the name may have got another file meanwhile
+    check_plain_file(os.stat(path, dir_fd=dir_fd, follow_symlinks=not flags & os.O_NOFOLLOW), writes=writes)
+    descriptor = os.open(path, flags, dir_fd=dir_fd)
+    try:
+        check_plain_file(os.fstat(descriptor), writes=writes)
+    except NotPlain:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_plain_file(found: os.stat_result, *, writes: bool) -> None:
+    """Raise NotPlain where something is no regular file, or is to be written and has a second name."""
+    if not stat.S_ISREG(found.st_mode):
+        raise NotPlain(errno.EINVAL, f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
+    if writes and found.st_nlink > 1:
+        raise NotPlain(errno.EINVAL, "it is a hard link: the file has another name, too")
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file."""
+    with open(open_regular(path), "rb") as file:
+        return file.read()
+
+
+@contextmanager
+def holder(base: int, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
+    """Open the folder that holds a name below an open folder: (its descriptor, the last part of the name)."""
+    *folders, last = name.split("/")
+    at = os.dup(base)
+    try:
+        for folder in folders:
+            if make:
+                with suppress(FileExistsError):
+                    os.mkdir(folder, dir_fd=at)
+            deeper = os.open(folder, FOLDER, dir_fd=at)
+            os.close(at)
+            at = deeper
+        yield at, last
+    finally:
+        os.close(at)
+
+
+def open_below(base: int, name: str, flags: int) -> int:
+    """Return the descriptor of a regular file below an open folder, following no link on the way."""
+    with holder(base, name) as (at, last):
+        return open_regular(last, flags | os.O_NOFOLLOW, dir_fd=at)
+
+
+def write_whole(at: int, name: str, temporary: str, chunks: Iterable[bytes], *, sync: bool) -> None:
+    """Write a file in an open folder, under another name first: it is whole or not there. What had the name is replaced, not written.
+
+    ``sync`` brings it to the disk before it gets its name.
+    """
+    descriptor = os.open(temporary, NEW, 0o666, dir_fd=at)
+    try:
+        with open(descriptor, "wb") as target:
+            target.writelines(chunks)
+            target.flush()
+            if sync:
+                os.fsync(descriptor)
+        os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=at)
+        raise
+
+
+def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write a file that stands alone, whole or not at all; whether what is there may go is for the caller to know."""
+    at = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):
+            check_plain_file(os.stat(path.name, dir_fd=at, follow_symlinks=False), writes=False)
+        write_whole(at, path.name, f".{path.name}.{secrets.token_hex(4)}.tmp", chunks, sync=True)
+    finally:
+        os.close(at)
