@@ -651,7 +651,7 @@ def test_a_plan_says_what_becomes_codes_and_what_stays():
     assert data["recipe"] == "modelopt/fp8-channel"
     assert (data["weights"], data["bytes before"], data["bytes after"]) == (27, 2 * elements, elements + 4 * rows)
     assert data["kept"] == ["attention_norm", "embed", "final_norm", "head", "mlp.down", "mlp_norm"]
-    assert data["bytes kept"] == 2 * (64 * 96 + 2 * 250 * 64 + 9 * 64)
+    assert data["bytes kept"] == 2 * (64 * 96 + 2 * 251 * 64 + 9 * 64)
     assert "27 weights as modelopt/fp8-channel: 233 kB become 124 kB" in line
     assert "as they are" in said
     assert json.loads(call("plan", MEGATRON, "--to", "hf", "--json").stdout)["quantized"] is None

@@ -21,7 +21,8 @@ GOLDENS = Path(__file__).parent / "goldens"
 MEGATRON, TRTLLM = GOLDENS / "megatron", GOLDENS / "trtllm"
 NAMES = ("gpt_te_tp2", "llama_dist", "llama_te_pp2_vpp", "llama_tp2pp2", "v019_llama_te_tp2")
 # what the goldens were made with: the training arguments
-LAYERS, HIDDEN, HEADS, DIM, VOCAB = 4, 64, 4, 16, 250  # the stored vocabulary is padded to 256 with random rows
+# --vocab-size 250 of a NullTokenizer of 0.16, which counts one more; the stored vocabulary is padded to 256 with random rows
+LAYERS, HIDDEN, HEADS, DIM, VOCAB = 4, 64, 4, 16, 251
 KV = {"llama": 2, "gpt": 4}
 FFN = 96
 

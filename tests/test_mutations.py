@@ -22,7 +22,7 @@ from carnet.errors import CarnetError
 
 GOLDENS = Path(__file__).parent / "goldens/megatron"
 LLAMA, GPT = GOLDENS / "llama_te_pp2_vpp", GOLDENS / "gpt_te_tp2"
-# the goldens: 4 layers, 64 wide, 4 heads of 16, llama with 2 KV heads and an MLP of 96, a vocabulary of 250
+# the goldens: 4 layers, 64 wide, 4 heads of 16, llama with 2 KV heads and an MLP of 96, a vocabulary of 251
 HIDDEN, DIM = 64, 16
 HF = "model.layers.{}."
 TARGETS = {
@@ -425,8 +425,8 @@ def test_a_few_rows_rearranged(proven, tmp_path):
 
 def test_two_rows_exchanged(proven, tmp_path):
     source, target = proven("hf", tmp_path)
-    rewrite(target / MODEL, lambda t: exchange(t["lm_head.weight"], slice(0, 1), slice(249, 250)))
-    assert findings(source, target) == {("head", "0 and 249 exchanged along vocab")}
+    rewrite(target / MODEL, lambda t: exchange(t["lm_head.weight"], slice(0, 1), slice(250, 251)))
+    assert findings(source, target) == {("head", "0 and 250 exchanged along vocab")}
 
 
 def test_a_matrix_shifted_by_one_row(proven, tmp_path):
@@ -436,7 +436,7 @@ def test_a_matrix_shifted_by_one_row(proven, tmp_path):
         tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].roll(1, 0)
 
     rewrite(target / MODEL, damage)
-    assert findings(source, target) == {("embed", "250 indices rearranged along vocab")}
+    assert findings(source, target) == {("embed", "251 indices rearranged along vocab")}
 
 
 def test_embedding_and_head_exchanged(proven, tmp_path):
@@ -454,7 +454,7 @@ def test_embedding_and_head_exchanged(proven, tmp_path):
 
 
 @pytest.mark.parametrize("said", [False, True], ids=["vocab_size unchanged", "vocab_size changed"])
-@pytest.mark.parametrize("rows", [249, 251, 256])
+@pytest.mark.parametrize("rows", [250, 252, 256])
 def test_rows_of_the_vocabulary_s_padding_kept_or_one_row_cut_off(rows, said, proven, tmp_path):
     source, target = proven("hf", tmp_path)
     full = load_file(LLAMA / "full.safetensors")
@@ -474,7 +474,7 @@ def test_rows_of_the_vocabulary_s_padding_kept_or_one_row_cut_off(rows, said, pr
 
 
 def test_the_padding_of_a_head_that_is_not_zero(proven, tmp_path):
-    source, target = proven("tp4", tmp_path)  # 250 rows on 4 ranks: 63 each, the last two of them padding
+    source, target = proven("tp4", tmp_path)  # 251 rows on 4 ranks: 63 each, the last one of them padding
     rewrite(target / "rank3.safetensors", lambda tensors: tensors["lm_head.weight"][-1, 5].fill_(1.0))
     verdict = carnet.verify(source, target)
     assert [(f.what, f.where, f.stored) for f in verdict.findings] == [("padding is not zero", "head", "rank3/lm_head.weight")]
@@ -482,8 +482,8 @@ def test_the_padding_of_a_head_that_is_not_zero(proven, tmp_path):
 
 def test_the_padding_of_a_head_that_holds_the_rows_of_megatron_s_padding(proven, tmp_path):
     source, target = proven("tp4", tmp_path)
-    rows = load_file(LLAMA / "full.safetensors")["output_layer.weight"][250:252]
-    rewrite(target / "rank3.safetensors", lambda tensors: tensors["lm_head.weight"][-2:].copy_(rows))
+    rows = load_file(LLAMA / "full.safetensors")["output_layer.weight"][251:252]
+    rewrite(target / "rank3.safetensors", lambda tensors: tensors["lm_head.weight"][-1:].copy_(rows))
     assert findings(source, target) == {("head", "padding is not zero")}
 
 

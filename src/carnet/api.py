@@ -3,12 +3,10 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Unpack
-
-import xxhash
 
 from carnet import __version__
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
@@ -21,37 +19,24 @@ from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import write
 from carnet.executor.staging import Staging, owned, publish, put_file, remove
 from carnet.families.known import STORAGE
+from carnet.families.vocabulary import Vocabulary
 from carnet.formats.amax import read_amax
+from carnet.formats.companions import Companions, asset, companions, lacking, left_behind, tokenizer_files
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of
-from carnet.formats.opening import read_regular, replace_file
+from carnet.formats.opening import replace_file
+from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint
+from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.formats.wrapped import arguments_of, read_config
 from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
 from carnet.planner.request import MEMORY, Options, PathLike, Request, absolute, as_data
-from carnet.steps import AssetFile, Plan, TextFile
+from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]
-
-# what a tokenizer and its chat template are made of, for transformers, vLLM and TensorRT-LLM
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tiktoken.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +57,8 @@ class Verdict:
     findings: tuple[Finding, ...]  # empty where it is
     examination: Examination | None  # None where the target was checked against its own document
     nbytes: int  # bytes of the target that were read
+    vocabulary: Vocabulary | None = None  # of the source, None where it was not looked at
+    notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know: subject -> a line
 
     @property
     def equal(self) -> bool:
@@ -98,9 +85,12 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     unknown, lacking or has no place in the target.
     """
     request, memory, amax = Request.of(options), options.get("memory", MEMORY), options.get("amax")
-    checkpoint = _open(path, options.get("config"))
-    assets = _assets(checkpoint, request.to, options.get("tokenizer"))
-    made = build(checkpoint, request, assets, {} if amax is None else read_amax(Path(amax)))
+    checkpoint, lent = _open(path, options.get("config")), options.get("tokenizer")
+    folder = None if lent is None else Path(lent)
+    tokens = _tokens(checkpoint, request.to, folder)
+    request = replace(request, tokens=None if tokens is None else tokens.count)
+    measured = {} if amax is None else read_amax(Path(amax))
+    made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
@@ -197,7 +187,7 @@ def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
 def _examine(
     source: Path, target: Path, request: Request, progress: Progress | None
 ) -> tuple[Verdict, dict[str, object] | None]:
-    inventory = take(_open(source, request.config), request.drop, request.vocab)
+    inventory = take(_open(source, request.config), request.drop, request.vocab, request.tokens)
     checkpoint = open_checkpoint(target)
     found = examine(
         inventory,
@@ -209,7 +199,10 @@ def _examine(
     for used in (inventory.checkpoint, checkpoint):
         check_unchanged(used.root, used.stamps)
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
-    verdict = Verdict(str(source), str(target), found.findings, found, nbytes)
+    left, lacks = _beside(inventory.checkpoint, checkpoint)
+    found = replace(found, dropped={**found.dropped, **left})
+    notes = {"vocabulary": str(inventory.vocabulary), **lacks}
+    verdict = Verdict(str(source), str(target), found.findings, found, nbytes, inventory.vocabulary, notes)
     if not verdict.equal:
         return verdict, None
     arrived = survey(checkpoint, like=inventory.config)[0]
@@ -256,21 +249,28 @@ def _store(folder: Path, data: Mapping[str, object]) -> None:
         raise MachineFailed("the carnet cannot be written", {"where": path, "reason": error.strerror}) from error
 
 
-def _assets(checkpoint: Checkpoint, to: str, tokenizer: PathLike | None) -> tuple[AssetFile, ...]:
-    """Return the tokenizer's files: those of the folder that was named, or the source's own where both sides have that layout."""
-    if tokenizer is None and not (checkpoint.dialect == "hf" and to == "hf"):
-        return ()
-    folder = checkpoint.root if tokenizer is None else Path(tokenizer)
-    names = (*TOKENIZER, "generation_config.json") if tokenizer is None else TOKENIZER
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if tokenizer is not None and not found:
-        raise BadRequest("the folder holds no tokenizer", {"where": folder, "looked for": ", ".join(TOKENIZER[:3]) + ", ..."})
-    return tuple(_asset(path) for path in found)
+def _companions(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Companions:
+    """Return what goes along with the weights: all that is beside them in a folder of the same layout, or the tokenizer alone."""
+    if checkpoint.dialect == "hf" and to == "hf":
+        return companions(checkpoint.root, checkpoint.config, _own(checkpoint), tokenizer)
+    lent = {} if tokenizer is None else tokenizer_files(tokenizer)
+    return Companions(tuple(asset(name, path) for name, path in lent.items()))
 
 
-def _asset(path: Path) -> AssetFile:
-    try:
-        content = read_regular(path)
-    except OSError as error:
-        raise MachineFailed("a tokenizer file cannot be read", {"where": path, "reason": error.strerror}) from error
-    return AssetFile(path.name, str(path.absolute()), len(content), xxhash.xxh3_128_hexdigest(content))
+def _own(checkpoint: Checkpoint) -> frozenset[str]:
+    return frozenset(stamp.file for stamp in checkpoint.stamps)
+
+
+def _tokens(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Tokens | None:
+    """Return what is known of the tokens; Megatron's folders have no generation config that could keep the ids."""
+    if tokenizer is not None:
+        return tokens_of(tokenizer)
+    return Tokens(None, 0, generation_ids(checkpoint.root)) if checkpoint.dialect == "hf" and to == "megatron" else None
+
+
+def _beside(source: Checkpoint, target: Checkpoint) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return the side files that a target does not have, and what it lacks."""
+    if target.dialect != "hf":
+        return {}, {}
+    left = left_behind(source.root, _own(source), target.root) if source.dialect == "hf" else {}
+    return left, lacking(side_files(target.root, _own(target)), target.config.get("eos_token_id"))

@@ -14,9 +14,11 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
+from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
 from carnet.families.model import canonical, number, sizes, value
 from carnet.families.rows import Dialect
+from carnet.families.vocabulary import Json, Vocabulary, given, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.stored import Checkpoint, Coded, Stored, reshaped
 from carnet.quantize.reading import Said, plain, read
@@ -41,6 +43,7 @@ class Inventory:
     said: Said | None  # what the config says about quantized weights
     coded: Mapping[Key, Coded]  # the entries that are stored as codes, by the name of the weight
     scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
+    vocabulary: Vocabulary
 
     def stored(self, key: Key) -> tuple[Stored, ...]:
         """Return the stored tensors of an entry: one, or codes with their scales."""
@@ -55,20 +58,25 @@ class Inventory:
         return is_zero_centred(self.dialect, self.config)
 
 
-def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None) -> Inventory:
+def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
     """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
-    inventory, problems = survey(checkpoint, drop, vocab)
+    inventory, problems = survey(checkpoint, drop, vocab, counted=counted)
     for problem in problems:
         raise problem
     return inventory
 
 
 def survey(
-    checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, like: Config | None = None
+    checkpoint: Checkpoint,
+    drop: tuple[str, ...] = (),
+    vocab: int | None = None,
+    like: Config | None = None,
+    counted: int | None = None,
 ) -> tuple[Inventory, list[CarnetError]]:
     """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks.
 
-    ``like`` is the model that this one should be: it says how much of a padded axis is padding.
+    ``like`` is the model that this one should be: it says how much of a padded axis is padding. ``counted`` is how many tokens the
+    tokenizer has that is to go along.
     """
     where = str(checkpoint.root)
     if checkpoint.dialect == "megatron" and not checkpoint.config:
@@ -78,10 +86,11 @@ def survey(
         }
         remedy = "name the model's config.json, or a few lines of YAML, with --config"
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
-    given = {} if vocab is None else {"vocab": vocab}
     said = read(checkpoint.dialect, checkpoint.config, where)
     own = checkpoint.config if said is None else plain(checkpoint.dialect, checkpoint.config)
-    family, config = recognise(checkpoint.dialect, own, where, given)
+    told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
+    size = vocab if told is None else told.tokens
+    family, config = recognise(checkpoint.dialect, own, where, {} if size is None else {"vocab": size})
     dialect = dialect_of(family, checkpoint.dialect)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
@@ -90,11 +99,17 @@ def survey(
     if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     if dialect.name == "megatron" and config.get("padded_vocab") is None:
-        config["padded_vocab"] = _stored_vocabulary(config, kept, where)
+        config["padded_vocab"] = _enough(_stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
+    rows = 0 if dialect.name == "megatron" else _other_rows(config, named, kept)
+    if rows and vocab is not None:
+        told = given(vocab, rows, where)
+        config["padded_vocab"] = rows
+        named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     problems = [
+        *([_contradicted(config, rows, where)] if rows and told is None else []),
         *sorted_out.problems,
         *([] if said is None else _check_cache(said, named, sorted_out.scales, where)),
         *_unknown(kept, named, where),
@@ -106,17 +121,58 @@ def survey(
     coded = {key: one for key, one in sorted_out.coded.items() if key in found}
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
-    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales), problems
+    told = told or Vocabulary(number(config, "vocab"), int(str(value(config, "padded_vocab") or config["vocab"])), "the config")
+    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told), problems
 
 
-def _stored_vocabulary(config: Config, kept: Mapping[Key, Stored], where: str) -> int | None:
+def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:
+    """Return the vocabulary of a Megatron checkpoint: as a person says, its arguments tell, or the model has that it should be."""
+    where, padded = str(checkpoint.root), own.get("padded_vocab_size")
+    rows = padded if type(padded) is int and padded > 0 else _stored_rows(checkpoint)
+    if not rows:
+        return None if vocab is None else Vocabulary(vocab, vocab, "--vocab-size")
+    if vocab is not None:
+        return given(vocab, rows, where)
+    if lookup(own, "architectures"):
+        return None  # a Hugging Face config in place of the arguments
+    try:
+        return vocabulary(own, rows, where, counted=counted)
+    except BadRequest:
+        if like is None:
+            raise
+        return Vocabulary(min(rows, number(like, "vocab")), rows, "the model that it should be")
+
+
+def _stored_rows(checkpoint: Checkpoint) -> int:
     """Return how many rows the tensor-parallel ranks' parts of the embedding have together."""
-    found = {unit.split("-")[0]: stored for (unit, name), stored in kept.items() if name.endswith(EMBEDDING)}
-    rows = sum(stored.shape[0] for stored in found.values() if stored.shape)
+    found = {unit.split("-")[0]: stored for (unit, name), stored in checkpoint.tensors.items() if name.endswith(EMBEDDING)}
+    return sum(stored.shape[0] for stored in found.values() if stored.shape)
+
+
+def _enough(rows: int, config: Config, where: str) -> int | None:
+    """Return how many rows are stored, None where that is not known; refuse fewer than the config's."""
     if 0 < rows < number(config, "vocab"):
         facts = {"where": where, "expected": f"at least {number(config, 'vocab')} rows", "found": f"{rows} rows"}
         raise BadCheckpoint(f"the shape of {EMBEDDING!r} contradicts the config", facts)
     return rows or None
+
+
+def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, Stored]) -> int:
+    """Return how many rows of the vocabulary are stored where the config says another number, 0 where it is right."""
+    size, world = number(config, "vocab"), number(config, "tp")
+    found = set()
+    for key, entry in named.items():
+        stored = kept[key].shape
+        if any(view.tensor in ("embed", "head") for view in entry.views) and stored[1:] == entry.stored[1:] != ():
+            found.add(stored[0] * (1 if entry.stored[0] == size else world))
+    whole = {-(-size // world) * world, size}
+    return 0 if found <= whole else max(found)
+
+
+def _contradicted(config: Config, rows: int, where: str) -> CarnetError:
+    facts = {"where": where, "vocab_size": number(config, "vocab"), "stored": f"{rows} rows"}
+    remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
+    return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
 
 
 def _drop(

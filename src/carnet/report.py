@@ -15,7 +15,7 @@ from rich.table import Table
 from carnet.api import Inspection, Verdict
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
-from carnet.examiner.document import layouts, quality_data
+from carnet.examiner.document import layouts, quality_data, vocabulary_data
 from carnet.examiner.examine import Quality
 from carnet.families.words import Config
 from carnet.formats.stored import Stored
@@ -132,6 +132,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         + (f", {plan.proof['copies checked equal']} copies to be compared" if plan.proof["copies checked equal"] else ""),
         "": f"{plan.proof['target tensors']} target tensors, {size(plan.proof['target bytes'])}: every element written once",
         "left behind": _dropped(plan.dropped),
+        **plan.notes,
     }
     _facts(console, facts)
     table = _table("file", "tensors", "bytes")
@@ -200,6 +201,7 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
         "proof": dict(plan.proof),
+        "notes": dict(plan.notes),
         "memory": plan.memory,
         "window": plan.window,
         "threads": plan.threads,
@@ -219,6 +221,8 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "casts": [] if found is None else list(found.cast),
         **({} if found is None or found.quality is None else quality_data(found.quality)),
         "dropped": {} if found is None else {reason: list(names) for reason, names in found.dropped.items()},
+        "vocabulary": None if verdict.vocabulary is None else vocabulary_data(verdict.vocabulary),
+        "notes": dict(verdict.notes),
         "findings": [{"what": f.what, "where": f.where, "stored": f.stored, "detail": f.detail} for f in verdict.findings],
     }
 
@@ -235,6 +239,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
                 **_quality(found.quality),
                 "left behind": _dropped(found.dropped),
+                **verdict.notes,
             },
         )
     elif verdict.equal:

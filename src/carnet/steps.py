@@ -8,7 +8,7 @@ target, so that the move is ``target[...] = source[...]`` on two strided arrays 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +210,4 @@ class Plan:
     threads: int  # workers, each with its own buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
     sketch: TargetFile = TargetFile(SKETCH, 0, (), {}, "sketch")  # the matrices that are quantized
+    notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line

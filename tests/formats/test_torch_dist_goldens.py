@@ -17,7 +17,7 @@ from carnet.formats.stored import Checkpoint, Stored
 
 GOLDENS = Path(__file__).parents[1] / "goldens/megatron"
 NAMES = sorted(path.parents[1].name for path in GOLDENS.glob("*/*/.metadata"))
-VOCAB = 250  # the goldens' padded rows, 250 to 255, hold random numbers
+VOCAB = 251  # --vocab-size 250 and the end token; the goldens' padded rows, 251 to 255, hold random numbers
 
 # module names, and what a store calls them where it does not use the same (the local spec stores fused norms' names)
 SPELLINGS = (

@@ -30,7 +30,7 @@ NAMES = (
     "v019_deepseek_te_ep2",
     "v019_llama_te_tp2",
 )
-VOCAB = 250  # the goldens' padded rows, 250 to 255, hold random numbers
+VOCAB = 251  # --vocab-size 250 and the end token; the goldens' padded rows, 251 to 255, hold random numbers
 TIED = {"gemma_te_tp2", "gpt_te_tp2"}
 # transformers has no class for a layer that predicts a further token, and leaves it out
 FURTHER = {"deepseek_mtp_te_pp2": "model.layers.4."}

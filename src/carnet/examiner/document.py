@@ -20,6 +20,7 @@ from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, Quality
 from carnet.examiner.shelves import Shelves, digest
 from carnet.families.entries import Entry
+from carnet.families.vocabulary import Vocabulary
 from carnet.formats.opening import open_regular, read_regular
 from carnet.formats.stored import Checkpoint
 from carnet.inventory import Inventory, Key
@@ -40,6 +41,7 @@ def document(
         "request": request,
         "family": source.family.name,
         "config": dict(source.config),
+        "vocabulary": vocabulary_data(source.vocabulary),
         "source": {"name": source.checkpoint.root.name, **_side(source, found.source)},
         "target": {**_side(target, found.target), "files": _files(target.checkpoint)},
         "dropped": {reason: list(names) for reason, names in found.dropped.items()},
@@ -53,6 +55,11 @@ def document(
         "digest": "xxh3-128",
         "versions": {"carnet": version, "python": platform.python_version(), "numpy": numpy.__version__},
     }
+
+
+def vocabulary_data(said: Vocabulary) -> dict[str, object]:
+    """Return how many rows of the source are tokens, and how many were left out."""
+    return {"rows": said.rows, "kept": said.tokens, "left out as padding": said.padding, "because": said.because}
 
 
 def quality_data(quality: Quality) -> dict[str, object]:

@@ -318,6 +318,7 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
     if cut == "embedding":
         cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
     shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
+    shares["vocab"] = _cut_vocabulary(size["vocab"], value(config, "padded_vocab"), Among())
     rank, world = unit.tensor.rank, unit.tensor.world
     match cut:
         case "kv":

@@ -11,6 +11,7 @@ from typing import Any
 from carnet.families.fields import ANY, Choice, Flagged, Spread, place
 from carnet.families.fields import Row as Field
 from carnet.families.heterogeneous import MEANINGS, read_text, spelled_text, spread
+from carnet.families.hf import TOKENS
 from carnet.families.model import blocks, marks, mixtures, number, value
 from carnet.families.words import SET, Condition, Config
 
@@ -168,6 +169,8 @@ FIELDS: tuple[Field, ...] = (
     spread("ffn", DESCRIBED, read_text, spelled_text, UNLIKE),
     place("vocab", "vocab_size"),
     place("padded_vocab", "padded_vocab_size", default=None),
+    # no argument of Megatron's, which asks its tokenizer: kept so that they come back on the way out
+    *TOKENS,
     place("positions", "max_position_embeddings"),
     place("norm", "normalization", default="layer", words=(("rms", "RMSNorm"), ("layer", "LayerNorm"))),
     place("norm_eps", "layernorm_epsilon", "norm_epsilon", default=1e-5),

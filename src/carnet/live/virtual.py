@@ -16,11 +16,13 @@ from carnet.box import whole
 from carnet.dtypes import BY_NAME, named
 from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
+from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical, value
+from carnet.families.model import canonical, number, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
+from carnet.families.vocabulary import Vocabulary, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
@@ -74,7 +76,9 @@ def describe(
     """
     types = {pattern: named(word).name for pattern, word in dtypes.items()}
     raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
-    family, fields = recognise("megatron", arguments_of(raw, WHERE), WHERE, {})
+    said = arguments_of(raw, WHERE)
+    told = _told(said, padded)
+    family, fields = recognise("megatron", said, WHERE, {} if told is None else {"vocab": told.tokens})
     places = seats(grid, ranks)
     fields["padded_vocab"] = _padded(fields, raw, grid, padded)
     held = megatron_units(grid, fields, places)
@@ -104,8 +108,18 @@ def describe(
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
-    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {})
+    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or _by_config(fields))
     return Source(inventory, Holding(places, held), owners, offsets)
+
+
+def _told(said: Mapping[str, object], padded: int | None) -> Vocabulary | None:
+    """Return the vocabulary that arguments of Megatron tell, None where they do not say how many rows there are."""
+    rows = padded or said.get("padded_vocab_size")
+    return vocabulary(said, rows, WHERE) if type(rows) is int and not lookup(said, "architectures") else None
+
+
+def _by_config(fields: Config) -> Vocabulary:
+    return Vocabulary(number(fields, "vocab"), number(fields, "padded_vocab"), "the config")
 
 
 def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | None) -> int:

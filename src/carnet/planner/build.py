@@ -11,33 +11,45 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.known import dialect_of
+from carnet.families.model import value
 from carnet.families.rows import Dialect
+from carnet.families.vocabulary import Vocabulary
 from carnet.families.words import Config, Value
+from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
+from carnet.formats.tokenizers import Tokens
 from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take
 from carnet.planner.coding import asked, cache_tensors, choose
 from carnet.planner.coding import steps as coding_steps
 from carnet.planner.decoding import Library, alike, aside, collect, dequantize, is_coded, measured
+from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
-from carnet.steps import Add, AssetFile, Cast, Copy, Fill, Place, Plan, Same, Step, TargetTensor
+from carnet.steps import Add, Cast, Copy, Fill, Place, Plan, Same, Step, TargetTensor
 
 MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
+NOTHING = Companions()
+
 
 def build(
-    checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...] = (), calibration: Mapping[str, float] | None = None
+    checkpoint: Checkpoint,
+    request: Request,
+    along: Companions = NOTHING,
+    tokens: Tokens | None = None,
+    calibration: Mapping[str, float] | None = None,
 ) -> Plan:
     """Return the proven plan of a crossing; its memory, window and threads are still open (0).
 
+    ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
     with _no_collections():
-        return _build(checkpoint, request, assets, calibration or {})
+        return _build(checkpoint, request, along, tokens, calibration or {})
 
 
 @contextmanager
@@ -52,10 +64,37 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _build(checkpoint: Checkpoint, request: Request, assets: tuple[AssetFile, ...], calibration: Mapping[str, float]) -> Plan:
-    source = take(checkpoint, request.drop, request.vocab)
+def _build(
+    checkpoint: Checkpoint, request: Request, along: Companions, tokens: Tokens | None, calibration: Mapping[str, float]
+) -> Plan:
+    source = take(checkpoint, request.drop, request.vocab, request.tokens)
     target = dialect_of(source.family, request.to)
-    return draw(source, target, request, assets=assets, calibration=calibration).plan
+    said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
+    notes = {} if tokens is None else _compared(tokens, source.vocabulary)
+    notes |= (
+        {"token ids": f"contradicted, so config.json has what the model itself says, or nothing: {'; '.join(contradicted)}"}
+        if contradicted
+        else {}
+    )
+    if request.to == "hf":
+        notes |= lacking(along.names, said.get("eos", value(source.config, "eos")))
+    plan = draw(source, target, request, said=said, along=along, calibration=calibration).plan
+    return replace(plan, notes={**plan.notes, **notes}, dropped={**plan.dropped, **along.left})
+
+
+def _compared(tokens: Tokens, model: Vocabulary) -> dict[str, str]:
+    """Return what is to be said of a tokenizer that has fewer tokens than the model has rows; refuse one that has more."""
+    if tokens.reach > model.tokens:
+        facts = {"tokenizer": f"{tokens.reach:,} tokens", "model": f"{model.tokens:,} rows of {model.rows:,} that are stored"}
+        enough = (
+            f"--vocab-size {tokens.reach}"
+            if tokens.reach <= model.rows
+            else "name the tokenizer that the model was trained with"
+        )
+        raise BadRequest("the tokenizer has more tokens than the model has rows", facts, remedy=enough)
+    if tokens.reach in (0, model.tokens):
+        return {}
+    return {"tokenizer": f"{tokens.reach:,} tokens; the last {model.tokens - tokens.reach:,} rows of the model have none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +112,7 @@ def draw(
     *,
     among: Sequence[Unit] | None = None,
     said: Config | None = None,
-    assets: tuple[AssetFile, ...] = (),
+    along: Companions = NOTHING,
     calibration: Mapping[str, float] | None = None,
     seeds: Seeds | None = None,
 ) -> Drawing:
@@ -111,16 +150,17 @@ def draw(
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files, coding, wanted, coded),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded, along.auto_map),
         sketch=made.sketch,
         raws=made.raws,
-        assets=assets,
+        assets=along.assets,
         steps=tuple(steps),
         dropped={**source.dropped, **aside(source)},
-        proof=proof,
+        proof={**proof, "vocabulary rows": source.vocabulary.rows, "vocabulary rows left out": source.vocabulary.padding},
         memory=0,
         window=0,
         threads=0,
+        notes={"vocabulary": str(source.vocabulary)},
     )
     return Drawing(plan, code)
 

@@ -124,6 +124,8 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
 
 
 def _plain(value: object) -> Value:
+    if isinstance(value, tuple):
+        return [*value]
     assert value is None or isinstance(value, str | int | float | bool | list), f"no argument can be {value!r}"
     return value
 
@@ -136,11 +138,13 @@ def target_texts(
     coding: Coding | None,
     wanted: Sequence[Entry],
     coded: Mapping[Key, Coded],
+    auto_map: Mapping[str, object] | None = None,
 ) -> tuple[TextFile, ...]:
     """Return config.json, what stands beside it about quantized weights, and the index of more than one file."""
     if target.name == "megatron":
         return store_texts(ITERATION)
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
+    said |= {} if auto_map is None else {"auto_map": auto_map}  # the code that it names goes along
     texts = []
     if coding is not None:
         ignored = plain_modules(coding, wanted, coded)

@@ -75,6 +75,7 @@ class Request:
     embedding: str | None = None  # trtllm: none (a copy on every rank), rows or columns shared; None as the family's class does
     drop: tuple[str, ...] = ()  # patterns of source names to leave behind
     vocab: int | None = None  # true size of the vocabulary where the source does not say it
+    tokens: int | None = None  # how many the tokenizer has that goes along, where that is sure
     shard: int = 5_000_000_000  # hf: bytes of one file, at most (one tensor may be larger); transformers' own default
     config: str | None = None  # path of a config that stands in place of the source's own
     quantize: str | None = None  # scheme: carnet.quantize.recipes

@@ -58,7 +58,7 @@ KINDS: Mapping[str, type[Step]] = {
     "quantize": Quantize,
     "put": Put,
 }
-HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads")
+HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads", "notes")
 
 
 def lines(plan: Plan) -> Iterator[str]:

@@ -1,0 +1,161 @@
+"""A model's *companions* are the side files that go along with its weights into a folder of the same layout.
+
+Its code goes along where a config names it (``auto_map``), with what it imports from beside itself, as transformers finds it:
+get_relative_import_files in transformers/dynamic_module_utils.py.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from carnet.errors import BadRequest
+from carnet.formats.files import open_file, read_at, read_whole, shown
+from carnet.formats.jsons import parse_object
+from carnet.formats.side_files import CODE, KINDS, Kind, check_asset, kind_of, side_files
+from carnet.steps import AssetFile
+
+SMALL = 64 << 20  # bytes of a config or of code
+STEP = 4 << 20
+TOKENIZER = KINDS[1]
+CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+_FROM = re.compile(r"^[ \t]*from[ \t]+(\.+)([\w.]*)[ \t]+import[ \t]+\(?[ \t]*([^\n#;)]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Companions:
+    """What goes along, and what does not."""
+
+    assets: tuple[AssetFile, ...] = ()
+    left: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # what files are -> their names
+    auto_map: Mapping[str, object] | None = None  # of config.json: the part of it whose code goes along
+
+    @property
+    def names(self) -> list[str]:
+        """Return the names of what goes along."""
+        return [asset.name for asset in self.assets]
+
+
+def companions(root: Path, config: Mapping[str, object], own: frozenset[str], tokenizer: Path | None) -> Companions:
+    """Return the companions of a Hugging Face model; those of its tokenizer are those of ``tokenizer`` where that is given.
+
+    ``own`` are the names of the files that hold its weights.
+    """
+    references = config.get("auto_map")
+    code = {*_code(root, _modules(references)), *(_tokenizer_code(root) if tokenizer is None else ())}
+    folders = {str(PurePosixPath(name).parent) for name in code} - {"."}
+    goes: dict[str, Path] = {}
+    left: dict[str, list[str]] = {}
+    lent = {} if tokenizer is None else tokenizer_files(tokenizer)
+    kinds = {kind_of(name).what for name in lent}
+    for name in side_files(root, own, folders):
+        kind = kind_of(name)
+        if kind.along == "anew":
+            continue
+        if shown(name) == name and (
+            name in code or kind.along == "model" or (kind.along == "tokenizer" and _kept(kind, lent, kinds))
+        ):
+            goes[name] = check_asset(root, name)
+        else:
+            left.setdefault(kind.what, []).append(shown(name))
+    clash = next((name for name in goes.keys() & lent.keys() if kind_of(name) == CODE), None)
+    if clash is not None and _digest(goes[clash]) != _digest(lent[clash]):
+        facts = {"file": clash, "one": goes[clash], "other": lent[clash]}
+        raise BadRequest("the model and the tokenizer bring different code of one name", facts, remedy="make them one file")
+    assets = tuple(asset(name, path) for name, path in sorted({**goes, **lent}.items()))
+    here = _with_code(references, set(code))
+    return Companions(assets, {reason: tuple(names) for reason, names in sorted(left.items())}, here)
+
+
+def left_behind(root: Path, own: frozenset[str], target: Path) -> dict[str, tuple[str, ...]]:
+    """Return the side files of a model that a target of the same layout does not have: what they are -> their names."""
+    left: dict[str, list[str]] = {}
+    for name in side_files(root, own):
+        kind = kind_of(name)
+        if kind.along != "anew" and not (target / name).exists():
+            left.setdefault(kind.what, []).append(shown(name))
+    return {what: tuple(names) for what, names in sorted(left.items())}
+
+
+def tokenizer_files(root: Path) -> dict[str, Path]:
+    """Return the files of a folder's tokenizer, with processors, templates, the generation config and the code that they name."""
+    names = [name for name in side_files(root, frozenset()) if kind_of(name).along == "tokenizer"]
+    if not any(kind_of(name) == TOKENIZER for name in names):
+        facts = {"where": root, "looked for": "tokenizer.json, tokenizer_config.json, tokenizer.model, ..."}
+        raise BadRequest("the folder holds no tokenizer", facts)
+    return {name: check_asset(root, name) for name in (*names, *_tokenizer_code(root))}
+
+
+def _kept(kind: Kind, lent: Mapping[str, Path], kinds: set[str]) -> bool:
+    """Say whether a file of the source's tokenizer goes along: another tokenizer brings all, but for what it has nothing of."""
+    return not lent or (kind.what in ("processors", "generation") and kind.what not in kinds)
+
+
+def lacking(names: Collection[str], eos: object) -> dict[str, str]:
+    """Return the line that says what a Hugging Face folder lacks before a program can use it, none where it lacks nothing."""
+    kinds = {kind_of(name).what for name in names}
+    lacks = [] if TOKENIZER.what in kinds else ["a tokenizer"]
+    lacks += [] if "generation" in kinds or eos is not None else ["the id of the token that ends a text"]
+    return {"lacks": f"{' and '.join(lacks)}: --tokenizer DIR brings {'it' if len(lacks) == 1 else 'both'}"} if lacks else {}
+
+
+def asset(name: str, path: Path) -> AssetFile:
+    """Return a file that is to be taken over, with its digest."""
+    size = path.stat().st_size
+    return AssetFile(name, str(path.absolute()), size, _digest(path))
+
+
+def _digest(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with open_file(path.parent, path.name) as file:
+        for at in range(0, file.stamp.nbytes, STEP):
+            hasher.update(read_at(file, at, min(STEP, file.stamp.nbytes - at)))
+    return hasher.hexdigest()
+
+
+def _tokenizer_code(root: Path) -> set[str]:
+    found = set[str]()
+    for name in CONFIGS:
+        if (root / name).is_file():
+            check_asset(root, name)
+            found |= _code(root, _modules(parse_object(read_whole(root, name, SMALL)[0], name, root).get("auto_map")))
+    return found
+
+
+def _modules(references: object) -> Iterator[str]:
+    """Yield the files that an auto_map names: ``modeling_x.Model``; one of another repository, ``repo--file.Class``, is not here."""
+    for each in references.values() if isinstance(references, Mapping) else ():
+        for reference in each if isinstance(each, list) else [each]:
+            if isinstance(reference, str) and "--" not in reference and reference.count(".") == 1:
+                yield f"{reference.split('.')[0]}.py"
+
+
+def _code(root: Path, modules: Iterator[str]) -> set[str]:
+    """Return the files of code that are here, with those that they import from beside themselves."""
+    found, todo = set[str](), [*modules]
+    while todo:
+        name = todo.pop()
+        parts = PurePosixPath(name).parts
+        if name in found or ".." in parts or name.startswith("/") or not (root / name).is_file():
+            continue
+        check_asset(root, name)
+        found.add(name)
+        text = read_whole(root, name, SMALL)[0].decode("utf-8", "replace")
+        for dots, module, names in _FROM.findall(text):
+            base = PurePosixPath(*parts[: -len(dots)]) if len(dots) <= len(parts) else None
+            if base is None:
+                continue
+            at = base.joinpath(*module.split(".")) if module else base
+            todo += [f"{at}.py", f"{at}/__init__.py"] if module else []
+            todo += [f"{at / each.split()[0]}.py" for each in names.split(",") if each.split() and "/" not in each]
+    return found
+
+
+def _with_code(references: object, code: set[str]) -> Mapping[str, object] | None:
+    """Return the part of an auto_map whose code goes along, or stands in another repository."""
+    if not isinstance(references, Mapping):
+        return None
+    kept = {key: said for key, said in references.items() if set(_modules({"": said})) <= code}
+    return kept or None

@@ -1,0 +1,108 @@
+"""How many tokens a Megatron model has: what its arguments tell of it, held against what the program counts."""
+
+import re
+
+import pytest
+from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
+
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.families.vocabulary import given, vocabulary
+
+NULL = {"tokenizer_type": "NullTokenizer", "make_vocab_size_divisible_by": 32, "num_attention_heads": 4}
+OLD = {"tokenizer_hf_use_fast": True, "use_legacy_models": False}  # saved by 0.16 and 0.17 alone
+NEW = {"pad_vocab_size": True}  # since 0.18
+OTHERS = (
+    "HuggingFaceTokenizer GPT2BPETokenizer SentencePieceTokenizer GPTSentencePieceTokenizer Llama2Tokenizer BertWordPieceCase "
+    "BertWordPieceLowerCase SFTTokenizer MultimodalTokenizer SomeTokenizerOfTomorrow"
+).split()
+
+
+def arguments(**said):
+    return {**NULL, "tensor_model_parallel_size": 2, **said}
+
+
+def padded(tokens, multiple):
+    """_vocab_size_with_padding in megatron/training/tokenizer/tokenizer.py."""
+    return -(-tokens // multiple) * multiple
+
+
+@pytest.mark.referee
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("typed", [60, 63, 64, 127, 250, 255, 256, 257])
+def test_a_null_tokenizer_has_the_tokens_that_megatron_counts(typed, ranks):
+    counted = NullTokenizer(typed).vocab_size  # megatron-core 0.16: the end token is one more
+    said = arguments(vocab_size=typed, tensor_model_parallel_size=ranks, **OLD)
+    found = vocabulary(said, padded(counted, 32 * ranks), "a test")
+    assert (found.tokens, found.padding) == (counted, padded(counted, 32 * ranks) - counted)
+
+
+@pytest.mark.parametrize(
+    ("said", "rows", "tokens"),
+    [
+        (arguments(vocab_size=256), 320, 257),  # of the two readings one fits: 256 would be padded to 256
+        (arguments(vocab_size=256), 256, 256),
+        (arguments(vocab_size=250, **OLD), 256, 251),
+        (arguments(vocab_size=250, **NEW), 256, 250),
+        (arguments(vocab_size=256, **NEW), 320, 257),  # begun by 0.17, saved by 0.18
+        (arguments(vocab_size=300, **OLD), 384, 301),  # begun with four ranks
+        (arguments(vocab_size=256, tokenizer_type="NullMultimodalTokenizer"), 320, 257),
+        (arguments(vocab_size=250, tokenizer_type="TikTokenizer"), 256, 250),
+        (arguments(vocab_size=None, tokenizer_type="TikTokenizer"), 131072, 131072),
+        (arguments(vocab_size=256, tokenizer_type="HuggingFaceTokenizer"), 256, 256),  # nothing is left out
+        (arguments(vocab_size=250, tokenizer_type=None), 256, 250),  # of no program of Megatron's
+        ({"vocab_size": 250}, 300, 250),
+    ],
+)
+def test_the_size_follows_where_one_reading_fits_the_rows(said, rows, tokens):
+    found = vocabulary(said, rows, "a test")
+    assert (found.tokens, found.rows, found.padding) == (tokens, rows, rows - tokens)
+
+
+def test_two_readings_that_fit_are_asked_about():
+    with pytest.raises(BadRequest, match="leave two sizes of the vocabulary open") as refusal:
+        vocabulary(arguments(vocab_size=250), 256, "a test")
+    assert refusal.value.remedy == "--vocab-size 251, or 250"
+
+
+@pytest.mark.parametrize("typed", [None, 250, 300, "many"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_was_typed_beside_another_tokenizer_cuts_nothing(kind, typed):
+    with pytest.raises(BadRequest, match="do not say how many tokens") as refusal:
+        vocabulary(arguments(vocab_size=typed, tokenizer_type=kind), 256, "a test")
+    assert "--vocab-size N" in refusal.value.remedy
+    assert "--tokenizer" in refusal.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("said", "rows"),
+    [
+        (arguments(vocab_size=100, **OLD), 320),
+        (arguments(vocab_size=400, **OLD), 320),
+        (arguments(vocab_size=100, tokenizer_type="TikTokenizer"), 320),
+        (arguments(vocab_size=100, tokenizer_type=None), 320),
+        (arguments(vocab_size=256), 300),  # no multiple of 32
+        ({"vocab_size": 301}, 300),
+    ],
+)
+def test_a_size_that_the_rows_contradict_is_refused(said, rows):
+    with pytest.raises(BadCheckpoint, match="contradicts the rows that are stored") as refusal:
+        vocabulary(said, rows, "a test")
+    assert re.fullmatch(rf"name the number of tokens, at most {rows}, with --vocab-size N", refusal.value.remedy)
+
+
+@pytest.mark.parametrize(("counted", "tokens"), [(250, 250), (256, 256), (129, 129)])
+def test_the_tokenizer_that_goes_along_answers(counted, tokens):
+    said = arguments(vocab_size=100, tokenizer_type="HuggingFaceTokenizer")
+    assert vocabulary(said, 256, "a test", counted=counted).tokens == tokens
+
+
+@pytest.mark.parametrize("counted", [257, 64])
+def test_a_tokenizer_that_the_rule_contradicts_does_not_answer(counted):
+    with pytest.raises(BadRequest, match="do not say how many tokens"):
+        vocabulary(arguments(vocab_size=None, tokenizer_type="HuggingFaceTokenizer"), 256, "a test", counted=counted)
+
+
+def test_a_size_that_is_named_may_not_be_more_than_what_is_stored():
+    assert given(256, 256, "a test").padding == 0
+    with pytest.raises(BadRequest, match="--vocab-size 257 is more than the 256 rows that are stored"):
+        given(257, 256, "a test")
