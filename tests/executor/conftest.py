@@ -1,6 +1,7 @@
 """Small crossings drawn from a seed: source files on disk, the plan, and the target's bytes by plain numpy assignment."""
 
 import itertools
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +9,44 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from carnet.box import Box, intersect
 from carnet.dtypes import BY_NAME, array_type
 from carnet.formats.safetensors import render_header
 from carnet.steps import Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 16,
+    "max_position_embeddings": 32,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "torch_dtype": "float32",
+}
+SHAPES = {
+    "model.embed_tokens.weight": (16, 8),
+    "model.layers.0.input_layernorm.weight": (8,),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.self_attn.k_proj.weight": (4, 8),
+    "model.layers.0.self_attn.v_proj.weight": (4, 8),
+    "model.layers.0.self_attn.o_proj.weight": (8, 8),
+    "model.layers.0.post_attention_layernorm.weight": (8,),
+    "model.layers.0.mlp.gate_proj.weight": (12, 8),
+    "model.layers.0.mlp.up_proj.weight": (12, 8),
+    "model.layers.0.mlp.down_proj.weight": (8, 12),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (16, 8),
+}
 
 HEADER = 16  # bytes before the first tensor of a source file
 
@@ -204,3 +238,20 @@ def crossing() -> Callable[..., Crossing]:
 @pytest.fixture(scope="session")
 def halves() -> Callable[..., Crossing]:
     return straight
+
+
+def make_source(folder: Path) -> Path:
+    """Make a Hugging Face folder: one layer of a Llama."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    save_file(
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}, folder / "model.safetensors"
+    )
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_llama() -> Callable[[Path], Path]:
+    return make_source

@@ -1,6 +1,5 @@
 """What carnet did not write it does not touch: no link is followed, nothing foreign is truncated, removed or waited for."""
 
-import json
 import os
 import shutil
 import stat
@@ -8,58 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import carnet
 from carnet.calibrate import calibrate
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.executor.staging import staging_of
 from carnet.planner import saved
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 8,
-    "intermediate_size": 12,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 4,
-    "vocab_size": 16,
-    "max_position_embeddings": 32,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "hidden_act": "silu",
-    "torch_dtype": "float32",
-}
-SHAPES = {
-    "model.embed_tokens.weight": (16, 8),
-    "model.layers.0.input_layernorm.weight": (8,),
-    "model.layers.0.self_attn.q_proj.weight": (8, 8),
-    "model.layers.0.self_attn.k_proj.weight": (4, 8),
-    "model.layers.0.self_attn.v_proj.weight": (4, 8),
-    "model.layers.0.self_attn.o_proj.weight": (8, 8),
-    "model.layers.0.post_attention_layernorm.weight": (8,),
-    "model.layers.0.mlp.gate_proj.weight": (12, 8),
-    "model.layers.0.mlp.up_proj.weight": (12, 8),
-    "model.layers.0.mlp.down_proj.weight": (8, 12),
-    "model.norm.weight": (8,),
-    "lm_head.weight": (16, 8),
-}
-
-
-def make_source(folder: Path) -> Path:
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    save_file(
-        {name: random.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}, folder / "model.safetensors"
-    )
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    (folder / "tokenizer.json").write_text("{}")
-    return folder
 
 
 def everything(folder: Path):
@@ -73,8 +27,8 @@ def everything(folder: Path):
 
 
 @pytest.fixture
-def source(tmp_path):
-    return make_source(tmp_path / "source")
+def source(small_llama, tmp_path):
+    return small_llama(tmp_path / "source")
 
 
 @pytest.fixture
@@ -137,8 +91,8 @@ def test_a_journal_that_is_not_carnets_is_refused_by_name_and_nothing_beside_it_
     assert everything(folder) == before
 
 
-def test_the_source_stays_though_it_lies_where_the_target_is_staged(tmp_path):
-    source = make_source(tmp_path / "out.partial")
+def test_the_source_stays_though_it_lies_where_the_target_is_staged(small_llama, tmp_path):
+    source = small_llama(tmp_path / "out.partial")
     (source / "journal.jsonl").touch()
     before = everything(source)
     with pytest.raises(BadRequest, match="lie in each other"):

@@ -149,15 +149,16 @@ def _refuse_overlap(source: Path, out: Path) -> None:
 
 def _refuse_foreign(plan: Plan, staging: Staging) -> None:
     """Raise BadRequest where the folder holds something that no crossing of this plan wrote."""
+    names = set(names_of(plan))
     for name, found in _entries(staging.base):
-        if not _is_own(plan, name, found):
+        if not _is_own(names, name, found):
             facts = {"where": staging.folder, "found": name}
             remedy = "move it away; then the same command goes on where it stopped"
             raise BadRequest("the staging folder holds something that carnet did not write", facts, remedy=remedy)
 
 
-def _is_own(plan: Plan, name: str, found: os.stat_result) -> bool:
-    names = set(names_of(plan))
+def _is_own(names: set[str], name: str, found: os.stat_result) -> bool:
+    """Say whether something in the folder can be what a crossing wrote that writes files of these names."""
     if stat.S_ISDIR(found.st_mode):
         return any(other.startswith(f"{name}/") for other in names)
     try:
@@ -213,8 +214,9 @@ def intact(plan: Plan, staging: Staging) -> bool:
 
 def clear(plan: Plan, staging: Staging) -> None:
     """Remove what crossings of this plan wrote into the staging folder, and nothing else."""
+    names = set(names_of(plan))
     for name, found in list(_entries(staging.base)):
-        if name == journals.NAME or not _is_own(plan, name, found):
+        if name == journals.NAME or not _is_own(names, name, found):
             continue
         with holder(staging.base, name) as (at, last):
             if stat.S_ISDIR(found.st_mode):
