@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from carnet.box import Box, uncovered, whole
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.families.entries import Entry, entries
+from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
@@ -107,6 +107,8 @@ def survey(
         told = given(vocab, rows, where)
         config["padded_vocab"] = rows
         named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
+    # a program that codes transformers' Conv1D stores it as a linear layer
+    named |= {key: as_linear(named[key]) for key in sorted_out.coded if key in named}
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     problems = [
         *([_contradicted(config, rows, where)] if rows and told is None else []),

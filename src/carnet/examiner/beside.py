@@ -16,6 +16,7 @@ from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import own_type, split
 from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
 from carnet.families.entries import Entry, entries
+from carnet.families.rows import modules_of
 from carnet.formats.stored import Stored
 from carnet.inventory import cache_scales
 from carnet.quantize.reading import Said
@@ -23,8 +24,12 @@ from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import SAME_INPUT, STYLES
 
 LINEAR = re.compile(
-    r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)"
+    r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)|mtp\.project"
+    r"|linear_(mixer|mlp)"
 )
+# which names of a head one must be excluded of: modelopt's are those of files, compressed-tensors' that of transformers, the last;
+# DeepSeek's code leaves the head alone without being told, and ranks store it
+HEADS = {"modelopt": (None,), "compressed-tensors": (-1, None), "deepseek": (0,), "trtllm": (1,)}
 Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
 
 
@@ -148,15 +153,24 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
 
 def _ignored(target: Side, said: Said) -> Iterator[Finding]:
     """Check the names that the config excludes: an engine must look for scales where they are, and nowhere else."""
-    for key, entry in target.inventory.entries.items() if said.recipe is not None else ():
+    if said.recipe is None:
+        return
+    # what a program calls the head that it builds, whether that has a tensor of its own or not
+    heads = modules_of(target.inventory.dialect, "head")[slice(*HEADS[said.style.name])]
+    for key, entry in target.inventory.entries.items():
         module = key[1].removesuffix(".weight")
         excluded = any(_is_named(module, name) for name in said.ignored)
         if excluded and key in target.inventory.coded:
             detail = "an engine would read codes as weights"
             yield Finding("the config excludes what is quantized", module, "config.json", detail)
-        elif not excluded and key not in target.inventory.coded and _is_linear(entry, said):
-            detail = "an engine would look for its scales"
-            yield Finding("the config does not exclude what is plain", module, "config.json", detail)
+        elif not excluded and key not in target.inventory.coded and _is_linear(entry) and module not in heads:
+            yield _unsaid(module)
+    if heads and not any(_is_named(head, name) for head in heads for name in said.ignored):
+        yield _unsaid(heads[-1])
+
+
+def _unsaid(module: str) -> Finding:
+    return Finding("the config does not exclude what is plain", module, "config.json", "an engine would look for its scales")
 
 
 def _is_named(module: str, name: str) -> bool:
@@ -169,7 +183,6 @@ def _is_named(module: str, name: str) -> bool:
     return fnmatchcase(module, name) or module.startswith(f"{name}.")
 
 
-def _is_linear(entry: Entry, said: Said) -> bool:
-    """Say whether a tensor is the weight of a linear layer to engines; DeepSeek's code leaves the head alone without being told."""
-    within = {split(name)[1] for name in entry.reading.tensors[0]}
-    return all(LINEAR.fullmatch(name) for name in within) or (within == {"head"} and said.style.name != "deepseek")
+def _is_linear(entry: Entry) -> bool:
+    """Say whether a tensor is the weight of a linear layer to engines."""
+    return all(LINEAR.fullmatch(split(name)[1]) for name in entry.reading.tensors[0])

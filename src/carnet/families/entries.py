@@ -6,7 +6,7 @@ is chosen); for a target, the rows of one spelling.
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from carnet.box import Box
@@ -41,6 +41,33 @@ class Entry:
     dtype: str  # element type whatever the others have; "" for the model's own
     reading: Reading  # the same once more, as the row says it
     stored: tuple[int, ...]  # the shape in the file: another view of the same elements, or the same
+
+
+def turned(entry: Entry) -> Entry:
+    """Return a matrix with rows and columns exchanged: another stored tensor of the same numbers."""
+    pattern = replace(entry.reading.pattern, dims=entry.reading.pattern.dims[::-1])
+    views = tuple(
+        replace(view, origin=view.origin[::-1], places=tuple((1 - dim, stride) for dim, stride in view.places))
+        for view in entry.views
+    )
+    padding = tuple(Box(box.start[::-1], box.shape[::-1]) for box in entry.padding)
+    reading = replace(entry.reading, pattern=pattern)
+    return replace(entry, shape=entry.shape[::-1], stored=entry.stored[::-1], views=views, padding=padding, reading=reading)
+
+
+def as_linear(entry: Entry) -> Entry:
+    """Return a weight as a linear layer has it: [out, in]."""
+    return turned(entry) if is_conv1d(entry) else entry
+
+
+def is_conv1d(entry: Entry) -> bool:
+    """Say whether the rows of a matrix are inputs, though its module has one weight as a linear layer has.
+
+    The outputs are what a canonical weight begins with, after its experts.
+    """
+    axes = entry.reading.parts[0]
+    outputs = axes.index("expert") + 1 if "expert" in axes else 0
+    return len(entry.shape) == 2 and len(axes) > outputs + 1 and entry.views[0].places[outputs][0] == 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,12 @@ class Dialect:
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
 
+def modules_of(dialect: Dialect, tensor: str) -> list[str]:
+    """Return what the module of a tensor outside the layers may be called; the first is written."""
+    names = [row.name for row in dialect.rows if row.pattern.parts[0][0] == tensor and "{layer}" not in row.name]
+    return [name.removesuffix(".weight").removeprefix("/") for name in names]
+
+
 def row(
     name: str,
     text: str,

@@ -20,7 +20,8 @@ from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
 from carnet.formats.tokenizers import Tokens
 from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take
-from carnet.planner.coding import asked, cache_tensors, choose
+from carnet.planner.choosing import choose
+from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps
 from carnet.planner.decoding import Library, alike, aside, collect, dequantize, is_coded, measured
 from carnet.planner.ends import ends
@@ -130,7 +131,8 @@ def draw(
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if target.name != "trtllm" else {})
     coding = asked(request, source, calibration or {}, seeds)
-    coded = choose(coding, wanted, dtypes)
+    coded = choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
+    wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
     cache = cache_tensors(coding, wanted, dtypes)
     made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
 

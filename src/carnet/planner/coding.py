@@ -6,7 +6,6 @@ whole tensor belongs to canonical tensors, never to a rank's part of one: all ra
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from math import prod
 
 from carnet.box import Box, intersect, whole
@@ -17,26 +16,15 @@ from carnet.families.family import Family
 from carnet.families.words import Config
 from carnet.formats.stored import dense_strides
 from carnet.inventory import Inventory, Key
+from carnet.planner.choosing import Coded, within
 from carnet.planner.pieces import Shelf, cut
 from carnet.planner.request import Request
 from carnet.planner.seeding import activation_scale, weight_scale
 from carnet.quantize.arithmetic import input_scale
-from carnet.quantize.recipes import BY_NAME, Recipe, by_style, check_shape
-from carnet.quantize.styles import SAME_INPUT, SCALAR, STYLES, Kept, beside, kept
+from carnet.quantize.recipes import BY_NAME, Recipe, by_style
+from carnet.quantize.styles import SAME_INPUT, SCALAR, STYLES, Kept, beside
 from carnet.seeds import Seeds, read_seeds
 from carnet.steps import SKETCH, Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
-
-# the weights of linear layers; embeddings, heads, norms, routers and convolutions stay as they are
-LINEAR = frozenset(
-    """
-    attention.q attention.k attention.v attention.o mla.q mla.q_a mla.q_b mla.kv_a mla.k_rope mla.k_b mla.v_b mla.o
-    mlp.gate mlp.up mlp.down moe.gate moe.up moe.down shared.gate shared.up shared.down mamba.z mamba.x mamba.b mamba.c mamba.dt mamba.o
-    """.split()
-)
-# linear layers in place of attention or an MLP: TensorRT-LLM's (models/nemotron_nas/model.py) cannot be quantized, for another class
-# would take theirs
-INSTEAD = frozenset(("linear_mixer", "linear_mlp"))
-EXPERTS = frozenset(("moe.gate", "moe.up", "moe.down"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +42,6 @@ class Coding:
     seeds: Seeds  # what the checkpoint itself says: it counts where a person says nothing
 
 
-# what a config lists beside the linear layers that were excluded: modelopt names embeddings and routers too
-PLAIN: Mapping[str, frozenset[str]] = {
-    "modelopt": frozenset(("head", "embed", "moe.router", "shared.weigh", *INSTEAD)),
-    "compressed-tensors": frozenset(("head", "moe.router", "shared.weigh", *INSTEAD)),
-    "deepseek": INSTEAD,
-    # the list takes the place of TensorRT-LLM's own, which has the first three (quantization/quantize.py quantize_layers)
-    "trtllm": frozenset(("head", "moe.router", "shared.weigh", *INSTEAD)),
-}
 DYNAMIC = {("compressed-tensors", "fp8"), ("compressed-tensors", "nvfp4")}  # may do without a scale of activations
 OPTIONS = {  # fields of a request that mean nothing unless something is quantized
     "style": "--style",
@@ -145,69 +125,12 @@ def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
-    """One stored tensor of the target that is written as codes."""
-
-    entry: Entry
-    own: str  # element type that it is assembled in
-    kept: tuple[Kept, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Scaled:
     """A scale that is known, and the stored tensor that it stands beside."""
 
     beside: Key
     kept: Kept
     value: float
-
-
-def choose(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mapping[Key, str]) -> dict[Key, Coded]:
-    """Return the entries that are coded."""
-    if coding is None:
-        return {}
-    modules = {entry.name.removesuffix(".weight") for entry in wanted}
-    for pattern in coding.exclude:
-        if not any(fnmatchcase(module, pattern) for module in modules):
-            example = next(entry.name.removesuffix(".weight") for entry in wanted if _linear(entry))
-            raise BadRequest(f"no module of the target is called {pattern!r}", {"option": "--exclude", "example": example})
-    found = {}
-    for entry in wanted:
-        excluded = any(fnmatchcase(entry.name.removesuffix(".weight"), pattern) for pattern in coding.exclude)
-        if not _linear(entry) or excluded:
-            continue
-        by_expert = entry.reading.pattern.dims[0] == ("expert",)
-        check_shape(coding.recipe, entry.name, entry.shape[1:] if by_expert else entry.shape)
-        own = dtypes[entry.unit, entry.name]
-        tensors = tuple(kept(coding.recipe, entry.name, entry.shape, own, static=coding.static))
-        found[entry.unit, entry.name] = Coded(entry, own, tensors)
-    if not found:
-        raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(coding.exclude) or "nothing"})
-    if coding.recipe.style == "trtllm":
-        _check_experts(wanted, found)
-    return found
-
-
-def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
-    """Refuse to exclude half of a module: TensorRT-LLM quantizes all weights of the experts of a layer, or none."""
-    chosen: dict[Key, bool] = {}
-    for entry in wanted:
-        if {_within(view.tensor) for view in entry.views} & EXPERTS:
-            module = entry.name.rsplit(".", 2)[0]
-            is_coded = (entry.unit, entry.name) in coded
-            if chosen.setdefault((entry.unit, module), is_coded) != is_coded:
-                facts = {"option": "--exclude", "module": module}
-                remedy = f"--exclude '{module}.*'"
-                raise BadRequest("the experts of a layer are quantized whole or not at all", facts, remedy=remedy)
-
-
-def _linear(entry: Entry) -> bool:
-    return {_within(view.tensor) for view in entry.views} <= LINEAR
-
-
-def _within(tensor: str) -> str:
-    """Return the name of a canonical tensor inside its layer."""
-    return tensor.split(".", 2)[2] if tensor.startswith("layers.") else tensor
 
 
 def sketch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple[Box, TargetTensor]]]]:
@@ -285,8 +208,8 @@ def _asked(recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Shelf]) -> d
 
 def _joint(recipe: Recipe, tensor: str, held: Collection[str]) -> list[str]:
     """Return the canonical tensors that share a whole tensor's scale with this one, itself included."""
-    group = next((group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if _within(tensor) in group), ())
-    layer = tensor.removesuffix(_within(tensor))
+    group = next((group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if within(tensor) in group), ())
+    layer = tensor.removesuffix(within(tensor))
     return [layer + name for name in group if layer + name in held] or [tensor]
 
 
@@ -320,7 +243,7 @@ def _input(coding: Coding, one: Coded) -> float:
     """Return the scale of a weight's activations: that of the largest input among what is fused or shares it."""
     names = []
     for view in one.entry.views:
-        inside = _within(view.tensor)
+        inside = within(view.tensor)
         layer = view.tensor.removesuffix(inside)
         names += [layer + name for name in next((group for group in SAME_INPUT if inside in group), (inside,))]
     found = [amax for name in names if (amax := coding.amaxes.get((name, "input"))) is not None]
@@ -342,7 +265,7 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
     for entry in wanted:
         for view in entry.views:
             for at, (tensor, what) in enumerate((("attention.k", "k"), ("attention.v", "v"))):
-                if _within(view.tensor) != tensor or not entry.name.endswith("weight"):
+                if within(view.tensor) != tensor or not entry.name.endswith("weight"):
                     continue
                 name = beside(entry.name, style.cache[at])
                 scale = _cache_scale(coding, entry, view.tensor, what)
@@ -375,20 +298,3 @@ def _unknown(coding: Coding, entry: Entry, what: str, otherwise: str) -> BadRequ
     remedy = f"name a file with --amax (carnet calibrate makes one){otherwise}"
     whose = {"input": "activations", "k": "cached keys", "v": "cached values"}[what]
     return BadRequest(f"nothing says how large the {whose} of {entry.name!r} are", facts, remedy=remedy)
-
-
-def plain_modules(coding: Coding, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> list[str]:
-    """Return the modules that a config names as not quantized: what looks like a linear layer to the program that reads it."""
-    ranked = coding.recipe.style == "trtllm"
-    listed = PLAIN[coding.recipe.style]
-    # a tied model has this module too, though no tensor of its own; modelopt forgets it where there are stages
-    found = ["lm_head"] if ranked else []
-    for entry in wanted:
-        name = entry.name.removesuffix(".weight")
-        tensors = {_within(view.tensor) for view in entry.views}
-        if ranked and tensors & EXPERTS:  # a parameter of the module that the reader asks about
-            name = name.rsplit(".", 1)[0]
-        plain = (entry.unit, entry.name) not in coded and entry.name.endswith(".weight")
-        if plain and tensors & (listed | LINEAR) and name not in found:
-            found.append(name)
-    return sorted(found, key=lambda name: (name != "lm_head", name))

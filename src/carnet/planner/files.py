@@ -17,7 +17,8 @@ from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
 from carnet.inventory import Key
-from carnet.planner.coding import Coded, Coding, Scaled, plain_modules, sketch
+from carnet.planner.choosing import Coded, plain_modules
+from carnet.planner.coding import Coding, Scaled, sketch
 from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
 from carnet.quantize.configs import beside_config, in_config, of_ranks
@@ -147,7 +148,7 @@ def target_texts(
     said |= {} if auto_map is None else {"auto_map": auto_map}  # the code that it names goes along
     texts = []
     if coding is not None:
-        ignored = plain_modules(coding, wanted, coded)
+        ignored = plain_modules(coding.recipe, target, config, wanted, coded)
         if target.name == "trtllm":
             record = said["quantization"]
             assert isinstance(record, dict), "the config of a rank has a record of this name"

@@ -8,9 +8,7 @@ quantization/lifecycle/forward_helpers.py and quantization/utils) and is held ag
 """
 
 from dataclasses import dataclass
-from math import prod
 
-from carnet.errors import NotSupported
 from carnet.quantize.codes import E4M3, INT4, INT8, Code
 
 
@@ -123,10 +121,6 @@ def grid(recipe: Recipe, shape: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
-def check_shape(recipe: Recipe, name: str, shape: tuple[int, ...]) -> None:
-    """Refuse a weight that the recipe cannot divide: a block of a row, or a packed item, may not be cut."""
-    within = max(recipe.block[1] if recipe.block[0] == 1 else 1, PACKED[recipe.packing])
-    if len(shape) != 2 or not prod(shape) or shape[-1] % within:
-        facts = {"tensor": name, "shape": list(shape), "needs": f"a number of columns that {within} divides"}
-        remedy = f"--exclude '{name.removesuffix('.weight')}'"
-        raise NotSupported(f"{name!r} cannot be quantized as {recipe.scheme}", facts, remedy=remedy)
+def columns_of_a_block(recipe: Recipe) -> int:
+    """Return what the number of columns must be a multiple of: a block of a row, or a packed item, may not be cut."""
+    return max(recipe.block[1] if recipe.block[0] == 1 else 1, PACKED[recipe.packing])

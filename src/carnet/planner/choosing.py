@@ -1,0 +1,179 @@
+"""Which stored tensors of a target become codes, which stay as they are, and what a config says of those.
+
+A program codes modules of one class, and which class holds a weight shows in how it is stored: a linear layer as ``[out, in]`` under
+``X.weight``. The rows of inputs, ``[in, out]``, are transformers' Conv1D; a matrix for each expert without ``.weight`` is a parameter
+of a module that holds all of them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from carnet.errors import BadRequest, NotSupported
+from carnet.families.entries import Entry, as_linear, is_conv1d
+from carnet.families.model import value
+from carnet.families.rows import Dialect, modules_of
+from carnet.families.words import Condition, Config
+from carnet.inventory import Key
+from carnet.quantize.recipes import Recipe, columns_of_a_block
+from carnet.quantize.styles import Kept, kept
+
+# the weights of linear layers; embeddings, heads, norms, routers and convolutions stay as they are
+LINEAR = frozenset(
+    """
+    attention.q attention.k attention.v attention.o mla.q mla.q_a mla.q_b mla.kv_a mla.k_rope mla.k_b mla.v_b mla.o
+    mlp.gate mlp.up mlp.down moe.gate moe.up moe.down shared.gate shared.up shared.down mamba.z mamba.x mamba.b mamba.c mamba.dt mamba.o
+    """.split()
+)
+# linear layers in place of attention or an MLP: TensorRT-LLM's (models/nemotron_nas/model.py) cannot be quantized, for another class
+# would take theirs
+INSTEAD = frozenset(("linear_mixer", "linear_mlp"))
+EXPERTS = frozenset(("moe.gate", "moe.up", "moe.down"))
+
+# linear layers that every program leaves as they are, and must be told so
+LEFT = frozenset(("head", "moe.router", "shared.weigh", "mtp.project", *INSTEAD))
+# what a config lists beside the linear layers that were excluded: modelopt names embeddings and convolutions too
+PLAIN: Mapping[str, frozenset[str]] = {
+    "modelopt": LEFT | {"embed", "position", "mamba.conv_x", "mamba.conv_b", "mamba.conv_c"},
+    "compressed-tensors": LEFT,
+    "deepseek": LEFT - {"head"},
+    # the list takes the place of TensorRT-LLM's own, which has the first three (quantization/quantize.py quantize_layers)
+    "trtllm": LEFT,
+}
+# of these, what a program knows by a class that not all models use: Gemma's embedding multiplies what it looks up
+ONLY_WHERE: Mapping[tuple[str, str], Condition] = {("modelopt", "embed"): {"embed_root": False}}
+# whose module of the head has no tensor where the model is tied, and is looked at all the same; True: under every name that it has
+TIED_HEADS = {"modelopt": False, "compressed-tensors": True}
+CONV1D = frozenset(("modelopt",))  # styles of programs that code transformers' Conv1D: they store it as a linear layer
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """One stored tensor of the target that is written as codes."""
+
+    entry: Entry
+    own: str  # element type that it is assembled in
+    kept: tuple[Kept, ...]
+
+
+def choose(
+    recipe: Recipe, exclude: Sequence[str], wanted: Sequence[Entry], dtypes: Mapping[Key, str], *, static: bool
+) -> dict[Key, Coded]:
+    """Return the entries that are coded, those of a Conv1D turned round."""
+    modules = {module_of(entry) for entry in wanted}
+    for pattern in exclude:
+        if not any(_is_excluded(module, (pattern,)) for module in modules):
+            example = next(module_of(entry) for entry in wanted if _linear(entry))
+            raise BadRequest(f"no module of the target is called {pattern!r}", {"option": "--exclude", "example": example})
+    chosen = [entry for entry in wanted if _linear(entry) and not _is_excluded(module_of(entry), exclude)]
+    _refuse(recipe, chosen)
+    found = {}
+    for entry in chosen:
+        own, entry = dtypes[entry.unit, entry.name], as_linear(entry)
+        tensors = tuple(kept(recipe, entry.name, entry.shape, own, static=static))
+        found[entry.unit, entry.name] = Coded(entry, own, tensors)
+    if not found:
+        raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(exclude) or "nothing"})
+    if recipe.style == "trtllm":
+        _check_experts(wanted, found)
+    return found
+
+
+def module_of(entry: Entry) -> str:
+    """Name the module of a weight, or the parameter itself where it has a name of its own in one."""
+    return entry.name.removesuffix(".weight")
+
+
+def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
+    """Say whether a pattern names a module, or the one that has it as a parameter."""
+    return any(fnmatchcase(module, pattern) for pattern in patterns)
+
+
+def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
+    """Refuse what the program of a style has no names for, and what its blocks do not divide; what can be left plain is named."""
+    for why, entries in (
+        (
+            f"{recipe.style} has no names for the {recipe.scheme} codes of experts in one tensor",
+            [*filter(_is_parameter, chosen)],
+        ),
+        (f"to {recipe.style} a Conv1D is no linear layer", _conv1ds(recipe, chosen)),
+        (f"a block of {recipe.scheme} would not be whole", [entry for entry in chosen if not _divides(recipe, entry)]),
+    ):
+        if entries:
+            first = entries[0]
+            patterns = sorted({re.sub(r"\.\d+(?=\.|$)", ".*", module_of(entry)) for entry in entries})
+            facts = {"tensor": first.name, "shape": list(first.shape), "others": len(entries) - 1, "because": why}
+            if not _divides(recipe, first):
+                facts["needs"] = f"a number of columns that {columns_of_a_block(recipe)} divides"
+            remedy = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
+            raise NotSupported(f"{first.name!r} cannot be quantized as {recipe.name}", facts, remedy=remedy)
+
+
+def _is_parameter(entry: Entry) -> bool:
+    return not entry.name.endswith(".weight")
+
+
+def _conv1ds(recipe: Recipe, chosen: Sequence[Entry]) -> list[Entry]:
+    return [] if recipe.style in CONV1D else [*filter(is_conv1d, chosen)]
+
+
+def _divides(recipe: Recipe, entry: Entry) -> bool:
+    shape = as_linear(entry).shape
+    return all(shape) and shape[-1] % columns_of_a_block(recipe) == 0
+
+
+def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
+    """Refuse to exclude half of a module: TensorRT-LLM quantizes all weights of the experts of a layer, or none."""
+    chosen: dict[Key, bool] = {}
+    for entry in wanted:
+        if {within(view.tensor) for view in entry.views} & EXPERTS:
+            module = entry.name.rsplit(".", 2)[0]
+            is_coded = (entry.unit, entry.name) in coded
+            if chosen.setdefault((entry.unit, module), is_coded) != is_coded:
+                facts = {"option": "--exclude", "module": module}
+                remedy = f"--exclude '{module}.*'"
+                raise BadRequest("the experts of a layer are quantized whole or not at all", facts, remedy=remedy)
+
+
+def _linear(entry: Entry) -> bool:
+    return {within(view.tensor) for view in entry.views} <= LINEAR
+
+
+def within(tensor: str) -> str:
+    """Return the name of a canonical tensor inside its layer."""
+    return tensor.split(".", 2)[2] if tensor.startswith("layers.") else tensor
+
+
+def plain_modules(
+    recipe: Recipe, target: Dialect, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]
+) -> list[str]:
+    """Return the modules that a config names as not quantized: what looks like a linear layer to the program that reads it."""
+    names = {*_heads(recipe.style, target, config), *_plain(recipe.style, config, wanted, coded)}
+    return sorted(names, key=lambda name: (name != "lm_head", name))
+
+
+def _heads(style: str, target: Dialect, config: Config) -> Sequence[str]:
+    """Return the modules of the head that have no tensor: that of a tied model, another name of it."""
+    if target.ranked:
+        return ("lm_head",)  # modelopt forgets it where there are stages
+    names = modules_of(target, "head") if style in TIED_HEADS else ()
+    return names if TIED_HEADS.get(style) else names[: bool(value(config, "tied"))]
+
+
+def _plain(style: str, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> Iterator[str]:
+    listed = LINEAR | {
+        tensor
+        for tensor in PLAIN[style]
+        if all(value(config, field) == said for field, said in ONLY_WHERE.get((style, tensor), {}).items())
+    }
+    for entry in wanted:
+        tensors = {within(view.tensor) for view in entry.views}
+        if (entry.unit, entry.name) in coded or not tensors & listed:
+            continue
+        # where experts are parameters of one module, that module is asked about
+        yield module_of(entry).rsplit(".", 1)[0] if _is_parameter(entry) or _in_ranks(style, tensors) else module_of(entry)
+
+
+def _in_ranks(style: str, tensors: set[str]) -> bool:
+    return style == "trtllm" and bool(tensors & EXPERTS)
