@@ -167,12 +167,11 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
         stored = kept[key].shape
         if any(view.tensor in ("embed", "head") for view in entry.views) and stored[1:] == entry.stored[1:] != ():
             found.add(stored[0] * (1 if entry.stored[0] == size else world))
-    whole = {-(-size // world) * world, size}
-    return 0 if found <= whole else max(found)
+    return found.pop() if len(found) == 1 and not found <= {-(-size // world) * world, size} else 0
 
 
 def _contradicted(config: Config, rows: int, where: str) -> CarnetError:
-    facts = {"where": where, "vocab_size": number(config, "vocab"), "stored": f"{rows} rows"}
+    facts = {"where": where, "tensor": "embed", "vocab_size": number(config, "vocab"), "stored": f"{rows} rows"}
     remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
     return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
 

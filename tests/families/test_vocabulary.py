@@ -1,10 +1,15 @@
 """How many tokens a Megatron model has: what its arguments tell of it, held against what the program counts."""
 
+import json
 import re
 
 import pytest
+import torch
 from megatron.core.tokenizers.text.libraries.null_tokenizer import NullTokenizer
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
+import carnet
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.families.vocabulary import given, vocabulary
 
@@ -106,3 +111,31 @@ def test_a_size_that_is_named_may_not_be_more_than_what_is_stored():
     assert given(256, 256, "a test").padding == 0
     with pytest.raises(BadRequest, match="--vocab-size 257 is more than the 256 rows that are stored"):
         given(257, 256, "a test")
+
+
+def folder(path, rows):
+    llama = LlamaConfig(vocab_size=rows, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48)
+    LlamaForCausalLM(llama).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("ranks", [0, 1, 2])
+def test_a_config_that_contradicts_the_rows_is_refused_and_a_size_that_is_named_cuts_them(ranks, tmp_path):
+    source = folder(tmp_path / "m", 64)
+    if ranks:
+        carnet.cross(source, tmp_path / "ranks", to="trtllm", tp=ranks)
+        source = tmp_path / "ranks"
+        (source / "carnet.json").unlink()
+    said = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**said, "vocab_size": 50}))
+    with pytest.raises(BadCheckpoint, match="the config's vocab_size contradicts the rows that are stored") as refusal:
+        carnet.plan(source, to="hf")
+    assert refusal.value.facts | {"vocab_size": 50, "stored": "64 rows"} == refusal.value.facts
+    with pytest.raises(BadRequest, match="--vocab-size 65 is more than the 64 rows"):
+        carnet.plan(source, to="hf", vocab_size=65)
+    verdict = carnet.cross(source, tmp_path / "out", to="hf", vocab_size=60)
+    assert (verdict.equal, verdict.vocabulary.padding) == (True, 4)
+    whole = load_file(tmp_path / "m/model.safetensors")
+    for name, tensor in load_file(tmp_path / "out/model.safetensors").items():
+        assert torch.equal(tensor, whole[name][:60] if tensor.shape[0] == 60 else whole[name]), name
+    assert carnet.verify(source, tmp_path / "out", vocab_size=60).equal
