@@ -4,9 +4,10 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm check format bench clean
+.PHONY: help demo test test-vllm fuzz check format bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
+SECONDS_EACH ?= 120
 ARGS ?=# more words for pytest: make test ARGS='-k plan -x'
 FULL := .venv
 LIGHT := .venv-demo
@@ -37,6 +38,9 @@ format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh out
 	@$(FULL)/bin/ruff format --quiet .
 	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
+
+fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` takes 4
+	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)
 
 bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup

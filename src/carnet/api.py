@@ -1,6 +1,5 @@
 """The five verbs, as functions. The command line adds nothing to them but options and colours."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from carnet.examiner import document as documents
 from carnet.examiner.beside import Asked
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, examine
+from carnet.examiner.means import choose_means
 from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import write
@@ -117,14 +117,16 @@ def verify(
     drop: tuple[str, ...] = (),
     vocab_size: int | None = None,
     config: PathLike | None = None,
+    memory: int = MEMORY,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a target with its source, element by element; or, given the target alone, with its own document.
 
+    ``memory`` (bytes) is the peak of private memory that it may use. ``progress`` gets bytes done and bytes in all, on this thread.
     A target that is its source gets its document (``carnet.json``) completed, where carnet wrote it.
     """
     if out is None:
-        return _recheck(Path(source))
+        return _recheck(Path(source), memory, progress)
     target = Path(out)
     said = documents.load(target)
     asked = (
@@ -136,7 +138,7 @@ def verify(
         vocab=asked.vocab if vocab_size is None else vocab_size,
         config=absolute(config) or asked.config,
     )
-    verdict, data = _examine(Path(source), target, request, progress)
+    verdict, data = _examine(Path(source), target, request, memory, progress)
     if data is not None and said is not None:
         _store(target, data)
     return verdict
@@ -152,8 +154,9 @@ def cross(
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
     made = plan(path, **options)
+    memory = options.get("memory", MEMORY)
     with _written(made, Path(out), progress, device) as (staging, publish_it):
-        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), progress)
+        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), memory, progress)
         if data is not None:
             put_file(documents.NAME, [documents.text(data).encode()], staging, sync=True)
             publish_it()
@@ -185,14 +188,14 @@ def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
 
 
 def _examine(
-    source: Path, target: Path, request: Request, progress: Progress | None
+    source: Path, target: Path, request: Request, memory: int, progress: Progress | None
 ) -> tuple[Verdict, dict[str, object] | None]:
     inventory = take(_open(source, request.config), request.drop, request.vocab, request.tokens)
     checkpoint = open_checkpoint(target)
     found = examine(
         inventory,
         checkpoint,
-        threads=os.cpu_count() or 1,
+        means=choose_means(memory, len(inventory.checkpoint.tensors) + len(checkpoint.tensors)),
         progress=progress or (lambda done, total: None),
         asked=_asked(request),
     )
@@ -227,7 +230,7 @@ def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
     return replace(checkpoint, config=said)
 
 
-def _recheck(target: Path) -> Verdict:
+def _recheck(target: Path, memory: int, progress: Progress | None) -> Verdict:
     data = documents.load(target)
     if data is None or data.get("state") != "proven":
         raise BadRequest(
@@ -236,7 +239,8 @@ def _recheck(target: Path) -> Verdict:
             remedy="name the source too: carnet verify CKPT OUT",
         )
     checkpoint = open_checkpoint(target)
-    nbytes, findings = documents.recheck(checkpoint, data)
+    means = choose_means(memory, len(checkpoint.tensors))
+    nbytes, findings = documents.recheck(checkpoint, data, means, progress or (lambda done, total: None))
     check_unchanged(checkpoint.root, checkpoint.stamps)
     return Verdict("", str(target), tuple(findings), None, nbytes)
 

@@ -5,12 +5,14 @@ Nothing heavy is imported before a command runs.
 """
 
 import gc
+import signal
 import sys
 from typing import TYPE_CHECKING, Unpack
 
 import click
 
 from carnet import __version__
+from carnet.cli.edge import REMEMBERS, heed, stop_at_once
 from carnet.cli.options import (
     checkpoint,
     config_option,
@@ -18,6 +20,7 @@ from carnet.cli.options import (
     drop_option,
     existing_file,
     json_option,
+    memory_option,
     quantize_options,
     target_options,
     vocab_option,
@@ -45,16 +48,18 @@ class Verb(click.Command):
         """Run the command; turn a refusal into a message and an exit code."""
         from carnet.errors import CarnetError
 
+        if signal.getsignal(signal.SIGINT) is stop_at_once:
+            from carnet import api  # noqa: F401  what takes longest to import: until it is there Ctrl-C ends the process at once
+
+            heed(signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except CarnetError as error:
             refused(error, as_json=bool(ctx.params.get("as_json")))
             ctx.exit(1)
-        except BrokenPipeError:
-            sys.stderr.close()
-            ctx.exit(1)
         except KeyboardInterrupt:
-            click.echo("carnet: interrupted; the same command goes on where it stopped", err=True)
+            heed(stop_at_once)
+            click.echo(REMEMBERS, err=True)
             ctx.exit(130)
 
 
@@ -166,6 +171,7 @@ def run(plan_file: str, out: str, device: str) -> None:
 @drop_option
 @vocab_option
 @config_option
+@memory_option
 @json_option
 @click.pass_context
 def verify(
@@ -175,13 +181,14 @@ def verify(
     drop: tuple[str, ...],
     vocab_size: int | None,
     config: str | None,
+    memory: int,
     as_json: bool,
 ) -> None:
     """Compare a target with its source, every element; or, given the target alone, with its own carnet.json."""
     from carnet import api, report
 
     with progress_bar("verifying") as progress:
-        verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, config=config, progress=progress)
+        verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, config=config, memory=memory, progress=progress)
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:

@@ -45,6 +45,9 @@ vocab_option = click.option(
 config_option = click.option(
     "--config", type=existing_file, help="config.json or YAML in place of the checkpoint's own arguments."
 )
+memory_option = click.option(
+    "--memory", default=MEMORY, type=str, callback=nbytes, help="Peak of private memory.  [default: 512M]"
+)
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -71,7 +74,7 @@ target_options = together(
     click.option("--pp", default=DEFAULT.pp, show_default=True, type=click.IntRange(1), help="pipeline stages."),
     click.option("--ep", default=DEFAULT.ep, show_default=True, type=click.IntRange(1), help="ranks that share experts."),
     click.option("--dtype", help="Cast the weights: bf16, f16 or f32.  [default: as they are]"),
-    click.option("--memory", default=MEMORY, type=str, callback=nbytes, help="Peak of private memory.  [default: 512M]"),
+    memory_option,
     click.option(
         "--parallel-embedding",
         type=click.Choice(EMBEDDINGS),

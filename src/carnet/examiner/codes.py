@@ -25,12 +25,24 @@ def codes_at(shelves: Shelves, coded: Coded, box: Box) -> NDArray[np.uint8]:
     return unpacked(recipe, stored)[..., skip : skip + box.shape[-1]]
 
 
-def scales_of(shelves: Shelves, coded: Coded) -> Array:
-    """Return the scales as they are stored, in their own type: experts, rows and columns of blocks."""
+def scales_of(shelves: Shelves, coded: Coded, number: int) -> Array:
+    """Return the scales of one matrix as they are stored, in their own type: rows and columns of blocks."""
+    rows, columns = grid(BY_NAME[coded.recipe], (coded.shape[-2], coded.shape[-1]))
+    found: Array = scales_at(shelves, coded, slice(number, number + 1), slice(0, rows), slice(0, columns))[0]
+    return found
+
+
+def scales_at(shelves: Shelves, coded: Coded, experts: slice, rows: slice, columns: slice) -> Array:
+    """Return some of the scales as they are stored: experts, rows and columns of blocks."""
     assert coded.scales is not None, "codes stand under scales"
-    found = numbers(shelves, coded.scales)
-    shape = coded.shape[-2], coded.shape[-1]
-    return found.reshape(prod(coded.shape[:-2]), *grid(BY_NAME[coded.recipe], shape))
+    count = prod(coded.shape[:-2])
+    shape = grid(BY_NAME[coded.recipe], (coded.shape[-2], coded.shape[-1]))
+    if coded.scales.shape != ((count, *shape) if len(coded.shape) > 2 else shape):  # one number, spelled otherwise
+        return np.asarray(numbers(shelves, coded.scales).reshape(count, *shape)[experts, rows, columns])
+    parts = [experts, rows, columns][3 - len(coded.scales.shape) :]
+    box = Box(tuple(part.start for part in parts), tuple(part.stop - part.start for part in parts))
+    found = np.ascontiguousarray(region(shelves, coded.scales, box)).view(array_type(coded.scales.dtype))
+    return found.reshape(experts.stop - experts.start, rows.stop - rows.start, columns.stop - columns.start)
 
 
 def outer_of(shelves: Shelves, coded: Coded) -> np.float32 | None:
@@ -46,14 +58,14 @@ def numbers(shelves: Shelves, stored: Stored) -> Array:
 def meant(shelves: Shelves, coded: Coded, box: Box) -> Array:
     """Return the numbers, as bits, that a box of a weight's codes mean under their scales."""
     recipe = BY_NAME[coded.recipe]
-    scales, outer = scales_of(shelves, coded), outer_of(shelves, coded)
-    low, blocks = [], []
+    low, blocks = [], list[slice]()
     for start, length, block in zip(box.start[-2:], box.shape[-2:], recipe.block, strict=True):
         within = np.arange(start, start + length) // block if block else np.zeros(1, np.int64)
         low.append(within - within[0])
         blocks.append(slice(int(within[0]), int(within[-1]) + 1))
-    experts = slice(box.start[0], box.start[0] + box.shape[0]) if len(box.shape) == 3 else slice(None)
-    under: Floats = divisors(recipe, scales[(experts, *blocks)], outer)
+    experts = slice(box.start[0], box.start[0] + box.shape[0]) if len(box.shape) == 3 else slice(0, 1)
+    scales = scales_at(shelves, coded, experts, *blocks)
+    under: Floats = divisors(recipe, scales, outer_of(shelves, coded))
     if recipe.block[1] != 0:
         under = under.take(low[1], axis=2)
     if recipe.block[0] > 1:

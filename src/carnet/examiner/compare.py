@@ -1,7 +1,7 @@
 """Compare every element of a target with the source, and say in words what a difference looks like."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from carnet.box import Box, intersect, subtract, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
-from carnet.examiner.shelves import Shelves, region
+from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
 from carnet.formats.stored import Coded, Stored
 from carnet.inventory import Inventory, canonical_shapes, norms
 from carnet.seeds import NOTHING, Seeds
-
-BLOCK = 4 << 20  # bytes of one side that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,16 @@ class Side:
     seeds: Seeds = NOTHING  # the scales that it brings along
 
 
-def side(inventory: Inventory) -> Side:
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A part of the target that differs from the source, and whose damage may still get a name."""
+
+    part: Part
+    name: str  # the canonical tensor
+    finding: Finding  # what is known without looking any closer
+
+
+def side(inventory: Inventory, block: int = BLOCK) -> Side:
     """Index an inventory by canonical tensor."""
     found: dict[str, list[Part]] = defaultdict(list)
     for key, entry in inventory.entries.items():
@@ -68,7 +75,7 @@ def side(inventory: Inventory) -> Side:
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
     return Side(
-        inventory, Shelves(inventory.checkpoint.root), found, canonical_shapes(inventory.config), norms(inventory.config)
+        inventory, Shelves(inventory.checkpoint.root, block), found, canonical_shapes(inventory.config), norms(inventory.config)
     )
 
 
@@ -85,10 +92,10 @@ def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
     return coded is not None and any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
 
 
-def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
+def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding | Suspect]]:
     """Compare one canonical tensor everywhere the target has it: (elements compared, what is wrong)."""
     shape = source.shapes[name]
-    found, compared = [], 0
+    found, compared = list[Finding | Suspect](), 0
     shift = source.inventory.zero_centred - target.inventory.zero_centred if name in source.norms else 0
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
@@ -99,7 +106,7 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
         if is_judged(source, part.coded, part.entry):
             continue
         wrong, first = 0, None
-        for box in blocks(part.box, BLOCK // BY_NAME[part.stored.dtype].nbytes):
+        for box in blocks(part.box, target.shelves.block // BY_NAME[part.stored.dtype].nbytes):
             for origin, shared in sources(source, name, box):
                 expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
                 differs = (read(target, part, shared) != expected) | beyond
@@ -109,29 +116,9 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding]]:
                     index = tuple(int(i) for i in np.argwhere(differs)[0])
                     first = first or tuple(s + i for s, i in zip(shared.start, index, strict=True))
         if wrong:
-            found.append(_finding(source, target, part, name, wrong, first or ()))
+            detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first or ())}"
+            found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
     return compared, found
-
-
-def blocks(box: Box, limit: int) -> Iterator[Box]:
-    """Yield boxes of at most ``limit`` elements that make up a box, cutting its outermost axes first.
-
-    >>> [b.shape for b in blocks(Box((0, 0), (3, 4)), 8)]
-    [(2, 4), (1, 4)]
-    """
-    if volume(box) <= limit or not box.shape:
-        if volume(box):
-            yield box
-        return
-    inner = volume(box) // box.shape[0]
-    step = max(1, limit // inner) if inner else box.shape[0]
-    for at in range(0, box.shape[0], step):
-        cut = Box((box.start[0] + at, *box.start[1:]), (min(step, box.shape[0] - at), *box.shape[1:]))
-        if volume(cut) <= limit or len(cut.shape) == 1:
-            yield cut
-        else:
-            for rest in blocks(Box(cut.start[1:], cut.shape[1:]), limit):
-                yield Box((cut.start[0], *rest.start), (1, *rest.shape))
 
 
 def sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
@@ -164,40 +151,6 @@ def _as(bits: Array, given: str, wanted: str, shift: int) -> tuple[Array, NDArra
     return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}")), beyond
 
 
-def _finding(source: Side, target: Side, part: Part, name: str, wrong: int, first: Sequence[int]) -> Finding:
-    detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first)}"
-    guess = diagnose(source, target, part, name)
-    return Finding(guess or "elements differ", name, part.label, detail)
-
-
-def diagnose(source: Side, target: Side, part: Part, name: str) -> str | None:
-    """Name the damage, where it is one of the usual ones; the comparison has already said that there is one."""
-    if volume(part.box) > 1 << 26 or part.stored.dtype != source.parts[name][0].stored.dtype:
-        return None
-    found = read(target, part, part.box)
-    if not found.any():
-        return "all zero"
-    expected = whole_of(source, name, part.box)
-    others = (other for other in source.parts if other != name)
-    for other in others:
-        if source.shapes.get(other) == source.shapes[name] and _equals(whole_of(source, other, part.box), found):
-            return f"holds {other}"
-    axes = part.entry.reading.parts[part.part]
-    for place, axis in enumerate(axes):
-        moved = rearranged(np.moveaxis(expected, place, 0), np.moveaxis(found, place, 0))
-        if moved is not None:
-            return f"{moved} along {axis}"
-    for place in range(len(axes) - 1):  # query heads are numbered over kv and rep together
-        folded = (*expected.shape[:place], -1, *expected.shape[place + 2 :])
-        moved = rearranged(*(np.moveaxis(side.reshape(folded), place, 0) for side in (expected, found)))
-        if moved is not None:
-            return f"{moved} along {axes[place]} {axes[place + 1]}"
-    if int((found != expected).sum()) == 1:
-        flipped = int(found[found != expected][0]) ^ int(expected[found != expected][0])
-        return f"{flipped.bit_count()} bit{'s' * (flipped.bit_count() > 1)} of one element flipped"
-    return None
-
-
 def whole_of(source: Side, name: str, box: Box) -> Array:
     """Return the bits of a canonical box, put together from the stored tensors that have it."""
     made = None
@@ -209,21 +162,3 @@ def whole_of(source: Side, name: str, box: Box) -> Array:
         made[tuple(slice(s - b, s - b + n) for s, b, n in zip(shared.start, box.start, shared.shape, strict=True))] = piece
     assert made is not None, "a box of a canonical tensor has a source"
     return made
-
-
-def _equals(a: Array, b: Array) -> bool:
-    return a.shape == b.shape and bool((a == b).all())
-
-
-def rearranged(expected: Array, found: Array) -> str | None:
-    """Say how slices along the first axis were exchanged, if that is all that happened."""
-    length = len(expected)
-    differing = [i for i in range(length) if not _equals(expected[i], found[i])] if length <= 1 << 14 else []
-    if len(differing) == 2 and _equals(expected[differing], found[differing[::-1]]):
-        return f"{differing[0]} and {differing[1]} exchanged"
-    if length % 2 == 0 and _equals(np.roll(expected, length // 2, 0), found):
-        return "halves exchanged"
-    rows = {expected[i].tobytes(): i for i in differing}
-    if differing and sorted(rows.get(found[i].tobytes(), -1) for i in differing) == differing:
-        return f"{len(differing)} indices rearranged"
-    return None

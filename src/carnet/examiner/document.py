@@ -5,6 +5,7 @@ can be checked against it alone, long after the source is gone.
 """
 
 import json
+import os
 import platform
 import re
 from collections.abc import Mapping
@@ -13,22 +14,22 @@ from pathlib import Path, PurePath
 from typing import TypedDict
 
 import numpy
-import xxhash
 
-from carnet.errors import BadCheckpoint, MachineFailed
+from carnet.errors import BadCheckpoint
 from carnet.examiner.compare import Finding
-from carnet.examiner.examine import Examination, Quality
-from carnet.examiner.shelves import Shelves, digest
+from carnet.examiner.examine import Examination, Progress, Quality
+from carnet.examiner.means import Means, Tally, each
+from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
 from carnet.families.entries import Entry
 from carnet.families.vocabulary import Vocabulary
-from carnet.formats.opening import open_regular, read_regular
-from carnet.formats.stored import Checkpoint
+from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
+from carnet.formats.jsons import TABLE, parse
+from carnet.formats.stored import Checkpoint, Stored
 from carnet.inventory import Inventory, Key
 
 NAME = "carnet.json"
 VERSION = 1
 JOURNAL = "journal.jsonl"  # of a crossing that is still being written
-STEP = 8 << 20
 
 
 def document(
@@ -90,33 +91,34 @@ def draft(request: Mapping[str, object], dropped: Mapping[str, tuple[str, ...]],
 
 def text(data: Mapping[str, object]) -> str:
     """Return a document as it stands in its file."""
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    # names of files need not be Unicode: what cannot be written stands as JSON's own \\udcff
+    return json.dumps(data, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def load(out: Path) -> dict[str, object] | None:
     """Return the document of a target, None where it has none."""
-    try:
-        data = json.loads(read_regular(out / NAME))
-    except FileNotFoundError:
+    if not os.path.lexists(out / NAME):
         return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadCheckpoint("the carnet of this target cannot be read", {"where": out / NAME, "reason": error}) from error
+    data = parse(read_whole(out, NAME, TABLE_LIMIT)[0], NAME, out, TABLE)
     if not isinstance(data, dict) or data.get("carnet") != VERSION:
         raise BadCheckpoint("this is no carnet that this version can read", {"where": out / NAME})
     return data
 
 
-def recheck(checkpoint: Checkpoint, data: Mapping[str, object]) -> tuple[int, list[Finding]]:
-    """Compare a target with its own document: (bytes read, what is wrong)."""
+def recheck(checkpoint: Checkpoint, data: Mapping[str, object], means: Means, progress: Progress) -> tuple[int, list[Finding]]:
+    """Compare a target with its own document: (bytes read, what is wrong). ``progress`` is as for ``examine``."""
     said = _said(data, checkpoint.root / NAME)
-    shelves, findings = Shelves(checkpoint.root), list[Finding]()
+    findings = list[Finding]()
     tensors = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items()}
+    digests = _digests(
+        checkpoint.root, {label: tensors[label] for label in said["tensors"] if label in tensors}, means, progress
+    )
     for label, facts in said["tensors"].items():
         if label not in tensors:
             findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
             continue
         stored = tensors[label]
-        now = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digest(shelves, stored)}
+        now = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digests[label]}
         for fact, found in now.items():
             if facts.get(fact) != found:
                 findings.append(Finding(f"{fact} differs", label, label, f"expected {facts.get(fact)}, found {found}"))
@@ -128,6 +130,17 @@ def recheck(checkpoint: Checkpoint, data: Mapping[str, object]) -> tuple[int, li
     new = [*(tensors.keys() - said["tensors"].keys()), *(now_there.keys() - said["files"].keys())]
     findings += [Finding("not in the carnet", label, label, "the target holds it") for label in sorted(new)]
     return sum(stamp.nbytes for stamp in checkpoint.stamps), findings
+
+
+def _digests(root: Path, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
+    """Return the digest of every stored tensor."""
+    shelves, stored = Shelves(root, means.block), [*tensors.values()]
+    tally = Tally(progress, sum(map(stored_bytes, stored)))
+    try:
+        found = each(stored, lambda one: digest(shelves, one), stored_bytes, means.threads, tally.add)
+    finally:
+        close(shelves)
+    return dict(zip(tensors, found, strict=True))
 
 
 class Said(TypedDict):
@@ -184,15 +197,4 @@ def _files(target: Checkpoint) -> dict[str, str]:
     data = {chunk.file for stored in target.tensors.values() for chunk in stored.chunks}
     root = target.root
     others = sorted(path.name for path in root.iterdir() if path.is_file() and path.name not in {*data, NAME, JOURNAL})
-    return {name: _file_digest(root / name) for name in others}
-
-
-def _file_digest(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    try:
-        with open(open_regular(path), "rb") as file:
-            while piece := file.read(STEP):
-                hasher.update(piece)
-    except OSError as error:
-        raise MachineFailed("a file cannot be read", {"where": path, "reason": error.strerror}) from error
-    return hasher.hexdigest()
+    return {name: digest_file(root, name)[1] for name in others}

@@ -4,10 +4,8 @@ It starts from two folders, whoever wrote them, and knows nothing of a plan. Wha
 value for casts, and zeros where a target pads.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from carnet.box import Box, volume
 from carnet.dtypes import BY_NAME, array_type
@@ -15,9 +13,12 @@ from carnet.errors import CarnetError
 from carnet.examiner.beside import Asked, check_beside
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.compare import Finding, Part, Side, compare, is_judged, side
+from carnet.examiner.diagnose import name_damages
 from carnet.examiner.judge import Judgement, judge, ratio
 from carnet.examiner.matrix import amax, amax_names
-from carnet.examiner.shelves import digest, region
+from carnet.examiner.means import Means, Tally, each
+from carnet.examiner.naming import Clues
+from carnet.examiner.shelves import blocks, close, digest, region, stored_bytes
 from carnet.families.model import matters, value
 from carnet.families.words import FIELDS
 from carnet.formats.stored import Checkpoint, Stored
@@ -25,7 +26,6 @@ from carnet.inventory import Inventory, Key, survey
 from carnet.seeds import read_seeds
 
 Progress = Callable[[int, int], None]
-T = TypeVar("T")
 NOTHING = Asked()
 WORST = 5  # stored weights that are named for what they lose
 
@@ -58,16 +58,20 @@ def examine(
     source: Inventory,
     checkpoint: Checkpoint,
     *,
-    threads: int,
+    means: Means,
     progress: Progress = lambda done, total: None,
     asked: Asked = NOTHING,
 ) -> Examination:
-    """Compare a target with an understood source. ``progress`` gets bytes done and bytes in all."""
+    """Compare a target with an understood source.
+
+    ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and then digested, of the
+    source digested.
+    """
     try:
         target, problems = survey(checkpoint, like=source.config)
     except CarnetError as error:  # its config says nothing that carnet understands
         return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {})
-    ours, theirs = side(source), side(target)
+    ours, theirs = side(source, means.block), side(target, means.block)
     names = [*ours.shapes]
     findings = [*_config(source, target), *_surplus(ours, theirs)]
     # what the target lacks is found below, tensor by tensor
@@ -75,23 +79,26 @@ def examine(
     ours = replace(ours, seeds=read_seeds(source)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     held, there = _held(source), _held(target)
-    tally = Tally(progress, total=_part_bytes(theirs, names) + sum(map(_nbytes, (*held, *there))))
-    with ThreadPoolExecutor(threads) as pool:
-        results = [*pool.map(lambda name: tally.add(compare(ours, theirs, name), _plain_bytes(ours, theirs, name)), names)]
-        for result in results:
-            findings += result[1]
+    sizes = {name: _plain_bytes(ours, theirs, name) for name in names}
+    coded = {key: stored_bytes(target.coded[key].codes) for key in codes}
+    tally = Tally(progress, sum((*sizes.values(), *coded.values(), *map(stored_bytes, (*held, *there)))))
+    try:
+        results = each(names, lambda name: compare(ours, theirs, name), sizes.__getitem__, means.threads, tally.add)
+        findings += name_damages(ours, theirs, (one for result in results for one in result[1]), means.whole)
         shared = sorted({name for key in codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
-        amaxes = dict(zip(shared, pool.map(lambda name: amax(ours, name), shared), strict=True))
-
-        def judgement(key: Key) -> Judgement:
-            return tally.add(judge(ours, theirs, key, asked.dtype, amaxes), _nbytes(target.coded[key].codes))
-
-        judged = [*pool.map(judgement, codes)]
+        largest = each(shared, lambda name: amax(ours, name), lambda _: 0, means.threads, tally.add)
+        amaxes, clues = dict(zip(shared, largest, strict=True)), Clues(means.whole)
+        judged = each(
+            codes, lambda key: judge(ours, theirs, key, asked.dtype, amaxes, clues), coded.__getitem__, means.threads, tally.add
+        )
         for one in judged:
             findings += one.findings
         findings += [*check_beside(ours, theirs, asked), *_padding(theirs)]
-        ours_digest = dict(pool.map(lambda each: tally.add(_digest(ours, each), _nbytes(each)), held))
-        theirs_digest = dict(pool.map(lambda each: tally.add(_digest(theirs, each), _nbytes(each)), there))
+        ours_digest = dict(each(held, lambda stored: _digest(ours, stored), stored_bytes, means.threads, tally.add))
+        theirs_digest = dict(each(there, lambda stored: _digest(theirs, stored), stored_bytes, means.threads, tally.add))
+    finally:
+        close(ours.shelves)
+        close(theirs.shelves)
     casts = {(_type(p), _type(q)) for name in names for p in ours.parts[name] for q in theirs.parts.get(name, [])}
     return Examination(
         tuple(findings),
@@ -124,21 +131,6 @@ def _problem(error: CarnetError, where: str) -> Finding:
     return Finding(error.what, where or str(error.facts.get("tensor", "")), str(error.facts.get("tensor", "")), detail)
 
 
-class Tally:
-    """Count bytes as threads report them."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-
-    def add(self, result: T, nbytes: int) -> T:
-        """Count what a result took, and hand it on."""
-        self._done += nbytes
-        self._progress(self._done, self._total)
-        return result
-
-
 def _config(source: Inventory, target: Inventory) -> list[Finding]:
     """Compare the canonical fields; those that say nothing about the weights only where both say them."""
     findings = []
@@ -167,17 +159,20 @@ def _padding(target: Side) -> list[Finding]:
     findings = []
     for key, entry in target.inventory.entries.items():
         for box in entry.padding:
-            coded = target.inventory.coded.get(key)
-            if coded is not None:
-                held = meant(target.shelves, coded, box).view(array_type(MEANT))
-            else:
-                held = region(target.shelves, target.inventory.checkpoint.tensors[key], box)
-            if held.any():
+            if any(_anything(target, key, part) for part in blocks(box, target.shelves.block // 4)):
                 label = "/".join(filter(None, key))
                 findings.append(
                     Finding("padding is not zero", entry.padded, label, f"rows from {box.start[0]}, {box.shape[0]} of them")
                 )
     return findings
+
+
+def _anything(of: Side, key: Key, box: Box) -> bool:
+    """Say whether a box of a stored tensor holds anything but zeros."""
+    coded = of.inventory.coded.get(key)
+    if coded is not None:
+        return bool(meant(of.shelves, coded, box).view(array_type(MEANT)).any())
+    return bool(region(of.shelves, of.inventory.checkpoint.tensors[key], box).any())
 
 
 def _held(of: Inventory) -> list[Stored]:
@@ -189,17 +184,6 @@ def _digest(of: Side, stored: Stored) -> tuple[str, str]:
     return "/".join(filter(None, (stored.unit, stored.name))), digest(of.shelves, stored)
 
 
-def _nbytes(stored: Stored) -> int:
-    return volume(Box((), stored.shape)) * BY_NAME[stored.dtype].nbytes
-
-
-def _part_bytes(of: Side, names: Iterable[str]) -> int:
-    """Return the bytes of canonical tensors where a target has them."""
-    coded = sum(_nbytes(one.codes) for one in of.inventory.coded.values())
-    plain = (part for name in names for part in of.parts.get(name, []) if part.coded is None)
-    return coded + sum(volume(part.box) * BY_NAME[part.stored.dtype].nbytes for part in plain)
-
-
 def _plain_bytes(source: Side, of: Side, name: str) -> int:
     """Return the bytes of a canonical tensor that were compared as they stand."""
     found = 0
@@ -207,5 +191,5 @@ def _plain_bytes(source: Side, of: Side, name: str) -> int:
         if part.coded is None:
             found += volume(part.box) * BY_NAME[part.stored.dtype].nbytes
         elif not is_judged(source, part.coded, part.entry):
-            found += _nbytes(part.coded.codes) * volume(part.box) // volume(Box((), part.coded.shape))
+            found += stored_bytes(part.coded.codes) * volume(part.box) // volume(Box((), part.coded.shape))
     return found

@@ -22,7 +22,7 @@ from carnet.examiner.matrix import (
     right_scales,
     spread_divisors,
 )
-from carnet.examiner.naming import lent_scales, name_codes
+from carnet.examiner.naming import Clues, lent_scales, name_codes
 from carnet.examiner.scales import Array, Floats
 from carnet.families.entries import Entry
 from carnet.formats.stored import Coded, Stored
@@ -62,16 +62,16 @@ def ratio(signal: float, noise: float) -> float:
     return 10 * log10(signal / noise) if 0 < signal < inf and noise < inf else -inf
 
 
-def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxes) -> Judgement:
+def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxes, clues: Clues) -> Judgement:
     """Examine the codes and the scales of one stored weight."""
     entry, coded = target.inventory.entries[key], target.inventory.coded[key]
     done = Judgement("/".join(filter(None, (coded.codes.unit, coded.codes.name))), coded.recipe)
     own = own_type(source, target, entry, asked)
-    stored = scales_of(target.shelves, coded)
     done.findings += _type(coded, own)
     with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
-        for number in range(len(stored)):
-            _judge(source, target, matrix_of(source, target, key, own, amaxes, stored[number], number), done)
+        for number in range(prod(coded.shape[:-2])):
+            stored = scales_of(target.shelves, coded, number)
+            _judge(source, target, matrix_of(source, target, key, own, amaxes, stored, number), done, clues)
     return done
 
 
@@ -98,7 +98,7 @@ class _Wrong:
     under_right: int = 0  # codes that are wrong under the right scales too
 
 
-def _judge(source: Side, target: Side, of: Matrix, done: Judgement) -> None:
+def _judge(source: Side, target: Side, of: Matrix, done: Judgement, clues: Clues) -> None:
     wrong = _Wrong()
     nearest = rules.nearest(of.recipe.name)
     for tile in of.tiles():
@@ -123,7 +123,7 @@ def _judge(source: Side, target: Side, of: Matrix, done: Judgement) -> None:
             wrong.first_code = wrong.first_code or (*of.at, *_first(~good, (tile[0].start, tile[1].start)))
             again = quotients_of(of, values, spread_divisors(of, right, of.right_outer, values.shape))
             wrong.under_right += int((~nearest.is_right(codes, places, again)).sum())
-    done.findings += _findings(source, target, of, wrong)
+    done.findings += _findings(source, target, of, wrong, clues)
 
 
 def _first(found: NDArray[np.bool_], start: tuple[int, int]) -> tuple[int, int]:
@@ -154,7 +154,7 @@ def _note_scales(
         wrong.pairs.append((found, expected))
 
 
-def _findings(source: Side, target: Side, of: Matrix, wrong: _Wrong) -> Iterator[Finding]:
+def _findings(source: Side, target: Side, of: Matrix, wrong: _Wrong, clues: Clues) -> Iterator[Finding]:
     names = ", ".join(of.entry.reading.tensors[0])
     if of.right_outer is not None and of.outer != of.right_outer and of.coded.outer is not None:
         found, expected = np.array([of.outer], np.float32), np.array([of.right_outer], np.float32)
@@ -162,14 +162,14 @@ def _findings(source: Side, target: Side, of: Matrix, wrong: _Wrong) -> Iterator
         yield Finding(rules.name_scales(found, expected), names, _label(of.coded.outer), detail)
     if wrong.scales and of.coded.scales is not None:
         found, expected = (np.concatenate(each) for each in zip(*wrong.pairs, strict=True))
-        what = lent_scales(target, of) or rules.name_scales(found, expected)
+        what = lent_scales(target, of, clues) or rules.name_scales(found, expected)
         detail = f"{wrong.scales} of {of.scales.size} scales, the first at {list(wrong.first_scale)}: "
         detail += f"expected {expected[0]:g}, found {found[0]:g}"
         yield Finding(what, names, _label(of.coded.scales), detail)
     scaled = wrong.scales or of.outer != of.right_outer
     if wrong.codes and (wrong.under_right or not scaled):
         detail = f"{wrong.codes} of {prod(of.coded.shape[-2:])} codes, the first at {list(wrong.first_code)}"
-        what = name_codes(source, target, of, wrong.codes) or "codes are not the nearest"
+        what = name_codes(source, target, of, wrong.codes, clues) or "codes are not the nearest"
         yield Finding(what, _canonical(of.entry, wrong.first_code), _label(of.coded.codes), detail)
 
 

@@ -14,8 +14,9 @@ from carnet.box import Box, whole
 from carnet.dtypes import array_type
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import outer_of
-from carnet.examiner.compare import Side, blocks, read, sources
+from carnet.examiner.compare import Side, read, sources
 from carnet.examiner.scales import Array, Floats
+from carnet.examiner.shelves import blocks
 from carnet.examiner.unfold import unfold
 from carnet.families.entries import Entry
 from carnet.formats.stored import Coded
@@ -24,7 +25,7 @@ from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
 from carnet.quantize.styles import STYLES
 
-TILE = 1 << 18  # elements that are looked at together: their numbers stay in the processor's cache
+TILE = 1 << 18  # elements at most
 
 Amaxes = Mapping[str, Floats]  # canonical tensor -> the largest magnitude in it, or in each of its experts
 
@@ -44,6 +45,7 @@ class Matrix:
     largest: float  # of all that shares the scale of a whole tensor; 0 where none is shared
     amaxes: Amaxes  # of every tensor that shares one
     given: float | None  # its scale, where the source has one from training
+    tile: int  # elements that are looked at together: their numbers stay in the processor's cache
 
     @property
     def recipe(self) -> Recipe:
@@ -55,8 +57,8 @@ class Matrix:
         rows, columns = self.coded.shape[-2:]
         down, along = self.recipe.block
         step = max(along, PACKED[self.recipe.packing], 1)
-        wide = columns if along == 0 and down == 1 else min(columns, max(TILE // max(down, 1) // step, 1) * step)
-        tall = max(TILE // wide // max(down, 1), 1) * max(down, 1)
+        wide = columns if along == 0 and down == 1 else min(columns, max(self.tile // max(down, 1) // step, 1) * step)
+        tall = max(self.tile // wide // max(down, 1), 1) * max(down, 1)
         for row in range(0, rows, tall):
             for column in range(0, columns, wide):
                 yield slice(row, min(row + tall, rows)), slice(column, min(column + wide, columns))
@@ -156,7 +158,7 @@ def amax(source: Side, name: str) -> Floats:
     shape = source.shapes[name]
     by_expert = split(name)[1].startswith("moe.")
     found = np.zeros(shape[0] if by_expert else 1, np.float32)
-    for box in blocks(whole(shape), TILE * 4):
+    for box in blocks(whole(shape), source.shelves.block // 4):
         for origin, shared in sources(source, name, box):
             kind = array_type(origin.stored.dtype)
             sizes = np.abs(np.ascontiguousarray(read(source, origin, shared)).view(kind).astype(np.float32))
@@ -184,7 +186,8 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
     trained = recipe.scheme == "fp8" and bool(marks) and all(mark in source.seeds.scales for mark in marks)
     given = max(source.seeds.scales[mark] for mark in marks) if trained else None
     right = rules.outer_scale(recipe, largest, own) if recipe.scale.outer else None
-    return Matrix(key, entry, coded, own, at, stored, outer_of(target.shelves, coded), right, largest, amaxes, given)
+    tile = min(target.shelves.block // 4, TILE)
+    return Matrix(key, entry, coded, own, at, stored, outer_of(target.shelves, coded), right, largest, amaxes, given, tile)
 
 
 def right_scales(of: Matrix, values: Floats) -> Array:

@@ -1,29 +1,69 @@
 """Say in words what happened to codes that are wrong, where it is one of the usual damages."""
 
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import codes_at, scales_of
-from carnet.examiner.compare import Side, rearranged
-from carnet.examiner.matrix import Matrix, assemble, bits_of, matrix_of, quotients_of, right_scales, spread_divisors
+from carnet.examiner.compare import Side
+from carnet.examiner.diagnose import rearranged
+from carnet.examiner.matrix import Matrix, assemble, matrix_of, quotients_of, right_scales, spread_divisors
+from carnet.examiner.scales import Array
+from carnet.formats.stored import Coded
+from carnet.inventory import Key
 from carnet.quantize.recipes import PACKED
 
-LIMIT = 1 << 26  # elements of a matrix whose damage is named
+FEW = 16  # matrices whose codes are looked at as a whole
+Kind = tuple[str, tuple[int, ...], int]  # recipe and shape of a weight, and which of its matrices
 
 
-def lent_scales(target: Side, of: Matrix) -> str | None:
-    """Say that the scales are those that another weight has, where they are."""
-    if of.scales.size < 2:
-        return None
+@dataclass(slots=True)
+class Clues:
+    """What was found out on the way to a name, for all threads; one at a time adds to it, and holds a whole matrix."""
+
+    whole: int  # bytes of a matrix that may be looked at as a whole
+    left: int = FEW  # matrices that may still be looked at so
+    scales: dict[Kind, dict[str, list[Key]]] = field(default_factory=dict)  # digest -> who has these scales
+    codes: dict[Kind, dict[str, list[Key]]] = field(default_factory=dict)  # and whose codes must be these
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def _kind(of: Matrix) -> Kind:
+    return of.coded.recipe, of.coded.shape, of.at[0] if of.at else 0
+
+
+def _gathered(target: Side, kind: Kind, digest: Callable[[Key, Coded], str]) -> dict[str, list[Key]]:
+    """Return who has what, by digest, among the weights of a kind."""
+    found: dict[str, list[Key]] = {}
     for key, other in target.inventory.coded.items():
-        if key != of.key and other.recipe == of.coded.recipe and other.shape == of.coded.shape:
-            theirs = scales_of(target.shelves, other)[of.at[0] if of.at else 0]
-            if (theirs.view(bits_of(theirs)) == of.scales.view(bits_of(of.scales))).all():
-                return f"the scales of {other.codes.name}"
-    return None
+        if (other.recipe, other.shape) == kind[:2]:
+            found.setdefault(digest(key, other), []).append(key)
+    return found
+
+
+def _digest(parts: Iterable[Array]) -> str:
+    hasher = xxhash.xxh3_128()
+    for part in parts:
+        hasher.update(np.ascontiguousarray(part).view(np.uint8).data)
+    return hasher.hexdigest()
+
+
+def lent_scales(target: Side, of: Matrix, clues: Clues) -> str | None:
+    """Say that the scales are those that another weight has, where they are."""
+    if of.scales.size < 2 or of.coded.scales is None:
+        return None
+    kind = _kind(of)
+    with clues.lock:
+        if kind not in clues.scales:
+            clues.scales[kind] = _gathered(target, kind, lambda _, other: _digest([scales_of(target.shelves, other, kind[2])]))
+        others = [key for key in clues.scales[kind].get(_digest([of.scales]), []) if key != of.key]
+    return f"the scales of {target.inventory.coded[others[0]].codes.name}" if others else None
 
 
 def expected_codes(source: Side, of: Matrix, tile: tuple[slice, slice]) -> NDArray[np.uint8]:
@@ -33,11 +73,17 @@ def expected_codes(source: Side, of: Matrix, tile: tuple[slice, slice]) -> NDArr
     return rules.nearest(of.recipe.name).code(quotients_of(of, values, under))
 
 
-def name_codes(source: Side, target: Side, of: Matrix, wrong: int) -> str | None:
-    """Name the damage of codes, where it is one of the usual ones."""
+def name_codes(source: Side, target: Side, of: Matrix, wrong: int, clues: Clues) -> str | None:
+    """Name the damage of codes, where it is one of the usual ones and not too many were looked at."""
+    with clues.lock:
+        if not clues.left or 2 * prod(of.coded.shape[-2:]) > clues.whole:
+            return None
+        clues.left -= 1
+        return _named(source, target, of, wrong, clues)
+
+
+def _named(source: Side, target: Side, of: Matrix, wrong: int, clues: Clues) -> str | None:
     shape = of.coded.shape[-2:]
-    if prod(shape) > LIMIT:
-        return None
     found, right = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
     for tile in of.tiles():
         found[tile] = codes_at(target.shelves, of.coded, of.box(tile)).reshape(found[tile].shape)
@@ -58,7 +104,7 @@ def name_codes(source: Side, target: Side, of: Matrix, wrong: int) -> str | None
     flip = np.uint8(1 << (of.recipe.code.bits - 1))
     if not of.recipe.code.name.startswith("int") and ((found ^ flip) == right).all():
         return "signs inverted"
-    other = _borrowed(source, target, of, found)
+    other = _borrowed(source, target, of, found, clues)
     if other is not None:
         return f"holds {other}"
     for axis, word in enumerate(("rows", "columns")):
@@ -68,13 +114,16 @@ def name_codes(source: Side, target: Side, of: Matrix, wrong: int) -> str | None
     return None
 
 
-def _borrowed(source: Side, target: Side, of: Matrix, found: NDArray[np.uint8]) -> str | None:
+def _borrowed(source: Side, target: Side, of: Matrix, found: NDArray[np.uint8], clues: Clues) -> str | None:
     """Name the canonical tensors whose codes these are."""
-    for key, other in target.inventory.coded.items():
-        if key == of.key or other.recipe != of.coded.recipe or other.shape != of.coded.shape:
-            continue
-        number = of.at[0] if of.at else 0
-        candidate = matrix_of(source, target, key, of.own, of.amaxes, scales_of(target.shelves, other)[number], number)
-        if all((expected_codes(source, candidate, tile) == found[tile]).all() for tile in candidate.tiles()):
-            return ", ".join(candidate.entry.reading.tensors[0])
-    return None
+    kind = _kind(of)
+
+    def expected(key: Key, other: Coded) -> str:
+        scales = scales_of(target.shelves, other, kind[2])
+        candidate = matrix_of(source, target, key, of.own, of.amaxes, scales, kind[2])
+        return _digest(expected_codes(source, candidate, tile) for tile in candidate.tiles())
+
+    if kind not in clues.codes:
+        clues.codes[kind] = _gathered(target, kind, expected)
+    others = [key for key in clues.codes[kind].get(_digest(found[tile] for tile in of.tiles()), []) if key != of.key]
+    return ", ".join(target.inventory.entries[others[0]].reading.tensors[0]) if others else None

@@ -1,43 +1,97 @@
-"""The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest."""
+"""The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest.
 
+Files are read into memory of a bounded size and never mapped: a mapped file that somebody truncates kills the process.
+"""
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 
-from carnet.box import Box, intersect
+from carnet.box import Box, intersect, volume, whole
 from carnet.dtypes import BY_NAME
-from carnet.errors import MachineFailed
+from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.unfold import Array
-from carnet.formats.opening import open_regular
+from carnet.formats.files import OpenFile, open_file, shown
 from carnet.formats.stored import Chunk, Stored, dense_strides
 
-STEP = 8 << 20  # bytes that are hashed at a time
+BLOCK = 4 << 20  # bytes of one side that are looked at together, where memory allows
+RUN = 32 << 10  # bytes: runs this long are read one by one, shorter ones with what lies between them
+SPAN = 1 << 20  # bytes that are read at once for the sake of short runs
+OPEN = 64  # files that stay open
+
+
+@dataclass(slots=True)
+class _Held:
+    """A file that is open, and how many threads read from it just now."""
+
+    file: OpenFile
+    opened: AbstractContextManager[OpenFile]
+    readers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Shelves:
-    """The mapped files of a checkpoint. Arrays hold unsigned integers of the element's size: bits are compared, not numbers."""
+    """The files of a checkpoint. Arrays hold unsigned integers of the element's size: bits are compared, not numbers."""
 
     root: Path
-    maps: dict[str, NDArray[np.uint8]] = field(default_factory=dict)  # file -> its bytes, mapped at first use
+    block: int = BLOCK  # bytes that are looked at together
+    held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)  # the last used ones, open
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def mapped(shelves: Shelves, file: str) -> NDArray[np.uint8]:
-    """Return the bytes of a file."""
-    if file not in shelves.maps:
-        try:
-            with open(open_regular(shelves.root / file), "rb") as opened:
-                shelves.maps[file] = np.memmap(opened, np.uint8, "r")
-        except (OSError, ValueError) as error:
-            raise MachineFailed("a file cannot be read", {"where": shelves.root / file, "reason": error}) from error
-    return shelves.maps[file]
+def close(shelves: Shelves) -> None:
+    """Close all files."""
+    with shelves.lock:
+        while shelves.held:
+            shelves.held.popitem()[1].opened.__exit__(None, None, None)
+
+
+@contextmanager
+def _reading(shelves: Shelves, name: str) -> Iterator[OpenFile]:
+    """Give an open file; those that nobody has read for the longest time are closed."""
+    with shelves.lock:
+        held = shelves.held.get(name)
+        if held is None:
+            opened = open_file(shelves.root, name)
+            held = shelves.held[name] = _Held(opened.__enter__(), opened)
+        held.readers += 1
+        shelves.held.move_to_end(name)
+        idle = [other for other, each in shelves.held.items() if not each.readers][: max(0, len(shelves.held) - OPEN)]
+        for other in idle:
+            shelves.held.pop(other).opened.__exit__(None, None, None)
+    try:
+        yield held.file
+    finally:
+        with shelves.lock:
+            held.readers -= 1
+
+
+def fill(shelves: Shelves, name: str, offset: int, into: memoryview) -> None:
+    """Fill a buffer from a place in a file."""
+    done = 0
+    with _reading(shelves, name) as file:
+        while done < len(into):
+            try:
+                got = os.preadv(file.fd, [into[done:]], offset + done)
+            except OSError as error:
+                facts = {"where": shelves.root, "reason": error.strerror}
+                raise MachineFailed(f"cannot read {shown(name)}", facts) from error
+            if not got:
+                facts = {"where": shelves.root, "expected": f"at least {offset + len(into):,} bytes"}
+                raise BadCheckpoint(f"{shown(name)} ends early: it changed while it was read", facts)
+            done += got
 
 
 def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
-    """Return a box of a stored tensor: a view where one chunk holds it, else put together."""
+    """Return a box of a stored tensor, put together from its chunks."""
     bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
     shared = [(chunk, overlap) for chunk in stored.chunks if (overlap := intersect(chunk.box, box)) is not None]
     if len(shared) == 1 and shared[0][1] == box:
@@ -50,25 +104,81 @@ def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
 
 
 def _part(shelves: Shelves, chunk: Chunk, box: Box, bits: np.dtype[np.generic]) -> Array:
+    made: Array = np.empty(box.shape, bits)
     skip = sum((s - c) * stride for s, c, stride in zip(box.start, chunk.box.start, chunk.strides, strict=True))
-    strides = tuple(stride * bits.itemsize for stride in chunk.strides)
-    return np.ndarray(box.shape, bits, mapped(shelves, chunk.file), chunk.offset + skip * bits.itemsize, strides)
+    if made.size:
+        _gather(shelves, chunk.file, chunk.offset + skip * bits.itemsize, chunk.strides, made)
+    return made
+
+
+def _gather(shelves: Shelves, file: str, offset: int, strides: tuple[int, ...], into: Array) -> None:
+    """Fill an array whose elements lie at these strides (elements) in a file."""
+    item, run, axes = into.itemsize, 1, into.ndim
+    while axes and (into.shape[axes - 1] == 1 or strides[axes - 1] == run):  # the last axes that are one run
+        run *= into.shape[axes - 1]
+        axes -= 1
+    if axes == 0 and into.flags.c_contiguous:
+        fill(shelves, file, offset, into.reshape(-1).view(np.uint8).data)
+        return
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(into.shape, strides, strict=True))
+    if run * item < RUN and reach * item <= SPAN:
+        raw = np.empty(reach * item, np.uint8)
+        fill(shelves, file, offset, raw.data)
+        into[...] = np.ndarray(into.shape, into.dtype, raw.data, 0, tuple(stride * item for stride in strides))
+        return
+    if axes == 0:
+        dense: Array = np.empty(into.shape, into.dtype)
+        _gather(shelves, file, offset, strides, dense)
+        into[...] = dense
+        return
+    wide = max(range(axes), key=lambda axis: (into.shape[axis] > 1, strides[axis]))
+    count = 1 if run * item >= RUN else max(1, min(SPAN // max(1, strides[wide] * item), into.shape[wide] // 2))
+    for at in range(0, into.shape[wide], count):
+        part = into[(slice(None),) * wide + (slice(at, at + count),)]
+        _gather(shelves, file, offset + at * strides[wide] * item, strides, part)
 
 
 def digest(shelves: Shelves, stored: Stored) -> str:
     """Return the xxh3-128 of a stored tensor's bytes, chunk after chunk in the order of their boxes."""
     hasher = xxhash.xxh3_128()
+    bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
     for chunk in sorted(stored.chunks, key=lambda chunk: chunk.box.start):
         if chunk.strides == dense_strides(chunk.box.shape):
-            raw = mapped(shelves, chunk.file)
-            end = chunk.offset + _nbytes(chunk, stored.dtype)
-            for at in range(chunk.offset, end, STEP):
-                hasher.update(raw[at : min(at + STEP, end)].data)
+            left, at = prod(chunk.box.shape) * bits.itemsize, chunk.offset
+            buffer = memoryview(bytearray(min(left, shelves.block)))
+            while left:
+                piece = buffer[: min(left, len(buffer))]
+                fill(shelves, chunk.file, at, piece)
+                hasher.update(piece)
+                at, left = at + len(piece), left - len(piece)
         else:
-            bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
-            hasher.update(np.ascontiguousarray(_part(shelves, chunk, chunk.box, bits)).data)
+            for box in blocks(whole(chunk.box.shape), shelves.block // bits.itemsize):
+                moved = Box(tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True)), box.shape)
+                hasher.update(_part(shelves, chunk, moved, bits).data)
     return hasher.hexdigest()
 
 
-def _nbytes(chunk: Chunk, dtype: str) -> int:
-    return int(np.prod(chunk.box.shape, dtype=np.int64)) * BY_NAME[dtype].nbytes
+def stored_bytes(stored: Stored) -> int:
+    """Return the bytes of a stored tensor."""
+    return prod(stored.shape) * BY_NAME[stored.dtype].nbytes
+
+
+def blocks(box: Box, limit: int) -> Iterator[Box]:
+    """Yield boxes of at most ``limit`` elements that make up a box in its own order, cutting its outermost axes first.
+
+    >>> [b.shape for b in blocks(Box((0, 0), (3, 4)), 8)]
+    [(2, 4), (1, 4)]
+    """
+    if volume(box) <= limit or not box.shape:
+        if volume(box):
+            yield box
+        return
+    inner = volume(box) // box.shape[0]
+    step = max(1, limit // inner) if inner else box.shape[0]
+    for at in range(0, box.shape[0], step):
+        cut = Box((box.start[0] + at, *box.start[1:]), (min(step, box.shape[0] - at), *box.shape[1:]))
+        if volume(cut) <= limit or len(cut.shape) == 1:
+            yield cut
+        else:
+            for rest in blocks(Box(cut.start[1:], cut.shape[1:]), limit):
+                yield Box((cut.start[0], *rest.start), (1, *rest.shape))

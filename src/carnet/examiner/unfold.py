@@ -32,7 +32,7 @@ def unfold(reading: Reading, part: int, at: int, box: Box, region: Region) -> Ar
     lengths[JOIN] = sum(widths)
     start, shape, atoms = [], [], list[tuple[str, int]]()
     for dim in pattern.dims:
-        first, length, left = _outermost(dim, inner, sum(widths[:part]), wanted, lengths)
+        first, length, left = _narrowed(dim, inner, sum(widths[:part]), wanted, lengths)
         start.append(first)
         shape.append(length)
         atoms += left
@@ -43,27 +43,31 @@ def unfold(reading: Reading, part: int, at: int, box: Box, region: Region) -> Ar
     return _ordered(stored, names, axes, wanted)
 
 
-def _outermost(
+def _narrowed(
     dim: Sequence[str],
     inner: Sequence[str],
     before: int,
     wanted: Mapping[str, tuple[int, int]],
     lengths: Mapping[str, int],
 ) -> tuple[int, int, list[tuple[str, int]]]:
-    """Slice a stored dimension along its outermost axis: (first index, number of indices, the axes left in it)."""
-    if not dim:
-        return 0, 1, []
-    trailing = math.prod(lengths[axis] for axis in dim[1:])
-    rest = [(axis, lengths[axis]) for axis in dim[1:]]
-    if dim[0] != JOIN:
-        first, count = wanted.get(dim[0], (0, lengths[dim[0]]))
-        return first * trailing, count * trailing, [(dim[0], count), *rest]
-    if not inner:
-        return before * trailing, trailing, rest
-    width = math.prod(lengths[axis] for axis in inner[1:])
-    first, count = wanted[inner[0]]
-    left = [(inner[0], count), *((axis, lengths[axis]) for axis in inner[1:]), *rest]
-    return (before + first * width) * trailing, count * width * trailing, left
+    """Slice a stored dimension along its first axis of which more than one index is wanted.
+
+    Returns the first index, the number of indices, and the axes that are left in it with their lengths.
+    """
+    waiting, kept, start = [*dim], list[tuple[str, int]](), 0
+    while waiting:
+        axis = waiting.pop(0)
+        trailing = math.prod(lengths[other] for other in waiting)
+        if axis == JOIN:  # from here on there is this part alone
+            start += before * trailing
+            waiting = [*inner, *waiting]
+            continue
+        first, count = wanted.get(axis, (0, lengths[axis]))
+        start += first * trailing
+        kept.append((axis, count))
+        if count != 1:
+            return start, count * trailing, kept + [(other, lengths[other]) for other in waiting]
+    return start, 1, kept
 
 
 def _pick(

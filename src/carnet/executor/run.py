@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor import journal as journals
-from carnet.executor import pool
 from carnet.executor.desk import Amaxes, Coder, Desk
 from carnet.executor.files import Folder, close
 from carnet.executor.flusher import flushing

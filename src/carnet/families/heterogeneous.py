@@ -61,6 +61,7 @@ IDLE: Mapping[str, Mapping[str, tuple[object, ...]]] = {
         "weights_precision": (None, "bf16"),
     },
 }
+TEXT = 4 << 20  # characters that describe the layers: of 200 layers they are 50,000
 KIND = ("no_op", "replace_with_linear")
 SAID = {"attention": {*KIND, "n_heads_in_group"}, "ffn": {*KIND, "ffn_mult", "intermediate_size"}}
 
@@ -164,7 +165,7 @@ def read_text(said: tuple[object, ...], config: Config) -> Sequence[Layer]:
                 remedy="put the text under 'heterogeneous_layers_config_encoded_json'",
             )
         return ()
-    if not isinstance(text, str):
+    if not isinstance(text, str) or len(text) > TEXT:
         raise TypeError("the text of a config")
     try:
         found = json.loads(text)

@@ -9,16 +9,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import xxhash
-
 from carnet.errors import BadRequest
-from carnet.formats.files import open_file, read_at, read_whole, shown
+from carnet.formats.files import digest_file, read_whole, shown
 from carnet.formats.jsons import parse_object
 from carnet.formats.side_files import CODE, KINDS, Kind, check_asset, kind_of, side_files
 from carnet.steps import AssetFile
 
 SMALL = 64 << 20  # bytes of a config or of code
-STEP = 4 << 20
 TOKENIZER = KINDS[1]
 CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _FROM = re.compile(r"^[ \t]*from[ \t]+(\.+)([\w.]*)[ \t]+import[ \t]+\(?[ \t]*([^\n#;)]*)", re.MULTILINE)
@@ -103,16 +100,11 @@ def lacking(names: Collection[str], eos: object) -> dict[str, str]:
 
 def asset(name: str, path: Path) -> AssetFile:
     """Return a file that is to be taken over, with its digest."""
-    size = path.stat().st_size
-    return AssetFile(name, str(path.absolute()), size, _digest(path))
+    return AssetFile(name, str(path.absolute()), *_digest(path))
 
 
-def _digest(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    with open_file(path.parent, path.name) as file:
-        for at in range(0, file.stamp.nbytes, STEP):
-            hasher.update(read_at(file, at, min(STEP, file.stamp.nbytes - at)))
-    return hasher.hexdigest()
+def _digest(path: Path) -> tuple[int, str]:
+    return digest_file(path.parent, path.name)
 
 
 def _tokenizer_code(root: Path) -> set[str]:

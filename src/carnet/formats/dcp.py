@@ -12,10 +12,11 @@ from typing import NoReturn, Self
 from carnet.box import Box
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import shown
+from carnet.formats.jsons import is_text
 from carnet.formats.pickles import Forbidden, Sealed, load
 from carnet.formats.torch_pickles import DTYPE_GLOBALS, TENSOR_GLOBALS, is_shape
 
-METADATA_LIMIT = 1 << 30  # bytes
+METADATA_LIMIT = 512 << 20  # bytes: 3 million chunks
 
 Index = tuple[str, tuple[int, ...] | None]  # name and, for a chunk of a tensor, its first index
 
@@ -168,7 +169,7 @@ def _table(value: object) -> dict[object, object]:
 
 
 def _name(value: object) -> str:
-    return value if isinstance(value, str) else _refuse(f"a name is no text but {type(value).__name__}")
+    return value if isinstance(value, str) and is_text(value) else _refuse(f"a name is no text but {type(value).__name__}")
 
 
 def _shape(value: object, what: str) -> tuple[int, ...]:

@@ -16,7 +16,9 @@ from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.formats.opening import NotPlain, open_regular
 from carnet.formats.stored import Stamp
 
-TEXT_LIMIT = 256 << 20  # bytes: no config, index or tracker comes near this
+TEXT_LIMIT = 32 << 20  # bytes: no config comes near this
+STEP = 1 << 20  # bytes of a long file that are looked at together
+TABLE_LIMIT = 256 << 20  # bytes: nor anything that lists every tensor, an index, this
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,17 @@ def check_plain(root: Path, name: str, named_by: str) -> None:
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
         facts = {"where": root, "named by": named_by, "expected": "a plain file name"}
         raise BadCheckpoint(f"the file name {shown(name)!r} leads out of the checkpoint", facts)
+
+
+def digest_file(root: Path, name: str) -> tuple[int, str]:
+    """Return the size in bytes of a file and the xxh3-128 digest of its content, hex, whatever its size."""
+    with open_file(root, name) as file:
+        hasher, at = xxhash.xxh3_128(), 0
+        while at < file.stamp.nbytes:
+            piece = read_at(file, at, min(STEP, file.stamp.nbytes - at))
+            hasher.update(piece)
+            at += len(piece)
+        return file.stamp.nbytes, hasher.hexdigest()
 
 
 def digest_of(data: bytes) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from carnet.box import whole
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.files import Sighting, check_plain, list_names, read_whole, shown, sum_up
+from carnet.formats import jsons
+from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, list_names, read_whole, shown, sum_up
 from carnet.formats.jsons import parse_object
 from carnet.formats.safetensors import Entry, Header, read_header
 from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
@@ -26,7 +27,7 @@ _RANKS = 1 << 16  # no machine has more
 def read_folder(root: Path) -> Checkpoint:
     """Return the checkpoint of a folder with a config.json; what the config says decides which kind it is."""
     raw, seen = read_whole(root, CONFIG)
-    config = parse_object(raw, CONFIG, root)
+    config = parse_object(raw, CONFIG, root, jsons.CONFIG)
     if "mapping" in config and "architecture" in config:
         return _read_ranks(root, config, seen)
     return _read_shards(root, config, seen)
@@ -67,7 +68,7 @@ def _read_shards(root: Path, config: Mapping[str, object], seen: Sighting) -> Ch
         _check_index(index, tensors, root)
     if BESIDE in names:
         raw, beside = read_whole(root, BESIDE)
-        config, sightings = {**config, BESIDE: parse_object(raw, BESIDE, root)}, [*sightings, beside]
+        config, sightings = {**config, BESIDE: parse_object(raw, BESIDE, root, jsons.CONFIG)}, [*sightings, beside]
     stamps, digest = sum_up((seen, *sightings, *(header.seen for header in headers.values())))
     others = [name for name in names if name.endswith(".safetensors") and name not in headers]
     notes = {"shards": str(len(files)), **_written_by(list(headers.values()))}
@@ -81,7 +82,7 @@ def _shards(root: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]
     numbered = [name for name in names if _SHARD.fullmatch(name)]
     present = [name for name in names if name == SINGLE] + numbered
     if INDEX in names:
-        raw, seen = read_whole(root, INDEX)
+        raw, seen = read_whole(root, INDEX, TABLE_LIMIT)
         index = _index(parse_object(raw, INDEX, root), root)
         files = sorted(set(index.values()))
         _compare(files, sorted({*present, *(name for name in files if name in names)}), f"shards that {INDEX} names", root)

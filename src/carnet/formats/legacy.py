@@ -20,6 +20,7 @@ from carnet.box import whole
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import OpenFile, Sighting, check_inside, digest_of, list_names, open_file, read_at, shown
+from carnet.formats.jsons import is_text
 from carnet.formats.stored import Chunk, Stored
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import Archive, locate_storage, object_item, open_archive
@@ -171,7 +172,7 @@ def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], 
         if depth > _DEPTH or count > _VALUES:
             raise BadCheckpoint("the model's state is too large or nested too deeply", {"where": where})
         for key, value in table.items():
-            name = f"{prefix}{key}" if isinstance(key, str) else ""
+            name = f"{prefix}{key}" if isinstance(key, str) and is_text(key) else ""
             if not name or name in result:
                 fault = f"the name {shown(name)!r} twice" if name else "a name that is no text"
                 raise BadCheckpoint(f"the model's state has {fault}", {"where": where})

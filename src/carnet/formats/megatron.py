@@ -19,6 +19,7 @@ from pathlib import Path
 
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.formats.files import Sighting, check_inside, digest_of, list_names, open_file, read_whole, shown, sum_up
+from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
 from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
@@ -201,6 +202,10 @@ class _Plain:
         self._left -= 1
         if self._left < 0 or depth > _DEPTH:
             raise BadCheckpoint("the training arguments are too large or nested too deeply", {"where": self._where})
+        if isinstance(value, str) and not is_text(value):
+            raise BadCheckpoint(
+                "the training arguments hold a text that is no Unicode", {"where": self._where, "found": shown(value)}
+            )
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         if isinstance(value, dict):

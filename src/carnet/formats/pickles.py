@@ -3,7 +3,7 @@
 A pickle is a program for a small stack machine; what makes it dangerous is that it may name any function of the installed
 Python and call it. Here every name goes to an *allow-list*, which answers with one of our own classes or refuses. Nothing is
 imported and nothing named is called. Before the machine runs, the program is scanned: the instructions are those that torch
-and pickle write today, every length fits the file, and none can make the machine allocate what the file does not hold.
+and pickle write today, every length fits the file, and all of them together make no more than an honest file of this size does.
 """
 
 import io
@@ -13,7 +13,9 @@ import struct
 import threading
 from collections.abc import Callable
 
-from carnet.errors import BadCheckpoint, CarnetError
+import numpy as np
+
+from carnet.errors import BadCheckpoint, CarnetError, MachineFailed
 from carnet.formats.files import shown
 
 Resolve = Callable[[str, str], object]  # (module, name) -> what stands for it; raises Forbidden
@@ -31,7 +33,19 @@ _LENGTHS = {  # instruction -> struct of the length that follows it
     ord("T"): "<I", ord("X"): "<I", ord("B"): "<I",
     ord("\x8d"): "<Q", ord("\x8e"): "<Q", ord("\x96"): "<Q",
 }  # fmt: skip
+_CHUNK = 1 << 20  # bytes that are counted at a time
 _TUPLES = (b"t", b"\x85", b"\x86", b"\x87")
+
+# What an instruction makes, in bytes of CPython 3.11: one byte of a program, ``}``, is a table of 64 in memory. A byte of a text or of
+# a number that looks like one counts too: of what torch writes the sum is 14 times the file, and what it becomes 10 times.
+_COSTS = np.zeros(256, np.uint8)
+for _codes, _cost in (
+    (b"}", 72), (b"]", 64), (b"(", 72), (b"\x8f\x91", 232), (b"\x81\x92R", 88), (b"\x85\x86\x87", 72), (b"JM\x8aG", 40),
+    (b"N)2\x88\x89K\x94hjqr", 8), (b"UCTXB\x8c\x8d\x8e\x96", 64),
+):  # fmt: skip
+    _COSTS[[*_codes]] = _cost
+FREE, FOLD, MOST = 256 << 20, 24, 3 << 30  # bytes that any program may make, times its own size, and in all
+_NAMES = 10_000  # globals of different names: training arguments have less than a hundred
 
 # everything that a broken program can make CPython's unpickler raise
 _FAULTS = (
@@ -84,13 +98,18 @@ class _Machine(pickle.Unpickler):
         super().__init__(io.BytesIO(data))
         self._resolve = resolve
         self._storage = storage
+        self._named: dict[tuple[str, str], object] = {}
 
     def find_class(self, module: str, name: str, /) -> object:
         """Return what stands for a global."""
         # protocol 4 walks the dots of a name through attributes; no name of an allow-list has any
         if "." in name:
             raise Forbidden(module, name)
-        return self._resolve(module, name)
+        if (module, name) not in self._named:  # what stands for an unknown class is a class, and large
+            if len(self._named) >= _NAMES:
+                raise pickle.UnpicklingError("it names too many classes")
+            self._named[module, name] = self._resolve(module, name)
+        return self._named[module, name]
 
     def persistent_load(self, pid: object, /) -> object:
         """Return what stands for a storage."""
@@ -116,6 +135,10 @@ def _scan(data: bytes) -> int:
     stop = _stop(data, 0)
     if stop != len(data):
         raise pickle.UnpicklingError(f"{len(data) - stop} bytes follow the pickle's end")
+    chunks = (np.frombuffer(data, np.uint8, min(_CHUNK, stop - at), at) for at in range(0, stop, _CHUNK))
+    made = sum(int(_COSTS[chunk].sum(dtype=np.int64)) for chunk in chunks)
+    if made > min(FREE + FOLD * stop, MOST):
+        raise pickle.UnpicklingError(f"{stop:,} bytes that would make {made:,} in memory")
     return sum(data.count(code) for code in _TUPLES)
 
 
@@ -169,7 +192,9 @@ def _on_a_deep_stack(machine: _Machine, depth: int) -> object:
         thread = threading.Thread(target=run)
         thread.start()
     except RuntimeError as error:
-        raise MemoryError(str(error)) from None
+        raise MachineFailed(
+            "the machine starts no more threads", {"reason": error}, remedy="raise the limit of processes"
+        ) from None
     finally:
         threading.stack_size(before)
     thread.join()

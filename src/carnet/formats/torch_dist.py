@@ -20,7 +20,7 @@ from carnet.dtypes import BY_TORCH
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.dcp import METADATA_LIMIT, Item, StoreMetadata, TensorEntry, parse_metadata
 from carnet.formats.files import Sighting, check_inside, open_file, read_whole, shown
-from carnet.formats.jsons import parse_object
+from carnet.formats.jsons import CONFIG, parse_object
 from carnet.formats.stored import Chunk, Stored
 from carnet.formats.torch_zip import TensorItem, object_item, tensor_item
 
@@ -40,7 +40,7 @@ class Store:
 def read_store(root: Path, locate: Locate) -> Store:
     """Return what a torch_dist folder holds; tensors that ``locate`` does not want have no chunks and are not opened."""
     backend, seen_backend = read_whole(root, "metadata.json")
-    _check_backend(parse_object(backend, "metadata.json", root), root)
+    _check_backend(parse_object(backend, "metadata.json", root, CONFIG), root)
     store = read_plain_store(root, locate)
     return replace(store, sightings=(seen_backend, *store.sightings))
 

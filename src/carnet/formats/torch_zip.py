@@ -21,8 +21,9 @@ from carnet.formats.pickles import load
 from carnet.formats.torch_pickles import PickledTensor, Storage, lenient, storage_of, strict
 
 HEAD, TAIL = 2048, 2048  # bytes read at once from each end of an item: enough for all of what torch writes around one tensor
-DIRECTORY_LIMIT = 256 << 20  # bytes
-PICKLE_LIMIT = 1 << 30  # bytes
+DIRECTORY_LIMIT = 64 << 20  # bytes
+ENTRIES_LIMIT = 500_000  # a rank of the largest models has some thousand storages
+PICKLE_LIMIT = 256 << 20  # bytes
 
 _END = struct.Struct("<4s4H2IH")  # end of central directory
 _END64 = struct.Struct("<4sQ2H2I4Q")
@@ -205,7 +206,7 @@ def _directory_place(span: Span) -> tuple[int, int, int]:
         if magic != b"PK\6\6" or disk or first or here != count:
             raise ValueError("no zip64 end record")
         at = record
-    if begin + size > at or size > DIRECTORY_LIMIT or count * _CENTRAL.size > size:
+    if begin + size > at or size > DIRECTORY_LIMIT or count > ENTRIES_LIMIT or count * _CENTRAL.size > size:
         raise ValueError("the directory does not fit")
     return begin, size, count
 

@@ -18,7 +18,7 @@ import yaml
 
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.files import Sighting, check_inside, read_whole, shown
-from carnet.formats.jsons import parse_object
+from carnet.formats.jsons import CONFIG, parse_object
 
 RUN_CONFIG = "run_config.yaml"  # Megatron-Bridge: training/utils/checkpoint_utils.py
 NEMO_CONTEXT, NEMO_MODEL, NEMO_WEIGHTS = "context", "context/model.yaml", "weights"
@@ -65,7 +65,7 @@ def read_config(path: Path) -> Mapping[str, object]:
         raise BadRequest(f"{path} {fault}", {"expected": "a config in JSON or YAML"})
     data = read_whole(path.parent, path.name, YAML_LIMIT)[0]
     is_json = path.suffix == ".json" or (path.suffix not in (".yaml", ".yml") and data.lstrip()[:1] == b"{")
-    return parse_object(data, path.name, path.parent) if is_json else parse_yaml(data, path.name, path.parent)
+    return parse_object(data, path.name, path.parent, CONFIG) if is_json else parse_yaml(data, path.name, path.parent)
 
 
 def arguments_of(config: Mapping[str, object], where: object) -> dict[str, object]:
@@ -187,7 +187,7 @@ def parse_yaml(data: bytes, name: str, where: object) -> dict[str, object]:
     loader: type[yaml.SafeLoader | yaml.CSafeLoader] = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
     try:
         text = data.decode("utf-8")
-        _check_depth(yaml.parse(text, Loader=loader))
+        _check_events(yaml.parse(text, Loader=loader))
         node = yaml.compose(text, Loader=loader)
         parsed = _Reader(yaml.constructor.SafeConstructor().construct_object).value(node, 0) if node else {}
     except RecursionError:
@@ -200,14 +200,14 @@ def parse_yaml(data: bytes, name: str, where: object) -> dict[str, object]:
     return parsed
 
 
-def _check_depth(events: Iterator[yaml.Event]) -> None:
-    """Raise ValueError where a text nests deeply: the loader composes it by recursion in C, without a guard."""
+def _check_events(events: Iterator[yaml.Event]) -> None:
+    """Raise ValueError where a text nests deeply or says much: the loader composes it whole, by recursion in C without a guard."""
     depth = 0
-    for event in events:
+    for number, event in enumerate(events):
         kind = type(event).__name__
         depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
-        if depth > _DEPTH:
-            raise ValueError("it is nested too deeply")
+        if depth > _DEPTH or number > 2 * _NODES:
+            raise ValueError("it is too large or nested too deeply")
 
 
 class _Reader:

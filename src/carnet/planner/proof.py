@@ -99,6 +99,13 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     """Prove what can be proven of a plan that was read from a file: its targets, and that it reads inside files of these sizes."""
     if not (0 < plan.window <= plan.memory < 1 << 62 and 0 < plan.threads <= 256):
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
+    for path in (plan.source, *(asset.path for asset in plan.assets)):
+        if not path.startswith("/") or "\0" in path:
+            raise BadRequest("the plan names a place that is none", {"path": path})
+    names = [file.name for file in plan.files] + [raw.name for raw in plan.raws]
+    names += [text.name for text in plan.texts] + [asset.name for asset in plan.assets]
+    if len(set(names)) != len(names) or any("\0" in name for name in names):
+        raise BadRequest("files of the plan have one name, or what is none", {"files": len(names)})
     for file in plan.files:
         if not _is_laid_out(file):
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})

@@ -12,17 +12,18 @@ thousand::
 import json
 import os
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import ItemsView, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import BinaryIO
 
 import xxhash
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest, MachineFailed
-from carnet.formats.opening import open_regular, read_regular, replace_file
+from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
+from carnet.formats.jsons import TABLE, is_text, parse
+from carnet.formats.opening import open_regular, replace_file
 from carnet.steps import (
     SKETCH,
     Add,
@@ -47,6 +48,10 @@ from carnet.steps import (
 
 VERSION = 1
 MAGIC = b'{"carnet-plan":'
+TAIL = 128  # bytes: the last line has fewer
+LINE = 256 << 20  # bytes: the line of what is left behind, or of a file, names every tensor
+STEP = 1 << 20  # bytes of memory that the line of one step may take
+STEPS = 4_000_000  # of the largest models a plan has a quarter of that
 KINDS: Mapping[str, type[Step]] = {
     "copy": Copy,
     "cast": Cast,
@@ -109,49 +114,87 @@ def _sealed(plan: Plan) -> Iterator[bytes]:
 
 
 def load(path: Path) -> Plan:
-    """Read a plan and check that it is whole."""
+    """Read a plan and check that it is whole; a line at a time is in memory."""
     try:
-        content = read_regular(path)
+        with open(open_regular(path), "rb") as file:
+            end = _end(file, path)
+            file.seek(0)
+            return _plan(_rows(file, end, path), path)
     except OSError as error:
         raise MachineFailed("the plan cannot be read", {"where": path, "reason": error.strerror}) from error
-    last = content.rfind(b"\n", 0, -1) + 1  # where the last line begins
-    try:
-        sealed = content.endswith(b"\n") and json.loads(content[last:]) == {"digest": xxhash.xxh3_128_hexdigest(content[:last])}
-        if not sealed:
-            raise _not_a_plan(path, "the digest in its last line is not that of the lines before it")
-        return _plan([json.loads(row) for row in content[:last].split(b"\n")[:-1]], path)
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError) as error:
+    except BadCheckpoint as error:  # a line that is no JSON
+        raise _not_a_plan(path, error.what) from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
         raise _not_a_plan(path, f"{type(error).__name__}: {error}") from error
 
 
-def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
-    head = rows[0]
+def _end(file: BinaryIO, path: Path) -> int:
+    """Return where the last line begins, once it is the digest of those before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - TAIL))
+    tail = file.read(TAIL)
+    end = size - len(tail) + tail.rfind(b"\n", 0, -1) + 1
+    last, hasher, left = tail[tail.rfind(b"\n", 0, -1) + 1 :], xxhash.xxh3_128(), end
+    file.seek(0)
+    while left and (piece := file.read(min(left, 1 << 20))):
+        hasher.update(piece)
+        left -= len(piece)
+    if not last.endswith(b"\n") or parse(last, "its last line", path, STEP) != {"digest": hasher.hexdigest()}:
+        raise _not_a_plan(path, "the digest in its last line is not that of the lines before it")
+    return end
+
+
+def _rows(file: BinaryIO, end: int, path: Path) -> Iterator[dict[str, object] | list[object]]:
+    """Yield the value of every line before the last one."""
+    at = 0
+    while at < end:
+        line = file.readline(min(LINE, end - at))
+        at += len(line)
+        if not line.endswith(b"\n"):
+            raise ValueError("a line does not end")
+        row = parse(line, "a line", path, STEP if line.startswith(b"[") else TABLE, float)
+        if not isinstance(row, dict | list):
+            raise TypeError("a line is neither a step nor a file")
+        yield row
+
+
+def _plan(rows: Iterator[dict[str, object] | list[object]], path: Path) -> Plan:
+    head = next(rows, None)
     if not isinstance(head, dict) or head.get("carnet-plan") != VERSION:
         raise _not_a_plan(path, "its first line is not that of a plan of this version")
-    files, raws, texts, assets, steps = [], [], [], [], []
-    for row in rows[1:]:
+    files, raws, texts, assets, steps = [], [], [], [], list[Step]()
+    for row in rows:
         if isinstance(row, list):
             steps.append(_step(row))
+            if len(steps) > STEPS:
+                raise ValueError("it has too many steps")
         elif "file" in row:
-            tensors = tuple(TargetTensor(str(n), _dtype(d), tuple(s), int(o)) for n, d, s, o in row["tensors"])  # type: ignore[attr-defined]
-            files.append(TargetFile(_below(row["file"]), int(row["nbytes"]), tensors, dict(row["metadata"]), str(row["kind"])))  # type: ignore[call-overload]
+            tensors = tuple(_tensor(each) for each in _list("tensors", row["tensors"]))
+            metadata = {_text("metadata", key): _text("metadata", said) for key, said in _table("metadata", row["metadata"])}
+            files.append(TargetFile(_below(row["file"]), _natural("nbytes", row["nbytes"]), tensors, metadata, _kind(row)))
         elif "raw" in row:
-            raws.append(RawFile(_below(row["raw"]), b64decode(str(row["base64"]), validate=True)))
+            raws.append(RawFile(_below(row["raw"]), b64decode(_text("base64", row["base64"]), validate=True)))
         elif "text" in row:
-            texts.append(TextFile(_below(row["text"]), str(row["content"])))
+            texts.append(TextFile(_below(row["text"]), _text("content", row["content"])))
         else:
-            assets.append(AssetFile(_below(row["asset"]), str(row["path"]), int(row["nbytes"]), str(row["digest"])))  # type: ignore[call-overload]
+            name, digest_ = _below(row["asset"]), _text("digest", row["digest"])
+            assets.append(AssetFile(name, _path("path", row["path"]), _natural("nbytes", row["nbytes"]), digest_))
     sketch = files.pop()
     if sketch.name != SKETCH or any(file.name == SKETCH for file in files):
         raise ValueError("the last file is the sketch, and no other")
-    known: dict[str, Any] = {name: head[name] for name in HEAD}
-    for name in ("source", "fingerprint", "family"):
-        _is(str, name, known[name])
-    for name in ("memory", "window", "threads"):
-        _is(int, name, known[name])
-    known["dropped"] = {reason: tuple(names) for reason, names in known["dropped"].items()}
+    dropped = {
+        reason: tuple(_text(reason, n) for n in _list(reason, said)) for reason, said in _table("dropped", head["dropped"])
+    }
     return Plan(
-        **known,
+        source=_path("source", head["source"]),
+        fingerprint=_text("fingerprint", head["fingerprint"]),
+        request=dict(_table("request", head["request"])),
+        family=_text("family", head["family"]),
+        dropped=dropped,
+        proof={key: _natural(key, count) for key, count in _table("proof", head["proof"])},
+        memory=_natural("memory", head["memory"]),
+        window=_natural("window", head["window"]),
+        threads=_natural("threads", head["threads"]),
         files=tuple(files),
         raws=tuple(raws),
         texts=tuple(texts),
@@ -159,6 +202,48 @@ def _plan(rows: list[dict[str, object] | list[object]], path: Path) -> Plan:
         steps=tuple(steps),
         sketch=sketch,
     )
+
+
+def _tensor(row: object) -> TargetTensor:
+    name, dtype, shape, offset = _list("tensor", row)
+    return TargetTensor(_text("tensor", name), _dtype(dtype), _numbers("shape", shape), _natural("offset", offset))
+
+
+def _kind(row: Mapping[str, object]) -> str:
+    if row["kind"] not in ("safetensors", "torch_dist", "sketch"):
+        raise ValueError("a file of an unknown kind")
+    return str(row["kind"])
+
+
+def _list(name: str, value: object) -> list[object]:
+    _is(list, name, value)
+    return value  # type: ignore[return-value]  # seen in the line above
+
+
+def _table(name: str, value: object) -> ItemsView[str, object]:
+    _is(dict, name, value)
+    return value.items()  # type: ignore[attr-defined, no-any-return]  # as above
+
+
+def _natural(name: str, value: object) -> int:
+    if type(value) is not int or not 0 <= value <= 1 << 62:
+        raise TypeError(f"{name} is no number from 0 to 2**62")
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    """Return a text that can be written."""
+    if not isinstance(value, str) or not is_text(value):
+        raise TypeError(f"{name} is no text")
+    return value
+
+
+def _path(name: str, value: object) -> str:
+    """Return a path of some machine, whose bytes need not be Unicode."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} is no path")
+    os.fsencode(value)
+    return value
 
 
 def _is(kind: type, name: str, value: object) -> None:
@@ -196,8 +281,7 @@ def _place(name: str, value: object) -> Place:
     if not isinstance(value, list):
         raise TypeError(f"{name} is no place")
     file, offset, strides, dtype = value
-    _is(int, "offset", offset)
-    return Place(_below(file), offset, _numbers("strides", strides), _dtype(dtype))
+    return Place(_below(file), _natural("offset", offset), _numbers("strides", strides), _dtype(dtype))
 
 
 def _legend(value: object) -> Legend:
@@ -205,13 +289,13 @@ def _legend(value: object) -> Legend:
         raise TypeError("legend is no list")
     recipe, shape, first, scales, outer = value
     _is(str, "recipe", recipe)
-    _is(int, "first", first)
+    _natural("first", first)
     rows, columns = _numbers("shape", shape)
     return Legend(recipe, (rows, columns), first, _place("scales", scales), None if outer is None else _place("outer", outer))
 
 
 def _numbers(name: str, value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not all(type(each) is int for each in value):
+    if not isinstance(value, list) or not all(type(each) is int and abs(each) <= 1 << 62 for each in value):
         raise TypeError(f"{name} is no list of integers")
     return tuple(value)
 
@@ -228,7 +312,7 @@ def _dtype(word: object) -> str:
 
 def _below(name: object) -> str:
     """Return the name of a file that stays below its folder."""
-    path = PurePosixPath(str(name))
+    path = PurePosixPath(_text("file", name))
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"the file name {name!r} leaves the folder")
     return str(path)

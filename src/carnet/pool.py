@@ -1,7 +1,7 @@
 """Threads that share one list of jobs. The first error stops all; so does Ctrl-C; what is done stays done."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from queue import SimpleQueue
 
@@ -26,9 +26,10 @@ def run(numbers: Iterable[int], threads: int, maker: Maker, progress: Callable[[
     failed: BaseException | None = None
     left = 0
     try:
-        for worker in workers:
-            worker.start()
-        while left < threads:
+        started = _start(workers)
+        if not started:
+            _serve(shared, maker, messages, stop)  # the machine has no room for threads: this one does the work
+        while left < max(started, 1):
             message = messages.get()
             if isinstance(message, int):
                 progress(message)
@@ -43,6 +44,16 @@ def run(numbers: Iterable[int], threads: int, maker: Maker, progress: Callable[[
                 worker.join()
     if failed is not None:
         raise failed
+
+
+def _start(workers: Sequence[threading.Thread]) -> int:
+    """Start as many threads as the machine lets, and return how many these are."""
+    for number, worker in enumerate(workers):
+        try:
+            worker.start()
+        except RuntimeError:  # "can't start new thread"
+            return number
+    return len(workers)
 
 
 class _Shared:

@@ -1,0 +1,162 @@
+"""The edge of the process: whatever happens, one message of a line or a few, an exit code, and no traceback.
+
+A full or closed stdout does not undo what a command has done; Ctrl-C ends the process at once while nothing has begun, and from then
+on unwinds it; an error that nobody foresaw says where it is.
+"""
+
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # of collections.abc since 3.12
+
+MADE_ELSEWHERE = {
+    "calibrate",
+    "cross",
+    "run",
+    "verify",
+}  # commands whose work is done whether or not somebody reads what they print
+INTERRUPTED = "carnet: interrupted\n"
+REMEMBERS = "carnet: interrupted; the same command goes on where it stopped"
+
+
+class Kept(io.RawIOBase):
+    """A descriptor that takes everything, and remembers when it could not."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.failed: OSError | None = None
+
+    def write(self, data: "Buffer", /) -> int:
+        """Write what can be written."""
+        if self.failed is None:
+            try:
+                return os.write(self._descriptor, data)
+            except OSError as error:
+                self.failed = error
+        return memoryview(data).nbytes
+
+    def writable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        """Say whether a person looks on."""
+        return os.isatty(self._descriptor)
+
+
+def open_streams() -> tuple[Kept, Kept]:
+    """Put streams in the place of stdout and stderr that never fail, and hold descriptors that were closed."""
+    for descriptor in range(3):  # a file that is opened later must not become stdout
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    out, err = Kept(1), Kept(2)
+    closed = sys.stdout is None
+    for name, raw in (("stdout", out), ("stderr", err)):
+        before = getattr(sys, name)
+        encoding = before.encoding if before is not None else "utf-8"
+        # names of files need not be Unicode, and a terminal need not know all of it
+        stream = io.TextIOWrapper(
+            io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty() or raw is err
+        )
+        setattr(sys, name, stream)
+    if closed:
+        out.failed = OSError(errno.EBADF, "it is closed")
+    return out, err
+
+
+def stop_at_once(_signum: int, _frame: FrameType | None) -> None:
+    """End the process: nothing has begun that would have to be put away."""
+    try:
+        os.write(2, INTERRUPTED.encode())
+    finally:
+        os._exit(130)
+
+
+def heed(handler: Callable[[int, FrameType | None], object]) -> None:
+    """Say what Ctrl-C does, but where it is ignored, as under nohup."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+
+
+def guarded(command: Callable[[], object], name: str) -> int:
+    """Run a command to its exit code; ``name`` is the verb."""
+    out, _ = open_streams()
+    try:
+        code = _code(command)
+    except KeyboardInterrupt:
+        heed(stop_at_once)
+        code = _say(130, REMEMBERS)
+    except Exception as error:  # noqa: BLE001  this is where every error ends
+        code = _say(1, explained(error))
+    heed(stop_at_once)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    if out.failed is None:
+        return code
+    if name in MADE_ELSEWHERE:
+        return _say(code, f"carnet: stdout takes nothing ({out.failed.strerror}), what was done stays done")
+    # somebody like `head` has read enough
+    return 1 if isinstance(out.failed, BrokenPipeError) else _say(1, f"carnet: cannot write to stdout: {out.failed.strerror}")
+
+
+def _code(command: Callable[[], object]) -> int:
+    import click
+
+    try:
+        found = command()
+    except click.exceptions.Exit as left:
+        return left.exit_code
+    except click.ClickException as usage:
+        usage.show()
+        return usage.exit_code
+    except click.Abort:
+        return _say(130, REMEMBERS)
+    except SystemExit as left:
+        return left.code if isinstance(left.code, int) else int(left.code is not None)
+    return found if isinstance(found, int) else 0
+
+
+def _say(code: int, text: str) -> int:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+    return code
+
+
+def explained(error: BaseException) -> str:
+    """Return what is said of an error that no command has explained."""
+    if isinstance(error, MemoryError):
+        return "carnet: the machine has no memory left\n  try: give less --memory, or the process more"
+    if isinstance(error, RecursionError):
+        return "carnet: something is nested too deeply"
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        return "carnet: the machine starts no more threads\n  try: raise the limit of processes (ulimit -u)"
+    if isinstance(error, OSError):
+        return f"carnet: {_of_the_machine(error)}"
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = "" if place is None else f"\n  where     {os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno}"
+    text = " ".join(str(error).split())[:300]
+    return f"carnet: this is a mistake in carnet: {type(error).__name__}: {text}{where}\n  try: report it, with these lines"
+
+
+def _of_the_machine(error: OSError) -> str:
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is not there any more\n  try: cd to one that is"
+    where = f"\n  where     {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else ""
+    return f"the machine refused: {error.strerror or error}{where}"

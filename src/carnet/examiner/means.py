@@ -1,0 +1,77 @@
+"""What an examination may use: threads, and the bytes that each holds, out of a budget of memory whatever the number of cores."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from carnet import pool
+from carnet.errors import BadRequest
+
+BASE = 64 << 20  # bytes: Python, numpy and what headers say
+PER_TENSOR = 3 << 10
+PER_THREAD = 2 << 20  # stack, allocator's arena
+HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
+BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)
+ENOUGH = 8  # threads: fewer large blocks are no faster than these with smaller ones
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What an examination may use."""
+
+    threads: int
+    block: int  # bytes of one side that a thread looks at together
+    whole: int  # bytes of a tensor that may be looked at as a whole, one at a time, to name what is wrong with it
+
+
+def choose_means(budget: int, tensors: int, cores: int | None = None) -> Means:
+    """Return what stays inside a budget of bytes for a number of stored tensors; raise BadRequest where nothing does.
+
+    >>> choose_means(512 << 20, 1000, cores=64).threads, choose_means(72 << 20, 100, cores=64).threads
+    (20, 1)
+    """
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    least = BASE + PER_THREAD + HELD * BLOCKS[-1]
+    if budget < least:
+        facts = {"expected": f"at least {least:,} bytes", "found": f"{budget:,} bytes"}
+        raise BadRequest("the memory budget is too small to examine a target", facts, remedy="give more --memory")
+    free = max(budget - BASE - tensors * PER_TENSOR, 0)
+    fits = [(block, min(cores, free // (PER_THREAD + HELD * block))) for block in BLOCKS]
+    block, threads = next((fit for fit in fits if fit[1] >= min(cores, ENOUGH)), fits[-1])
+    return Means(max(threads, 1), block, free // 6)
+
+
+def each(
+    items: Sequence[S], do: Callable[[S], T], nbytes: Callable[[S], int], threads: int, add: Callable[[int], None]
+) -> list[T]:
+    """Return what a function makes of every item, on some threads; ``add`` gets the bytes of each on the thread that called."""
+    found: dict[int, T] = {}
+
+    @contextmanager
+    def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
+        def serve(number: int) -> None:
+            found[number] = do(items[number])
+            tell(nbytes(items[number]))
+
+        yield serve
+
+    pool.run(range(len(items)), min(threads, len(items)), worker, add)
+    return [found[number] for number in range(len(items))]
+
+
+class Tally:
+    """Bytes done of a total that is known from the start."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+        progress(0, total)
+
+    def add(self, nbytes: int) -> None:
+        """Count what was done."""
+        self._done += nbytes
+        self._progress(self._done, self._total)

@@ -1,0 +1,141 @@
+"""An examination stays inside its budget and reads each byte a few times, whatever the cores and however wrong the target is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from carnet import api
+from carnet.box import Box
+from carnet.examiner.means import BLOCKS, choose_means
+from carnet.formats.stored import Chunk, Stored
+
+CHILD = """
+import os, sys, threading
+from pathlib import Path
+os.sched_getaffinity = lambda pid: set(range(64))
+from carnet import api
+peak, over = 0, threading.Event()
+def sample():
+    global peak
+    while not over.wait(0.002):
+        peak = max(peak, int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024)
+thread = threading.Thread(target=sample)
+thread.start()
+verdict = api.verify(sys.argv[1], sys.argv[2], memory=int(sys.argv[3]))
+over.set()
+thread.join()
+print(verdict.equal, peak)
+"""
+
+
+def llama(root: Path, *, layers: int, hidden: int, seed: int = 0, vocab: int = 64) -> Path:
+    """Write a Llama of random weights as transformers does."""
+    import json
+
+    root.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+
+    def weight(*shape: int) -> np.ndarray:
+        return random.integers(0, 1 << 16, shape, np.uint16).view(np.float16)
+
+    tensors = {
+        "model.embed_tokens.weight": weight(vocab, hidden),
+        "model.norm.weight": weight(hidden),
+        "lm_head.weight": weight(vocab, hidden),
+    }
+    for layer in range(layers):
+        at = f"model.layers.{layer}."
+        tensors |= {f"{at}self_attn.{part}_proj.weight": weight(hidden, hidden) for part in "qkvo"}
+        tensors |= {f"{at}mlp.{part}_proj.weight": weight(hidden, hidden) for part in ("gate", "up", "down")}
+        tensors |= {f"{at}{part}_layernorm.weight": weight(hidden) for part in ("input", "post_attention")}
+    save_file(tensors, root / "model.safetensors", {"format": "pt"})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "intermediate_size": hidden, "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": layers,
+        "vocab_size": vocab, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+        "torch_dtype": "float16", "rope_theta": 10000.0, "attention_bias": False, "mlp_bias": False,
+    }  # fmt: skip
+    (root / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.mark.parametrize("budget", [72 << 20, 128 << 20, 512 << 20])
+def test_the_peak_stays_inside_the_budget_with_64_cores(tmp_path, budget):
+    source = llama(tmp_path / "a", layers=3, hidden=2048)  # 180 MB
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(source), str(source), str(budget)], capture_output=True, text=True, check=True
+    )
+    equal, peak = child.stdout.split()
+    assert equal == "True"
+    assert int(peak) <= budget, f"{int(peak) >> 20} MiB"
+
+
+def test_a_target_that_is_wrong_everywhere_is_read_a_few_times(tmp_path, monkeypatch):
+    counted = {}
+    for layers in (8, 32):
+        a, b = (llama(tmp_path / f"{name}{layers}", layers=layers, hidden=64, seed=seed) for seed, name in enumerate("ab"))
+        read, count = os.preadv, [0]
+
+        def preadv(fd, buffers, offset, count=count, read=read):
+            count[0] += sum(map(len, buffers))
+            return read(fd, buffers, offset)
+
+        monkeypatch.setattr(os, "preadv", preadv)  # counts, and changes nothing
+        verdict = api.verify(a, b)
+        monkeypatch.undo()
+        assert len(verdict.findings) > 8 * layers
+        size = (a / "model.safetensors").stat().st_size
+        counted[layers] = count[0] / size
+    assert counted[32] < 1.3 * counted[8]
+    assert counted[32] < 12
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8, 64, 512])
+@pytest.mark.parametrize("budget", [72 << 20, 100 << 20, 512 << 20, 4 << 30])
+def test_threads_and_blocks_follow_from_the_budget(cores, budget):
+    found = choose_means(budget, 100, cores)
+    assert 1 <= found.threads <= cores
+    assert found.block in BLOCKS
+    assert (64 << 20) + found.threads * ((2 << 20) + 20 * found.block) <= budget
+
+
+@pytest.mark.parametrize("strides", [(1, 300), (300, 1), (7, 2100), (900, 3)])
+def test_a_region_of_any_strides_is_what_lies_there(tmp_path, strides):
+    from carnet.examiner import shelves
+
+    data = np.random.default_rng(0).integers(0, 1 << 16, 2_000_000, np.uint16)
+    data.tofile(tmp_path / "f")
+    shape = (300, 900) if strides[0] < strides[1] else (900, 300)
+    stored = Stored("", "w", "bf16", shape, (Chunk(Box((0, 0), shape), "f", 64, strides),))
+    whole = np.lib.stride_tricks.as_strided(data[32:], shape, tuple(2 * step for step in strides))
+    for box in (Box((0, 0), shape), Box((3, 5), (200, 290)), Box((10, 0), (1, shape[1])), Box((0, 7), (shape[0], 1))):
+        found = shelves.region(shelves.Shelves(tmp_path), stored, box)
+        cut = tuple(slice(start, start + size) for start, size in zip(box.start, box.shape, strict=True))
+        assert (found == whole[cut]).all()
+
+
+def test_progress_is_on_the_thread_that_called_with_one_total_that_is_reached(tmp_path):
+    import threading
+
+    source, seen = llama(tmp_path / "a", layers=2, hidden=64), []
+
+    def progress(done: int, total: int) -> None:
+        seen.append((threading.current_thread(), done, total))
+
+    for arguments in ((source, source), (source, llama(tmp_path / "b", layers=2, hidden=64, seed=1))):
+        seen.clear()
+        api.verify(*arguments, progress=progress)
+        assert {thread for thread, _, _ in seen} == {threading.main_thread()}
+        assert len({total for _, _, total in seen}) == 1
+        assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
+        assert seen[-1][1] == seen[-1][2]
+    api.cross(source, tmp_path / "out", to="hf")
+    seen.clear()
+    api.verify(tmp_path / "out", progress=progress)
+    assert seen[0][1] == 0
+    assert seen[-1][1] == seen[-1][2] > 0
