@@ -15,9 +15,10 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
-from carnet.families.known import dialect_of, recognise
-from carnet.families.model import canonical, number, sizes, value
+from carnet.families.known import dialect_of, recognise, without
+from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
+from carnet.families.strangers import way_out
 from carnet.families.vocabulary import Json, Vocabulary, given, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.stored import Checkpoint, Coded, Stored, reshaped
@@ -88,6 +89,7 @@ def survey(
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
     said = read(checkpoint.dialect, checkpoint.config, where)
     own = checkpoint.config if said is None else plain(checkpoint.dialect, checkpoint.config)
+    own = without(checkpoint.dialect, own, {name for _, name in checkpoint.tensors}, drop)
     told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
     size = vocab if told is None else told.tokens
     family, config = recognise(checkpoint.dialect, own, where, {} if size is None else {"vocab": size})
@@ -110,13 +112,14 @@ def survey(
     # a program that codes transformers' Conv1D stores it as a linear layer
     named |= {key: as_linear(named[key]) for key in sorted_out.coded if key in named}
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
+    missing = [*_missing(dialect, config, named, where)]
     problems = [
         *([_contradicted(config, rows, where)] if rows and told is None else []),
         *sorted_out.problems,
         *([] if said is None else _check_cache(said, named, sorted_out.scales, where)),
-        *_unknown(kept, named, where),
+        *_unknown(kept, named, where, whole=not missing),
         *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in fitting),
-        *_missing(dialect, config, named, where),
+        *missing,
     ]
     broken = sorted_out.broken
     found = {key: entry for key, entry in fitting.items() if key not in broken}
@@ -343,16 +346,15 @@ def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> No
         raise BadCheckpoint("the config says more layers than the checkpoint can hold", facts)
 
 
-def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:
+def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str, *, whole: bool) -> Iterator[CarnetError]:
+    """Yield the first tensor that no row names; ``whole`` says that the model is complete without it."""
     unknown = sorted(key for key in kept if key not in named)
     if unknown:
         names = ["/".join(filter(None, key)) for key in unknown]
         facts = {"where": where, "tensor": names[0], **({"and": names[1]} if len(names) > 1 else {}), "in all": len(names)}
-        yield NotSupported(
-            "the checkpoint holds a tensor that carnet does not know",
-            facts,
-            remedy=f"--drop '{unknown[0][1]}' if it may be left behind",
-        )
+        looks, remedy = way_out([name for _, name in unknown], {name for _, name in named}, whole=whole)
+        facts |= {"looks like": looks} if looks else {}
+        yield NotSupported("the checkpoint holds a tensor that carnet does not know", facts, remedy=remedy)
 
 
 def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
@@ -386,13 +388,3 @@ def _canonical(part: str, name: str) -> bool:
 def is_zero_centred(dialect: Dialect, config: Config) -> bool:
     """Say whether a dialect stores the norms of a model less one."""
     return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred
-
-
-def norms(config: Config) -> frozenset[str]:
-    """Return the names of the canonical tensors that scale a norm."""
-    return frozenset(name for name, tensor, _ in canonical(config) if tensor.is_norm)
-
-
-def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Return every canonical tensor of a model, layers written out, with its shape."""
-    return {name: shape for name, _, shape in canonical(config)}

@@ -19,10 +19,10 @@ from safetensors import deserialize
 from carnet.errors import NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
-from carnet.families.fields import write
 from carnet.families.known import FAMILIES, dialect_of, padded, recognise
 from carnet.families.model import canonical, layers, mixtures, number, value
 from carnet.families.rows import Dialect
+from carnet.families.saying import write
 from carnet.families.words import Config, Value
 from carnet.inventory import is_zero_centred
 

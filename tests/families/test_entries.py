@@ -14,8 +14,7 @@ from carnet.families.gpt2 import GPT2
 from carnet.families.known import FAMILIES, dialect_of
 from carnet.families.llama import LLAMA
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import layers
-from carnet.inventory import canonical_shapes
+from carnet.families.model import canonical_shapes, layers
 from tests.families.samples import FAMILY, SAMPLES, cut, family_of, ranked
 from tests.families.samples import draw as random_model
 

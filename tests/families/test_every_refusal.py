@@ -14,10 +14,10 @@ import carnet
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.fields import Choice, Flagged, Place, Spread, Table
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import concerns
+from carnet.families.model import canonical_shapes, concerns
 from carnet.families.words import BY_NAME, FIELDS
 from carnet.formats.detect import open_checkpoint
-from carnet.inventory import Inventory, canonical_shapes, take
+from carnet.inventory import Inventory, take
 from carnet.planner.request import TARGETS
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
 

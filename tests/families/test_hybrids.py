@@ -3,11 +3,12 @@
 import pytest
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.families.fields import read, write
+from carnet.families.fields import read
 from carnet.families.known import dialect_of
 from carnet.families.megatron import MEGATRON
 from carnet.families.model import canonical, layers
 from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
+from carnet.families.saying import write
 
 ARGS = {
     "num_layers": 4,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from carnet.families.entries import entries
 from carnet.families.family import Family
-from carnet.families.fields import read, write
+from carnet.families.fields import read
 from carnet.families.qwen import QWEN3
+from carnet.families.saying import write
 
 PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
 CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))

@@ -1,4 +1,4 @@
-"""What a rank of the tests' world is: a process that calls functions of ``jobs`` and ``family_jobs`` by name."""
+"""What a rank of the tests' world is: a process that calls functions of ``jobs`` and its neighbours by name."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from tests.live import family_jobs, jobs
+    from tests.live import family_jobs, jobs, layout_jobs
 
 
 def serve(pipe, rank, size, port, backend):
@@ -33,7 +33,8 @@ def serve(pipe, rank, size, port, backend):
     while True:
         what, args = pipe.recv()
         try:
-            pipe.send(getattr(jobs if hasattr(jobs, what) else family_jobs, what)(*args))
+            known = next(module for module in (jobs, family_jobs, layout_jobs) if hasattr(module, what))
+            pipe.send(getattr(known, what)(*args))
         except BaseException as error:  # noqa: BLE001
             error.add_note(f"on rank {rank}\n{traceback.format_exc()}")
             try:

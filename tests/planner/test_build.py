@@ -553,14 +553,43 @@ def test_an_unknown_tensor_is_refused_by_name():
         build(strange.checkpoint, Request("hf"))
     assert str(caught.value) == (
         "the checkpoint holds a tensor that carnet does not know\n"
-        f"  where     {NOWHERE}\n"
-        "  tensor    model.layers.1.mlp.router.weight\n"
-        "  in all    1\n"
-        "  try: --drop 'model.layers.1.mlp.router.weight' if it may be left behind"
+        f"  where       {NOWHERE}\n"
+        "  tensor      model.layers.1.mlp.router.weight\n"
+        "  in all      1\n"
+        "  looks like  a part of a mixture\n"
+        "  try: look whether the config is that of these weights: a model of its class has no such tensor"
     )
     plan = build(strange.checkpoint, Request("hf", drop=("*.router.weight",)))
     assert_same(carried_out(plan, strange.files), tensors)
     assert plan.dropped == {"--drop *.router.weight": ("model.layers.1.mlp.router.weight",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("model.layers.1.self_attn.q_proj.lora_A.default.weight", "an adapter"),
+        ("decoder.layers.0.self_attention.linear_qkv.adapter.linear_in.weight", "an adapter"),
+        ("model.layers.0.self_attn.qkv_proj.weight", "a joined projection"),
+        ("model.layers.0.self_attn.q_norm.weight", "a norm"),
+        ("model.layers.0.self_attn.q_proj.bias", "a bias"),
+    ],
+)
+def test_what_the_model_computes_with_is_never_offered_to_be_dropped(name, what):
+    dialect, config, tensors = hf(LLAMA)
+    strange = chunked(dialect, config, tensors | {("", name): LLAMA.tensors["final"]})
+    with pytest.raises(NotSupported) as caught:
+        build(strange.checkpoint, Request("hf"))
+    assert caught.value.facts["looks like"] == what
+    assert "--drop" not in str(caught.value)
+
+
+def test_one_pattern_leaves_all_strange_tensors_behind_and_none_of_the_model_s():
+    dialect, config, tensors = hf(LLAMA)
+    tower = {("", f"visual.blocks.{number}.w"): LLAMA.tensors["final"] for number in range(3)}
+    strange = chunked(dialect, config, tensors | tower)
+    with pytest.raises(NotSupported, match=r"--drop 'visual\.blocks\.\*' if it may be left behind"):
+        build(strange.checkpoint, Request("hf"))
+    assert_same(carried_out(build(strange.checkpoint, Request("hf", drop=("visual.blocks.*",))), strange.files), tensors)
 
 
 def test_a_missing_tensor_is_refused_by_name():

@@ -14,8 +14,9 @@ from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
+from carnet.families.model import canonical_shapes, norms
 from carnet.formats.stored import Coded, Stored
-from carnet.inventory import Inventory, canonical_shapes, norms
+from carnet.inventory import Inventory
 from carnet.seeds import NOTHING, Seeds
 
 

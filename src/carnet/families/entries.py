@@ -94,7 +94,7 @@ class Unit:
     also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
 
 
-LAYER_NUMBER = re.compile(r"decoder\.layers\.(\d+)\.")
+NUMBERED = re.compile(r"(?P<kind>decoder|mtp)\.layers\.(?P<layer>\d+)\.")
 BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
 Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
 
@@ -130,15 +130,20 @@ def _tensorrt_units(config: Config) -> list[Unit]:
 def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:
     """Return the ranks of a per-rank checkpoint: ``tp0-pp1-ep0-vp0``; the virtual chunks of all stages follow each other.
 
-    Stages may differ in length: the numbers of the layers are counted from the names that are there.
+    Stages may differ in length, and layers that predict further tokens may have a stage of their own: the numbers of the layers are
+    counted from the names that are there.
     """
     places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
     held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
+    further = set[tuple[int, int]]()
     for label, name in present:
-        numbered = LAYER_NUMBER.search(name)
+        numbered = NUMBERED.search(name)
         if numbered:
             _, p, _, v = places[label]
-            held[v, p].add(int(numbered[1]))
+            if numbered["kind"] == "mtp":
+                further.add((v, p))
+            else:
+                held[v, p].add(int(numbered["layer"]))
     starts, start = {}, 0
     for place in sorted(held):
         starts[place] = start
@@ -149,11 +154,11 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
         raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
     tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
     found = []
+    count = number(config, "layers")
     for label, (t, p, e, v) in places.items():
-        last = (v, p) == max(held)
-        stop = start + number(config, "mtp") if last else starts[v, p] + len(held[v, p])
-        layers = tuple(range(starts[v, p], stop))
-        base = starts[v, p]
+        last, base = (v, p) == max(held), starts[v, p]
+        layers = tuple(range(base, start if last else base + len(held[v, p])))
+        layers += tuple(range(count, count + number(config, "mtp"))) if (v, p) in further else ()
         found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
     return found
 
@@ -239,7 +244,9 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
     inside = "{layer}" in row.name
     stage = "layer" if inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
-    if {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also:
+    # of a source the names tell: beside further-token layers an embedding stands again, and the final norm with the last of the others
+    elsewhere = {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also
+    if present is None and elsewhere:
         return
     name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
     shares = _checked_shares(job, parts, same[0])

@@ -1,18 +1,18 @@
 """Config fields as a two-way table: each row says where a canonical field stands in one program's config, and in which words.
 
 Reading and writing walk the same rows, so there is no direction to get wrong. What a config sets and no row reads is an error, and
-so is a field that a model has and a target has no row for.
+so is a field that a model has and a target has no row for (``saying``).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as having
 from types import EllipsisType
 from typing import Any
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.families.keys import equal, leaves, put
-from carnet.families.model import concerns, matters
+from carnet.families.keys import equal, leaves
+from carnet.families.model import concerns
 from carnet.families.words import BY_NAME, SET, Condition, Config, Value
 
 Json = Mapping[str, object]
@@ -128,40 +128,6 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     return config
 
 
-def write(table: Table, config: Config, traits: Config, where: str) -> dict[str, object]:
-    """Return the config that says these canonical fields; refuse one that it cannot say."""
-    out: dict[str, object] = {}
-    for key, constant in {**table.fixed, **table.written}.items():
-        put(out, key, constant)
-    said: dict[str, object] = {}
-    for row in table.rows:
-        for key, value in _writes(row, config, where):
-            if key in said and not equal(said[key], value):
-                raise NotSupported(
-                    f"the target's config cannot say what the model needs of {key!r}",
-                    {"where": where, "field": ", ".join(_fields(row)), "needs": f"{said[key]!r} and {value!r} at once"},
-                )
-            said[key] = value
-            put(out, key, value)
-    expressed = {name for row in table.rows if _says(row, config) for name in _fields(row)}
-    # a field that has one possible value cannot be silently another, its neutral one either
-    implied = {row.field for row in table.rows if isinstance(row, Place) and not row.keys and _applies(row, config)}
-    for name, value in config.items():
-        known = BY_NAME[name]
-        if (
-            name not in expressed
-            and not (known.soft or known.storage)
-            and matters(config, name)
-            and (name in implied or not equal(value, known.neutral))
-            and not equal(traits.get(name), value)
-        ):
-            raise NotSupported(
-                f"the target's config has no place for {name!r}",
-                {"where": where, "field": f"{name}: {known.remark}", "found": repr(value)},
-            )
-    return out
-
-
 def lookup(raw: Json, key: str) -> object:
     """Return what stands under a dotted key, None where nothing does."""
     found: object = raw
@@ -173,7 +139,7 @@ def lookup(raw: Json, key: str) -> object:
 
 
 def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> None:
-    if not _applies(row, config):
+    if not applies(row, config):
         return
     found = {key: value for key in row.keys if (value := lookup(raw, key)) is not None}
     if any(not equal(value, other) for value in found.values() for other in found.values()):
@@ -212,16 +178,16 @@ def _translate(row: Place, key: str, value: object, where: str) -> Value:
 
 
 def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
-    if not _applies(row, config):
+    if not applies(row, config):
         return
-    said = [*zip(_keys(row), _each(row, row.absent), strict=True)]
+    said = [*zip(keys_of(row), each_of(row, row.absent), strict=True)]
     for key in (key for key, absent in said if isinstance(absent, bool)):
         _switch(key, lookup(raw, key), where)
     found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in said)
     try:
         config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
     except SENSELESS as error:
-        facts = {key: f"{value!r}"[:80] for key in _keys(row) if (value := lookup(raw, key)) is not None}
+        facts = {key: f"{value!r}"[:80] for key in keys_of(row) if (value := lookup(raw, key)) is not None}
         raise BadCheckpoint(
             f"the config sets {' and '.join(map(repr, facts))} to what makes no sense", {"where": where, **facts}
         ) from error
@@ -236,14 +202,6 @@ def _of_its_kind(name: str, value: Value) -> Value:
     return value
 
 
-def _choice(row: Spread, config: Config, wanted: Value) -> object:
-    """Return the values of a row's keys that would be read as what a model is, ANY where there are none."""
-    try:
-        return next((choice for choice in row.choices(config) if row.meaning(choice, config) == wanted), ANY)
-    except SENSELESS:
-        return ANY
-
-
 def _switch(key: str, found: object, where: str) -> bool:
     """Return the value of a key that is either set or not."""
     if found is None or isinstance(found, bool):
@@ -251,13 +209,13 @@ def _switch(key: str, found: object, where: str) -> bool:
     raise BadCheckpoint(f"the config sets {key!r} to something that is no bool", {"where": where, "found": f"{found!r}"[:80]})
 
 
-def _each(row: Spread, value: object) -> tuple[object, ...]:
+def each_of(row: Spread, value: object) -> tuple[object, ...]:
     """Return a value for each key of a row."""
     return value if row.more and isinstance(value, tuple) else (value,)
 
 
 def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -> None:
-    if not _applies(row, config):
+    if not applies(row, config):
         return
     found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in row.keys)
     for values, wanted in row.lines:
@@ -271,58 +229,13 @@ def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -
         )
 
 
-def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]]:
-    """Yield what one row writes: (dotted key, value)."""
-    if not any(concerns(config, name) for name in _fields(row)):
-        return
-    match row:
-        case Place():
-            neutral = BY_NAME[row.field].neutral
-            value = config.get(row.field, None if isinstance(neutral, EllipsisType) else neutral)
-            if not _applies(row, config) or value is None or not row.keys:
-                return
-            if row.omit and equal(value, row.default(config) if callable(row.default) else row.default):
-                return
-            spelled = next((written for canonical, written in row.words if equal(canonical, value)), None)
-            if row.words and spelled is None:
-                raise NotSupported(
-                    f"the target's config cannot say {row.field} = {value!r}",
-                    {"where": where, "key": row.keys[0], "known": ", ".join(str(canonical) for canonical, _ in row.words)},
-                )
-            yield row.keys[0], spelled if row.words else value
-        case Spread():
-            if _applies(row, config):
-                neutral = BY_NAME[row.field].neutral
-                value = config.get(row.field, None if isinstance(neutral, EllipsisType) else neutral)
-                choice = _choice(row, config, value)
-                if choice is ANY:
-                    facts = {"where": where, "key": row.key, row.field: value}
-                    raise NotSupported(f"the target's config cannot say {row.field}", facts)
-                said = zip(_keys(row), _each(row, choice), strict=True)
-                yield from ((key, value) for key, value in said if value is not None)
-        case Choice():
-            if not _applies(row, config):
-                return
-            values = tuple(config.get(name, BY_NAME[name].neutral) for name in row.fields)
-            line = next((keys for fields, keys in row.lines if all(map(equal, fields, values))), None)
-            if line is None:
-                raise NotSupported(
-                    "the target's config cannot say what the model is",
-                    {"where": where, **{name: repr(value) for name, value in zip(row.fields, values, strict=True)}},
-                )
-            yield from (
-                (key, value) for (key, _), value in zip(row.keys, line, strict=True) if value is not ANY and value is not SET
-            )
-        case Flagged():
-            yield row.flag, config[row.field] != config[row.otherwise]
-            yield row.key, config[row.field]
-
-
-def _fields(row: Row) -> tuple[str, ...]:
+def fields_of(row: Row) -> tuple[str, ...]:
+    """Return the canonical fields of a row."""
     return row.fields if isinstance(row, Choice) else (row.field,)
 
 
-def _keys(row: Row) -> tuple[str, ...]:
+def keys_of(row: Row) -> tuple[str, ...]:
+    """Return the keys of a row."""
     match row:
         case Place():
             return row.keys
@@ -334,24 +247,17 @@ def _keys(row: Row) -> tuple[str, ...]:
             return (row.key, row.flag)
 
 
-def _applies(row: Row, config: Config) -> bool:
+def applies(row: Row, config: Config) -> bool:
+    """Say whether a model has the fields that a row asks for."""
     only = {} if isinstance(row, Flagged) else row.only
     found = {name: config.get(name, BY_NAME[name].neutral) for name in only}
     return all(bool(found[name]) if wanted is SET else equal(found[name], wanted) for name, wanted in only.items())
 
 
-def _says(row: Row, config: Config) -> bool:
-    """Say whether a row speaks for its fields: one without a key does where the value is what would be read."""
-    if isinstance(row, Place) and not row.keys and _applies(row, config) and concerns(config, row.field):
-        default = row.default(config) if callable(row.default) else row.default
-        return equal(config.get(row.field), default)
-    return _applies(row, config)
-
-
 def _is_written(table: Table, key: str, config: Config) -> bool:
     """Say whether a row owns this key or one below it, so that a constant under the same name is only a starting value."""
     return any(
-        owned == key or owned.startswith(f"{key}.") for row in table.rows if _applies(row, config) for owned in _keys(row)
+        owned == key or owned.startswith(f"{key}.") for row in table.rows if applies(row, config) for owned in keys_of(row)
     )
 
 
@@ -378,7 +284,7 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
 
 
 def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
-    known = {key for row in table.rows for key in _keys(row)} | {*table.fixed, *table.written, *table.guards}
+    known = {key for row in table.rows for key in keys_of(row)} | {*table.fixed, *table.written, *table.guards}
     for key in leaves(raw):
         top = key.split(".")[0]
         if key not in known and top not in table.ignored:
@@ -391,8 +297,8 @@ def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
 
 def _refuse_idle(table: Table, raw: Json, config: Config, where: str) -> None:
     """Refuse a key that is set and means nothing beside the others: a factor of rope without its type."""
-    read_keys = {key for row in table.rows if _applies(row, config) for key in _keys(row)}
-    for key in sorted({key for row in table.rows for key in _keys(row)} - read_keys):
+    read_keys = {key for row in table.rows if applies(row, config) for key in keys_of(row)}
+    for key in sorted({key for row in table.rows for key in keys_of(row)} - read_keys):
         if lookup(raw, key) is not None:
             raise NotSupported(
                 f"the config sets {key!r}, which means nothing beside the rest",

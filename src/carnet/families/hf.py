@@ -190,5 +190,6 @@ def dialect(
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped={**DROPPED, **(dropped or {})},
+        optional={},
         pads=pads or {},
     )

@@ -1,12 +1,13 @@
 """Every family that carnet knows, and how one is recognised."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 
-from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from carnet.families.falcon import FALCON
 from carnet.families.family import Family
-from carnet.families.fields import lookup, read, write
+from carnet.families.fields import lookup, read
 from carnet.families.gemma import GEMMA, GEMMA2, GEMMA3
 from carnet.families.gpt import NEMOTRON, STARCODER2
 from carnet.families.gpt2 import GPT2
@@ -25,7 +26,8 @@ from carnet.families.olmoe import OLMOE
 from carnet.families.phi import PHI3
 from carnet.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.families.rows import Dialect
-from carnet.families.words import Config, Value
+from carnet.families.saying import misfits
+from carnet.families.words import BY_NAME, Config, Value
 
 FAMILIES = (
     LLAMA,
@@ -63,6 +65,17 @@ def dialect_of(family: Family, name: str) -> Dialect:
     if found is None:
         raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
     return found
+
+
+def without(dialect: str, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
+    """Return a config that no longer says what is optional and left behind: all tensors of it have names like those to drop."""
+    left = {name for name in names if any(fnmatchcase(name, pattern) for pattern in drop)}
+    said = dict(raw)
+    for pattern, keys in MEGATRON.optional.items() if left and dialect == MEGATRON.name else ():
+        among = {name for name in names if fnmatchcase(name, pattern)}
+        if among and among <= left:
+            said |= {key: become(said[key]) for key, become in keys.items() if said.get(key) is not None}
+    return said
 
 
 def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config) -> tuple[Family, dict[str, Value]]:
@@ -132,19 +145,40 @@ def _known(dialect: str) -> str:
 
 
 def _first_that_says(config: Config, where: str) -> Family:
-    refusals: list[str] = []
+    against: dict[str, tuple[bool, list[str]]] = {}  # whether it is another kind of model, and what its config cannot say
     for family in FAMILIES:
-        wrong = [name for name, wanted in family.traits.items() if value(config, name) != wanted and concerns(config, name)]
-        if wrong:
-            refusals.append(f"{family.name}: {', '.join(f'{name} is {value(config, name)!r}' for name in wrong)}")
-            continue
-        try:
-            write(family.hf.table, padded(family.hf, config), family.traits, where)
-        except CarnetError as error:
-            refusals.append(f"{family.name}: {error.what}")
-            continue
-        return family
+        alien = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
+        unsaid = [] if alien else misfits(family.hf.table, padded(family.hf, config), family.traits, where)
+        found = {name: _told(name, config) for name in (*alien, *(name for misfit in unsaid for name in misfit.fields))}
+        if not found:
+            return family
+        against[family.name] = bool(alien), [*found.values()]
+        if [*found] == ["mtp"]:
+            raise NotSupported(
+                f"the family {family.name!r} has no layers that predict further tokens, and the training arguments say that there are",
+                {"where": where, "nearest": family.name, "against it": found["mtp"]},
+                remedy="--drop 'mtp.*' leaves them behind; what the others compute stays the same",
+            )
+    nearest, (_, reasons) = min(against.items(), key=lambda item: (item[1][0], len(item[1][1])))
+    facts: dict[str, object] = {
+        "where": where,
+        "nearest": nearest,
+        "against it": reasons[0],
+        **dict(zip(("and", "and also"), reasons[1:3], strict=False)),
+    }
+    if len(reasons) > 3:
+        facts["others"] = len(reasons) - 3
     raise NotSupported(
         "no known family has the features that the training arguments describe",
-        {"where": where, **{f"not {line.split(':')[0]}": line.split(": ", 1)[1] for line in refusals}},
+        facts,
+        remedy="name the config.json of the model's own class with --config, if docs/families.md has that class",
     )
+
+
+def _has(config: Config, name: str, wanted: Value) -> bool:
+    return value(config, name) == wanted or not concerns(config, name)
+
+
+def _told(name: str, config: Config) -> str:
+    """Return a field in words: its value, and what it says."""
+    return f"{name} {value(config, name)!r} ({BY_NAME[name].remark})"

@@ -6,6 +6,8 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 ``input_layernorm`` and ``pre_mlp_layernorm`` are the module names of the local spec.
 """
 
+from collections.abc import Callable
+
 from carnet.families.fields import Table
 from carnet.families.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.families.megatron_args import FIELDS, GUARDS
@@ -193,6 +195,14 @@ DROPPED = {
     "common_state*": "training arguments (read)",
 }
 
+# the layers that predict further tokens; a hybrid has their letters after a stroke: megatron/core/ssm/mamba_hybrid_layer_allocation.py
+OPTIONAL: dict[str, dict[str, Callable[[object], object]]] = {
+    "*mtp.*": {
+        **dict.fromkeys(("mtp_num_layers", "mtp_use_repeated_layer", "mtp_hybrid_override_pattern"), lambda said: None),
+        "hybrid_layer_pattern": lambda said: str(said).split("/")[0],
+    }
+}
+
 MEGATRON = Dialect(
     name="megatron",
     architecture="",
@@ -207,5 +217,6 @@ MEGATRON = Dialect(
     embedding="none",
     table=Table(FIELDS, guards=GUARDS, closed=False),
     dropped=DROPPED,
+    optional=OPTIONAL,
     pads={},
 )

@@ -216,6 +216,16 @@ def canonical(config: Config) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     yield from (each for each in top if each[1].stage == "last")
 
 
+def norms(config: Config) -> frozenset[str]:
+    """Return the names of the canonical tensors that scale a norm."""
+    return frozenset(name for name, tensor, _ in canonical(config) if tensor.is_norm)
+
+
+def canonical_shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Return every canonical tensor of a model, layers written out, with its shape."""
+    return {name: shape for name, _, shape in canonical(config)}
+
+
 def _sized(config: Config, layer: Config) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
     size = sizes(layer)
     for name, tensor in tensors(config, layer).items():

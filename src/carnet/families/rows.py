@@ -43,6 +43,9 @@ class Dialect:
     embedding: str  # how ranks share the embedding unless asked otherwise: none (a copy each), rows, columns
     table: Table  # config fields and their places
     dropped: Mapping[str, str]  # name pattern -> why tensors of this name are no weights
+    optional: Mapping[
+        str, Mapping[str, Callable[[object], object]]
+    ]  # name pattern -> config keys, as they are without such tensors
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
 

@@ -188,5 +188,6 @@ def dialect(
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped=DROPPED,
+        optional={},
         pads={},
     )

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from carnet.box import Box, volume, whole
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.families.fields import lookup, write
+from carnet.families.fields import lookup
 from carnet.families.known import recognise
 from carnet.families.megatron import DROPPED, MEGATRON
+from carnet.families.saying import write
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Stored
 from carnet.formats.wrapped import arguments_of, read_config

@@ -11,7 +11,7 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.known import dialect_of
-from carnet.families.model import value
+from carnet.families.model import canonical_shapes, norms, value
 from carnet.families.rows import Dialect
 from carnet.families.vocabulary import Vocabulary
 from carnet.families.words import Config, Value
@@ -19,7 +19,7 @@ from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
 from carnet.formats.tokenizers import Tokens
-from carnet.inventory import Inventory, Key, canonical_shapes, is_zero_centred, norms, take
+from carnet.inventory import Inventory, Key, is_zero_centred, take
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps

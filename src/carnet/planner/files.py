@@ -9,9 +9,9 @@ from carnet.box import Box, whole
 from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.families.family import Family
-from carnet.families.fields import write
 from carnet.families.known import padded
 from carnet.families.rows import Dialect
+from carnet.families.saying import write
 from carnet.families.words import Config
 from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
