@@ -1,27 +1,55 @@
-"""carnet takes a trained model across the border: Megatron to TensorRT-LLM, vLLM, SGLang and transformers, provably whole.
+"""carnet takes a trained language model across the border: Megatron to TensorRT-LLM, vLLM and transformers, provably whole.
 
-Five verbs, nothing else::
+Five verbs, what they return, and what they raise::
 
     import carnet
 
-    carnet.cross("checkpoints/llama", "out/llama-hf", to="hf")
+    verdict = carnet.cross("checkpoints/llama", "out/llama-hf", to="hf")
+    if not verdict:
+        print(verdict.findings)
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-__all__ = ["cross", "inspect", "plan", "run", "verify"]
+__all__ = [
+    "BadCheckpoint",
+    "BadOption",
+    "BadRequest",
+    "CarnetError",
+    "Inspection",
+    "MachineFailed",
+    "NotSupported",
+    "Options",
+    "Plan",
+    "Verdict",
+    "cross",
+    "inspect",
+    "plan",
+    "run",
+    "verify",
+]
 
 if TYPE_CHECKING:
-    from carnet.api import cross, inspect, plan, run, verify
+    from carnet.api import Inspection, Verdict, cross, inspect, plan, run, verify
+    from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
+    from carnet.planner.request import Options
+    from carnet.steps import Plan
+
+_HOMES = {
+    "carnet.api": ("Inspection", "Verdict", "cross", "inspect", "plan", "run", "verify"),
+    "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
+    "carnet.planner.request": ("Options",),
+    "carnet.steps": ("Plan",),
+}
 
 
 def __getattr__(name: str) -> object:
     # the verbs need numpy; `carnet --help` does not
-    if name in __all__:
-        from carnet import api
-
-        return getattr(api, name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module 'carnet' has no attribute {name!r}")
 
 

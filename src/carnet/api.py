@@ -1,6 +1,6 @@
 """The five verbs, as functions. The command line adds nothing to them but options and colours."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,14 +32,15 @@ from carnet.formats.wrapped import arguments_of, read_config
 from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
+from carnet.planner.options import PathLike, local, located, nbytes, patterns, whole
 from carnet.planner.proof import reprove
-from carnet.planner.request import MEMORY, Options, PathLike, Request, absolute, as_data
+from carnet.planner.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inspection:
     """What a checkpoint is."""
 
@@ -47,10 +48,14 @@ class Inspection:
     inventory: Inventory | None  # None where carnet does not understand every tensor
     refusal: CarnetError | None  # and why
 
+    def __repr__(self) -> str:
+        what = f"refused: {self.refusal.what}" if self.inventory is None and self.refusal is not None else repr(self.inventory)
+        return f"Inspection({str(self.checkpoint.root)!r}, {self.checkpoint.dialect} ({self.checkpoint.format}), {what})"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Verdict:
-    """Whether a target is its source."""
+    """Whether a target is its source; false where it is different."""
 
     source: str  # path; "" where the target was checked against its own document
     target: str  # path
@@ -65,15 +70,29 @@ class Verdict:
         """Say that nothing was found."""
         return not self.findings
 
+    def __bool__(self) -> bool:
+        return self.equal
 
-def inspect(path: PathLike, *, config: PathLike | None = None) -> Inspection:
+    def __repr__(self) -> str:
+        found = "equal" if self.equal else f"different, {len(self.findings)} findings"
+        return f"Verdict({found}, target={self.target!r}, source={self.source!r}, {self.nbytes:,} bytes)"
+
+
+def inspect(
+    path: PathLike,
+    *,
+    drop: str | Sequence[str] = (),
+    vocab_size: int | None = None,
+    config: PathLike | None = None,
+) -> Inspection:
     """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
 
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
-    checkpoint = _open(path, config)
+    dropped, vocab = patterns("drop", drop), None if vocab_size is None else whole("vocab_size", vocab_size)
+    checkpoint = _open(local("ckpt", path), config)
     try:
-        return Inspection(checkpoint, take(checkpoint), None)
+        return Inspection(checkpoint, take(checkpoint, dropped, vocab), None)
     except CarnetError as refusal:
         return Inspection(checkpoint, None, refusal)
 
@@ -81,15 +100,16 @@ def inspect(path: PathLike, *, config: PathLike | None = None) -> Inspection:
 def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """Plan a crossing and prove that it loses nothing; only headers are read.
 
-    ``memory`` (bytes) is the peak of private memory that the crossing may use. Raises CarnetError where anything of the source is
-    unknown, lacking or has no place in the target.
+    The options are those of the command line, with underscores: ``to="hf"``, ``vocab_size=50257``, ``memory="512M"``; see
+    ``carnet.Options``. Raises CarnetError where anything of the source is unknown, lacking or has no place in the target, and
+    BadOption where an option says what it never can.
     """
-    request, memory, amax = Request.of(options), options.get("memory", MEMORY), options.get("amax")
-    checkpoint, lent = _open(path, options.get("config")), options.get("tokenizer")
-    folder = None if lent is None else Path(lent)
+    request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
+    checkpoint, lent = _open(local("ckpt", path), options.get("config")), options.get("tokenizer")
+    folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
-    measured = {} if amax is None else read_amax(Path(amax))
+    measured = {} if amax is None else read_amax(local("amax", amax))
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
     window, threads = choose_window(memory, len(made.steps))
@@ -104,20 +124,21 @@ def run(plan: Plan | PathLike, out: PathLike, *, device: str = "cpu", progress: 
     ``device`` is where matrices are quantized: "cpu" or "cuda"; the bytes are the same.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
-    made = plan if isinstance(plan, Plan) else saved.load(Path(plan))
-    with _written(made, Path(out), progress, device) as (_, publish_it):
+    target = local("out", out, out=True)
+    made = plan if isinstance(plan, Plan) else saved.load(local("plan", plan))
+    with _written(made, target, progress, device) as (_, publish_it):
         publish_it()
-    return Path(out)
+    return target
 
 
 def verify(
     source: PathLike,
     out: PathLike | None = None,
     *,
-    drop: tuple[str, ...] = (),
+    drop: str | Sequence[str] = (),
     vocab_size: int | None = None,
     config: PathLike | None = None,
-    memory: int = MEMORY,
+    memory: int | str = MEMORY,
     progress: Progress | None = None,
 ) -> Verdict:
     """Compare a target with its source, element by element; or, given the target alone, with its own document.
@@ -126,19 +147,19 @@ def verify(
     A target that is its source gets its document (``carnet.json``) completed, where carnet wrote it.
     """
     if out is None:
-        return _recheck(Path(source), memory, progress)
-    target = Path(out)
+        return _recheck(local("out", source), nbytes("memory", memory), progress)
+    ours, target = local("ckpt", source), local("out", out)
     said = documents.load(target)
     asked = (
         Request(to="") if said is None else Request.from_data(said.get("request"))
     )  # nobody says what a stranger was made for
     request = replace(
         asked,
-        drop=(*asked.drop, *drop),
-        vocab=asked.vocab if vocab_size is None else vocab_size,
-        config=absolute(config) or asked.config,
+        drop=(*asked.drop, *patterns("drop", drop)),
+        vocab=asked.vocab if vocab_size is None else whole("vocab_size", vocab_size),
+        config=located("config", config) or asked.config,
     )
-    verdict, data = _examine(Path(source), target, request, memory, progress)
+    verdict, data = _examine(ours, target, request, nbytes("memory", memory), progress)
     if data is not None and said is not None:
         _store(target, data)
     return verdict
@@ -153,14 +174,15 @@ def cross(
     **options: Unpack[Options],
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document."""
+    target = local("out", out, out=True)
     made = plan(path, **options)
-    memory = options.get("memory", MEMORY)
-    with _written(made, Path(out), progress, device) as (staging, publish_it):
+    memory = memory_of(options)
+    with _written(made, target, progress, device) as (staging, publish_it):
         verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), memory, progress)
         if data is not None:
             put_file(documents.NAME, [documents.text(data).encode()], staging, sync=True)
             publish_it()
-    return replace(verdict, target=str(out))
+    return replace(verdict, target=str(target))
 
 
 @contextmanager
@@ -223,7 +245,7 @@ def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
     checkpoint = open_checkpoint(Path(path))
     if config is None:
         return checkpoint
-    said = read_config(Path(config))
+    said = read_config(local("config", config))
     if checkpoint.dialect == "megatron":
         own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
         said = {**own, **arguments_of(said, str(config))}

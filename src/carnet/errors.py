@@ -8,6 +8,7 @@ An error names the thing that is wrong, lists the facts aligned, and ends with o
       try: use a tensor-parallel size that divides 8, or is a multiple of it
 """
 
+import textwrap
 from collections.abc import Mapping
 
 
@@ -28,11 +29,32 @@ class CarnetError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        width = max([9, *(len(label) + 1 for label in self.facts)])
-        lines = [self.what, *(f"  {label:<{width}} {value}" for label, value in self.facts.items())]
-        if self.remedy is not None:
-            lines.append(f"  try: {self.remedy}")
-        return "\n".join(lines)
+        return "\n".join(lines(self))
+
+
+def lines(error: CarnetError, width: int | None = None) -> list[str]:
+    """Return what an error says, line by line; where a width is given, longer lines go on below where they began."""
+    column = max([9, *(len(label) + 1 for label in error.facts)])
+    facts = [f"  {label:<{column}} {value}" for label, value in error.facts.items()]
+    heads = [
+        (error.what, 2),
+        *((fact, column + 3) for fact in facts),
+        *([(f"  try: {error.remedy}", 7)] if error.remedy else []),
+    ]
+    return [line for text, indent in heads for line in folded(text, width, indent)]
+
+
+def folded(text: str, width: int | None, indent: int) -> list[str]:
+    """Return a line in pieces of at most a width, the later ones indented; what has no space is never cut.
+
+    >>> folded("found     a, b, c and d", 17, 10)
+    ['found     a, b, c', '          and d']
+    """
+    if width is None or len(text) <= width:
+        return text.splitlines() or [""]
+    first, rest = text[:indent], text[indent:]
+    pieces = textwrap.wrap(rest, max(20, width - indent), break_long_words=False, break_on_hyphens=False) or [""]
+    return [(first if at == 0 else " " * indent) + piece for at, piece in enumerate(pieces)]
 
 
 class BadCheckpoint(CarnetError):
@@ -41,6 +63,10 @@ class BadCheckpoint(CarnetError):
 
 class BadRequest(CarnetError):
     """What was asked for cannot be: the person at the terminal must act."""
+
+
+class BadOption(BadRequest):
+    """An option has a name or a value that it can never have, whatever the checkpoint: a usage error."""
 
 
 class NotSupported(CarnetError):

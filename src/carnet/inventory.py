@@ -31,7 +31,7 @@ Key = tuple[str, str]  # (unit, name) of a stored tensor
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Inventory:
     """A checkpoint whose every tensor is understood."""
 
@@ -46,12 +46,14 @@ class Inventory:
     scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
     vocabulary: Vocabulary
 
+    def __repr__(self) -> str:
+        return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"
+
     def stored(self, key: Key) -> tuple[Stored, ...]:
         """Return the stored tensors of an entry: one, or codes with their scales."""
-        if key not in self.coded:
-            return (self.checkpoint.tensors[key],)
-        one = self.coded[key]
-        return tuple(each for each in (one.codes, one.scales, one.outer) if each is not None)
+        one = self.coded.get(key)
+        held = (self.checkpoint.tensors[key],) if one is None else (one.codes, one.scales, one.outer)
+        return tuple(each for each in held if each is not None)
 
     @property
     def zero_centred(self) -> bool:
@@ -62,8 +64,8 @@ class Inventory:
 def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
     """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
     inventory, problems = survey(checkpoint, drop, vocab, counted=counted)
-    for problem in problems:
-        raise problem
+    if problems:
+        raise problems[0]
     return inventory
 
 

@@ -14,16 +14,24 @@ from rich.table import Table
 
 from carnet.api import Inspection, Verdict
 from carnet.dtypes import BY_NAME
-from carnet.errors import CarnetError
+from carnet.errors import CarnetError, folded
 from carnet.examiner.document import layouts, quality_data, vocabulary_data
 from carnet.examiner.examine import Quality
 from carnet.families.words import Config
 from carnet.formats.stored import Stored
 from carnet.inventory import Inventory
+from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
 from carnet.steps import SKETCH, Add, Cast, Copy, Fill, Plan, Put, Quantize
 
+SHOWN = {"hf": ("to",), "trtllm": ("to", "tp", "pp"), "megatron": ("to", "tp", "pp", "ep", "spelling")}  # of a request, always
+MOOT = {
+    "hf": ("spelling", "tokens"),
+    "trtllm": ("spelling", "shard", "tokens"),
+    "megatron": ("shard", "tokens"),
+}  # and what means nothing there
 LABEL = 18  # columns of a label
+TIED = "\N{NO-BREAK SPACE}"  # between words that stay on one line
 INPUT_SCALES = {name for style in STYLES.values() for name in style.inputs.values()}
 CACHE_SCALES = {place.removeprefix("../") for style in STYLES.values() for place in style.cache[:2] if place}
 
@@ -119,11 +127,10 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
 def show_plan(plan: Plan, console: Console) -> None:
     """Print what a plan will do."""
     kinds = Counter(type(step).__name__.lower() for step in plan.steps)
-    asked = {k: v for k, v in plan.request.items() if v not in (None, [], "none") and k != "shard"}
     facts = {
         "source": plan.source,
         "family": plan.family,
-        "target": "  ".join(f"{name} {' '.join(value) if isinstance(value, list) else value}" for name, value in asked.items()),
+        "target": _target(plan),
         **_quantized(plan),
         "steps": ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
         "memory": f"at most {size(plan.memory)} private, {plan.threads} threads with windows of {size(plan.window)}",
@@ -145,6 +152,23 @@ def show_plan(plan: Plan, console: Console) -> None:
     for asset in plan.assets:
         table.add_row(asset.name, "", size(asset.nbytes))
     console.print(table)
+
+
+def _target(plan: Plan) -> str:
+    """Return what was asked for: what every target of the kind has, and what is not as it is by itself."""
+    to = Request.from_data(plan.request).to
+    default, said = as_data(Request(to)), []
+    for name, value in plan.request.items():
+        if name in SHOWN[to] or (value != default[name] and name not in MOOT[to]):
+            words = (
+                ", ".join(value)
+                if isinstance(value, list)
+                else size(value)
+                if isinstance(value, int) and name == "shard"
+                else value
+            )
+            said.append(f"{name}{TIED}{words}")
+    return "  ".join(said)
 
 
 def _quantized(plan: Plan) -> dict[str, str]:
@@ -297,14 +321,17 @@ def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:
 
 
 def _facts(console: Console, facts: Mapping[str, object]) -> None:
+    """Print a line a fact; on a terminal one that is too long goes on below its value."""
+    width = console.width if console.is_terminal else None
     for label, value in facts.items():
-        console.print(f"{label:<{LABEL}} {value}", highlight=False, markup=False, soft_wrap=True)
+        for line in folded(f"{label:<{LABEL}} {value}", width, LABEL + 1):
+            console.print(line.replace(TIED, " "), highlight=False, markup=False, soft_wrap=True)
 
 
 def _config(config: Config) -> dict[str, object]:
-    """Return a model's fields as lines of a few each."""
+    """Return a model's fields as lines of a few each; a name stays with its value."""
     said = [
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        f"{name}{TIED}{value:g}" if isinstance(value, float) else f"{name}{TIED}{value}"
         for name, value in config.items()
         if value is not None
     ]

@@ -191,7 +191,7 @@ class AssetFile:
     digest: str  # xxh3-128 of the content, hex
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """Everything that a crossing will do."""
 
@@ -211,3 +211,8 @@ class Plan:
     raws: tuple[RawFile, ...] = ()  # a store's metadata
     sketch: TargetFile = TargetFile(SKETCH, 0, (), {}, "sketch")  # the matrices that are quantized
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
+
+    def __repr__(self) -> str:
+        nbytes = sum(file.nbytes for file in self.files)
+        target = f"to {self.request.get('to')!r}: {len(self.steps):,} steps, {len(self.files):,} files, {nbytes:,} bytes"
+        return f"Plan({self.source!r} {target})"

@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs.
 """
 
 import gc
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING, Unpack
@@ -14,7 +15,9 @@ import click
 from carnet import __version__
 from carnet.cli.edge import REMEMBERS, heed, stop_at_once
 from carnet.cli.options import (
+    Here,
     checkpoint,
+    choice,
     config_option,
     device_option,
     drop_option,
@@ -30,7 +33,11 @@ from carnet.cli.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from carnet.errors import CarnetError
     from carnet.planner.request import Options
+
+
+RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used by the next
 
 
 class Verb(click.Command):
@@ -44,9 +51,20 @@ class Verb(click.Command):
             for line in self.epilog.splitlines():
                 formatter.write(f"  {line}\n")
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words of a command; a path that is a URL is refused here."""
+        from carnet.errors import CarnetError
+
+        as_json = "--json" in args
+        try:
+            return super().parse_args(ctx, args)
+        except CarnetError as error:
+            refused(error, as_json=as_json)
+            ctx.exit(1)
+
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; turn a refusal into a message and an exit code."""
-        from carnet.errors import CarnetError
+        from carnet.errors import BadOption, CarnetError
 
         if signal.getsignal(signal.SIGINT) is stop_at_once:
             from carnet import api  # noqa: F401  what takes longest to import: until it is there Ctrl-C ends the process at once
@@ -54,12 +72,14 @@ class Verb(click.Command):
             heed(signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except BadOption as error:
+            raise click.UsageError(str(error), ctx) from error
         except CarnetError as error:
             refused(error, as_json=bool(ctx.params.get("as_json")))
             ctx.exit(1)
         except KeyboardInterrupt:
             heed(stop_at_once)
-            click.echo(REMEMBERS, err=True)
+            click.echo(REMEMBERS if self.name in RESUMED else "carnet: interrupted; nothing was written", err=True)
             ctx.exit(130)
 
 
@@ -75,20 +95,21 @@ class Crossing(Verb):
             formatter.write_dl([(style, ", ".join(schemes)) for style, schemes in by_style().items()])
 
 
-def refused(error: Exception, *, as_json: bool) -> None:
+def refused(error: "CarnetError", *, as_json: bool) -> None:
     """Say why carnet stopped."""
-    from carnet.errors import CarnetError
+    from carnet.errors import lines
 
-    if as_json and isinstance(error, CarnetError):
+    if as_json:
         from carnet.report import dump, error_data
 
         click.echo(dump(error_data(error)))
-    click.echo(f"carnet: {error}", err=True)
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    click.echo("carnet: " + "\n".join(lines(error, width)), err=True)
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 refused, 2 usage, 3 verified and different.",
+    epilog="Exit codes: 0 done, 1 refused, 2 usage, 3 verified and different, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="carnet")
 def main() -> None:
@@ -104,14 +125,24 @@ def main() -> None:
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
+@drop_option
+@vocab_option
 @config_option
 @json_option
 @click.pass_context
-def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, config: str | None, as_json: bool) -> None:
+def inspect(
+    ctx: click.Context,
+    ckpt: str,
+    tensors: bool,
+    drop: tuple[str, ...],
+    vocab_size: int | None,
+    config: str | None,
+    as_json: bool,
+) -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api, report
 
-    found = api.inspect(ckpt, config=config)
+    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, config=config)
     if as_json:
         data = report.inspection_data(found)
         click.echo(
@@ -133,7 +164,7 @@ def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, config: str | None,
 @checkpoint
 @target_options
 @quantize_options
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Save the plan to this file.")
+@click.option("-o", "--output", type=Here(dir_okay=False), help="Save the plan to this file.")
 @json_option
 def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Options]") -> None:
     """Plan a crossing and prove that it loses nothing. Only headers are read."""
@@ -154,7 +185,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=existing_file)
-@click.argument("out", type=click.Path())
+@click.argument("out", type=Here())
 @device_option
 def run(plan_file: str, out: str, device: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
@@ -167,7 +198,7 @@ def run(plan_file: str, out: str, device: str) -> None:
 
 @main.command(cls=Verb, epilog="carnet verify checkpoints/llama out/llama\ncarnet verify out/llama")
 @checkpoint
-@click.argument("out", required=False, type=click.Path(exists=True, file_okay=False))
+@click.argument("out", required=False, type=Here(exists=True, file_okay=False))
 @drop_option
 @vocab_option
 @config_option
@@ -203,7 +234,7 @@ def verify(
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors",
 )
 @checkpoint
-@click.argument("out", type=click.Path())
+@click.argument("out", type=Here())
 @target_options
 @quantize_options
 @device_option
@@ -227,9 +258,9 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: 
     epilog="carnet calibrate models/llama --data texts.jsonl -o amax.safetensors\n"
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8 --amax amax.safetensors",
 )
-@click.argument("hf_dir", type=click.Path(exists=True, file_okay=False))
+@click.argument("hf_dir", type=Here(exists=True, file_okay=False))
 @click.option("--data", required=True, type=existing_file, help='Texts, one {"text": "..."} a line.')
-@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), help="The file for --amax.")
+@click.option("-o", "--output", required=True, type=Here(dir_okay=False), help="The file for --amax.")
 @click.option("--samples", default=512, show_default=True, type=click.IntRange(1), help="Texts to read, at most.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(1), help="Tokens of a text, at most.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:1.  [default: cuda where there is one]")
@@ -250,7 +281,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     epilog="carnet fits checkpoints/llama --spec modelopt\ncarnet fits checkpoints/llama --spec te --tp 8 --pp 2 --json",
 )
 @checkpoint
-@click.option("--spec", required=True, type=click.Choice(["modelopt", "te", "local"]), help="What the model is built of.")
+@choice("--spec", ("modelopt", "te", "local"), required=True, help="What the model is built of.")
 @click.option("--tp", type=click.IntRange(1), help="ranks that share each layer of the model.  [default: 1]")
 @click.option("--pp", type=click.IntRange(1), help="its pipeline stages.  [default: 1]")
 @click.option("--ep", type=click.IntRange(1), help="ranks that share its experts.  [default: 1]")

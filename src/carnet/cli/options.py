@@ -1,25 +1,72 @@
-"""The options that commands have in common. Names and defaults are those of a request; here is how a person writes them."""
+"""The options that commands have in common. Names, words and defaults are those of a request; here is how a person writes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import click
 
-from carnet.planner.request import EMBEDDINGS, MEMORY, TARGETS, Request
+from carnet.errors import BadOption
+from carnet.planner.options import DTYPES, local, nbytes, near
+from carnet.planner.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
 
-UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 DEFAULT = Request(to="hf")
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 
-def nbytes(ctx: click.Context, param: click.Parameter, value: str) -> int:
-    """Return the number of bytes that a size says: 512M, 2G, 1048576."""
-    text = value.upper().removesuffix("B").removesuffix("I")
-    unit = text[-1:] if text[-1:] in UNITS else ""
+def choice(
+    name: str,
+    known: Iterable[str] | Callable[[], Iterable[str]],
+    *,
+    help: str,  # noqa: A002  as click's own
+    metavar: str | None = None,
+    default: str | None = None,
+    required: bool = False,
+) -> Decorator:
+    """Return an option that is one of some words, which may be asked for only when they are needed; a wrong one is answered with those
+    that are near.
+    """
+
+    def convert(value: str) -> str:
+        words = [*(known() if callable(known) else known)]
+        for said in (value, value.lower()):
+            if said in words:
+                return said
+        raise click.BadParameter(f"{value!r} is none of {', '.join(words)}{near(value, words)}")
+
+    shown = metavar if callable(known) or metavar is not None else f"[{'|'.join(known)}]"
+    given: dict[str, Any] = {} if default is None else {"default": default, "show_default": True}
+    return click.option(name, type=convert, metavar=shown, required=required, help=help, **given)
+
+
+def size(value: str | int) -> int:
+    """Read a number of bytes as a person writes it."""
     try:
-        return int(float(text.removesuffix(unit)) * UNITS[unit])
-    except (ValueError, OverflowError):
-        raise click.BadParameter(f"{value!r} is no size; write 512M or 2G", ctx, param) from None
+        return nbytes("a size", value)
+    except BadOption:
+        raise click.BadParameter(f"{value!r} is no size; write 512M (decimal), 512MiB or a number of bytes") from None
+
+
+class Here(click.Path):
+    """A path on this machine. A URL is refused with what to do instead, before it is looked for or becomes a folder's name."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click's own
+        """Refuse a URL, then do as click does."""
+        name = "a path" if param is None else param.human_readable_name
+        local(name, value, out=self.exists is False)
+        return super().convert(value, param, ctx)
+
+
+def _styles() -> list[str]:
+    from carnet.quantize.recipes import by_style
+
+    return [*by_style()]
+
+
+def _schemes() -> list[str]:
+    from carnet.quantize.recipes import by_style
+
+    return [*dict.fromkeys(scheme for schemes in by_style().values() for scheme in schemes)]
 
 
 def together(*options: Decorator) -> Decorator:
@@ -33,8 +80,8 @@ def together(*options: Decorator) -> Decorator:
     return add
 
 
-existing_file = click.Path(exists=True, dir_okay=False)
-checkpoint = click.argument("ckpt", type=click.Path(exists=True, file_okay=False))
+existing_file = Here(exists=True, dir_okay=False)
+checkpoint = click.argument("ckpt", type=Here(exists=True, file_okay=False))
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 drop_option = click.option(
     "--drop", multiple=True, metavar="PATTERN", help="Leave behind the stored tensors with names like this. May be repeated."
@@ -46,52 +93,55 @@ config_option = click.option(
     "--config", type=existing_file, help="config.json or YAML in place of the checkpoint's own arguments."
 )
 memory_option = click.option(
-    "--memory", default=MEMORY, type=str, callback=nbytes, help="Peak of private memory.  [default: 512M]"
+    "--memory", default=MEMORY, type=size, metavar="SIZE", help="Peak of private memory: 512M, 2GiB.  [default: 512M]"
 )
-device_option = click.option(
+device_option = choice(
     "--device",
-    type=click.Choice(["cpu", "cuda"]),
+    ("cpu", "cuda"),
     default="cpu",
-    show_default=True,
     help="Where to quantize; cuda needs carnet[cuda].",
 )
 quantize_options = together(
-    click.option("--quantize", metavar="SCHEME", help="Write the linear layers' weights as codes and scales; see below."),
-    click.option("--style", help="Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]"),
-    click.option("--kv-cache", type=click.Choice(["fp8"]), help="Store scales for a cache of keys and values in FP8."),
+    choice(
+        "--quantize",
+        _schemes,
+        metavar="SCHEME",
+        help="Write the linear layers' weights as codes and scales; see below.",
+    ),
+    choice(
+        "--style",
+        _styles,
+        metavar="STYLE",
+        help="Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
+    ),
+    choice("--kv-cache", CACHES, help="Store scales for a cache of keys and values in FP8."),
     click.option("--kv-scale", type=float, help="That scale, the same for all layers, where --amax does not say it."),
-    click.option(
+    choice(
         "--activations",
-        type=click.Choice(["static", "dynamic"]),
+        ACTIVATIONS,
         help="Store a scale for activations, or leave it to the engine.  [default: as the scheme has it]",
     ),
     click.option("--amax", type=existing_file, help="What `carnet calibrate` found: activations, keys and values."),
     click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, by name. May be repeated."),
 )
 target_options = together(
-    click.option("--to", required=True, type=click.Choice(TARGETS), help="What the target is for."),
+    choice("--to", TARGETS, required=True, help="What the target is for."),
     click.option("--tp", default=DEFAULT.tp, show_default=True, type=click.IntRange(1), help="ranks that share each layer."),
     click.option("--pp", default=DEFAULT.pp, show_default=True, type=click.IntRange(1), help="pipeline stages."),
     click.option("--ep", default=DEFAULT.ep, show_default=True, type=click.IntRange(1), help="ranks that share experts."),
-    click.option("--dtype", help="Cast the weights: bf16, f16 or f32.  [default: as they are]"),
+    choice("--dtype", DTYPES, metavar="[bf16|fp16|fp32]", help="Cast the weights.  [default: as they are]"),
     memory_option,
-    click.option(
+    choice(
         "--parallel-embedding",
-        type=click.Choice(EMBEDDINGS),
+        EMBEDDINGS,
         help="trtllm: share the embedding among the ranks.  [default: as NVIDIA's converter does]",
     ),
-    click.option(
-        "--spelling",
-        default=DEFAULT.spelling,
-        show_default=True,
-        type=click.Choice(["te", "local"]),
-        help="megatron: whose names.",
-    ),
+    choice("--spelling", SPELLINGS, default=DEFAULT.spelling, help="megatron: whose names."),
     drop_option,
     vocab_option,
     config_option,
     click.option(
-        "--shard-size", default=DEFAULT.shard, type=str, callback=nbytes, help="hf: bytes of a file at most.  [default: 5 GB]"
+        "--shard-size", default=DEFAULT.shard, type=size, metavar="SIZE", help="hf: bytes of a file at most.  [default: 5G]"
     ),
-    click.option("--tokenizer", type=click.Path(exists=True, file_okay=False), help="Folder whose tokenizer goes along."),
+    click.option("--tokenizer", type=Here(exists=True, file_okay=False), help="Folder whose tokenizer goes along."),
 )

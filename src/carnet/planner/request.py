@@ -4,22 +4,19 @@ An option is one line of ``Options``, one field of ``Request`` with its default,
 write in more than one way is read once, in ``Request.of``; plans and documents keep the request as plain values.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Required, Self, TypedDict, get_args, get_origin, get_type_hints
 
-from carnet.dtypes import named
-from carnet.errors import BadRequest
-
-PathLike = str | os.PathLike[str]
+from carnet.errors import BadOption, BadRequest
+from carnet.planner.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word
 
 TARGETS = ("hf", "trtllm", "megatron")
 EMBEDDINGS = ("none", "rows", "columns")  # how ranks may share the embedding
-CASTS = ("bf16", "f16", "f32")
-MEMORY = 512 << 20  # bytes; the peak of private memory where nothing is said
+SPELLINGS = ("te", "local")  # whose names a Megatron target has
+CACHES = ("fp8",)
+ACTIVATIONS = ("static", "dynamic")
+MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
 
 class Common(TypedDict, total=False):
@@ -32,7 +29,7 @@ class Common(TypedDict, total=False):
     kv_cache: str | None
     kv_scale: float | None
     activations: str | None
-    exclude: Sequence[str]
+    exclude: str | Sequence[str]
 
 
 class Options(Common, total=False):
@@ -42,11 +39,11 @@ class Options(Common, total=False):
     tp: int
     pp: int
     ep: int
-    memory: int  # bytes: the peak of private memory that the crossing may use
+    memory: int | str  # bytes, or a size as on the command line: the peak of private memory that the crossing may use
     spelling: str
-    drop: Sequence[str]
+    drop: str | Sequence[str]
     vocab_size: int | None
-    shard_size: int
+    shard_size: int | str
     tokenizer: PathLike | None  # folder whose tokenizer goes along
     config: PathLike | None
     amax: PathLike | None
@@ -90,8 +87,10 @@ class Request:
     def of(cls, options: Mapping[str, object]) -> Self:
         """Return what ``Options`` ask for; raise BadRequest where that makes no sense, whatever the checkpoint."""
         only(Options.__required_keys__ | Options.__optional_keys__, options)
-        named = {FIELDS.get(option, option): value for option, value in options.items() if option not in ASIDE}
-        return cls._made({field: READ.get(field, _same)(value) for field, value in named.items()})
+        if "to" not in options:
+            raise BadOption("a crossing needs to know what its target is for", {"lacking": "to", "known": ", ".join(TARGETS)})
+        read = {option: READERS[option](option, value) for option, value in options.items() if option not in ASIDE}
+        return cls(**{FIELDS.get(option, option): value for option, value in read.items()})
 
     @classmethod
     def from_data(cls, data: object) -> Self:
@@ -102,15 +101,10 @@ class Request:
         for field, kind in get_type_hints(cls).items():
             if field in data and not _is(data[field], kind):
                 raise BadRequest(f"{field!r} of a request cannot be {data[field]!r}")
-        return cls._made({field: tuple(value) if isinstance(value, list) else value for field, value in data.items()})
-
-    @classmethod
-    def _made(cls, fields: Mapping[str, Any]) -> Self:
-        if "to" not in fields:
-            raise BadRequest("a request says what the target is for", {"lacking": "to", "known": ", ".join(TARGETS)})
-        made = cls(**fields)
-        check(made)
-        return made
+        if "to" not in data:
+            raise BadRequest("a request says what its target is for", {"lacking": "to"})
+        plain: dict[str, Any] = {**data, **{name: tuple(value) for name, value in data.items() if isinstance(value, list)}}
+        return cls(**plain)
 
 
 def as_data(request: Request) -> Mapping[str, object]:
@@ -119,53 +113,53 @@ def as_data(request: Request) -> Mapping[str, object]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
-def check(request: Request) -> None:
-    """Raise BadRequest where a wish is none, whatever the checkpoint."""
-    if request.to not in TARGETS:
-        raise BadRequest(f"no target is called {request.to!r}", {"known": ", ".join(TARGETS)})
-    if request.embedding not in (None, *EMBEDDINGS):
-        raise BadRequest(f"the embedding cannot be shared by {request.embedding!r}", {"known": ", ".join(EMBEDDINGS)})
-    if request.cache not in (None, "fp8"):
-        raise BadRequest(f"a cache of keys and values cannot be {request.cache!r}", {"known": "fp8"})
-    for name in ("tp", "pp", "ep", "shard"):
-        if getattr(request, name) < 1:
-            raise BadRequest(f"{name} must be at least 1", {"found": getattr(request, name)})
+def memory_of(options: Mapping[str, object]) -> int:
+    """Return the bytes of private memory that a crossing may use."""
+    return nbytes("memory", options.get("memory", MEMORY))
 
 
-def _cast_to(word: str | None) -> str | None:
-    """Return carnet's name of an element type that weights can be cast to; raise BadRequest for any other."""
-    if word is None:
-        return None
-    dtype = named(word).name
-    if dtype not in CASTS:
-        raise BadRequest(f"weights cannot be cast to {dtype}", {"known": ", ".join(CASTS)})
-    return dtype
+Reader = Callable[[str, object], Any]
 
 
-def absolute(path: PathLike | None) -> str | None:
-    """Return a path that holds wherever it is read again."""
-    return None if path is None else str(Path(path).absolute())
+def _among(known: Iterable[str], *, needed: bool = False) -> Reader:
+    return lambda name, value: None if value is None and not needed else word(name, value, {each: each for each in known})
 
 
-def _same(value: object) -> object:
-    return value
+def _style(name: str, value: object) -> str | None:
+    from carnet.quantize.recipes import by_style
+
+    return _among(by_style())(name, value)  # type: ignore[no-any-return]
 
 
-READ: Mapping[str, Callable[[Any], object]] = {  # field -> how its option is read; the others are taken as they are
-    "dtype": _cast_to,
-    "drop": tuple,
-    "config": absolute,
-    "amax": absolute,
-    "exclude": tuple,
+def _scheme(name: str, value: object) -> str | None:
+    from carnet.quantize.recipes import by_style
+
+    return _among({scheme: None for schemes in by_style().values() for scheme in schemes})(name, value)  # type: ignore[no-any-return]
+
+
+READERS: Mapping[str, Reader] = {  # option -> how what a person gives is read
+    "to": _among(TARGETS, needed=True),
+    **dict.fromkeys(("tp", "pp", "ep"), whole),
+    "dtype": lambda name, value: None if value is None else word(name, value, DTYPES),
+    "spelling": _among(SPELLINGS, needed=True),
+    "parallel_embedding": _among(EMBEDDINGS),
+    **dict.fromkeys(("drop", "exclude"), patterns),
+    "vocab_size": lambda name, value: None if value is None else whole(name, value),
+    "shard_size": nbytes,
+    **dict.fromkeys(("config", "amax"), located),
+    "quantize": _scheme,
+    "style": _style,
+    "kv_cache": _among(CACHES),
+    "kv_scale": number,
+    "activations": _among(ACTIVATIONS),
 }
 
 
 def only(known: Iterable[str], said: Iterable[str]) -> None:
-    """Raise BadRequest where something is said that nobody knows."""
+    """Raise BadOption where something is said that nobody knows."""
     for name in said:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise BadRequest(f"no option is called {name!r}", remedy=f"say {near[0]!r}, if that is meant" if near else None)
+            raise BadOption(f"no option is called {name!r}{near(str(name), known)}")
 
 
 def _is(value: object, kind: object) -> bool:

@@ -1,0 +1,142 @@
+"""How a person may write the value of an option, on the command line as in Python: sizes, paths, patterns, words.
+
+Each reader takes the option's name and what was given, and returns what carnet works with. It raises BadOption where that can never be.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from numbers import Integral, Real
+from pathlib import Path
+
+from carnet.errors import BadOption, NotSupported
+
+PathLike = str | os.PathLike[str]
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
+DTYPES = {  # as carnet, PyTorch, its command line and other converters' say them
+    **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
+    **dict.fromkeys(("f16", "fp16", "float16", "half"), "f16"),
+    **dict.fromkeys(("f32", "fp32", "float32", "float"), "f32"),
+}
+
+STORE = re.compile(r"([a-z][a-z0-9+.-]+):/(/?)(.*)", re.IGNORECASE | re.DOTALL)
+TOOLS = {  # scheme -> how a folder is brought here, and how one is brought there
+    "s3": ("aws s3 sync {url} FOLDER", "aws s3 sync FOLDER {url}"),
+    "gs": ("gcloud storage rsync -r {url} FOLDER", "gcloud storage rsync -r FOLDER {url}"),
+    "hf": ("hf download {path} --local-dir FOLDER", "hf upload {path} FOLDER"),
+    "az": ("azcopy copy -r {url} FOLDER", "azcopy copy -r FOLDER {url}"),
+}
+
+
+def local(name: str, path: object, *, out: bool = False) -> Path:
+    """Return the path of something on this machine; raise NotSupported for a URL, with how to bring it here, or there.
+
+    >>> local("ckpt", "models/llama").name
+    'llama'
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise _wrong(name, path, "a path")
+    said = os.fspath(path)
+    if not isinstance(said, str):
+        raise _wrong(name, path, "a path")
+    found = STORE.fullmatch(said)
+    if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
+        return Path(said)
+    scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
+    if scheme == "file":
+        raise NotSupported(f"{name} is a URL", {"found": url}, remedy=f"/{found[3].lstrip('/')}")
+    there = TOOLS.get(scheme, ("", ""))[out].format(url=url, path=found[3].strip("/"))
+    todo = "write to a folder, then bring that there" if out else "bring it into a folder of this machine first"
+    what = f"{name} is a URL, and carnet does not support stores yet: it reads and writes folders of this machine"
+    raise NotSupported(what, {"found": url}, remedy=f"{todo}: {there}" if there else todo)
+
+
+def located(name: str, value: object) -> str | None:
+    """Return a path that holds wherever it is read again."""
+    return None if value is None else str(local(name, value).absolute())
+
+
+def nbytes(name: str, value: object) -> int:
+    """Return the bytes of a size, decimal as carnet prints them; those of KiB, MiB and GiB are binary.
+
+    >>> nbytes("memory", "512M"), nbytes("memory", "512MB"), nbytes("memory", "512MiB"), nbytes("memory", 1 << 20)
+    (512000000, 512000000, 536870912, 1048576)
+    """
+    if isinstance(value, str):
+        found = SIZE.fullmatch(value.strip().replace(",", "").replace("_", ""))
+        if found is None or found[2].lower() not in {**UNITS, **BINARY}:
+            raise _wrong(name, value, "a size: 512M, 2G, 512MiB or a number of bytes")
+        return int(float(found[1]) * {**UNITS, **BINARY}[found[2].lower()])
+    return whole(name, value)
+
+
+def whole(name: str, value: object) -> int:
+    """Return a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise _wrong(name, value, "a whole number")
+    if value < 1:
+        raise BadOption(f"{name} must be at least 1", {"found": value})
+    return int(value)
+
+
+def number(name: str, value: object) -> float | None:
+    """Return a number, None where there is none."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise _wrong(name, value, "a number")
+    return float(value)
+
+
+def patterns(name: str, value: object) -> tuple[str, ...]:
+    """Return patterns of names; a text is one pattern.
+
+    >>> patterns("exclude", "*.o_proj"), patterns("drop", ["a.*", "b.*"]), patterns("drop", None)
+    (('*.o_proj',), ('a.*', 'b.*'), ())
+    """
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
+        raise _wrong(name, value, "a pattern of names, or several")
+    found = tuple(value)
+    for each in found:
+        if not isinstance(each, str):
+            raise _wrong(name, each, "a pattern of names")
+    return found
+
+
+def word(name: str, value: object, known: Mapping[str, str]) -> str:
+    """Return what one of some words stands for.
+
+    >>> word("dtype", "torch.float16", DTYPES)
+    'f16'
+    """
+    if not isinstance(value, str):
+        said = str(value)  # torch.bfloat16 prints its own name
+        if said not in {f"torch.{each}" for each in known}:
+            raise _wrong(name, value, f"one of {', '.join(known)}")
+        value = said
+    plain = value if value in known else value.lower().removeprefix("torch.")
+    if plain not in known:
+        raise BadOption(f"{name} cannot be {value!r}{near(plain, known)}", {"known": ", ".join(known)})
+    return known[plain]
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """Return a question where a known word is near.
+
+    >>> near("megaton", ["hf", "megatron"]), near("onnx", ["hf", "megatron"])
+    ("; did you mean 'megatron'?", '')
+    """
+    found: Sequence[str] = get_close_matches(word.lower(), list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _wrong(name: str, value: object, expected: str) -> BadOption:
+    return BadOption(f"{name} cannot be {value!r}", {"expected": expected, "found": type(value).__name__})
