@@ -39,7 +39,7 @@ def test_a_config_that_contradicts_the_shapes_is_refused_with_both(tmp_path):
 def test_a_few_lines_of_yaml_are_a_config_too(tmp_path):
     (tmp_path / "args.yaml").write_text(
         "num_layers: 4\nhidden_size: 64\nnum_attention_heads: 4\nnum_query_groups: 2\ngroup_query_attention: true\n"
-        "kv_channels: 16\nffn_hidden_size: 96\nvocab_size: 250\npadded_vocab_size: 256\nmax_position_embeddings: 64\n"
+        "kv_channels: 16\nffn_hidden_size: 96\nvocab_size: 251\npadded_vocab_size: 256\nmax_position_embeddings: 64\n"
         "normalization: RMSNorm\nlayernorm_epsilon: 1.0e-06\nswiglu: true\nposition_embedding_type: rope\nrotary_base: 500000\n"
         "add_bias_linear: false\nuntie_embeddings_and_output_weights: true\nparams_dtype: torch.bfloat16\n"
     )
