@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from carnet.box import Box, uncovered, whole
-from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
@@ -23,11 +22,19 @@ from carnet.families.vocabulary import Json, Vocabulary, given, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.stored import Checkpoint, Coded, Stored, reshaped
 from carnet.quantize.reading import Said, plain, read
-from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
-from carnet.quantize.styles import SCALAR, Kept, Style, beside
-from carnet.quantize.styles import kept as kept_beside
+from carnet.sorting import Sorted, check_cache, sort_out
 
 Key = tuple[str, str]  # (unit, name) of a stored tensor
+WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
+    "_orig_mod.": (
+        "the weights of what torch.compile wraps around a model",
+        "save the model itself: model._orig_mod.save_pretrained(OUT)",
+    ),
+    "base_model.model.": (
+        "the weights of an adapter, or of a model inside peft's wrapper",
+        "merge it into its model with peft: model.merge_and_unload().save_pretrained(OUT)",
+    ),
+}
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
@@ -90,6 +97,7 @@ def survey(
         remedy = "name the model's config.json, or a few lines of YAML, with --config"
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
     said = read(checkpoint.dialect, checkpoint.config, where)
+    _refuse_wrapped(checkpoint, where)
     own = checkpoint.config if said is None else plain(checkpoint.dialect, checkpoint.config)
     own = without(checkpoint.dialect, own, {name for _, name in checkpoint.tensors}, drop)
     told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
@@ -98,7 +106,8 @@ def survey(
     dialect = dialect_of(family, checkpoint.dialect)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
-    sorted_out = _Sorted(kept, {}, {}, []) if said is None else _sort(said, kept, where)
+    published = like is None  # else it is held to what the program of its style writes
+    sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = sorted_out.kept
     if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
@@ -118,7 +127,7 @@ def survey(
     problems = [
         *([_contradicted(config, rows, where)] if rows and told is None else []),
         *sorted_out.problems,
-        *([] if said is None else _check_cache(said, named, sorted_out.scales, where)),
+        *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing),
         *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in fitting),
         *missing,
@@ -210,129 +219,12 @@ def _drop(
     return {reason: tuple(sorted(names)) for reason, names in sorted(dropped.items())}, kept
 
 
-@dataclass(slots=True)
-class _Sorted:
-    """Stored tensors, codes and their scales told apart from what is a weight as it stands."""
-
-    kept: dict[Key, Stored]  # weights, under the names that rows have; one that is coded has the shape that it stands for
-    coded: dict[Key, Coded]
-    scales: dict[Key, Stored]  # set aside
-    problems: list[CarnetError]
-
-    @property
-    def broken(self) -> set[Key]:
-        """Name what looks like codes and cannot be read."""
-        return {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
-
-
-def _sort(said: Said, kept: Mapping[Key, Stored], where: str) -> _Sorted:
-    """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows."""
-    left, done = dict(kept), _Sorted({}, {}, {}, [])
-    recipe, style = said.recipe, said.style
-    for key in [key for key, stored in kept.items() if recipe is not None and _is_coded(recipe, style, stored)]:
-        assert recipe is not None, "the list is empty without one"
-        _take_coded(said, recipe, left.pop(key), left, done, where)
-    if recipe is not None and not done.kept:
-        done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", _at(where, recipe.name)))
-    places = {place.rsplit("/")[-1] for place in style.cache[:2]} - {""}
-    lonely = {style.scales, style.outer, *style.inputs.values(), "weight_shape"} - {""}
-    for key, stored in left.items():
-        last, label = key[1].rsplit(".", 1)[-1], "/".join(filter(None, key))
-        if last in places and said.cache:
-            done.scales[key] = stored
-        elif last in places or last in lonely:
-            what = (
-                "a scale of the cache, of which the config says nothing"
-                if last in places
-                else "a scale that stands beside no codes"
-            )
-            done.problems.append(BadCheckpoint(f"{label!r} is {what}", {"where": where, "tensor": label}))
-        else:
-            done.kept[key] = stored
-            if stored.dtype not in FLOATS:
-                facts = {
-                    "where": where,
-                    "tensor": label,
-                    "found": stored.dtype,
-                    "quantized": recipe.name if recipe else "the cache",
-                }
-                done.problems.append(NotSupported(f"{label!r} is of a type that the config does not explain", facts))
-    return done
-
-
-def _at(where: str, recipe: str) -> dict[str, object]:
-    return {"where": where, "quantized": recipe}
-
-
-def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
-    return stored.name.endswith("." + style.codes_of(recipe)) and stored.dtype == codes_dtype(recipe) and len(stored.shape) > 1
-
-
-def _take_coded(said: Said, recipe: Recipe, codes: Stored, left: dict[Key, Stored], done: _Sorted, where: str) -> None:
-    """Take codes together with everything that the style keeps beside them."""
-    base = codes.name.removesuffix(said.style.codes_of(recipe))
-    key, shape = (codes.unit, base + "weight"), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
-    scale = left.get((codes.unit, base + said.style.scales))
-    own = scale.dtype if scale is not None and scale.dtype in FLOATS else "f32"
-    found: dict[str, Stored] = {}
-    done.kept[key] = replace(codes, name=key[1], shape=shape)
-    complete = True
-    for each in kept_beside(recipe, key[1], shape, own, static=said.static):
-        if each.role == "codes":
-            continue
-        stored = left.pop((codes.unit, each.name), None)
-        problem = _wrong(each, stored, codes, where)
-        if problem is not None:
-            done.problems.append(problem)
-            complete = complete and each.role not in ("scales", "outer")
-        if stored is not None:
-            found[each.role] = stored
-            if each.role not in ("scales", "outer"):
-                done.scales[stored.unit, stored.name] = stored
-    if complete:
-        others = tuple(stored for role, stored in found.items() if role not in ("scales", "outer"))
-        done.coded[key] = Coded(recipe.name, shape, codes, found["scales"], found.get("outer"), others)
-
-
-def _wrong(wanted: Kept, stored: Stored | None, beside: Stored, where: str) -> CarnetError | None:
-    """Say what is wrong with a tensor that must stand beside codes, or beside a projection."""
-    label = "/".join(filter(None, (beside.unit, wanted.name)))
-    facts = {"where": where, "tensor": label, "beside": "/".join(filter(None, (beside.unit, beside.name)))}
-    if stored is None:
-        return BadCheckpoint(f"the scale {label!r} is missing", facts)
-    if (stored.dtype, stored.shape) != (wanted.dtype, wanted.shape):
-        facts |= {"expected": f"{wanted.dtype} {list(wanted.shape)}", "found": f"{stored.dtype} {list(stored.shape)}"}
-        return BadCheckpoint(f"the scale {label!r} has another type or shape than it must have", facts)
-    return None
-
-
-def _check_cache(said: Said, named: Mapping[Key, Entry], scales: Mapping[Key, Stored], where: str) -> Iterator[CarnetError]:
-    """Yield what is wrong with the scales of cached keys and values: there is one beside each projection that makes them."""
-    places = {place.rsplit("/")[-1] for place in said.style.cache[:2]} - {""}
-    left = {key for key in scales if key[1].rsplit(".", 1)[-1] in places} if said.cache else set[Key]()
-    for key, name in cache_scales(said, named):
-        stored = scales.get((key[0], name))
-        own = stored.dtype if stored is not None and stored.dtype in FLOATS else "f32"
-        dtype = own if said.style.cache[2] == "own" else said.style.cache[2]
-        problem = _wrong(Kept("cache", name, dtype, SCALAR[said.style.scalar]), stored, Stored(*key, "", (), ()), where)
-        if problem is not None:
-            yield problem
-        left.discard((key[0], name))
-    for key in sorted(left):
-        label = "/".join(filter(None, key))
-        yield BadCheckpoint(f"{label!r} is a scale that stands beside no keys or values", {"where": where, "tensor": label})
-
-
-def cache_scales(said: Said, named: Mapping[Key, Entry]) -> Iterator[tuple[Key, str]]:
-    """Yield the names of the scales of the cache, each once, with the entry that it stands beside."""
-    seen: set[Key] = set()
-    for key, entry in named.items() if said.cache else ():
-        for view in entry.views:
-            for tensor, place in zip(("attention.k", "attention.v"), said.style.cache, strict=False):
-                at = key[0], beside(entry.name, place)
-                if view.tensor.endswith(f".{tensor}") and entry.name.endswith("weight") and at not in seen:
-                    seen.add(at)
-                    yield key, at[1]
+def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:
+    """Refuse the weights of a wrapper by the wrapper's name, which stands before or within those of the model."""
+    for _, name in checkpoint.tensors:
+        for mark, (what, remedy) in WRAPPERS.items():
+            if name.startswith(mark) or f".{mark}" in name:
+                raise NotSupported(f"the folder holds {what}, not a model", {"where": where, "tensor": name}, remedy=remedy)
 
 
 def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:

@@ -18,10 +18,10 @@ from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
 from carnet.families.entries import Entry, entries
 from carnet.families.rows import modules_of
 from carnet.formats.stored import Stored
-from carnet.inventory import cache_scales
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import SAME_INPUT, STYLES
+from carnet.sorting import cache_scales
 
 LINEAR = re.compile(
     r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)|mtp\.project"

@@ -71,6 +71,7 @@ def meant(shelves: Shelves, coded: Coded, box: Box) -> Array:
     if recipe.block[0] > 1:
         under = under.take(low[0], axis=1)
     values = nearest(coded.recipe).value.take(codes_at(shelves, coded, box)).reshape(-1, *box.shape[-2:]) * under
-    if recipe.scale.kind == "linear":  # the product has the type of the scale: that is f32 but for compressed-tensors
+    # of compressed-tensors the product has the type of the scale; of the others it is f32, whatever type the scales have
+    if recipe.scale.kind == "linear" and recipe.scale.stored == "own":
         values = values.astype(scales.dtype).astype(np.float32)
     return np.ascontiguousarray(values).reshape(box.shape).view(np.uint32)

@@ -2,14 +2,25 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from carnet.errors import BadRequest
+from carnet.errors import BadRequest, NotSupported
 from carnet.formats.files import digest_of, list_names
 from carnet.formats.folder import CONFIG, read_folder
 from carnet.formats.megatron import TRACKER, find_iteration, read_megatron
 from carnet.formats.stored import Checkpoint
+
+# what is no model, or none that is read, by a file of it: what that is, and what to do
+OTHERS = {
+    "*.gguf": ("a GGUF file, llama.cpp's format", "name the Hugging Face folder that it was made from"),
+    "adapter_config.json": (
+        "an adapter without its model",
+        "merge it into its model with peft, model.merge_and_unload().save_pretrained(OUT), and name OUT",
+    ),
+}
+ADAPTER = "adapter_model*"  # holds no model
 
 
 def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> Checkpoint:
@@ -19,10 +30,13 @@ def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> 
     Raises BadRequest where the path is no checkpoint, BadCheckpoint where it is a damaged one, NotSupported, MachineFailed.
     """
     root = Path(os.path.abspath(path))  # resolve() would follow links into the Hugging Face cache
+    if not os.path.isdir(root) and os.path.lexists(root):
+        _refuse_others(root, [root.name])
     if not os.path.isdir(root):
         fault = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise BadRequest(f"{path} {fault}", {"expected": "the folder of a checkpoint"})
     names = list_names(root)
+    _refuse_others(root, names)
     shards = any(name.endswith(".safetensors") for name in names)
     # a Megatron folder may carry a config.json for other programs; it has no safetensors
     iteration = None if CONFIG in names and shards else find_iteration(root)
@@ -36,6 +50,16 @@ def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> 
         "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
     }
     raise BadRequest("no checkpoint of a known kind is here", facts, remedy="name the folder that holds one of these files")
+
+
+def _refuse_others(root: Path, names: Sequence[str]) -> None:
+    """Refuse by its name what is of another kind, where nothing beside it is a model."""
+    if any(name.endswith(".safetensors") and not fnmatchcase(name, ADAPTER) for name in names):
+        return
+    for name in names:
+        for pattern, (what, remedy) in OTHERS.items():
+            if fnmatchcase(name, pattern):
+                raise NotSupported(f"{name!r} is {what}", {"where": root}, remedy=remedy)
 
 
 def is_model(name: str) -> bool:

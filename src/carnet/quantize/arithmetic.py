@@ -190,8 +190,8 @@ def decode(recipe: Recipe, stored: Array, factors: Floats, own: str, to: str) ->
     """Return rows of weights, made from rows of bytes with codes as they are stored, in the type ``to``.
 
     ``factors`` broadcasts to the rows and columns of the weights. ``own`` is the type in which scales are stored, and a product with
-    the scale of a block is rounded to it, as compressed-tensors does; modelopt's and DeepSeek's are f32. A product with a power of
-    two, or with two scales, is f32.
+    the scale of a block is rounded to it, as compressed-tensors does; modelopt's and DeepSeek's are f32, whatever type a published
+    folder keeps its scales in. A product with a power of two, or with two scales, is f32.
     """
     product = _product(recipe, own)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -212,7 +212,7 @@ def is_large(recipe: Recipe, factors: Floats, own: str, to: str) -> bool:
 
 
 def _product(recipe: Recipe, own: str) -> np.dtype[Any]:
-    return array_type(own if recipe.scale.kind == "linear" else "f32")
+    return array_type(own if recipe.scale.stored == "own" and recipe.scale.kind == "linear" else "f32")
 
 
 def _narrowed(found: Floats, product: np.dtype[Any], to: str) -> Array:

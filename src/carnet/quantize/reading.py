@@ -83,9 +83,13 @@ def _unknown(key: str, found: object, where: str, known: Sequence[object]) -> No
     return NotSupported(f"carnet does not know this {key}", facts)
 
 
+# of a key that is not known: it asks for nothing (programs write all fields of a class, those of later versions too)
+NEUTRAL: tuple[object, ...] = (None, False, "", [], {})
+
+
 def _closed(record: Json, known: Collection[str], key: str, where: str) -> None:
     for name in record:
-        if name not in known:
+        if name not in known and record[name] not in NEUTRAL:
             facts = {"where": where, "found": repr(record[name])[:120]}
             raise NotSupported(f"carnet does not know the config field {f'{key}.{name}'!r}", facts)
 
@@ -133,12 +137,12 @@ def _modelopt(record: Json, key: str, where: str) -> Said | None:
         inner, key = _record(record, "quantization", where), f"{key}.quantization"
         _closed(inner, OF_RECORD, key, where)
         ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
-        _only(inner, key, where, {"kv_cache_quant_algo": (None, "FP8")})
+        _cache_word(inner, "kv_cache_quant_algo", key, where)
     else:
         inner = record
         _closed(inner, [*FLAT, *OF_RECORD], key, where)
         ignored = _names(inner, "ignore", where) or _names(inner, "exclude_modules", where)
-        _only(inner, key, where, {"kv_cache_quant_algo": (None, "FP8")})
+        _cache_word(inner, "kv_cache_quant_algo", key, where)
         cache = inner.get("kv_cache_quant_algo") or _cache(inner, key, where)
     recipe = _algorithm(inner, "modelopt", key, where)
     _only(inner, key, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
@@ -159,8 +163,22 @@ def _groups(record: Json, key: str, where: str) -> list[tuple[str, Json]]:
     return [(f"{key}.config_groups.{name}", group) for name, group in groups.items()]
 
 
+def _cache_word(record: Json, name: str, key: str, where: str) -> None:
+    """Refuse a word for the numbers of the cache other than FP8's: the scales of other caches mean something else."""
+    found = record.get(name)
+    if found is not None and (not isinstance(found, str) or found.lower() != "fp8"):
+        facts = {"where": where, "field": f"{key}.{name}", "known": "FP8"}
+        remedy = "--config with a config.json that says nothing of the cache: the weights are read without it"
+        raise NotSupported(
+            f"the cache of keys and values is {found!r}, whose scales carnet does not know", facts, remedy=remedy
+        )
+
+
 def _cache(record: Json, key: str, where: str) -> bool:
     """Say whether ``kv_cache_scheme`` asks for FP8, one scale a tensor; nothing else is known."""
+    if isinstance(record.get("kv_cache_scheme"), str):  # a word in place of the record
+        _cache_word(record, "kv_cache_scheme", key, where)
+        return True
     if record.get("kv_cache_scheme") is None:
         return False
     scheme = _record(record, "kv_cache_scheme", where)
@@ -170,14 +188,19 @@ def _cache(record: Json, key: str, where: str) -> bool:
     return True
 
 
-OF_DEEPSEEK = "activation_scheme fmt quant_method weight_block_size modules_to_not_convert scale_fmt".split()
+OF_DEEPSEEK = "activation_scheme fmt quant_method weight_block_size modules_to_not_convert scale_fmt expert_dtype".split()
 
 
 def _deepseek(record: Json, where: str) -> Said:
     key = CONFIG_KEY
     _closed(record, OF_DEEPSEEK, key, where)
     # "ue8m0" says that the scales are powers of two; they are stored as f32 all the same
-    wanted: dict[str, Collection[object]] = {"activation_scheme": ("dynamic",), "fmt": ("e4m3",), "scale_fmt": (None, "ue8m0")}
+    wanted: dict[str, Collection[object]] = {
+        "activation_scheme": ("dynamic",),
+        "fmt": (None, "e4m3", "float8_e4m3fn"),
+        "scale_fmt": (None, "float", "ue8m0"),
+        "expert_dtype": (None, "fp8"),
+    }
     _only(record, key, where, wanted)
     if record.get("weight_block_size") != [128, 128]:
         raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],))
@@ -249,7 +272,7 @@ USUAL = tuple("*lm_head *router *vocab_embedding *position_embedding *block_embe
 
 
 def _ranks(record: Json, where: str) -> Said | None:
-    _only(record, "quantization", where, {"kv_cache_quant_algo": (None, "FP8")})
+    _cache_word(record, "kv_cache_quant_algo", "quantization", where)
     recipe = _algorithm(record, "trtllm", "quantization", where)
     cache = record.get("kv_cache_quant_algo") is not None
     if recipe is not None:

@@ -1,0 +1,162 @@
+"""Codes and their scales are told apart from what is a weight as it stands: one key for each weight, that of its name.
+
+What others have published is read in more forms than one; what carnet or a program of a style writes is held to the style's own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from carnet.dtypes import FLOATS
+from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.families.entries import Entry
+from carnet.formats.stored import Coded, Stored
+from carnet.quantize.reading import Said
+from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
+from carnet.quantize.styles import SCALAR, Kept, Style, beside
+from carnet.quantize.styles import kept as kept_beside
+
+Key = tuple[str, str]  # (unit, name) of a stored tensor
+UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
+
+
+@dataclass(slots=True)
+class Sorted:
+    """Stored tensors, codes and their scales told apart from what is a weight as it stands."""
+
+    kept: dict[Key, Stored]  # weights, under the names that rows have; one that is coded has the shape that it stands for
+    coded: dict[Key, Coded]
+    scales: dict[Key, Stored]  # set aside
+    problems: list[CarnetError]
+
+    @property
+    def broken(self) -> set[Key]:
+        """Name what looks like codes and cannot be read."""
+        return {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
+
+
+def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool) -> Sorted:
+    """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows."""
+    left, done = dict(kept), Sorted({}, {}, {}, [])
+    recipe, style = said.recipe, said.style
+    for key in [key for key, stored in kept.items() if recipe is not None and _is_coded(recipe, style, stored)]:
+        assert recipe is not None, "the list is empty without one"
+        _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
+    if recipe is not None and not done.kept:
+        done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", _at(where, recipe.name)))
+    places = {place.rsplit("/")[-1] for place in style.cache[:2]} - {""}
+    lonely = {style.scales, style.outer, *style.inputs.values(), "weight_shape"} - {""}
+    for key, stored in left.items():
+        last, label = key[1].rsplit(".", 1)[-1], "/".join(filter(None, key))
+        if last in places and said.cache:
+            done.scales[key] = stored
+        elif last in places or last in lonely:
+            what = (
+                "a scale of the cache, of which the config says nothing"
+                if last in places
+                else "a scale that stands beside no codes"
+            )
+            done.problems.append(BadCheckpoint(f"{label!r} is {what}", {"where": where, "tensor": label}))
+        else:
+            done.kept[key] = stored
+            if stored.dtype not in FLOATS:
+                facts = {
+                    "where": where,
+                    "tensor": label,
+                    "found": stored.dtype,
+                    "quantized": recipe.name if recipe else "the cache",
+                }
+                done.problems.append(NotSupported(f"{label!r} is of a type that the config does not explain", facts))
+    return done
+
+
+def _at(where: str, recipe: str) -> dict[str, object]:
+    return {"where": where, "quantized": recipe}
+
+
+def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
+    return stored.name.endswith("." + style.codes_of(recipe)) and stored.dtype == codes_dtype(recipe) and len(stored.shape) > 1
+
+
+def _take_coded(
+    said: Said, recipe: Recipe, codes: Stored, left: dict[Key, Stored], done: Sorted, where: str, *, published: bool
+) -> None:
+    """Take codes together with everything that the style keeps beside them."""
+    base = codes.name.removesuffix(said.style.codes_of(recipe))
+    key, shape = (codes.unit, base + "weight"), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
+    scale = left.get((codes.unit, base + said.style.scales))
+    own = scale.dtype if scale is not None and scale.dtype in FLOATS else "f32"
+    found: dict[str, Stored] = {}
+    done.kept[key] = replace(codes, name=key[1], shape=shape)
+    complete = True
+    for each in kept_beside(recipe, key[1], shape, own, static=said.static):
+        if each.role == "codes":
+            continue
+        stored = left.pop((codes.unit, each.name), None)
+        problem = _wrong(each, stored, codes, where, published=published)
+        if problem is not None:
+            done.problems.append(problem)
+            complete = complete and each.role not in ("scales", "outer")
+        if stored is not None:
+            found[each.role] = stored
+            if each.role not in ("scales", "outer"):
+                done.scales[stored.unit, stored.name] = stored
+    if complete:
+        others = tuple(stored for role, stored in found.items() if role not in ("scales", "outer"))
+        done.coded[key] = Coded(recipe.name, shape, codes, found["scales"], found.get("outer"), others)
+
+
+def _wrong(wanted: Kept, stored: Stored | None, beside: Stored, where: str, *, published: bool) -> CarnetError | None:
+    """Say what is wrong with a tensor that must stand beside codes, or beside a projection.
+
+    What others have published may keep scales in another float type, with other dimensions of one, and may lack what no weight needs.
+    """
+    label = "/".join(filter(None, (beside.unit, wanted.name)))
+    facts = {"where": where, "tensor": label, "beside": "/".join(filter(None, (beside.unit, beside.name)))}
+    if stored is None and published and wanted.role in UNNEEDED:
+        return None
+    if stored is None:
+        return BadCheckpoint(f"the scale {label!r} is missing", facts)
+    same_kind = stored.dtype in FLOATS and wanted.dtype in FLOATS and wanted.role != "codes"
+    if published and same_kind and _without_ones(stored.shape) == _without_ones(wanted.shape):
+        return None
+    if (stored.dtype, stored.shape) != (wanted.dtype, wanted.shape):
+        facts |= {"expected": f"{wanted.dtype} {list(wanted.shape)}", "found": f"{stored.dtype} {list(stored.shape)}"}
+        return BadCheckpoint(f"the scale {label!r} has another type or shape than it must have", facts)
+    return None
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)
+
+
+def check_cache(
+    said: Said, named: Mapping[Key, Entry], scales: Mapping[Key, Stored], where: str, *, published: bool
+) -> Iterator[CarnetError]:
+    """Yield what is wrong with the scales of cached keys and values: there is one beside each projection that makes them."""
+    places = {place.rsplit("/")[-1] for place in said.style.cache[:2]} - {""}
+    left = {key for key in scales if key[1].rsplit(".", 1)[-1] in places} if said.cache else set[Key]()
+    for key, name in cache_scales(said, named):
+        stored = scales.get((key[0], name))
+        own = stored.dtype if stored is not None and stored.dtype in FLOATS else "f32"
+        dtype = own if said.style.cache[2] == "own" else said.style.cache[2]
+        problem = _wrong(
+            Kept("cache", name, dtype, SCALAR[said.style.scalar]), stored, Stored(*key, "", (), ()), where, published=published
+        )
+        if problem is not None:
+            yield problem
+        left.discard((key[0], name))
+    for key in sorted(left):
+        label = "/".join(filter(None, key))
+        yield BadCheckpoint(f"{label!r} is a scale that stands beside no keys or values", {"where": where, "tensor": label})
+
+
+def cache_scales(said: Said, named: Mapping[Key, Entry]) -> Iterator[tuple[Key, str]]:
+    """Yield the names of the scales of the cache, each once, with the entry that it stands beside."""
+    seen: set[Key] = set()
+    for key, entry in named.items() if said.cache else ():
+        for view in entry.views:
+            for tensor, place in zip(("attention.k", "attention.v"), said.style.cache, strict=False):
+                at = key[0], beside(entry.name, place)
+                if view.tensor.endswith(f".{tensor}") and entry.name.endswith("weight") and at not in seen:
+                    seen.add(at)
+                    yield key, at[1]
