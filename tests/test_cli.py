@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,21 @@ def test_options_in_python_are_written_as_on_the_command_line():
     assert one == carnet.plan(MEGATRON, to="hf", quantize="fp8-channel", exclude=["*.o_proj"])
     assert one.request["exclude"] == ["*.o_proj"]
     assert carnet.plan(str(MEGATRON), to="hf", shard_size="64KiB").request["shard"] == 65536
+
+
+@pytest.mark.parametrize("options", [{}, {"quantize": "fp8-channel"}], ids=str)
+def test_progress_has_one_total_from_the_start_never_goes_back_and_is_told_on_the_thread_that_called(options, tmp_path):
+    said = []
+    carnet.cross(
+        MEGATRON,
+        tmp_path / "out",
+        to="hf",
+        progress=lambda done, total: said.append((done, total, threading.current_thread())),
+        **options,
+    )
+    assert {total for _, total, _ in said} == {said[-1][0]}
+    assert [done for done, _, _ in said] == sorted(done for done, _, _ in said)
+    assert {thread for _, _, thread in said} == {threading.main_thread()}
 
 
 WRONG = {

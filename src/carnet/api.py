@@ -177,12 +177,28 @@ def cross(
     target = local("out", out, out=True)
     made = plan(path, **options)
     memory = memory_of(options)
-    with _written(made, target, progress, device) as (staging, publish_it):
-        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), memory, progress)
+    writing, examining = _phases(made, progress or (lambda done, total: None))
+    with _written(made, target, writing, device) as (staging, publish_it):
+        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), memory, examining)
         if data is not None:
             put_file(documents.NAME, [documents.text(data).encode()], staging, sync=True)
             publish_it()
     return replace(verdict, target=str(target))
+
+
+def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
+    """Return the progress of writing and of examining under one total in bytes, which is known from the start."""
+    examined, written = made.proof["source bytes"] + 2 * made.proof["target bytes"], 0  # read to compare, and for digests
+
+    def writing(done: int, total: int) -> None:
+        nonlocal written
+        written = total
+        progress(done, total + examined)
+
+    def examining(done: int, total: int) -> None:
+        progress(written + (examined * done // total if total else examined), written + examined)
+
+    return writing, examining
 
 
 @contextmanager
