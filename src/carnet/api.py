@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from carnet import __version__
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
@@ -19,6 +19,8 @@ from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import write
 from carnet.executor.staging import Staging, owned, publish, put_file, remove
 from carnet.families.known import STORAGE
+from carnet.families.megatron_needs import needs
+from carnet.families.megatron_programs import LM, program
 from carnet.families.vocabulary import Vocabulary
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, lacking, left_behind, tokenizer_files
@@ -28,7 +30,7 @@ from carnet.formats.opening import replace_file
 from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
-from carnet.formats.wrapped import arguments_of, read_config
+from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory import Inventory, survey, take
 from carnet.planner import saved
 from carnet.planner.build import build
@@ -64,6 +66,11 @@ class Verdict:
     nbytes: int  # bytes of the target that were read
     vocabulary: Vocabulary | None = None  # of the source, None where it was not looked at
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know: subject -> a line
+    unused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # argument of the source's -> what it says and the program did not do
+    accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
+    needs: Mapping[str, Any] = field(default_factory=dict)  # what the program that loads the target must be told
 
     @property
     def equal(self) -> bool:
@@ -84,13 +91,15 @@ def inspect(
     drop: str | Sequence[str] = (),
     vocab_size: int | None = None,
     config: PathLike | None = None,
+    written_by: str | None = None,
+    accept: str | Sequence[str] = (),
 ) -> Inspection:
     """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
 
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
     dropped, vocab = patterns("drop", drop), None if vocab_size is None else whole("vocab_size", vocab_size)
-    checkpoint = _open(local("ckpt", path), config)
+    checkpoint = _open(local("ckpt", path), config, written_by, patterns("accept", accept))
     try:
         return Inspection(checkpoint, take(checkpoint, dropped, vocab), None)
     except CarnetError as refusal:
@@ -105,13 +114,16 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     BadOption where an option says what it never can.
     """
     request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
-    checkpoint, lent = _open(local("ckpt", path), options.get("config")), options.get("tokenizer")
+    checkpoint, lent = (
+        _open(local("ckpt", path), options.get("config"), request.written_by, request.accept),
+        options.get("tokenizer"),
+    )
     folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
     measured = {} if amax is None else read_amax(local("amax", amax))
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
-    note = documents.draft(made.request, made.dropped, made.family, made.fingerprint)
+    note = documents.draft(made.request, made.dropped, made.family, made.fingerprint, _words(made))
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
     texts = (TextFile(documents.NAME, note), *made.texts)
@@ -138,6 +150,9 @@ def verify(
     drop: str | Sequence[str] = (),
     vocab_size: int | None = None,
     config: PathLike | None = None,
+    written_by: str | None = None,
+    read_by: str | None = None,
+    accept: str | Sequence[str] = (),
     memory: int | str = MEMORY,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -158,6 +173,9 @@ def verify(
         drop=(*asked.drop, *patterns("drop", drop)),
         vocab=asked.vocab if vocab_size is None else whole("vocab_size", vocab_size),
         config=located("config", config) or asked.config,
+        written_by=written_by,
+        read_by=read_by,
+        accept=patterns("accept", accept),
     )
     verdict, data = _examine(ours, target, request, nbytes("memory", memory), progress)
     if data is not None and said is not None:
@@ -201,6 +219,10 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
     return writing, examining
 
 
+def _words(made: Plan) -> dict[str, object]:
+    return {"unused": made.unused, "accepted": made.accepted, "needs": made.needs}
+
+
 @contextmanager
 def _written(made: Plan, out: Path, progress: Progress | None, device: str) -> Iterator[tuple[Staging, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
@@ -228,8 +250,10 @@ def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
 def _examine(
     source: Path, target: Path, request: Request, memory: int, progress: Progress | None
 ) -> tuple[Verdict, dict[str, object] | None]:
-    inventory = take(_open(source, request.config), request.drop, request.vocab, request.tokens)
-    checkpoint = open_checkpoint(target)
+    inventory = take(
+        _open(source, request.config, request.written_by, request.accept), request.drop, request.vocab, request.tokens
+    )
+    checkpoint = _meant(open_checkpoint(target), request.read_by)
     found = examine(
         inventory,
         checkpoint,
@@ -243,11 +267,35 @@ def _examine(
     left, lacks = _beside(inventory.checkpoint, checkpoint)
     found = replace(found, dropped={**found.dropped, **left})
     notes = {"vocabulary": str(inventory.vocabulary), **lacks}
-    verdict = Verdict(str(source), str(target), found.findings, found, nbytes, inventory.vocabulary, notes)
+    verdict = Verdict(
+        str(source),
+        str(target),
+        found.findings,
+        found,
+        nbytes,
+        inventory.vocabulary,
+        notes,
+        inventory.heard.unused,
+        inventory.heard.accepted,
+    )
     if not verdict.equal:
         return verdict, None
     arrived = survey(checkpoint, like=inventory.config)[0]
-    return verdict, documents.document(inventory, arrived, found, as_data(request), __version__)
+    told = _needs(arrived, request) if request.to == "megatron" else {}
+    words = {"unused": inventory.heard.unused, "accepted": inventory.heard.accepted, "needs": told}
+    return replace(verdict, needs=told), documents.document(inventory, arrived, found, as_data(request), __version__, words)
+
+
+def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
+    """Return a target as the program reads it that a person names; its own word for another program than Megatron-LM does not count."""
+    own = target.program if target.program.startswith(LM) else LM
+    return replace(target, program=read_by or own) if target.dialect == "megatron" else target
+
+
+def _needs(target: Inventory, request: Request) -> dict[str, object]:
+    """Return what the program that loads a target must be told."""
+    reader = None if request.read_by is None else program(request.read_by, "--read-by")
+    return needs(target.checkpoint.config, reader, local=request.spelling == "local").data
 
 
 def _asked(request: Request) -> Asked:
@@ -256,16 +304,23 @@ def _asked(request: Request) -> Asked:
     return Asked(request.dtype, found, request.cache_scale)
 
 
-def _open(path: PathLike, config: PathLike | None) -> Checkpoint:
-    """Open a checkpoint; a config that is given stands in place of its own."""
-    checkpoint = open_checkpoint(Path(path))
-    if config is None:
+def _open(path: PathLike, config: PathLike | None, written_by: str | None = None, accept: Sequence[str] = ()) -> Checkpoint:
+    """Open a checkpoint; a config that is given stands in place of its own, a program that is named in place of what shows."""
+    checkpoint = replace(open_checkpoint(Path(path)), accept=tuple(accept))
+    if config is not None:
+        said = read_config(local("config", config))
+        if checkpoint.dialect == "megatron":
+            own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
+            checkpoint = replace(checkpoint, program=program_of(said))
+            said = {**own, **arguments_of(said, str(config))}
+        checkpoint = replace(checkpoint, config=said)
+    if written_by is None:
         return checkpoint
-    said = read_config(local("config", config))
-    if checkpoint.dialect == "megatron":
-        own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
-        said = {**own, **arguments_of(said, str(config))}
-    return replace(checkpoint, config=said)
+    if checkpoint.dialect != "megatron":
+        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
+        raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
+    program(written_by, "--written-by")  # now, whatever else may be wrong
+    return replace(checkpoint, program=written_by)
 
 
 def _recheck(target: Path, memory: int, progress: Progress | None) -> Verdict:

@@ -15,6 +15,7 @@ from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise, without
+from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config
 from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
 from carnet.families.strangers import way_out
@@ -52,6 +53,7 @@ class Inventory:
     coded: Mapping[Key, Coded]  # the entries that are stored as codes, by the name of the weight
     scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
     vocabulary: Vocabulary
+    heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
 
     def __repr__(self) -> str:
         return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"
@@ -102,7 +104,8 @@ def survey(
     own = without(checkpoint.dialect, own, {name for _, name in checkpoint.tensors}, drop)
     told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
     size = vocab if told is None else told.tokens
-    family, config = recognise(checkpoint.dialect, own, where, {} if size is None else {"vocab": size})
+    heard = hear_config(checkpoint.dialect, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
+    family, config = recognise(checkpoint.dialect, heard.said, where, {} if size is None else {"vocab": size})
     dialect = dialect_of(family, checkpoint.dialect)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
@@ -138,7 +141,7 @@ def survey(
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     told = told or Vocabulary(number(config, "vocab"), int(str(value(config, "padded_vocab") or config["vocab"])), "the config")
-    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told), problems
+    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, heard), problems
 
 
 def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:

@@ -76,6 +76,8 @@ def inspection_data(found: Inspection) -> dict[str, object]:
         "tensors": tensors,
         "objects": dict(checkpoint.objects),
         "dropped": {} if inventory is None else {reason: list(names) for reason, names in inventory.dropped.items()},
+        "unused": {} if inventory is None else dict(inventory.heard.unused),
+        "accepted": {} if inventory is None else dict(inventory.heard.accepted),
         "files": {stamp.file: stamp.nbytes for stamp in checkpoint.stamps},
     }
     if inventory is not None and inventory.said is not None:
@@ -115,7 +117,8 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
     _facts(console, facts)
     if inventory is not None:
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
-        _facts(console, {**quantized, **_config(inventory.config), "left behind": _dropped(inventory.dropped)})
+        words = _words(inventory.heard.unused, inventory.heard.accepted, {})
+        _facts(console, {**quantized, **_config(inventory.config), **words, "left behind": _dropped(inventory.dropped)})
     if every:
         table = _table("stored tensor", "type", "shape", "bytes", "layout: canonical tensors")
         for key, stored in checkpoint.tensors.items():
@@ -138,6 +141,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         + (f", {size(plan.proof['source padding bytes'])} of padding left out" if plan.proof["source padding bytes"] else "")
         + (f", {plan.proof['copies checked equal']} copies to be compared" if plan.proof["copies checked equal"] else ""),
         "": f"{plan.proof['target tensors']} target tensors, {size(plan.proof['target bytes'])}: every element written once",
+        **_words(plan.unused, plan.accepted, plan.needs),
         "left behind": _dropped(plan.dropped),
         **plan.notes,
     }
@@ -224,6 +228,9 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "steps": dict(Counter(type(step).__name__.lower() for step in plan.steps)),
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
+        "unused": dict(plan.unused),
+        "accepted": dict(plan.accepted),
+        "needs": dict(plan.needs),
         "proof": dict(plan.proof),
         "notes": dict(plan.notes),
         "memory": plan.memory,
@@ -247,6 +254,9 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "dropped": {} if found is None else {reason: list(names) for reason, names in found.dropped.items()},
         "vocabulary": None if verdict.vocabulary is None else vocabulary_data(verdict.vocabulary),
         "notes": dict(verdict.notes),
+        "unused": dict(verdict.unused),
+        "accepted": dict(verdict.accepted),
+        "needs": dict(verdict.needs),
         "findings": [{"what": f.what, "where": f.where, "stored": f.stored, "detail": f.detail} for f in verdict.findings],
     }
 
@@ -262,6 +272,7 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 "equal": f"{verdict.target} is {verdict.source}{casts}",
                 "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
                 **_quality(found.quality),
+                **_words(verdict.unused, verdict.accepted, verdict.needs),
                 "left behind": _dropped(found.dropped),
                 **verdict.notes,
             },
@@ -314,6 +325,17 @@ def _quality(quality: Quality | None) -> dict[str, str]:
 def decibels(ratio: float) -> str:
     """Return a ratio in dB as people read it."""
     return f"{ratio:.1f} dB" if isfinite(ratio) else "exact"
+
+
+def _words(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the source's program did not use, what a target does without, and what its own program must be told."""
+    kinds = {"not used": unused, "done without": accepted}
+    lines = {label: "; ".join(f"{name} {said}" for name, said in words.items()) for label, words in kinds.items() if words}
+    if needs:
+        known = needs["releases"]
+        releases = f" {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
+        lines["needs"] = f"{needs['program']}{releases}: {' '.join(needs['say']) or 'nothing said'}"
+    return lines
 
 
 def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:

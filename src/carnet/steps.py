@@ -9,6 +9,7 @@ target, so that the move is ``target[...] = source[...]`` on two strided arrays 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,13 @@ class Plan:
     raws: tuple[RawFile, ...] = ()  # a store's metadata
     sketch: TargetFile = TargetFile(SKETCH, 0, (), {}, "sketch")  # the matrices that are quantized
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
+    unused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # argument of the source's -> what it says and the program did not do
+    accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
+    needs: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what the program that loads the target must be told, as plain values
 
     def __repr__(self) -> str:
         nbytes = sum(file.nbytes for file in self.files)

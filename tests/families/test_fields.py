@@ -873,7 +873,6 @@ def test_a_fixed_value_that_is_null_is_no_contradiction():
 
 # a value of each guard under which the weights mean something else
 GUARDED = {
-    "apply_residual_connection_post_layernorm": True,
     "attention_output_gate": True,
     "qk_l2_norm": True,
     "rotary_interleaved": True,
@@ -898,6 +897,13 @@ GUARDED = {
     "enable_mhc_connections": True,
     "moe_mlp_glu_interleave_size": 32,
     "moe_shared_expert_glu_interleave_size": 32,
+    "mla_down_proj_fusion": True,
+    "moe_single_grouped_weight": True,
+    "moe_single_grouped_bias": True,
+    "gdp_num_householder": 2,
+    "moe_expert_capacity_factor": 0.5,
+    "moe_router_force_load_balancing": True,
+    "moe_router_force_biased": 0.1,
     "moe_router_topk_limited_devices": 2,
     "moe_router_load_balancing_type": ["aux_loss", "sinkhorn"],
 }

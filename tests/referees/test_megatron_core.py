@@ -147,6 +147,8 @@ MODELS: dict[str, Any] = {
 DENSE: tuple[dict[str, int], ...] = ({}, {"tp": 2, "pp": 2}, {"tp": 4, "pp": 3})
 MIXTURES: tuple[dict[str, int], ...] = ({}, {"ep": 2, "pp": 2}, {"tp": 2, "ep": 4, "pp": 3})
 NEEDS_0_19 = {"llama, rope stretched evenly"}  # releases before do not hand the factor on
+# numbers that Megatron-LM has no flag for, and Megatron-Bridge's provider has: of yarn under latent attention
+PROVIDED = {"deepseek_v2", "deepseek_v3"}
 TABLE = [
     (name, cut) for name, config in MODELS.items() for cut in (MIXTURES if "experts_per_tok" in str(vars(config)) else DENSE)
 ]
@@ -154,7 +156,8 @@ TABLE = [
 
 @pytest.mark.parametrize(("name", "cut"), TABLE, ids=[f"{name}, {cut}" for name, cut in TABLE])
 def test_megatron_core_computes_what_transformers_does(name, cut, saved, megatron_core, loaded, tmp_path):
-    assert carnet.cross(saved(MODELS[name]), tmp_path / "megatron", to="megatron", spelling="local", **cut).equal
+    reader = {"read_by": "megatron-bridge"} if name in PROVIDED else {}
+    assert carnet.cross(saved(MODELS[name]), tmp_path / "megatron", to="megatron", spelling="local", **cut, **reader).equal
     theirs = megatron_core(tmp_path / "megatron/iter_0000001", "0.19" if name in NEEDS_0_19 else "0.16")
     tokens = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -194,6 +197,7 @@ def test_a_checkpoint_of_megatron_s_computes_the_same_after_a_stay_with_hugging_
 
 LLAMA4 = {"num_local_experts": 4, "intermediate_size_mlp": 96, "attention_chunk_size": 8}
 FALCON = {"hidden_size": 64, "num_hidden_layers": 5, "num_attention_heads": 8, "vocab_size": 97}
+UNTOLD = "megatron-lm computes another model than this one, whatever it is told"
 SENSE = "the target's config cannot say what the model is"
 # what megatron-core does not compute, or no argument of Megatron-LM says, up to 0.19
 REFUSED: dict[str, Any] = {
@@ -235,6 +239,17 @@ REFUSED: dict[str, Any] = {
         {"found": "True"},
     ),
     "falcon": (hf.FalconConfig(**FALCON), "the target's config has no place for 'parallel_residual'", {"found": "True"}),
+    # no builder of Megatron-LM's hands this factor on, and no flag says those numbers
+    "llama, stretched by another factor": (
+        hf.LlamaConfig(**{**WIDE, "rope_scaling": {**LLAMA3["rope_scaling"], "factor": 32.0}}),
+        UNTOLD,
+        {"rope_scaling_factor": "0.16, 0.17, 0.18, 0.19, 0.20: 32.0 is not handed to the model, which has 8.0"},
+    ),
+    "deepseek_v3, numbers of yarn": (
+        MODELS["deepseek_v3"],
+        UNTOLD,
+        {"beta_fast": "0.16, 0.17, 0.18, 0.19, 0.20: no flag says 2.0"},
+    ),
     "falcon, alibi": (
         hf.FalconConfig(**FALCON, parallel_attn=False, alibi=True),
         "the target's config cannot say position = 'alibi'",

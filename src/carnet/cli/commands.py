@@ -16,6 +16,7 @@ from carnet import __version__
 from carnet.cli.edge import REMEMBERS, heed, stop_at_once
 from carnet.cli.options import (
     Here,
+    accept_option,
     checkpoint,
     choice,
     config_option,
@@ -25,8 +26,10 @@ from carnet.cli.options import (
     json_option,
     memory_option,
     quantize_options,
+    read_option,
     target_options,
     vocab_option,
+    written_option,
 )
 from carnet.cli.progress import progress_bar
 
@@ -128,6 +131,8 @@ def main() -> None:
 @drop_option
 @vocab_option
 @config_option
+@written_option
+@accept_option
 @json_option
 @click.pass_context
 def inspect(
@@ -137,12 +142,14 @@ def inspect(
     drop: tuple[str, ...],
     vocab_size: int | None,
     config: str | None,
+    written_by: str | None,
+    accept: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api, report
 
-    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, config=config)
+    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, config=config, written_by=written_by, accept=accept)
     if as_json:
         data = report.inspection_data(found)
         click.echo(
@@ -202,6 +209,9 @@ def run(plan_file: str, out: str, device: str) -> None:
 @drop_option
 @vocab_option
 @config_option
+@written_option
+@read_option
+@accept_option
 @memory_option
 @json_option
 @click.pass_context
@@ -212,6 +222,9 @@ def verify(
     drop: tuple[str, ...],
     vocab_size: int | None,
     config: str | None,
+    written_by: str | None,
+    read_by: str | None,
+    accept: tuple[str, ...],
     memory: int,
     as_json: bool,
 ) -> None:
@@ -219,7 +232,18 @@ def verify(
     from carnet import api, report
 
     with progress_bar("verifying") as progress:
-        verdict = api.verify(ckpt, out, drop=drop, vocab_size=vocab_size, config=config, memory=memory, progress=progress)
+        verdict = api.verify(
+            ckpt,
+            out,
+            drop=drop,
+            vocab_size=vocab_size,
+            config=config,
+            written_by=written_by,
+            read_by=read_by,
+            accept=accept,
+            memory=memory,
+            progress=progress,
+        )
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:

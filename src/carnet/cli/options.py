@@ -95,6 +95,17 @@ config_option = click.option(
 memory_option = click.option(
     "--memory", default=MEMORY, type=size, metavar="SIZE", help="Peak of private memory: 512M, 2GiB.  [default: 512M]"
 )
+written_option = click.option(
+    "--written-by",
+    metavar="PROGRAM",
+    help="What trained a Megatron checkpoint, where it does not show: megatron-lm==0.17, megatron-bridge, nemo.",
+)
+read_option = click.option(
+    "--read-by", metavar="PROGRAM", help="megatron: what will load the target.  [default: megatron-lm, any since 0.16]"
+)
+accept_option = click.option(
+    "--accept", multiple=True, metavar="ARGUMENT", help="Do without what this argument of Megatron's does. May be repeated."
+)
 device_option = choice(
     "--device",
     ("cpu", "cuda"),
@@ -140,6 +151,9 @@ target_options = together(
     drop_option,
     vocab_option,
     config_option,
+    written_option,
+    read_option,
+    accept_option,
     click.option(
         "--shard-size", default=DEFAULT.shard, type=size, metavar="SIZE", help="hf: bytes of a file at most.  [default: 5G]"
     ),

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path, PurePath
+from types import MappingProxyType
 from typing import TypedDict
 
 import numpy
@@ -33,9 +34,17 @@ JOURNAL = "journal.jsonl"  # of a crossing that is still being written
 
 
 def document(
-    source: Inventory, target: Inventory, found: Examination, request: Mapping[str, object], version: str
+    source: Inventory,
+    target: Inventory,
+    found: Examination,
+    request: Mapping[str, object],
+    version: str,
+    words: Mapping[str, object],
 ) -> dict[str, object]:
-    """Return the document of a target that the examiner found to be the source."""
+    """Return the document of a target that the examiner found to be the source.
+
+    ``words`` are what of the source's arguments its program did not use, what a target need not do, and what its own must be told.
+    """
     return {
         "carnet": VERSION,
         "state": "proven",
@@ -46,6 +55,7 @@ def document(
         "source": {"name": source.checkpoint.root.name, **_side(source, found.source)},
         "target": {**_side(target, found.target), "files": _files(target.checkpoint)},
         "dropped": {reason: list(names) for reason, names in found.dropped.items()},
+        **_said_words(words),
         "proof": {
             "tensors": found.tensors,
             "elements compared": found.elements,
@@ -75,7 +85,17 @@ def decibel(ratio: float) -> float | None:
     return round(ratio, 3) if isfinite(ratio) else None
 
 
-def draft(request: Mapping[str, object], dropped: Mapping[str, tuple[str, ...]], family: str, fingerprint: str) -> str:
+def _said_words(words: Mapping[str, object]) -> dict[str, object]:
+    return {name: said for name, said in words.items() if said}
+
+
+def draft(
+    request: Mapping[str, object],
+    dropped: Mapping[str, tuple[str, ...]],
+    family: str,
+    fingerprint: str,
+    words: Mapping[str, object] = MappingProxyType({}),
+) -> str:
     """Return the document of a target that was written and not yet examined."""
     return text(
         {
@@ -85,6 +105,7 @@ def draft(request: Mapping[str, object], dropped: Mapping[str, tuple[str, ...]],
             "family": family,
             "source": {"fingerprint": fingerprint},
             "dropped": {reason: list(names) for reason, names in dropped.items()},
+            **_said_words(words),
         }
     )
 

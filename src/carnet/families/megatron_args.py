@@ -320,7 +320,6 @@ LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 
 # arguments that change what the weights mean, with the values that carnet carries over
 GUARDS: dict[str, tuple[object, ...]] = {
-    "apply_residual_connection_post_layernorm": (False,),
     "attention_output_gate": (False,),
     "qk_l2_norm": (False,),
     "rotary_interleaved": (False,),
@@ -330,9 +329,18 @@ GUARDS: dict[str, tuple[object, ...]] = {
     "linear_attention_freq": (),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (),
+    "moe_latent_size": (),
+    # tokens go to other experts: megatron_arguments.py ACCEPTABLE
+    "moe_expert_capacity_factor": (),
+    "moe_router_force_load_balancing": (False,),
+    "moe_router_force_biased": (),
     # from 0.17 on: megatron/core/transformer/transformer_config.py
     "use_mup": (False,),
-    "moe_latent_size": (),
+    # parameters that are joined, under names of their own
+    "mla_down_proj_fusion": (False,),
+    "moe_single_grouped_weight": (False,),
+    "moe_single_grouped_bias": (False,),
+    "gdp_num_householder": (3,),
     "mtp_use_repeated_layer": (False,),
     "mtp_hybrid_override_pattern": (),
     "enable_mhc_connections": (False,),

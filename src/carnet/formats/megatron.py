@@ -29,6 +29,7 @@ from carnet.formats.wrapped import NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, read_
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COMMON_FILE = "common.pt"
+MEANT_FOR = "carnet_meant_for"  # beside the arguments that carnet writes: the program that is to read them, as a requirement
 COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 _FOLDER = re.compile(r"iter_\d{7,}|release")
 _NODES = 1_000_000  # values in the training arguments: a thousand times what Megatron writes
@@ -44,6 +45,8 @@ class _Arguments:
     facts: Mapping[str, object]  # iteration and version, if known
     seen: Sequence[Sighting]
     inner: bytes = b""  # the pickle that was read, where it is inside a data file
+    program: str = ""  # the program that means the arguments, where that is known
+    era: str = ""  # what the store's form says of the release of Megatron-LM
 
 
 def find_iteration(root: Path) -> Path | None:
@@ -73,14 +76,17 @@ def read_megatron(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
         kind, store = _read_store(root / NEMO_WEIGHTS, locate)
         store = _below(NEMO_WEIGHTS, store)
         config, seen = read_nemo(root)
-        said = _Arguments(config, "NeMo 2 (context/model.yaml)" if seen else "NeMo 2 (no context/model.yaml)", {}, seen)
+        writer = "NeMo 2 (context/model.yaml)" if seen else "NeMo 2 (no context/model.yaml)"
+        said = _Arguments(config, writer, {}, seen, program="nemo")
     else:
         kind, store = _read_store(root, locate)
         said = _read_arguments(root, store, names, plain=kind == "torch_dcp")
     stamps, digest = sum_up((*store.sightings, *said.seen), said.inner)
     tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
     objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
-    return Checkpoint(root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said))
+    return Checkpoint(
+        root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said), said.program, said.era
+    )
 
 
 def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
@@ -138,7 +144,8 @@ def _read_arguments(root: Path, store: Store, names: Sequence[str], *, plain: bo
     if said.config or RUN_CONFIG not in names:
         return said
     config, seen = read_bridge(root)
-    return replace(said, config=config, writer=f"Megatron-Bridge ({RUN_CONFIG})", seen=(*said.seen, seen))
+    writer = f"Megatron-Bridge ({RUN_CONFIG})"
+    return replace(said, config=config, writer=writer, seen=(*said.seen, seen), program="megatron-bridge")
 
 
 def _read_objects(root: Path, store: Store) -> _Arguments:
@@ -158,13 +165,13 @@ def _read_common(root: Path, store: Store) -> _Arguments:
     """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
     seen, inner = [], b""
     if COMMON_ITEM in store.places:
-        writer = "megatron-core >= 0.19 (common_state)"
+        era = ">=0.19"
         value, inner = read_object(root, store.places[COMMON_ITEM])
         common = value[0] if isinstance(value, list) and len(value) == 1 else value
     elif not os.path.lexists(root / COMMON_FILE):
         return _Arguments({}, "megatron-core (no common state)", {}, [])
     else:
-        writer = "megatron-core < 0.19 (common.pt)"
+        era = "<0.19"
         with open_file(root, COMMON_FILE) as file:
             common, pickled = object_item(file, 0, file.stamp.nbytes)
             seen = [Sighting(file.stamp, digest_of(pickled))]
@@ -172,7 +179,10 @@ def _read_common(root: Path, store: Store) -> _Arguments:
         raise BadCheckpoint("the common state is no table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
     config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
-    return _Arguments(config, writer, common, seen, inner)
+    place = COMMON_FILE if seen else "common_state"
+    if isinstance(common.get(MEANT_FOR), str):
+        return _Arguments(config, f"carnet, for {shown(common[MEANT_FOR])}", common, seen, inner, common[MEANT_FOR])
+    return _Arguments(config, f"megatron-core {era[:-4]} 0.19 ({place})", common, seen, inner, era=era)
 
 
 def _notes(said: _Arguments) -> dict[str, str]:

@@ -71,6 +71,9 @@ class Checkpoint:
     stamps: tuple[Stamp, ...]  # every file that was looked at, sorted by name
     digest: str  # hex digest of all headers and metadata that were read
     notes: Mapping[str, str]  # facts about the checkpoint for `inspect`: "iteration" -> "1000", ...
+    program: str = ""  # of a Megatron checkpoint: the program that means its arguments, where that is known, as a requirement
+    era: str = ""  # of Megatron's store: what its form says of the release, "<0.19" or ">=0.19"
+    accept: tuple[str, ...] = ()  # Megatron's arguments whose effect a person does without
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

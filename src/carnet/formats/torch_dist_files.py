@@ -134,8 +134,13 @@ def frames_of(file: TargetFile) -> Iterator[tuple[int, bytes]]:
         yield end, held
 
 
-def common_pt(arguments: Mapping[str, Value], iteration: int | None, content: Mapping[str, Value] = CONTENT) -> bytes:
-    """Return the bytes of ``common.pt``: the training arguments as an argparse.Namespace, and what Megatron saves beside them.
+def common_pt(
+    arguments: Mapping[str, Value],
+    iteration: int | None,
+    content: Mapping[str, Value] = CONTENT,
+    more: Mapping[str, Value] | None = None,
+) -> bytes:
+    """Return the bytes of ``common.pt``: the training arguments as an argparse.Namespace, what Megatron saves beside them, and more.
 
     A torch type is ``torch_type("bf16")``, a member of an enum ``Call(Global("megatron.core.enums", "ModelType"), (1,))``.
     """
@@ -145,6 +150,7 @@ def common_pt(arguments: Mapping[str, Value], iteration: int | None, content: Ma
         "iteration": iteration or 0,
         "num_floating_point_operations_so_far": 0,
         "content_metadata": content,
+        **(more or {}),
     }
     return archive(dumps(state), "common")
 

@@ -84,6 +84,19 @@ def arguments_of(config: Mapping[str, object], where: object) -> dict[str, objec
     return dict(config)
 
 
+def program_of(config: Mapping[str, object]) -> str:
+    """Return the program whose config this is: "megatron-bridge", "nemo", or "" for Megatron-LM's arguments and all others.
+
+    >>> program_of({"model": {"_target_": "x.GPTModelProvider", "num_moe_experts": 8}})
+    'megatron-bridge'
+    """
+    for section, program in (("model", "megatron-bridge"), ("config", "nemo")):
+        inner = config.get(section)
+        if isinstance(inner, dict) and "_target_" in inner:
+            return program if "config" not in inner else program_of(inner)
+    return ""
+
+
 def read_bridge(root: Path) -> tuple[dict[str, object], Sighting]:
     """Return the arguments that Megatron-Bridge's run_config.yaml says."""
     check_inside(root, RUN_CONFIG, "the folder's listing")

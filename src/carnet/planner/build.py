@@ -163,6 +163,9 @@ def draw(
         window=0,
         threads=0,
         notes={"vocabulary": str(source.vocabulary)},
+        unused=source.heard.unused,
+        accepted=source.heard.accepted,
+        needs=made.needs.data,
     )
     return Drawing(plan, code)
 

@@ -10,9 +10,12 @@ from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.families.family import Family
 from carnet.families.known import padded
+from carnet.families.megatron_needs import NOTHING, Needs, needs
+from carnet.families.megatron_programs import program
 from carnet.families.rows import Dialect
 from carnet.families.saying import write
 from carnet.families.words import Config
+from carnet.formats.megatron import MEANT_FOR
 from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
@@ -39,6 +42,7 @@ class Made:
     laid: Mapping[Key, tuple[str, TargetTensor]]  # (unit, stored name) -> file and place
     sketch: TargetFile
     drawn: Mapping[Key, list[tuple[Box, TargetTensor]]]  # entry that is coded -> its matrices in the sketch
+    needs: Needs = NOTHING  # what the program that loads them must be told
 
 
 def target_files(
@@ -120,8 +124,10 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     kinds = {
         name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
     }
-    common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION))
-    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile(SKETCH, 0, (), {}, "sketch"), {})
+    reader = None if request.read_by is None else program(request.read_by, "--read-by")
+    told = needs(said, reader, local=request.spelling == "local")
+    common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
+    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile(SKETCH, 0, (), {}, "sketch"), {}, told)
 
 
 def _plain(value: object) -> Value:

@@ -47,6 +47,9 @@ class Options(Common, total=False):
     tokenizer: PathLike | None  # folder whose tokenizer goes along
     config: PathLike | None
     amax: PathLike | None
+    written_by: str | None
+    read_by: str | None
+    accept: Sequence[str]
 
 
 ASIDE = {"memory", "tokenizer"}  # options of a crossing that are no part of what its target is
@@ -82,6 +85,13 @@ class Request:
     activations: str | None = None  # "static" or "dynamic" (no scale is stored for them); None as the scheme has it
     amax: str | None = None  # path of what calibration found
     exclude: tuple[str, ...] = ()  # patterns of module names that stay as they are
+    written_by: str | None = (
+        None  # the program whose words a Megatron source's arguments are: carnet.families.megatron_programs
+    )
+    read_by: str | None = (
+        None  # megatron: the program that will load the target; None for any release of Megatron-LM since 0.16
+    )
+    accept: tuple[str, ...] = ()  # arguments of a Megatron source whose effect the target may be without
 
     @classmethod
     def of(cls, options: Mapping[str, object]) -> Self:
@@ -90,7 +100,10 @@ class Request:
         if "to" not in options:
             raise BadOption("a crossing needs to know what its target is for", {"lacking": "to", "known": ", ".join(TARGETS)})
         read = {option: READERS[option](option, value) for option, value in options.items() if option not in ASIDE}
-        return cls(**{FIELDS.get(option, option): value for option, value in read.items()})
+        made = cls(**{FIELDS.get(option, option): value for option, value in read.items()})
+        if made.read_by is not None and made.to != "megatron":
+            raise BadOption("read_by is for a target of the kind 'megatron'", {"to": made.to}, remedy="leave it out")
+        return made
 
     @classmethod
     def from_data(cls, data: object) -> Self:
@@ -137,6 +150,14 @@ def _scheme(name: str, value: object) -> str | None:
     return _among({scheme: None for schemes in by_style().values() for scheme in schemes})(name, value)  # type: ignore[no-any-return]
 
 
+def _program(name: str, value: object) -> str | None:
+    from carnet.families.megatron_programs import program
+
+    if value is not None:
+        program(str(value), name)
+    return None if value is None else str(value)
+
+
 READERS: Mapping[str, Reader] = {  # option -> how what a person gives is read
     "to": _among(TARGETS, needed=True),
     **dict.fromkeys(("tp", "pp", "ep"), whole),
@@ -152,6 +173,8 @@ READERS: Mapping[str, Reader] = {  # option -> how what a person gives is read
     "kv_cache": _among(CACHES),
     "kv_scale": number,
     "activations": _among(ACTIVATIONS),
+    "accept": patterns,
+    **dict.fromkeys(("written_by", "read_by"), _program),
 }
 
 

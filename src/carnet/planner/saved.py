@@ -63,7 +63,21 @@ KINDS: Mapping[str, type[Step]] = {
     "quantize": Quantize,
     "put": Put,
 }
-HEAD = ("source", "fingerprint", "request", "family", "dropped", "proof", "memory", "window", "threads", "notes")
+HEAD = (
+    "source",
+    "fingerprint",
+    "request",
+    "family",
+    "dropped",
+    "proof",
+    "memory",
+    "window",
+    "threads",
+    "notes",
+    "unused",
+    "accepted",
+    "needs",
+)
 
 
 def lines(plan: Plan) -> Iterator[str]:
@@ -201,6 +215,10 @@ def _plan(rows: Iterator[dict[str, object] | list[object]], path: Path) -> Plan:
         assets=tuple(assets),
         steps=tuple(steps),
         sketch=sketch,
+        unused=_texts("unused", head["unused"]),
+        accepted=_texts("accepted", head["accepted"]),
+        needs={key: _said(key, said) for key, said in _table("needs", head["needs"])},
+        notes=_texts("notes", head["notes"]),
     )
 
 
@@ -223,6 +241,14 @@ def _list(name: str, value: object) -> list[object]:
 def _table(name: str, value: object) -> ItemsView[str, object]:
     _is(dict, name, value)
     return value.items()  # type: ignore[attr-defined, no-any-return]  # as above
+
+
+def _texts(name: str, value: object) -> dict[str, str]:
+    return {_text(name, key): _text(name, said) for key, said in _table(name, value)}
+
+
+def _said(name: str, value: object) -> str | list[str]:
+    return _text(name, value) if isinstance(value, str) else [_text(name, each) for each in _list(name, value)]
 
 
 def _natural(name: str, value: object) -> int:
