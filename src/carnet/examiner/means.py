@@ -13,8 +13,8 @@ BASE = 64 << 20  # bytes: Python, numpy and what headers say
 PER_TENSOR = 3 << 10
 PER_THREAD = 2 << 20  # stack, allocator's arena
 HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
-BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)
-ENOUGH = 8  # threads: fewer large blocks are no faster than these with smaller ones
+BLOCKS = (1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
+ENOUGH = 8  # threads: rather these with smaller blocks than fewer
 
 S = TypeVar("S")
 T = TypeVar("T")

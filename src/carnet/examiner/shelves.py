@@ -22,7 +22,7 @@ from carnet.examiner.unfold import Array
 from carnet.formats.files import OpenFile, open_file, shown
 from carnet.formats.stored import Chunk, Stored, dense_strides
 
-BLOCK = 4 << 20  # bytes of one side that are looked at together, where memory allows
+BLOCK = 1 << 20  # bytes of one side that are looked at together, where memory allows
 RUN = 32 << 10  # bytes: runs this long are read one by one, shorter ones with what lies between them
 SPAN = 1 << 20  # bytes that are read at once for the sake of short runs
 OPEN = 64  # files that stay open

@@ -114,8 +114,15 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
         if isinstance(step, Dequantize | Measure) and step.legend is not None:
             reads = ()
             _prove_legend(step, step.legend, sizes)
-        for place in (*reads, *writes):
-            if len(step.shape) != len(place.strides) or min(0, place.offset, *step.shape, *place.strides) < 0:
+        boxes = [(step.shape, place) for place in (*reads, *writes)]
+        if isinstance(step, Quantize):
+            if step.recipe not in RECIPES or len([*step.shape]) != 2 or min(step.shape) < 1:
+                raise BadRequest(
+                    "a step of the plan makes codes that nobody reads", {"tensor": step.tensor, "recipe": step.recipe}
+                )
+            boxes += [(step.shape, step.source), *_codes(step)]
+        for shape, place in boxes:
+            if len(shape) != len(place.strides) or min(0, place.offset, *shape, *place.strides) < 0:
                 raise BadRequest("a step of the plan is none", {"tensor": step.tensor, "file": place.file})
         for place in reads:
             reach = 1 + sum((length - 1) * stride for length, stride in zip(step.shape, place.strides, strict=True))
