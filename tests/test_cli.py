@@ -553,7 +553,8 @@ def test_an_unknown_tensor_is_named_with_the_way_to_leave_it_behind(hf, tmp_path
     document = json.loads((tmp_path / "out/carnet.json").read_text())
     assert document["dropped"] == {"--drop model.strange*": ["model.strange", "model.stranger"]}
     assert not any("strange" in name for name in load_file(tmp_path / "out/rank0.safetensors"))
-    assert call("verify", hf, tmp_path / "out").exit_code == 0  # the carnet says what was to be left behind
+    assert call("verify", hf, tmp_path / "out", "--drop", "model.strange*").exit_code == 0
+    assert "  its carnet  --drop 'model.strange*'" in refused("verify", hf, tmp_path / "out")
     (tmp_path / "out/carnet.json").unlink()
     assert "model.strange" in "\n".join(refused("verify", hf, tmp_path / "out"))
     assert call("verify", hf, tmp_path / "out", "--drop", "model.strange*").exit_code == 0

@@ -23,7 +23,7 @@ def test_a_hugging_face_config_says_what_the_arguments_say(golden, tmp_path):
     given = tmp_path / "by-args/config.json"
     assert carnet.cross(MEGATRON / golden, tmp_path / "by-config", to="hf", config=given).equal
     assert contents(tmp_path / "by-config") == contents(tmp_path / "by-args")
-    assert carnet.verify(MEGATRON / golden, tmp_path / "by-config").equal  # the document remembers the config
+    assert carnet.verify(MEGATRON / golden, tmp_path / "by-config", config=given).equal
 
 
 def test_a_config_that_contradicts_the_shapes_is_refused_with_both(tmp_path):
@@ -82,7 +82,10 @@ def bare(request, tmp_path):
 def test_a_store_without_arguments_crosses_with_a_config(bare, said, tmp_path):
     assert carnet.cross(bare, tmp_path / "out", to="hf", config=said()).equal
     assert contents(tmp_path / "out") == contents(tmp_path / "hf")
-    assert carnet.verify(bare, tmp_path / "out").equal
+    assert carnet.verify(bare, tmp_path / "out", config=said()).equal
+    with pytest.raises(BadCheckpoint, match="the training arguments are missing") as caught:
+        carnet.verify(bare, tmp_path / "out")
+    assert caught.value.facts["its carnet"] == "--config said.json"
 
 
 def test_a_store_without_arguments_says_where_they_could_be(bare):

@@ -361,7 +361,7 @@ def test_a_plan_that_was_saved_and_loaded_writes_what_the_plan_itself_writes(nam
     assert saved.load(tmp_path / "plan") == made
     carnet.run(made, tmp_path / "direct")
     carnet.run(tmp_path / "plan", tmp_path / "saved")
-    assert carnet.verify(MEGATRON / name, tmp_path / "saved").equal
+    assert carnet.verify(MEGATRON / name, tmp_path / "saved", plan=tmp_path / "plan").equal
     assert contents(tmp_path / "saved") == contents(tmp_path / "direct")
 
 

@@ -5,9 +5,13 @@ carnet's own code.
 """
 
 import json
+import os
 import random
 import shutil
+import socket
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.errors import CarnetError
+from carnet.planner import saved
 
 GOLDENS = Path(__file__).parent / "goldens/megatron"
 LLAMA, GPT = GOLDENS / "llama_te_pp2_vpp", GOLDENS / "gpt_te_tp2"
@@ -33,6 +38,7 @@ TARGETS = {
     "gpt ranks": (GPT, {"to": "trtllm", "tp": 2, "pp": 2}),
     "f32": (LLAMA, {"to": "hf", "dtype": "f32"}),
 }
+ASKED = {"f32": {"dtype": "f32"}}  # what is repeated to compare
 MODEL = "model.safetensors"
 
 
@@ -80,9 +86,9 @@ def flip(file, at, bit):
     file.write_bytes(raw)
 
 
-def findings(source, target):
+def findings(source, target, **asked):
     """Return {(where, what)} after asking that the target is not equal, and that it says so to a machine too."""
-    verdict = carnet.verify(source, target)
+    verdict = carnet.verify(source, target, **asked)
     assert not verdict.equal
     assert all(finding.what and finding.where for finding in verdict.findings)
     return {(finding.where, finding.what) for finding in verdict.findings}
@@ -105,7 +111,7 @@ def head(number):
 @pytest.mark.parametrize("which", TARGETS)
 def test_an_undamaged_target_is_equal(which, proven, tmp_path):
     source, target = proven(which, tmp_path)
-    assert carnet.verify(source, target).findings == ()
+    assert carnet.verify(source, target, **ASKED.get(which, {})).findings == ()
     assert carnet.verify(target).findings == ()
 
 
@@ -119,7 +125,7 @@ def test_a_target_is_equal_whoever_wrote_its_files(which, proven, tmp_path):
         assert file.read_bytes() != before
     reconfigure(target)
     (target / "carnet.json").unlink()
-    assert carnet.verify(source, target).findings == ()
+    assert carnet.verify(source, target, **ASKED.get(which, {})).findings == ()
 
 
 def test_a_proven_target_of_another_model_is_not_equal(proven, tmp_path):
@@ -286,7 +292,7 @@ def test_the_lowest_bit_of_a_cast_target(proven, tmp_path):
     source, target = proven("f32", tmp_path)
     first, end = reread(target / MODEL, "model.layers.2.mlp.up_proj.weight")
     flip(target / MODEL, (first + end) // 2 // 4 * 4 + first % 4, 0)
-    ((where, _),) = findings(source, target)
+    ((where, _),) = findings(source, target, dtype="f32")
     assert where == "layers.2.mlp.up"
 
 
@@ -622,6 +628,8 @@ def test_a_stale_config_field(which, key, value, field, proven, tmp_path):
     source, target = proven(which, tmp_path)
     reconfigure(target, **{key: value})
     if field is None:
+        assert findings(source, target) == {("config.json", "file differs")}  # the carnet knows its bytes
+        (target / "carnet.json").unlink()
         assert carnet.verify(source, target).equal
     elif field is ...:
         assert findings(source, target)
@@ -778,3 +786,539 @@ def alone(target):
     verdict = carnet.verify(target)
     assert not verdict.equal
     return {(finding.where, finding.what) for finding in verdict.findings}
+
+
+# --- who says what is compared -------------------------------------------------------------------------------------------------
+
+
+def resealed(target, damage):
+    """Alter a document as someone does who knows its rules: with a digest over itself that is right again."""
+    data = json.loads((target / "carnet.json").read_text())
+    damage(data)
+    data.pop("self")
+    written = json.dumps(data, indent=1, ensure_ascii=False)
+    data["self"] = xxhash.xxh3_128_hexdigest(f"{written}\n".encode())
+    (target / "carnet.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def claim(**fields):
+    return lambda data: data["request"].update(fields)
+
+
+def cut_vocabulary(target, rows):
+    def damage(tensors):
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:rows]
+
+    rewrite(target / MODEL, damage)
+    reconfigure(target, vocab_size=rows)
+
+
+@pytest.mark.parametrize("seal", [True, False])
+def test_a_target_of_fewer_rows_whose_document_claims_that_they_were_asked_for(seal, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    cut_vocabulary(target, 200)
+    if seal:
+        resealed(target, claim(vocab=200))
+    else:
+        data = json.loads((target / "carnet.json").read_text())
+        data["request"]["vocab"] = 200
+        (target / "carnet.json").write_text(json.dumps(data, indent=1) + "\n")
+    assert ("vocab", "config field differs") in findings(source, target)
+
+
+def test_a_document_that_names_the_target_s_own_config(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    reconfigure(target, rms_norm_eps=0.25)
+    resealed(target, claim(config=str(target / "config.json")))
+    assert ("norm_eps", "config field differs") in findings(source, target)
+
+
+CLAIMS = {
+    "dtype": claim(dtype="f16"),
+    "drop": lambda data: (claim(drop=["*q_proj*"])(data), data["dropped"].update({"--drop *q_proj*": ["x"]})),
+    "vocab": claim(vocab=200),
+    "cache_scale": claim(cache_scale=2.0, cache="fp8"),
+}
+
+
+@pytest.mark.parametrize("field", ["dtype", "drop", "vocab"])
+def test_a_request_that_the_document_alone_knows_is_a_finding_that_names_the_option(field, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    resealed(target, CLAIMS[field])
+    (found,) = [f for f in carnet.verify(source, target).findings if f.where == f"request.{field}"]
+    option = {"dtype": "--dtype f16", "drop": "--drop '*q_proj*'", "vocab": "--vocab-size 200"}[field]
+    assert (found.what, f"repeat {option}" in found.detail) == ("the carnet names another request", True)
+
+
+def test_a_cast_is_compared_when_it_is_repeated_and_found_where_it_is_not(proven, tmp_path):
+    source, target = proven("f32", tmp_path)
+    assert carnet.verify(source, target, dtype="f32").equal
+    found = carnet.verify(source, target).findings
+    assert {(f.where, f.what) for f in found} == {
+        ("dtype", "stored wider than in the source"),
+        ("request.dtype", "the carnet names another request"),
+    }
+    assert all("--dtype f32" in f.detail for f in found)
+
+
+def test_an_option_that_says_what_the_source_says_changes_nothing(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    assert carnet.verify(source, target, dtype="bf16", vocab_size=251).findings == ()
+
+
+def test_a_plan_says_what_was_asked_for(tmp_path):
+    made = carnet.plan(LLAMA, to="hf", dtype="f32")
+    saved.save(made, tmp_path / "llama.plan")
+    carnet.run(made, tmp_path / "out")
+    assert not carnet.verify(LLAMA, tmp_path / "out").equal
+    assert json.loads((tmp_path / "out/carnet.json").read_text())["state"] == "written, not verified"
+    assert carnet.verify(LLAMA, tmp_path / "out", plan=tmp_path / "llama.plan").findings == ()
+    assert json.loads((tmp_path / "out/carnet.json").read_text())["state"] == "proven"
+    assert carnet.verify(LLAMA, tmp_path / "out", plan=tmp_path / "llama.plan").equal
+    assert carnet.verify(tmp_path / "out").equal
+    with pytest.raises(CarnetError, match="the plan says what was asked for"):
+        carnet.verify(LLAMA, tmp_path / "out", plan=tmp_path / "llama.plan", dtype="f32")
+
+
+# --- verify writes nothing -----------------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    (folder / "tokenizer_config.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.safetensors.index.json"])
+def test_a_file_that_was_altered_is_found_and_gets_no_new_digest(name, tokenizer, tmp_path):
+    out = tmp_path / "target"
+    assert carnet.cross(LLAMA, out, to="hf", tokenizer=tokenizer, shard_size=100_000).equal
+    (out / name).write_text((out / name).read_text() + " ")
+    before = contents(out)
+    assert findings(LLAMA, out) == {(name, "file differs")}
+    assert alone(out) == {(name, "file differs")}
+    with_seal = carnet.verify(LLAMA, out, seal=True)
+    assert not with_seal.equal
+    assert contents(out) == before
+
+
+def test_nothing_is_written_into_a_target_that_is_proven_or_of_another_program(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    stamp = (target / "carnet.json").stat().st_mtime_ns
+    assert carnet.verify(source, target).equal
+    assert (target / "carnet.json").stat().st_mtime_ns == stamp
+    (target / "carnet.json").unlink()
+    assert carnet.verify(source, target).equal
+    assert not (target / "carnet.json").exists()
+    assert carnet.verify(source, target, seal=True).document == "carnet.json is written"
+    assert carnet.verify(target).equal
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+def test_a_document_is_not_finished_over_a_file_that_changed_since_its_run(name, tokenizer, tmp_path):
+    out = tmp_path / "target"
+    carnet.run(carnet.plan(LLAMA, to="hf", tokenizer=tokenizer), out)
+    written = (out / name).read_text()
+    (out / name).write_text(written + " ")
+    assert findings(LLAMA, out) == {(name, "file differs")}
+    assert json.loads((out / "carnet.json").read_text())["state"] == "written, not verified"
+    (out / name).write_text(written)
+    assert carnet.verify(LLAMA, out).equal
+    assert carnet.verify(out).equal
+
+
+def test_a_target_with_a_tokenizer_that_nobody_knows_is_compared_and_not_sealed(tokenizer, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    shutil.copyfile(tokenizer / "tokenizer.json", target / "tokenizer.json")
+    verdict = carnet.verify(source, target)
+    assert (verdict.equal, verdict.unsure) == (True, ("tokenizer.json",))
+    with pytest.raises(CarnetError, match="nobody says what a file of the target must hold"):
+        carnet.verify(source, target, seal=True)
+    assert carnet.verify(source, target, seal=True, tokenizer=tokenizer).equal
+    (target / "tokenizer.json").write_text("{}")
+    assert findings(source, target, tokenizer=tokenizer) == {("tokenizer.json", "file differs")}
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0 and shutil.which("unshare") is None, reason="root writes everywhere but on a read-only mount"
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_target_that_cannot_be_written_to_has_its_verdict(damaged, tmp_path):
+    carnet.run(carnet.plan(LLAMA, to="hf"), tmp_path / "out")
+    if damaged:
+        first, _ = reread(tmp_path / "out" / MODEL, "model.norm.weight")
+        flip(tmp_path / "out" / MODEL, first, 0)
+    before, verb = contents(tmp_path / "out"), f"{sys.executable} -m carnet verify {LLAMA} out"
+    script = (
+        f"mount --bind out out && mount -o remount,ro,bind out && {verb}" if os.geteuid() == 0 else f"chmod a-w out; {verb}"
+    )
+    command = ["unshare", "-m", "sh", "-c", script] if os.geteuid() == 0 else ["sh", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "out").chmod(0o755)
+    if "mount" in done.stderr:
+        pytest.skip(f"no read-only mount here: {done.stderr}")
+    assert (done.returncode, done.stderr) == (3 if damaged else 0, "")
+    assert contents(tmp_path / "out") == before
+
+
+# --- everything is accounted for -----------------------------------------------------------------------------------------------
+
+
+def plant(name, text="x"):
+    def damage(target):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text)
+
+    return name, damage
+
+
+def bind_socket(target):
+    with socket.socket(socket.AF_UNIX) as opened:
+        here = Path.cwd()
+        os.chdir(target)  # the name of a socket is short
+        opened.bind("socket")
+        os.chdir(here)
+
+
+LOADED = dict(
+    [
+        plant("modeling_x.py"),
+        plant("custom_generate/generate.py"),
+        plant("pytorch_model.bin"),
+        plant("adapter_config.json", "{}"),
+        plant("consolidated.00.pth"),
+        plant("model.fp16.gguf"),
+        plant("sub/deeper/weights.npz"),
+        plant("library.so"),
+        plant("nobody-knows-this"),
+        plant("a/b.json", "{}"),
+        ("fifo", lambda target: os.mkfifo(target / "fifo")),
+        ("socket", bind_socket),
+        ("link", lambda target: (target / "link").symlink_to("nowhere")),
+        ("folder", lambda target: (target / "folder").symlink_to(target.parent)),
+    ]
+)
+WORDED = dict(
+    [
+        plant("generation_config.json", "{}"),
+        plant("tokenizer.json", "{}"),
+        plant("chat_template.jinja"),
+        plant("preprocessor_config.json", "{}"),
+    ]
+)
+BESIDE = dict(
+    [
+        plant("README.md"),
+        plant("LICENSE"),
+        plant("figures/loss.png"),
+        plant(".gitattributes"),
+        plant("notes.txt"),
+        plant("training_args.bin"),
+        plant("docs/README.md"),
+    ]
+)
+
+
+@pytest.mark.parametrize("documented", [True, False])
+@pytest.mark.parametrize("which", ["hf", "tp2pp2"])
+@pytest.mark.parametrize("name", LOADED)
+def test_what_a_loader_reads_or_executes_and_nobody_knows(name, which, documented, proven, tmp_path):
+    source, target = proven(which, tmp_path)
+    if not documented:
+        (target / "carnet.json").unlink()
+    LOADED[name](target)
+    ((where, _),) = findings(source, target)
+    assert where == name
+    if documented:
+        assert {where for where, _ in alone(target)} == {name}
+
+
+@pytest.mark.parametrize("name", WORDED)
+def test_what_a_loader_reads_as_words_is_found_by_a_document_and_named_without(name, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    WORDED[name](target)
+    assert findings(source, target) == alone(target) == {(name, "not in the carnet")}
+    (target / "carnet.json").unlink()
+    assert carnet.verify(source, target).unsure == (name,)
+
+
+@pytest.mark.parametrize("documented", [True, False])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_nobody_loads_is_named_and_changes_nothing(name, documented, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    BESIDE[name](target)
+    if documented:
+        assert (carnet.verify(target).findings, carnet.verify(target).beside) == ((), (name,))
+    else:
+        (target / "carnet.json").unlink()
+    verdict = carnet.verify(source, target)
+    assert (verdict.findings, verdict.beside) == ((), (name,))
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_that_became_a_link(link, proven, tmp_path):
+    """Links lead where a snapshot of the Hugging Face cache has its files, or they are found."""
+    source, target = proven("hf", tmp_path)
+    blob = tmp_path / ("blobs/" + "0" * 64 if link else "elsewhere")
+    blob.parent.mkdir(exist_ok=True)
+    (target / "config.json").rename(blob)
+    (target / "config.json").symlink_to(os.path.relpath(blob, target))
+    expected = set() if link else {("config.json", "not a file")}
+    assert {(f.where, f.what) for f in carnet.verify(source, target).findings} == expected
+    assert {(f.where, f.what) for f in carnet.verify(target).findings} == expected
+
+
+def test_metadata_of_a_header_that_was_added(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    save_file(load_file(target / MODEL), target / MODEL, {"format": "pt", "loader": "x"})
+    assert alone(target) == {(MODEL, "what stands around its tensors differs")}
+    assert ("loader", "header metadata that the source does not have") in findings(source, target)
+    (target / "carnet.json").unlink()
+    assert findings(source, target) == {("loader", "header metadata that the source does not have")}
+    save_file(load_file(target / MODEL), target / MODEL, {"format": "tf"})
+    assert findings(source, target) == {("format", "header metadata differs")}
+
+
+def test_a_header_that_was_written_again_is_found_by_the_document(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    rewrite(target / MODEL, lambda tensors: None)
+    assert findings(source, target) == {(f"target.frames.{MODEL}", "the carnet claims otherwise")}
+
+
+@pytest.mark.parametrize("documented", [True, False])
+def test_the_total_of_an_index(documented, tmp_path):
+    assert carnet.cross(LLAMA, tmp_path / "target", to="hf", shard_size=100_000).equal
+    index = tmp_path / "target/model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["metadata"]["total_size"] += 2
+    index.write_text(json.dumps(data, indent=2) + "\n")
+    if not documented:
+        (tmp_path / "target/carnet.json").unlink()
+    assert findings(LLAMA, tmp_path / "target") == {("total_size", "the index says another total")}
+
+
+@pytest.mark.parametrize("documented", [True, False])
+def test_a_map_to_code_that_was_added_to_a_config(documented, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    if not documented:
+        (target / "carnet.json").unlink()
+    reconfigure(target, auto_map={"AutoModelForCausalLM": "somebody/repo--modeling_x.X"})
+    assert findings(source, target) == {("auto_map", "auto_map was added")}
+
+
+def test_a_map_to_code_in_the_config_of_a_tokenizer_that_nobody_knows(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    (target / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}')
+    assert findings(source, target) == {("tokenizer_config.json", "auto_map was added")}
+
+
+def test_side_files_are_compared_with_those_of_a_source_of_the_same_kind(proven, tmp_path):
+    _, source = proven("hf", tmp_path)
+    (source / "carnet.json").unlink()
+    (source / "modeling_x.py").write_text("one = 1")
+    (source / "tokenizer.json").write_text('{"a": 1, "b": 2}')
+    shutil.copytree(source, tmp_path / "copy")
+    (tmp_path / "copy/tokenizer.json").write_text('{"b": 2,\n"a": 1}')
+    assert carnet.verify(source, tmp_path / "copy").findings == ()
+    (tmp_path / "copy/modeling_x.py").write_text("one = 2")
+    (tmp_path / "copy/tokenizer.json").write_text('{"a": 1, "b": 3}')
+    assert findings(source, tmp_path / "copy") == {("modeling_x.py", "file differs"), ("tokenizer.json", "file differs")}
+
+
+MEGATRON_FILES = [
+    "latest_checkpointed_iteration.txt",
+    "iter_0000001/metadata.json",
+    "iter_0000001/.metadata",
+    "iter_0000001/common.pt",
+]
+
+
+@pytest.fixture(scope="module")
+def as_megatron(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("megatron") / "target"
+    assert carnet.cross(LLAMA, folder, to="megatron", tp=2).equal
+    return folder
+
+
+@pytest.mark.parametrize("name", MEGATRON_FILES)
+def test_a_file_of_a_megatron_store_that_is_written_otherwise(name, as_megatron, tmp_path):
+    shutil.copytree(as_megatron, tmp_path / "target")
+    assert carnet.verify(LLAMA, tmp_path / "target").findings == carnet.verify(tmp_path / "target").findings == ()
+    with (tmp_path / "target" / name).open("ab") as file:
+        file.write(b"\n")
+    try:
+        assert (name, "file differs") in findings(LLAMA, tmp_path / "target")
+        assert (name, "file differs") in alone(tmp_path / "target")
+    except CarnetError as error:
+        assert name.rsplit("/", 1)[-1] in str(error)
+
+
+@pytest.mark.parametrize("name", ["iter_0000002/common.pt", "iter_0000001/__9_0.distcp", "iter_0000001/x.py", "release/x.pt"])
+def test_a_file_beside_a_megatron_store(name, as_megatron, tmp_path):
+    shutil.copytree(as_megatron, tmp_path / "target")
+    plant(name)[1](tmp_path / "target")
+    assert {where for where, _ in findings(LLAMA, tmp_path / "target")} == {name}
+    assert {where for where, _ in alone(tmp_path / "target")} == {name}
+    (tmp_path / "target/carnet.json").unlink()
+    assert {where for where, _ in findings(LLAMA, tmp_path / "target")} == {name}
+
+
+def leaves(data, path=()):
+    """Yield (path, value) for every value of a document."""
+    if isinstance(data, dict) and data:
+        for key, each in data.items():
+            yield from leaves(each, (*path, key))
+    else:
+        yield path, data
+
+
+def put(data, path, value):
+    for key in path[:-1]:
+        data = data[key]
+    data[path[-1]] = value
+
+
+def test_no_value_of_a_document_can_be_altered_unseen(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    document = target / "carnet.json"
+    before = document.read_text()
+    paths = [path for path, _ in leaves(json.loads(before))]
+    seen = [path for path in paths if path[0] not in ("source", "target")] + random.Random(1).sample(paths, 20)
+    assert {path[0] for path in seen} == set(json.loads(before))
+    for path in seen:
+        data = json.loads(before)
+        put(data, path, "altered")
+        document.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        for check in (lambda: carnet.verify(target), lambda: carnet.verify(source, target)):
+            try:
+                assert not check().equal, path
+            except CarnetError:
+                assert path in (("carnet",), ("state",)), path
+    document.write_text(before + " ")
+    assert alone(target) == {("carnet.json", "the carnet was altered")}
+
+
+FALSE = {
+    "family": lambda data: data.update(family="gpt2"),
+    "config.norm_eps": lambda data: data["config"].update(norm_eps=1e-5),
+    "proof.tensors": lambda data: data["proof"].update(tensors=40),
+    "proof.casts": lambda data: data["proof"].update(casts=["f32 -> bf16"]),
+    "dropped.--drop x": lambda data: data["dropped"].update({"--drop x": ["x"]}),
+    "target.tensors.lm_head.weight.layout": lambda data: data["target"]["tensors"]["lm_head.weight"].update(
+        layout="vocab: head"
+    ),
+    "target.files.config.json": lambda data: data["target"]["files"].pop("config.json"),
+    "request.to": claim(to="trtllm"),
+    "request.tp": claim(tp=2),
+}
+
+
+@pytest.mark.parametrize("where", FALSE)
+def test_a_claim_that_is_false_is_found_with_the_source_though_the_document_is_whole(where, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    resealed(target, FALSE[where])
+    found = {where for where, _ in findings(source, target)}
+    assert {where, where.replace("target.files.", "")} & found
+
+
+def test_the_digests_of_the_source_in_a_document_are_compared(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    label = "output_layer.weight"
+    resealed(target, lambda data: data["source"]["tensors"][label].update(digest="0" * 32))
+    assert findings(source, target) == {(f"source.tensors.{label}.digest", "the carnet claims otherwise")}
+
+
+@pytest.mark.parametrize("damage", ["a fifo", "a folder", "cut off", "another version"])
+def test_a_document_that_cannot_be_read_is_a_finding_where_the_source_is_named(damage, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    document = target / "carnet.json"
+    text = document.read_text()
+    document.unlink()
+    if damage == "a fifo":
+        os.mkfifo(document)
+    elif damage == "a folder":
+        document.mkdir()
+    else:
+        document.write_text(text[:100] if damage == "cut off" else text.replace('"carnet": 2', '"carnet": 1'))
+    assert ("carnet.json", "the carnet cannot be believed") in findings(source, target)
+    with pytest.raises(CarnetError):
+        carnet.verify(target)
+
+
+# --- types and buffers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_cast_that_nobody_asked_for(proven, tmp_path):
+    _, source = proven("f32", tmp_path)
+    (source / "carnet.json").unlink()
+    assert carnet.cross(source, tmp_path / "out", to="hf", dtype="bf16").equal
+    (tmp_path / "out/carnet.json").unlink()
+    assert findings(source, tmp_path / "out") == {("dtype", "a cast that nobody asked for")}
+    assert carnet.verify(source, tmp_path / "out", dtype="bf16").equal
+    assert findings(source, tmp_path / "out", dtype="f16") == {("dtype", "not cast as asked")}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16])
+def test_one_tensor_of_another_type(kind, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    rewrite(target / MODEL, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"].to(kind)}))
+    assert (
+        "dtype",
+        "stored wider than in the source" if kind == torch.float32 else "a cast that nobody asked for",
+    ) in findings(source, target)
+
+
+INV_FREQ = "model.layers.1.self_attn.rotary_emb.inv_freq"
+
+
+def frequencies(base):
+    return 1.0 / (base ** (torch.arange(0, DIM, 2, dtype=torch.int64).float() / DIM))  # as transformers computes them
+
+
+@pytest.mark.parametrize("base", [500_000.0, 10_000.0])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_buffer_of_rotary_frequencies(kind, base, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    rewrite(target / MODEL, lambda tensors: tensors.update({INV_FREQ: frequencies(base).to(kind)}))
+    if base == 500_000.0:
+        assert carnet.verify(source, target).findings == ()
+    else:
+        assert findings(source, target) == {(INV_FREQ, "rotary buffer: wrong values")}
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize("name", ["bias", "masked_bias"])
+def test_a_buffer_of_a_causal_mask(name, right, proven, tmp_path):
+    source, target = proven("gpt", tmp_path)
+    (target / "carnet.json").unlink()
+    mask = torch.tril(torch.ones(64, 64, dtype=torch.bool)).reshape(1, 1, 64, 64)
+    value = torch.tensor(-1e4)
+    if not right:
+        mask[0, 0, 3, 60], value = True, torch.tensor(0.0)
+    name = f"transformer.h.2.attn.{name}"
+    rewrite(target / MODEL, lambda tensors: tensors.update({name: value if "masked" in name else mask}))
+    if right:
+        assert carnet.verify(source, target).findings == ()
+    else:
+        assert findings(source, target) == {(name, "causal mask: wrong values")}
+
+
+def test_a_buffer_that_a_source_has_too_is_compared_with_it(proven, tmp_path):
+    _, source = proven("hf", tmp_path)
+    (source / "carnet.json").unlink()
+    rewrite(source / MODEL, lambda tensors: tensors.update({INV_FREQ: frequencies(3.0)}))
+    shutil.copytree(source, tmp_path / "copy")
+    assert carnet.verify(source, tmp_path / "copy").findings == ()
+    rewrite(tmp_path / "copy" / MODEL, lambda tensors: tensors[INV_FREQ].mul_(2))
+    assert findings(source, tmp_path / "copy") == {(INV_FREQ, "rotary buffer: wrong values")}

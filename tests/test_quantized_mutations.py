@@ -91,18 +91,26 @@ def source(tmp_path_factory):
     return folder
 
 
+ASKED = {}  # target -> what is repeated to compare it
+
+
+def verify(source, target):
+    return carnet.verify(source, target, **ASKED.get(target, {}))
+
+
 @pytest.fixture(scope="module")
 def proven(source, tmp_path_factory):
     """Return (source, a fresh copy of its proven target)."""
     folder, made = tmp_path_factory.mktemp("proven"), {}
 
     def copy(which, to):
+        given = {**TARGETS[which], **({"amax": source / "amax.safetensors"} if TARGETS[which].get("amax") else {})}
         if which not in made:
-            given = {**TARGETS[which], **({"amax": source / "amax.safetensors"} if TARGETS[which].get("amax") else {})}
             verdict = carnet.cross(source / "hf", folder / which, **given)
             assert verdict.findings == ()
             made[which] = folder / which
         shutil.copytree(made[which], to / "target")
+        ASKED[to / "target"] = {name: given[name] for name in ("dtype", "amax") if name in given}
         return source / "hf", to / "target"
 
     return copy
@@ -119,7 +127,7 @@ def rewrite(file, damage):
 
 def findings(source, target):
     """Return {(where, what)} after asking that the target is not equal."""
-    verdict = carnet.verify(source, target)
+    verdict = verify(source, target)
     assert not verdict.equal
     assert all(finding.what and finding.where for finding in verdict.findings)
     return {(finding.where, finding.what) for finding in verdict.findings}
@@ -156,7 +164,7 @@ PACKED = [which for which in HF if "fp4" in which or "int4" in which]
 @pytest.mark.parametrize("which", TARGETS)
 def test_an_undamaged_target_is_equal_with_its_source_and_alone(which, proven, tmp_path):
     source, target = proven(which, tmp_path)
-    verdict = carnet.verify(source, target)
+    verdict = verify(source, target)
     assert verdict.findings == ()
     assert carnet.verify(target).findings == ()
     quality = verdict.examination.quality
@@ -173,7 +181,7 @@ def test_a_target_is_equal_whoever_wrote_its_files(which, proven, tmp_path):
     for file in sorted(target.glob("*.safetensors")):
         rewrite(file, lambda tensors: None)
     (target / "carnet.json").unlink()
-    assert carnet.verify(source, target).findings == ()
+    assert verify(source, target).findings == ()
 
 
 def test_the_document_and_a_machine_are_told_what_the_codes_lose(proven, tmp_path):
@@ -181,7 +189,7 @@ def test_the_document_and_a_machine_are_told_what_the_codes_lose(proven, tmp_pat
 
     source, target = proven("nvfp4", tmp_path)
     told = json.loads((target / "carnet.json").read_text())["proof"]["codes"]
-    assert told == verdict_data(carnet.verify(source, target))["codes"]
+    assert told == verdict_data(verify(source, target))["codes"]
     assert (told["weights"], told["saturated"], len(told["worst"])) == (14, 0, 5)
     assert 20 < told["snr dB"] < 21
     assert told["worst"][0]["snr dB"] < told["snr dB"]
@@ -197,7 +205,7 @@ def test_the_signal_to_noise_is_that_of_the_numbers_which_the_codes_mean(proven,
             signal += float(before[name].double().square().sum())
             noise += float((before[name].double() - meant).square().sum())
     expected = 10 * torch.log10(torch.tensor(signal / noise))
-    assert carnet.verify(source, target).examination.quality.snr == pytest.approx(float(expected), abs=1e-3)
+    assert verify(source, target).examination.quality.snr == pytest.approx(float(expected), abs=1e-3)
 
 
 # --- scales --------------------------------------------------------------------------------------------------------------------
@@ -225,7 +233,7 @@ def test_scales_that_are_doubled_halved_or_inverted(which, how, proven, tmp_path
     source, target = proven(which, tmp_path)
     name = scales_of(which)
     rewrite(target / MODEL, lambda tensors: tensors.update({name: SCALINGS[how](tensors[name])}))
-    verdict = carnet.verify(source, target)
+    verdict = verify(source, target)
     assert [(f.what, f.where, f.stored) for f in verdict.findings] == [(f"scales are {how}", "layers.1.mlp.up", name)]
     if how == "halved":
         assert verdict.examination.quality.saturated > 0
@@ -237,7 +245,7 @@ def test_a_scale_over_the_others_that_is_doubled_halved_or_inverted(which, how, 
     source, target = proven(which, tmp_path)
     name = f"{UP}.weight_scale_2" if which == "nvfp4" else f"{UP}.weight_global_scale"
     rewrite(target / MODEL, lambda tensors: tensors.update({name: SCALINGS[how](tensors[name])}))
-    found = carnet.verify(source, target).findings
+    found = verify(source, target).findings
     assert [(f.what, f.where, f.stored) for f in found] == [(f"scales are {how}", "layers.1.mlp.up", name)]
 
 
@@ -246,7 +254,7 @@ def test_blocks_scales_of_e4m3_that_are_halved(which, proven, tmp_path):
     source, target = proven(which, tmp_path)
     name = scales_of(which)
     rewrite(target / MODEL, lambda tensors: tensors.update({name: (tensors[name].float() / 2).to(torch.float8_e4m3fn)}))
-    found = carnet.verify(source, target).findings
+    found = verify(source, target).findings
     assert [(f.what, f.where, f.stored) for f in found] == [("scales are halved", "layers.1.mlp.up", name)]
 
 
@@ -267,7 +275,7 @@ def test_one_block_whose_scale_is_stale(which, proven, tmp_path):
         scales[each - 1] ^= 1 if each < 4 else 2  # the byte of the exponent
 
     rewrite(target / MODEL, damage)
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     assert found.stored == scales_of(which)
     assert "1 of " in found.detail
     assert "scales" in found.what
@@ -316,7 +324,7 @@ def test_a_scale_that_is_not_shared_by_what_an_engine_fuses(proven, tmp_path):
     weight = load_file(source / MODEL)[f"{KEY}.weight"]
     alone = weight.abs().max().float() / (6 * 448)
     rewrite(target / MODEL, lambda tensors: tensors[f"{KEY}.weight_scale_2"].fill_(alone))
-    (found, *_) = carnet.verify(source, target).findings
+    (found, *_) = verify(source, target).findings
     assert (found.where, found.stored) == ("layers.1.attention.k", f"{KEY}.weight_scale_2")
 
 
@@ -333,7 +341,7 @@ def test_a_rank_that_has_a_scale_of_its_own(proven, tmp_path):
         tensors[name] = requantized(halves[rank], own)
 
     rewrite(target / f"rank{2 + rank}.safetensors", damage)
-    found = carnet.verify(source, target).findings
+    found = verify(source, target).findings
     assert (found[0].where, found[0].stored) == (
         "layers.1.mlp.down",
         f"rank{2 + rank}/transformer.layers.0.mlp.proj.weights_scaling_factor",
@@ -346,7 +354,7 @@ def test_fused_queries_keys_and_values_under_the_scale_of_one_of_them(proven, tm
     own = min(weight.abs().max() for weight in weights).float() / 448
     name = "transformer.layers.0.attention.qkv.weights_scaling_factor"
     rewrite(target / "rank0.safetensors", lambda tensors: tensors[name].fill_(own))
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     assert found.stored == f"rank0/{name}"
     assert found.where == "layers.0.attention.q, layers.0.attention.k, layers.0.attention.v"
 
@@ -365,7 +373,7 @@ def test_one_flipped_bit_of_a_code(which, bit, proven, tmp_path):
         flat[3] ^= 1 << bit  # zeros may become the other zero: e4m3 keeps the sign, and so must the code
 
     rewrite(target / MODEL, damage)
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     assert (found.what, found.where, found.stored) == ("1 bit of one code flipped", "layers.1.mlp.up", name)
 
 
@@ -463,7 +471,7 @@ def test_codes_that_were_cut_off_and_not_rounded(which, proven, tmp_path):
 def test_a_nan_among_the_codes(proven, tmp_path):
     source, target = proven("channel", tmp_path)
     rewrite(target / MODEL, lambda tensors: raw(tensors[f"{UP}.weight"])[2, 2].fill_(0x7F))
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     assert (found.where, "[2, 2]" in found.detail) == ("layers.1.mlp.up", True)
 
 
@@ -487,7 +495,7 @@ def test_a_code_of_fused_values_is_named_after_the_values(proven, tmp_path):
     source, target = proven("ranks", tmp_path)
     name = "transformer.layers.0.attention.qkv.weight"
     rewrite(target / "rank1.safetensors", lambda tensors: raw(tensors[name])[-1, 7].bitwise_xor_(4))
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     expected = ("1 bit of one code flipped", "layers.0.attention.v", f"rank1/{name}")
     assert (found.what, found.where, found.stored) == expected
 
@@ -515,6 +523,7 @@ def test_a_scale_of_activations_that_is_not_what_calibration_found(which, proven
 def test_without_calibration_what_reads_the_same_activations_must_agree(which, proven, tmp_path):
     source, target = proven(which, tmp_path)
     (target / "carnet.json").unlink()
+    del ASKED[target]
     rewrite(target / MODEL, lambda tensors: tensors.update({f"{KEY}.{INPUTS[which]}": tensors[f"{KEY}.{INPUTS[which]}"] * 2}))
     ((where, what),) = findings(source, target)
     assert ("layers.1.attention.k" in where, what) == (True, "activations: scales differ")
@@ -523,9 +532,10 @@ def test_without_calibration_what_reads_the_same_activations_must_agree(which, p
 def test_a_rank_whose_activations_have_another_scale(proven, tmp_path):
     source, target = proven("ranks", tmp_path)
     (target / "carnet.json").unlink()
+    del ASKED[target]
     name = "transformer.layers.0.attention.dense.activation_scaling_factor"
     rewrite(target / "rank1.safetensors", lambda tensors: tensors[name].mul_(3))
-    (found,) = carnet.verify(source, target).findings
+    (found,) = verify(source, target).findings
     assert (found.what, found.stored) == ("activations: scales differ", f"rank1/{name}")
 
 
@@ -540,7 +550,7 @@ def test_a_rank_whose_activations_have_another_scale(proven, tmp_path):
 def test_the_scale_of_a_cache_that_is_not_what_calibration_found(which, file, name, proven, tmp_path):
     source, target = proven(which, tmp_path)
     rewrite(target / file, lambda tensors: tensors.update({name: tensors[name] / 2}))
-    found = carnet.verify(source, target).findings
+    found = verify(source, target).findings
     assert [(f.what, f.stored.removeprefix("rank3/")) for f in found] == [("cache: scales are halved", name)]
 
 
@@ -652,6 +662,7 @@ def test_a_quantized_checkpoint_is_equal_to_itself_and_a_changed_code_is_found(w
 def test_a_quantized_checkpoint_that_was_dequantized_is_equal_to_it(which, proven, tmp_path):
     _, target = proven(which, tmp_path)
     assert carnet.cross(target, tmp_path / "plain", to="hf", dtype="bf16").findings == ()
+    ASKED[tmp_path / "plain"] = {"dtype": "bf16"}
     name = f"{UP}.weight"
     rewrite(tmp_path / "plain" / MODEL, lambda tensors: tensors[name][3, 3].add_(1))
     ((where, _),) = findings(target, tmp_path / "plain")
@@ -665,6 +676,7 @@ def test_codes_of_one_kind_that_were_made_from_codes_of_another(before, after, s
     _, target = proven(before, tmp_path)
     wish = {name: value for name, value in TARGETS[after].items() if name != "amax"}
     assert carnet.cross(target, tmp_path / "again", dtype="bf16", **wish).findings == ()
+    ASKED[tmp_path / "again"] = {"dtype": "bf16"}
     rewrite(tmp_path / "again" / MODEL, lambda tensors: raw(tensors[codes_of(after)]).reshape(-1)[3].bitwise_xor_(4))
     ((where, what),) = findings(target, tmp_path / "again")
     assert (where, what) == ("layers.1.mlp.up", "1 bit of one code flipped")

@@ -32,8 +32,9 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from carnet.api import Inspection, Verdict, cross, inspect, plan, run, verify
+    from carnet.api import Inspection, cross, inspect, plan, run, verify
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
+    from carnet.examiner.verdict import Verdict
     from carnet.planner.request import Options
     from carnet.steps import Plan
 

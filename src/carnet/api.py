@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TypedDict, Unpack
 
 from carnet import __version__
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
-from carnet.examiner.beside import Asked
-from carnet.examiner.compare import Finding
-from carnet.examiner.examine import Examination, examine
-from carnet.examiner.means import choose_means
+from carnet.examiner.account import Known
+from carnet.examiner.asked import asked_of, words
+from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
 from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import write
@@ -21,20 +20,18 @@ from carnet.executor.staging import Staging, owned, publish, put_file, remove
 from carnet.families.known import STORAGE
 from carnet.families.megatron_needs import needs
 from carnet.families.megatron_programs import LM, program
-from carnet.families.vocabulary import Vocabulary
 from carnet.formats.amax import read_amax
-from carnet.formats.companions import Companions, asset, companions, lacking, left_behind, tokenizer_files
+from carnet.formats.companions import Companions, asset, companions, tokenizer_files
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.opening import replace_file
-from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory import Inventory, survey, take
+from carnet.inventory import Inventory, take
 from carnet.planner import saved
 from carnet.planner.build import build
-from carnet.planner.options import PathLike, local, located, nbytes, patterns, whole
+from carnet.planner.options import PathLike, local, nbytes, patterns, whole
 from carnet.planner.proof import reprove
 from carnet.planner.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.steps import Plan, TextFile
@@ -55,34 +52,18 @@ class Inspection:
         return f"Inspection({str(self.checkpoint.root)!r}, {self.checkpoint.dialect} ({self.checkpoint.format}), {what})"
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Verdict:
-    """Whether a target is its source; false where it is different."""
+class Comparison(TypedDict, total=False):
+    """What a target was asked to be, where neither its source nor a plan says it: the same words as for the crossing."""
 
-    source: str  # path; "" where the target was checked against its own document
-    target: str  # path
-    findings: tuple[Finding, ...]  # empty where it is
-    examination: Examination | None  # None where the target was checked against its own document
-    nbytes: int  # bytes of the target that were read
-    vocabulary: Vocabulary | None = None  # of the source, None where it was not looked at
-    notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know: subject -> a line
-    unused: Mapping[str, str] = field(
-        default_factory=dict
-    )  # argument of the source's -> what it says and the program did not do
-    accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
-    needs: Mapping[str, Any] = field(default_factory=dict)  # what the program that loads the target must be told
-
-    @property
-    def equal(self) -> bool:
-        """Say that nothing was found."""
-        return not self.findings
-
-    def __bool__(self) -> bool:
-        return self.equal
-
-    def __repr__(self) -> str:
-        found = "equal" if self.equal else f"different, {len(self.findings)} findings"
-        return f"Verdict({found}, target={self.target!r}, source={self.source!r}, {self.nbytes:,} bytes)"
+    dtype: str | None
+    drop: str | Sequence[str]
+    vocab_size: int | None
+    config: PathLike | None
+    kv_scale: float | None
+    amax: PathLike | None
+    written_by: str | None
+    read_by: str | None
+    accept: str | Sequence[str]
 
 
 def inspect(
@@ -123,10 +104,9 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     request = replace(request, tokens=None if tokens is None else tokens.count)
     measured = {} if amax is None else read_amax(local("amax", amax))
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
-    note = documents.draft(made.request, made.dropped, made.family, made.fingerprint, _words(made))
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
-    texts = (TextFile(documents.NAME, note), *made.texts)
+    texts = (TextFile(documents.NAME, documents.draft(made, __version__, _words(made))), *made.texts)
     return replace(made, texts=texts, memory=promised, window=window, threads=threads)
 
 
@@ -147,40 +127,62 @@ def verify(
     source: PathLike,
     out: PathLike | None = None,
     *,
-    drop: str | Sequence[str] = (),
-    vocab_size: int | None = None,
-    config: PathLike | None = None,
-    written_by: str | None = None,
-    read_by: str | None = None,
-    accept: str | Sequence[str] = (),
+    plan: PathLike | None = None,
+    tokenizer: PathLike | None = None,
+    seal: bool = False,
     memory: int | str = MEMORY,
     progress: Progress | None = None,
+    **options: Unpack[Comparison],
 ) -> Verdict:
     """Compare a target with its source, element by element; or, given the target alone, with its own document.
 
+    What a target was asked to be comes from ``options`` or from a saved ``plan``, never from the target: its document is compared, not
+    believed. ``tokenizer`` is the folder whose tokenizer was brought along. Nothing is written into a target, but its document
+    (``carnet.json``): with ``seal`` where it is equal and everything in it is accounted for, and where the run of this source that
+    wrote it left the document unfinished.
     ``memory`` (bytes) is the peak of private memory that it may use. ``progress`` gets bytes done and bytes in all, on this thread.
-    A target that is its source gets its document (``carnet.json``) completed, where carnet wrote it.
     """
+    alone = out is None
+    told = tokenizer is not None or any(value not in (None, ()) for value in options.values())
+    if alone and (told or seal or plan is not None):
+        raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:
-        return _recheck(local("out", source), nbytes("memory", memory), progress)
-    ours, target = local("ckpt", source), local("out", out)
-    said = documents.load(target)
-    asked = (
-        Request(to="") if said is None else Request.from_data(said.get("request"))
-    )  # nobody says what a stranger was made for
-    request = replace(
-        asked,
-        drop=(*asked.drop, *patterns("drop", drop)),
-        vocab=asked.vocab if vocab_size is None else whole("vocab_size", vocab_size),
-        config=located("config", config) or asked.config,
-        written_by=written_by,
-        read_by=read_by,
-        accept=patterns("accept", accept),
-    )
-    verdict, data = _examine(ours, target, request, nbytes("memory", memory), progress)
-    if data is not None and said is not None:
-        _store(target, data)
-    return verdict
+        return recheck(local("out", source), nbytes("memory", memory), progress or _silent)
+    if plan is not None and told:
+        raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
+    ours, target, known = local("ckpt", source), local("out", out), list[Known]()
+    if plan is not None:
+        made = saved.load(local("plan", plan))
+        request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
+    else:
+        request = _request(ours, open_checkpoint(target).dialect, tokenizer, options)
+    if tokenizer is not None:
+        known = [Known("--tokenizer", folder=local("tokenizer", tokenizer))]
+    proof = _examine(ours, target, request, known, nbytes("memory", memory), progress)
+    return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
+
+
+def _request(source: Path, to: str, tokenizer: PathLike | None, options: Comparison) -> Mapping[str, object]:
+    """Return what options ask of a target, as a plan would keep it."""
+    tokens = None if tokenizer is None else _tokens(_open(source, options.get("config")), to, local("tokenizer", tokenizer))
+    return as_data(replace(Request.of({"to": to, **options}), tokens=None if tokens is None else tokens.count))
+
+
+def _sealed(target: Path, proof: Proof) -> Verdict:
+    """Write the document that a target deserves; one that its own run left open stays so where the disk cannot be written to."""
+    if proof.data is None:
+        return proof.verdict
+    if proof.verdict.unsure:
+        facts = {"file": proof.verdict.unsure[0], "in all": len(proof.verdict.unsure)}
+        remedy = "--tokenizer DIR, the folder that it is from"
+        raise BadRequest("nobody says what a file of the target must hold", facts, remedy=remedy)
+    try:
+        _store(target, proof.data)
+    except MachineFailed:
+        if proof.unfinished:
+            return proof.verdict
+        raise
+    return replace(proof.verdict, document=f"{documents.NAME} is written")
 
 
 def cross(
@@ -197,11 +199,12 @@ def cross(
     memory = memory_of(options)
     writing, examining = _phases(made, progress or (lambda done, total: None))
     with _written(made, target, writing, device) as (staging, publish_it):
-        verdict, data = _examine(Path(path), staging.folder, Request.from_data(made.request), memory, examining)
-        if data is not None:
-            put_file(documents.NAME, [documents.text(data).encode()], staging, sync=True)
+        known = [Known(PLAN, documents.planned(made), whole=True)]
+        proof = _examine(Path(path), staging.folder, made.request, known, memory, examining, staged=True)
+        if proof.data is not None:
+            put_file(documents.NAME, [documents.text(proof.data).encode()], staging, sync=True)
             publish_it()
-    return replace(verdict, target=str(target))
+    return replace(proof.verdict, target=str(target))
 
 
 def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
@@ -217,10 +220,6 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
         progress(written + (examined * done // total if total else examined), written + examined)
 
     return writing, examining
-
-
-def _words(made: Plan) -> dict[str, object]:
-    return {"unused": made.unused, "accepted": made.accepted, "needs": made.needs}
 
 
 @contextmanager
@@ -248,42 +247,53 @@ def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
 
 
 def _examine(
-    source: Path, target: Path, request: Request, memory: int, progress: Progress | None
-) -> tuple[Verdict, dict[str, object] | None]:
-    inventory = take(
-        _open(source, request.config, request.written_by, request.accept), request.drop, request.vocab, request.tokens
-    )
-    checkpoint = _meant(open_checkpoint(target), request.read_by)
-    found = examine(
+    source: Path,
+    target: Path,
+    request: Mapping[str, object],
+    known: Sequence[Known],
+    memory: int,
+    progress: Progress | None,
+    *,
+    staged: bool = False,
+) -> Proof:
+    asked = asked_of(request)
+    try:
+        opened = _open(source, asked.config, asked.written_by, asked.accept)
+        inventory = take(opened, asked.drop, asked.vocab, asked.tokens)
+    except CarnetError as error:
+        raise error if staged else _with_claims(error, target) from None
+    checkpoint = _meant(open_checkpoint(target), asked.read_by)
+    if inventory.dialect.name == "hf" == checkpoint.dialect and not any(each.whole for each in known):
+        known = [*known, Known("the source", folder=source)]
+    return examine_target(
         inventory,
-        checkpoint,
-        means=choose_means(memory, len(inventory.checkpoint.tensors) + len(checkpoint.tensors)),
-        progress=progress or (lambda done, total: None),
-        asked=_asked(request),
+        target,
+        checkpoint=checkpoint,
+        source_path=source,
+        needs=lambda arrived: _needs(arrived, asked.read_by, request.get("spelling") == "local"),
+        asked=asked,
+        request=request,
+        known=known,
+        version=__version__,
+        memory=memory,
+        progress=progress or _silent,
+        staged=staged,
     )
-    for used in (inventory.checkpoint, checkpoint):
-        check_unchanged(used.root, used.stamps)
-    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
-    left, lacks = _beside(inventory.checkpoint, checkpoint)
-    found = replace(found, dropped={**found.dropped, **left})
-    notes = {"vocabulary": str(inventory.vocabulary), **lacks}
-    verdict = Verdict(
-        str(source),
-        str(target),
-        found.findings,
-        found,
-        nbytes,
-        inventory.vocabulary,
-        notes,
-        inventory.heard.unused,
-        inventory.heard.accepted,
-    )
-    if not verdict.equal:
-        return verdict, None
-    arrived = survey(checkpoint, like=inventory.config)[0]
-    told = _needs(arrived, request) if request.to == "megatron" else {}
-    words = {"unused": inventory.heard.unused, "accepted": inventory.heard.accepted, "needs": told}
-    return replace(verdict, needs=told), documents.document(inventory, arrived, found, as_data(request), __version__, words)
+
+
+def _silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _with_claims(error: CarnetError, target: Path) -> CarnetError:
+    """Return a refusal of a source, with the options that the target's document names: perhaps one of them was forgotten."""
+    try:
+        said = documents.load(target)
+    except CarnetError:
+        return error
+    request = said.data.get("request") if said is not None else None
+    claimed = " ".join(words(request)) if isinstance(request, Mapping) else ""
+    return type(error)(error.what, {**error.facts, "its carnet": claimed}, remedy=error.remedy) if claimed else error
 
 
 def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
@@ -292,16 +302,12 @@ def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
     return replace(target, program=read_by or own) if target.dialect == "megatron" else target
 
 
-def _needs(target: Inventory, request: Request) -> dict[str, object]:
+def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[str, object]:
     """Return what the program that loads a target must be told."""
-    reader = None if request.read_by is None else program(request.read_by, "--read-by")
-    return needs(target.checkpoint.config, reader, local=request.spelling == "local").data
-
-
-def _asked(request: Request) -> Asked:
-    """Return what the examiner should know of a request; a file of calibration that is gone by now says nothing."""
-    found = read_amax(Path(request.amax)) if request.amax is not None and Path(request.amax).is_file() else {}
-    return Asked(request.dtype, found, request.cache_scale)
+    if target.dialect.name != "megatron":
+        return {}
+    reader = None if read_by is None else program(read_by, "--read-by")
+    return needs(target.checkpoint.config, reader, local=local_spec).data
 
 
 def _open(path: PathLike, config: PathLike | None, written_by: str | None = None, accept: Sequence[str] = ()) -> Checkpoint:
@@ -321,21 +327,6 @@ def _open(path: PathLike, config: PathLike | None, written_by: str | None = None
         raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
     program(written_by, "--written-by")  # now, whatever else may be wrong
     return replace(checkpoint, program=written_by)
-
-
-def _recheck(target: Path, memory: int, progress: Progress | None) -> Verdict:
-    data = documents.load(target)
-    if data is None or data.get("state") != "proven":
-        raise BadRequest(
-            "the target has no carnet to be checked against",
-            {"where": target},
-            remedy="name the source too: carnet verify CKPT OUT",
-        )
-    checkpoint = open_checkpoint(target)
-    means = choose_means(memory, len(checkpoint.tensors))
-    nbytes, findings = documents.recheck(checkpoint, data, means, progress or (lambda done, total: None))
-    check_unchanged(checkpoint.root, checkpoint.stamps)
-    return Verdict("", str(target), tuple(findings), None, nbytes)
 
 
 def _store(folder: Path, data: Mapping[str, object]) -> None:
@@ -365,9 +356,5 @@ def _tokens(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Tokens |
     return Tokens(None, 0, generation_ids(checkpoint.root)) if checkpoint.dialect == "hf" and to == "megatron" else None
 
 
-def _beside(source: Checkpoint, target: Checkpoint) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Return the side files that a target does not have, and what it lacks."""
-    if target.dialect != "hf":
-        return {}, {}
-    left = left_behind(source.root, _own(source), target.root) if source.dialect == "hf" else {}
-    return left, lacking(side_files(target.root, _own(target)), target.config.get("eos_token_id"))
+def _words(made: Plan) -> dict[str, object]:
+    return {"unused": made.unused, "accepted": made.accepted, "needs": made.needs}

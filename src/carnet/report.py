@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from carnet.api import Inspection, Verdict
+from carnet.api import Inspection
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError, folded
 from carnet.examiner.document import layouts, quality_data, vocabulary_data
 from carnet.examiner.examine import Quality
+from carnet.examiner.verdict import Verdict
 from carnet.families.words import Config
 from carnet.formats.stored import Stored
 from carnet.inventory import Inventory
@@ -257,6 +258,9 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "unused": dict(verdict.unused),
         "accepted": dict(verdict.accepted),
         "needs": dict(verdict.needs),
+        "beside": list(verdict.beside),
+        "not compared": list(verdict.unsure),
+        "document": verdict.document,
         "findings": [{"what": f.what, "where": f.where, "stored": f.stored, "detail": f.detail} for f in verdict.findings],
     }
 
@@ -275,10 +279,12 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
                 **_words(verdict.unused, verdict.accepted, verdict.needs),
                 "left behind": _dropped(found.dropped),
                 **verdict.notes,
+                **_beside(verdict),
             },
         )
     elif verdict.equal:
-        _facts(console, {"equal": f"{verdict.target} is what its carnet says", "read": size(verdict.nbytes)})
+        said = {"equal": f"{verdict.target} is what its carnet says", "read": size(verdict.nbytes)}
+        _facts(console, {**said, **_beside(verdict)})
     else:
         _facts(console, {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"})
         table = _table("what", "where", "stored tensor or file", "detail")
@@ -287,6 +293,16 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         console.print(table)
         if len(verdict.findings) > 50:
             console.print(f"and {len(verdict.findings) - 50} more")
+
+
+def _beside(verdict: Verdict) -> dict[str, str]:
+    """Return the files of a target that were not compared with anything, as lines."""
+    lines = {
+        "lying beside": ", ".join(verdict.beside),
+        "not compared": ", ".join(verdict.unsure),
+        "document": verdict.document,
+    }
+    return {label: line for label, line in lines.items() if line}
 
 
 def show_fit(

@@ -203,47 +203,34 @@ def run(plan_file: str, out: str, device: str) -> None:
     click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
 
 
-@main.command(cls=Verb, epilog="carnet verify checkpoints/llama out/llama\ncarnet verify out/llama")
+@main.command(
+    cls=Verb,
+    epilog="carnet verify checkpoints/llama out/llama-bf16 --dtype bf16\n"
+    "carnet verify checkpoints/llama out/llama --plan llama.plan\ncarnet verify out/llama",
+)
 @checkpoint
 @click.argument("out", required=False, type=Here(exists=True, file_okay=False))
+@click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
+@click.option("--dtype", help="What the weights were cast to: bf16, f16 or f32.")
 @drop_option
 @vocab_option
 @config_option
+@click.option("--amax", type=existing_file, help="What `carnet calibrate` had found.")
+@click.option("--kv-scale", type=float, help="The scale of the FP8 cache, where one was named.")
+@click.option("--tokenizer", type=Here(exists=True, file_okay=False), help="Folder whose tokenizer went along.")
+@click.option("--seal", is_flag=True, help="Write carnet.json into a target that is equal, whoever wrote it.")
 @written_option
 @read_option
 @accept_option
 @memory_option
 @json_option
 @click.pass_context
-def verify(
-    ctx: click.Context,
-    ckpt: str,
-    out: str | None,
-    drop: tuple[str, ...],
-    vocab_size: int | None,
-    config: str | None,
-    written_by: str | None,
-    read_by: str | None,
-    accept: tuple[str, ...],
-    memory: int,
-    as_json: bool,
-) -> None:
-    """Compare a target with its source, every element; or, given the target alone, with its own carnet.json."""
+def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **options: object) -> None:
+    """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
     from carnet import api, report
 
     with progress_bar("verifying") as progress:
-        verdict = api.verify(
-            ckpt,
-            out,
-            drop=drop,
-            vocab_size=vocab_size,
-            config=config,
-            written_by=written_by,
-            read_by=read_by,
-            accept=accept,
-            memory=memory,
-            progress=progress,
-        )
+        verdict = api.verify(ckpt, out, progress=progress, **options)  # type: ignore[arg-type]  # click has checked the types
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:

@@ -3,7 +3,6 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from carnet.box import volume, whole
 from carnet.dtypes import array_type
+from carnet.examiner.asked import Asked
 from carnet.examiner.codes import numbers
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import own_type, split
@@ -31,15 +31,6 @@ LINEAR = re.compile(
 # DeepSeek's code leaves the head alone without being told, and ranks store it
 HEADS = {"modelopt": (None,), "compressed-tensors": (-1, None), "deepseek": (0,), "trtllm": (1,)}
 Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What was asked of a target that is examined, where that is known."""
-
-    dtype: str | None = None  # the type that weights were cast to
-    amax: Mapping[str, float] = field(default_factory=dict)  # what calibration found, by the names of Hugging Face modules
-    cache_scale: float | None = None  # of all keys and values
 
 
 def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
 """The carnet itself: the document that a proven crossing leaves beside the weights.
 
-It says which tensors left, which arrived, in which layout, with a digest of each, and what was left behind under which name. A target
-can be checked against it alone, long after the source is gone.
+It says which tensors left, which arrived, in which layout, with a digest of each, what else lies in the target, and what was left
+behind under which name. A target can be checked against it alone, long after the source is gone. It has a digest over all of itself.
 """
 
 import json
@@ -9,28 +9,54 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import TypedDict
 
 import numpy
+import xxhash
 
 from carnet.errors import BadCheckpoint
+from carnet.examiner.asked import FILES
 from carnet.examiner.compare import Finding
-from carnet.examiner.examine import Examination, Progress, Quality
-from carnet.examiner.means import Means, Tally, each
-from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
+from carnet.examiner.examine import Examination, Quality
+from carnet.examiner.shelves import Shelves, close, digest
 from carnet.families.entries import Entry
 from carnet.families.vocabulary import Vocabulary
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
-from carnet.formats.jsons import TABLE, parse
-from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.jsons import TABLE, parse_object
+from carnet.formats.stored import Stored
 from carnet.inventory import Inventory, Key
+from carnet.steps import Plan
 
 NAME = "carnet.json"
-VERSION = 1
+VERSION = 2
 JOURNAL = "journal.jsonl"  # of a crossing that is still being written
+PROVEN, WRITTEN = "proven", "written, not verified"
+BLOCK = 1 << 20  # bytes of a buffer that are looked at together
+SELF = "self"  # the key of the digest over all others
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A carnet.json that was read."""
+
+    data: Mapping[str, object]
+    problems: tuple[Finding, ...]  # what is wrong with it, whatever it is held against
+
+    @property
+    def proven(self) -> bool:
+        """Say that an examination wrote it."""
+        return self.data.get("state") == PROVEN
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Return the digests of the files beside the weights; what is no text is none that a file has."""
+        target = self.data.get("target")
+        files = target.get("files") if isinstance(target, Mapping) else None
+        return {name: str(digest) for name, digest in files.items()} if isinstance(files, Mapping) else {}
 
 
 def document(
@@ -38,34 +64,46 @@ def document(
     target: Inventory,
     found: Examination,
     request: Mapping[str, object],
+    beside: tuple[Mapping[str, str], Mapping[str, str]],
     version: str,
     words: Mapping[str, object],
 ) -> dict[str, object]:
     """Return the document of a target that the examiner found to be the source.
 
-    ``words`` are what of the source's arguments its program did not use, what a target need not do, and what its own must be told.
+    ``beside`` are the digests of its other files, and of the frames around its tensors; ``words`` are what of the
+    source's arguments its program did not use, what a target need not do, and what its own must be told.
     """
-    return {
-        "carnet": VERSION,
-        "state": "proven",
-        "request": request,
-        "family": source.family.name,
-        "config": dict(source.config),
-        "vocabulary": vocabulary_data(source.vocabulary),
-        "source": {"name": source.checkpoint.root.name, **_side(source, found.source)},
-        "target": {**_side(target, found.target), "files": _files(target.checkpoint)},
-        "dropped": {reason: list(names) for reason, names in found.dropped.items()},
-        **_said_words(words),
-        "proof": {
-            "tensors": found.tensors,
-            "elements compared": found.elements,
-            "casts": list(found.cast),
-            "different": 0,
-            **({} if found.quality is None else quality_data(found.quality)),
-        },
-        "digest": "xxh3-128",
-        "versions": {"carnet": version, "python": platform.python_version(), "numpy": numpy.__version__},
-    }
+    files, frames = beside
+    arrived = _side(target, found.target)
+    arrived |= {"tensors": {**arrived["tensors"], **_buffers(target)}, "files": dict(files), "frames": dict(frames)}
+    return sealed(
+        {
+            "carnet": VERSION,
+            "state": PROVEN,
+            "request": request,
+            "family": source.family.name,
+            "config": dict(source.config),
+            "vocabulary": vocabulary_data(source.vocabulary),
+            "source": {"name": source.checkpoint.root.name, **_side(source, found.source)},
+            "target": arrived,
+            "dropped": {reason: list(names) for reason, names in found.dropped.items()},
+            **_said_words(words),
+            "proof": {
+                "tensors": found.tensors,
+                "elements compared": found.elements,
+                "casts": list(found.cast),
+                "different": 0,
+                **({} if found.quality is None else quality_data(found.quality)),
+            },
+            "digest": "xxh3-128",
+            "versions": versions(version),
+        }
+    )
+
+
+def versions(carnet: str) -> dict[str, str]:
+    """Return the versions of the programs that write a document."""
+    return {"carnet": carnet, "python": platform.python_version(), "numpy": numpy.__version__}
 
 
 def vocabulary_data(said: Vocabulary) -> dict[str, object]:
@@ -89,25 +127,46 @@ def _said_words(words: Mapping[str, object]) -> dict[str, object]:
     return {name: said for name, said in words.items() if said}
 
 
-def draft(
-    request: Mapping[str, object],
-    dropped: Mapping[str, tuple[str, ...]],
-    family: str,
-    fingerprint: str,
-    words: Mapping[str, object] = MappingProxyType({}),
-) -> str:
-    """Return the document of a target that was written and not yet examined."""
+def draft(plan: Plan, version: str, words: Mapping[str, object] = MappingProxyType({})) -> str:
+    """Return the document of a target that was written and not yet examined: it knows the small files that the plan writes."""
     return text(
-        {
-            "carnet": VERSION,
-            "state": "written, not verified",
-            "request": request,
-            "family": family,
-            "source": {"fingerprint": fingerprint},
-            "dropped": {reason: list(names) for reason, names in dropped.items()},
-            **_said_words(words),
-        }
+        sealed(
+            {
+                "carnet": VERSION,
+                "state": WRITTEN,
+                "request": request_data(plan.request),
+                "family": plan.family,
+                "source": {"name": Path(plan.source).name, "fingerprint": plan.fingerprint},
+                "target": {"files": planned(plan)},
+                "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
+                **_said_words(words),
+                "digest": "xxh3-128",
+                "versions": versions(version),
+            }
+        )
     )
+
+
+def planned(plan: Plan) -> dict[str, str]:
+    """Return the digests of the files without tensors that a plan writes."""
+    texts = {text.name: xxhash.xxh3_128_hexdigest(text.text.encode()) for text in plan.texts if text.name != NAME}
+    raws = {raw.name: xxhash.xxh3_128_hexdigest(raw.data) for raw in plan.raws}
+    return dict(sorted({**texts, **raws, **{asset.name: asset.digest for asset in plan.assets}}.items()))
+
+
+def request_data(request: Mapping[str, object]) -> dict[str, object]:
+    """Return a request as documents have it: of a file that was named, its name and its digest, not where it lay."""
+    return {name: _file(value) if name in FILES and isinstance(value, str) else value for name, value in request.items()}
+
+
+def _file(path: str) -> dict[str, str]:
+    return {"name": Path(path).name, "digest": digest_file(Path(path).parent, Path(path).name)[1]}
+
+
+def sealed(data: Mapping[str, object]) -> dict[str, object]:
+    """Return a document with the digest over all of itself."""
+    whole = {key: value for key, value in data.items() if key != SELF}
+    return {**whole, SELF: xxhash.xxh3_128_hexdigest(text(whole).encode())}
 
 
 def text(data: Mapping[str, object]) -> str:
@@ -116,79 +175,91 @@ def text(data: Mapping[str, object]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
-def load(out: Path) -> dict[str, object] | None:
-    """Return the document of a target, None where it has none."""
+def load(out: Path) -> Document | None:
+    """Return the document of a target, None where it has none; raise BadCheckpoint where it cannot be read."""
     if not os.path.lexists(out / NAME):
         return None
-    data = parse(read_whole(out, NAME, TABLE_LIMIT)[0], NAME, out, TABLE)
-    if not isinstance(data, dict) or data.get("carnet") != VERSION:
-        raise BadCheckpoint("this is no carnet that this version can read", {"where": out / NAME})
-    return data
+    raw = read_whole(out, NAME, TABLE_LIMIT)[0]
+    data = parse_object(raw, NAME, out, TABLE)
+    if data.get("carnet") != VERSION:
+        facts = {"where": out / NAME, "version": str(data.get("carnet"))[:20], "known": VERSION}
+        raise BadCheckpoint(
+            "this is no carnet that this version can read",
+            facts,
+            remedy="remove it; carnet verify CKPT OUT --seal writes a new one",
+        )
+    problems = _problems(raw, data)
+    for name in Document(data, ()).files:
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\0" in name:
+            raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": out / NAME, "file": name})
+    return Document(data, tuple(problems))
 
 
-def recheck(checkpoint: Checkpoint, data: Mapping[str, object], means: Means, progress: Progress) -> tuple[int, list[Finding]]:
-    """Compare a target with its own document: (bytes read, what is wrong). ``progress`` is as for ``examine``."""
-    said = _said(data, checkpoint.root / NAME)
-    findings = list[Finding]()
-    tensors = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items()}
-    digests = _digests(
-        checkpoint.root, {label: tensors[label] for label in said["tensors"] if label in tensors}, means, progress
-    )
-    for label, facts in said["tensors"].items():
-        if label not in tensors:
-            findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
-            continue
-        stored = tensors[label]
-        now = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digests[label]}
-        for fact, found in now.items():
-            if facts.get(fact) != found:
-                findings.append(Finding(f"{fact} differs", label, label, f"expected {facts.get(fact)}, found {found}"))
-    now_there = _files(checkpoint)
-    for name in sorted(said["files"].keys() | now_there.keys()):
-        expected, there = said["files"].get(name), now_there.get(name)
-        if expected is not None and expected != there:
-            findings.append(Finding("file differs", name, name, f"expected {expected}, found {there or 'no file'}"))
-    new = [*(tensors.keys() - said["tensors"].keys()), *(now_there.keys() - said["files"].keys())]
-    findings += [Finding("not in the carnet", label, label, "the target holds it") for label in sorted(new)]
-    return sum(stamp.nbytes for stamp in checkpoint.stamps), findings
+KEYS = [
+    "carnet",
+    "state",
+    "request",
+    "family",
+    "config",
+    "vocabulary",
+    "source",
+    "target",
+    "dropped",
+    "proof",
+    "digest",
+    "versions",
+    SELF,
+]
+WORDS = ("unused", "accepted", "needs")  # keys that are there where there is anything to say
+OF_A_DRAFT = [key for key in KEYS if key not in ("config", "vocabulary", "proof")]
 
 
-def _digests(root: Path, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
-    """Return the digest of every stored tensor."""
-    shelves, stored = Shelves(root, means.block), [*tensors.values()]
-    tally = Tally(progress, sum(map(stored_bytes, stored)))
-    try:
-        found = each(stored, lambda one: digest(shelves, one), stored_bytes, means.threads, tally.add)
-    finally:
-        close(shelves)
-    return dict(zip(tensors, found, strict=True))
+def _problems(raw: bytes, data: Mapping[str, object]) -> list[Finding]:
+    """Return what is wrong with a document taken by itself."""
+    wanted = KEYS if data.get("state") == PROVEN else OF_A_DRAFT
+    if raw != text(data).encode() or sealed(data) != data:
+        return [Finding("the carnet was altered", NAME, NAME, "it does not have the digest that it says of itself")]
+    if [key for key in data if key not in WORDS] != wanted or data.get("state") not in (PROVEN, WRITTEN):
+        return [Finding("the carnet was altered", NAME, NAME, f"expected the keys {', '.join(wanted)}")]
+    return []
 
 
-class Said(TypedDict):
-    """What a document says of its target."""
+class Described(TypedDict, total=False):
+    """What a document says of one side."""
 
-    tensors: dict[str, Mapping[str, object]]  # label -> facts
-    files: dict[str, object]  # name -> digest
-
-
-def _said(data: Mapping[str, object], where: Path) -> Said:
-    target = data.get("target")
-    found = [target.get(key) if isinstance(target, Mapping) else None for key in Said.__annotations__]
-    tensors, files = ([*part.items()] if isinstance(part, Mapping) else None for part in found)
-    if tensors is None or files is None or not all(isinstance(facts, Mapping) for _, facts in tensors):
-        raise BadCheckpoint("the carnet does not say what the target holds", {"where": where})
-    for name, _ in files:
-        if PurePath(name).name != name:
-            raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": where, "file": name})
-    return {"tensors": dict(tensors), "files": dict(files)}
+    dialect: str
+    format: str
+    tensors: dict[str, object]  # label -> facts
+    files: dict[str, str]  # of a target: name -> digest
+    frames: dict[str, str]
 
 
-def _side(of: Inventory, digests: Mapping[str, str]) -> dict[str, object]:
-    tensors = {}
+def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
+    tensors = dict[str, object]()
     for key, held in layouts(of).items():
         label, stored = "/".join(filter(None, key)), of.checkpoint.tensors[key]
-        tensors[label] = {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digests[label], "layout": held}
+        shape = of.entries[key].stored if key in of.entries and key not in of.coded else stored.shape
+        tensors[label] = {"dtype": stored.dtype, "shape": list(shape), "digest": digests[label], "layout": held}
     return {"dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
+
+
+def _buffers(of: Inventory) -> dict[str, object]:
+    """Return the tensors of a target that are no weights, as the others are described."""
+    labels = {"/".join(filter(None, key)): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
+    shelves, found = Shelves(of.checkpoint.root, BLOCK), dict[str, object]()
+    for reason, names in of.dropped.items():
+        for label in names:
+            if label in labels:
+                stored = labels[label]
+                found[label] = {**facts(stored, digest(shelves, stored)), "layout": reason}
+    close(shelves)
+    return found
+
+
+def facts(stored: Stored, digest: str) -> dict[str, object]:
+    """Return what a document says of the bytes of a stored tensor."""
+    return {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digest}
 
 
 def layouts(of: Inventory) -> dict[Key, str]:
@@ -211,11 +282,3 @@ def layout(entry: Entry) -> str:
         held.append(f"{shown} ({' '.join(axes)})" if axes else shown)
     dims = " ".join(f"({' '.join(dim)})" if len(dim) > 1 else dim[0] if dim else "1" for dim in reading.pattern.dims)
     return f"{dims}: {', '.join(held)}"
-
-
-def _files(target: Checkpoint) -> dict[str, str]:
-    """Return the digest of every file of a target that holds no tensors: configs, index, tokenizer."""
-    data = {chunk.file for stored in target.tensors.values() for chunk in stored.chunks}
-    root = target.root
-    others = sorted(path.name for path in root.iterdir() if path.is_file() and path.name not in {*data, NAME, JOURNAL})
-    return {name: digest_file(root, name)[1] for name in others}

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from carnet.box import Box, volume
 from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import CarnetError
-from carnet.examiner.beside import Asked, check_beside
+from carnet.examiner.asked import Asked
+from carnet.examiner.beside import check_beside
+from carnet.examiner.buffers import check_buffers
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.compare import Finding, Part, Side, compare, is_judged, side
 from carnet.examiner.diagnose import name_damages
@@ -19,6 +21,7 @@ from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.means import Means, Tally, each
 from carnet.examiner.naming import Clues
 from carnet.examiner.shelves import blocks, close, digest, region, stored_bytes
+from carnet.examiner.types import check_types
 from carnet.families.model import matters, value
 from carnet.families.words import FIELDS
 from carnet.formats.stored import Checkpoint, Stored
@@ -73,7 +76,7 @@ def examine(
         return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {})
     ours, theirs = side(source, means.block), side(target, means.block)
     names = [*ours.shapes]
-    findings = [*_config(source, target), *_surplus(ours, theirs)]
+    findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.dtype)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
     ours = replace(ours, seeds=read_seeds(source)) if target.coded else ours
@@ -93,7 +96,7 @@ def examine(
         )
         for one in judged:
             findings += one.findings
-        findings += [*check_beside(ours, theirs, asked), *_padding(theirs)]
+        findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *check_buffers(ours, theirs)]
         ours_digest = dict(each(held, lambda stored: _digest(ours, stored), stored_bytes, means.threads, tally.add))
         theirs_digest = dict(each(there, lambda stored: _digest(theirs, stored), stored_bytes, means.threads, tally.add))
     finally:
@@ -128,7 +131,7 @@ def _type(part: Part) -> str:
 def _problem(error: CarnetError, where: str) -> Finding:
     facts = {label: fact for label, fact in error.facts.items() if label not in ("where", "tensor")}
     detail = ", ".join(f"{label} {fact}" for label, fact in facts.items())
-    return Finding(error.what, where or str(error.facts.get("tensor", "")), str(error.facts.get("tensor", "")), detail)
+    return Finding(error.what, where or str(error.facts.get("tensor", "config")), str(error.facts.get("tensor", "")), detail)
 
 
 def _config(source: Inventory, target: Inventory) -> list[Finding]:

@@ -9,6 +9,7 @@ from typing import Self
 
 import torch
 
+from carnet import __version__
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.families.entries import Unit
@@ -185,7 +186,7 @@ class Crossing:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(out.absolute()))
-        note = documents.draft(plan.request, plan.dropped, plan.family, plan.fingerprint)
+        note = documents.draft(plan, __version__)
         plan = replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts))
         with ExitStack() as stack:
             with together(self._control):

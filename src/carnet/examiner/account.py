@@ -1,0 +1,178 @@
+"""Everything that lies in a target's folder is accounted for, whoever put it there.
+
+The files that the examination itself reads (weights, their config and index) are compared in what they mean. Of all others someone who
+is not the target must know what they hold: a plan, a folder of a tokenizer, the source, at last the target's own document. What is left
+over is a finding where a loader would take weights from it or execute it, and is named where nobody can say what it must be.
+"""
+
+import json
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from carnet.errors import CarnetError, MachineFailed
+from carnet.examiner.compare import Finding
+from carnet.examiner.frames import file_digest
+from carnet.formats.files import read_whole, shown
+from carnet.formats.jsons import parse_object
+from carnet.formats.side_files import UNKNOWN, Kind, kind_of
+
+HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snapshot in the Hugging Face cache lead
+WORDS = "tokenizer"  # along with it goes what a target by another program may have, and nobody can compare
+MACHINERY = {"journal.jsonl", "journal.jsonl.new"}  # what a run that was killed at its last moment leaves behind
+SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+EXECUTES = "auto_map"  # of a config: loading it runs code
+RESAVED = "transformers_version"  # what transformers changes whenever it saves a config again
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Someone who says what files must hold: by their digests, or as a folder that has them."""
+
+    who: str  # "the plan", "the source", "the carnet"
+    files: Mapping[str, str] = field(default_factory=dict)  # path below the target -> digest
+    folder: Path | None = None
+    whole: bool = False  # the target holds nothing else
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What was found in a folder."""
+
+    findings: tuple[Finding, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)  # digest of every file that is accounted for and holds no tensors
+    beside: tuple[str, ...] = ()  # what no program reads
+    unsure: tuple[str, ...] = ()  # what a program reads, and nobody says what it must be
+
+
+def account(
+    base: Path, *, data: Collection[str], read: Collection[str], known: Sequence[Known], own: Collection[str]
+) -> Account:
+    """Account for every file below a folder.
+
+    ``data`` are the files that hold tensors, ``read`` the others whose meaning was compared, ``own`` those that are carnet's.
+    Who comes first in ``known`` is believed first; those who have a folder say nothing of what was read.
+    """
+    findings: list[Finding] = []
+    files, beside, unsure = dict[str, str](), list[str](), list[str]()
+    strict = any(each.whole for each in known)
+    for name, odd in _walk(base):
+        label, kind = shown(name), _kind(name)
+        if odd and not (odd == "a link" and not strict and os.path.isfile(base / name)):
+            findings.append(Finding("not a file", label, label, f"{odd}; a target is made of files"))
+        elif name in data or name in own:
+            continue
+        else:
+            digest = file_digest(base, name)
+            problem, sure = _compared(base, name, digest, known, meant=name in read)
+            if problem is not None:
+                findings.append(problem)
+            elif sure or (name in read and not strict):
+                files[name] = digest
+            elif name in read:
+                findings.append(Finding(*_unknown(label, kind, known)))
+            elif not kind.loaded or name in MACHINERY:
+                beside.append(label)
+            elif strict or kind.along != WORDS:
+                findings.append(Finding(*_unknown(label, kind, known)))
+            elif _executes(base, name):
+                findings.append(
+                    Finding("auto_map was added", label, label, "loading it executes code that the source does not name")
+                )
+            else:
+                unsure.append(label)
+                files[name] = digest
+    findings += [
+        Finding("missing", shown(name), shown(name), f"{each.who} names it, the target lacks it")
+        for each in known
+        for name in sorted(each.files)
+        if name not in files and not os.path.lexists(base / name)
+    ]
+    return Account(tuple(findings), files, tuple(beside), tuple(unsure))
+
+
+def _kind(name: str) -> Kind:
+    """Return what a file is; what nobody loads at the top is loaded by nobody in a folder that no row names either."""
+    kind, last = kind_of(name), kind_of(name.rsplit("/", 1)[-1])
+    return last if kind is UNKNOWN and not last.loaded else kind
+
+
+def _walk(base: Path) -> Iterator[tuple[str, str]]:
+    """Yield the path below a folder of everything in it, and what it is, where it is no plain file; links are not followed."""
+    left = [""]
+    while left:
+        folder = left.pop()
+        try:
+            found = sorted(os.scandir(base / folder), key=lambda each: each.name)
+        except OSError as error:
+            raise MachineFailed("a folder cannot be listed", {"where": base / folder, "reason": error.strerror}) from error
+        for each in found:
+            name = f"{folder}/{each.name}" if folder else each.name
+            if each.is_dir(follow_symlinks=False):
+                left.append(name)
+            elif each.is_symlink():
+                yield name, "" if HUB.fullmatch(os.readlink(each.path)) and os.path.isfile(each.path) else "a link"
+            else:
+                yield name, SPECIAL.get(stat.S_IFMT(each.stat(follow_symlinks=False).st_mode), "")
+
+
+def _compared(base: Path, name: str, digest: str, known: Sequence[Known], *, meant: bool) -> tuple[Finding | None, bool]:
+    """Return what is wrong with a file, and whether anyone said what it must hold."""
+    sure = False
+    for each in known:
+        expected = each.files.get(name)
+        if expected is not None and expected != digest:
+            label = shown(name)
+            return Finding("file differs", label, label, f"{each.who} has {expected}, found {digest}"), False
+        sure = sure or expected is not None
+        if each.folder is None or meant or sure or not os.path.isfile(each.folder / name):
+            continue
+        theirs = file_digest(each.folder, name)
+        if theirs != digest and not _same_json(each.folder, base, name):
+            return Finding("file differs", shown(name), shown(name), _detail(each.who, name, digest, theirs, known)), False
+        sure = True
+    return None, sure
+
+
+def _detail(who: str, name: str, digest: str, theirs: str, known: Sequence[Known]) -> str:
+    knows = any(each.files.get(name) == digest for each in known)
+    hint = "; the carnet has it so: if it was brought from elsewhere, --tokenizer DIR" if knows else ""
+    return f"{who} has {theirs}, found {digest}{hint}"
+
+
+def _same_json(ours: Path, theirs: Path, name: str) -> bool:
+    """Say whether two JSON files say the same, however they are written."""
+    if not name.endswith(".json"):
+        return False
+    try:
+        a, b = (parse_object(read_whole(root, name)[0], name, root) for root in (ours, theirs))
+    except CarnetError:
+        return False
+    a.pop(RESAVED, None)
+    b.pop(RESAVED, None)
+    return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
+
+
+def _unknown(label: str, kind: Kind, known: Sequence[Known]) -> tuple[str, str, str, str]:
+    who = next((each.who for each in known if each.whole), "the source")
+    return f"not in {who}", label, label, f"{kind.what}: a loader may read or execute it"
+
+
+def _executes(base: Path, name: str) -> bool:
+    if not name.endswith(".json"):
+        return False
+    try:
+        return bool(maps(parse_object(read_whole(base, name)[0], name, base)))
+    except CarnetError:
+        return False
+
+
+def maps(data: object) -> list[object]:
+    """Return every ``auto_map`` in a config, however deep."""
+    if isinstance(data, Mapping):
+        own = [data[EXECUTES]] if EXECUTES in data else []
+        return own + [found for key, each in data.items() if key != EXECUTES for found in maps(each)]
+    return [found for each in data for found in maps(each)] if isinstance(data, list) else []

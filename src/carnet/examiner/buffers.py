@@ -1,0 +1,108 @@
+"""What a target stores beside its weights under names that no row has: buffers that follow from the config, and nothing else.
+
+Programs of the past saved the frequencies of rotary positions and causal masks. A loader may read them, so each must be what the
+model computes; what cannot be computed here and is not in the source either is a finding.
+"""
+
+from collections.abc import Callable, Iterator
+from math import pi, prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.box import Box, whole
+from carnet.dtypes import BY_NAME, FLOATS, array_type
+from carnet.examiner.compare import Finding, Side
+from carnet.examiner.shelves import blocks, digest, region
+from carnet.families.model import number, value
+from carnet.families.words import Config
+from carnet.formats.stored import Stored
+
+Numbers = NDArray[np.float64]
+Rule = Callable[[Side, Stored, Config], bool | None]  # None where it cannot say
+ULPS = 4  # of a frequency in f32: programs raise to a power in more than one way
+
+
+def check_buffers(source: Side, target: Side) -> Iterator[Finding]:
+    """Yield what is wrong with the tensors of a target that are no weights."""
+    labels = {"/".join(filter(None, key)): key for key in target.inventory.checkpoint.tensors}
+    for reason, names in target.inventory.dropped.items():
+        for label in names:
+            stored = target.inventory.checkpoint.tensors[labels[label]] if label in labels else None
+            if stored is None or not stored.chunks or _is_of_source(source, target, stored):
+                continue  # an object, or what only training reads: no tensor that a model computes with
+            right = RULES[reason](target, stored, source.inventory.config) if reason in RULES else None
+            if not right:
+                what = f"{reason}: {'nothing here says what it must be' if right is None else 'wrong values'}"
+                yield Finding(what, stored.name, label, "no weight of the model, and not in the source; remove it")
+
+
+def _is_of_source(source: Side, target: Side, stored: Stored) -> bool:
+    """Say whether the source holds the same tensor, bit for bit."""
+    own = source.inventory.checkpoint.tensors.get((stored.unit, stored.name))
+    same = own is not None and (own.dtype, own.shape) == (stored.dtype, stored.shape)
+    return same and own is not None and digest(source.shelves, own) == digest(target.shelves, stored)
+
+
+def _values(of: Side, stored: Stored, box: Box) -> Numbers:
+    bits = np.ascontiguousarray(region(of.shelves, stored, box))
+    found: Numbers = bits.view(array_type(stored.dtype)).astype(np.float64)
+    return found
+
+
+def _is_rotary(target: Side, stored: Stored, config: Config) -> bool | None:
+    """Say whether a tensor holds the inverse frequencies of rotary positions."""
+    if not stored.name.endswith("inv_freq"):
+        return None
+    width = number(config, "rope_dim") or int(number(config, "head_dim") * float(str(value(config, "rope_percent"))))
+    bases = {float(str(base)) for name in ("rope_theta", "rope_local_theta") if (base := value(config, name)) is not None}
+    if stored.shape != (width // 2,) or stored.dtype not in FLOATS:
+        return False
+    found = _values(target, stored, whole(stored.shape))
+    candidates = [each for base in sorted(bases) for each in _frequencies(config, base, width)]
+    if not candidates:
+        return None
+    return any(_is_near(found, right, stored.dtype) for right in candidates)
+
+
+def _is_near(found: Numbers, right: Numbers, dtype: str) -> bool:
+    cast = right.astype(np.float32).astype(array_type(dtype)).astype(np.float64)
+    slack = ULPS * 2.0**-23 if BY_NAME[dtype].nbytes >= 4 else 2.0**-8 if dtype == "bf16" else 2.0**-11
+    return bool((np.abs(found - cast) <= slack * np.abs(cast)).all())
+
+
+def _frequencies(config: Config, base: float, width: int) -> Iterator[Numbers]:
+    """Yield the frequencies that a model may store: stretched as it computes with them; linear ones unstretched too.
+
+    transformers/modeling_rope_utils.py; before 4.38 LlamaLinearScalingRotaryEmbedding stretched positions and stored plain ones.
+    """
+    kind = value(config, "rope_type")
+    plain: Numbers = base ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+    factor = float(str(value(config, "rope_factor")))
+    if kind in ("default", "linear"):
+        yield plain
+    if kind == "linear":
+        yield plain / factor
+    if kind == "llama3":
+        low, high, original = (float(str(value(config, name))) for name in ("rope_low", "rope_high", "rope_original"))
+        waves = 2 * pi / plain
+        smooth = np.clip((original / waves - low) / (high - low), 0, 1)
+        yield (1 - smooth) * plain / factor + smooth * plain
+
+
+def _is_mask(target: Side, stored: Stored, config: Config) -> bool | None:
+    """Say whether a tensor is a causal mask, ones on and below the diagonal, or the number that masked places get."""
+    if stored.name.endswith("masked_bias"):  # GPT-2 -1e4, GPT-NeoX -1e9, later the least number of the type
+        return prod(stored.shape) == 1 and bool((_values(target, stored, whole(stored.shape)) <= -9000).all())
+    size = number(config, "positions")
+    if stored.shape != (1, 1, size, size):
+        return False
+    for box in blocks(whole(stored.shape), target.shelves.block // 8):
+        rows = np.arange(box.start[2], box.start[2] + box.shape[2])[:, None]
+        columns = np.arange(box.start[3], box.start[3] + box.shape[3])[None, :]
+        if not (_values(target, stored, box)[0, 0] == (rows >= columns)).all():
+            return False
+    return True
+
+
+RULES: dict[str, Rule] = {"rotary buffer": _is_rotary, "causal mask": _is_mask}

@@ -1,0 +1,44 @@
+"""The element types that a target may have: the source's own, or the one that was asked for. Every other cast is a finding."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from carnet.dtypes import BY_NAME
+from carnet.examiner.compare import Finding, Part, Side
+
+
+def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Finding]:
+    """Yield the casts that nobody asked for, each kind once, and what was not cast as asked; codes have rules of their own."""
+    odd: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)  # what, from, to -> stored tensors
+    for name, parts in target.parts.items():
+        for part in parts if name in source.parts else ():
+            allowed = _allowed(source, target, name, part, asked)
+            if part.coded is None and part.stored.dtype not in allowed:
+                given = _own(source, source.parts[name][0])
+                odd[_what(given, part.stored.dtype, asked), given, part.stored.dtype][part.label] = None
+    for (what, given, found), labels in odd.items():
+        first, remedy = (
+            next(iter(labels)),
+            f"if that was wanted: --dtype {found}" if asked is None else f"--dtype {asked} was asked for",
+        )
+        yield Finding(what, "dtype", first, f"{given} -> {found} in {len(labels)} stored tensors; {remedy}")
+
+
+def _allowed(source: Side, target: Side, name: str, part: Part, asked: str | None) -> set[str]:
+    """Return the types that a stored tensor may have. Rows with a type of their own keep it; so does f32, which holds a sum exactly."""
+    own = {_own(source, origin) for origin in source.parts[name]} if asked is None else {asked}
+    summed = name in source.norms and source.inventory.zero_centred != target.inventory.zero_centred
+    return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
+
+
+def _own(source: Side, origin: Part) -> str:
+    """Return the type that a source has its numbers in; of codes, what its config calls the type of the model."""
+    return origin.stored.dtype if origin.coded is None else str(source.inventory.config["dtype"])
+
+
+def _what(given: str, found: str, asked: str | None) -> str:
+    if asked is not None:
+        return "not cast as asked"
+    return (
+        "stored wider than in the source" if BY_NAME[found].nbytes > BY_NAME[given].nbytes else "a cast that nobody asked for"
+    )

@@ -1,0 +1,216 @@
+"""The verdict on a target: its weights against the source, everything else in its folder, and the claims of its document."""
+
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.examiner import document as documents
+from carnet.examiner.account import Account, Known, account
+from carnet.examiner.asked import Asked
+from carnet.examiner.claims import check_claims, is_of_another, shown
+from carnet.examiner.compare import Finding
+from carnet.examiner.containers import check_containers
+from carnet.examiner.document import NAME, Document
+from carnet.examiner.examine import Examination, examine
+from carnet.examiner.frames import frames
+from carnet.examiner.means import Means, Tally, choose_means, each
+from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
+from carnet.families.vocabulary import Vocabulary
+from carnet.formats.companions import lacking, left_behind
+from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.files import check_unchanged
+from carnet.formats.megatron import TRACKER
+from carnet.formats.side_files import side_files
+from carnet.formats.stored import Checkpoint, Stored
+from carnet.inventory import Inventory, survey
+
+Progress = Callable[[int, int], None]
+DOCUMENT = "the carnet"  # as one who says what files hold
+PLAN = "the plan"
+OTHER = "carnet.json tells of a crossing from another source; that part of it was not compared"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Verdict:
+    """Whether a target is its source; false where it is different."""
+
+    source: str  # path; "" where the target was checked against its own document
+    target: str  # path
+    findings: tuple[Finding, ...]  # empty where it is
+    examination: Examination | None  # None where the target was checked against its own document
+    nbytes: int  # bytes of the target that were read
+    beside: tuple[str, ...] = ()  # files that no program reads
+    unsure: tuple[str, ...] = ()  # files that programs read, and nobody says what they must hold
+    document: str = ""  # what is to be said of its document
+    vocabulary: Vocabulary | None = None  # of the source, None where it was not looked at
+    notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know: subject -> a line
+    unused: Mapping[str, str] = field(
+        default_factory=dict
+    )  # argument of the source's -> what it says and the program did not do
+    accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
+    needs: Mapping[str, Any] = field(default_factory=dict)  # what the program that loads the target must be told
+
+    @property
+    def equal(self) -> bool:
+        """Say that nothing was found."""
+        return not self.findings
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def __repr__(self) -> str:
+        found = "equal" if self.equal else f"different, {len(self.findings)} findings"
+        return f"Verdict({found}, target={self.target!r}, source={self.source!r}, {self.nbytes:,} bytes)"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """A verdict, and the document that a target which is equal deserves."""
+
+    verdict: Verdict
+    data: Mapping[str, object] | None  # None where it is different
+    unfinished: bool = False  # the target's own run wrote it and nothing has changed since, but for the proof
+
+
+def examine_target(
+    source: Inventory,
+    target: Path,
+    *,
+    checkpoint: Checkpoint,
+    source_path: Path,
+    needs: Callable[[Inventory], Mapping[str, object]],
+    asked: Asked,
+    request: Mapping[str, object],
+    known: Sequence[Known],
+    version: str,
+    memory: int,
+    progress: Progress,
+    staged: bool = False,
+) -> Proof:
+    """Compare a target with its source in every way.
+
+    ``request`` is what was asked for, as plain values, for the document; ``known`` are those who say what other files hold.
+    A target that is ``staged`` is being made by this run.
+    """
+    means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors))
+    found = examine(source, checkpoint, means=means, progress=progress, asked=asked)
+    left, lacks = _lacking(source.checkpoint, checkpoint)
+    found = replace(found, dropped={**found.dropped, **left})
+    said, findings = (None, []) if staged else _loaded(target)
+    findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *findings]
+    own = {NAME, documents.JOURNAL} if staged else {NAME}
+    believed = [*known, *([] if said is None else [Known(DOCUMENT, said.files, whole=True)])]
+    beside = _account(target, checkpoint, believed, own)
+    blamed = {finding.stored for finding in findings}
+    findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said
+    for used in (source.checkpoint, checkpoint):
+        check_unchanged(used.root, used.stamps)
+    data, note, told = None, "", dict[str, object]()
+    if found.target or not found.findings:
+        arrived = survey(checkpoint, like=source.config)[0]
+        around = beside.files, frames(checkpoint)
+        asks = documents.request_data(request)
+        asks |= {} if any(each.who == PLAN for each in known) else shown(arrived)
+        told = dict(needs(arrived))
+        said_words = {"unused": source.heard.unused, "accepted": source.heard.accepted, "needs": told}
+        data = documents.document(source, arrived, found, asks, around, version, said_words)
+        if said is not None:
+            note = OTHER if is_of_another(said.data, data) else ""
+            findings += check_claims(said.data, data, source, arrived, whole=not findings)
+    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
+    verdict = Verdict(str(source_path), str(target), tuple(findings), found, nbytes, beside.beside, beside.unsure, note)
+    verdict = replace(verdict, vocabulary=source.vocabulary, notes={"vocabulary": str(source.vocabulary), **lacks})
+    verdict = replace(verdict, unused=source.heard.unused, accepted=source.heard.accepted, needs=told)
+    if not verdict.equal:
+        return Proof(verdict, None)
+    if data is None or said is None or not _is_unfinished(said, source):
+        return Proof(verdict, data)
+    return Proof(verdict, documents.sealed({**data, "request": said.data["request"]}), unfinished=True)
+
+
+def _loaded(target: Path) -> tuple[Document | None, list[Finding]]:
+    """Return the document of a target, and what is wrong with it; where it cannot be read at all that is one more finding."""
+    try:
+        said = documents.load(target)
+    except BadCheckpoint as error:
+        detail = ", ".join(f"{label} {fact}" for label, fact in error.facts.items() if label != "where")
+        return None, [Finding("the carnet cannot be believed", NAME, NAME, f"{error.what}: {detail}" if detail else error.what)]
+    return (None, []) if said is None else (said, [*said.problems])
+
+
+def _account(target: Path, checkpoint: Checkpoint, known: Sequence[Known], own: Collection[str]) -> Account:
+    root = os.path.relpath(checkpoint.root, os.path.abspath(target))
+    below = "" if root == "." else f"{root}/"
+    data = {below + chunk.file for stored in checkpoint.tensors.values() for chunk in stored.chunks}
+    read = {below + stamp.file for stamp in checkpoint.stamps} | ({TRACKER} if below else set())
+    return account(target, data=data, read=read - data, known=known, own=own)
+
+
+def _lacking(source: Checkpoint, target: Checkpoint) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
+    """Return the side files that a target does not have, and what it lacks."""
+    if target.dialect != "hf":
+        return {}, {}
+    own, theirs = (frozenset(stamp.file for stamp in each.stamps) for each in (source, target))
+    left = left_behind(source.root, own, target.root) if source.dialect == "hf" else {}
+    return left, lacking(side_files(target.root, theirs), target.config.get("eos_token_id"))
+
+
+def _is_unfinished(said: Document, source: Inventory) -> bool:
+    """Say whether a document waits for the proof of its own run: of this source as it was when it was planned."""
+    of = said.data.get("source")
+    return not said.proven and isinstance(of, Mapping) and of.get("fingerprint") == fingerprint(source.checkpoint)
+
+
+def recheck(target: Path, memory: int, progress: Progress) -> Verdict:
+    """Compare a target with its own document alone; ``memory`` and ``progress`` are as for ``examine_target``."""
+    said = documents.load(target)
+    if said is None or not said.proven:
+        remedy = "name the source too: carnet verify CKPT OUT"
+        raise BadRequest("the target has no carnet to be checked against", {"where": target}, remedy=remedy)
+    checkpoint = open_checkpoint(target)
+    findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors)), progress)]
+    beside = _account(target, checkpoint, [Known(DOCUMENT, said.files, whole=True)], {NAME})
+    check_unchanged(checkpoint.root, checkpoint.stamps)
+    nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
+    return Verdict("", str(target), (*findings, *beside.findings), None, nbytes, beside.beside)
+
+
+def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Progress) -> list[Finding]:
+    """Compare the tensors of a target, and what stands around them, with what its document says of them."""
+    target = said.data.get("target")
+    tensors, around = (target.get(key) if isinstance(target, Mapping) else None for key in ("tensors", "frames"))
+    if not isinstance(tensors, Mapping) or not isinstance(around, Mapping):
+        raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root})
+    findings = list[Finding]()
+    held = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items() if stored.chunks}
+    digests = _digests(checkpoint.root, {label: held[label] for label in tensors if label in held}, means, progress)
+    for label, expected in tensors.items():
+        if label not in held:
+            findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
+            continue
+        for fact, found in documents.facts(held[label], digests[label]).items():
+            wanted = expected.get(fact) if isinstance(expected, Mapping) else None
+            if wanted != found:
+                findings.append(Finding(f"{fact} differs", label, label, f"expected {wanted}, found {found}"))
+    new = sorted(held.keys() - tensors.keys())
+    findings += [Finding("not in the carnet", label, label, "the target holds it") for label in new]
+    now = {} if findings else frames(checkpoint)  # what changes tensors changes headers
+    for name in sorted(now.keys() | around.keys()) if not findings else ():
+        if now.get(name) != around.get(name):
+            detail = f"expected {around.get(name)}, found {now.get(name)}"
+            findings.append(Finding("what stands around its tensors differs", name, name, detail))
+    return findings
+
+
+def _digests(root: Path, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
+    """Return the digest of every stored tensor."""
+    shelves, stored = Shelves(root, means.block), [*tensors.values()]
+    tally = Tally(progress, sum(map(stored_bytes, stored)))
+    try:
+        found = each(stored, lambda one: digest(shelves, one), stored_bytes, means.threads, tally.add)
+    finally:
+        close(shelves)
+    return dict(zip(tensors, found, strict=True))
