@@ -128,7 +128,7 @@ def survey(
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     missing = [*_missing(dialect, config, named, where)]
     problems = [
-        *([_contradicted(config, rows, where)] if rows and told is None else []),
+        *([_contradicted(config, rows, named, kept, where)] if rows and told is None else []),
         *sorted_out.problems,
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing),
@@ -187,8 +187,10 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
     return found.pop() if len(found) == 1 and not found <= {-(-size // world) * world, size} else 0
 
 
-def _contradicted(config: Config, rows: int, where: str) -> CarnetError:
-    facts = {"where": where, "tensor": "embed", "vocab_size": number(config, "vocab"), "stored": f"{rows} rows"}
+def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:
+    key = next(key for key, entry in named.items() if any(view.tensor in ("embed", "head") for view in entry.views))
+    label, size = "/".join(filter(None, key)), number(config, "vocab")
+    facts = {"where": where, "tensor": label, "expected": [*named[key].stored], "found": [*kept[key].shape], "vocab_size": size}
     remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
     return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
 
