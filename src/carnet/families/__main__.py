@@ -1,11 +1,17 @@
 """``python -m carnet.families``: print what carnet knows, a line for each family."""
 
 from carnet.families.family import Family
-from carnet.families.fields import Choice, Place, Row, Table
-from carnet.families.known import FAMILIES
+from carnet.families.fields import Choice, Place, Row, Table, fields_of, keys_of, read
+from carnet.families.keys import put
+from carnet.families.known import FAMILIES, padded
 from carnet.families.megatron import MEGATRON
-from carnet.families.words import BY_NAME, Value
+from carnet.families.model import value
+from carnet.families.saying import misfits
+from carnet.families.words import BY_NAME, Config, Value
 
+SIZES = {"layers": 2, "hidden": 4096, "heads": 4, "kv_heads": 2, "head_dim": 16, "topk": 2, "window": 8}  # others are 32
+BLOCK = {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 2.0}}
+LISTS = {"layers_block_type": ["mamba", "attention"], "block_configs": [BLOCK, BLOCK]}  # what no class has a default for
 HEADINGS = ("family", "Hugging Face", "Megatron", "TensorRT-LLM")
 
 
@@ -19,11 +25,23 @@ def main() -> None:
 
 
 def _megatron(family: Family) -> str:
-    """Return what a target is cut for, or the first of the family's traits that Megatron's arguments cannot say."""
-    for name, value in family.traits.items():
-        if not _can_say(MEGATRON.table, name, value):
-            return f"no word for {name} {value}"
+    """Return what a target is cut for, or what the refusal of the family's plain model names first."""
+    config = plain(family)
+    found = misfits(MEGATRON.table, padded(MEGATRON, config), {}, "Megatron's arguments")
+    if any(name in family.traits for misfit in found for name in misfit.fields):
+        return "no word for " + " ".join(f"{name} {value(config, name)}" for name in found[0].fields)
     return _cuts(family, MEGATRON.table)
+
+
+def plain(family: Family) -> Config:
+    """Return the fields of a model whose config says the sizes that it has to say, and leaves the rest to its class."""
+    table = family.hf.table
+    raw: dict[str, object] = {key: said for key, said in LISTS.items() if any(key in keys_of(row) for row in table.rows)}
+    for row in table.rows:
+        if isinstance(row, Place) and row.default is ... and row.keys and not row.only:
+            size = SIZES.get(row.field, BY_NAME[row.field].kind(32))
+            put(raw, row.keys[0], row.words[0][1] if row.words else size)
+    return {**family.traits, **read(table, raw, family.name)}
 
 
 def _tensorrt(family: Family) -> str:
@@ -42,26 +60,22 @@ def _cuts(family: Family, table: Table) -> str:
 
 
 def _placed(table: Table) -> set[str]:
-    return {name for row in table.rows for name in _fields(row)}
+    return {name for row in table.rows for name in fields_of(row)}
 
 
-def _can_say(table: Table, name: str, value: Value) -> bool:
+def _can_say(table: Table, name: str, wanted: Value) -> bool:
     """Say whether some row of a table can have this value of a field, or no row has to."""
-    return value == BY_NAME[name].neutral or any(_has(row, name, value) for row in table.rows if name in _fields(row))
+    return wanted == BY_NAME[name].neutral or any(_has(row, name, wanted) for row in table.rows if name in fields_of(row))
 
 
-def _has(row: Row, name: str, value: Value) -> bool:
+def _has(row: Row, name: str, wanted: Value) -> bool:
     match row:
         case Choice():
-            return any(values[row.fields.index(name)] == value for values, _ in row.lines)
+            return any(values[row.fields.index(name)] == wanted for values, _ in row.lines)
         case Place():
-            return value in [word for word, _ in row.words] if row.words else bool(row.keys) or row.default == value
+            return wanted in [word for word, _ in row.words] if row.words else bool(row.keys) or row.default == wanted
         case _:
             return True
-
-
-def _fields(row: Row) -> tuple[str, ...]:
-    return row.fields if isinstance(row, Choice) else (row.field,)
 
 
 if __name__ == "__main__":
