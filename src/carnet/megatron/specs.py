@@ -31,7 +31,8 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from carnet.errors import BadRequest, NotSupported
+from carnet.errors import NotSupported
+from carnet.megatron import refusals
 from carnet.megatron.hybrids import (
     MambaLayer,
     MambaLayerSubmodules,
@@ -113,9 +114,9 @@ def get_gpt_modelopt_spec(
     _refuse_strange(config)
     if real_quant_cfg not in REAL_QUANT:
         facts = {"found": real_quant_cfg, "known": ", ".join(REAL_QUANT)}
-        raise BadRequest(f"RealQuantTransformerLayer does not support {real_quant_cfg}", facts)
+        raise refusals.Unmapped(f"RealQuantTransformerLayer does not support {real_quant_cfg}", facts)
     if saved_by not in get_args(Saver):
-        raise BadRequest(f"{saved_by!r} is no spec of training", {"known": ", ".join(get_args(Saver))})
+        raise refusals.Unmapped(f"{saved_by!r} is no spec of training", {"known": ", ".join(get_args(Saver))})
     mask = AttnMaskType.arbitrary if use_arbitrary_attention_mask else AttnMaskType.causal
     latent = config.multi_latent_attention
     if latent:
@@ -180,7 +181,7 @@ def moe_pattern(config: TransformerConfig) -> list[int]:
         return [int(layer % often == 0) for layer in range(count)]
     if isinstance(often, Sequence) and not isinstance(often, str) and len(often) == count and set(often) <= {0, 1}:
         return [*often]
-    raise BadRequest("moe_layer_freq is no number and no list of a mark a layer", {"found": often, "layers": count})
+    raise refusals.Pattern("moe_layer_freq is no number and no list of a mark a layer", {"found": often, "layers": count})
 
 
 def misplaced(pattern: str) -> dict[int, str]:
@@ -217,7 +218,7 @@ def _built_here(config: TransformerConfig, vp_stage: int | None, pp_rank: int | 
     """Return the layers of this pipeline stage, or of one of its virtual stages."""
     if config.virtual_pipeline_model_parallel_size is not None and vp_stage is None:
         facts = {"virtual stages": config.virtual_pipeline_model_parallel_size}
-        raise BadRequest("the spec of a virtual pipeline is one of a virtual stage", facts, remedy="say vp_stage")
+        raise refusals.Refused("the spec of a virtual pipeline is one of a virtual stage", facts, remedy="say vp_stage")
     first = get_transformer_layer_offset(config, vp_stage=vp_stage, pp_rank=pp_rank)
     return range(first, first + get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=pp_rank))
 

@@ -11,12 +11,12 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from carnet.errors import BadRequest
 from carnet.megatron.export.layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers
 from carnet.megatron.export.layouts import MIXTURE, PLACES, query_groups, recut, target_name, tensor_of, tie
 from carnet.megatron.export.numbers import Scales, head_sizes, kv_heads, treatment
 from carnet.megatron.export.vocabulary import part, reshare
-from carnet.megatron.export.words import DataType, Refused, Unmapped, is_gated_activation, str_dtype_to_torch
+from carnet.megatron.export.words import DataType, is_gated_activation, str_dtype_to_torch
+from carnet.megatron.refusals import Refused, Uneven, Unmapped
 
 VOCABULARY = (TRTLLMLayers.vocab_embedding, TRTLLMLayers.lm_head)
 
@@ -62,7 +62,7 @@ class DistributedTRTLLMModelWeightsConverter:
         """
         renamed = TRTLLMLayers.rename_input_layer_names_to_trtllm_layer_names(dict(model_state_dict), trtllm_conversion_dict)
         if self.num_kv_heads % self.inference_tp_size:
-            raise BadRequest(query_groups(self.num_kv_heads))
+            raise Uneven(query_groups(self.num_kv_heads))
         # the vocabulary first, in one order on all ranks: its rows change hands, and nobody waits for a rank that refused a layer
         for name in sorted(renamed, key=lambda name: (name not in NON_TRANSFORMER_LAYERS_NAMES, name)):
             known, number = TRTLLMLayers.return_layer_name_and_number(name)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from carnet.errors import BadRequest
 from carnet.megatron.export.builder import TRTLLMEngineBuilder
 from carnet.megatron.export.distributed import DistributedTRTLLMModelWeightsConverter
 from carnet.megatron.export.engine import CLASSES, TRT_MODEL_CONFIG, TRT_MODEL_TYPE_STRING
@@ -21,10 +20,10 @@ from carnet.megatron.export.words import (
     ExportConfig,
     ModelType,
     Place,
-    Refused,
     is_gated_activation,
     non_gated_version,
 )
+from carnet.megatron.refusals import Refused, Untold
 
 ON_DEVICE = (ModelType.gpt, ModelType.gptnext, ModelType.llama, ModelType.nemotron_nas)
 POSITIONS = {"learned_absolute": "learned_absolute", "rope": "rope_gpt_neox"}  # Megatron's word -> TensorRT-LLM's
@@ -120,7 +119,7 @@ class TRTLLMHelper:
         if vocab_size is not None:
             raise Refused("Vocab size is inferred from the input layer for cpu conversion", remedy="vocab_size=None")
         if export_config is None:
-            raise BadRequest("Need to pass in export_config for conversion on one device")
+            raise Untold("Need to pass in export_config for conversion on one device")
         return self._on_one_device(
             state, dtype, export_config, gpus_per_node, state_dict_split_by_layer_numbers, scales, quantized
         )

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
-from carnet.megatron.export.words import Refused, Unmapped, Word
+from carnet.megatron.export.words import Word
+from carnet.megatron.refusals import Refused, Unmapped
 
 PREFIX = "transformer.layers."
 NUMBER = re.compile(r"(?<=layers\.)(\d+)\.")

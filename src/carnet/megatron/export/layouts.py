@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from carnet.errors import BadCheckpoint, BadRequest
+from carnet.errors import BadRequest
 from carnet.families import trtllm
 from carnet.families.megatron import LAYER, MEGATRON
 from carnet.families.model import TENSORS
@@ -21,7 +21,7 @@ from carnet.families.nemotron_nas import TRTLLM_LINEAR
 from carnet.families.rows import Row, row
 from carnet.layout import JOIN, Pattern, Share, Slot, cut_evenly, cut_or_repeat, fold
 from carnet.megatron.export.layers import TRTLLMLayers
-from carnet.megatron.export.words import Refused
+from carnet.megatron.refusals import Misshapen, NoTensor, Uneven
 
 AXES = {tensor.name: tuple(tensor.axes.split()) for tensor in TENSORS}
 Rows = tuple[Row, ...]
@@ -109,7 +109,7 @@ def recut(
     than its row or cannot be cut so.
     """
     if target.cut == "kv" and heads["kv"] % world and world % heads["kv"]:
-        raise BadRequest(query_groups(heads["kv"]))
+        raise Uneven(query_groups(heads["kv"]))
     missing = value.ndim == 2 and len(source.pattern.dims) == 3
     if missing:  # experts without a width, each a column: Megatron's own tests have such
         value = value.T.unsqueeze(source.pattern.dims.index(("hidden",)))
@@ -154,7 +154,7 @@ def _sizes(pattern: Pattern, value: torch.Tensor, known: Mapping[str, int], name
     if not fits:
         said = {axis: size for axis, size in known.items() if axis in sizes}
         facts = {"layout": pattern.text, "found": list(value.shape), "config": said or "nothing about it"}
-        raise BadCheckpoint(f"{name} has a shape that its layer cannot have", facts)
+        raise Misshapen(f"{name} has a shape that its layer cannot have", facts)
     return sizes
 
 
@@ -179,11 +179,11 @@ def _held(cut: str, whole: Mapping[str, Share], world: int, rank: int, name: str
                 axis = "moe_ffn" if cut == "expert" else cut
                 return {**whole, axis: cut_evenly(axis, whole[axis].size, world, rank)}
     except BadRequest as refusal:
-        raise BadRequest(refusal.what, {"tensor": name, **refusal.facts}, remedy=refusal.remedy) from None
+        raise Uneven(refusal.what, {"tensor": name, **refusal.facts}, remedy=refusal.remedy) from None
 
 
 def tensor_of(value: object, name: str) -> torch.Tensor:
     """Return a value of a state dict that is a tensor."""
     if not isinstance(value, torch.Tensor):
-        raise Refused(f"Expected a tensor for {name} but got {type(value)}")
+        raise NoTensor(f"Expected a tensor for {name} but got {type(value)}")
     return value

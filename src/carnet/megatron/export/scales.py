@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.extra_state import NAME, scales_in
 from carnet.megatron.export.layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers, numbered
 from carnet.megatron.export.layouts import NORMS, target_name, tie
 from carnet.megatron.export.numbers import WEIGHT, WEIGHT_SCALE
+from carnet.megatron.refusals import NoScales, NoState
 
 INPUT_SCALE = ".activation_scaling_factor"
 KV_SCALE = ".kv_cache_scaling_factor"
@@ -41,7 +42,7 @@ def load_scaling_factors(
         if scales := _read(value, key):
             states[name + WEIGHT] = scales
     if not states:
-        raise BadRequest("the model has no scales for FP8", remedy="fp8_quantized=False, or a state dict with _extra_state")
+        raise NoScales("the model has no scales for FP8", remedy="fp8_quantized=False, or a state dict with _extra_state")
     found: dict[str, dict[str, torch.Tensor]] = {}
     renamed = TRTLLMLayers.rename_input_layer_names_to_trtllm_layer_names(dict(states), trtllm_conversion_dict, False)
     for name, scales in renamed.items():
@@ -80,14 +81,17 @@ def _read(state: object, key: str) -> tuple[torch.Tensor, ...]:
     data = _bytes(state, key)
     scales = _pair(data)
     if scales is None:
-        said = scales_in(data, key, MEMORY) if data else None
+        try:
+            said = scales_in(data, key, MEMORY) if data else None
+        except BadCheckpoint as error:
+            raise NoState(error.what, error.facts, remedy=error.remedy) from error
         if said is None:
             return ()
         if len(said.weight) != 1:
             raise NotSupported("experts in FP8 have a scale each", {"tensor": key}, remedy="fp8_quantized=False")
         scales = torch.tensor([1.0 if each is None else each for each in (said.input[0], said.weight[0])])
     if not (scales.isfinite() & (scales > 0)).all():
-        raise BadCheckpoint(f"{key} holds a scale that is no positive number", {"found": scales.tolist()})
+        raise NoState(f"{key} holds a scale that is no positive number", {"found": scales.tolist()})
     return scales[:1], scales[1:]
 
 
@@ -105,6 +109,4 @@ def _bytes(state: object, key: str) -> bytes:
         return state.getvalue()
     if isinstance(state, torch.Tensor) and state.dtype == torch.uint8:
         return state.cpu().numpy().tobytes()
-    raise BadCheckpoint(
-        f"{key} is no state of a module", {"expected": "a file in memory or bytes", "found": type(state).__name__}
-    )
+    raise NoState(f"{key} is no state of a module", {"expected": "a file in memory or bytes", "found": type(state).__name__})

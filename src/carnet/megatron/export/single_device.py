@@ -24,6 +24,7 @@ from carnet.megatron.export.words import (
     pad_vocab_size,
     str_dtype_to_torch,
 )
+from carnet.megatron.refusals import Misshapen, Missing
 
 CUT = re.compile(r"(.+)\.(\d+)\.bin")
 IN_LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
@@ -87,7 +88,7 @@ class SingleDeviceTRTLLMModelWeightsConverter:
             yield number, value
         elif not value.ndim or len(value) != count:  # the original takes the first so many
             facts = {"tensor": layer.value, "expected": f"{count} layers", "found": list(value.shape)}
-            raise BadCheckpoint("a tensor of all layers has another number of them", facts)
+            raise Misshapen("a tensor of all layers has another number of them", facts)
         else:
             yield from enumerate(value)
 
@@ -95,7 +96,7 @@ class SingleDeviceTRTLLMModelWeightsConverter:
         """Add what all ranks hold of a tensor; what lies outside the layers stays whole until it is dealt out."""
         found = tie(layer, gated=self._is_gated(layer, value))
         world = 1 if number is None else self.export_config.inference_tp_size
-        if layer is TRTLLMLayers.vocab_embedding and self.export_config.use_parallel_embedding:
+        if layer is TRTLLMLayers.vocab_embedding and self.export_config.use_parallel_embedding and value.ndim:
             value = padded(value, pad_vocab_size(len(value), self.export_config.inference_tp_size))
         heads = head_sizes(self.transformer_config, self.num_kv_heads, number)
         scales = {} if number is None else self.scales
@@ -121,7 +122,7 @@ class SingleDeviceTRTLLMModelWeightsConverter:
 
     def _needed(self, name: str) -> torch.Tensor:
         if name not in self.trtllm_model_weights:
-            raise BadCheckpoint(f"the state dict has no {name}")
+            raise Missing(f"the state dict has no {name}")
         return self.trtllm_model_weights[name]
 
     def get_local_model_weights_per_gpu(self, mapping: Place, trtllm_model_config: object) -> dict[str, torch.Tensor]:

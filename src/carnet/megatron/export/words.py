@@ -1,4 +1,4 @@
-"""The words that scripts say to Megatron's export: element types, kinds of models, the cut of the inference; and how it refuses.
+"""The words that scripts say to Megatron's export: element types, kinds of models, the cut of the inference.
 
 They are carnet's own, equal in name to those of ``megatron.core.export``, so that nothing here depends on whether a release of Megatron
 still has them. A member of Megatron's own enums is taken wherever one of these is: by its name, a layer by its value.
@@ -12,8 +12,6 @@ from typing import Protocol
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
-
-from carnet.errors import BadRequest
 
 
 class Word(Enum):
@@ -53,14 +51,6 @@ class ModelType(Word):
 
 TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 GATED_ACTIVATION = ["swiglu", "geglu", "fast-swiglu", "fast-geglu"]
-
-
-class Refused(BadRequest, AssertionError):
-    """What Megatron's export asserts: the call is not one that it can answer."""
-
-
-class Unmapped(BadRequest, ValueError):
-    """A name that no layer of TensorRT-LLM is known for."""
 
 
 @dataclass
