@@ -580,7 +580,8 @@ STALE = (
     ("hf", "max_position_embeddings", 128, "positions"),
     ("hf", "rope_scaling", LINEAR, "rope_type"),
     ("hf", "rope_scaling", LLAMA3, "rope_type"),
-    ("hf", "rope_scaling", {"rope_type": "yarn", "factor": 2.0}, ...),
+    ("hf", "rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "rope_type"),
+    ("hf", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}, ...),
     ("hf", "torch_dtype", "float32", "dtype"),
     ("hf", "torch_dtype", None, "dtype"),  # transformers would take float32
     ("hf", "tie_word_embeddings", True, "tied"),

@@ -87,6 +87,8 @@ def latent(random: Random, ranks: int, _: Config) -> Fields:
         "v_dim": random.randint(1, 3),
         "kv_lora": random.randint(1, 4),
         "q_lora": random.choice((0, 1, 3)),
+        "latent_norm_eps": 1e-6,  # DeepSeek's classes have it whatever the config says, Megatron what all norms have
+        "norm_eps": 1e-6,
     }
 
 
@@ -104,7 +106,7 @@ def experts(random: Random, ranks: int, _: Config) -> Fields:
 
 
 def two_chosen(_: Random, __: int, config: Config) -> Fields:
-    """Megatron does not norm the score of an expert that is alone."""
+    """Megatron norms the score of no expert that is alone, and stops where its softmax would be one."""
     return {"experts": max(2, number(config, "experts")), "topk": 2}
 
 
@@ -248,14 +250,14 @@ SAMPLES: dict[str, Sample] = {
         "hf trtllm", (sizes, one_or_each, square, dense), {**FALCON, **BESIDE, "one_norm": True}
     ),
     "falcon, newer decoder": Sample("hf trtllm", SQUARE, {**FALCON, **BESIDE, "new_decoder": True}),
-    "mixtral": Sample("hf megatron trtllm", (*GQA, experts, one_width), SILU),
+    "mixtral": Sample("hf megatron trtllm", (*GQA, experts, two_chosen, one_width), SILU),
     "olmoe": Sample("hf", (*GQA, square, experts, one_width), SILU),
-    "qwen2_moe": Sample("hf megatron trtllm", (*MLP, experts, shared), {**SILU, "qkv_bias": True}),
-    "qwen2_moe, some layers dense": Sample("hf megatron", (*MLP, experts, shared, dense_anywhere), {**SILU, "qkv_bias": True}),
-    "qwen3_moe": Sample("hf megatron trtllm", (*MLP, experts), SILU),
-    "qwen3_moe, some layers dense": Sample("hf megatron", (*MLP, experts, dense_anywhere), SILU),
+    "qwen2_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen, shared), {**SILU, "qkv_bias": True}),
+    "qwen2_moe, some layers dense": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_anywhere), {**SILU, "qkv_bias": True}),
+    "qwen3_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen), SILU),
+    "qwen3_moe, some layers dense": Sample("hf megatron", (*MLP, experts, two_chosen, dense_anywhere), SILU),
     "llama4": Sample("hf", (*MLP, experts, one_shared, dense_between, chunks), {**SILU, **SHARPENED, "qk_norm": "plain"}),
-    "gpt_oss": Sample("hf megatron", (*GQA, experts, one_width, windows), GPT_OSS),
+    "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
     "deepseek_v3": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),
@@ -283,7 +285,8 @@ MAYBE: tuple[Fields, ...] = (
     {"rope_percent": 0.75},
     {"rope_type": "linear", "rope_factor": 2.0},
     {"rope_type": "llama3", "rope_low": 1.0, "rope_high": 4.0, **STRETCHED},
-    {"rope_type": "yarn", "rope_mscale": 0.7, "rope_mscale_all": 0.7, **STRETCHED},
+    {"rope_type": "yarn", "rope_attention": 1.0, "rope_mscale_all": 0.7, **STRETCHED},
+    {"rope_type": "yarn", "rope_attention": 0.875, **STRETCHED},
     {"position": "alibi"},
     {"window": 4, "positions": 9},  # one that no sequence reaches may be left out
     {"one_norm": True},

@@ -294,6 +294,7 @@ MLA = {
 QUICK = {"swiglu": False, "quick_geglu": True}
 WINDOW = {"window_size": [127, 0]}
 YARN = {"position_embedding_type": "yarn"}
+STRETCHED = {"rope_type": "yarn", "factor": 40.0}
 SIGMOID = {"num_experts": 8, "moe_router_score_function": "sigmoid"}
 GROUPS = {**SIGMOID, "moe_router_num_groups": 4}
 MEANINGS = [
@@ -398,6 +399,59 @@ MEANINGS = [
     ("megatron: YaRN outside latent attention is a rope", "llama megatron", YARN, "position", "rope"),
     ("megatron: stretched", "llama megatron", YARN, "rope_type", "yarn"),
     ("megatron: by a factor of 1", "llama megatron", YARN, "rope_factor", 1.0),
+    ("megatron: which leaves cosines alone", "llama megatron", YARN, "rope_attention", 1.0),
+    # 0.1 ln(40) + 1
+    ("megatron: 40 does not", "llama megatron", {**YARN, "rotary_scaling_factor": 40.0}, "rope_attention", 1.36888794541),
+    # 0.07 ln(40) + 1, each of Megatron's words for itself
+    ("megatron: 0.7 of it less", "llama megatron", {**MLA, "mscale": 0.7}, "rope_attention", 1.25822156179),
+    ("megatron: or not at all", "llama megatron", {**MLA, "mscale": 0.0}, "rope_attention", 1.0),
+    ("hf: YaRN's factor follows from its own", "llama hf", {"rope_scaling": STRETCHED}, "rope_attention", 1.36888794541),
+    (
+        "hf: one word alone changes nothing",
+        "llama hf",
+        {"rope_scaling": {**STRETCHED, "mscale": 0.7}},
+        "rope_attention",
+        1.36888794541,
+    ),
+    (
+        "hf: nor does it beside 0",
+        "llama hf",
+        {"rope_scaling": {**STRETCHED, "mscale": 0.7, "mscale_all_dim": 0.0}},
+        "rope_attention",
+        1.36888794541,
+    ),
+    # 1.25822156179 / 1.36888794541
+    (
+        "hf: two do",
+        "llama hf",
+        {"rope_scaling": {**STRETCHED, "mscale": 0.7, "mscale_all_dim": 1.0}},
+        "rope_attention",
+        0.919156000925,
+    ),
+    (
+        "hf: unless it is given",
+        "llama hf",
+        {"rope_scaling": {**STRETCHED, "mscale": 0.7, "attention_factor": 0.5}},
+        "rope_attention",
+        0.5,
+    ),
+    (
+        "hf: a factor that is not said is that of the lengths",
+        "llama hf",
+        {"rope_scaling": {**STRETCHED, "factor": None, "original_max_position_embeddings": 16}},
+        "rope_factor",
+        8.0,
+    ),
+    ("hf: and lengths are those of the model", "llama hf", {"rope_scaling": STRETCHED}, "rope_original", 128),
+    ("hf: DeepSeek's compressed norms", "deepseek_v3 hf", {"rms_norm_eps": 1e-5}, "latent_norm_eps", 1e-6),
+    ("megatron: its own are like all others", "llama megatron", {**MLA, "layernorm_epsilon": 1e-5}, "latent_norm_eps", 1e-5),
+    (
+        "megatron: a factor of 0 is none",
+        "llama megatron",
+        {"num_experts": 8, "moe_router_topk_scaling_factor": 0.0},
+        "router_scale",
+        1.0,
+    ),
     ("megatron: or more", "llama megatron", {**YARN, "rotary_scaling_factor": 32.0}, "rope_factor", 32.0),
     ("megatron: in Megatron-Bridge's word", "llama megatron", {**YARN, "yarn_rotary_scaling_factor": 4.0}, "rope_factor", 4.0),
     ("megatron: from 4096 positions", "llama megatron", YARN, "rope_original", 4096),
@@ -556,6 +610,7 @@ NO_FLOAT = (BadCheckpoint, "the config sets '{}' to something that is no float")
 NO_BOOL = (BadCheckpoint, "the config sets '{}' to something that is no bool")
 SILENT = (BadCheckpoint, "the config does not say '{}'")
 DIFFERENT = (NotSupported, "the config's '{}' differs from what the model is otherwise")
+IDLE = (NotSupported, "the config sets '{}', which means nothing beside the rest")
 COMBINED = (NotSupported, "the config's combination of {} is not known")
 CONTRADICTS = (BadCheckpoint, "the config contradicts itself")
 SENSELESS = (BadCheckpoint, "the config sets '{}' to what makes no sense")
@@ -595,7 +650,34 @@ REFUSALS = [
         "",
     ),
     ("two bases of rope", "llama hf", {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, CONTRADICTS, ""),
-    ("rope by YaRN", "llama hf", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, STRANGE, "rope_scaling.rope_type"),
+    (
+        "rope by YaRN, of NVIDIA's ranks",
+        "llama trtllm",
+        {"rotary_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        STRANGE,
+        "rotary_scaling.rope_type",
+    ),
+    (
+        "an attention factor that is no number",
+        "llama hf",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": "x"}},
+        SENSELESS,
+        "rope_scaling.attention_factor",
+    ),
+    (
+        "an attention factor beside plain rope",
+        "llama hf",
+        {"rope_scaling": {"rope_type": "default", "attention_factor": 0.5}},
+        IDLE,
+        "rope_scaling.attention_factor",
+    ),
+    (
+        "one expert whose score alone would be normed",
+        "llama megatron",
+        {"num_experts": 8, "moe_router_topk": 1},
+        COMBINED,
+        "moe_router_pre_softmax",
+    ),
     (
         "rope that changes as it runs",
         "llama hf",

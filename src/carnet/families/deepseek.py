@@ -15,6 +15,7 @@ from carnet.families.llama import TIED, TRAITS
 from carnet.families.model import marks, mixtures, number, value
 from carnet.families.rows import fuse, row
 from carnet.families.words import Config
+from carnet.families.yarn import YARN
 
 ATTENTION = (
     row(LAYER + "self_attn.q_proj.weight", "(kv qk) hidden", "mla.q"),
@@ -115,6 +116,10 @@ FIELDS: tuple[Field, ...] = (
     place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
     place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
     *hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn")),
+    # of the scores, and of no other attention
+    place("rope_mscale_all", "rope_scaling.mscale_all_dim", "rope_parameters.mscale_all_dim", default=0.0, only=YARN),
+    # their classes' own, whatever rms_norm_eps says
+    place("latent_norm_eps", default=1e-6),
     place("experts", "n_routed_experts"),
     place("topk", "num_experts_per_tok"),
     place("moe_ffn", "moe_intermediate_size"),
@@ -135,6 +140,7 @@ FIELDS: tuple[Field, ...] = (
     place("router_groups", "n_group", default=1),
     place("router_group_topk", "topk_group", default=1),
     place("router_scale", "routed_scaling_factor", default=1.0),
+    place("router_wide", default=True),
     TIED,
     hf.DTYPE,
     *hf.TOKENS,

@@ -4,7 +4,7 @@ Reading and writing walk the same rows, so there is no direction to get wrong. W
 so is a field that a model has and a target has no row for (``saying``).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as having
 from types import EllipsisType
@@ -66,6 +66,7 @@ class Spread:
     choices: Callable[[Config], Iterable[object]]  # key values to try when the field is written: no inverse to get wrong
     only: Condition = having(default_factory=dict)  # as in a Place
     more: tuple[str, ...] = ()  # further keys that have a say
+    others: tuple[tuple[str, ...], ...] = ()  # all these keys under other names, which are read and never written
 
 
 Row = Place | Choice | Flagged | Spread
@@ -141,12 +142,8 @@ def lookup(raw: Json, key: str) -> object:
 def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> None:
     if not applies(row, config):
         return
-    found = {key: value for key in row.keys if (value := lookup(raw, key)) is not None}
-    if any(not equal(value, other) for value in found.values() for other in found.values()):
-        raise BadCheckpoint(
-            "the config contradicts itself", {"where": where, **{key: repr(value) for key, value in found.items()}}
-        )
-    if not found:
+    value: object = _agreed(raw, row.keys, where)
+    if value is None:
         if not concerns(config, row.field):
             return
         if row.default is ... and row.keys:
@@ -157,7 +154,7 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
         assert not isinstance(default, EllipsisType)
         config[row.field] = default
         return
-    key, value = next(iter(found.items()))
+    key = next(key for key in row.keys if lookup(raw, key) is not None)
     if row.words:
         value = _translate(row, key, value, where)
     value = _checked(row.field, key, value, where)
@@ -180,10 +177,10 @@ def _translate(row: Place, key: str, value: object, where: str) -> Value:
 def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
     if not applies(row, config):
         return
-    said = [*zip(keys_of(row), each_of(row, row.absent), strict=True)]
-    for key in (key for key, absent in said if isinstance(absent, bool)):
+    said = [*zip(*spellings_of(row), each_of(row, row.absent), strict=True)]
+    for key in (key for *keys, absent in said for key in keys if isinstance(absent, bool)):
         _switch(key, lookup(raw, key), where)
-    found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in said)
+    found = tuple(absent if (value := _agreed(raw, keys, where)) is None else value for *keys, absent in said)
     try:
         config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
     except SENSELESS as error:
@@ -191,6 +188,15 @@ def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -
         raise BadCheckpoint(
             f"the config sets {' and '.join(map(repr, facts))} to what makes no sense", {"where": where, **facts}
         ) from error
+
+
+def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:
+    """Return the one value that stands under some keys, None where none does."""
+    found = {key: value for key in keys if (value := lookup(raw, key)) is not None}
+    first = next(iter(found.values()), None)
+    if not all(equal(first, other) for other in found.values()):
+        raise BadCheckpoint("the config contradicts itself", {"where": where, **{key: repr(found[key]) for key in found}})
+    return first
 
 
 def _of_its_kind(name: str, value: Value) -> Value:
@@ -242,9 +248,14 @@ def keys_of(row: Row) -> tuple[str, ...]:
         case Choice():
             return tuple(key for key, _ in row.keys)
         case Spread():
-            return (row.key, *row.more)
+            return tuple(key for keys in spellings_of(row) for key in keys)
         case Flagged():
             return (row.key, row.flag)
+
+
+def spellings_of(row: Spread) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of a row under each of their names, those that are written first."""
+    return ((row.key, *row.more), *row.others)
 
 
 def applies(row: Row, config: Config) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from carnet.families import hf
 from carnet.families.family import Family
-from carnet.families.fields import Spread, place
+from carnet.families.fields import Place, Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
 from carnet.families.model import number, value
@@ -30,12 +30,9 @@ ROWS = (
     *(hf.FINAL_NORM, hf.HEAD),
 )
 KINDS = ("full_attention", "sliding_attention")
-YARN = {"rope_type": "yarn"}
-# the scale of the attention follows from the factor alone
-UNSAID = ("rope_mscale", "rope_mscale_all")
 # the type is always said: transformers takes a config without it for YaRN
 ROPE = tuple(
-    replace(field, default=..., omit=False) if field.field == "rope_type" else field
+    replace(field, default=..., omit=False) if isinstance(field, Place) and field.field == "rope_type" else field
     for field in hf.rope("rope_scaling", "rope_parameters", types=("default", "yarn"))
 )
 
@@ -82,7 +79,7 @@ GPT_OSS = Family(
             place("positions", "max_position_embeddings"),
             place("norm_eps", "rms_norm_eps", default=1e-5),
             place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=150000.0),
-            *(field for field in ROPE if field.field not in UNSAID),
+            *ROPE,
             place("qkv_bias", "attention_bias", default=True),
             place("out_bias", "attention_bias", default=True),
             place("experts", "num_local_experts", "num_experts"),

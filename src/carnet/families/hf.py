@@ -6,11 +6,13 @@ Names as in transformers' modeling_llama.py; every family says what it does diff
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from carnet.families.fields import Place, Table, place
+from carnet.families import yarn
+from carnet.families.fields import Place, Spread, Table, place
 from carnet.families.fields import Row as Field
 from carnet.families.model import number
 from carnet.families.rows import Dialect, Row, row
 from carnet.families.words import Config
+from carnet.families.yarn import YARN
 
 LAYER = "layers.{layer}."
 
@@ -92,10 +94,9 @@ TOKENS = (
 DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
 
 
-def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3")) -> tuple[Place, ...]:
+def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")) -> tuple[Place | Spread, ...]:
     """Write the rows of rotary scaling below the key that is written, and the others that are read."""
     llama3 = {"rope_type": "llama3"}
-    yarn = {"rope_type": "yarn"}
     type_keys = tuple(f"{top}.{name}" for top in tops for name in ("rope_type", "type"))
 
     def keys(name: str) -> tuple[str, ...]:
@@ -107,14 +108,13 @@ def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3")) -
         place("rope_factor", *keys("factor"), only=llama3),
         place("rope_low", *keys("low_freq_factor"), only=llama3),
         place("rope_high", *keys("high_freq_factor"), only=llama3),
-        place("rope_original", *keys("original_max_position_embeddings"), only=llama3),
-        place("rope_factor", *keys("factor"), only=yarn),
-        place("rope_original", *keys("original_max_position_embeddings"), only=yarn),
-        place("rope_beta_fast", *keys("beta_fast"), default=32.0, only=yarn),
-        place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=yarn),
-        place("rope_mscale", *keys("mscale"), default=1.0, only=yarn),
-        place("rope_mscale_all", *keys("mscale_all_dim"), default=0.0, only=yarn),
-        place("rope_truncated", *keys("truncate"), default=True, only=yarn, omit=True),
+        place("rope_original", *keys("original_max_position_embeddings"), default=lambda c: c["positions"], only=llama3),
+        place("rope_original", *keys("original_max_position_embeddings"), default=lambda c: c["positions"], only=YARN),
+        place("rope_factor", *keys("factor"), default=lambda c: number(c, "positions") / number(c, "rope_original"), only=YARN),
+        place("rope_beta_fast", *keys("beta_fast"), default=32.0, only=YARN),
+        place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=YARN),
+        yarn.hf(*tops),
+        place("rope_truncated", *keys("truncate"), default=True, only=YARN, omit=True),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Any
 
+from carnet.families import yarn
 from carnet.families.fields import ANY, Choice, Flagged, Spread, place
 from carnet.families.fields import Row as Field
 from carnet.families.heterogeneous import MEANINGS, read_text, spelled_text, spread
@@ -122,6 +123,10 @@ def _marks(config: Config) -> list[int] | None:
     return [*found] if isinstance(found, tuple) else None
 
 
+def _scale(said: float | None, _: Config) -> float:
+    return float(said or 1.0)
+
+
 def _best_of_a_group(config: Config) -> int | None:
     """Return how many of a group's best experts count when groups are chosen."""
     groups = number(config, "router_groups")
@@ -174,6 +179,7 @@ FIELDS: tuple[Field, ...] = (
     place("positions", "max_position_embeddings"),
     place("norm", "normalization", default="layer", words=(("rms", "RMSNorm"), ("layer", "LayerNorm"))),
     place("norm_eps", "layernorm_epsilon", "norm_epsilon", default=1e-5),
+    place("latent_norm_eps", default=lambda c: c["norm_eps"], only=LATENT),
     # the fused GELU kernel is the tanh form, the plain one is exact: megatron/core/fusions/fused_bias_gelu.py. openai_gelu changes
     # nothing in megatron-core, so that it may only be where all read the tanh form: beside the kernel, or in words of Megatron-Bridge,
     # which says no fusion there. Other activations run without the kernel alone.
@@ -227,8 +233,8 @@ FIELDS: tuple[Field, ...] = (
     place("rope_original", "original_max_position_embeddings", default=4096, only=YARN),
     place("rope_beta_fast", "beta_fast", default=32.0, only=YARN),
     place("rope_beta_slow", "beta_slow", default=1.0, only=YARN),
-    place("rope_mscale", "mscale", default=1.0, only=YARN),
     place("rope_mscale_all", "mscale_all_dim", default=0.0, only=YARN),
+    yarn.megatron(YARN),
     # latent attention scales its scores by these two whatever the rope: multi_latent_attention.py
     Choice(
         ("rope_mscale_all",),
@@ -242,8 +248,7 @@ FIELDS: tuple[Field, ...] = (
     place("rope_original", "yarn_original_max_position_embeddings", default=4096, only=OUTER_YARN),
     place("rope_beta_fast", "yarn_beta_fast", default=32.0, only=OUTER_YARN),
     place("rope_beta_slow", "yarn_beta_slow", default=1.0, only=OUTER_YARN),
-    place("rope_mscale", "mscale", "yarn_mscale", default=1.0, only=OUTER_YARN),
-    place("rope_mscale_all", "mscale_all_dim", "yarn_mscale_all_dim", default=0.0, only=OUTER_YARN),
+    yarn.megatron(OUTER_YARN, ("yarn_mscale", "yarn_mscale_all_dim")),
     place("rope_truncated", "yarn_correction_range_round_to_int", default=True, only=OUTER_YARN),
     # YarnRotaryEmbedding rotates whole heads whatever this says
     Choice(("rope_percent",), (("rotary_percent", 1.0),), (((1.0,), (1.0,)),), OUTER_YARN),
@@ -302,10 +307,19 @@ FIELDS: tuple[Field, ...] = (
         only={**MIXED, "router_score": "softmax"},
     ),
     place("router_normed", default=lambda c: number(c, "topk") > 1, only={**MIXED, "router_score": "sigmoid"}),
+    # of one expert it would be one, and Megatron stops: TransformerConfig.__post_init__
+    Choice(
+        ("router_normed",),
+        (("moe_router_pre_softmax", False),),
+        (((False,), (True,)),),
+        {**MIXED, "router_score": "softmax", "topk": 1},
+    ),
     # of one expert alone: megatron/core/transformer/moe/experts.py
     place("router_on_input", "moe_apply_probs_on_input", default=False, only=MIXED),
     Choice(("topk",), (("moe_router_topk", 2),), (((1,), (1,)),), {"router_on_input": True}),
-    place("router_scale", "moe_router_topk_scaling_factor", default=1.0, only=MIXED),
+    place("router_wide", "moe_router_dtype", default=None, words=((True, "fp32"), (True, "fp64")), only=MIXED),
+    # none and 0 are 1: moe_utils.py topk_routing_with_score_function
+    Spread("router_scale", "moe_router_topk_scaling_factor", None, _scale, lambda c: (value(c, "router_scale"),), MIXED),
     place("router_groups", "moe_router_num_groups", default=1, only=MIXED, omit=True),
     # without it all groups may be used: moe_utils.py topk_routing_with_score_function
     place("router_group_topk", "moe_router_group_topk", default=lambda c: number(c, "router_groups"), only=MIXED, omit=True),

@@ -184,6 +184,7 @@ NEMOTRON_H = Family(
             place("router_group_best", default=lambda c: 2 if number(c, "router_groups") > 1 else None),
             place("router_score", default="sigmoid"),
             place("router_bias", default=True),
+            place("router_wide", default=True),
             hf.DTYPE,
             *hf.TOKENS,
         ),

@@ -17,7 +17,7 @@ from carnet.families.fields import (
     applies,
     each_of,
     fields_of,
-    keys_of,
+    spellings_of,
 )
 from carnet.families.keys import equal, put
 from carnet.families.model import concerns, matters
@@ -112,7 +112,7 @@ def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]
                 if choice is ANY:
                     facts = {"where": where, "key": row.key, row.field: value}
                     raise NotSupported(f"the target's config cannot say {row.field}", facts)
-                said = zip(keys_of(row), each_of(row, choice), strict=True)
+                said = zip(spellings_of(row)[0], each_of(row, choice), strict=True)
                 yield from ((key, value) for key, value in said if value is not None)
         case Choice():
             if not applies(row, config):

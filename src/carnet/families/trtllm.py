@@ -82,7 +82,7 @@ SIZES: tuple[Field, ...] = (
 )
 # of classes that know no pipelines
 ONE_STAGE: tuple[Field, ...] = (place("pp", "mapping.pp_size", default=1, words=((1, 1),)),)
-ROPE = (place("rope_theta", "rotary_base", default=10000.0), *rope("rotary_scaling"))
+ROPE = (place("rope_theta", "rotary_base", default=10000.0), *rope("rotary_scaling", types=("default", "linear", "llama3")))
 
 # what tensorrt_llm's PretrainedConfig.to_dict and QuantConfig write for an unquantized model
 FIXED: dict[str, object] = {

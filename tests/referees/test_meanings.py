@@ -1,0 +1,95 @@
+"""Two programs, one model: what transformers computes the real megatron-core computes too, or carnet refuses by the field's name.
+
+Every field that says what a model computes is varied, one at a time: here in transformers' words, and the logits of both compared.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import carnet
+from carnet.errors import CarnetError
+from carnet.families.known import recognise
+from carnet.families.model import value
+from carnet.families.words import BY_NAME, FIELDS
+from tests.referees.meanings import BASES, CASES, UNVARIED
+
+pytestmark = [
+    pytest.mark.referee,
+    # megatron-core 0.16 calls torch's older name
+    pytest.mark.filterwarnings("ignore:.load_state_dict. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*falling back to its reference PyTorch implementation"),
+]
+TABLE = [pytest.param(name, case, id=f"{name}: {case.base}, {case.change}") for name, cases in CASES.items() for case in cases]
+TOKENS = torch.randint(97, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def unvaried(fields):
+    """Return the fields that say what a model computes and that no case varies."""
+    computing = [field.name for field in fields if not field.storage and field.name not in {"bos", "eos", "pad"}]
+    return [name for name in computing if name not in CASES and name not in UNVARIED]
+
+
+def test_every_field_is_varied_or_has_a_reason_why_not():
+    assert unvaried(FIELDS) == []
+    assert sorted(CASES.keys() & UNVARIED.keys()) == []
+    assert sorted((CASES.keys() | UNVARIED.keys()) - BY_NAME.keys()) == []
+
+
+def test_a_field_that_is_added_and_not_varied_is_found():
+    added = replace(BY_NAME["rope_theta"], name="rope_twist")
+    assert unvaried((*FIELDS, added)) == ["rope_twist"]
+
+
+def config_of(base, change):
+    kind, plain = BASES[base]
+    return kind(**{**plain, **change})
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(TOKENS, use_cache=False).logits
+
+
+def same(found, expected):
+    return torch.allclose(found[..., : expected.shape[-1]], expected, rtol=0, atol=1e-4 * float(expected.std()))
+
+
+def names(error, *words):
+    said = f"{error.what} {error.facts}"
+    return any(word in said for word in words)
+
+
+@pytest.mark.parametrize(("name", "case"), TABLE)
+def test_a_field_means_in_megatron_what_it_means_in_transformers(name, case, saved, loaded, megatron_core, tmp_path):
+    folder = saved(config_of(case.base, case.change))
+    model = loaded(folder)
+    expected = logits_of(model)
+    assert expected.std() > 0.01
+    if case.change and case.moves:
+        other = AutoModelForCausalLM.from_config(config_of(case.base, {}), dtype=torch.float32, attn_implementation="eager")
+        other.load_state_dict(model.state_dict())
+        assert not same(logits_of(other.eval()), expected), "a case that changes nothing proves nothing"
+    try:
+        crossing = carnet.cross(folder, tmp_path / "again", to="hf")
+    except CarnetError as error:  # what carnet does not read at all
+        assert case.equal is False
+        assert names(error, case.named or name)
+        return
+    assert crossing.equal
+    assert same(logits_of(loaded(tmp_path / "again")), expected)
+    _, read = recognise("hf", json.loads((folder / "config.json").read_text()), "a config", {})
+    _, plain = recognise("hf", config_of(case.base, {}).to_dict(), "a config", {})
+    assert value(read, name) not in {BY_NAME[name].neutral} & {value(plain, name)}, "a case that varies nothing"
+    try:
+        crossing = carnet.cross(folder, tmp_path / "megatron", to="megatron", spelling="local")
+    except CarnetError as error:
+        assert case.equal is not True, str(error)
+        assert names(error, case.named or name)
+        return
+    assert case.equal is not False
+    assert crossing.equal
+    assert same(megatron_core(tmp_path / "megatron/iter_0000001")(TOKENS)[0], expected)
