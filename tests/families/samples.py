@@ -253,7 +253,9 @@ SAMPLES: dict[str, Sample] = {
     "mixtral": Sample("hf megatron trtllm", (*GQA, experts, two_chosen, one_width), SILU),
     "olmoe": Sample("hf", (*GQA, square, experts, one_width), SILU),
     "qwen2_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen, shared), {**SILU, "qkv_bias": True}),
-    "qwen2_moe, some layers dense": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_anywhere), {**SILU, "qkv_bias": True}),
+    "qwen2_moe, some layers dense": Sample(
+        "hf megatron", (*MLP, experts, two_chosen, shared, dense_anywhere), {**SILU, "qkv_bias": True}
+    ),
     "qwen3_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen), SILU),
     "qwen3_moe, some layers dense": Sample("hf megatron", (*MLP, experts, two_chosen, dense_anywhere), SILU),
     "llama4": Sample("hf", (*MLP, experts, one_shared, dense_between, chunks), {**SILU, **SHARPENED, "qk_norm": "plain"}),

@@ -252,6 +252,7 @@ FIELDS: tuple[Field, ...] = (
     place("rope_truncated", "yarn_correction_range_round_to_int", default=True, only=OUTER_YARN),
     # YarnRotaryEmbedding rotates whole heads whatever this says
     Choice(("rope_percent",), (("rotary_percent", 1.0),), (((1.0,), (1.0,)),), OUTER_YARN),
+    Choice(("rope_percent",), (("rotary_percent", 1.0),), (((1.0,), (1.0,)), ((1.0,), (ANY,))), YARN),
     place("rope_factor", "rope_scaling_factor", default=8.0, only=LLAMA3),
     place("rope_factor", "rotary_seq_len_interpolation_factor", only=LINEAR),
     # a window of so many tokens before this one: get_sliding_window_causal_mask in megatron/core/transformer/utils.py
