@@ -63,6 +63,7 @@ PHI3 = Family(
             hf.DTYPE,
             *hf.TOKENS,
         ),
+        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
         guards={"attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,)},
         # the sequence before stretching means nothing where nothing is stretched
         ignored="embd_pdrop original_max_position_embeddings full_attn_mod interpolate_factor",
