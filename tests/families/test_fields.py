@@ -420,13 +420,13 @@ MEANINGS = [
         "rope_attention",
         1.36888794541,
     ),
-    # 1.25822156179 / 1.36888794541
+    # (0.07 ln(40) + 1) / (0.1 ln(40) + 1)
     (
         "hf: two do",
         "llama hf",
         {"rope_scaling": {**STRETCHED, "mscale": 0.7, "mscale_all_dim": 1.0}},
         "rope_attention",
-        0.919156000925,
+        0.919155995204,
     ),
     (
         "hf: unless it is given",
