@@ -99,6 +99,12 @@ class Case:
     moves: bool = True  # the logits of the base with the same weights are others
 
 
+def reader(base: str, change: dict[str, Any]) -> dict[str, str]:
+    """Return the option that names who loads the target: Megatron-LM has no flags for the numbers of yarn under latent attention."""
+    stretched = change.get("rope_parameters", {}).get("rope_type") == "yarn"
+    return {"read_by": "megatron-bridge"} if stretched and BASES[base][1] is LATENT else {}
+
+
 def yarn(**more: object) -> dict[str, Any]:
     stretched = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 40.0, "original_max_position_embeddings": 512}
     return {"rope_parameters": {**stretched, **more}}

@@ -16,7 +16,7 @@ from carnet.errors import CarnetError
 from carnet.families.known import recognise
 from carnet.families.model import value
 from carnet.families.words import BY_NAME, FIELDS
-from tests.referees.meanings import BASES, CASES, EITHER, TOLD, UNVARIED
+from tests.referees.meanings import BASES, CASES, EITHER, TOLD, UNVARIED, reader
 
 pytestmark = [
     pytest.mark.referee,
@@ -86,7 +86,9 @@ def test_a_field_means_in_megatron_what_it_means_in_transformers(name, case, sav
     _, plain = recognise("hf", config_of(case.base, {}).to_dict(), "a config", {})
     assert value(read, name) not in {BY_NAME[name].neutral} & {value(plain, name)}, "a case that varies nothing"
     try:
-        crossing = carnet.cross(folder, tmp_path / "megatron", to="megatron", spelling="local")
+        crossing = carnet.cross(
+            folder, tmp_path / "megatron", to="megatron", spelling="local", **reader(case.base, case.change)
+        )
     except CarnetError as error:
         assert case.equal is not True, str(error)
         assert names(error, case.named or name)
@@ -99,7 +101,9 @@ def test_a_field_means_in_megatron_what_it_means_in_transformers(name, case, sav
 
 @pytest.mark.parametrize("told", TOLD, ids=lambda told: f"{told.base}, {told.arguments}")
 def test_an_argument_means_in_transformers_what_it_means_in_megatron(told, saved, loaded, megatron_core, tmp_path):
-    assert carnet.cross(saved(config_of(told.base, told.change)), tmp_path / "megatron", to="megatron", spelling="local").equal
+    source = saved(config_of(told.base, told.change))
+    program = reader(told.base, told.change)
+    assert carnet.cross(source, tmp_path / "megatron", to="megatron", spelling="local", **program).equal
     folder = tmp_path / "megatron/iter_0000001"
     before = megatron_core(folder)(TOKENS)[0] if told.equal and told.moves else None
     common = torch.load(folder / "common.pt", weights_only=False)
