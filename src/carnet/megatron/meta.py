@@ -22,7 +22,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.megatron.hybrids import HybridModel, mamba_context_parallel, mamba_mixer
 from carnet.megatron.models import Arguments, config_of, describes_hybrid, keywords_of
 from carnet.megatron.modules import HAVE_TE, define_forgotten
@@ -89,6 +89,8 @@ def built(
         config = config_of(said, **{**sizes, **_stages(said, cut), "perform_initialization": False, **given})
         try:
             stages = [_stage(said, config, spec, cut, rank, stage) for stage in range(cut.vp)]
+        except CarnetError:  # may be of such a type too, and says itself what is wrong
+            raise
         except (AssertionError, ImportError, TypeError, ValueError) as error:
             raise BadCheckpoint("megatron-core refuses to build the model", {"because": error}) from error
         yield stages
