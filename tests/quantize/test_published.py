@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from carnet import api
-from carnet.errors import NotSupported
+from carnet.errors import BadCheckpoint, NotSupported
 
 FP8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
 MODELOPT = {"quant_algo": "FP8", "quant_method": "modelopt", "ignore": ["lm_head"]}
@@ -85,6 +85,23 @@ def test_fields_that_ask_for_nothing_pass(record, more, plain, tmp_path):
     scale = blocks(torch.float32) if record is FP8 else lambda weight: torch.tensor(0.004)
     meant = publish(plain, record, scale, **more)
     assert same(crossed(plain, tmp_path / "out"), meant)
+
+
+def test_modelopt_s_record_may_be_one_level_down_in_a_config_too(plain, tmp_path):
+    meant = publish(plain, MODELOPT, lambda weight: torch.tensor(0.004))
+    config = json.loads((plain / "config.json").read_text())
+    inner = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    # as vLLM's modelopt.py reads it from either file
+    config["quantization_config"] = {"producer": {"name": "modelopt"}, "quant_method": "modelopt", "quantization": inner}
+    (plain / "config.json").write_text(json.dumps(config))
+    assert same(crossed(plain, tmp_path / "out"), meant)
+
+
+def test_modelopt_s_record_without_an_algorithm_is_named(plain):
+    config = json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "modelopt"}}))
+    with pytest.raises(BadCheckpoint, match="quantization_config has no quant_algo"):
+        api.plan(plain, to="hf", dtype="bf16")
 
 
 def test_a_field_that_says_something_is_refused(plain):

@@ -100,7 +100,8 @@ def _check(desk: Desk, job: Check) -> None:
         gather(desk, wants)
         if not _equal(desk, high - low, half):
             facts = {"where": step.source.file, "other": step.other.file, "expected": "the same bytes in both"}
-            raise BadCheckpoint(f"two copies of {step.tensor} differ", facts, remedy="find out which of the two is damaged")
+            remedy = "find out which of the two is damaged; weights that were trained apart must not be tied by the config"
+            raise BadCheckpoint(f"two copies of {step.tensor} differ", facts, remedy=remedy)
         desk.tell(high - low)
 
 

@@ -47,6 +47,10 @@ def open_file(root: Path, name: str) -> Iterator[OpenFile]:
     except NotPlain as error:
         raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root, "found": error.strerror}) from None
     except FileNotFoundError:
+        if os.path.islink(path):  # a Hugging Face cache that was copied without its blobs
+            facts = {"where": root, "leads to": shown(os.readlink(path))}
+            remedy = "copy what the links lead to (cp -rL), or download the files again"
+            raise BadCheckpoint(f"{shown(name)} is a link to a file that is not there", facts, remedy=remedy) from None
         raise BadCheckpoint(f"{shown(name)} is missing", {"where": root}) from None
     except ValueError:  # a NUL in the name
         raise BadCheckpoint(f"{shown(name)} cannot be a file's name", {"where": root}) from None

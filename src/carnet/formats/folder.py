@@ -139,11 +139,14 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Sto
 def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Path) -> None:
     """Raise BadCheckpoint where files are missing or too many."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
-    if missing or extra:
-        facts: dict[str, object] = {"where": root}
-        facts |= {"missing": shown(", ".join(missing[:8]))} if missing else {}
-        facts |= {"too many": shown(", ".join(extra[:8]))} if extra else {}
-        raise BadCheckpoint(f"the {what} are not all here, or too many", facts, remedy="copy the checkpoint again")
+    facts: dict[str, object] = {"where": root}
+    facts |= {"missing": shown(", ".join(missing[:8]))} if missing else {}
+    facts |= {"too many": shown(", ".join(extra[:8]))} if extra else {}
+    if missing:
+        raise BadCheckpoint(f"the {what} are not all here", facts, remedy="copy the checkpoint again")
+    if extra:
+        remedy = "move them out of the folder, where they are left from another save; else copy the checkpoint again"
+        raise BadCheckpoint(f"other weights lie beside the {what}", facts, remedy=remedy)
 
 
 def _stored(unit: str, entry: Entry, file: str) -> Stored:

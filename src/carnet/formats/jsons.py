@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from carnet.errors import BadCheckpoint
 from carnet.formats.files import shown
+from carnet.formats.impostors import name_impostor
 
 DEPTH = 64
 CONFIG = 96 << 20  # bytes of memory that a config, or one line of something longer, may take once it is parsed
@@ -68,6 +69,9 @@ def parse(data: bytes, name: str, where: object, memory: int, constant: Callable
         facts = {"where": where, "expected": f"at most {memory:,} bytes of memory", "found": f"{error.memory:,}, once parsed"}
         raise BadCheckpoint(f"{name} is too large for what it should hold", facts) from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        impostor = name_impostor(data)
+        if impostor is not None:
+            raise BadCheckpoint(f"{name} is {impostor[0]}", {"where": where}, remedy=impostor[1]) from None
         raise BadCheckpoint(f"{name} is not valid JSON", {"where": where, "reason": shown(str(error))}) from None
     return parsed
 

@@ -132,7 +132,7 @@ def _tracked(root: Path, folders: Sequence[str]) -> str:
     folder = f"iter_{int(content):07d}" if plain else content
     if folder in folders:
         return folder
-    expected = shown(folder) if plain else "a number or 'release'"
+    expected = shown(folder) if plain or content == "release" else "a number or 'release'"
     facts = {"where": root, "expected": expected, "found": ", ".join(folders[:20]) or "-"}
     remedy = "name the iteration's folder itself"
     raise BadCheckpoint(f"{TRACKER} says {shown(content)!r}, which is not here", facts, remedy=remedy)

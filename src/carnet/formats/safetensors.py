@@ -20,6 +20,7 @@ from pathlib import Path
 from carnet.dtypes import BY_NAME, BY_SAFETENSORS
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import OpenFile, Sighting, digest_of, open_file, read_at, shown
+from carnet.formats.impostors import NEEDED, name_impostor
 from carnet.formats.jsons import parse_object
 from carnet.steps import TargetFile, TargetTensor
 
@@ -108,6 +109,9 @@ def _raw_header(file: OpenFile) -> bytes:
     (length,) = struct.unpack("<Q", read_at(file, 0, 8))
     limit = min(HEADER_LIMIT, file.stamp.nbytes - 8)
     if length > limit:
+        impostor = name_impostor(read_at(file, 0, min(NEEDED, file.stamp.nbytes)))
+        if impostor is not None:
+            raise BadCheckpoint(f"{shown(file.stamp.file)} is {impostor[0]}", {"where": file.root}, remedy=impostor[1])
         found = {"expected": f"at most {limit} bytes", "found": f"{length} bytes"}
         raise BadCheckpoint(f"the header of {shown(file.stamp.file)} has an impossible length", facts | found)
     raw = read_at(file, 8, length)

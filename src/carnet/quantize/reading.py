@@ -73,8 +73,10 @@ def _hf(record: Json, key: str, where: str) -> Said | None:
         return _pressed(record, where)
     if method == "fp8":
         return _deepseek(record, where)
-    if method in (None, "modelopt") and (key == BESIDE or "quant_algo" in record):
+    if method in (None, "modelopt") and (key == BESIDE or "quant_algo" in record or "quantization" in record):
         return _modelopt(record, key, where)
+    if method == "modelopt":
+        raise BadCheckpoint(f"{key} has no quant_algo", {"where": where, "found": ", ".join(record)[:120]})
     raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8"))
 
 
@@ -131,9 +133,9 @@ FLAT = "quant_algo quant_method producer ignore config_groups kv_cache_scheme".s
 
 
 def _modelopt(record: Json, key: str, where: str) -> Said | None:
-    """Read hf_quant_config.json, whose record is one level down, or the flat form that config.json has."""
+    """Read hf_quant_config.json, whose record is one level down (in a config.json, too), or the flat form that config.json has."""
     if "quantization" in record:
-        _closed(record, ("producer", "quantization"), key, where)
+        _closed(record, ("producer", "quant_method", "quantization"), key, where)
         inner, key = _record(record, "quantization", where), f"{key}.quantization"
         _closed(inner, OF_RECORD, key, where)
         ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
