@@ -47,8 +47,8 @@ def lines(error: CarnetError, width: int | None = None) -> list[str]:
 def folded(text: str, width: int | None, indent: int) -> list[str]:
     """Return a line in pieces of at most a width, the later ones indented; what has no space is never cut.
 
-    >>> folded("found     a, b, c and d", 17, 10)
-    ['found     a, b, c', '          and d']
+    >>> folded("found     one and another and a third", 30, 10)
+    ['found     one and another and', '          a third']
     """
     if width is None or len(text) <= width:
         return text.splitlines() or [""]

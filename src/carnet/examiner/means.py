@@ -33,7 +33,7 @@ def choose_means(budget: int, tensors: int, cores: int | None = None) -> Means:
     """Return what stays inside a budget of bytes for a number of stored tensors; raise BadRequest where nothing does.
 
     >>> choose_means(512 << 20, 1000, cores=64).threads, choose_means(72 << 20, 100, cores=64).threads
-    (20, 1)
+    (20, 2)
     """
     cores = len(os.sched_getaffinity(0)) if cores is None else cores
     least = BASE + PER_THREAD + HELD * BLOCKS[-1]
