@@ -37,6 +37,7 @@ from carnet.planner.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]
+Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -110,7 +111,14 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     return replace(made, texts=texts, memory=promised, window=window, threads=threads)
 
 
-def run(plan: Plan | PathLike, out: PathLike, *, device: str = "cpu", progress: Progress | None = None) -> Path:
+def run(
+    plan: Plan | PathLike,
+    out: PathLike,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    phase: Phase | None = None,
+) -> Path:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
 
     ``device`` is where matrices are quantized: "cpu" or "cuda"; the bytes are the same.
@@ -118,7 +126,7 @@ def run(plan: Plan | PathLike, out: PathLike, *, device: str = "cpu", progress: 
     """
     target = local("out", out, out=True)
     made = plan if isinstance(plan, Plan) else saved.load(local("plan", plan))
-    with _written(made, target, progress, device) as (_, publish_it):
+    with _written(made, target, progress, phase, device) as (_, publish_it):
         publish_it()
     return target
 
@@ -191,14 +199,20 @@ def cross(
     *,
     device: str = "cpu",
     progress: Progress | None = None,
+    phase: Phase | None = None,
     **options: Unpack[Options],
 ) -> Verdict:
-    """Plan, run and verify; the target appears only when it is proven, with its document."""
+    """Plan, run and verify; the target appears only when it is proven, with its document.
+
+    ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
+    """
     target = local("out", out, out=True)
     made = plan(path, **options)
     memory = memory_of(options)
     writing, examining = _phases(made, progress or (lambda done, total: None))
-    with _written(made, target, writing, device) as (staging, publish_it):
+    with _written(made, target, writing, phase, device) as (staging, publish_it):
+        if phase is not None:
+            phase("examining")
         known = [Known(PLAN, documents.planned(made), whole=True)]
         proof = _examine(Path(path), staging.folder, made.request, known, memory, examining, staged=True)
         if proof.data is not None:
@@ -223,7 +237,9 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
 
 
 @contextmanager
-def _written(made: Plan, out: Path, progress: Progress | None, device: str) -> Iterator[tuple[Staging, Callable[[], None]]]:
+def _written(
+    made: Plan, out: Path, progress: Progress | None, phase: Phase | None, device: str
+) -> Iterator[tuple[Staging, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
     source = Path(made.source)
     checkpoint = open_checkpoint(source)
@@ -233,7 +249,7 @@ def _written(made: Plan, out: Path, progress: Progress | None, device: str) -> I
     seen = digest_of(repr(checkpoint.stamps).encode())
     with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
         try:
-            write(made, source, staging, progress=progress, device=device)
+            write(made, source, staging, progress=progress, phase=phase, device=device)
             check_unchanged(source, checkpoint.stamps)
             yield staging, partial(_publish, made, checkpoint, staging)
         except BadCheckpoint:

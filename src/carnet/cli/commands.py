@@ -198,8 +198,8 @@ def run(plan_file: str, out: str, device: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
-    with progress_bar("writing") as progress:
-        api.run(plan_file, out, device=device, progress=progress)
+    with progress_bar("preparing") as (progress, phase):
+        api.run(plan_file, out, device=device, progress=progress, phase=phase)
     click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
 
 
@@ -229,7 +229,7 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
     """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
     from carnet import api, report
 
-    with progress_bar("verifying") as progress:
+    with progress_bar("examining") as (progress, _):
         verdict = api.verify(ckpt, out, progress=progress, **options)  # type: ignore[arg-type]  # click has checked the types
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
@@ -255,8 +255,8 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: 
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
     from carnet import api, report
 
-    with progress_bar("crossing") as progress:
-        verdict = api.cross(ckpt, out, progress=progress, **options)
+    with progress_bar("planning") as (progress, phase):
+        verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:
@@ -282,7 +282,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     """
     from carnet.calibrate import calibrate as observe
 
-    with progress_bar("calibrating", bytes_=False) as progress:
+    with progress_bar("calibrating", bytes_=False) as (progress, _):
         found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 

@@ -4,26 +4,38 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+Progress = Callable[[int, int], None]  # done and in all
+Phase = Callable[[str], None]  # the name of what begins
+
+WIDTH = len("examining")  # the longest name of a phase: the bar stays where it is
+
 
 @contextmanager
-def progress_bar(what: str, *, bytes_: bool = True) -> Iterator[Callable[[int, int], None] | None]:
-    """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe."""
+def progress_bar(what: str, *, bytes_: bool = True) -> Iterator[tuple[Progress | None, Phase]]:
+    """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe.
+
+    Yields what takes the amount done and that in all, and what takes the name of a phase. What was done before the first call
+    counts for no rate.
+    """
     if not sys.stderr.isatty():
-        yield None
+        yield None, lambda name: None
         return
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.progress import Progress as Bar
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"{what:<{WIDTH}}", total=None)
+        yield (
+            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda name: bar.update(task, description=f"{name:<{WIDTH}}", refresh=True),
+        )

@@ -41,6 +41,7 @@ from carnet.executor.work import work
 from carnet.steps import Plan, Put
 
 Progress = Callable[[int, int], None]
+Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,22 +53,30 @@ class Written:
     resumed: int  # how many of them an earlier run had done
 
 
-def write(plan: Plan, source: Path, staging: Staging, *, progress: Progress | None = None, device: str = "cpu") -> Written:
+def write(
+    plan: Plan,
+    source: Path,
+    staging: Staging,
+    *,
+    progress: Progress | None = None,
+    phase: Phase | None = None,
+    device: str = "cpu",
+) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
     ``device`` is where matrices are coded: "cpu" or "cuda"; the bytes are the same.
-    ``progress`` gets bytes done and bytes in all, on this thread. Called again after any interruption, the function does what
-    is left. Raises MachineFailed where the machine refused (the staging folder stays), BadCheckpoint where the source is not what
-    the plan saw.
+    ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
+    interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
+    BadCheckpoint where the source is not what the plan saw.
     """
-    coder = _coder(device)
+    coder, begin = _coder(device), phase or _unsaid
     jobs = jobs_of(plan)
     nbytes = sum(job.nbytes for job in jobs)
     if staging.folder == staging.out:
         return Written(nbytes, len(jobs), len(jobs))
     journal = _prepared(plan, staging)
     try:
-        _run(plan, source, staging, jobs, journal, progress or _silent, coder)
+        _run(plan, source, staging, jobs, journal, (progress or _silent, begin), coder)
     except (BadCheckpoint, BadRequest):
         remove(plan, staging)  # trying again would end the same way
         raise
@@ -78,6 +87,7 @@ def write(plan: Plan, source: Path, staging: Staging, *, progress: Progress | No
         put_asset(asset, staging)
     for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):
         put_file(text.name, [text.text.encode()], staging)
+    begin("flushing")
     _flush(plan, staging)
     return Written(nbytes, len(jobs), len(journal.done))
 
@@ -99,6 +109,10 @@ def _silent(done: int, total: int) -> None:
     """Show nothing."""
 
 
+def _unsaid(name: str) -> None:
+    """Show nothing."""
+
+
 def _prepared(plan: Plan, staging: Staging) -> Journal:
     """Make the staging folder fit to be written: as an earlier run left it, or from nothing."""
     found = staging.journal
@@ -113,8 +127,15 @@ def _prepared(plan: Plan, staging: Staging) -> Journal:
 
 
 def _run(
-    plan: Plan, source: Path, staging: Staging, jobs: Sequence[Job], journal: Journal, progress: Progress, coder: Coder | None
+    plan: Plan,
+    source: Path,
+    staging: Staging,
+    jobs: Sequence[Job],
+    journal: Journal,
+    tell: tuple[Progress, Phase],
+    coder: Coder | None,
 ) -> None:
+    progress, begin = tell
     total = sum(job.nbytes for job in jobs)
     done = sum(jobs[number].nbytes for number in journal.done if number < len(jobs))
 
@@ -140,11 +161,14 @@ def _run(
             close(desk.targets)
 
     amaxes = Amaxes()
-    progress(done, total)
     gauges = [number for number, job in enumerate(jobs) if isinstance(job, Gauge)]
     left = [number for number, job in enumerate(jobs) if number not in journal.done and not isinstance(job, Gauge)]
+    phases = {"scales": gauges, "writing": left} if left else {}  # a scale is known before the first code is written
+    progress(done if left else total, total)
     with flushing(staging) as dirty:
-        for numbers in (gauges if left else [], left):  # a scale is known before the first code is written
+        for name, numbers in phases.items():
+            if numbers:
+                begin(name)
             pool.run(numbers, min(plan.threads, max(1, len(numbers))), worker, add)
 
 
