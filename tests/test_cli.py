@@ -466,6 +466,10 @@ def test_more_ranks_than_the_kv_heads_can_be_cut_into(verb, tmp_path):
     ("option", "word", "meant"),
     [
         ("--to", "megaton", "megatron"),
+        ("--to", "vllm", "hf"),
+        ("--to", "sglang", "hf"),
+        ("--to", "TensorRT-LLM", "trtllm"),
+        ("--to", "mcore", "megatron"),
         ("--dtype", "bff16", "bf16"),
         ("--quantize", "fp8-chanel", "fp8-channel"),
         ("--style", "compressed_tensors", "compressed-tensors"),
@@ -482,6 +486,22 @@ def test_a_word_that_is_wrong_is_answered_with_the_one_that_is_near(option, word
     assert f"did you mean '{meant}'?" in result.stderr
     with pytest.raises(carnet.BadOption, match=f"{option[2:].replace('-', '_')} cannot be '{word}'; did you mean '{meant}'"):
         carnet.plan(MEGATRON, **{"to": "hf", option[2:].replace("-", "_"): word})
+
+
+@pytest.mark.parametrize(
+    "words", [("inspect",), ("plan", "--to", "megatron"), ("plan", MEGATRON, "--to", "hf", "--tokenizer"), ("verify",)], ids=str
+)
+def test_a_models_name_on_a_hub_is_answered_with_how_to_bring_it_here(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = refused(*words, "meta-llama/Llama-3.1-8B")
+    assert lines[0].endswith("is no folder of this machine")
+    assert "hf download meta-llama/Llama-3.1-8B --local-dir FOLDER" in " ".join(lines)
+    with pytest.raises(carnet.CarnetError, match="is no folder of this machine"):
+        carnet.inspect("meta-llama/Llama-3.1-8B")
+    (tmp_path / "meta-llama").mkdir()  # the folder is here, and this model is not in it
+    result = call(*words, "meta-llama/Llama-3.1-8B")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["f8_e4m3", "i8", "bool", "f64"])

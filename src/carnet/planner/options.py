@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 
-from carnet.errors import BadOption, NotSupported
+from carnet.errors import BadOption, BadRequest, NotSupported
 
 PathLike = str | os.PathLike[str]
 
@@ -31,9 +31,14 @@ TOOLS = {  # scheme -> how a folder is brought here, and how one is brought ther
     "az": ("azcopy copy -r {url} FOLDER", "azcopy copy -r FOLDER {url}"),
 }
 
+OF_HUBS = ("ckpt", "hf_dir", "tokenizer")  # what people are used to name by an owner and a model
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
 
 def local(name: str, path: object, *, out: bool = False) -> Path:
     """Return the path of something on this machine; raise NotSupported for a URL, with how to bring it here, or there.
+
+    What can only be a model's name on a hub is a BadRequest.
 
     >>> local("ckpt", "models/llama").name
     'llama'
@@ -44,6 +49,9 @@ def local(name: str, path: object, *, out: bool = False) -> Path:
     if not isinstance(said, str):
         raise _wrong(name, path, "a path")
     found = STORE.fullmatch(said)
+    if found is None and not out and name.lower() in OF_HUBS and HUB_NAME.fullmatch(said) and not Path(said).parent.exists():
+        remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
+        raise BadRequest(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
         return Path(said)
     scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
@@ -128,13 +136,22 @@ def word(name: str, value: object, known: Mapping[str, str]) -> str:
     return known[plain]
 
 
+# programs, by the layout that they read
+ALIKE = {
+    **dict.fromkeys(("vllm", "sglang", "transformers", "huggingface", "hugging-face", "safetensors", "nim"), "hf"),
+    **dict.fromkeys(("tensorrt", "tensorrt-llm", "tensorrt_llm", "trt", "trt-llm"), "trtllm"),
+    **dict.fromkeys(("mcore", "megatron-core", "megatron-lm", "megatron-bridge", "nemo", "torch_dist"), "megatron"),
+}
+
+
 def near(word: str, known: Iterable[str]) -> str:
     """Return a question where a known word is near.
 
     >>> near("megaton", ["hf", "megatron"]), near("onnx", ["hf", "megatron"])
     ("; did you mean 'megatron'?", '')
     """
-    found: Sequence[str] = get_close_matches(word.lower(), list(known), 1)
+    plain, words = word.lower(), list(known)
+    found: Sequence[str] = [ALIKE[plain]] if ALIKE.get(plain) in words else get_close_matches(plain, words, 1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
