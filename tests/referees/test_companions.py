@@ -157,6 +157,23 @@ def test_a_model_from_megatron_stops_where_the_tokenizer_s_folder_says(tmp_path)
         assert (target / folder / "additional_chat_templates/tool_use.jinja").is_file()
 
 
+@pytest.mark.parametrize("said", ['{"temperature": 0.6}', '{"eos_token_id": null}', "{"])
+def test_a_generation_config_that_ends_no_text_hides_the_config_s_end_and_that_is_said(tmp_path, said):
+    made = model(tmp_path / "m")
+    tokenizer(tmp_path / "m")
+    assert "lacks" not in carnet.cross(tmp_path / "m", tmp_path / "ends", to="hf").notes
+    (tmp_path / "m/generation_config.json").write_text(said)
+    line = "an eos_token_id in generation_config.json, without which no text ends: write it there"
+    assert carnet.plan(tmp_path / "m", to="hf").notes["lacks"] == line
+    assert carnet.cross(tmp_path / "m", tmp_path / "out", to="hf").notes["lacks"] == line
+    if said != "{":  # which transformers does not load
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id is None
+        assert made.config.eos_token_id == 7
+    (tmp_path / "m/generation_config.json").unlink()
+    assert "lacks" not in carnet.cross(tmp_path / "m", tmp_path / "none", to="hf").notes
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "none").generation_config.eos_token_id == 7
+
+
 def test_ids_that_are_contradicted_are_said_and_left_out(tmp_path):
     tokenizer(tmp_path / "t", 251, 7)
     GenerationConfig(eos_token_id=9, bos_token_id=1).save_pretrained(tmp_path / "t")

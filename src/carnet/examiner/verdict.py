@@ -25,6 +25,7 @@ from carnet.formats.files import check_unchanged
 from carnet.formats.megatron import TRACKER
 from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.tokenizers import generation_eos
 from carnet.inventory import Inventory, survey
 
 Progress = Callable[[int, int], None]
@@ -155,7 +156,7 @@ def _lacking(source: Checkpoint, target: Checkpoint) -> tuple[dict[str, tuple[st
         return {}, {}
     own, theirs = (frozenset(stamp.file for stamp in each.stamps) for each in (source, target))
     left = left_behind(source.root, own, target.root) if source.dialect == "hf" else {}
-    return left, lacking(side_files(target.root, theirs), target.config.get("eos_token_id"))
+    return left, lacking(side_files(target.root, theirs), target.config.get("eos_token_id"), generation_eos(target.root))
 
 
 def _is_unfinished(said: Document, source: Inventory) -> bool:

@@ -90,12 +90,18 @@ def _kept(kind: Kind, lent: Mapping[str, Path], kinds: set[str]) -> bool:
     return not lent or (kind.what in ("processors", "generation") and kind.what not in kinds)
 
 
-def lacking(names: Collection[str], eos: object) -> dict[str, str]:
-    """Return the line that says what a Hugging Face folder lacks before a program can use it, none where it lacks nothing."""
+def lacking(names: Collection[str], eos: object, generation: object) -> dict[str, str]:
+    """Return the line that says what a Hugging Face folder lacks before a program can use it, none where it lacks nothing.
+
+    ``eos`` is what its config says, ``generation`` what its generation config does, which counts alone where there is one.
+    """
     kinds = {kind_of(name).what for name in names}
     lacks = [] if TOKENIZER.what in kinds else ["a tokenizer"]
     lacks += [] if "generation" in kinds or eos is not None else ["the id of the token that ends a text"]
-    return {"lacks": f"{' and '.join(lacks)}: --tokenizer DIR brings {'it' if len(lacks) == 1 else 'both'}"} if lacks else {}
+    lines = [f"{' and '.join(lacks)}: --tokenizer DIR brings {'it' if len(lacks) == 1 else 'both'}"] if lacks else []
+    if "generation" in kinds and generation is None:
+        lines.append("an eos_token_id in generation_config.json, without which no text ends: write it there")
+    return {"lacks": "; ".join(lines)} if lines else {}
 
 
 def asset(name: str, path: Path) -> AssetFile:

@@ -16,6 +16,7 @@ from carnet.formats.side_files import check_asset
 Ids = tuple[int, ...]
 SMALL = 64 << 20  # bytes of a config
 ENDS = ("bos", "eos", "pad")
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ def tokens_of(root: Path) -> Tokens:
         named += [(number, _text(token)) for key, token in added.items() if (number := _number(key)) is not None]
     where = {text: number for number, text in named if text is not None}
     ids: dict[str, dict[str, Ids]] = {end: {} for end in ENDS}
-    for name in ("generation_config.json", "config.json"):
+    for name in (GENERATION, "config.json"):
         table = _table(root, name) if name in names else {}
         for end in ENDS:
             ids[end] |= {name: found} if (found := _ids(table.get(f"{end}_token_id"))) else {}
@@ -55,9 +56,16 @@ def tokens_of(root: Path) -> Tokens:
 
 def generation_ids(root: Path) -> dict[str, dict[str, Ids]]:
     """Return the ids that a folder's generation config says: "eos" -> who says it -> the ids."""
-    name = "generation_config.json"
-    table = _table(root, name) if name in list_names(root) else {}
-    return {end: {name: ids} for end in ENDS if (ids := _ids(table.get(f"{end}_token_id")))}
+    table = _table(root, GENERATION) if GENERATION in list_names(root) else {}
+    return {end: {GENERATION: ids} for end in ENDS if (ids := _ids(table.get(f"{end}_token_id")))}
+
+
+def generation_eos(root: Path) -> Ids | None:
+    """Return the ids that end a text by a folder's generation config; None where it says none, or cannot be read."""
+    try:
+        return next(iter(generation_ids(root).get("eos", {}).values()), None)
+    except BadCheckpoint:
+        return None
 
 
 def _table(root: Path, name: str) -> dict[str, object]:

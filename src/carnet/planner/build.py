@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from carnet.box import Box, intersect, overlap, uncovered, volume, whole
 from carnet.dtypes import FLOATS
@@ -18,7 +19,7 @@ from carnet.families.words import Config, Value
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, dense_strides
-from carnet.formats.tokenizers import Tokens
+from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory import Inventory, Key, is_zero_centred, take
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
@@ -78,7 +79,9 @@ def _build(
         else {}
     )
     if request.to == "hf":
-        notes |= lacking(along.names, said.get("eos", value(source.config, "eos")))
+        generation = next((Path(asset.path).parent for asset in along.assets if asset.name == GENERATION), None)
+        ended = None if generation is None else generation_eos(generation)
+        notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
     plan = draw(source, target, request, said=said, along=along, calibration=calibration).plan
     return replace(plan, notes={**plan.notes, **notes}, dropped={**plan.dropped, **along.left})
 
