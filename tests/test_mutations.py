@@ -1043,6 +1043,57 @@ def test_what_a_loader_reads_or_executes_and_nobody_knows(name, which, documente
         assert {where for where, _ in alone(target)} == {name}
 
 
+def swear(target, *names):
+    """Have a document of a target name files as they are."""
+    digests = {name: xxhash.xxh3_128_hexdigest((target / name).read_bytes()) for name in names}
+    resealed(target, lambda data: data["target"]["files"].update(digests))
+
+
+@pytest.mark.parametrize("which", ["hf", "tp2pp2"])
+@pytest.mark.parametrize("name", [name for name in LOADED if name not in ("fifo", "socket", "link", "folder")])
+def test_a_document_that_names_what_a_loader_executes_is_not_believed(name, which, proven, tmp_path):
+    source, target = proven(which, tmp_path)
+    LOADED[name](target)
+    swear(target, name)
+    assert findings(source, target) == {(name, "not in the source")}
+
+
+@pytest.mark.parametrize("name", ["README.safetensors", "LICENSE.bin", "optimizer.safetensors", "CITATION.pt"])
+def test_weights_that_are_called_like_a_paper(name, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    (target / name).write_bytes(b"x")
+    assert findings(source, target) == {(name, "not in the source")}
+
+
+def test_words_that_the_document_alone_knows_are_named_and_their_code_is_found(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "tokenizer_config.json").write_text("{}")
+    swear(target, "tokenizer_config.json")
+    verdict = carnet.verify(source, target)
+    assert (verdict.equal, verdict.unsure) == (True, ("tokenizer_config.json",))
+    (target / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization_x.X", null]}}')
+    swear(target, "tokenizer_config.json")
+    assert findings(source, target) == {("tokenizer_config.json", "auto_map was added")}
+
+
+def test_a_file_that_became_a_folder(tokenizer, tmp_path):
+    assert carnet.cross(LLAMA, tmp_path / "target", to="hf", tokenizer=tokenizer).equal
+    (tmp_path / "target/tokenizer.json").unlink()
+    (tmp_path / "target/tokenizer.json").mkdir()
+    assert findings(LLAMA, tmp_path / "target") == alone(tmp_path / "target") == {("tokenizer.json", "missing")}
+
+
+@pytest.mark.parametrize("value", ["somebody/kernel", {"": "somebody/kernel@main"}])
+def test_a_kernel_of_a_repository_that_was_added_to_a_config(value, proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    reconfigure(target, _attn_implementation="sdpa")
+    assert carnet.verify(source, target).equal
+    reconfigure(target, _attn_implementation=value)
+    assert ("_attn_implementation", "_attn_implementation was added") in findings(source, target)
+
+
 @pytest.mark.parametrize("name", WORDED)
 def test_what_a_loader_reads_as_words_is_found_by_a_document_and_named_without(name, proven, tmp_path):
     source, target = proven("hf", tmp_path)

@@ -180,7 +180,7 @@ def _sealed(target: Path, proof: Proof) -> Verdict:
     """Write the document that a target deserves; one that its own run left open stays so where the disk cannot be written to."""
     if proof.data is None:
         return proof.verdict
-    if proof.verdict.unsure:
+    if proof.verdict.unsure and not proof.unfinished:
         facts = {"file": proof.verdict.unsure[0], "in all": len(proof.verdict.unsure)}
         remedy = "--tokenizer DIR, the folder that it is from"
         raise BadRequest("nobody says what a file of the target must hold", facts, remedy=remedy)

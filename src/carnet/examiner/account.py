@@ -24,7 +24,9 @@ HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snaps
 WORDS = "tokenizer"  # along with it goes what a target by another program may have, and nobody can compare
 MACHINERY = {"journal.jsonl", "journal.jsonl.new"}  # what a run that was killed at its last moment leaves behind
 SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
-EXECUTES = "auto_map"  # of a config: loading it runs code
+MAP = "auto_map"  # of a config: loading it runs code
+# so does an implementation that is a repository (transformers/integrations/hub_kernels.py fetches and imports it)
+KERNELS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
 RESAVED = "transformers_version"  # what transformers changes whenever it saves a config again
 
 
@@ -36,6 +38,7 @@ class Known:
     files: Mapping[str, str] = field(default_factory=dict)  # path below the target -> digest
     folder: Path | None = None
     whole: bool = False  # the target holds nothing else
+    accused: bool = False  # the target itself: it can contradict a file, and nobody else has said that a file is right
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,30 +60,31 @@ def account(
     Who comes first in ``known`` is believed first; those who have a folder say nothing of what was read.
     """
     findings: list[Finding] = []
-    files, beside, unsure = dict[str, str](), list[str](), list[str]()
-    strict = any(each.whole for each in known)
+    files, beside, unsure, seen = dict[str, str](), list[str](), list[str](), set[str]()
+    strict, planned = any(each.whole for each in known), any(each.whole and not each.accused for each in known)
     for name, odd in _walk(base):
         label, kind = shown(name), _kind(name)
+        seen.add(name)
         if odd and not (odd == "a link" and not strict and os.path.isfile(base / name)):
             findings.append(Finding("not a file", label, label, f"{odd}; a target is made of files"))
         elif name in data or name in own:
             continue
         else:
             digest = file_digest(base, name)
-            problem, sure = _compared(base, name, digest, known, meant=name in read)
+            problem, told = _compared(base, name, digest, known, meant=name in read)
             if problem is not None:
                 findings.append(problem)
-            elif sure or (name in read and not strict):
+            elif (
+                any(not each.accused for each in told) or (told and not kind.loaded) or (name in read and (told or not strict))
+            ):
                 files[name] = digest
-            elif name in read:
-                findings.append(Finding(*_unknown(label, kind, known)))
             elif not kind.loaded or name in MACHINERY:
                 beside.append(label)
-            elif strict or kind.along != WORDS:
-                findings.append(Finding(*_unknown(label, kind, known)))
-            elif _executes(base, name):
+            elif name in read or planned or kind.along != WORDS or (strict and not told):
+                findings.append(Finding(*_unknown(label, kind, known, told)))
+            elif added := _executed(base, name):
                 findings.append(
-                    Finding("auto_map was added", label, label, "loading it executes code that the source does not name")
+                    Finding(f"{added} was added", label, label, "loading it executes code that the source does not name")
                 )
             else:
                 unsure.append(label)
@@ -89,7 +93,7 @@ def account(
         Finding("missing", shown(name), shown(name), f"{each.who} names it, the target lacks it")
         for each in known
         for name in sorted(each.files)
-        if name not in files and not os.path.lexists(base / name)
+        if name not in seen  # a folder of that name is not the file
     ]
     return Account(tuple(findings), files, tuple(beside), tuple(unsure))
 
@@ -119,22 +123,23 @@ def _walk(base: Path) -> Iterator[tuple[str, str]]:
                 yield name, SPECIAL.get(stat.S_IFMT(each.stat(follow_symlinks=False).st_mode), "")
 
 
-def _compared(base: Path, name: str, digest: str, known: Sequence[Known], *, meant: bool) -> tuple[Finding | None, bool]:
-    """Return what is wrong with a file, and whether anyone said what it must hold."""
-    sure = False
+def _compared(base: Path, name: str, digest: str, known: Sequence[Known], *, meant: bool) -> tuple[Finding | None, list[Known]]:
+    """Return what is wrong with a file, and who said what it must hold."""
+    told = list[Known]()
     for each in known:
         expected = each.files.get(name)
         if expected is not None and expected != digest:
             label = shown(name)
-            return Finding("file differs", label, label, f"{each.who} has {expected}, found {digest}"), False
-        sure = sure or expected is not None
-        if each.folder is None or meant or sure or not os.path.isfile(each.folder / name):
+            return Finding("file differs", label, label, f"{each.who} has {expected}, found {digest}"), []
+        if expected is not None:
+            told.append(each)
+        if each.folder is None or meant or told or not os.path.isfile(each.folder / name):
             continue
         theirs = file_digest(each.folder, name)
         if theirs != digest and not _same_json(each.folder, base, name):
-            return Finding("file differs", shown(name), shown(name), _detail(each.who, name, digest, theirs, known)), False
-        sure = True
-    return None, sure
+            return Finding("file differs", shown(name), shown(name), _detail(each.who, name, digest, theirs, known)), []
+        told.append(each)
+    return None, told
 
 
 def _detail(who: str, name: str, digest: str, theirs: str, known: Sequence[Known]) -> str:
@@ -156,23 +161,27 @@ def _same_json(ours: Path, theirs: Path, name: str) -> bool:
     return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
 
 
-def _unknown(label: str, kind: Kind, known: Sequence[Known]) -> tuple[str, str, str, str]:
-    who = next((each.who for each in known if each.whole), "the source")
-    return f"not in {who}", label, label, f"{kind.what}: a loader may read or execute it"
+def _unknown(label: str, kind: Kind, known: Sequence[Known], told: Sequence[Known]) -> tuple[str, str, str, str]:
+    who = next((each.who for each in known if each.whole and each not in told), "the source")
+    hint = "; its carnet alone names it: if it was brought from elsewhere, --tokenizer DIR" if told else ""
+    return f"not in {who}", label, label, f"{kind.what}: a loader may read or execute it{hint}"
 
 
-def _executes(base: Path, name: str) -> bool:
+def _executed(base: Path, name: str) -> str:
+    """Return the key by which a config names code, "" where it names none."""
     if not name.endswith(".json"):
-        return False
+        return ""
     try:
-        return bool(maps(parse_object(read_whole(base, name)[0], name, base)))
+        return min((key for key, _ in executed(parse_object(read_whole(base, name)[0], name, base))), default="")
     except CarnetError:
-        return False
+        return ""
 
 
-def maps(data: object) -> list[object]:
-    """Return every ``auto_map`` in a config, however deep."""
-    if isinstance(data, Mapping):
-        own = [data[EXECUTES]] if EXECUTES in data else []
-        return own + [found for key, each in data.items() if key != EXECUTES for found in maps(each)]
-    return [found for each in data for found in maps(each)] if isinstance(data, list) else []
+def executed(data: object) -> set[tuple[str, str]]:
+    """Return what loading a config executes, however deep: (key, the code that it names, as JSON); a part of a map may go along."""
+    if not isinstance(data, Mapping):
+        return {found for each in data for found in executed(each)} if isinstance(data, list) else set()
+    named = data.get(MAP, {})
+    parts = [(MAP, part) for part in (named.items() if isinstance(named, Mapping) else [named])]
+    parts += [(key, data[key]) for key in KERNELS if "/" in json.dumps(data.get(key))]
+    return {(key, json.dumps(part)) for key, part in parts}.union(*(executed(each) for key, each in data.items() if key != MAP))

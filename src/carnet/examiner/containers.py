@@ -1,13 +1,12 @@
 """What stands around the tensors of a target and is read with them: the metadata of headers, the totals of an index, ``auto_map``."""
 
-import json
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
-from carnet.examiner.account import maps
+from carnet.examiner.account import executed
 from carnet.examiner.compare import Finding
 from carnet.formats.files import list_names, read_whole
 from carnet.formats.folder import CONFIG, INDEX
@@ -31,17 +30,9 @@ def check_containers(source: Checkpoint, target: Checkpoint) -> Iterator[Finding
             elif key != "format" and (key, text) not in known:
                 yield Finding("header metadata that the source does not have", key[:80], file, f"it says {text!r}"[:200])
     yield from _totals(target)
-    named = _references(source) if source.dialect == "hf" else set[str]()
-    for each in sorted(_references(target) - named):
-        yield Finding(
-            "auto_map was added", "auto_map", CONFIG, f"loading it executes code that the source does not name: {each}"[:400]
-        )
-
-
-def _references(of: Checkpoint) -> set[str]:
-    """Return what the config of a checkpoint maps to code; a part of it may go along."""
-    found = maps(dict(of.config))
-    return {json.dumps(each) for part in found for each in (part.items() if isinstance(part, dict) else [part])}
+    named = executed(source.config) if source.dialect == "hf" else set[tuple[str, str]]()
+    for key, each in sorted(executed(target.config) - named):
+        yield Finding(f"{key} was added", key, CONFIG, f"loading it executes code that the source does not name: {each}"[:400])
 
 
 def _metadata(of: Checkpoint) -> dict[str, dict[str, str]]:

@@ -103,7 +103,7 @@ def examine_target(
     said, findings = (None, []) if staged else _loaded(target)
     findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *findings]
     own = {NAME, documents.JOURNAL} if staged else {NAME}
-    believed = [*known, *([] if said is None else [Known(DOCUMENT, said.files, whole=True)])]
+    believed = [*known, *([] if said is None else [Known(DOCUMENT, said.files, whole=True, accused=True)])]
     beside = _account(target, checkpoint, believed, own)
     blamed = {finding.stored for finding in findings}
     findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said

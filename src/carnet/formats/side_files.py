@@ -71,6 +71,12 @@ KINDS = (
         "modules.json config_sentence_transformers.json sentence_*_config.json [0-9]_*/",
         "model",
     ),
+    _kind(
+        WEIGHTS,
+        """*.safetensors *.bin *.bin.index.json *.safetensors.index.json *.h5 *.msgpack *.ckpt *.index *.pt *.pth *.gguf *.onnx
+        *.onnx_data *.nemo *.tflite *.mlmodel *.llamafile params.json original/ consolidated/ onnx/ openvino/ gguf/ metal/""",
+        "",
+    ),
     # README.md and the like: nothing reads them; the licence has to go along with the weights
     _kind(
         "papers",
@@ -80,12 +86,6 @@ KINDS = (
     ),
     # from_pretrained looks for an adapter beside the weights and adds it where peft is installed
     _kind("an adapter, which is not applied", "adapter_config.json adapter_model.*", ""),
-    _kind(
-        WEIGHTS,
-        """*.safetensors *.bin *.bin.index.json *.safetensors.index.json *.h5 *.msgpack *.ckpt *.index *.pt *.pth *.gguf *.onnx
-        *.onnx_data *.nemo *.tflite *.mlmodel *.llamafile params.json original/ consolidated/ onnx/ openvino/ gguf/ metal/""",
-        "",
-    ),
     # GPTQ and AWQ before config.json had quantization_config; vLLM still reads them
     _kind("how other weights were quantized", "quantize_config.json quant_config.json", ""),
     _kind(
@@ -103,7 +103,9 @@ KINDS = (
     ),
 )
 # the first two of WEIGHTS' patterns would take these
-TRAINING = _kind("notes of a run", "training_args.bin optimizer.* scheduler.* rng_state*.pth scaler.pt", "", loaded=False)
+TRAINING = _kind(
+    "notes of a run", "training_args.bin optimizer.pt optimizer.bin scheduler.* rng_state*.pth scaler.pt", "", loaded=False
+)
 
 
 def kind_of(name: str) -> Kind:
