@@ -62,6 +62,17 @@ def test_no_bar_is_wider_than_the_terminal(tmp_path):
     assert max(len(line) for line in shown if "━" in line) <= 80
 
 
+def test_the_fields_of_a_config_fill_the_lines_of_a_terminal():
+    shown = on_a_terminal("-m", "carnet", "inspect", MEGATRON)
+    first = next(at for at, line in enumerate(shown) if line.startswith("config"))
+    last = next(at for at, line in enumerate(shown) if line.startswith("left behind"))
+    fields = [line.rstrip() for line in shown[first:last] if line.strip()]
+    words = [re.split(r"  +", line.removeprefix("config").strip()) for line in fields]
+    assert max(map(len, fields)) <= 80
+    for line, following in zip(fields, words[1:], strict=False):  # no line has room for the next field
+        assert len(f"{line}  {following[0]}") > 80
+
+
 def test_in_a_pipe_nothing_is_drawn(tmp_path):
     command = [sys.executable, "-m", "carnet", "cross", MEGATRON, tmp_path / "out", "--to", "hf"]
     assert subprocess.run(command, capture_output=True, check=True).stderr == b""

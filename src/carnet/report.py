@@ -119,7 +119,8 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
     if inventory is not None:
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
         words = _words(inventory.heard.unused, inventory.heard.accepted, {})
-        _facts(console, {**quantized, **_config(inventory.config), **words, "left behind": _dropped(inventory.dropped)})
+        fields = _config(inventory.config, few=not console.is_terminal)
+        _facts(console, {**quantized, **fields, **words, "left behind": _dropped(inventory.dropped)})
     if every:
         table = _table("stored tensor", "type", "shape", "bytes", "layout: canonical tensors")
         for key, stored in checkpoint.tensors.items():
@@ -366,14 +367,15 @@ def _facts(console: Console, facts: Mapping[str, object]) -> None:
             console.print(line.replace(TIED, " "), highlight=False, markup=False, soft_wrap=True)
 
 
-def _config(config: Config) -> dict[str, object]:
-    """Return a model's fields as lines of a few each; a name stays with its value."""
+def _config(config: Config, *, few: bool) -> dict[str, object]:
+    """Return a model's fields, in lines of a few each or in one that a terminal folds; a name stays with its value."""
     said = [
         f"{name}{TIED}{value:g}" if isinstance(value, float) else f"{name}{TIED}{value}"
         for name, value in config.items()
         if value is not None
     ]
-    lines = ["  ".join(said[at : at + 6]) for at in range(0, len(said), 6)]
+    step = 6 if few else max(1, len(said))
+    lines = ["  ".join(said[at : at + step]) for at in range(0, len(said), step)]
     return {("config" if at == 0 else " " * at): line for at, line in enumerate(lines)}
 
 

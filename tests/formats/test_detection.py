@@ -30,6 +30,16 @@ def test_an_unknown_folder_is_an_error_that_lists_what_was_looked_for(tmp_path):
     ]
 
 
+def test_a_folder_of_checkpoints_names_them(tmp_path):
+    shutil.copytree(GOLDENS / "megatron/llama_tp2pp2", tmp_path / "llama")
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(BadRequest) as error:
+        open_checkpoint(tmp_path)
+    assert str(error.value).splitlines()[-2:] == ["  inside      gpt, llama", f"  try: name a checkpoint: {tmp_path / 'gpt'}"]
+
+
 def test_a_path_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(BadRequest) as error:
         open_checkpoint(tmp_path / "nowhere")

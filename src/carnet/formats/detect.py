@@ -49,7 +49,11 @@ def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> 
         "megatron": f"no {TRACKER}, no iter_* folder, no .metadata",
         "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
     }
-    raise BadRequest("no checkpoint of a known kind is here", facts, remedy="name the folder that holds one of these files")
+    remedy = "name the folder that holds one of these files"
+    if inside := [name for name in names if any(os.path.isfile(root / name / mark) for mark in (TRACKER, CONFIG))]:
+        facts["inside"] = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
+        remedy = f"name a checkpoint: {root / inside[0]}"
+    raise BadRequest("no checkpoint of a known kind is here", facts, remedy=remedy)
 
 
 def _refuse_others(root: Path, names: Sequence[str]) -> None:
