@@ -99,6 +99,16 @@ def test_weights_of_another_save_are_told_from_missing_ones(model):
     )
 
 
+def test_weights_under_another_name_are_not_called_none(model):
+    for path in [*model.glob("*.safetensors"), model / "model.safetensors.index.json"]:
+        path.unlink()
+    assert refused(model)[0] == "the folder holds no weights"
+    save_file({"tok_embeddings.weight": torch.zeros(2)}, model / "consolidated.safetensors")
+    with pytest.raises(BadCheckpoint, match="no file here has a name that weights of transformers have") as refusal:
+        api.plan(model, to="hf")
+    assert refusal.value.facts["found"] == "consolidated.safetensors"
+
+
 def test_a_head_that_was_trained_apart_is_no_copy_of_a_tied_model(model, tmp_path):
     """transformers takes the stored head whatever the config says, other programs the embedding; untied, all take the head."""
     text = json.loads((model / "config.json").read_text())

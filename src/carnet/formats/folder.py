@@ -96,7 +96,12 @@ def _shards(root: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]
             facts = {"where": root, "found": ", ".join(other[:4])}
             remedy = "load it with transformers and call save_pretrained, which writes safetensors"
             raise NotSupported(f"weights in {other[0]} are not read: only safetensors are", facts, remedy=remedy)
-        raise BadCheckpoint("the folder holds no weights", {"where": root, "expected": f"{SINGLE}, or {INDEX} and its shards"})
+        facts = {"where": root, "expected": f"{SINGLE}, or {INDEX} and its shards"}
+        other = [name for name in names if name.endswith(".safetensors")]
+        if other:  # Mistral's own, consolidated.safetensors, has other names of tensors
+            found = {"found": shown(", ".join(other[:4]))}
+            raise BadCheckpoint("no file here has a name that weights of transformers have", facts | found)
+        raise BadCheckpoint("the folder holds no weights", facts)
     _check_numbers(numbered, root)
     return present, None, []
 
