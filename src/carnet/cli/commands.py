@@ -211,7 +211,7 @@ def run(plan_file: str, out: str, device: str) -> None:
 @checkpoint
 @click.argument("out", required=False, type=Here(exists=True, file_okay=False))
 @click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
-@click.option("--dtype", help="What the weights were cast to: bf16, f16 or f32.")
+@click.option("--dtype", metavar="[bf16|fp16|fp32]", help="What the weights were cast to.")
 @drop_option
 @vocab_option
 @config_option
