@@ -15,11 +15,11 @@ from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise, without
-from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config
+from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config, program
 from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
 from carnet.families.strangers import way_out
-from carnet.families.vocabulary import Json, Vocabulary, given, vocabulary
+from carnet.families.vocabulary import COUNTS_ANEW, Json, Vocabulary, given, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.stored import Checkpoint, Coded, Stored, reshaped
 from carnet.quantize.reading import Said, plain, read
@@ -154,8 +154,9 @@ def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | N
         return given(vocab, rows, where)
     if lookup(own, "architectures"):
         return None  # a Hugging Face config in place of the arguments
+    release = program(checkpoint.program, "--written-by").release if checkpoint.program else ""
     try:
-        return vocabulary(own, rows, where, counted=counted)
+        return vocabulary(own, rows, where, counted=counted, new=release >= COUNTS_ANEW if release else None)
     except BadRequest:
         if like is None:
             raise

@@ -1,7 +1,10 @@
 """How many tokens a Megatron model has: what its arguments tell of it, held against what the program counts."""
 
+import argparse
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from carnet.families.vocabulary import given, vocabulary
 NULL = {"tokenizer_type": "NullTokenizer", "make_vocab_size_divisible_by": 32, "num_attention_heads": 4}
 OLD = {"tokenizer_hf_use_fast": True, "use_legacy_models": False}  # saved by 0.16 and 0.17 alone
 NEW = {"pad_vocab_size": True}  # since 0.18
+GOLDENS = Path(__file__).parents[1] / "goldens"
 OTHERS = (
     "HuggingFaceTokenizer GPT2BPETokenizer SentencePieceTokenizer GPTSentencePieceTokenizer Llama2Tokenizer BertWordPieceCase "
     "BertWordPieceLowerCase SFTTokenizer MultimodalTokenizer SomeTokenizerOfTomorrow"
@@ -66,7 +70,24 @@ def test_the_size_follows_where_one_reading_fits_the_rows(said, rows, tokens):
 def test_two_readings_that_fit_are_asked_about():
     with pytest.raises(BadRequest, match="leave two sizes of the vocabulary open") as refusal:
         vocabulary(arguments(vocab_size=250), 256, "a test")
-    assert refusal.value.remedy == "--vocab-size 251, or 250"
+    assert refusal.value.remedy == "--written-by megatron-lm==0.17, or ==0.18; or --vocab-size 251, or 250"
+
+
+def test_who_wrote_it_tells_two_readings_apart(tmp_path):
+    """A golden of 0.16 without the names that show it; megatron-core's own tokenizers count so, as the test of them says."""
+    root = shutil.copytree(GOLDENS / "megatron/llama_te_pp2_vpp", tmp_path / "llama")
+    common = next(root.rglob("common.pt"))
+    state = torch.load(common, weights_only=False)
+    state["args"] = argparse.Namespace(
+        **{name: said for name, said in vars(state["args"]).items() if not name.startswith(("tokenizer_hf", "use_legacy"))}
+    )
+    torch.save(state, common)
+    with pytest.raises(BadRequest, match="leave two sizes of the vocabulary open"):
+        carnet.plan(root, to="hf")
+    for release, tokens in (("0.17", 251), ("0.18", 250)):
+        assert (
+            carnet.plan(root, to="hf", written_by=f"megatron-lm=={release}").notes["vocabulary"].startswith(f"{tokens} of 256")
+        )
 
 
 @pytest.mark.parametrize("typed", [None, 250, 300, "many"])
@@ -130,7 +151,8 @@ def test_a_config_that_contradicts_the_rows_is_refused_and_a_size_that_is_named_
     (source / "config.json").write_text(json.dumps({**said, "vocab_size": 50}))
     with pytest.raises(BadCheckpoint, match="the config's vocab_size contradicts the rows that are stored") as refusal:
         carnet.plan(source, to="hf")
-    assert refusal.value.facts | {"vocab_size": 50, "stored": "64 rows"} == refusal.value.facts
+    assert refusal.value.facts["vocab_size"] == 50
+    assert refusal.value.facts["found"] == [64, 32]
     with pytest.raises(BadRequest, match="--vocab-size 65 is more than the 64 rows"):
         carnet.plan(source, to="hf", vocab_size=65)
     verdict = carnet.cross(source, tmp_path / "out", to="hf", vocab_size=60)

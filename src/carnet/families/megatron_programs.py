@@ -124,7 +124,8 @@ def _releases(told: Arguments, written_by: Program | None, era: str) -> Iterable
     # a name from before comes along where a run took its arguments from an older checkpoint
     within = RELEASES[low : high + 1] if low <= high else RELEASES[low:]
     border = era.lstrip("<>=")
-    return [release for release in within if not era or (release < border) == era.startswith("<")]
+    # arguments of a later run may have been saved once more by an older megatron-core: their names say more than the store's form
+    return [release for release in within if not era or (release < border) == era.startswith("<")] or within
 
 
 def used(told: Arguments, release: str) -> dict[str, object] | None:

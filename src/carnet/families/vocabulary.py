@@ -57,6 +57,7 @@ TOKENIZERS = {
     # no program of Megatron's: whoever wrote these arguments says what he means
     None: Tokenizer(0, 0, remark="vocab_size"),
 }
+COUNTS_ANEW = "0.18"  # the first release of which ``new`` is true
 # arguments that every run of one side saves and none of the other: megatron/training/arguments.py, training/config/training_config.py
 OLD = ("tokenizer_hf_use_fast", "tokenizer_hf_include_special_tokens", "use_legacy_models")  # up to 0.17
 NEW = ("pad_vocab_size", "tokenizer_hf_no_use_fast")  # since 0.18
@@ -143,7 +144,7 @@ def _open(raw: Json, rows: int, where: str, tokenizer: Tokenizer, likely: Sequen
     facts |= {} if counted is None else {"--tokenizer": f"{counted} tokens"}
     if likely:
         facts["tokens"] = f"{likely[0]} of 0.18 and later, {likely[-1]} of 0.17 and older"
-        remedy = f"--vocab-size {likely[-1]}, or {likely[0]}"
+        remedy = f"--written-by megatron-lm==0.17, or ==0.18; or --vocab-size {likely[-1]}, or {likely[0]}"
         return BadRequest("the training arguments leave two sizes of the vocabulary open", facts, remedy=remedy)
     if tokenizer is DEAF or typed is None:
         remedy = "name the number of tokens with --vocab-size N, or the tokenizer's folder with --tokenizer"
