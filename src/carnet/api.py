@@ -15,7 +15,7 @@ from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
 from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
-from carnet.executor.run import write
+from carnet.executor.run import coder_on, write
 from carnet.executor.staging import Staging, owned, publish, put_file, remove
 from carnet.families.known import STORAGE
 from carnet.families.megatron_needs import needs
@@ -241,7 +241,7 @@ def _written(
     made: Plan, out: Path, progress: Progress | None, phase: Phase | None, device: str
 ) -> Iterator[tuple[Staging, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
-    source = Path(made.source)
+    source, coder = Path(made.source), coder_on(device)
     checkpoint = open_checkpoint(source)
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
@@ -249,7 +249,7 @@ def _written(
     seen = digest_of(repr(checkpoint.stamps).encode())
     with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
         try:
-            write(made, source, staging, progress=progress, phase=phase, device=device)
+            write(made, source, staging, progress=progress, phase=phase, coder=coder)
             check_unchanged(source, checkpoint.stamps)
             yield staging, partial(_publish, made, checkpoint, staging)
         except BadCheckpoint:

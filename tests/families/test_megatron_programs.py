@@ -4,6 +4,8 @@ The values are those of core_v0.15.3 to 0.19.0 and of 0.20's main of August 2026
 checkpointing.py and the builders.
 """
 
+import math
+
 import pytest
 
 from carnet.errors import BadRequest, NotSupported
@@ -173,8 +175,9 @@ def test_a_word_that_no_release_has_is_another_program_s():
     more = {"yarn_mscale": 0.5}
     with pytest.raises(BadRequest, match="--written-by megatron-bridge"):
         heard(more, base=YARN)
-    assert model(more, BRIDGE, base=YARN)["rope_mscale"] == 0.5
-    assert model(more, LM, base=YARN)["rope_mscale"] == 1.0
+    # at a factor of 4 (0.1 x 0.5 ln 4 + 1), as yarn_rotary_pos_embedding.py has it
+    assert model(more, BRIDGE, base=YARN)["rope_attention"] == pytest.approx(1 + 0.05 * math.log(YARN["rotary_scaling_factor"]))
+    assert model(more, LM, base=YARN)["rope_attention"] == pytest.approx(1 + 0.1 * math.log(YARN["rotary_scaling_factor"]))
 
 
 @pytest.mark.parametrize(

@@ -508,6 +508,8 @@ def test_the_proof_counts_every_byte():
         "target tensors": len(expected),
         "target bytes": sum(array.nbytes for array in expected.values()),
         "target padding bytes": 1 * 8 * 2,
+        "vocabulary rows": 8,
+        "vocabulary rows left out": 3,
     }
 
 

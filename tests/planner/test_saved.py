@@ -140,7 +140,7 @@ def test_a_plan_that_differs_in_one_field_has_another_digest(field):
         "request": {},
         "dropped": {},
         "proof": {},
-        "notes": {"vocabulary": "x"},
+        **{name: {"vocabulary": "x"} for name in ("notes", "unused", "accepted", "needs")},
         **dict.fromkeys(("memory", "window", "threads"), 7),
     }[field]
     assert digest(replace(PLAN, **{field: other})) != digest(PLAN)

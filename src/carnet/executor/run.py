@@ -60,16 +60,16 @@ def write(
     *,
     progress: Progress | None = None,
     phase: Phase | None = None,
-    device: str = "cpu",
+    coder: Coder | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
-    ``device`` is where matrices are coded: "cpu" or "cuda"; the bytes are the same.
+    ``coder`` is what codes matrices, None for this processor; the bytes are the same.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
     BadCheckpoint where the source is not what the plan saw.
     """
-    coder, begin = _coder(device), phase or _unsaid
+    begin = phase or _unsaid
     jobs = jobs_of(plan)
     nbytes = sum(job.nbytes for job in jobs)
     if staging.folder == staging.out:
@@ -92,8 +92,11 @@ def write(
     return Written(nbytes, len(jobs), len(journal.done))
 
 
-def _coder(device: str) -> Coder | None:
-    """Return what codes on a device; the module that needs torch is imported here and nowhere else."""
+def coder_on(device: str) -> Coder | None:
+    """Return what codes on "cuda", None for "cpu"; the module that needs torch is imported here and nowhere else.
+
+    Raises MachineFailed where there is no such device, or nothing to use it with.
+    """
     if device == "cpu":
         return None
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]
