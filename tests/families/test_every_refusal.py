@@ -14,7 +14,7 @@ import carnet
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.fields import Choice, Flagged, Place, Spread, Table
 from carnet.families.known import dialect_of, recognise
-from carnet.families.model import canonical_shapes, concerns
+from carnet.families.model import canonical_shapes, matters
 from carnet.families.words import BY_NAME, FIELDS
 from carnet.formats.detect import open_checkpoint
 from carnet.inventory import Inventory, take
@@ -183,9 +183,10 @@ def test_any_field_that_a_program_has_no_place_for_is_refused_by_name(name, dial
     assert strange
     for field in strange:
         odd = {bool: field.neutral is False, int: (3, 3) if field.many else 3, float: 2.5, str: "odd"}[field.kind]
-        if concerns(model.config, field.name):
+        other = {**model.config, "positions": 99, field.name: odd}  # within a window
+        if matters(other, field.name):
             with pytest.raises(NotSupported) as caught:
-                said(model.family, dialect, {**model.config, "positions": 99, field.name: odd})  # within a window
+                said(model.family, dialect, other)
             # layers that a config describes one by one may be what cannot be said
             assert caught.value.what.endswith((f"has no place for {field.name!r}", "cannot say blocks"))
 

@@ -536,7 +536,8 @@ LLAMA4_HF = {"intermediate_size_mlp": 64, "attention_chunk_size": 8, "interleave
 
 def hf_like(architecture, model_type, **more):
     """Give the config of a family that is Llama's and some more."""
-    return {**LLAMA_HF, "architectures": [architecture], "model_type": model_type, **more}
+    said = {"architectures": [architecture], "model_type": model_type, "num_key_value_heads": 4}
+    return {**LLAMA_HF, **said, **more}
 
 
 HEADS = {"num_key_value_heads": 2, "head_dim": 8}
@@ -556,7 +557,9 @@ MIXTURES = {
     ),
     "olmoe hf": hf_like("OlmoeForCausalLM", "olmoe", num_experts=4),
     "deepseek_v2 hf": hf_like("DeepseekV2ForCausalLM", "deepseek_v2", **MLA_HF),
-    "deepseek_v3 hf": hf_like("DeepseekV3ForCausalLM", "deepseek_v3", **MLA_HF),
+    "deepseek_v3 hf": hf_like(
+        "DeepseekV3ForCausalLM", "deepseek_v3", n_group=1, topk_group=1, routed_scaling_factor=1.0, **MLA_HF
+    ),
     "llama4 hf": hf_like("Llama4ForCausalLM", "llama4_text", **HEADS, **LLAMA4_HF),
     "gpt_oss hf": hf_like(
         "GptOssForCausalLM",

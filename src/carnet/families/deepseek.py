@@ -150,8 +150,6 @@ IGNORED = "aux_loss_alpha seq_aux ep_size head_dim qk_head_dim router_aux_loss_c
 # tensorrt_llm/models/deepseek_v2/convert.py: attention.fused_q_proj
 NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet moves weights as they are"
 
-# queries that are not compressed: transformers and vLLM take an absent key for a width
-FULL_QUERIES: dict[str, object] = {"q_lora_rank": None}
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     traits={**TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
@@ -171,7 +169,15 @@ DEEPSEEK_V3 = Family(
             place("router_normed", "norm_topk_prob", default=True),
             place("mtp", "num_nextn_predict_layers", default=0),
         ),
-        written=FULL_QUERIES,
+        absent={
+            "num_key_value_heads": 128,
+            "q_lora_rank": 1536,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 3,
+            "n_group": 8,
+            "topk_group": 4,
+            "routed_scaling_factor": 2.5,
+        },
         fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
         guards={"rope_interleave": (True,)},
         ignored=IGNORED,
@@ -204,7 +210,7 @@ DEEPSEEK_V2 = Family(
             place("router_group_best", default=lambda c: 1 if number(c, "router_groups") > 1 else None),
             place("router_normed", "norm_topk_prob", default=False, words=((False, False),)),
         ),
-        written=FULL_QUERIES,
+        absent={"q_lora_rank": 1536, "n_shared_experts": 2},
         fixed={"scoring_func": "softmax", "moe_layer_freq": 1, "attention_bias": False, "mlp_bias": False},
         ignored=IGNORED,
         pads={"shared_ffn": _whole_experts},

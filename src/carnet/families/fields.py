@@ -29,7 +29,7 @@ class Place:
 
     field: str
     keys: tuple[str, ...]  # dotted; the first is written, all are read; none where the default is the only possible value
-    default: Default  # what an absent or null key means
+    default: Default  # what an absent or null key means; a Table's own word for an absent one stands over it
     words: tuple[tuple[Value, Value], ...]  # (canonical, written) where they differ; the first match counts
     only: Condition  # the fields that a model must have for this key to mean anything; SET for any value but none and zero
     omit: bool  # not written where the value is the default
@@ -79,6 +79,8 @@ class Table:
     rows: tuple[Row, ...]  # in reading order: defaults may look at earlier fields
     fixed: Mapping[str, object] = having(default_factory=dict)  # dotted key -> the one value carnet knows; written too
     written: Mapping[str, object] = having(default_factory=dict)  # dotted key -> what to write; any value is read over
+    # dotted key -> what the program takes it for where it is not there, which null is not; where it has no value it is written as null
+    absent: Mapping[str, object] = having(default_factory=dict)
     guards: Mapping[str, tuple[object, ...]] = having(
         default_factory=dict
     )  # dotted key -> values that change nothing; not written
@@ -102,6 +104,7 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     """Return the canonical fields that a config says."""
     if table.closed:
         _refuse_unknown(table, raw, where)
+    raw = {**raw, **unsaid(table, raw)}
     config: dict[str, Value] = {}
     for row in table.rows:
         match row:
@@ -129,6 +132,19 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     return config
 
 
+def unsaid(table: Table, raw: Json) -> dict[str, object]:
+    """Return the keys that are not in a config, under no name of theirs, with what the program takes them for."""
+    names = {key: row.keys for row in table.rows if isinstance(row, Place) for key in row.keys}
+    return {key: taken for key, taken in table.absent.items() if not any(_stands(raw, name) for name in names.get(key, (key,)))}
+
+
+def _stands(raw: Json, key: str) -> bool:
+    """Say whether a dotted key is in a config, null or not."""
+    above, _, last = key.rpartition(".")
+    found = lookup(raw, above) if above else raw
+    return isinstance(found, Mapping) and last in found
+
+
 def lookup(raw: Json, key: str) -> object:
     """Return what stands under a dotted key, None where nothing does."""
     found: object = raw
@@ -149,6 +165,7 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
         if row.default is ... and row.keys:
             field = BY_NAME[row.field]
             facts = {"where": where, "field": field.remark}
+            facts |= {"also": ", ".join(row.keys[1:])} if row.keys[1:] else {}
             raise BadCheckpoint(f"the config does not say {row.keys[0]!r}", facts, remedy=field.remedy)
         default = row.default(config) if callable(row.default) else row.default
         assert not isinstance(default, EllipsisType)
@@ -185,9 +202,8 @@ def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -
         config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
     except SENSELESS as error:
         facts = {key: f"{value!r}"[:80] for key in keys_of(row) if (value := lookup(raw, key)) is not None}
-        raise BadCheckpoint(
-            f"the config sets {' and '.join(map(repr, facts))} to what makes no sense", {"where": where, **facts}
-        ) from error
+        what = f"sets {' and '.join(map(repr, facts))} to what makes no sense" if facts else f"does not say {row.key!r}"
+        raise BadCheckpoint(f"the config {what}", {"where": where, **facts}) from error
 
 
 def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:

@@ -104,6 +104,7 @@ STARCODER2 = Family(
             hf.DTYPE,
             *hf.TOKENS,
         ),
+        absent={"num_key_value_heads": 2},
         # the released configs say these too, and modeling_starcoder2.py reads none of them
         guards={"mlp_type": ("default",), "norm_type": ("layer_norm",), "scale_attn_weights": (True,)},
         ignored="activation_function attention_softmax_in_fp32 embedding_dropout layer_norm_epsilon residual_dropout "

@@ -163,6 +163,7 @@ def dialect(
     *,
     fixed: Mapping[str, object] | None = None,
     written: Mapping[str, object] | None = None,
+    absent: Mapping[str, object] | None = None,
     guards: Mapping[str, tuple[object, ...]] | None = None,
     ignored: str = "",
     prefixes: tuple[str, ...] = ("model.", ""),
@@ -170,7 +171,10 @@ def dialect(
     pads: Mapping[str, Callable[[Config], int]] | None = None,
     dropped: Mapping[str, str] | None = None,
 ) -> Dialect:
-    """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights."""
+    """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights.
+
+    ``absent`` is the default of transformers' config class where the rows say another of a key that is null.
+    """
     return Dialect(
         name="hf",
         architecture=architecture,
@@ -186,6 +190,7 @@ def dialect(
             fields,
             fixed={"model_type": model_type, **(fixed or {})},
             written={"architectures": [architecture], "use_cache": True, **(written or {})},
+            absent=absent or {},
             guards=guards or {},
             ignored=IGNORED | frozenset(ignored.split()),
         ),

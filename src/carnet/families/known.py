@@ -7,7 +7,7 @@ from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from carnet.families.falcon import FALCON
 from carnet.families.family import Family
-from carnet.families.fields import lookup, read
+from carnet.families.fields import lookup, read, unsaid
 from carnet.families.gemma import GEMMA, GEMMA2, GEMMA3
 from carnet.families.gpt import NEMOTRON, STARCODER2
 from carnet.families.gpt2 import GPT2
@@ -95,8 +95,13 @@ def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config
         return _first_that_says(config, where), config
     family = _named(dialect, raw, where)
     spelled = dialect_of(family, dialect)
-    config = {**family.traits, **read(spelled.table, raw, where), **given}
-    _check(config, where)
+    try:
+        config = {**family.traits, **read(spelled.table, raw, where), **given}
+        _check(config, where)
+    except BadCheckpoint as error:
+        missing = ", ".join(f"{key}, which is {taken!r} then" for key, taken in unsaid(spelled.table, raw).items())
+        error.facts |= {"not there": missing} if missing else {}
+        raise
     return family, config
 
 

@@ -45,7 +45,7 @@ MISTRAL = Family(
         "mistral",
         hf.LLAMA_ROWS,
         (*hf.LLAMA_FIELDS, place("window", "sliding_window", default=None), TIED),
-        written={"sliding_window": None},  # transformers takes an absent key for a window of 4096
+        absent={"num_key_value_heads": 8, "sliding_window": 4096},
     ),
     trtllm=trtllm.dialect(
         "MistralForCausalLM",

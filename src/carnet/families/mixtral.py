@@ -26,6 +26,7 @@ MIXTRAL = Family(
             place("moe_ffn", "intermediate_size"),
             place("router_normed", default=True),
         ),
+        absent={"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0},
         ignored="output_router_logits router_aux_loss_coef router_jitter_noise",
     ),
     trtllm=trtllm.dialect(

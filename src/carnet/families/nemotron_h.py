@@ -189,6 +189,7 @@ NEMOTRON_H = Family(
             *hf.TOKENS,
         ),
         fixed={"tie_word_embeddings": False},
+        absent={"num_key_value_heads": 8},
         guards={
             **GUARDS,
             "attention_bias": (False,),

@@ -92,7 +92,15 @@ def _trtllm(
 QWEN2 = Family(
     name="qwen2",
     traits={**TRAITS, "qkv_bias": True},
-    hf=hf.dialect("Qwen2ForCausalLM", "qwen2", hf.LLAMA_ROWS, (*hf.LLAMA_FIELDS, TIED), guards=NO_WINDOW, ignored=WINDOW_KEYS),
+    hf=hf.dialect(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        hf.LLAMA_ROWS,
+        (*hf.LLAMA_FIELDS, TIED),
+        absent={"num_key_value_heads": 32},
+        guards=NO_WINDOW,
+        ignored=WINDOW_KEYS,
+    ),
     trtllm=_trtllm("Qwen2ForCausalLM", "qwen2", trtllm.GATED_MLP, (trtllm.ACTIVATION,), NOT_MIXED),
 )
 
@@ -104,6 +112,7 @@ QWEN3 = Family(
         "qwen3",
         (*hf.LLAMA_ROWS, *hf.QK_NORMS),
         (*hf.LLAMA_FIELDS, *BIASES, TIED),
+        absent={"num_key_value_heads": 32, "head_dim": 128},
         guards=NO_WINDOW,
         ignored=WINDOW_KEYS,
     ),
@@ -133,6 +142,7 @@ QWEN3_MOE = Family(
             place("router_normed", "norm_topk_prob", default=False),
             MIXTURES,
         ),
+        absent={"num_key_value_heads": 4},
         guards=NO_WINDOW,
         ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
     ),
@@ -170,6 +180,7 @@ QWEN2_MOE = Family(
             place("router_normed", "norm_topk_prob", default=False),
             MIXTURES,
         ),
+        absent={"num_key_value_heads": 16},
         guards=NO_WINDOW,
         ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
     ),

@@ -48,7 +48,7 @@ def misfits(table: Table, config: Config, traits: Config, where: str) -> list[Mi
 def _written(table: Table, config: Config, traits: Config, where: str) -> tuple[dict[str, object], list[Misfit]]:
     out: dict[str, object] = {}
     found: list[Misfit] = []
-    for key, constant in {**table.fixed, **table.written}.items():
+    for key, constant in {**table.fixed, **dict.fromkeys(table.absent), **table.written}.items():
         put(out, key, constant)
     said: dict[str, object] = {}
     for row in table.rows:

@@ -1,0 +1,129 @@
+"""A key that a config.json does not have means what transformers' config class takes it for; a key that is null, what null means there.
+
+Each key of a small model's config is left out in turn, and put to null. What carnet reads is what it reads of the whole config that
+the class makes of the rest: the same, or it refuses and says that the key is not there.
+"""
+
+import json
+from copy import deepcopy
+
+import pytest
+import transformers as hf
+
+from carnet.errors import CarnetError
+from carnet.families.known import FAMILIES, recognise
+from carnet.families.model import concerns, value
+from carnet.families.words import BY_NAME
+from tests.referees.meanings import BASES, SIZES
+
+pytestmark = pytest.mark.referee
+
+FAMILY = {family.name: family for family in FAMILIES}
+NO_CLASS = {"nemotron_nas"}  # in transformers
+NAMES = {"architectures", "model_type"}  # which class it is: carnet reads either, transformers wants the second
+# transformers does not compute the layers that predict further tokens; whether they are there the tensors say
+FURTHER = {"num_nextn_predict_layers"}
+
+NEW_DECODER = {"new_decoder_architecture": True, "parallel_attn": True}
+HYBRID = {"n_routed_experts": 4, "num_experts_per_tok": 3, "layers_block_type": ["linear_attention", "moe", "full_attention"]}
+MAMBA2 = {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 12, "vocab_size": 97}
+MODELS = {
+    **BASES,
+    "olmoe": (hf.OlmoeConfig, {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
+    "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
+}
+HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}
+MANY_HEADS = {"num_attention_heads": 256, "num_key_value_heads": 64, "hidden_size": 2560}
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 7.0}
+# family -> what its small model may be besides: no field is then what another one says, and no class has it as its default
+CHANGES = {
+    **dict.fromkeys(MODELS, ({}, HEADS, MANY_HEADS)),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "mixtral"), ({}, HEADS, MANY_HEADS, {"rope_parameters": LLAMA3})),
+    "gpt2": ({}, {"n_head": 6, "n_embd": 60, "n_inner": 70}),
+    "mamba2": ({},),
+    "falcon": ({}, {"num_attention_heads": 6, "hidden_size": 60, "num_kv_heads": 3, **NEW_DECODER}),
+    "gpt_neox": ({}, {"num_attention_heads": 6, "hidden_size": 60, "rotary_pct": 0.5}),
+    "gemma3": ({}, HEADS, {"sliding_window_pattern": 2}),
+    "deepseek_v2": ({}, {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
+    "deepseek_v3": ({}, {"n_group": 16, "topk_group": 5, "n_routed_experts": 64}, {"num_attention_heads": 256}),
+    "qwen2_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
+    "qwen3_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
+    "nemotron_h": ({}, HEADS, HYBRID),
+}
+TABLE = [(name, change) for name, changes in CHANGES.items() for change in changes]
+
+
+def spelled(said, name):
+    """Return a config as transformers 5 writes it, and as versions before did: the base beside rope_scaling."""
+    found = deepcopy(said)
+    rope = found.pop("rope_parameters", None)
+    if not isinstance(rope, dict) or "rope_theta" not in rope or name == "gpt_oss":
+        return [said]
+    found["rope_theta"] = rope.pop("rope_theta")
+    return [said, found | ({"rope_scaling": rope} if rope["rope_type"] != "default" else {})]
+
+
+def keys(said, above=()):
+    """Yield the path of every key, of those inside others too."""
+    for key, inside in said.items():
+        yield (*above, key)
+        if isinstance(inside, dict) and key in {"rope_parameters", "rope_scaling"}:
+            yield from keys(inside, (*above, key))
+
+
+def changed(said, path, null):
+    """Return a config without a key, or with null there."""
+    found = deepcopy(said)
+    inside = found
+    for key in path[:-1]:
+        inside = inside[key]
+    if null:
+        inside[path[-1]] = None
+    else:
+        del inside[path[-1]]
+    return found
+
+
+def read(said):
+    try:
+        return recognise("hf", said, "a config", {})[1]
+    except CarnetError as error:
+        return error
+
+
+def different(said, kind, file):
+    """Return how what carnet reads differs from what it reads of the whole config that transformers makes of it."""
+    file.write_text(json.dumps(said))
+    try:
+        whole = json.loads(kind.from_json_file(file).to_json_string(use_diff=False))
+    except Exception:  # noqa: BLE001 - of many kinds: there is no such model
+        return None
+    found, expected = read(said), read(whole)
+    if isinstance(expected, CarnetError):
+        return {} if isinstance(found, CarnetError) else f"{found}, where carnet refuses the whole: {expected}"
+    if isinstance(found, CarnetError):
+        return found
+    fields = {name for name in found.keys() | expected.keys() if not BY_NAME[name].soft and concerns(expected, name)}
+    return {name: (value(found, name), value(expected, name)) for name in fields if value(found, name) != value(expected, name)}
+
+
+def test_every_family_is_varied_that_transformers_has_a_class_for():
+    assert FAMILY.keys() - MODELS.keys() == NO_CLASS
+
+
+@pytest.mark.parametrize("null", [False, True], ids=["absent", "null"])
+@pytest.mark.parametrize(("name", "change"), TABLE, ids=[f"{name}, {change}" for name, change in TABLE])
+def test_a_key_that_is_not_there_is_what_the_class_takes_it_for(name, change, null, tmp_path):
+    kind, plain = MODELS[name]
+    made = kind(**{**plain, **change}, architectures=[FAMILY[name].hf.architecture], dtype="bfloat16")
+    wrong = {}
+    for said in spelled(json.loads(made.to_json_string(use_diff=False)), name):
+        assert isinstance(read(said), dict)
+        assert different(said, kind, tmp_path / "config.json") == {}
+        for path in keys(said):
+            if path[-1] in NAMES | FURTHER:
+                continue
+            found = different(changed(said, path, null), kind, tmp_path / "config.json")
+            if found and not (isinstance(found, CarnetError) and path[-1] in str(found)):
+                wrong[".".join(path)] = str(found)
+    assert wrong == {}
