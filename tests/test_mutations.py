@@ -1077,6 +1077,15 @@ def test_words_that_the_document_alone_knows_are_named_and_their_code_is_found(p
     assert findings(source, target) == {("tokenizer_config.json", "auto_map was added")}
 
 
+def test_heads_that_a_config_prunes(proven, tmp_path):
+    source, target = proven("hf", tmp_path)
+    (target / "carnet.json").unlink()
+    reconfigure(target, pruned_heads={})  # as every config of transformers 4 says it
+    assert carnet.verify(source, target).equal
+    reconfigure(target, pruned_heads={"0": [1]})
+    assert {what for _, what in findings(source, target)} == {"the config sets 'pruned_heads.0', which carnet does not know"}
+
+
 def test_a_file_that_became_a_folder(tokenizer, tmp_path):
     assert carnet.cross(LLAMA, tmp_path / "target", to="hf", tokenizer=tokenizer).equal
     (tmp_path / "target/tokenizer.json").unlink()
@@ -1215,7 +1224,12 @@ def test_a_file_of_a_megatron_store_that_is_written_otherwise(name, as_megatron,
         assert name.rsplit("/", 1)[-1] in str(error)
 
 
-@pytest.mark.parametrize("name", ["iter_0000002/common.pt", "iter_0000001/__9_0.distcp", "iter_0000001/x.py", "release/x.pt"])
+BUILT = ["iter_0000001/run_config.yaml", "iter_0000001/modelopt_run_config.yaml", "context/model.yaml"]  # of Bridge, of NeMo
+
+
+@pytest.mark.parametrize(
+    "name", ["iter_0000002/common.pt", "iter_0000001/__9_0.distcp", "iter_0000001/x.py", "release/x.pt", *BUILT]
+)
 def test_a_file_beside_a_megatron_store(name, as_megatron, tmp_path):
     shutil.copytree(as_megatron, tmp_path / "target")
     plant(name)[1](tmp_path / "target")

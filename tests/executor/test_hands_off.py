@@ -304,3 +304,12 @@ def test_nothing_waits_for_a_fifo_that_is_named(source, tmp_path, kind):
     path = tmp_path / "odd"
     path.symlink_to("/dev/zero") if kind == "device" else plant(kind, path, tmp_path / "victim")
     assert in_time("plan", "texts", "amax", "config", path, source) == ["refused"] * 4
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(source):
+    out = Path("/dev/shm")
+    if not out.is_mount() or any(out.iterdir()):
+        pytest.skip("no empty mount point on this machine")
+    with pytest.raises(BadRequest, match="is a mount point"):
+        carnet.cross(source, out, to="hf")
+    assert not staging_of(out).exists()

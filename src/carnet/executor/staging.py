@@ -131,6 +131,8 @@ def refuse_taken(out: Path) -> None:
     staging = staging_of(out)
     if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
+    if out.is_mount():  # nothing can be renamed to it
+        raise BadRequest(f"{out} is a mount point", remedy=f"choose a folder in it: {out / 'model'}")
     if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
         raise BadRequest(f"{staging} exists and is no folder", remedy="remove it")
 

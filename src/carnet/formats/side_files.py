@@ -88,6 +88,8 @@ KINDS = (
     _kind("an adapter, which is not applied", "adapter_config.json adapter_model.*", ""),
     # GPTQ and AWQ before config.json had quantization_config; vLLM still reads them
     _kind("how other weights were quantized", "quantize_config.json quant_config.json", ""),
+    # Megatron-Bridge and NeMo build what `_target_` names in them (megatron/bridge/utils/instantiate_utils.py, nemo/lightning/io)
+    _kind("how a run is built", "run_config.yaml modelopt_run_config.yaml model.yaml context/", ""),
     _kind(
         "notes of a run",
         "trainer_state.json all_results.json train_results.json eval_results.json *.yaml *.yml *.log runs/ global_step*/ latest",
