@@ -115,7 +115,7 @@ def examine_target(
         around = beside.files, frames(checkpoint)
         asks = documents.request_data(request)
         asks |= {} if any(each.who == PLAN for each in known) else shown(arrived)
-        told = dict(needs(arrived))
+        told = {} if found.findings else dict(needs(arrived))  # of another model a program may have nothing to be told
         said_words = {"unused": source.heard.unused, "accepted": source.heard.accepted, "needs": told}
         data = documents.document(source, arrived, found, asks, around, version, said_words)
         if said is not None:
