@@ -27,6 +27,8 @@ LINEAR = re.compile(
     r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)|mtp\.project"
     r"|linear_(mixer|mlp)"
 )
+# the accused wrote the expression: one that repeats what repeats, or often, takes longer to match than anybody waits
+SLOW, REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\()[*+?{]")
 # which names of a head one must be excluded of: modelopt's are those of files, compressed-tensors' that of transformers, the last;
 # DeepSeek's code leaves the head alone without being told, and ranks store it
 HEADS = {"modelopt": (None,), "compressed-tensors": (-1, None), "deepseek": (0,), "trtllm": (1,)}
@@ -168,7 +170,7 @@ def _is_named(module: str, name: str) -> bool:
     """Say whether a module, or one that holds it, is excluded by a name, a pattern or (of compressed-tensors) an expression."""
     if name.startswith("re:"):
         try:
-            return re.match(name[3:], module) is not None
+            return not SLOW.search(name) and len(REPEATS.findall(name)) <= 4 and re.match(name[3:], module) is not None
         except re.error:
             return False
     return fnmatchcase(module, name) or module.startswith(f"{name}.")
