@@ -39,7 +39,7 @@ format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh out
 	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
 
-fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` takes 4
+fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` has 50 turns
 	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)
 
 bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes

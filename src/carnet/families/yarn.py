@@ -58,7 +58,7 @@ def _solved(config: Config) -> Iterator[float]:
     grown = log(max(_number(config, "rope_factor"), 1.0)) / 10
     wanted = _number(config, "rope_attention") * _grown(config, _number(config, "rope_mscale_all")) - 1.0
     exact = wanted / grown if grown else 1.0
-    yield from (round(exact, DIGITS), exact)
+    yield from (*(round(exact, digits) for digits in (2, 4, 6, 9, DIGITS)), exact)
 
 
 def _ratio(config: Config, numerator: float, denominator: float) -> float:

@@ -40,7 +40,7 @@ def local(name: str, path: object, *, out: bool = False) -> Path:
 
     What can only be a model's name on a hub is a BadRequest.
 
-    >>> local("ckpt", "models/llama").name
+    >>> local("ckpt", "./models/llama").name
     'llama'
     """
     if not isinstance(path, str | os.PathLike):

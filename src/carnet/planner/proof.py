@@ -109,6 +109,7 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     for file in plan.files:
         if not _is_laid_out(file):
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
+    measured = {step.amax for step in plan.steps if isinstance(step, Measure)}
     for step in plan.steps:
         reads, writes = _places(step)
         if isinstance(step, Dequantize | Measure) and step.legend is not None:
@@ -120,6 +121,8 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
                 raise BadRequest(
                     "a step of the plan makes codes that nobody reads", {"tensor": step.tensor, "recipe": step.recipe}
                 )
+            for name in set(step.amax) - measured:
+                raise BadRequest("a scale of the plan follows from what no step measures", {"tensor": step.tensor, "name": name})
             boxes += [(step.shape, step.source), *_codes(step)]
         for shape, place in boxes:
             if len(shape) != len(place.strides) or min(0, place.offset, *shape, *place.strides) < 0:
