@@ -146,6 +146,8 @@ def _account(target: Path, checkpoint: Checkpoint, known: Sequence[Known], own: 
     root = os.path.relpath(checkpoint.root, os.path.abspath(target))
     below = "" if root == "." else f"{root}/"
     data = {below + chunk.file for stored in checkpoint.tensors.values() for chunk in stored.chunks}
+    # a rank whose layers do nothing has a file that holds no tensor
+    data |= {below + stamp.file for stamp in checkpoint.stamps if stamp.file.endswith(".safetensors")}
     read = {below + stamp.file for stamp in checkpoint.stamps} | ({TRACKER} if below else set())
     return account(target, data=data, read=read - data, known=known, own=own)
 

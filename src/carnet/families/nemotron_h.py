@@ -190,6 +190,7 @@ NEMOTRON_H = Family(
         ),
         fixed={"tie_word_embeddings": False},
         absent={"num_key_value_heads": 8},
+        written={"num_key_value_heads": 1},  # where there is no attention nothing else says it, and the class takes no null
         guards={
             **GUARDS,
             "attention_bias": (False,),

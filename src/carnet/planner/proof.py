@@ -122,7 +122,9 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
                     "a step of the plan makes codes that nobody reads", {"tensor": step.tensor, "recipe": step.recipe}
                 )
             for name in set(step.amax) - measured:
-                raise BadRequest("a scale of the plan follows from what no step measures", {"tensor": step.tensor, "name": name})
+                raise BadRequest(
+                    "a scale of the plan follows from what no step measures", {"tensor": step.tensor, "name": name}
+                )
             boxes += [(step.shape, step.source), *_codes(step)]
         for shape, place in boxes:
             if len(shape) != len(place.strides) or min(0, place.offset, *shape, *place.strides) < 0:
