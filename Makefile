@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm fuzz check format bench clean
+.PHONY: help demo test test-vllm test-quantized fuzz check format bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
 SECONDS_EACH ?= 120
@@ -38,6 +38,9 @@ format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh out
 	@$(FULL)/bin/ruff format --quiet .
 	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
+
+test-quantized: $(FULL)/.ready  ## let transformers run every family in every style and scheme; some minutes
+	@$(FULL)/bin/pytest -n 2 --dist worksteal -o addopts='-q --import-mode=importlib' tests/referees/test_quantized_families.py $(ARGS)
 
 fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` has 50 turns
 	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)

@@ -74,11 +74,11 @@ def ungrouped(fused, heads, kv):
     return np.concatenate(query), np.concatenate(key), np.concatenate(value)
 
 
-def llama_by_hand(full):
+def llama_by_hand(full, tokens=VOCAB):
     made = {
-        "model.embed_tokens.weight": full["embedding.word_embeddings.weight"][:VOCAB],
+        "model.embed_tokens.weight": full["embedding.word_embeddings.weight"][:tokens],
         "model.norm.weight": full["decoder.final_layernorm.weight"],
-        "lm_head.weight": full["output_layer.weight"][:VOCAB],
+        "lm_head.weight": full["output_layer.weight"][:tokens],
     }
     for layer in range(LAYERS):
         theirs, ours = f"decoder.layers.{layer}.", f"model.layers.{layer}."
@@ -121,7 +121,8 @@ def gpt_by_hand(full):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_for_transformers_is_the_trained_module_taken_apart_by_hand(name, hf):
     full = bits(MEGATRON / name / "full.safetensors")
-    same(hf_bits(hf(name)), llama_by_hand(full) if "llama" in name else gpt_by_hand(full))
+    tokens = VOCAB - name.startswith("v019")  # since 0.18 the end token is one of --vocab-size
+    same(hf_bits(hf(name)), llama_by_hand(full, tokens) if "llama" in name else gpt_by_hand(full))
 
 
 # --- an oracle for TensorRT-LLM ranks: slices of the folder for transformers ----------------------------------------------------
@@ -436,7 +437,7 @@ def test_a_target_that_is_there_is_refused_and_left_as_it_is(tmp_path):
 def test_a_target_is_not_written_into_its_own_source(tmp_path):
     shutil.copytree(TRTLLM / "llama/hf", tmp_path / "source")
     before = contents(tmp_path / "source")
-    with pytest.raises(BadRequest, match="exists"):
+    with pytest.raises(BadRequest, match="lie in each other"):
         carnet.cross(tmp_path / "source", tmp_path / "source", to="hf")
     assert contents(tmp_path / "source") == before
 

@@ -133,8 +133,8 @@ def test_what_is_cut_anew_is_the_plain_module_still(golden, cut, spelling, tmp_p
     load(found, storage_reader=reader, no_dist=True)
     expected = stacked(plain(golden), {name: tuple(entry.size) for name, entry in stored.items()})
     for name in {"embedding.word_embeddings.weight", "output_layer.weight"} & expected.keys():
-        padding = len(found[name]) - VOCAB
-        expected[name] = torch.nn.functional.pad(expected[name][:VOCAB], (0, 0, 0, padding))
+        tokens = VOCAB - golden.startswith("v019")  # since 0.18 the end token is one of --vocab-size
+        expected[name] = torch.nn.functional.pad(expected[name][:tokens], (0, 0, 0, len(found[name]) - tokens))
     assert different(found, expected) == []
 
 

@@ -42,7 +42,12 @@ def tokens_of(root: Path) -> Tokens:
     where = {text: number for number, text in named if text is not None}
     ids: dict[str, dict[str, Ids]] = {end: {} for end in ENDS}
     for name in (GENERATION, "config.json"):
-        table = _table(root, name) if name in names else {}
+        try:
+            table = _table(root, name) if name in names else {}
+        except BadCheckpoint:
+            if name == GENERATION:
+                raise
+            table = {}  # it is no part of the tokenizer, and does not go along
         for end in ENDS:
             ids[end] |= {name: found} if (found := _ids(table.get(f"{end}_token_id"))) else {}
     for end, text in special.items():
