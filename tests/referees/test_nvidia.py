@@ -103,4 +103,6 @@ def test_nvidia_s_config_comes_back_as_the_one_that_it_was_made_of(model, made, 
 @WHICH
 def test_nvidia_s_ranks_are_verified_as_the_folder_that_they_were_made_of(model, made, cut):
     assert carnet.verify(GOLDENS / model / "hf", GOLDENS / model / made).findings == ()
-    assert carnet.verify(GOLDENS / model / made, GOLDENS / model / "hf").findings == ()
+    # NVIDIA stores the router of a mixture wider than the folder has it: the way back is a cast, and has to be asked for
+    asked = {"dtype": "bf16"} if model == "mixtral" else {}
+    assert carnet.verify(GOLDENS / model / made, GOLDENS / model / "hf", **asked).findings == ()
