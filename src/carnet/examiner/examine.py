@@ -64,8 +64,8 @@ def examine(
     means: Means,
     progress: Progress = lambda done, total: None,
     asked: Asked = NOTHING,
-) -> Examination:
-    """Compare a target with an understood source.
+) -> tuple[Examination, Inventory | None]:
+    """Compare a target with an understood source; return the target too, as far as it is understood.
 
     ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and then digested, of the
     source digested.
@@ -73,7 +73,7 @@ def examine(
     try:
         target, problems = survey(checkpoint, like=source.config)
     except CarnetError as error:  # its config says nothing that carnet understands
-        return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {})
+        return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {}), None
     ours, theirs = side(source, means.block), side(target, means.block)
     names = [*ours.shapes]
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.dtype)]
@@ -103,7 +103,7 @@ def examine(
         close(ours.shelves)
         close(theirs.shelves)
     casts = {(_type(p), _type(q)) for name in names for p in ours.parts[name] for q in theirs.parts.get(name, [])}
-    return Examination(
+    found = Examination(
         tuple(findings),
         len(names),
         sum(count for count, _ in results) + sum(one.elements for one in judged),
@@ -113,6 +113,7 @@ def examine(
         theirs_digest,
         _quality(judged),
     )
+    return found, target
 
 
 def _quality(judged: Sequence[Judgement]) -> Quality | None:

@@ -26,7 +26,7 @@ from carnet.formats.megatron import TRACKER
 from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint, Stored
 from carnet.formats.tokenizers import generation_eos
-from carnet.inventory import Inventory, survey
+from carnet.inventory import Inventory
 
 Progress = Callable[[int, int], None]
 DOCUMENT = "the carnet"  # as one who says what files hold
@@ -97,7 +97,7 @@ def examine_target(
     A target that is ``staged`` is being made by this run.
     """
     means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors))
-    found = examine(source, checkpoint, means=means, progress=progress, asked=asked)
+    found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked)
     left, lacks = _lacking(source.checkpoint, checkpoint)
     found = replace(found, dropped={**found.dropped, **left})
     said, findings = (None, []) if staged else _loaded(target)
@@ -110,8 +110,7 @@ def examine_target(
     for used in (source.checkpoint, checkpoint):
         check_unchanged(used.root, used.stamps)
     data, note, told = None, "", dict[str, object]()
-    if found.target or not found.findings:
-        arrived = survey(checkpoint, like=source.config)[0]
+    if arrived is not None and (found.target or not found.findings):
         around = beside.files, frames(checkpoint)
         asks = documents.request_data(request)
         asks |= {} if any(each.who == PLAN for each in known) else shown(arrived)
@@ -122,9 +121,21 @@ def examine_target(
             note = OTHER if is_of_another(said.data, data) else ""
             findings += check_claims(said.data, data, source, arrived, whole=not findings)
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
-    verdict = Verdict(str(source_path), str(target), tuple(findings), found, nbytes, beside.beside, beside.unsure, note)
-    verdict = replace(verdict, vocabulary=source.vocabulary, notes={"vocabulary": str(source.vocabulary), **lacks})
-    verdict = replace(verdict, unused=source.heard.unused, accepted=source.heard.accepted, needs=told)
+    verdict = Verdict(
+        str(source_path),
+        str(target),
+        tuple(findings),
+        found,
+        nbytes,
+        beside.beside,
+        beside.unsure,
+        note,
+        vocabulary=source.vocabulary,
+        notes={"vocabulary": str(source.vocabulary), **lacks},
+        unused=source.heard.unused,
+        accepted=source.heard.accepted,
+        needs=told,
+    )
     if not verdict.equal:
         return Proof(verdict, None)
     if data is None or said is None or not _is_unfinished(said, source):
