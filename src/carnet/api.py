@@ -96,10 +96,8 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     BadOption where an option says what it never can.
     """
     request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
-    checkpoint, lent = (
-        _open(local("ckpt", path), options.get("config"), request.written_by, request.accept),
-        options.get("tokenizer"),
-    )
+    checkpoint = _open(local("ckpt", path), options.get("config"), request.written_by, request.accept)
+    lent = options.get("tokenizer")
     folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
@@ -209,7 +207,7 @@ def cross(
     target = local("out", out, out=True)
     made = plan(path, **options)
     memory = memory_of(options)
-    writing, examining = _phases(made, progress or (lambda done, total: None))
+    writing, examining = _phases(made, progress or _silent)
     with _written(made, target, writing, phase, device) as (staging, publish_it):
         if phase is not None:
             phase("examining")

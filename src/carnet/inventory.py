@@ -19,13 +19,12 @@ from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config, 
 from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
 from carnet.families.strangers import way_out
-from carnet.families.vocabulary import COUNTS_ANEW, Json, Vocabulary, given, vocabulary
+from carnet.families.vocabulary import COUNTS_ANEW, Json, Vocabulary, by_config, given, vocabulary
 from carnet.families.words import Config, Value
-from carnet.formats.stored import Checkpoint, Coded, Stored, reshaped
+from carnet.formats.stored import Checkpoint, Coded, Key, Stored, reshaped
 from carnet.quantize.reading import Said, plain, read
 from carnet.sorting import Sorted, check_cache, sort_out
 
-Key = tuple[str, str]  # (unit, name) of a stored tensor
 WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
     "_orig_mod.": (
         "the weights of what torch.compile wraps around a model",
@@ -140,7 +139,7 @@ def survey(
     coded = {key: one for key, one in sorted_out.coded.items() if key in found}
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
-    told = told or Vocabulary(number(config, "vocab"), int(str(value(config, "padded_vocab") or config["vocab"])), "the config")
+    told = told or by_config(config)
     return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, heard), problems
 
 

@@ -15,7 +15,8 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
 from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
-from carnet.inventory import Inventory, Key
+from carnet.formats.stored import Key
+from carnet.inventory import Inventory
 
 # (canonical tensor, or one expert of it: "layers.0.moe.up[3]", "weight"), or (canonical tensor, "input", "k" or "v")
 Which = tuple[str, str]

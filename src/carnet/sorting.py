@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.entries import Entry
-from carnet.formats.stored import Coded, Stored
+from carnet.formats.stored import Coded, Key, Stored
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
 from carnet.quantize.styles import SCALAR, Kept, Style, beside
 from carnet.quantize.styles import kept as kept_beside
 
-Key = tuple[str, str]  # (unit, name) of a stored tensor
 UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
 
 

@@ -8,7 +8,7 @@ import gc
 import shutil
 import signal
 import sys
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, NoReturn, Unpack
 
 import click
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from carnet.errors import CarnetError
+    from carnet.examiner.verdict import Verdict
     from carnet.planner.request import Options
 
 
@@ -227,15 +228,11 @@ def run(plan_file: str, out: str, device: str) -> None:
 @click.pass_context
 def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **options: object) -> None:
     """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
-    from carnet import api, report
+    from carnet import api
 
     with progress_bar("examining") as (progress, _):
         verdict = api.verify(ckpt, out, progress=progress, **options)  # type: ignore[arg-type]  # click has checked the types
-    if as_json:
-        click.echo(report.dump(report.verdict_data(verdict)))
-    else:
-        report.show_verdict(verdict, _console())
-    ctx.exit(0 if verdict.equal else 3)
+    _tell(ctx, verdict, as_json=as_json)
 
 
 @main.command(
@@ -253,15 +250,11 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
 @click.pass_context
 def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: "Unpack[Options]") -> None:
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
-    from carnet import api, report
+    from carnet import api
 
     with progress_bar("planning") as (progress, phase):
         verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
-    if as_json:
-        click.echo(report.dump(report.verdict_data(verdict)))
-    else:
-        report.show_verdict(verdict, _console())
-    ctx.exit(0 if verdict.equal else 3)
+    _tell(ctx, verdict, as_json=as_json)
 
 
 @main.command(
@@ -332,6 +325,17 @@ def fits(
     else:
         report.show_fit(_console(), asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts))
     ctx.exit(0 if found.good else 3)
+
+
+def _tell(ctx: click.Context, verdict: "Verdict", *, as_json: bool) -> NoReturn:
+    """Print a verdict, and end with the exit code that says it."""
+    from carnet import report
+
+    if as_json:
+        click.echo(report.dump(report.verdict_data(verdict)))
+    else:
+        report.show_verdict(verdict, _console())
+    ctx.exit(0 if verdict.equal else 3)
 
 
 def _console() -> "Console":

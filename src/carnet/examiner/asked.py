@@ -15,7 +15,7 @@ from carnet.formats.files import shown as printable
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The options of a comparison; a file is named by its path."""
+    """The options of a comparison."""
 
     dtype: str | None = None  # the type that weights were cast to; None for that of the source
     drop: tuple[str, ...] = ()  # patterns of names of the source that were left behind
@@ -26,8 +26,7 @@ class Asked:
     read_by: str | None = None  # and the one that is to load the target
     accept: tuple[str, ...] = ()  # arguments whose effect is given up
     cache_scale: float | None = None  # of all keys and values
-    amax_file: str | None = None
-    amax: Mapping[str, float] = field(default_factory=dict)  # what is in it: by the names of Hugging Face modules
+    amax: Mapping[str, float] = field(default_factory=dict)  # what calibration found, by the names of Hugging Face modules
 
 
 OPTIONS = {  # field of a request that steers a comparison -> the option that says it
@@ -59,7 +58,6 @@ def asked_of(request: Mapping[str, object]) -> Asked:
         read_by=reader if isinstance(reader, str) else None,
         accept=tuple(map(str, accept)) if isinstance(accept, list | tuple) else (),
         cache_scale=float(scale) if isinstance(scale, int | float) else None,
-        amax_file=amax if isinstance(amax, str) else None,
         amax=read_amax(Path(amax)) if isinstance(amax, str) else {},
     )
 

@@ -27,8 +27,8 @@ from carnet.families.entries import Entry
 from carnet.families.vocabulary import Vocabulary
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
-from carnet.formats.stored import Stored
-from carnet.inventory import Inventory, Key
+from carnet.formats.stored import Key, Stored
+from carnet.inventory import Inventory
 from carnet.steps import Plan
 
 NAME = "carnet.json"

@@ -24,8 +24,8 @@ from carnet.examiner.shelves import blocks, close, digest, region, stored_bytes
 from carnet.examiner.types import check_types
 from carnet.families.model import matters, value
 from carnet.families.words import FIELDS
-from carnet.formats.stored import Checkpoint, Stored
-from carnet.inventory import Inventory, Key, survey
+from carnet.formats.stored import Checkpoint, Key, Stored
+from carnet.inventory import Inventory, survey
 from carnet.seeds import read_seeds
 
 Progress = Callable[[int, int], None]

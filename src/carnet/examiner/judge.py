@@ -25,8 +25,7 @@ from carnet.examiner.matrix import (
 from carnet.examiner.naming import Clues, lent_scales, name_codes
 from carnet.examiner.scales import Array, Floats
 from carnet.families.entries import Entry
-from carnet.formats.stored import Coded, Stored
-from carnet.inventory import Key
+from carnet.formats.stored import Coded, Key, Stored
 from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, WHOLE
 

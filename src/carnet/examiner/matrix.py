@@ -19,8 +19,7 @@ from carnet.examiner.scales import Array, Floats
 from carnet.examiner.shelves import blocks
 from carnet.examiner.unfold import unfold
 from carnet.families.entries import Entry
-from carnet.formats.stored import Coded
-from carnet.inventory import Key
+from carnet.formats.stored import Coded, Key
 from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
 from carnet.quantize.styles import STYLES

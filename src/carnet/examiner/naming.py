@@ -15,8 +15,7 @@ from carnet.examiner.compare import Side
 from carnet.examiner.diagnose import rearranged
 from carnet.examiner.matrix import Matrix, assemble, matrix_of, quotients_of, right_scales, spread_divisors
 from carnet.examiner.scales import Array
-from carnet.formats.stored import Coded
-from carnet.inventory import Key
+from carnet.formats.stored import Coded, Key
 from carnet.quantize.recipes import PACKED
 
 FEW = 16  # matrices whose codes are looked at as a whole

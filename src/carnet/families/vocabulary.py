@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
+from carnet.families.model import number, value
+from carnet.families.words import Config
 
 Json = Mapping[str, object]
 MOST = 1 << 12  # ranks that share a layer, at most
@@ -80,6 +82,12 @@ def vocabulary(raw: Json, rows: int, where: str, *, counted: int | None = None, 
     if counted is not None and counted <= rows and possible and _fits(counted, rows, raw, first=False):
         return Vocabulary(counted, rows, "the tokenizer")
     raise _open(raw, rows, where, tokenizer, likely, counted)
+
+
+def by_config(config: Config) -> Vocabulary:
+    """Return the vocabulary of a model whose config tells it."""
+    tokens = number(config, "vocab")
+    return Vocabulary(tokens, number(config, "padded_vocab") if value(config, "padded_vocab") else tokens, "the config")
 
 
 def given(size: int, rows: int, where: str) -> Vocabulary:

@@ -45,12 +45,6 @@ def check_plain_file(found: os.stat_result, *, writes: bool) -> None:
         raise NotPlain(errno.EINVAL, "it is a hard link: the file has another name, too")
 
 
-def read_regular(path: Path) -> bytes:
-    """Return the content of a regular file."""
-    with open(open_regular(path), "rb") as file:
-        return file.read()
-
-
 @contextmanager
 def holder(base: int, name: str, *, make: bool = False) -> Iterator[tuple[int, str]]:
     """Open the folder that holds a name below an open folder: (its descriptor, the last part of the name)."""

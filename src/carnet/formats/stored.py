@@ -14,6 +14,8 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
 from carnet.strided import within
 
+Key = tuple[str, str]  # (unit, name) of a stored tensor
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -40,16 +40,8 @@ def tokens_of(root: Path) -> Tokens:
     if isinstance(added, Mapping):
         named += [(number, _text(token)) for key, token in added.items() if (number := _number(key)) is not None]
     where = {text: number for number, text in named if text is not None}
-    ids: dict[str, dict[str, Ids]] = {end: {} for end in ENDS}
-    for name in (GENERATION, "config.json"):
-        try:
-            table = _table(root, name) if name in names else {}
-        except BadCheckpoint:
-            if name == GENERATION:
-                raise
-            table = {}  # it is no part of the tokenizer, and does not go along
-        for end in ENDS:
-            ids[end] |= {name: found} if (found := _ids(table.get(f"{end}_token_id"))) else {}
+    voices = generation_ids(root), _config_ids(root)
+    ids = {end: {who: found for said in voices for who, found in said.get(end, {}).items()} for end in ENDS}
     for end, text in special.items():
         ids[end] |= {"the tokenizer": (where[text],)} if text is not None and text in where else {}
     numbers = {number for number, _ in named}
@@ -61,8 +53,7 @@ def tokens_of(root: Path) -> Tokens:
 
 def generation_ids(root: Path) -> dict[str, dict[str, Ids]]:
     """Return the ids that a folder's generation config says: "eos" -> who says it -> the ids."""
-    table = _table(root, GENERATION) if GENERATION in list_names(root) else {}
-    return {end: {GENERATION: ids} for end in ENDS if (ids := _ids(table.get(f"{end}_token_id")))}
+    return _said_ids(root, GENERATION)
 
 
 def generation_eos(root: Path) -> Ids | None:
@@ -71,6 +62,19 @@ def generation_eos(root: Path) -> Ids | None:
         return next(iter(generation_ids(root).get("eos", {}).values()), None)
     except BadCheckpoint:
         return None
+
+
+def _config_ids(root: Path) -> dict[str, dict[str, Ids]]:
+    """Return the ids of a tokenizer folder's config.json, which is no part of the tokenizer and may be anything."""
+    try:
+        return _said_ids(root, "config.json")
+    except BadCheckpoint:
+        return {}
+
+
+def _said_ids(root: Path, name: str) -> dict[str, dict[str, Ids]]:
+    table = _table(root, name) if name in list_names(root) else {}
+    return {end: {name: ids} for end in ENDS if (ids := _ids(table.get(f"{end}_token_id")))}
 
 
 def _table(root: Path, name: str) -> dict[str, object]:

@@ -19,7 +19,7 @@ from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
 from carnet.formats.extra_state import NAME, Scales, scales_in
-from carnet.inventory import Key
+from carnet.formats.stored import Key
 from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import Move, matrix_name

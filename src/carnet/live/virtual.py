@@ -19,15 +19,15 @@ from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical, number, value
+from carnet.families.model import canonical, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
-from carnet.families.vocabulary import Vocabulary, vocabulary
+from carnet.families.vocabulary import Vocabulary, by_config, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.files import digest_of
-from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, read_config
-from carnet.inventory import Inventory, Key
+from carnet.inventory import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.planner.build import MULTIPLE
 from carnet.planner.request import EMBEDDINGS, Request
@@ -108,7 +108,7 @@ def describe(
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
-    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or _by_config(fields))
+    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields))
     return Source(inventory, Holding(places, held), owners, offsets)
 
 
@@ -116,10 +116,6 @@ def _told(said: Mapping[str, object], padded: int | None) -> Vocabulary | None:
     """Return the vocabulary that arguments of Megatron tell, None where they do not say how many rows there are."""
     rows = padded or said.get("padded_vocab_size")
     return vocabulary(said, rows, WHERE) if type(rows) is int and not lookup(said, "architectures") else None
-
-
-def _by_config(fields: Config) -> Vocabulary:
-    return Vocabulary(number(fields, "vocab"), number(fields, "padded_vocab"), "the config")
 
 
 def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | None) -> int:

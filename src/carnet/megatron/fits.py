@@ -19,9 +19,8 @@ from carnet.families.known import recognise
 from carnet.families.megatron import DROPPED, MEGATRON
 from carnet.families.saying import write
 from carnet.formats.detect import open_checkpoint
-from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.formats.wrapped import arguments_of, read_config
-from carnet.inventory import Key
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid

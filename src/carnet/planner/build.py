@@ -18,9 +18,9 @@ from carnet.families.vocabulary import Vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
-from carnet.formats.stored import Checkpoint, Chunk, dense_strides
+from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
-from carnet.inventory import Inventory, Key, is_zero_centred, take
+from carnet.inventory import Inventory, is_zero_centred, take
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps

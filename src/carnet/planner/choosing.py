@@ -15,7 +15,7 @@ from carnet.families.entries import Entry, as_linear, is_conv1d
 from carnet.families.model import value
 from carnet.families.rows import Dialect, modules_of
 from carnet.families.words import Condition, Config
-from carnet.inventory import Key
+from carnet.formats.stored import Key
 from carnet.quantize.recipes import Recipe, columns_of_a_block
 from carnet.quantize.styles import Kept, kept
 

@@ -14,8 +14,8 @@ from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.words import Config
-from carnet.formats.stored import dense_strides
-from carnet.inventory import Inventory, Key
+from carnet.formats.stored import Key, dense_strides
+from carnet.inventory import Inventory
 from carnet.planner.choosing import Coded, within
 from carnet.planner.pieces import Shelf, cut
 from carnet.planner.request import Request
