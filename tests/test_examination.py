@@ -13,22 +13,16 @@ from carnet import api
 from carnet.box import Box
 from carnet.examiner.means import BLOCKS, choose_means
 from carnet.formats.stored import Chunk, Stored
+from tests.peak import SAMPLED
 
-CHILD = """
-import os, sys, threading
-from pathlib import Path
+CHILD = f"""
+{SAMPLED}
+import os
 os.sched_getaffinity = lambda pid: set(range(64))
 from carnet import api
-peak, over = 0, threading.Event()
-def sample():
-    global peak
-    while not over.wait(0.002):
-        peak = max(peak, int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024)
-thread = threading.Thread(target=sample)
 thread.start()
 verdict = api.verify(sys.argv[1], sys.argv[2], memory=int(sys.argv[3]))
-over.set()
-thread.join()
+stop()
 print(verdict.equal, peak)
 """
 

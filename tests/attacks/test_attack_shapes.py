@@ -13,35 +13,25 @@ from carnet.errors import BadCheckpoint
 from carnet.formats import jsons, pickles
 from carnet.formats.jsons import parse_object
 from carnet.planner import saved
+from tests.peak import SAMPLED
 
 BUDGET = 320 << 20  # bytes of private memory over what an idle carnet has: the file itself, and its text
-# anonymous memory at its peak, told by the kernel: what is mapped from files is not private
-CHILD = """
-import sys, threading
-from pathlib import Path
+CHILD = f"""
+{SAMPLED}
 from carnet.errors import CarnetError
 from carnet import api
 from carnet.executor import run
 from carnet.formats.safetensors import read_header
 from carnet.planner import saved
 
-peak, over = 0, threading.Event()
-def private():
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
-def sample():
-    global peak
-    while not over.wait(0.002):
-        peak = max(peak, private())
 before = private()
-thread = threading.Thread(target=sample)
 thread.start()
 try:
     exec(sys.argv[1])
     print("no refusal")
 except CarnetError as error:
     print(str(error).splitlines()[0])
-over.set()
-thread.join()
+stop()
 print(peak - before)
 """
 

@@ -255,3 +255,13 @@ def make_source(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def small_llama() -> Callable[[Path], Path]:
     return make_source
+
+
+@pytest.fixture
+def source(small_llama, tmp_path):
+    return small_llama(tmp_path / "source")
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"

@@ -27,16 +27,6 @@ def everything(folder: Path):
 
 
 @pytest.fixture
-def source(small_llama, tmp_path):
-    return small_llama(tmp_path / "source")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def left(source, out):
     """The staging folder of a crossing that was stopped in its midst."""
 

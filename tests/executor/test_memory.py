@@ -8,28 +8,22 @@ import pytest
 
 from carnet.errors import BadRequest
 from carnet.executor.memory import LEAST, choose_window, promised_memory
+from tests.peak import SAMPLED
 
 # anonymous memory is sampled beside the run: VmHWM would count the pages of libraries too
-CHILD = """
-import pickle, sys, threading, time
-from pathlib import Path
+CHILD = f"""
+{SAMPLED}
+import pickle
 from carnet.executor.journal import Crossing
 from carnet.executor.run import write
 from carnet.executor.staging import owned
 
-peak, over = 0, threading.Event()
-def sample():
-    global peak
-    while not over.wait(0.002):
-        peak = max(peak, int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024)
-thread = threading.Thread(target=sample)
 thread.start()
 folder = Path(sys.argv[1])
 plan = pickle.loads((folder / "plan").read_bytes())
 with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
     write(plan, folder / "source", staging)
-over.set()
-thread.join()
+stop()
 print(peak)
 """
 

@@ -20,16 +20,6 @@ from carnet.executor.staging import staging_of
 from carnet.planner import saved
 
 
-@pytest.fixture
-def source(small_llama, tmp_path):
-    return small_llama(tmp_path / "source")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def is_source(out, source):
     ours, theirs = load_file(out / "model.safetensors"), load_file(source / "model.safetensors")
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)

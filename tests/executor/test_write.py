@@ -27,11 +27,6 @@ def case(halves, tmp_path):
     return halves(tmp_path, **SMALL)
 
 
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 def run(case, out, *, place=False, name="p", progress=None, **changes):
     plan = replace(case.plan, **changes)
     with owned(plan, Crossing(name), case.source, out) as staging:

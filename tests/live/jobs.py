@@ -14,7 +14,11 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+    from megatron.core.models.gpt.gpt_layer_specs import (
+        get_gpt_decoder_block_spec,
+        get_gpt_layer_local_spec,
+        get_gpt_mtp_block_spec,
+    )
     from megatron.core.transformer import TransformerConfig
 
 from carnet import live
@@ -55,6 +59,7 @@ def build(sizes, **cut):
     """Return a model of this rank, every weight of it drawn from its global name and place."""
     config = TransformerConfig(
         num_layers=sizes["layers"],
+        mtp_num_layers=sizes.get("mtp"),
         hidden_size=sizes["hidden"],
         ffn_hidden_size=sizes["ffn"],
         num_attention_heads=sizes["heads"],
@@ -79,6 +84,8 @@ def build(sizes, **cut):
         expert_model_parallel_size=cut.get("ep", 1),
         expert_tensor_parallel_size=cut.get("etp") or cut.get("tp", 1),
     )
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    further = get_gpt_mtp_block_spec(config, layer, use_transformer_engine=False) if sizes.get("mtp") else None
     pp = cut.get("pp", 1)
     at, chunk, vp = parallel_state.get_pipeline_model_parallel_rank(), cut.get("chunk", 0), cut.get("vp")
     model = GPTModel(
@@ -88,6 +95,7 @@ def build(sizes, **cut):
         ),
         vocab_size=sizes["padded"],
         max_sequence_length=64,
+        mtp_block_spec=further,
         share_embeddings_and_output_weights=sizes.get("tied", False),
         position_embedding_type="rope",
         pre_process=at == chunk == 0,

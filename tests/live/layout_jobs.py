@@ -14,12 +14,12 @@ with warnings.catch_warnings():
         get_gpt_layer_local_spec,
         get_gpt_mtp_block_spec,
     )
-    from megatron.core.transformer import MLATransformerConfig, TransformerConfig, multi_latent_attention
+    from megatron.core.transformer import MLATransformerConfig, multi_latent_attention
     from megatron.core.transformer.dot_product_attention import DotProductAttention
     from megatron.core.transformer.moe import moe_utils
 
 from carnet.megatron.models import arguments
-from tests.live.jobs import on_chunk, parallel, save
+from tests.live.jobs import build, on_chunk, parallel, save
 
 
 class Attention(DotProductAttention):
@@ -89,32 +89,19 @@ def save_layout(layout, pp, vp, folder):
         model = {f"model{at}": state for at, state in enumerate(states)} if vp else states[0]
         said = SAID | ARGUMENTS | {"virtual_pipeline_model_parallel_size": vp, "pipeline_model_parallel_layout": layout}
         save(model, {"pp": pp}, said, folder)
-        return [{name: held.float().numpy() for name, held in state.items() if torch.is_tensor(held)} for state in states]
+        return [_numbers(state) for state in states]
 
 
 def save_dense(folder):
     """Save a model as Llama's, with a further-token layer, which no Llama has."""
     with parallel():
-        config = TransformerConfig(
-            num_layers=2,
-            mtp_num_layers=1,
-            hidden_size=32,
-            ffn_hidden_size=48,
-            num_attention_heads=4,
-            gated_linear_unit=True,
-            activation_func=torch.nn.functional.silu,
-            add_bias_linear=False,
-            normalization="RMSNorm",
-            use_cpu_initialization=True,
-            params_dtype=torch.bfloat16,
-            bf16=True,
-            persist_layer_norm=False,
-        )
-        spec = get_gpt_layer_local_spec(normalization="RMSNorm")
-        further = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False)
-        model = GPTModel(config, spec, 128, 64, mtp_block_spec=further, position_embedding_type="rope")
+        model = build({"layers": 2, "hidden": 32, "ffn": 48, "heads": 4, "kv": 4, "padded": 128, "mtp": 1})
         save(model.state_dict(), {}, arguments(model) | {"vocab_size": 97, "mtp_num_layers": 1}, folder)
-        return {name: held.float().numpy() for name, held in model.state_dict().items() if torch.is_tensor(held)}
+        return _numbers(model.state_dict())
+
+
+def _numbers(state):
+    return {name: held.float().numpy() for name, held in state.items() if torch.is_tensor(held)}
 
 
 def _state(layout, pp, vp, chunk):
