@@ -64,9 +64,9 @@ def _styles() -> list[str]:
 
 
 def _schemes() -> list[str]:
-    from carnet.quantize.recipes import by_style
+    from carnet.quantize.recipes import schemes
 
-    return [*dict.fromkeys(scheme for schemes in by_style().values() for scheme in schemes)]
+    return schemes()
 
 
 def together(*options: Decorator) -> Decorator:

@@ -16,8 +16,8 @@ from pathlib import Path
 from carnet.errors import CarnetError, MachineFailed
 from carnet.examiner.compare import Finding
 from carnet.examiner.frames import file_digest
-from carnet.formats.files import read_whole, shown
-from carnet.formats.jsons import parse_object
+from carnet.formats.files import shown
+from carnet.formats.jsons import read_object
 from carnet.formats.side_files import UNKNOWN, Kind, kind_of
 
 HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snapshot in the Hugging Face cache lead
@@ -153,7 +153,7 @@ def _same_json(ours: Path, theirs: Path, name: str) -> bool:
     if not name.endswith(".json"):
         return False
     try:
-        a, b = (parse_object(read_whole(root, name)[0], name, root) for root in (ours, theirs))
+        a, b = (read_object(root, name) for root in (ours, theirs))
     except CarnetError:
         return False
     a.pop(RESAVED, None)
@@ -172,7 +172,7 @@ def _executed(base: Path, name: str) -> str:
     if not name.endswith(".json"):
         return ""
     try:
-        return min((key for key, _ in executed(parse_object(read_whole(base, name)[0], name, base))), default="")
+        return min((key for key, _ in executed(read_object(base, name))), default="")
     except CarnetError:
         return ""
 

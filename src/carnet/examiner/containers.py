@@ -8,9 +8,9 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.account import executed
 from carnet.examiner.compare import Finding
-from carnet.formats.files import list_names, read_whole
+from carnet.formats.files import list_names
 from carnet.formats.folder import CONFIG, INDEX
-from carnet.formats.jsons import parse_object
+from carnet.formats.jsons import read_object
 from carnet.formats.safetensors import read_header
 from carnet.formats.stored import Checkpoint
 
@@ -45,7 +45,7 @@ def _totals(target: Checkpoint) -> Iterator[Finding]:
     if INDEX not in list_names(Path(target.root)):
         return
     try:
-        said = parse_object(read_whole(target.root, INDEX)[0], INDEX, target.root).get("metadata")
+        said = read_object(target.root, INDEX).get("metadata")
     except CarnetError as error:
         yield Finding("the index cannot be read", INDEX, INDEX, error.what)
         return

@@ -5,18 +5,17 @@ get_relative_import_files in transformers/dynamic_module_utils.py.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from carnet.errors import BadRequest
 from carnet.formats.files import digest_file, read_whole, shown
-from carnet.formats.jsons import parse_object
-from carnet.formats.side_files import CODE, KINDS, Kind, check_asset, kind_of, side_files
+from carnet.formats.jsons import read_object
+from carnet.formats.side_files import CODE, TOKENIZER, Kind, check_asset, kind_of, side_files
 from carnet.steps import AssetFile
 
 SMALL = 64 << 20  # bytes of a config or of code
-TOKENIZER = KINDS[1]
 CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 _FROM = re.compile(r"^[ \t]*from[ \t]+(\.+)([\w.]*)[ \t]+import[ \t]+\(?[ \t]*([^\n#;)]*)", re.MULTILINE)
 
@@ -44,7 +43,7 @@ def companions(root: Path, config: Mapping[str, object], own: frozenset[str], to
     code = {*_code(root, _modules(references)), *(_tokenizer_code(root) if tokenizer is None else ())}
     folders = {str(PurePosixPath(name).parent) for name in code} - {"."}
     goes: dict[str, Path] = {}
-    left: dict[str, list[str]] = {}
+    left: list[str] = []
     lent = {} if tokenizer is None else tokenizer_files(tokenizer)
     kinds = {kind_of(name).what for name in lent}
     for name in side_files(root, own, folders):
@@ -56,24 +55,28 @@ def companions(root: Path, config: Mapping[str, object], own: frozenset[str], to
         ):
             goes[name] = check_asset(root, name)
         else:
-            left.setdefault(kind.what, []).append(shown(name))
+            left.append(name)
     clash = next((name for name in goes.keys() & lent.keys() if kind_of(name) == CODE), None)
     if clash is not None and _digest(goes[clash]) != _digest(lent[clash]):
         facts = {"file": clash, "one": goes[clash], "other": lent[clash]}
         raise BadRequest("the model and the tokenizer bring different code of one name", facts, remedy="make them one file")
     assets = tuple(asset(name, path) for name, path in sorted({**goes, **lent}.items()))
     here = _with_code(references, set(code))
-    return Companions(assets, {reason: tuple(names) for reason, names in sorted(left.items())}, here)
+    return Companions(assets, _by_kind(left), here)
 
 
 def left_behind(root: Path, own: frozenset[str], target: Path) -> dict[str, tuple[str, ...]]:
     """Return the side files of a model that a target of the same layout does not have: what they are -> their names."""
-    left: dict[str, list[str]] = {}
-    for name in side_files(root, own):
-        kind = kind_of(name)
-        if kind.along != "anew" and not (target / name).exists():
-            left.setdefault(kind.what, []).append(shown(name))
-    return {what: tuple(names) for what, names in sorted(left.items())}
+    names = side_files(root, own)
+    return _by_kind(name for name in names if kind_of(name).along != "anew" and not (target / name).exists())
+
+
+def _by_kind(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return what files are -> their names, as they may go to a terminal."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(kind_of(name).what, []).append(shown(name))
+    return {what: tuple(each) for what, each in sorted(found.items())}
 
 
 def tokenizer_files(root: Path) -> dict[str, Path]:
@@ -118,7 +121,7 @@ def _tokenizer_code(root: Path) -> set[str]:
     for name in CONFIGS:
         if (root / name).is_file():
             check_asset(root, name)
-            found |= _code(root, _modules(parse_object(read_whole(root, name, SMALL)[0], name, root).get("auto_map")))
+            found |= _code(root, _modules(read_object(root, name, SMALL).get("auto_map")))
     return found
 
 

@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.errors import BadCheckpoint
-from carnet.formats.files import shown
+from carnet.formats.files import TEXT_LIMIT, read_whole, shown
 from carnet.formats.impostors import name_impostor
 
 DEPTH = 64
@@ -35,6 +36,11 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
+
+
+def read_object(root: Path, name: str, limit: int = TEXT_LIMIT) -> dict[str, object]:
+    """Return the object that a JSON file of a folder holds; ``limit`` is in bytes."""
+    return parse_object(read_whole(root, name, limit)[0], name, root)
 
 
 def parse_object(data: bytes, name: str, where: object, memory: int = TABLE) -> dict[str, object]:

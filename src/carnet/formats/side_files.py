@@ -38,20 +38,21 @@ def _kind(what: str, names: str, along: Along, *, loaded: bool = True) -> Kind:
 WEIGHTS = "weights of another kind"
 UNKNOWN = Kind("files that carnet does not know", (), True, "")
 CODE = _kind("code that no config names", "*.py", "named")
+TOKENIZER = _kind(
+    "tokenizer",
+    """tokenizer.json tokenizer.*.json tokenizer_config.json special_tokens_map.json added_tokens.json
+    vocab.json merges.txt vocab.txt vocab.bpe encoder.json bpe.codes dict.txt normalizer.json emoji.json
+    *.tiktoken tiktoken.model tekken.json tokenizer.model tokenizer.model.* *.spm spiece.model spm.model sentencepiece.model
+    sentencepiece.*.model""",
+    "tokenizer",
+)
 KINDS = (
     _kind(
         "the model's own config",
         "config.json model.safetensors.index.json hf_quant_config.json carnet.json",
         "anew",
     ),
-    _kind(
-        "tokenizer",
-        """tokenizer.json tokenizer.*.json tokenizer_config.json special_tokens_map.json added_tokens.json
-        vocab.json merges.txt vocab.txt vocab.bpe encoder.json bpe.codes dict.txt normalizer.json emoji.json
-        *.tiktoken tiktoken.model tekken.json tokenizer.model tokenizer.model.* *.spm spiece.model spm.model sentencepiece.model
-        sentencepiece.*.model""",
-        "tokenizer",
-    ),
+    TOKENIZER,
     _kind(
         "chat templates",
         "chat_template.jinja chat_template.json additional_chat_templates/*.jinja *.jinja SYSTEM_PROMPT.txt",

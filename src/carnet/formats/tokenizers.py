@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carnet.errors import BadCheckpoint
-from carnet.formats.files import OpenFile, list_names, open_file, read_at, read_whole
+from carnet.formats.files import OpenFile, list_names, open_file, read_at
 from carnet.formats.json_stream import leaves
-from carnet.formats.jsons import parse_object
+from carnet.formats.jsons import read_object
 from carnet.formats.side_files import check_asset
 
 Ids = tuple[int, ...]
@@ -79,7 +79,7 @@ def _said_ids(root: Path, name: str) -> dict[str, dict[str, Ids]]:
 
 def _table(root: Path, name: str) -> dict[str, object]:
     check_asset(root, name)
-    return parse_object(read_whole(root, name, SMALL)[0], name, root)
+    return read_object(root, name, SMALL)
 
 
 def _text_of(said: Mapping[str, Mapping[str, object]], key: str) -> str | None:

@@ -134,20 +134,20 @@ def memory_of(options: Mapping[str, object]) -> int:
 Reader = Callable[[str, object], Any]
 
 
-def _among(known: Iterable[str], *, needed: bool = False) -> Reader:
+def _among(known: Iterable[str], *, needed: bool = False) -> Callable[[str, object], str | None]:
     return lambda name, value: None if value is None and not needed else word(name, value, {each: each for each in known})
 
 
 def _style(name: str, value: object) -> str | None:
     from carnet.quantize.recipes import by_style
 
-    return _among(by_style())(name, value)  # type: ignore[no-any-return]
+    return _among(by_style())(name, value)
 
 
 def _scheme(name: str, value: object) -> str | None:
-    from carnet.quantize.recipes import by_style
+    from carnet.quantize.recipes import schemes
 
-    return _among({scheme: None for schemes in by_style().values() for scheme in schemes})(name, value)  # type: ignore[no-any-return]
+    return _among(schemes())(name, value)
 
 
 def _program(name: str, value: object) -> str | None:

@@ -85,6 +85,11 @@ PACKED = {"": 1, "bytes": 2, "words": 8}  # codes of one stored item
 PER_BYTE = {"": 1, "bytes": 2, "words": 2}  # codes of one byte
 
 
+def schemes() -> list[str]:
+    """Return the schemes of all styles, each once."""
+    return [*dict.fromkeys(recipe.scheme for recipe in RECIPES)]
+
+
 def by_style() -> dict[str, list[str]]:
     """Return the schemes of every style.
 
