@@ -1,46 +1,20 @@
 """What is said of how far a command is: phases by name, bytes that were done before, a bar on a terminal and nothing elsewhere."""
 
-import os
-import pty
 import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 import carnet
+from tests.terminal import on_a_terminal
 
 MEGATRON = Path(__file__).parent / "goldens/megatron/llama_te_pp2_vpp"
 MEASURED = {
     "quantize": "nvfp4",
     "style": "compressed-tensors",
 }  # a scale of each matrix is needed before the first code is written
-COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-
-def on_a_terminal(*command):
-    """Return what a program shows on a terminal of 80 columns, line by line."""
-    master, slave = pty.openpty()
-    shown = bytearray()
-
-    def read():
-        while True:
-            try:
-                shown.extend(os.read(master, 65536))
-            except OSError:  # the other end is closed
-                return
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm"}
-    ended = subprocess.run([sys.executable, *map(str, command)], stdout=slave, stderr=slave, env=environment, check=False)
-    os.close(slave)
-    reader.join()
-    os.close(master)
-    assert ended.returncode == 0, shown.decode()
-    return COLOUR.sub("", shown.decode()).replace("\r", "\n").split("\n")
 
 
 def phases(lines):

@@ -41,7 +41,7 @@ def lines(error: CarnetError, width: int | None = None) -> list[str]:
         *((fact, column + 3) for fact in facts),
         *([(f"  try: {error.remedy}", 7)] if error.remedy else []),
     ]
-    return [line for text, indent in heads for line in folded(text, width, indent)]
+    return [printable(line) for text, indent in heads for line in folded(text, width, indent)]
 
 
 def folded(text: str, width: int | None, indent: int) -> list[str]:
@@ -55,6 +55,15 @@ def folded(text: str, width: int | None, indent: int) -> list[str]:
     first, rest = text[:indent], text[indent:]
     pieces = textwrap.wrap(rest, max(20, width - indent), break_long_words=False, break_on_hyphens=False) or [""]
     return [(first if at == 0 else " " * indent) + piece for at, piece in enumerate(pieces)]
+
+
+def printable(text: str) -> str:
+    """Return a text as it may go to a terminal: what would steer it, or begin a line, is escaped.
+
+    >>> printable("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 class BadCheckpoint(CarnetError):

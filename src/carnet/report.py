@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, prod
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from carnet.api import Inspection
 from carnet.dtypes import BY_NAME
-from carnet.errors import CarnetError, folded
+from carnet.errors import CarnetError, folded, printable
 from carnet.examiner.document import layouts, quality_data, vocabulary_data
 from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
@@ -24,6 +21,7 @@ from carnet.inventory import Inventory
 from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
 from carnet.steps import SKETCH, Add, Cast, Copy, Fill, Plan, Put, Quantize
+from carnet.tables import TIED, table
 
 SHOWN = {"hf": ("to",), "trtllm": ("to", "tp", "pp"), "megatron": ("to", "tp", "pp", "ep", "spelling")}  # of a request, always
 MOOT = {
@@ -32,7 +30,7 @@ MOOT = {
     "megatron": ("shard", "tokens"),
 }  # and what means nothing there
 LABEL = 18  # columns of a label
-TIED = "\N{NO-BREAK SPACE}"  # between words that stay on one line
+RIGHT = ("bytes", "tensors", "parts")  # columns of numbers
 INPUT_SCALES = {name for style in STYLES.values() for name in style.inputs.values()}
 CACHE_SCALES = {place.removeprefix("../") for style in STYLES.values() for place in style.cache[:2] if place}
 
@@ -122,11 +120,15 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
         fields = _config(inventory.config, few=not console.is_terminal)
         _facts(console, {**quantized, **fields, **words, "left behind": _dropped(inventory.dropped)})
     if every:
-        table = _table("stored tensor", "type", "shape", "bytes", "layout: canonical tensors")
-        for key, stored in checkpoint.tensors.items():
-            shape = " x ".join(map(str, stored.shape)) or "scalar"
-            table.add_row("/".join(filter(None, key)), stored.dtype, shape, size(nbytes_of(stored)), held.get(key, "-"))
-        console.print(table)
+        rows = [
+            ("/".join(filter(None, key)), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-"))
+            for key, t in checkpoint.tensors.items()
+        ]
+        _rows(console, ("stored tensor", "type", "shape", "bytes", "layout: canonical tensors"), rows)
+
+
+def _shape(stored: Stored) -> str:
+    return " x ".join(map(str, stored.shape)) or "scalar"
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -148,16 +150,12 @@ def show_plan(plan: Plan, console: Console) -> None:
         **plan.notes,
     }
     _facts(console, facts)
-    table = _table("file", "tensors", "bytes")
-    for file in plan.files[:40]:
-        table.add_row(file.name, f"{len(file.tensors):,}", size(file.nbytes))
+    rows = [(file.name, f"{len(file.tensors):,}", size(file.nbytes)) for file in plan.files[:40]]
     if len(plan.files) > 40:
-        table.add_row(f"and {len(plan.files) - 40} more", "", "")
-    for text in plan.texts:
-        table.add_row(text.name, "", size(len(text.text)))
-    for asset in plan.assets:
-        table.add_row(asset.name, "", size(asset.nbytes))
-    console.print(table)
+        rows.append((f"and {len(plan.files) - 40} more", "", ""))
+    rows += [(text.name, "", size(len(text.text))) for text in plan.texts]
+    rows += [(asset.name, "", size(asset.nbytes)) for asset in plan.assets]
+    _rows(console, ("file", "tensors", "bytes"), rows)
 
 
 def _target(plan: Plan) -> str:
@@ -288,12 +286,8 @@ def show_verdict(verdict: Verdict, console: Console) -> None:
         _facts(console, {**said, **_beside(verdict)})
     else:
         _facts(console, {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"})
-        table = _table("what", "where", "stored tensor or file", "detail")
-        for finding in verdict.findings[:50]:
-            table.add_row(finding.what, finding.where, finding.stored, finding.detail)
-        console.print(table)
-        if len(verdict.findings) > 50:
-            console.print(f"and {len(verdict.findings) - 50} more")
+        rows = [(finding.what, finding.where, finding.stored, finding.detail) for finding in verdict.findings]
+        _rows(console, ("what", "where", "stored tensor or file", "detail"), rows, 50)
 
 
 def _beside(verdict: Verdict) -> dict[str, str]:
@@ -316,17 +310,17 @@ def show_fit(
     """Print whether a checkpoint fills the model of a spec, then what does not go together, or what fills what."""
     _facts(console, facts)
     if misfits:
-        _rows(console, _table("what", "name", "the spec asks for", "the checkpoint holds"), misfits, 50)
+        _rows(console, ("what", "name", "the spec asks for", "the checkpoint holds"), misfits, 50)
     else:
-        _rows(console, _table(*head), lines, len(lines))
+        _rows(console, head, lines)
 
 
-def _rows(console: Console, table: Table, rows: Sequence[Sequence[str]], most: int) -> None:
-    for row in rows[:most]:
-        table.add_row(*map(escape, row))
-    console.print(table)
-    if len(rows) > most:
-        console.print(f"and {len(rows) - most} more")
+def _rows(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], most: int | None = None) -> None:
+    """Print a table, or the first of its rows and how many more there are."""
+    for line in table(head, rows[:most], _width(console), RIGHT):
+        _line(console, line)
+    if most is not None and len(rows) > most:
+        _line(console, f"and {len(rows) - most} more")
 
 
 def _quality(quality: Quality | None) -> dict[str, str]:
@@ -361,10 +355,18 @@ def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:
 
 def _facts(console: Console, facts: Mapping[str, object]) -> None:
     """Print a line a fact; on a terminal one that is too long goes on below its value."""
-    width = console.width if console.is_terminal else None
     for label, value in facts.items():
-        for line in folded(f"{label:<{LABEL}} {value}", width, LABEL + 1):
-            console.print(line.replace(TIED, " "), highlight=False, markup=False, soft_wrap=True)
+        for line in folded(f"{label:<{LABEL}} {value}", _width(console), LABEL + 1):
+            _line(console, printable(line.replace(TIED, " ")))
+
+
+def _width(console: Console) -> int | None:
+    """Return the columns of a terminal; None for a pipe, which has a line a row."""
+    return console.width if console.is_terminal else None
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def _config(config: Config, *, few: bool) -> dict[str, object]:
@@ -377,10 +379,3 @@ def _config(config: Config, *, few: bool) -> dict[str, object]:
     step = 6 if few else max(1, len(said))
     lines = ["  ".join(said[at : at + step]) for at in range(0, len(said), step)]
     return {("config" if at == 0 else " " * at): line for at, line in enumerate(lines)}
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        table.add_column(column, justify="right" if column in ("bytes", "tensors", "parts") else "left", overflow="fold")
-    return table

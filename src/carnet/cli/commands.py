@@ -341,5 +341,5 @@ def _tell(ctx: click.Context, verdict: "Verdict", *, as_json: bool) -> NoReturn:
 def _console() -> "Console":
     from rich.console import Console
 
-    # a pipe has no width: one line a row there
-    return Console() if sys.stdout.isatty() else Console(width=250)
+    # a pipe has no width, whatever FORCE_COLOR says: one line a row there
+    return Console(force_terminal=sys.stdout.isatty())

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import xxhash
 
-from carnet.errors import BadCheckpoint, MachineFailed
+from carnet.errors import BadCheckpoint, MachineFailed, printable
 from carnet.formats.opening import NotPlain, open_regular
 from carnet.formats.stored import Stamp
 
@@ -169,7 +169,7 @@ def shown(text: str) -> str:
     >>> shown("a\\x1b[31m")
     'a\\\\x1b[31m'
     """
-    clean = text if text.isprintable() else ascii(text)[1:-1]
+    clean = printable(text)
     return clean if len(clean) <= 200 else clean[:197] + "..."
 
 
