@@ -394,11 +394,13 @@ NUMPY = dict(TYPES.values())
 File = dict[str, tuple[str, tuple[int, ...], bytes]]  # name -> element type, shape, content
 
 
-def save(model: Model, folder: Path, dialect: str, random: Random, options: Mapping[str, object]) -> Path:
-    """Write a checkpoint of a model in a program's layout, its weights random bits; a program's own files and nothing else."""
+def save(
+    model: Model, folder: Path, dialect: str, random: Random, options: Mapping[str, object], *, finite: bool = False
+) -> Path:
+    """Write a checkpoint of a model as a program does, its weights random bits, or ``finite``, and no file but the program's."""
     spelled = dialect_of(FAMILY[model.family], dialect)
     config = {**model.config, **ranked(spelled, options)} if spelled.ranked else model.config
-    weights = numbers(model, random)
+    weights = numbers(model, random, finite=finite)
     units = [f"rank{rank}.safetensors" for rank in range(number(config, "world"))] if spelled.ranked else []
     files: dict[str, File] = {unit: {} for unit in units}  # of a rank whose layers do nothing, too
     for entry in entries(spelled, config, None):
@@ -420,8 +422,8 @@ def ranked(dialect: Dialect, options: Mapping[str, object]) -> Fields:
     return {"tp": tp, "pp": pp, "world": tp * pp, "ep": ep, "moe_tp": tp // ep, "embedding": str(shared)}
 
 
-def numbers(model: Model, random: Random) -> dict[str, np.ndarray]:
-    """Return random weights for every canonical tensor: any bits at all, but numbers where a program may add or cast."""
+def numbers(model: Model, random: Random, *, finite: bool = False) -> dict[str, np.ndarray]:
+    """Return random weights for every canonical tensor: any bits at all, but numbers where a program may add or cast, or everywhere."""
     generator = np.random.default_rng(random.randint(0, 1 << 32))
     item = TYPES[str(model.config["dtype"])][1]
     found: dict[str, np.ndarray] = {}
@@ -429,6 +431,8 @@ def numbers(model: Model, random: Random) -> dict[str, np.ndarray]:
         if tensor.is_norm or ".router" in name:
             # one and less are exact in every type, and so is their difference
             found[name] = 1 + generator.integers(0, 128, shape) / 128
+        elif finite:
+            found[name] = (generator.integers(-128, 128, shape, np.int16) / np.float32(1024)).astype(item)
         else:
             found[name] = np.frombuffer(generator.bytes(item.itemsize * prod(shape)), item).reshape(shape)
     return found
