@@ -272,16 +272,12 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
     for name, shape in canonical_shapes(config).items():
         hole = uncovered(whole(shape), sorted(boxes[name], key=lambda box: box.start))
         if hole is not None:
-            rows = [row.name for row in dialect.rows if any(_canonical(part, name) for part, _ in row.pattern.parts)]
+            rows = [row.name for row in dialect.rows if name.tensor.part in dict(row.pattern.parts)]
             facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}
             if boxes[name]:
                 facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"
             yield BadCheckpoint(f"the checkpoint lacks {name!r}", facts)
             return
-
-
-def _canonical(part: str, name: str) -> bool:
-    return part == name or (part.startswith("layers.") and part.split(".", 2)[2] == name.split(".", 2)[-1])
 
 
 def is_zero_centred(dialect: Dialect, config: Config) -> bool:

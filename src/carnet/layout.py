@@ -12,7 +12,7 @@ an interval of ``kv`` or ``ffn`` or ``layer``, and the pattern is folded with th
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.box import Box
@@ -20,6 +20,16 @@ from carnet.errors import BadRequest
 from carnet.strided import within
 
 JOIN = "*"
+TOKEN = re.compile(
+    r"(?P<space>\s+)|(?P<axis>[a-z][a-z_]*)|(?P<join>\*)|(?P<one>1)|(?P<open>\()|(?P<close>\))|(?P<stray>.)", re.DOTALL
+)
+
+
+class BadPattern(ValueError):
+    """A pattern of a table that says nothing: what is wrong with it, and where."""
+
+    def __init__(self, what: str, text: str, at: int) -> None:
+        super().__init__(f"{what}\n  {text}\n  {' ' * at}^")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +87,70 @@ class Fold:
     padding: tuple[Box, ...]  # boxes of the stored tensor that no canonical tensor has
 
 
-def parse(text: str, parts: Mapping[str, str]) -> Pattern:
+def parse(text: str, parts: Mapping[str, str], known: Collection[str] | None = None) -> Pattern:
     """Parse a pattern; ``parts`` gives the axes in place of ``*`` for each canonical tensor, in stored order.
+
+    Raises BadPattern where it says nothing, or names an axis that is not ``known`` (None: any may be).
 
     >>> parse("(kv *) hidden", {"q": "rep dim", "k": "dim", "v": "dim"}).dims
     (('kv', '*'), ('hidden',))
     >>> parse("out 1 in", {"conv": ""}).dims
     (('out',), (), ('in',))
     """
-    dims = []
-    for token in re.findall(r"\([^()]*\)|[^\s()]+", text):
-        axes = tuple(token.strip("()").split())
-        dims.append(() if axes == ("1",) else axes)
-    joins = sum(axes.count(JOIN) for axes in dims)
-    if joins != (0 if list(parts.values()) == [""] else 1):
-        raise ValueError(f"pattern {text!r} joins {joins} times, its parts are {dict(parts)}")
-    return Pattern(text, tuple(dims), tuple((tensor, tuple(axes.split())) for tensor, axes in parts.items()))
+    joined = list(parts.values()) != [""]
+    dims = _dims(text, known)
+    axes = {axis for folded in dims for axis in folded}
+    if joined and JOIN not in axes:
+        raise BadPattern("nothing says where the parts are joined", text, len(text))
+    if JOIN in axes and not joined:
+        raise BadPattern("there is only one part to join", text, text.index(JOIN))
+    inner = {tensor: tuple(axis for (axis,) in _dims(part, known, axes, "axis")) for tensor, part in parts.items()}
+    return Pattern(text, dims, tuple(inner.items()))
+
+
+def _dims(
+    text: str, known: Collection[str] | None, outside: Collection[str] = (), kinds: str = "axis join one open close"
+) -> tuple[tuple[str, ...], ...]:
+    """Read the dimensions of a pattern, or of a part of it whose ``outside`` has axes already; tokens are of the ``kinds`` alone."""
+    dims: list[tuple[str, ...]] = []
+    seen = set(outside)
+    folded: list[str] = []
+    opened: int | None = None
+    for token in TOKEN.finditer(text):
+        word, at, kind = token[0], token.start(), str(token.lastgroup)
+        if kind == "space":
+            continue
+        if kind not in kinds.split():
+            raise BadPattern(f"{word!r} means nothing here", text, at)
+        if kind == "open" and opened is not None:
+            raise BadPattern("a bracket stands in a bracket", text, at)
+        if kind == "close" and opened is None:
+            raise BadPattern("nothing opens this bracket", text, at)
+        if kind == "close" and not folded:
+            raise BadPattern("a bracket holds no axis", text, at)
+        if kind == "one" and opened is not None:
+            raise BadPattern("a 1 is a dimension of its own", text, at)
+        if word in seen:
+            raise BadPattern(f"{word!r} stands here for the second time", text, at)
+        if kind == "axis" and known is not None and word not in known:
+            raise BadPattern(f"there is no axis {word!r}", text, at)
+        match kind:
+            case "open":
+                opened = at
+            case "close":
+                dims.append(tuple(folded))
+                folded, opened = [], None
+            case "one":
+                dims.append(())
+            case _:
+                seen.add(word)
+                if opened is None:
+                    dims.append((word,))
+                else:
+                    folded.append(word)
+    if opened is not None:
+        raise BadPattern("nothing closes this bracket", text, opened)
+    return tuple(dims)
 
 
 def fold(pattern: Pattern, shares: Mapping[str, Share]) -> Fold:

@@ -14,6 +14,7 @@ import numpy as np
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
+from carnet.families.tensors import canonical
 from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
 from carnet.formats.stored import Key
 from carnet.inventory import Inventory
@@ -33,7 +34,6 @@ WEIGHTS, INPUTS, CACHE = (
     "{module}.input_quantizer._amax",
     "{what}_bmm_quantizer._amax",
 )
-CACHED = {"attention.k": "k", "attention.v": "v"}
 MANY = 1 << 20  # more elements are scales of blocks, which are found again
 
 
@@ -114,7 +114,7 @@ def _meant(entry: Entry, at: tuple[int, ...]) -> Iterator[Which]:
     """Yield whose scales a state beside a stored weight holds; ``at`` is its layer and its expert, where these share a name."""
     leading = [dim[0] for dim in entry.reading.pattern.dims if dim in (("layer",), ("expert",))]
     for view in entry.views:
-        by_expert = view.tensor.split(".", 2)[-1].startswith("moe.")
+        by_expert = canonical(view.tensor).tensor.each_expert
         first, count = (view.box.start[0], view.box.shape[0]) if by_expert else (0, 1)
         inside = True
         for axis, (kind, index) in enumerate(zip(leading, at, strict=False)):
@@ -147,11 +147,11 @@ def _quantizers(numbers: Find, where: str, entry: Entry, module: str, number: st
         for which, amax in _amaxes(numbers, where, entry, name.format(module=module, number=number)):
             if which[1] == what:
                 yield which, amax
-    cached = {CACHED[inside] for view in entry.views if (inside := view.tensor.split(".", 2)[-1]) in CACHED}
-    for what in sorted(cached):
+    cached: dict[str, str] = {name: what for view in entry.views if (what := (name := canonical(view.tensor)).tensor.cached)}
+    for what in sorted({*cached.values()}):
         name = f"{module.rpartition('.')[0]}.core_attention.{CACHE.format(what=what)}"
         for (tensor, _), amax in _amaxes(numbers, where, entry, name):
-            if CACHED.get(tensor.split(".", 2)[-1]) == what:
+            if cached.get(tensor) == what:
                 yield (tensor, what), amax
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.entries import Entry
+from carnet.families.tensors import canonical
 from carnet.formats.stored import Coded, Key, Stored
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
@@ -154,8 +155,7 @@ def cache_scales(said: Said, named: Mapping[Key, Entry]) -> Iterator[tuple[Key, 
     seen: set[Key] = set()
     for key, entry in named.items() if said.cache else ():
         for view in entry.views:
-            for tensor, place in zip(("attention.k", "attention.v"), said.style.cache, strict=False):
-                at = key[0], beside(entry.name, place)
-                if view.tensor.endswith(f".{tensor}") and entry.name.endswith("weight") and at not in seen:
-                    seen.add(at)
-                    yield key, at[1]
+            what = canonical(view.tensor).tensor.cached
+            if what and (at := (key[0], beside(entry.name, said.style.cache["kv".index(what)]))) not in seen:
+                seen.add(at)
+                yield key, at[1]

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from carnet.box import Box
 from carnet.errors import BadRequest
 from carnet.layout import (
+    BadPattern,
     Share,
     View,
     clip,
@@ -299,20 +301,53 @@ def test_rank_0_is_one_element_that_lies_in_a_box_of_rank_0():
     assert stored_boxes(seen, ()) == [Box((), ())]
 
 
-UNREADABLE = [
-    ("parts without a place to join them", "kv hidden", {"q": "", "k": ""}, 0),
-    ("a place to join one whole tensor", "(kv *) hidden", {"q": ""}, 1),
-    ("two places", "(kv *) *", {"q": "dim", "k": "dim"}, 2),
-    ("two places in one dimension", "(* kv *)", {"q": "dim", "k": "dim"}, 2),
-    ("axes that nothing joins", "kv hidden", {"q": "dim"}, 0),
+UNREADABLE = [  # pattern, its parts, what is said, and where the caret stands
+    ("kv hidden", {"q": "", "k": ""}, "nothing says where the parts are joined", 9),
+    ("kv hidden", {"q": "dim"}, "nothing says where the parts are joined", 9),
+    ("(kv *) hidden", {"q": ""}, "there is only one part to join", 4),
+    ("(kv *) *", {"q": "dim", "k": "dim"}, "'*' stands here for the second time", 7),
+    ("(* kv *)", {"q": "dim", "k": "dim"}, "'*' stands here for the second time", 6),
+    ("(kv * hidden", {"q": "dim", "k": "dim"}, "nothing closes this bracket", 0),
+    ("kv) hidden", {"q": ""}, "nothing opens this bracket", 2),
+    ("((kv *) hidden", {"q": "dim", "k": "dim"}, "a bracket stands in a bracket", 1),
+    ("(kv *)) hidden", {"q": "dim", "k": "dim"}, "nothing opens this bracket", 6),
+    ("() hidden", {"q": ""}, "a bracket holds no axis", 1),
+    ("ffn ffn", {"up": ""}, "'ffn' stands here for the second time", 4),
+    ("(ffn 1)", {"up": ""}, "a 1 is a dimension of its own", 5),
+    ("(ffn 1", {"up": ""}, "a 1 is a dimension of its own", 5),
+    ("ffn 12", {"up": ""}, "'2' means nothing here", 5),
+    ("ffn 2 hidden", {"up": ""}, "'2' means nothing here", 4),
+    ("ffn, hidden", {"up": ""}, "',' means nothing here", 3),
+    ("ffn -> hidden", {"up": ""}, "'-' means nothing here", 4),
+    ("ffn Hidden", {"up": ""}, "'H' means nothing here", 4),
+    ("(kv *) hidden", {"q": "rep dim", "k": "kv"}, "'kv' stands here for the second time", 0),
+    ("(kv *) hidden", {"q": "dim dim"}, "'dim' stands here for the second time", 4),
+    ("(kv *) hidden", {"q": "(rep dim)"}, "'(' means nothing here", 0),
+    ("(kv *) hidden", {"q": "1"}, "'1' means nothing here", 0),
+    ("(kv *) hidden", {"q": "*"}, "'*' means nothing here", 0),
+    ("(kv rep dmi) hidden", {"q": ""}, "there is no axis 'dmi'", 8),
+    ("(kv *) hidden", {"q": "rep dmi"}, "there is no axis 'dmi'", 4),
 ]
 
 
-@pytest.mark.parametrize(("remark", "text", "parts", "joins"), UNREADABLE, ids=[row[0] for row in UNREADABLE])
-def test_a_pattern_is_refused_for(remark, text, parts, joins):
-    with pytest.raises(ValueError, match="joins") as caught:
-        parse(text, parts)
-    assert str(caught.value) == f"pattern {text!r} joins {joins} times, its parts are {parts!r}"
+@pytest.mark.parametrize(("text", "parts", "what", "at"), UNREADABLE, ids=[f"{row[0]}, {row[2]}" for row in UNREADABLE])
+def test_a_pattern_is_refused_where_it_says_nothing(text, parts, what, at):
+    with pytest.raises(BadPattern) as caught:
+        parse(text, parts, {"kv", "rep", "dim", "ffn", "hidden"})
+    said, shown, caret = str(caught.value).split("\n")
+    assert said == what
+    assert shown[2:] in (text, *parts.values())
+    assert caret == " " * (2 + at) + "^"
+
+
+@given(st.text("ab *1()", max_size=9))
+def test_what_is_read_is_all_of_the_text(text):
+    try:
+        dims = parse(text, {"one": ""} if "*" not in text else {"one": "c", "other": "d"}).dims
+    except BadPattern:
+        return
+    assert [axis for axes in dims for axis in axes or ("1",)] == re.findall("[ab]+|[*1]", text)
+    assert len(dims) == len(re.findall(r"\([^)]*\)|[ab]+|[*1]", text))
 
 
 PARSED = [

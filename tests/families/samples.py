@@ -20,7 +20,7 @@ from carnet.errors import NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
 from carnet.families.known import FAMILIES, dialect_of, padded, recognise
-from carnet.families.model import canonical, layers, mixtures, number, value
+from carnet.families.model import canonical_shapes, layers, mixtures, number, value
 from carnet.families.rows import Dialect
 from carnet.families.saying import write
 from carnet.families.words import Config, Value
@@ -427,8 +427,8 @@ def numbers(model: Model, random: Random, *, finite: bool = False) -> dict[str, 
     generator = np.random.default_rng(random.randint(0, 1 << 32))
     item = TYPES[str(model.config["dtype"])][1]
     found: dict[str, np.ndarray] = {}
-    for name, tensor, shape in canonical(model.config):
-        if tensor.is_norm or ".router" in name:
+    for name, shape in canonical_shapes(model.config).items():
+        if name.tensor.less_one or ".router" in name:
             # one and less are exact in every type, and so is their difference
             found[name] = 1 + generator.integers(0, 128, shape) / 128
         elif finite:

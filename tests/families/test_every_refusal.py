@@ -228,7 +228,8 @@ def one_of_each(whole: Inventory):
 
 def holes(whole: Inventory, key: tuple[str, str]) -> set[str]:
     """Return the canonical tensors of which nobody else holds all."""
-    shapes, lost = canonical_shapes(whole.config), set()
+    shapes: dict[str, tuple[int, ...]] = {**canonical_shapes(whole.config)}
+    lost = set()
     for tensor in {view.tensor for view in whole.entries[key].views}:
         held = np.zeros(shapes[tensor], bool)
         for other, entry in whole.entries.items():

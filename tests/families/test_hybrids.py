@@ -6,7 +6,7 @@ from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.fields import read
 from carnet.families.known import dialect_of
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical, layers
+from carnet.families.model import canonical_shapes, layers
 from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.families.saying import write
 
@@ -91,7 +91,7 @@ def test_two_names_of_one_pattern_are_one_pattern():
 
 def test_the_norm_inside_a_mixer_is_never_stored_less_one():
     config = said(hybrid_override_pattern="MM*-", layernorm_zero_centered_gamma=True)
-    less_one = {name for name, tensor, _ in canonical(config) if tensor.is_norm}
+    less_one = {name for name in canonical_shapes(config) if name.tensor.less_one}
     before = {"layers.0.attention_norm", "layers.1.attention_norm", "layers.2.attention_norm", "layers.3.mlp_norm"}
     assert less_one == {*before, "final_norm"}
 

@@ -10,7 +10,7 @@ import pytest
 import carnet
 from carnet.families.known import recognise
 from carnet.families.llama import LLAMA
-from carnet.families.model import canonical, layers, number, value
+from carnet.families.model import canonical_shapes, layers, number, value
 from tests.families.samples import SAMPLES, TYPES, cut, draw, load, numbers, ranked, said, save, says
 from tests.live.engine_parts import parts_of
 from tests.live.family_jobs import SPOILED
@@ -30,11 +30,11 @@ def content(model, random, *, centred, router):
     """Return the canonical weights of a model as a module of Megatron has them: norms less one where they are centred."""
     dtype, found = str(model.config["dtype"]), {}
     weights = numbers(model, random)
-    for name, tensor, shape in canonical(model.config):
+    for name, shape in canonical_shapes(model.config).items():
         own = "f32" if name.endswith("router_bias") else router if name.endswith("moe.router") else dtype
         part = weights[name]
         if part.dtype == np.float64:
-            part = (part - (centred and tensor.is_norm)).astype(TYPES[own][1])
+            part = (part - (centred and name.tensor.less_one)).astype(TYPES[own][1])
         found[name] = LIVE[own], shape, part.tobytes()
     return found
 

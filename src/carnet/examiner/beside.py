@@ -13,25 +13,19 @@ from carnet.dtypes import array_type
 from carnet.examiner.asked import Asked
 from carnet.examiner.codes import numbers
 from carnet.examiner.compare import Finding, Side
-from carnet.examiner.matrix import own_type, split
+from carnet.examiner.matrix import own_type
 from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
 from carnet.families.entries import Entry, entries
 from carnet.families.rows import modules_of
+from carnet.families.tensors import HEAD, LINEAR, PLAIN, Canonical
 from carnet.formats.stored import Stored
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import BY_NAME, Recipe
-from carnet.quantize.styles import SAME_INPUT, STYLES
+from carnet.quantize.styles import STYLES
 from carnet.sorting import cache_scales
 
-LINEAR = re.compile(
-    r"attention\.[qkvo]|mla\.(q|q_a|q_b|kv_a|k_rope|k_b|v_b|o)|(mlp|moe|shared)\.(gate|up|down)|mamba\.(z|x|b|c|dt|o)|mtp\.project"
-    r"|linear_(mixer|mlp)"
-)
 # the accused wrote the expression: one that repeats what repeats, or often, takes longer to match than anybody waits
 SLOW, REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\()[*+?{]")
-# which names of a head one must be excluded of: modelopt's are those of files, compressed-tensors' that of transformers, the last;
-# DeepSeek's code leaves the head alone without being told, and ranks store it
-HEADS = {"modelopt": (None,), "compressed-tensors": (-1, None), "deepseek": (0,), "trtllm": (1,)}
 Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
 
 
@@ -72,7 +66,7 @@ def _known(source: Side, asked: Asked) -> Amaxes:
 
 def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator[Finding]:
     """Check the scales of activations; what reads the same activations has the same, on all ranks."""
-    groups: dict[tuple[str, ...], list[tuple[Stored, float]]] = defaultdict(list)
+    groups: dict[tuple[Canonical, ...], list[tuple[Stored, float]]] = defaultdict(list)
     for key, one in target.inventory.coded.items():
         recipe = BY_NAME[one.recipe]
         name = STYLES[recipe.style].inputs.get(recipe.scheme, "")
@@ -81,7 +75,7 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
                 continue
             found = float(numbers(target.shelves, stored).reshape(-1)[0])
             entry = target.inventory.entries[key]
-            readers = tuple(sorted({reader for tensor in entry.reading.tensors[0] for reader in _readers(tensor)}))
+            readers = tuple(sorted({reader for name in entry.reading.tensors[0] for reader in name.fellows()}))
             seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
             own = own_type(source, target, entry, asked.dtype)
             right = input_scale(recipe, max(seen), own) if seen else _brought(source, recipe, readers, own)
@@ -111,12 +105,6 @@ def _brought(source: Side, recipe: Recipe, readers: Iterable[str], own: str) -> 
     return input_scale(recipe, max(amaxes), own) if amaxes else None
 
 
-def _readers(tensor: str) -> list[str]:
-    """Name the canonical tensors of a layer that are multiplied with the same activations as this one."""
-    layer, within = split(tensor)
-    return [layer + name for name in next((group for group in SAME_INPUT if within in group), (within,))]
-
-
 def _wrong(whose: str, entry: Entry, stored: Stored, found: float, right: float) -> Finding:
     what = name_scales(np.array([found], np.float32), np.array([right], np.float32))
     what = what.replace("they do not follow from the weights", "not what calibration found")
@@ -131,11 +119,11 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
         if stored is None or volume(whole(stored.shape)) != 1:
             continue  # the survey has said so
         found = float(numbers(target.shelves, stored).reshape(-1)[0])
-        tensors = [tensor for tensor in entry.reading.tensors[0] if split(tensor)[1] in ("attention.k", "attention.v")]
-        seen = [amax for tensor in tensors if (amax := known.get((tensor, split(tensor)[1][-1]))) is not None]
+        tensors = [name for name in entry.reading.tensors[0] if name.tensor.cached]
+        seen = [amax for name in tensors if (amax := known.get((name, name.tensor.cached))) is not None]
         right = asked.cache_scale
         if right is None and seen:
-            right = max(1.0, max(seen) / LARGEST) if style.name == "trtllm" else max(seen) / LARGEST
+            right = max(1.0, max(seen) / LARGEST) if style.one_cache else max(seen) / LARGEST
         if right is not None:
             right = float(np.float64(right).astype(array_type(stored.dtype)))
             if found != right:
@@ -149,7 +137,7 @@ def _ignored(target: Side, said: Said) -> Iterator[Finding]:
     if said.recipe is None:
         return
     # what a program calls the head that it builds, whether that has a tensor of its own or not
-    heads = modules_of(target.inventory.dialect, "head")[slice(*HEADS[said.style.name])]
+    heads = modules_of(target.inventory.dialect, HEAD)[slice(*said.style.heads_asked)]
     for key, entry in target.inventory.entries.items():
         module = key[1].removesuffix(".weight")
         excluded = any(_is_named(module, name) for name in said.ignored)
@@ -178,4 +166,4 @@ def _is_named(module: str, name: str) -> bool:
 
 def _is_linear(entry: Entry) -> bool:
     """Say whether a tensor is the weight of a linear layer to engines."""
-    return all(LINEAR.fullmatch(split(name)[1]) for name in entry.reading.tensors[0])
+    return all(name.tensor.role in (LINEAR, PLAIN) for name in entry.reading.tensors[0])

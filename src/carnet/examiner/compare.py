@@ -14,7 +14,8 @@ from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
-from carnet.families.model import canonical_shapes, norms
+from carnet.families.model import canonical_shapes
+from carnet.families.tensors import Canonical
 from carnet.formats.stored import Coded, Stored
 from carnet.inventory import Inventory
 from carnet.seeds import NOTHING, Seeds
@@ -49,9 +50,8 @@ class Side:
 
     inventory: Inventory
     shelves: Shelves
-    parts: dict[str, list[Part]]  # canonical tensor -> where it lies
-    shapes: dict[str, tuple[int, ...]]  # of every canonical tensor
-    norms: frozenset[str]  # the canonical tensors that scale a norm
+    parts: dict[Canonical, list[Part]]  # canonical tensor -> where it lies
+    shapes: dict[Canonical, tuple[int, ...]]  # of every canonical tensor
     seeds: Seeds = NOTHING  # the scales that it brings along
 
 
@@ -60,13 +60,13 @@ class Suspect:
     """A part of the target that differs from the source, and whose damage may still get a name."""
 
     part: Part
-    name: str  # the canonical tensor
+    name: Canonical
     finding: Finding  # what is known without looking any closer
 
 
 def side(inventory: Inventory, block: int = BLOCK) -> Side:
     """Index an inventory by canonical tensor."""
-    found: dict[str, list[Part]] = defaultdict(list)
+    found: dict[Canonical, list[Part]] = defaultdict(list)
     for key, entry in inventory.entries.items():
         coded, reading = inventory.coded.get(key), entry.reading
         stored = inventory.checkpoint.tensors[key] if coded is None else replace(coded.codes, dtype=MEANT, shape=coded.shape)
@@ -75,9 +75,7 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
             for part, name in enumerate(names):
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
-    return Side(
-        inventory, Shelves(inventory.checkpoint.root, block), found, canonical_shapes(inventory.config), norms(inventory.config)
-    )
+    return Side(inventory, Shelves(inventory.checkpoint.root, block), found, canonical_shapes(inventory.config))
 
 
 def read(of: Side, part: Part, box: Box) -> Array:
@@ -93,11 +91,11 @@ def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
     return coded is not None and any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
 
 
-def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding | Suspect]]:
+def compare(source: Side, target: Side, name: Canonical) -> tuple[int, list[Finding | Suspect]]:
     """Compare one canonical tensor everywhere the target has it: (elements compared, what is wrong)."""
     shape = source.shapes[name]
     found, compared = list[Finding | Suspect](), 0
-    shift = source.inventory.zero_centred - target.inventory.zero_centred if name in source.norms else 0
+    shift = source.inventory.zero_centred - target.inventory.zero_centred if name.tensor.less_one else 0
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
         found.append(
@@ -122,7 +120,7 @@ def compare(source: Side, target: Side, name: str) -> tuple[int, list[Finding | 
     return compared, found
 
 
-def sources(source: Side, name: str, box: Box) -> Iterator[tuple[Part, Box]]:
+def sources(source: Side, name: Canonical, box: Box) -> Iterator[tuple[Part, Box]]:
     """Yield disjoint boxes that make up a box, each with a stored tensor of the source that has it."""
     left = [box]
     for part in source.parts[name]:
@@ -152,7 +150,7 @@ def _as(bits: Array, given: str, wanted: str, shift: int) -> tuple[Array, NDArra
     return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}")), beyond
 
 
-def whole_of(source: Side, name: str, box: Box) -> Array:
+def whole_of(source: Side, name: Canonical, box: Box) -> Array:
     """Return the bits of a canonical box, put together from the stored tensors that have it."""
     made = None
     for part, shared in sources(source, name, box):

@@ -23,6 +23,7 @@ from carnet.examiner.naming import Clues
 from carnet.examiner.shelves import blocks, close, digest, region, stored_bytes
 from carnet.examiner.types import check_types
 from carnet.families.model import matters, value
+from carnet.families.tensors import Canonical
 from carnet.families.words import FIELDS
 from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.inventory import Inventory, survey
@@ -188,7 +189,7 @@ def _digest(of: Side, stored: Stored) -> tuple[str, str]:
     return "/".join(filter(None, (stored.unit, stored.name))), digest(of.shelves, stored)
 
 
-def _plain_bytes(source: Side, of: Side, name: str) -> int:
+def _plain_bytes(source: Side, of: Side, name: Canonical) -> int:
     """Return the bytes of a canonical tensor that were compared as they stand."""
     found = 0
     for part in of.parts.get(name, []):

@@ -19,6 +19,7 @@ from carnet.examiner.scales import Array, Floats
 from carnet.examiner.shelves import blocks
 from carnet.examiner.unfold import unfold
 from carnet.families.entries import Entry
+from carnet.families.tensors import Canonical
 from carnet.formats.stored import Coded, Key
 from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
@@ -26,7 +27,7 @@ from carnet.quantize.styles import STYLES
 
 TILE = 1 << 18  # elements at most
 
-Amaxes = Mapping[str, Floats]  # canonical tensor -> the largest magnitude in it, or in each of its experts
+Amaxes = Mapping[Canonical, Floats]  # canonical tensor -> the largest magnitude in it, or in each of its experts
 
 
 @dataclass(slots=True)
@@ -127,35 +128,23 @@ def _inside(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[slice,
     return np.ix_(rows, columns)
 
 
-def split(name: str) -> tuple[str, str]:
-    """Split the name of a canonical tensor at its layer.
-
-    >>> split("layers.3.mlp.up"), split("head")
-    (('layers.3.', 'mlp.up'), ('', 'head'))
-    """
-    if not name.startswith("layers."):
-        return "", name
-    _, number, within = name.split(".", 2)
-    return f"layers.{number}.", within
-
-
-def amax_names(entry: Entry, coded: Coded, present: Mapping[str, object]) -> set[str]:
+def amax_names(entry: Entry, coded: Coded, present: Mapping[Canonical, object]) -> set[Canonical]:
     """Name the canonical tensors that share the scale of a whole tensor with a stored one, its own among them."""
     recipe = BY_NAME[coded.recipe]
     if recipe.block != WHOLE and not recipe.scale.outer:
         return set()
-    found = set()
+    style = STYLES[recipe.style]
+    joint, found = style.joint.get(recipe.scheme, ()), set[Canonical]()
     for name in entry.reading.tensors[0]:
-        layer, within = split(name)
-        groups = [group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if within in group]
-        found |= {name, *(layer + other for group in groups for other in group if layer + other in present)}
+        shared = name.fellows() if name.tensor.reads in joint and name.tensor.part not in style.alone else []
+        found |= {name, *(other for other in shared if other in present and other.tensor.part not in style.alone)}
     return found
 
 
-def amax(source: Side, name: str) -> Floats:
+def amax(source: Side, name: Canonical) -> Floats:
     """Return the largest magnitude of a canonical tensor of the source; of experts, that of each."""
     shape = source.shapes[name]
-    by_expert = split(name)[1].startswith("moe.")
+    by_expert = name.tensor.each_expert
     found = np.zeros(shape[0] if by_expert else 1, np.float32)
     for box in blocks(whole(shape), source.shelves.block // 4):
         for origin, shared in sources(source, name, box):
@@ -174,7 +163,7 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
     largest = 0.0
     marks = []
     for name in amax_names(entry, coded, source.shapes):
-        shared = split(name)[1].startswith("moe.")
+        shared = name.tensor.each_expert
         expert = entry.reading.shares["expert"].start + number if shared else 0
         rounded = amaxes[name][expert : expert + 1].astype(array_type(own)).astype(np.float32)
         largest = max(largest, float(rounded[0]))

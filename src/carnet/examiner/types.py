@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Finding, Part, Side
+from carnet.families.tensors import Canonical
 
 
 def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Finding]:
@@ -24,10 +25,10 @@ def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Findi
         yield Finding(what, "dtype", first, f"{given} -> {found} in {len(labels)} stored tensors; {remedy}")
 
 
-def _allowed(source: Side, target: Side, name: str, part: Part, asked: str | None) -> set[str]:
+def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str | None) -> set[str]:
     """Return the types that a stored tensor may have. Rows with a type of their own keep it; so does f32, which holds a sum exactly."""
     own = {_own(source, origin) for origin in source.parts[name]} if asked is None else {asked}
-    summed = name in source.norms and source.inventory.zero_centred != target.inventory.zero_centred
+    summed = name.tensor.less_one and source.inventory.zero_centred != target.inventory.zero_centred
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 
 

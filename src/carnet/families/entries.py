@@ -11,8 +11,9 @@ from itertools import product
 
 from carnet.box import Box
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.families.model import TIED, Tensor, holds, layers, number, sizes, tensors, value
+from carnet.families.model import holds, layers, number, sizes, tensors, value
 from carnet.families.rows import Dialect, Row
+from carnet.families.tensors import AXES, TIED, Axis, Canonical, Tensor
 from carnet.families.words import Config, Value
 from carnet.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
 
@@ -25,7 +26,9 @@ class Reading:
     shares: Mapping[str, Share]  # of every axis
     parts: tuple[tuple[str, ...], ...]  # per part of the pattern: the axes of its canonical tensor
     cut: str  # what tensor parallelism cuts
-    tensors: tuple[tuple[str, ...], ...]  # per index of the layer dimension (one, if there is none): the tensor in each part
+    tensors: tuple[
+        tuple[Canonical, ...], ...
+    ]  # per index of the layer dimension (one, if there is none): the tensor in each part
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ class Unit:
     expert_tensor: Among = Among()  # among those that share each expert
     expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
     also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
+
+    def among(self, axis: Axis) -> Among:
+        """Return the place of this unit among the ranks that share an axis."""
+        return {"tensor": self.tensor, "expert": self.expert, "expert_tensor": self.expert_tensor}[axis.among]
 
 
 NUMBERED = re.compile(r"(?P<kind>decoder|mtp)\.layers\.(?P<layer>\d+)\.")
@@ -250,7 +257,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
         return
     name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
     shares = _checked_shares(job, parts, same[0])
-    axes = tuple(tuple(tensor.axes.split()) for tensor in parts)
+    axes = tuple(tensor.axes for tensor in parts)
     stacked = name.replace("{layer}.", "")
     # Megatron numbers the layers of such models, alike or not
     named = value(job.config, "hybrid") or value(job.config, "layer_ffn")
@@ -278,7 +285,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
                 names = _names(parts, layer)
                 views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
                 reading = Reading(row.pattern, held, axes, row.cut, (names,))
-                padded = parts[0].name if folded.padding else ""
+                padded = names[0] if folded.padding else ""
                 entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading, stored)
                 yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
 
@@ -328,21 +335,20 @@ def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[
         yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - first))
 
 
-def _names(parts: list[Tensor], layer: int) -> tuple[str, ...]:
-    return tuple(tensor.name.replace("{layer}", str(layer)) for tensor in parts)
+def _names(parts: list[Tensor], layer: int) -> tuple[Canonical, ...]:
+    return tuple(tensor.at(layer) for tensor in parts)
 
 
 def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], layer: int, at: dict[str, int]) -> Iterator[View]:
     for slot, tensor in zip(folded.slots, parts, strict=True):
-        yield view(slot, tensor.name.replace("{layer}", str(layer)), tensor.axes.split(), shares, at)
+        yield view(slot, tensor.at(layer), tensor.axes, shares, at)
 
 
 def _checked_shares(job: _Job, parts: list[Tensor], layer: int) -> dict[str, Share]:
     try:
         return _shares(job.row.cut, job.dialect, job.kind, job.unit)
     except BadRequest as refusal:
-        tensor = parts[0].name.replace("{layer}", str(layer))
-        raise BadRequest(refusal.what, {"tensor": tensor, **refusal.facts}, remedy=refusal.remedy) from None
+        raise BadRequest(refusal.what, {"tensor": parts[0].at(layer), **refusal.facts}, remedy=refusal.remedy) from None
 
 
 def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str, Share]:
@@ -353,21 +359,21 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
         cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
     shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
     shares["vocab"] = _cut_vocabulary(size["vocab"], value(config, "padded_vocab"), Among())
-    rank, world = unit.tensor.rank, unit.tensor.world
-    match cut:
-        case "kv":
-            shares |= cut_or_repeat("kv", size["kv"], "rep", size["rep"], world, rank)
-        case "vocab":
-            shares["vocab"] = _cut_vocabulary(size["vocab"], value(config, "padded_vocab"), unit.tensor)
-        case "expert":
-            shares["expert"] = cut_evenly("expert", size["expert"], unit.expert.world, unit.expert.rank)
-            inside = unit.expert_tensor
-            shares["moe_ffn"] = cut_evenly("moe_ffn", size["moe_ffn"], inside.world, inside.rank)
-        case "ffn" | "hidden" | "shared_ffn" | "group":
-            if world > 1:
-                shares[cut] = cut_evenly(cut, size[cut], world, rank)
+    axis = AXES.get(cut)
+    if axis is None:
+        return shares
+    place = unit.among(axis)
+    match axis.cut:
+        case "padded":
+            shares[cut] = _cut_vocabulary(size[cut], value(config, "padded_vocab"), place)
+        case "repeated":
+            shares |= cut_or_repeat(cut, size[cut], axis.inner, size[axis.inner], place.world, place.rank)
+        case "evenly":
+            for each in (axis, *([AXES[axis.inner]] if axis.inner else [])):
+                if (place := unit.among(each)).world > 1:
+                    shares[each.name] = cut_evenly(each.name, size[each.name], place.world, place.rank)
         case _:
-            assert not cut, f"a row is cut along {cut!r}, which no rank is"
+            raise AssertionError(f"no ranks share the axis {cut!r}")
     return shares
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from carnet.families.fields import Table
+from carnet.families.tensors import AXES
 from carnet.families.words import Condition, Config
 from carnet.layout import Pattern, parse
-
-OUTSIDE = ("embed", "head")  # tensors of the model that a layer may store again
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,5 @@ def fuse(
     stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
-    within = "layers.{layer}." if "{layer}" in name else ""
-    named = {tensor if tensor in OUTSIDE else within + tensor: axes for tensor, axes in parts.items()}
-    shape = parse(stored, named) if stored else None
-    return Row(name, parse(text, named), cut, spelling, dtype, only_further, when or {}, shape)
+    shape = parse(stored, parts, AXES) if stored else None
+    return Row(name, parse(text, parts, AXES), cut, spelling, dtype, only_further, when or {}, shape)

@@ -11,7 +11,7 @@ from carnet.families.megatron import MEGATRON
 from carnet.families.rows import Dialect, Row
 
 # Megatron cuts it, engines keep it whole: vllm/model_executor/models/deepseek_mtp.py
-WHOLE = {"layers.{layer}.mtp.project"}
+WHOLE = {"mtp.project"}
 
 
 @cache

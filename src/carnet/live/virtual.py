@@ -19,7 +19,7 @@ from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
 from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical, value
+from carnet.families.model import canonical_shapes, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
 from carnet.families.vocabulary import Vocabulary, by_config, vocabulary
@@ -103,7 +103,7 @@ def describe(
         tensors[key] = Stored(*key, dtype, entry.shape, (chunk,))
         described[key], owners[key] = entry, list(held[entry.unit][1])
     known = {view.tensor for entry in described.values() for view in entry.views}
-    lost = next((name for name, _, _ in canonical(fields) if name not in known), None)
+    lost = next((name for name in canonical_shapes(fields) if name not in known), None)
     if lost is not None:
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())

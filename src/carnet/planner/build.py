@@ -12,7 +12,7 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.known import dialect_of
-from carnet.families.model import canonical_shapes, norms, value
+from carnet.families.model import canonical_shapes, value
 from carnet.families.rows import Dialect
 from carnet.families.vocabulary import Vocabulary
 from carnet.families.words import Config, Value
@@ -243,7 +243,7 @@ def _source_pieces(source: Inventory, library: Library) -> tuple[dict[str, list[
 
 def _keep(found: Mapping[str, list[Piece]], source: Inventory, library: Library) -> tuple[dict[str, Shelf], list[Step]]:
     """Keep each element of the source once; what repeats it is to be compared."""
-    kept, steps = {}, list[Step]()
+    kept, steps = dict[str, Shelf](), list[Step]()
     for name, shape in canonical_shapes(source.config).items():
         distinct, copies = separate(found[name])
         boxes = [piece.box for piece in distinct]
@@ -291,7 +291,7 @@ def _own(piece: Piece, request: Request) -> str:
 def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, float]:
     """Return what is added to a tensor on the way: one to a norm that only the source stores less one."""
     shift = source.zero_centred - is_zero_centred(target, config)
-    return dict.fromkeys(norms(source.config), float(shift)) if shift else {}
+    return {name: float(shift) for name in canonical_shapes(source.config) if name.tensor.less_one} if shift else {}
 
 
 def _meet(

@@ -12,40 +12,13 @@ from fnmatch import fnmatchcase
 
 from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Entry, as_linear, is_conv1d
-from carnet.families.model import value
+from carnet.families.model import holds, value
 from carnet.families.rows import Dialect, modules_of
-from carnet.families.words import Condition, Config
+from carnet.families.tensors import HEAD, LINEAR, Tensor, canonical
+from carnet.families.words import Config
 from carnet.formats.stored import Key
 from carnet.quantize.recipes import Recipe, columns_of_a_block
-from carnet.quantize.styles import Kept, kept
-
-# the weights of linear layers; embeddings, heads, norms, routers and convolutions stay as they are
-LINEAR = frozenset(
-    """
-    attention.q attention.k attention.v attention.o mla.q mla.q_a mla.q_b mla.kv_a mla.k_rope mla.k_b mla.v_b mla.o
-    mlp.gate mlp.up mlp.down moe.gate moe.up moe.down shared.gate shared.up shared.down mamba.z mamba.x mamba.b mamba.c mamba.dt mamba.o
-    """.split()
-)
-# linear layers in place of attention or an MLP: TensorRT-LLM's (models/nemotron_nas/model.py) cannot be quantized, for another class
-# would take theirs
-INSTEAD = frozenset(("linear_mixer", "linear_mlp"))
-EXPERTS = frozenset(("moe.gate", "moe.up", "moe.down"))
-
-# linear layers that every program leaves as they are, and must be told so
-LEFT = frozenset(("head", "moe.router", "shared.weigh", "mtp.project", *INSTEAD))
-# what a config lists beside the linear layers that were excluded: modelopt names embeddings and convolutions too
-PLAIN: Mapping[str, frozenset[str]] = {
-    "modelopt": LEFT | {"embed", "position", "mamba.conv_x", "mamba.conv_b", "mamba.conv_c"},
-    "compressed-tensors": LEFT,
-    "deepseek": LEFT - {"head"},
-    # the list takes the place of TensorRT-LLM's own, which has the first three (quantization/quantize.py quantize_layers)
-    "trtllm": LEFT,
-}
-# of these, what a program knows by a class that not all models use: Gemma's embedding multiplies what it looks up
-ONLY_WHERE: Mapping[tuple[str, str], Condition] = {("modelopt", "embed"): {"embed_root": False}}
-# whose module of the head has no tensor where the model is tied, and is looked at all the same; True: under every name that it has
-TIED_HEADS = {"modelopt": False, "compressed-tensors": True}
-CONV1D = frozenset(("modelopt",))  # styles of programs that code transformers' Conv1D: they store it as a linear layer
+from carnet.quantize.styles import STYLES, Kept, Style, kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +48,7 @@ def choose(
         found[entry.unit, entry.name] = Coded(entry, own, tensors)
     if not found:
         raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(exclude) or "nothing"})
-    if recipe.style == "trtllm":
+    if STYLES[recipe.style].whole_experts:
         _check_experts(wanted, found)
     return found
 
@@ -115,7 +88,7 @@ def _is_parameter(entry: Entry) -> bool:
 
 
 def _conv1ds(recipe: Recipe, chosen: Sequence[Entry]) -> list[Entry]:
-    return [] if recipe.style in CONV1D else [*filter(is_conv1d, chosen)]
+    return [] if STYLES[recipe.style].codes_conv1d else [*filter(is_conv1d, chosen)]
 
 
 def _divides(recipe: Recipe, entry: Entry) -> bool:
@@ -127,7 +100,7 @@ def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
     """Refuse to exclude half of a module: TensorRT-LLM quantizes all weights of the experts of a layer, or none."""
     chosen: dict[Key, bool] = {}
     for entry in wanted:
-        if {within(view.tensor) for view in entry.views} & EXPERTS:
+        if any(map(_of_experts, tensors_of(entry))):
             module = entry.name.rsplit(".", 2)[0]
             is_coded = (entry.unit, entry.name) in coded
             if chosen.setdefault((entry.unit, module), is_coded) != is_coded:
@@ -136,44 +109,44 @@ def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
                 raise BadRequest("the experts of a layer are quantized whole or not at all", facts, remedy=remedy)
 
 
+def tensors_of(entry: Entry) -> list[Tensor]:
+    """Return what the canonical tensors in a stored one are."""
+    return [canonical(view.tensor).tensor for view in entry.views]
+
+
 def _linear(entry: Entry) -> bool:
-    return {within(view.tensor) for view in entry.views} <= LINEAR
+    return all(tensor.role == LINEAR for tensor in tensors_of(entry))
 
 
-def within(tensor: str) -> str:
-    """Return the name of a canonical tensor inside its layer."""
-    return tensor.split(".", 2)[2] if tensor.startswith("layers.") else tensor
+def _of_experts(tensor: Tensor) -> bool:
+    return tensor.each_expert and tensor.role == LINEAR
 
 
 def plain_modules(
     recipe: Recipe, target: Dialect, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]
 ) -> list[str]:
     """Return the modules that a config names as not quantized: what looks like a linear layer to the program that reads it."""
-    names = {*_heads(recipe.style, target, config), *_plain(recipe.style, config, wanted, coded)}
+    style = STYLES[recipe.style]
+    names = {*_heads(style, target, config), *_plain(style, config, wanted, coded)}
     return sorted(names, key=lambda name: (name != "lm_head", name))
 
 
-def _heads(style: str, target: Dialect, config: Config) -> Sequence[str]:
+def _heads(style: Style, target: Dialect, config: Config) -> Sequence[str]:
     """Return the modules of the head that have no tensor: that of a tied model, another name of it."""
     if target.ranked:
         return ("lm_head",)  # modelopt forgets it where there are stages
-    names = modules_of(target, "head") if style in TIED_HEADS else ()
-    return names if TIED_HEADS.get(style) else names[: bool(value(config, "tied"))]
+    names = modules_of(target, HEAD)[: style.heads_named]
+    return names if style.heads_named is None else names[: bool(value(config, "tied"))]
 
 
-def _plain(style: str, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> Iterator[str]:
-    listed = LINEAR | {
-        tensor
-        for tensor in PLAIN[style]
-        if all(value(config, field) == said for field, said in ONLY_WHERE.get((style, tensor), {}).items())
-    }
+def _plain(style: Style, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> Iterator[str]:
+    listed = {LINEAR, *style.lists}
     for entry in wanted:
-        tensors = {within(view.tensor) for view in entry.views}
-        if (entry.unit, entry.name) in coded or not tensors & listed:
+        tensors = [tensor for tensor in tensors_of(entry) if tensor.role in listed]
+        if (entry.unit, entry.name) in coded or not any(
+            holds(style.only_where.get(tensor.part, {}), config) for tensor in tensors
+        ):
             continue
         # where experts are parameters of one module, that module is asked about
-        yield module_of(entry).rsplit(".", 1)[0] if _is_parameter(entry) or _in_ranks(style, tensors) else module_of(entry)
-
-
-def _in_ranks(style: str, tensors: set[str]) -> bool:
-    return style == "trtllm" and bool(tensors & EXPERTS)
+        one = _is_parameter(entry) or (style.whole_experts and any(map(_of_experts, tensors)))
+        yield module_of(entry).rsplit(".", 1)[0] if one else module_of(entry)

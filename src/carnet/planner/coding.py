@@ -13,16 +13,17 @@ from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
 from carnet.families.entries import Entry, entries
 from carnet.families.family import Family
+from carnet.families.tensors import Canonical, canonical
 from carnet.families.words import Config
 from carnet.formats.stored import Key, dense_strides
 from carnet.inventory import Inventory
-from carnet.planner.choosing import Coded, within
+from carnet.planner.choosing import Coded
 from carnet.planner.pieces import Shelf, cut
 from carnet.planner.request import Request
 from carnet.planner.seeding import activation_scale, weight_scale
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
-from carnet.quantize.styles import SAME_INPUT, SCALAR, STYLES, Kept, beside
+from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
 from carnet.seeds import Seeds, read_seeds
 from carnet.steps import SKETCH, Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
 
@@ -195,22 +196,24 @@ def _asked(recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Shelf]) -> d
     """Return what a matrix's scale follows from: a name for each canonical tensor, or for one expert of it."""
     if recipe.block != (0, 0) and not recipe.scale.outer:
         return {}
-    asked = {}
+    asked = dict[str, tuple[str, int | None]]()
     for view in one.entry.views:
-        by_expert = view.tensor.split(".", 2)[-1].startswith("moe.")
+        name = canonical(view.tensor)
+        by_expert = name.tensor.each_expert
         expert = view.box.start[0] + box.start[0] if by_expert else None
         if by_expert and len(one.entry.shape) == 2:
             expert = view.box.start[0]
-        for tensor in _joint(recipe, view.tensor, held):
+        for tensor in _joint(recipe, name, held):
             asked[tensor if expert is None else f"{tensor}[{expert}]"] = (tensor, expert)
     return asked
 
 
-def _joint(recipe: Recipe, tensor: str, held: Collection[str]) -> list[str]:
+def _joint(recipe: Recipe, name: Canonical, held: Collection[str]) -> list[Canonical]:
     """Return the canonical tensors that share a whole tensor's scale with this one, itself included."""
-    group = next((group for group in STYLES[recipe.style].joint.get(recipe.scheme, ()) if within(tensor) in group), ())
-    layer = tensor.removesuffix(within(tensor))
-    return [layer + name for name in group if layer + name in held] or [tensor]
+    style = STYLES[recipe.style]
+    if name.tensor.reads not in style.joint.get(recipe.scheme, ()) or name.tensor.part in style.alone:
+        return [name]
+    return [each for each in name.fellows() if each in held and each.tensor.part not in style.alone]
 
 
 def _quantize(
@@ -243,9 +246,7 @@ def _input(coding: Coding, one: Coded) -> float:
     """Return the scale of a weight's activations: that of the largest input among what is fused or shares it."""
     names = []
     for view in one.entry.views:
-        inside = within(view.tensor)
-        layer = view.tensor.removesuffix(inside)
-        names += [layer + name for name in next((group for group in SAME_INPUT if inside in group), (inside,))]
+        names += canonical(view.tensor).fellows()
     found = [amax for name in names if (amax := coding.amaxes.get((name, "input"))) is not None]
     own = activation_scale(coding.seeds, coding.recipe, names, one.own) if not found else None
     if own is not None:
@@ -264,17 +265,15 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
     found: dict[Key, Scaled] = {}
     for entry in wanted:
         for view in entry.views:
-            for at, (tensor, what) in enumerate((("attention.k", "k"), ("attention.v", "v"))):
-                if within(view.tensor) != tensor or not entry.name.endswith("weight"):
-                    continue
-                name = beside(entry.name, style.cache[at])
-                scale = _cache_scale(coding, entry, view.tensor, what)
-                if style.name == "trtllm" and (entry.unit, name) in found:  # one for both
-                    scale = max(scale, found[entry.unit, name].value)
-                dtype = dtypes[entry.unit, entry.name] if style.cache[2] == "own" else style.cache[2]
-                found[entry.unit, name] = Scaled(
-                    (entry.unit, entry.name), Kept("cache", name, dtype, SCALAR[style.scalar]), scale
-                )
+            what = canonical(view.tensor).tensor.cached
+            if not what:
+                continue
+            name = beside(entry.name, style.cache["kv".index(what)])
+            scale = _cache_scale(coding, entry, view.tensor, what)
+            if style.one_cache and (entry.unit, name) in found:
+                scale = max(scale, found[entry.unit, name].value)
+            dtype = dtypes[entry.unit, entry.name] if style.cache[2] == "own" else style.cache[2]
+            found[entry.unit, name] = Scaled((entry.unit, entry.name), Kept("cache", name, dtype, SCALAR[style.scalar]), scale)
     if not found:
         raise NotSupported("the family has no keys and values of a kind whose cache can have scales")
     return found
@@ -287,7 +286,7 @@ def _cache_scale(coding: Coding, entry: Entry, tensor: str, what: str) -> float:
     if amax is None:
         raise _unknown(coding, entry, what, ", or a number with --kv-scale")
     # modelopt torch/export/quant_utils.py get_kv_cache_scaling_factor: for ranks never below one
-    return max(1.0, amax / 448.0) if coding.recipe.style == "trtllm" else amax / 448.0
+    return max(1.0, amax / 448.0) if STYLES[coding.recipe.style].one_cache else amax / 448.0
 
 
 def _unknown(coding: Coding, entry: Entry, what: str, otherwise: str) -> BadRequest:

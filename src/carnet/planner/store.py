@@ -12,14 +12,13 @@ from itertools import product
 from carnet.box import Box
 from carnet.families.entries import Entry, Reading
 from carnet.families.model import number, sizes
+from carnet.families.tensors import AXES
 from carnet.families.words import Config
 from carnet.formats.torch_dist_files import StoreChunk
 from carnet.layout import JOIN, cut_evenly, cut_unevenly
 from carnet.planner.request import Request
 
 Cut = tuple[int, int, str, int]  # first index, number of indices, the axis that is cut ("" for none), the rank along it
-FIRST = {"embed": 0, "position": 0}  # what the first stage holds; what is outside the layers otherwise is the last one's
-
 
 Held = tuple[Entry, StoreChunk]
 
@@ -32,19 +31,21 @@ def chunks(
     files: dict[int, list[Held]] = defaultdict(list)
     for entry in wanted:
         for box, ranks in _boxes(entry, request):
-            tensor = entry.reading.tensors[ranks.get("layer", 0)][0]
-            stage = stages[tensor.split(".")[1]] if tensor.startswith("layers.") else FIRST.get(tensor, request.pp - 1)
+            name = entry.reading.tensors[ranks.get("layer", 0)][0]
+            stage = stages[name.tensor.stage if name.layer is None else name.layer]
             rank = ranks.get("tp", 0) + request.tp * (ranks.get("ep", 0) + request.ep * stage)
             files[rank].append((entry, StoreChunk(entry.name, dtypes[entry.unit, entry.name], entry.shape, box)))
     return {f"__{rank}_0.distcp": files[rank] for rank in sorted(files)}
 
 
-def _stages(config: Config, pp: int) -> dict[str, int]:
-    """Return the stage of each layer, by its number as it stands in names; the layers that predict further tokens are on the last."""
+def _stages(config: Config, pp: int) -> dict[int | str, int]:
+    """Return the stage of each layer, of what is first in the model and of what is last; layers for further tokens are on the last."""
     count = number(config, "layers")
     shares = [cut_unevenly(count, pp, stage) for stage in range(pp)]
-    found = {str(layer): stage for stage, share in enumerate(shares) for layer in range(share.start, share.stop)}
-    return found | {str(count + further): pp - 1 for further in range(number(config, "mtp"))}
+    found: dict[int | str, int] = {
+        layer: stage for stage, share in enumerate(shares) for layer in range(share.start, share.stop)
+    }
+    return found | {"first": 0, "last": pp - 1} | {count + further: pp - 1 for further in range(number(config, "mtp"))}
 
 
 def _boxes(entry: Entry, request: Request) -> Iterator[tuple[Box, dict[str, int]]]:
@@ -66,10 +67,13 @@ def _cuts(reading: Reading, dim: int, length: int, request: Request) -> list[Cut
     if axes[0] == "expert":
         each = size["expert"] // request.ep or 1
         return [(expert, 1, "ep", expert // each) for expert in range(length)]
-    cut = {"kv": "kv", "expert": "" if request.ep > 1 else "moe_ffn"}.get(reading.cut, reading.cut)
-    if not cut or request.tp == 1:
+    axis = AXES.get(reading.cut)
+    if axis is not None and axis.among == "expert":
+        axis = AXES[axis.inner] if request.ep == 1 else None
+    if axis is None or request.tp == 1:
         return [(0, length, "", 0)]
-    if axes[0] == cut == "kv" and size["kv"] % request.tp and size["kv"] * size["rep"] % request.tp == 0:
+    cut = axis.name
+    if axes[0] == cut and axis.cut == "repeated" and size[cut] % request.tp and size[cut] * size[axis.inner] % request.tp == 0:
         # fewer KV heads than ranks: Megatron cuts the rows where they fall, megatron/core/transformer/attention.py SelfAttention
         return list(_shards("rows", length, 1, 0, request.tp))
     if axes[0] == cut:

@@ -5,7 +5,7 @@ A quantized weight ``X.weight`` becomes several stored tensors. Names and shapes
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from carnet.quantize.recipes import Recipe, codes_dtype, codes_shape, grid
 
@@ -33,20 +33,26 @@ class Style:
     inputs: Mapping[str, str]  # scheme -> name of the scale of activations, where it is static
     scalar: str  # shape of a single number: "[]" or "[1]"
     input_dtype: str  # "f32" or "own"
-    joint: Mapping[
-        str, tuple[tuple[str, ...], ...]
-    ]  # scheme -> canonical weights of a layer that share the scale of a whole tensor
+    # scheme -> which weights that read the same activations share the scale of a whole tensor, by the word of carnet.families.tensors
+    joint: Mapping[str, tuple[str, ...]]
     cache: tuple[str, str, str]  # where the scale of cached keys stands, and of values: seen from the projection; and its type
+    lists: frozenset[str]  # roles of weights beside linear ones that its config names as plain
+    alone: frozenset[str] = frozenset()  # weights that read what others read and share no scale with them
+    only_where: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # weight -> models whose config names it
+    # names of a head without a tensor that are excluded: of a tied model the first so many, None for all names of any model
+    heads_named: int | None = 0
+    heads_asked: tuple[int | None, ...] = (None,)  # the names of the head of which an engine must be told one: a slice of all
+    codes_conv1d: bool = False  # transformers' Conv1D is coded too, and stored as a linear layer
+    whole_experts: bool = False  # the experts of a layer are one module: coded whole or not at all
+    one_cache: bool = False  # keys and values have one scale, which is never below one
 
     def codes_of(self, recipe: Recipe) -> str:
         """Return what the codes of a recipe are called."""
         return "weight_packed" if self.name == "compressed-tensors" and recipe.packing else self.codes
 
 
-QKV = ("attention.q", "attention.k", "attention.v")
-GATE_UP = (("mlp.gate", "mlp.up"), ("moe.gate", "moe.up"), ("shared.gate", "shared.up"))
-# of latent attention: modelopt joins what reads the same input, compressed-tensors what vLLM fuses (fused_qkv_a_proj)
-LATENT = ("mla.q", "mla.q_a", "mla.kv_a", "mla.k_rope")
+LEFT = frozenset(("plain", "gate", "head"))  # roles of linear layers that no program codes, and every one must be told so
+FUSED = ("attention", "latent", "mlp", "experts", "shared")  # what engines fuse
 
 STYLES = {
     "modelopt": Style(
@@ -57,8 +63,12 @@ STYLES = {
         inputs={"fp8": "input_scale", "nvfp4": "input_scale"},
         scalar="[]",
         input_dtype="f32",
-        joint={"fp8": GATE_UP[1:2], "nvfp4": (QKV, LATENT, *GATE_UP)},
+        joint={"fp8": ("experts",), "nvfp4": FUSED},
         cache=("k_scale", "v_scale", "f32"),
+        lists=LEFT | {"table", "convolution"},
+        only_where={"embed": {"embed_root": False}},  # Gemma's is of another class: it multiplies what it looks up
+        heads_named=1,
+        codes_conv1d=True,
     ),
     "compressed-tensors": Style(
         "compressed-tensors",
@@ -68,10 +78,26 @@ STYLES = {
         inputs={"fp8": "input_scale", "nvfp4": "input_global_scale"},
         scalar="[1]",
         input_dtype="own",
-        joint={"nvfp4": (QKV, LATENT[1:], *GATE_UP)},
+        joint={"nvfp4": FUSED},
+        alone=frozenset(("mla.q",)),  # vLLM's fused_qkv_a_proj joins compressed queries
         cache=("../k_scale", "../v_scale", "own"),
+        lists=LEFT,
+        heads_named=None,
+        heads_asked=(-1, None),  # that of transformers, the last
     ),
-    "deepseek": Style("deepseek", "weight", "weight_scale_inv", "", {}, "[1]", "f32", {}, ("", "", "")),
+    "deepseek": Style(
+        "deepseek",
+        codes="weight",
+        scales="weight_scale_inv",
+        outer="",
+        inputs={},
+        scalar="[1]",
+        input_dtype="f32",
+        joint={},
+        cache=("", "", ""),
+        lists=LEFT - {"head"},  # DeepSeek's code leaves the head alone without being told
+        heads_asked=(0,),
+    ),
     "trtllm": Style(
         "trtllm",
         codes="weight",
@@ -81,15 +107,17 @@ STYLES = {
         scalar="[1]",
         input_dtype="f32",
         # what is stored as one tensor has one scale anyhow; gate and up are two, which TensorRT-LLM may fuse for an engine
-        joint={"fp8": GATE_UP[:1]},
+        joint={"fp8": ("mlp",)},
         # one for both: modelopt adds k_ and v_cache_scaling_factor, which 0.17 does not know and 1.x drops again after taking the
         # larger (tensorrt_llm/models/modeling_utils.py preprocess_weights)
         cache=("../kv_cache_scaling_factor", "../kv_cache_scaling_factor", "f32"),
+        lists=LEFT,  # takes the place of TensorRT-LLM's own list: quantization/quantize.py quantize_layers
+        heads_asked=(1,),
+        whole_experts=True,
+        one_cache=True,
     ),
 }
 SCALAR: Mapping[str, tuple[int, ...]] = {"[]": (), "[1]": (1,)}
-# what reads the same activations: they are calibrated together, and an engine that fuses them has one scale for all
-SAME_INPUT = (QKV, LATENT, *GATE_UP)
 
 
 def beside(weight: str, place: str) -> str:

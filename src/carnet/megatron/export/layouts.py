@@ -16,14 +16,14 @@ import torch
 from carnet.errors import BadRequest
 from carnet.families import trtllm
 from carnet.families.megatron import LAYER, MEGATRON
-from carnet.families.model import TENSORS
 from carnet.families.nemotron_nas import TRTLLM_LINEAR
 from carnet.families.rows import Row, row
+from carnet.families.tensors import TENSORS
 from carnet.layout import JOIN, Pattern, Share, Slot, cut_evenly, cut_or_repeat, fold
 from carnet.megatron.export.layers import TRTLLMLayers
 from carnet.megatron.refusals import Misshapen, NoTensor, Uneven
 
-AXES = {tensor.name: tuple(tensor.axes.split()) for tensor in TENSORS}
+AXES = {tensor.part: tensor.axes for tensor in TENSORS}
 Rows = tuple[Row, ...]
 Table = Mapping[bool, Rows]  # with a gate and without
 

@@ -1,0 +1,53 @@
+"""All rows of all dialects: a pattern has every axis of its tensors, and what ranks cut they can cut."""
+
+import pytest
+
+from carnet.families.entries import Unit
+from carnet.families.known import FAMILIES, dialect_of
+from carnet.families.megatron import MEGATRON
+from carnet.families.tensors import AXES, BY_PART, LINEAR, PLAIN, READERS, TENSORS
+from carnet.layout import JOIN
+
+DIALECTS = {"megatron": MEGATRON} | {
+    f"{family.name}, {name}": dialect_of(family, name)
+    for family in FAMILIES
+    for name in ("hf", "trtllm")
+    if name == "hf" or family.trtllm is not None
+}
+ROWS = [(f"{where}: {row.name}", row) for where, dialect in DIALECTS.items() for row in dialect.rows]
+
+
+def test_every_row_has_the_axes_of_its_tensors():
+    wrong = []
+    for where, row in ROWS:
+        named = {"expert"} if "{expert}" in row.name else set()
+        for pattern in filter(None, (row.pattern, row.stored)):
+            dims = [axis for axes in pattern.dims for axis in axes if axis != JOIN]
+            for part, inner in pattern.parts:
+                axes = [*dims, *inner, *named]
+                if sorted(axes) != sorted(BY_PART[part].axes):
+                    wrong.append(f"{where} has {axes} of {part}, {BY_PART[part].axes}")
+    assert wrong == []
+
+
+def test_what_a_row_cuts_is_an_axis_that_ranks_share():
+    cuts = {row.cut for _, row in ROWS} - {"", "embedding"}
+    assert all(AXES[cut].cut and hasattr(Unit("", (), 0, first=True, last=True), AXES[cut].among) for cut in cuts)
+    wrong = [
+        where for where, row in ROWS if row.cut in AXES for part, _ in row.pattern.parts if row.cut not in BY_PART[part].axes
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("tensor", TENSORS, ids=lambda tensor: tensor.part)
+def test_a_tensor_is_made_of_axes_that_there_are(tensor):
+    assert set(tensor.axes) <= set(AXES)
+    assert len(set(tensor.axes)) == len(tensor.axes)
+    matrix = tensor.role in (LINEAR, PLAIN)
+    assert 0 < tensor.outputs < len(tensor.axes) if matrix else not tensor.reads
+    assert not matrix or tensor.each_expert == (tensor.axes[0] == "expert")
+
+
+def test_what_reads_the_same_has_the_same_inputs():
+    for parts in READERS.values():
+        assert len({BY_PART[part].axes[BY_PART[part].outputs :] for part in parts}) == 1
