@@ -14,12 +14,12 @@ from megatron.core.export.export_config import ExportConfig as OriginalExport
 from megatron.core.export.trtllm.trtllm_layers import TRTLLMLayers as OriginalLayers
 from megatron.core.transformer import TransformerConfig
 
-from carnet.megatron.export import (
-    DEFAULT_CONVERSION_DICT,
-    DataType,
-    ExportConfig,
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import DEFAULT_CONVERSION_DICT
+from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers
+from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
     SingleDeviceTRTLLMModelWeightsConverter,
-    TRTLLMLayers,
 )
 
 CONVERTERS = "megatron.core.export.trtllm.trtllm_weights_converter"

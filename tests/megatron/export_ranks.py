@@ -23,14 +23,14 @@ with warnings.catch_warnings():
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer import TransformerConfig
 
-from carnet.megatron.export import (
-    DEFAULT_CONVERSION_DICT,
-    DataType,
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import DEFAULT_CONVERSION_DICT
+from carnet.megatron.export.trtllm.trtllm_helper import TRTLLMHelper
+from carnet.megatron.export.trtllm.trtllm_weights_converter.distributed_trtllm_model_weights_converter import (
     DistributedTRTLLMModelWeightsConverter,
-    ModelType,
-    TRTLLMHelper,
 )
-from carnet.megatron.export.vocabulary import reshare
+from carnet.megatron.export.trtllm.vocabulary import reshare
 from carnet.megatron.models import arguments
 from tests.megatron.export_models import distributed
 from tests.te_states import second_form, table

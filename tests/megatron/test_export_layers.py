@@ -1,6 +1,5 @@
 """The names of Megatron's export: the same members, the same renaming, the same refusals, and what it loses kept."""
 
-import inspect
 import warnings
 from enum import Enum
 
@@ -9,38 +8,37 @@ from megatron.core.export import data_type, export_config, model_type
 from megatron.core.export.trtllm import trt_model_type, trtllm_layers
 from megatron.core.export.trtllm.model_to_trllm_mapping import default_conversion_dict
 
-from carnet.errors import CarnetError
-from carnet.megatron import export
-from carnet.megatron.export import TRTLLMLayers, get_layer_name_without_prefix
-from carnet.megatron.export.layouts import target_name, tie
-from tests.megatron.export_models import distributed, single
+from carnet.errors import CarnetError, NotSupported
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.layouts import target_name, tie
+from carnet.megatron.export.trtllm.model_to_trllm_mapping import default_conversion_dict as conversion
+from carnet.megatron.export.trtllm.trt_model_config import TRT_MODEL_CONFIG
+from carnet.megatron.export.trtllm.trt_model_type import TRT_MODEL_TYPE_STRING
+from carnet.megatron.export.trtllm.trtllm_layers import (
+    NON_TRANSFORMER_LAYERS_NAMES,
+    TRTLLMLayers,
+    get_layer_name_without_prefix,
+)
 
 pytestmark = pytest.mark.referee
 
-ORIGINALS = {
-    "DataType": data_type.DataType,
-    "ModelType": model_type.ModelType,
-    "TRTLLMLayers": trtllm_layers.TRTLLMLayers,
-}
 rename = TRTLLMLayers.rename_input_layer_names_to_trtllm_layer_names
 original_rename = trtllm_layers.TRTLLMLayers.rename_input_layer_names_to_trtllm_layer_names
 
 
-def test_the_package_offers_all_that_it_lists():
-    assert sorted(export.__all__) == sorted(
-        name for name in dir(export) if not name.startswith("_") and not inspect.ismodule(getattr(export, name))
-    )
-
-
-@pytest.mark.parametrize("name", ORIGINALS)
-def test_members_have_the_same_names_and_values(name):
-    ours, theirs = getattr(export, name), ORIGINALS[name]
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [(DataType, data_type.DataType), (ModelType, model_type.ModelType), (TRTLLMLayers, trtllm_layers.TRTLLMLayers)],
+)
+def test_members_have_the_same_names_and_values(ours, theirs):
     assert {member.name: member.value for member in ours} == {member.name: member.value for member in theirs}
 
 
 @pytest.mark.parametrize("name", ["DEFAULT_CONVERSION_DICT", "NEMOTRON_NAS_CONVERSION_DICT"])
 def test_conversion_dictionaries_map_the_same_names(name):
-    ours, theirs = getattr(export, name), getattr(default_conversion_dict, name)
+    ours, theirs = getattr(conversion, name), getattr(default_conversion_dict, name)
     assert {key: layer.value for key, layer in ours.items()} == {key: layer.value for key, layer in theirs.items()}
 
 
@@ -51,18 +49,18 @@ def test_members_equal_those_of_megatron_both_ways():
         assert {theirs[ours.name]: 1}[ours] == {ours: 1}[theirs[ours.name]] == 1
         assert [other.name for other in theirs if other == ours] == [ours.name]
     assert TRTLLMLayers.lm_head != "lm_head.weight"
-    assert export.ModelType.gpt != export.DataType.bfloat16
-    assert export.DEFAULT_CONVERSION_DICT == default_conversion_dict.DEFAULT_CONVERSION_DICT
+    assert ModelType.gpt != DataType.bfloat16
+    assert conversion.DEFAULT_CONVERSION_DICT == default_conversion_dict.DEFAULT_CONVERSION_DICT
 
 
 def test_the_names_outside_the_stack_are_the_same():
-    assert export.NON_TRANSFORMER_LAYERS_NAMES == trtllm_layers.NON_TRANSFORMER_LAYERS_NAMES
+    assert NON_TRANSFORMER_LAYERS_NAMES == trtllm_layers.NON_TRANSFORMER_LAYERS_NAMES
 
 
 def test_architectures_are_the_same():
     theirs = {model.name: name for model, name in trt_model_type.TRT_MODEL_TYPE_STRING.items()}
-    assert {model.name: name for model, name in export.TRT_MODEL_TYPE_STRING.items()} == theirs
-    assert set(export.TRT_MODEL_CONFIG) == set(export.ModelType)
+    assert {model.name: name for model, name in TRT_MODEL_TYPE_STRING.items()} == theirs
+    assert set(TRT_MODEL_CONFIG) == set(ModelType)
 
 
 def test_names_without_their_prefix_are_the_same():
@@ -101,15 +99,28 @@ def test_an_experts_number_stays_where_it_is_that_of_its_layer():
 @pytest.mark.parametrize("split", [False, True])
 def test_state_dicts_are_renamed_in_place_as_megatron_does(split):
     def state():
-        names = [name if split is False else name.replace("layers.", "layers.3.") for name in export.DEFAULT_CONVERSION_DICT]
+        names = [
+            name if split is False else name.replace("layers.", "layers.3.") for name in conversion.DEFAULT_CONVERSION_DICT
+        ]
         once = {name: name for name in names if "layer_norm_" not in name}
-        return once | {"decoder.layers.3.mlp.linear_fc1._extra_state": 1, "decoder.layers.3.mlp.adapter_layer.linear.weight": 2}
+        return once | {"decoder.layers.3.mlp.linear_fc1._extra_state": 1}
 
     ours, theirs = state(), state()
-    assert rename(ours, export.DEFAULT_CONVERSION_DICT, split) is ours
+    assert rename(ours, conversion.DEFAULT_CONVERSION_DICT, split) is ours
     original_rename(theirs, default_conversion_dict.DEFAULT_CONVERSION_DICT, split)
     assert ours == theirs
     assert len(ours) == 20
+
+
+@pytest.mark.parametrize("name", ["adapter_layer.linear_in.weight", "adapter_layer.linear_in._extra_state"])
+def test_adapters_which_megatron_drops_in_silence_are_refused_by_name(name):
+    state = {"decoder.layers.3.self_attention.linear_qkv.weight": 1, f"decoder.layers.3.self_attention.linear_qkv.{name}": 2}
+    assert len(original_rename(dict(state), default_conversion_dict.DEFAULT_CONVERSION_DICT)) == 1
+    with pytest.raises(
+        NotSupported, match=r"(?s)decoder\.layers\.3\.self_attention\.linear_qkv\.adapter_layer\.linear_in.*merge"
+    ):
+        rename(state, conversion.DEFAULT_CONVERSION_DICT)
+    assert len(state) == 2
 
 
 def test_numbers_in_a_name_count_whatever_is_said_of_the_others():
@@ -163,39 +174,15 @@ def test_what_cannot_be_renamed_is_refused_as_megatron_refuses_it(name, split, k
 def test_two_names_of_one_tensor_are_refused():
     state = {"decoder.layers.0.input_layernorm.weight": 0, "decoder.layers.0.self_attention.linear_qkv.layer_norm_weight": 1}
     with pytest.raises(ValueError, match=r"two tensors of the state dict are transformer\.layers\.0\.input_layernorm\.weight"):
-        rename(state, export.DEFAULT_CONVERSION_DICT)
+        rename(state, conversion.DEFAULT_CONVERSION_DICT)
     assert len(state) == 2
 
 
 def test_the_deprecated_word_warns_and_is_no_error():
-    for kind in (export.ExportConfig, export_config.ExportConfig):
+    for kind in (ExportConfig, export_config.ExportConfig):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("error")
             made = kind(inference_tp_size=2, use_embedding_sharing=True)
         assert made.use_embedding_sharing is True
-        assert vars(made) == vars(export.ExportConfig(2)) | {"use_embedding_sharing": True}
+        assert vars(made) == vars(ExportConfig(2)) | {"use_embedding_sharing": True}
         assert [warning.category for warning in caught] == [DeprecationWarning]
-
-
-PAIRS = [
-    (export.ExportConfig, export_config.ExportConfig),
-    (export.SingleDeviceTRTLLMModelWeightsConverter, single.SingleDeviceTRTLLMModelWeightsConverter),
-    (export.SingleDeviceTRTLLMModelWeightsConverter.convert, single.SingleDeviceTRTLLMModelWeightsConverter.convert),
-    (
-        export.SingleDeviceTRTLLMModelWeightsConverter.get_local_model_weights_per_gpu,
-        single.SingleDeviceTRTLLMModelWeightsConverter.get_local_model_weights_per_gpu,
-    ),
-    (export.DistributedTRTLLMModelWeightsConverter, distributed.DistributedTRTLLMModelWeightsConverter),
-    (export.DistributedTRTLLMModelWeightsConverter.convert, distributed.DistributedTRTLLMModelWeightsConverter.convert),
-    (rename, original_rename),
-    (export.get_layer_name_without_prefix, trtllm_layers.get_layer_name_without_prefix),
-]
-
-
-@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
-def test_signatures_are_the_same(ours, theirs):
-    assert parameters(ours) == parameters(theirs)
-
-
-def parameters(called):
-    return [(each.name, each.kind, each.default) for each in inspect.signature(called).parameters.values()]

@@ -12,14 +12,16 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
-from carnet.megatron.export import (
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import (
     DEFAULT_CONVERSION_DICT,
     NEMOTRON_NAS_CONVERSION_DICT,
-    DataType,
-    ExportConfig,
-    Mapping,
+)
+from carnet.megatron.export.trtllm.records import Mapping
+from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers
+from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
     SingleDeviceTRTLLMModelWeightsConverter,
-    TRTLLMLayers,
 )
 from tests.megatron.export_models import PLAIN, assert_same, convert_both, models, single
 

@@ -11,14 +11,14 @@ from megatron.core.transformer import TransformerConfig
 
 from carnet.errors import CarnetError
 from carnet.megatron import specs
-from carnet.megatron.export import (
-    DEFAULT_CONVERSION_DICT,
-    DataType,
-    ExportConfig,
-    Mapping,
-    ModelType,
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import DEFAULT_CONVERSION_DICT
+from carnet.megatron.export.trtllm.records import Mapping
+from carnet.megatron.export.trtllm.trtllm_helper import TRTLLMHelper
+from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
     SingleDeviceTRTLLMModelWeightsConverter,
-    TRTLLMHelper,
 )
 from tests.megatron.export_models import (
     ORIGINAL_NAMES,

@@ -6,16 +6,42 @@ attributes, and so it is a field here.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from carnet.families.heterogeneous import Layer, read_blocks
 from carnet.layout import cut_unevenly
 
 LEFT_OUT = ("moe_num_experts", "moe_top_k", "moe_normalization_mode", "block_configs")  # ``moe`` and ``layer_configs`` say them
 IMPLEMENTATIONS = {"*": "attention", "L": "linear", "-": "mlp", "l": "linear"}
+
+
+class Place(Protocol):
+    """A rank's place in the inference: TensorRT-LLM's ``Mapping``, carnet's, or what a script makes in its stead."""
+
+    tp_size: int
+    tp_rank: int
+
+    def pp_layers(self, num_layers: int) -> Sequence[int]:
+        """Return the layers of its stage."""
+
+    def is_first_pp_rank(self) -> bool:
+        """Say whether the stage holds what comes before the layers."""
+
+    def is_last_pp_rank(self) -> bool:
+        """Say whether the stage holds what comes after them."""
+
+
+class EngineConfig(Protocol):
+    """What an engine is built for: a config of TensorRT-LLM's, or a record in its stead."""
+
+    architecture: str
+    use_parallel_embedding: bool
+    share_embedding_table: bool
+    mapping: Place
 
 
 @dataclass

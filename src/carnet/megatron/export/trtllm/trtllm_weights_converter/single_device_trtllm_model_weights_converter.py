@@ -12,18 +12,14 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from carnet.errors import BadCheckpoint
-from carnet.megatron.export.layers import PREFIX, TRTLLMLayers
-from carnet.megatron.export.layouts import recut, target_name, tensor_of, tie
-from carnet.megatron.export.numbers import Scales, head_sizes, kv_heads, treatment
-from carnet.megatron.export.vocabulary import padded, part
-from carnet.megatron.export.words import (
-    DataType,
-    ExportConfig,
-    Place,
-    is_gated_activation,
-    pad_vocab_size,
-    str_dtype_to_torch,
-)
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.trtllm.layouts import recut, target_name, tensor_of, tie
+from carnet.megatron.export.trtllm.numbers import Scales, head_sizes, kv_heads, str_dtype_to_torch, treatment
+from carnet.megatron.export.trtllm.records import Place
+from carnet.megatron.export.trtllm.trtllm_layers import PREFIX, TRTLLMLayers
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import is_gated_activation
+from carnet.megatron.export.trtllm.vocabulary import pad_vocab_size, padded, part
 from carnet.megatron.refusals import Misshapen, Missing
 
 CUT = re.compile(r"(.+)\.(\d+)\.bin")

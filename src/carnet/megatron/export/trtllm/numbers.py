@@ -5,18 +5,30 @@ past the largest e4m3 becomes the largest, as when Transformer Engine casts in t
 """
 
 from collections.abc import Callable, Mapping
+from enum import Enum
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from carnet.megatron.export.layers import TRTLLMLayers
-from carnet.megatron.export.layouts import NORMS
+from carnet.megatron.export.trtllm.layouts import NORMS
+from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers
 
+TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
 WEIGHT, WEIGHT_SCALE = ".weight", ".weights_scaling_factor"
 
 Scales = Mapping[str, Mapping[str, torch.Tensor]]  # name -> trt_llm_scale and weight_multiplier
 Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def str_dtype_to_torch(dtype: Enum) -> torch.dtype:
+    """Return torch's type for an element type.
+
+    >>> from carnet.megatron.export.data_type import DataType
+    >>> str_dtype_to_torch(DataType.bfloat16)
+    torch.bfloat16
+    """
+    return TORCH[dtype.name]
 
 
 def kv_heads(config: TransformerConfig, multi_query_mode: bool) -> int:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from carnet.errors import NotSupported
 from carnet.megatron.export.words import Word
 from carnet.megatron.refusals import Refused, Unmapped
 
 PREFIX = "transformer.layers."
 NUMBER = re.compile(r"(?<=layers\.)(\d+)\.")
-LEFT_OUT = ("_extra_state", "adapter_layer")  # no weights of these layers
+STATE, ADAPTER = "_extra_state", "adapter_layer"  # what is beside the weights of a layer
 
 
 class TRTLLMLayers(Word):
@@ -65,14 +66,18 @@ class TRTLLMLayers(Word):
         trtllm_conversion_dict: Mapping[str, object],
         state_dict_split_by_layer_numbers: bool = True,
     ) -> dict[str, Any]:
-        """Rename the keys of a state dict, in place, to the names that TensorRT-LLM has; extra states and adapters are left out.
+        """Rename the keys of a state dict, in place, to the names that TensorRT-LLM has; extra states are left out.
 
-        Raises ValueError for a name that the dictionary lacks and for two names of one tensor, AssertionError for a value that is no
-        layer and for a layer without a number where ``state_dict_split_by_layer_numbers`` says that all have one.
+        Raises NotSupported for an adapter, which the original leaves out in silence; ValueError for a name that the dictionary lacks
+        and for two names of one tensor; AssertionError for a value that is no layer and for a layer without a number where
+        ``state_dict_split_by_layer_numbers`` says that all have one.
         """
         renamed: dict[str, Any] = {}
         for name, value in model_state_dict.items():
-            if any(mark in name for mark in LEFT_OUT):
+            if ADAPTER in name:
+                facts = {"tensor": name}
+                raise NotSupported("an adapter is no layer of the engine", facts, remedy="merge the adapters into their layers")
+            if STATE in name:
                 continue
             known, number = TRTLLMLayers.return_layer_name_and_number(name)
             if "layers" in known and state_dict_split_by_layer_numbers and number is None:
@@ -127,37 +132,3 @@ NON_TRANSFORMER_LAYERS_NAMES = [
     TRTLLMLayers.final_layernorm_weight.value,
     TRTLLMLayers.final_layernorm_bias.value,
 ]
-
-# norms have a module of their own in Megatron's local layers, and lie in the linear layer after them in Transformer Engine's
-DEFAULT_CONVERSION_DICT = {
-    "embedding.word_embeddings.weight": TRTLLMLayers.vocab_embedding,
-    "embedding.position_embeddings.weight": TRTLLMLayers.position_embedding,
-    "decoder.layers.input_layernorm.weight": TRTLLMLayers.input_layernorm_weight,
-    "decoder.layers.input_layernorm.bias": TRTLLMLayers.input_layernorm_bias,
-    "decoder.layers.self_attention.linear_qkv.layer_norm_weight": TRTLLMLayers.input_layernorm_weight,
-    "decoder.layers.self_attention.linear_qkv.layer_norm_bias": TRTLLMLayers.input_layernorm_bias,
-    "decoder.layers.self_attention.linear_qkv.weight": TRTLLMLayers.attention_qkv_weight,
-    "decoder.layers.self_attention.linear_qkv.bias": TRTLLMLayers.attention_qkv_bias,
-    "decoder.layers.self_attention.linear_proj.weight": TRTLLMLayers.attention_dense_weight,
-    "decoder.layers.self_attention.linear_proj.bias": TRTLLMLayers.attention_dense_bias,
-    "decoder.layers.pre_mlp_layernorm.weight": TRTLLMLayers.post_layernorm_weight,
-    "decoder.layers.pre_mlp_layernorm.bias": TRTLLMLayers.post_layernorm_bias,
-    "decoder.layers.mlp.linear_fc1.layer_norm_weight": TRTLLMLayers.post_layernorm_weight,
-    "decoder.layers.mlp.linear_fc1.layer_norm_bias": TRTLLMLayers.post_layernorm_bias,
-    "decoder.layers.mlp.linear_fc1.weight": TRTLLMLayers.mlp_fc_weight,
-    "decoder.layers.mlp.linear_fc1.bias": TRTLLMLayers.mlp_fc_bias,
-    "decoder.layers.mlp.linear_fc2.weight": TRTLLMLayers.mlp_projection_weight,
-    "decoder.layers.mlp.linear_fc2.bias": TRTLLMLayers.mlp_projection_bias,
-    "decoder.layers.mlp.router.weight": TRTLLMLayers.mlp_router_weight,
-    "decoder.layers.mlp.experts.experts.linear_fc1.weight": TRTLLMLayers.mlp_fc_weight_mixture_of_experts,
-    "decoder.layers.mlp.experts.experts.linear_fc2.weight": TRTLLMLayers.mlp_projection_weight_mixture_of_experts,
-    "decoder.final_layernorm.weight": TRTLLMLayers.final_layernorm_weight,
-    "decoder.final_layernorm.bias": TRTLLMLayers.final_layernorm_bias,
-    "output_layer.weight": TRTLLMLayers.lm_head,
-}
-NEMOTRON_NAS_CONVERSION_DICT = {
-    "decoder.layers.self_attention.weight": TRTLLMLayers.attention_linear_weight,
-    "decoder.layers.mlp.weight": TRTLLMLayers.ffn_linear_weight,
-    "decoder.layers.mlp.linear_fc1.weight": TRTLLMLayers.ffn_fc_weight,
-    "decoder.layers.mlp.linear_fc2.weight": TRTLLMLayers.ffn_projection_weight,
-}

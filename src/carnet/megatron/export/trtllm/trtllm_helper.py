@@ -8,22 +8,28 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from carnet.megatron.export.builder import TRTLLMEngineBuilder
-from carnet.megatron.export.distributed import DistributedTRTLLMModelWeightsConverter
-from carnet.megatron.export.engine import CLASSES, TRT_MODEL_CONFIG, TRT_MODEL_TYPE_STRING
-from carnet.megatron.export.layers import DEFAULT_CONVERSION_DICT, NEMOTRON_NAS_CONVERSION_DICT
-from carnet.megatron.export.scales import kv_cache_scales, load_scaling_factors
-from carnet.megatron.export.single_device import SingleDeviceTRTLLMModelWeightsConverter
-from carnet.megatron.export.words import (
-    DataType,
-    EngineConfig,
-    ExportConfig,
-    ModelType,
-    Place,
-    is_gated_activation,
-    non_gated_version,
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.export_config import ExportConfig
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm.engine_builder.trtllm_engine_builder import TRTLLMEngineBuilder
+from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import (
+    DEFAULT_CONVERSION_DICT,
+    NEMOTRON_NAS_CONVERSION_DICT,
 )
+from carnet.megatron.export.trtllm.records import EngineConfig, Place
+from carnet.megatron.export.trtllm.scales import kv_cache_scales, load_scaling_factors
+from carnet.megatron.export.trtllm.trt_model_config import CLASSES, HAVE_TRTLLM, TRT_MODEL_CONFIG
+from carnet.megatron.export.trtllm.trt_model_type import TRT_MODEL_TYPE_STRING
+from carnet.megatron.export.trtllm.trtllm_weights_converter.distributed_trtllm_model_weights_converter import (
+    DistributedTRTLLMModelWeightsConverter,
+)
+from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
+    SingleDeviceTRTLLMModelWeightsConverter,
+)
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import is_gated_activation, non_gated_version
 from carnet.megatron.refusals import Refused, Untold
+
+__all__ = ["HAVE_TRTLLM", "TRTLLMHelper"]
 
 ON_DEVICE = (ModelType.gpt, ModelType.gptnext, ModelType.llama, ModelType.nemotron_nas)
 POSITIONS = {"learned_absolute": "learned_absolute", "rope": "rope_gpt_neox"}  # Megatron's word -> TensorRT-LLM's

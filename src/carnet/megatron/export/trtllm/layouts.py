@@ -20,7 +20,7 @@ from carnet.families.nemotron_nas import TRTLLM_LINEAR
 from carnet.families.rows import Row, row
 from carnet.families.tensors import TENSORS
 from carnet.layout import JOIN, Pattern, Share, Slot, cut_evenly, cut_or_repeat, fold
-from carnet.megatron.export.layers import TRTLLMLayers
+from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers
 from carnet.megatron.refusals import Misshapen, NoTensor, Uneven
 
 AXES = {tensor.part: tensor.axes for tensor in TENSORS}

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from carnet.megatron.export import records
-from carnet.megatron.export.words import ModelType
+from carnet.megatron.export.model_type import ModelType
+from carnet.megatron.export.trtllm import records
 
 PLACES = {  # class -> its module in tensorrt_llm
     "GPTConfig": "models.gpt.config",
@@ -29,16 +29,6 @@ CONFIGS = {
     ModelType.gemma: "GemmaConfig",
     ModelType.falcon: "FalconConfig",
     ModelType.nemotron_nas: "DeciConfig",
-}
-TRT_MODEL_TYPE_STRING = {
-    ModelType.gpt: "GPTForCausalLM",
-    ModelType.gptnext: "GPTForCausalLM",
-    ModelType.starcoder: "GPTForCausalLM",
-    ModelType.mixtral: "LlamaForCausalLM",
-    ModelType.llama: "LlamaForCausalLM",
-    ModelType.gemma: "GemmaForCausalLM",
-    ModelType.falcon: "FalconForCausalLM",
-    ModelType.nemotron_nas: "DeciLMForCausalLM",
 }
 
 

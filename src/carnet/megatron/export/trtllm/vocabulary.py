@@ -16,6 +16,15 @@ from carnet.errors import BadCheckpoint
 from carnet.layout import Share, cut_evenly, cut_padded
 
 
+def pad_vocab_size(vocab_size: int, tp_size: int) -> int:
+    """Return the next multiple of the ranks: rows of the vocabulary that they share evenly.
+
+    >>> pad_vocab_size(97, 2), pad_vocab_size(98, 2)
+    (98, 98)
+    """
+    return -(-vocab_size // tp_size) * tp_size
+
+
 def padded(table: torch.Tensor, rows: int) -> torch.Tensor:
     """Return a table with so many rows, zeros after its own."""
     return table if len(table) == rows else torch.cat([table, table.new_zeros(rows - len(table), *table.shape[1:])])

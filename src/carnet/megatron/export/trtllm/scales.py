@@ -14,9 +14,9 @@ import torch
 
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.extra_state import NAME, scales_in
-from carnet.megatron.export.layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers, numbered
-from carnet.megatron.export.layouts import NORMS, target_name, tie
-from carnet.megatron.export.numbers import WEIGHT, WEIGHT_SCALE
+from carnet.megatron.export.trtllm.layouts import NORMS, target_name, tie
+from carnet.megatron.export.trtllm.numbers import WEIGHT, WEIGHT_SCALE
+from carnet.megatron.export.trtllm.trtllm_layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers, numbered
 from carnet.megatron.refusals import NoScales, NoState
 
 INPUT_SCALE = ".activation_scaling_factor"

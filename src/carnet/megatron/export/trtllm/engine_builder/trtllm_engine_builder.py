@@ -6,7 +6,10 @@ The calls are those that TensorRT-LLM 0.16 to 1.2 answer: tensorrt_llm/builder.p
 from importlib import import_module
 from typing import Any
 
-from carnet.megatron.export.words import EngineConfig
+from carnet.megatron.export.trtllm.records import EngineConfig
+from carnet.megatron.export.trtllm.trt_model_config import HAVE_TRTLLM
+
+__all__ = ["HAVE_TRTLLM", "TRTLLMEngineBuilder"]
 
 ARCHITECTURES = {"LlamaForCausalLM": "LLaMAForCausalLM"}  # where the class is called otherwise than the architecture
 

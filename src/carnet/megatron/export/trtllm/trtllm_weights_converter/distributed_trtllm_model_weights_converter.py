@@ -11,11 +11,12 @@ from megatron.core import parallel_state
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from carnet.megatron.export.layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers
-from carnet.megatron.export.layouts import MIXTURE, PLACES, query_groups, recut, target_name, tensor_of, tie
-from carnet.megatron.export.numbers import Scales, head_sizes, kv_heads, treatment
-from carnet.megatron.export.vocabulary import part, reshare
-from carnet.megatron.export.words import DataType, is_gated_activation, str_dtype_to_torch
+from carnet.megatron.export.data_type import DataType
+from carnet.megatron.export.trtllm.layouts import MIXTURE, PLACES, query_groups, recut, target_name, tensor_of, tie
+from carnet.megatron.export.trtllm.numbers import Scales, head_sizes, kv_heads, str_dtype_to_torch, treatment
+from carnet.megatron.export.trtllm.trtllm_layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import is_gated_activation
+from carnet.megatron.export.trtllm.vocabulary import part, reshare
 from carnet.megatron.refusals import Refused, Uneven, Unmapped
 
 VOCABULARY = (TRTLLMLayers.vocab_embedding, TRTLLMLayers.lm_head)

@@ -1,0 +1,1 @@
+"""Names; the spelling is Megatron's."""
