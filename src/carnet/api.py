@@ -17,7 +17,6 @@ from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import coder_on, write
 from carnet.executor.staging import Staging, owned, publish, put_file, remove
-from carnet.families.known import STORAGE
 from carnet.families.megatron_needs import needs
 from carnet.families.megatron_programs import LM, program
 from carnet.formats.amax import read_amax
@@ -27,8 +26,7 @@ from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.opening import replace_file
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
-from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory import Inventory, take
+from carnet.inventory import Inventory, opened, take
 from carnet.planner import saved
 from carnet.planner.build import build
 from carnet.planner.options import PathLike, local, nbytes, patterns, whole
@@ -81,7 +79,7 @@ def inspect(
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
     dropped, vocab = patterns("drop", drop), None if vocab_size is None else whole("vocab_size", vocab_size)
-    checkpoint = _open(local("ckpt", path), config, written_by, patterns("accept", accept))
+    checkpoint = _opened(local("ckpt", path), config, written_by, patterns("accept", accept))
     try:
         return Inspection(checkpoint, take(checkpoint, dropped, vocab), None)
     except CarnetError as refusal:
@@ -96,7 +94,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     BadOption where an option says what it never can.
     """
     request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
-    checkpoint = _open(local("ckpt", path), options.get("config"), request.written_by, request.accept)
+    checkpoint = _opened(local("ckpt", path), options.get("config"), request.written_by, request.accept)
     lent = options.get("tokenizer")
     folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
@@ -170,7 +168,7 @@ def verify(
 
 def _request(source: Path, to: str, tokenizer: PathLike | None, options: Comparison) -> Mapping[str, object]:
     """Return what options ask of a target, as a plan would keep it."""
-    tokens = None if tokenizer is None else _tokens(_open(source, options.get("config")), to, local("tokenizer", tokenizer))
+    tokens = None if tokenizer is None else _tokens(_opened(source, options.get("config")), to, local("tokenizer", tokenizer))
     return as_data(replace(Request.of({"to": to, **options}), tokens=None if tokens is None else tokens.count))
 
 
@@ -272,7 +270,7 @@ def _examine(
 ) -> Proof:
     asked = asked_of(request)
     try:
-        opened = _open(source, asked.config, asked.written_by, asked.accept)
+        opened = _opened(source, asked.config, asked.written_by, asked.accept)
         inventory = take(opened, asked.drop, asked.vocab, asked.tokens)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
@@ -324,23 +322,8 @@ def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[
     return needs(target.checkpoint.config, reader, local=local_spec).data
 
 
-def _open(path: PathLike, config: PathLike | None, written_by: str | None = None, accept: Sequence[str] = ()) -> Checkpoint:
-    """Open a checkpoint; a config that is given stands in place of its own, a program that is named in place of what shows."""
-    checkpoint = replace(open_checkpoint(Path(path)), accept=tuple(accept))
-    if config is not None:
-        said = read_config(local("config", config))
-        if checkpoint.dialect == "megatron":
-            own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
-            checkpoint = replace(checkpoint, program=program_of(said))
-            said = {**own, **arguments_of(said, str(config))}
-        checkpoint = replace(checkpoint, config=said)
-    if written_by is None:
-        return checkpoint
-    if checkpoint.dialect != "megatron":
-        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
-        raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
-    program(written_by, "--written-by")  # now, whatever else may be wrong
-    return replace(checkpoint, program=written_by)
+def _opened(path: PathLike, config: PathLike | None, written_by: str | None = None, accept: Sequence[str] = ()) -> Checkpoint:
+    return opened(Path(path), None if config is None else local("config", config), written_by, accept)
 
 
 def _store(folder: Path, data: Mapping[str, object]) -> None:

@@ -5,23 +5,26 @@ lacking or of another shape stops here.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from carnet.box import Box, uncovered, whole
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
-from carnet.families.known import dialect_of, recognise, without
-from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config, program
+from carnet.families.known import STORAGE, dialect_of, recognise, without
+from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config, known_release, program
 from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
 from carnet.families.strangers import way_out
-from carnet.families.vocabulary import COUNTS_ANEW, Json, Vocabulary, by_config, given, vocabulary
+from carnet.families.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
 from carnet.families.words import Config, Value
+from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, reshaped
+from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.quantize.reading import Said, plain, read
 from carnet.sorting import Sorted, check_cache, sort_out
 
@@ -36,6 +39,25 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
     ),
 }
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
+
+
+def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequence[str]) -> Checkpoint:
+    """Open a checkpoint; a config that is given stands in place of its own, a program that is named in place of what shows."""
+    checkpoint = replace(open_checkpoint(path), accept=tuple(accept))
+    if config is not None:
+        said = read_config(config)
+        if checkpoint.dialect == "megatron":
+            own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
+            checkpoint = replace(checkpoint, program=program_of(said))
+            said = {**own, **arguments_of(said, str(config))}
+        checkpoint = replace(checkpoint, config=said)
+    if written_by is None:
+        return checkpoint
+    if checkpoint.dialect != "megatron":
+        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
+        raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
+    program(written_by, "--written-by")  # now, whatever else may be wrong
+    return replace(checkpoint, program=written_by)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -153,9 +175,9 @@ def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | N
         return given(vocab, rows, where)
     if lookup(own, "architectures"):
         return None  # a Hugging Face config in place of the arguments
-    release = program(checkpoint.program, "--written-by").release if checkpoint.program else ""
+    release = known_release(checkpoint.program, checkpoint.era)
     try:
-        return vocabulary(own, rows, where, counted=counted, new=release >= COUNTS_ANEW if release else None)
+        return vocabulary(own, rows, where, counted=counted, new=counts_anew(release))
     except BadRequest:
         if like is None:
             raise

@@ -59,6 +59,18 @@ COMPUTED = [
     ("Megatron-Bridge hands its own on", SCALED, BRIDGE, "", "rope_factor", 32.0, []),
     ("NeMo too", SCALED, "nemo", "", "rope_factor", 32.0, []),
     ("a factor without its flag is idle, and not news", {"rope_scaling_factor": 32.0}, None, "", "rope_type", "default", []),
+    ("a model that somebody built of megatron-core has it", SCALED, "megatron-core", "", "rope_factor", 32.0, []),
+    ("a job of 0.18 runs", STRETCHED, None, "==0.18", "rope_type", "default", [*STRETCHED]),
+    ("a job of 0.19", STRETCHED, None, "==0.19", "rope_factor", 4.0, []),
+    (
+        "whatever older run its arguments came from",
+        {**STRETCHED, "hybrid_mlp_ratio": 0.0},
+        None,
+        "==0.19",
+        "rope_factor",
+        4.0,
+        [],
+    ),
     ("stretched evenly: not in 0.18", STRETCHED, f"{LM}==0.18", "", "rope_type", "default", [*STRETCHED]),
     ("but in 0.19", STRETCHED, f"{LM}==0.19.0", "", "rope_factor", 4.0, []),
     ("a common.pt is older than 0.19", STRETCHED, None, "<0.19", "rope_type", "default", [*STRETCHED]),
@@ -91,6 +103,8 @@ COMPUTED = [
     ("groups without their flag", {"group_query_attention": False}, None, "", "kv_heads", 4, ["num_query_groups"]),
     ("layers that are described, without a path", TEXT, None, "", "layer_ffn", None, [*TEXT]),
     ("a limit that the fused kernel has not", CLAMPED, f"{LM}==0.19", "", "glu_limit", None, [*CLAMPED]),
+    ("whoever built the model", CLAMPED, "megatron-core==0.19", "", "glu_limit", None, [*CLAMPED]),
+    ("also where a job says the release", CLAMPED, BRIDGE, "==0.19", "glu_limit", None, [*CLAMPED]),
     ("nor any release that builds a dense model of it", CLAMPED, None, "", "glu_limit", None, [*CLAMPED]),
     (
         "norms that the local spec has not",
@@ -215,6 +229,7 @@ def test_a_program_is_named_as_a_requirement():
     for word in ("megatron-lm==0.17", "megatron-lm==0.17.1", "megatron-lm==core_v0.17.0"):
         assert program(word, "-").release == "0.17"
     assert program("megatron-lm==0.9.0", "-").release == "0.15"  # as all before it
+    assert program("megatron-core==0.17.1", "-").release == "0.17"
     for word in ("megatron", "megatron-lm==0.99", "megatron-lm==x", "megatron-lm>=0.17"):
         with pytest.raises(BadRequest):
             program(word, "--written-by")

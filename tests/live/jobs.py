@@ -98,6 +98,7 @@ def build(sizes, **cut):
         mtp_block_spec=further,
         share_embeddings_and_output_weights=sizes.get("tied", False),
         position_embedding_type="rope",
+        **sizes.get("positions", {}),
         pre_process=at == chunk == 0,
         post_process=at == pp - 1 and chunk == (vp or 1) - 1,
         vp_stage=chunk if vp else None,
@@ -167,6 +168,18 @@ def cross(sizes, cut, target, to, folder, options=None, scales=None):
         assert parts(dict(made.stream(state))) == kept
         dist.barrier()
         return kept, made.texts, dict(made.traffic())
+
+
+def described(sizes, more, options):
+    """Return the config of a target whose source is described by itself, or by the arguments of a run; and the model's own angles."""
+    with parallel():
+        model = build(sizes)
+        said = arguments(model) | {"vocab_size": sizes["vocab"]}
+        if more is not None:  # as parse_args has them, of the release that runs
+            said = {name: value for name, value in said.items() if name != "carnet_meant_for"} | more
+        with live.plan(said, source=Grid(), target=Grid(), timeout=20, **options) as made:
+            turned = model.rotary_pos_emb(2)[1].flatten()  # of the second token
+            return made.texts["config.json"], turned[: len(turned) // 2].tolist()
 
 
 def peak(sizes, cut, target, memory):

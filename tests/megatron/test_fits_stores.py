@@ -184,6 +184,39 @@ def test_how_many_rows_the_embedding_has_is_seen_where_no_argument_says_it(saved
         assert fits(GOLDENS / golden, "te" if "te" in golden else "local", config=tmp_path / "args.json").good
 
 
+STRETCHED = {"rotary_seq_len_interpolation_factor": 4}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        # no release that builds such a model looks at the text without a path
+        {"heterogeneous_layers_config_encoded_json": '{"block_configs": []}'},
+        {"group_query_attention": True, "num_query_groups": 2, "hybrid_attention_ratio": 0.0},
+        {**MOE, "moe_expert_capacity_factor": 0.5},  # nothing is stored otherwise
+    ],
+)
+def test_arguments_that_reach_no_parameter_are_nothing_to_a_spec(saved, more):
+    model = {**BASE, **{name: value for name, value in more.items() if name in MOE}}
+    assert fits(saved(model, spec, args={**model, **more})).good
+
+
+def test_arguments_that_releases_read_otherwise_want_the_program_that_wrote_them(tmp_path):
+    root, said = GOLDENS / "llama_legacy", tmp_path / "args.json"  # a file a rank tells of no release
+    ended = ("use_legacy_models", "legacy_tokenizer", "moe_use_legacy_grouped_gemm", "rl_parallel_generation_tasks")
+    ended += ("hybrid_attention_ratio", "hybrid_mlp_ratio", "norm_epsilon", "apply_layernorm_1p")
+    own = {name: value for name, value in open_checkpoint(root).config.items() if name not in ended} | STRETCHED
+    said.write_text(json.dumps(own, default=str))
+    with pytest.raises(BadRequest, match="releases of megatron-lm compute different models") as caught:
+        fits(root, "local", config=said)
+    assert "--written-by" in caught.value.remedy
+    words = ["--spec", "local", "--config", str(said), "--written-by", "megatron-lm==0.19"]
+    result = CliRunner().invoke(main, ["fits", str(root), *words])
+    assert result.exit_code == 0, result.output
+    said.write_text(json.dumps({**own, "carnet_meant_for": "megatron-core"}, default=str))
+    assert fits(root, "local", config=said).good
+
+
 # --- what does not -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,13 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.torch_norm import L2Norm
 
 from carnet.errors import BadRequest
 from carnet.families.fields import read
 from carnet.families.known import recognise
 from carnet.families.megatron import MEGATRON
 from carnet.families.megatron_args import HYBRID_SPEC
+from carnet.families.megatron_programs import hear_config
 from carnet.formats.detect import open_checkpoint
+from carnet.formats.wrapped import program_of
 from carnet.megatron.asks import spec_of
 from carnet.megatron.meta import Cut, Rank, built
 from carnet.megatron.models import arguments, describes_hybrid
@@ -81,6 +85,23 @@ def test_a_model_on_a_cpu_is_recognised_as_the_arguments_that_it_was_built_of(na
     assert understood(arguments(model)) == understood(SAID[name])
 
 
+@pytest.mark.parametrize("name", SAID)
+def test_what_a_model_says_is_what_it_computes_whatever_megatron_lm_hands_on(name):
+    said = arguments(filled(SAID[name], spec))
+    assert program_of(said) == "megatron-core==0.16"
+    heard = hear_config("megatron", said, "here", program_of(said), "", ())
+    assert understood(heard.said) == understood(SAID[name])
+    assert heard.unused == {}
+
+
+def test_a_limit_that_the_fused_kernel_has_not_is_none_of_the_model():
+    limited = {**BASE, "activation_func_clamp_value": 0.01}
+    for fused in (True, False):
+        said = arguments(filled({**limited, "bias_swiglu_fusion": fused}, spec))
+        heard = hear_config("megatron", said, "here", program_of(said), "", ()).said
+        assert (heard["activation_func_clamp_value"] is None) == fused
+
+
 def test_every_rank_and_every_virtual_stage_says_the_same():
     said, cut = MODELS["deepseek"], Cut(2, 2, 2)
     found = []
@@ -113,6 +134,10 @@ def test_a_model_that_norms_queries_and_keys_by_their_length_says_so():
         assert arguments(model)["qk_l2_norm"] is True
     with built(BASE, spec) as [model]:
         assert not arguments(model)["qk_l2_norm"]
+    asked = {**BASE, "qk_l2_norm": True}
+    with built(asked, lambda config, _: get_gpt_decoder_block_spec(config, use_transformer_engine=False)) as [model]:
+        assert model.config.qk_l2_norm
+        assert arguments(model)["qk_l2_norm"] is any(isinstance(module, L2Norm) for module in model.modules())
 
 
 def test_a_hybrid_without_a_pattern_says_that_it_is_one():

@@ -291,6 +291,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
 @click.option("--ep", type=click.IntRange(1), help="ranks that share its experts.  [default: 1]")
 @click.option("--parts", is_flag=True, help="List every part of a parameter with the box that fills it.")
 @config_option
+@written_option
 @json_option
 @click.pass_context
 def fits(
@@ -302,6 +303,7 @@ def fits(
     ep: int | None,
     parts: bool,
     config: str | None,
+    written_by: str | None,
     as_json: bool,
 ) -> None:
     """Prove that a Megatron checkpoint fills the model of a spec, and is used up by it. Only headers are read, no GPU is needed.
@@ -319,7 +321,7 @@ def fits(
         except ModuleNotFoundError as missing:
             remedy = "pip install 'carnet[megatron]'"
             raise MachineFailed("`carnet fits` asks megatron-core", {"missing": missing.name}, remedy=remedy) from missing
-        found = asked.fits(ckpt, spec, config=config, tp=tp, pp=pp, ep=ep)
+        found = asked.fits(ckpt, spec, config=config, tp=tp, pp=pp, ep=ep, written_by=written_by)
     if as_json:
         click.echo(report.dump(asked.data(found)))
     else:

@@ -268,7 +268,7 @@ IDLE = (
     Idle("num_query_groups", None, _ungrouped),
     Idle("heterogeneous_layers_config_encoded_json", None, lambda said: said.get("heterogeneous_layers_config_path") is None),
     # the fused kernel has no limit (mlp.py, experts.py); that of 0.20 has, for experts
-    Idle("activation_func_clamp_value", None, _fused_swiglu, until="0.19"),
+    Idle("activation_func_clamp_value", None, _fused_swiglu, until="0.19", core=True),
     Idle("activation_func_clamp_value", STOPS, lambda said: _fused_swiglu(said) and not _mixture(said)),
     Idle("qk_l2_norm", False, _local_dense, core=True),  # gpt_layer_specs.py get_gpt_layer_local_spec is not told
     Idle("apply_residual_connection_post_layernorm", False, lambda said: True, core=True),

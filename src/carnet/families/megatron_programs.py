@@ -1,7 +1,8 @@
 """The programs that write Megatron's checkpoints and load them: what each makes of the arguments that one holds.
 
-A *program* is named as a requirement: ``megatron-lm``, ``megatron-lm==0.17``, ``megatron-bridge``, ``nemo``. The last two build from
-their own config, whose fields megatron-core honours; Megatron-LM hands some arguments on, which ones by release: megatron_arguments.py.
+A *program* is named as a requirement: ``megatron-lm``, ``megatron-lm==0.17``, ``megatron-bridge``, ``nemo``. These two build from their
+own config, whose fields megatron-core honours, and so does whoever builds a model of ``megatron-core`` himself; Megatron-LM hands some
+arguments on, which ones by release: megatron_arguments.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,10 +23,12 @@ from carnet.families.megatron_arguments import (
     STOPS,
     Argument,
     Arguments,
+    Idle,
 )
 
-LM, BRIDGE, NEMO = "megatron-lm", "megatron-bridge", "nemo"
-PROGRAMS = (LM, BRIDGE, NEMO)
+LM, BRIDGE, NEMO, CORE = "megatron-lm", "megatron-bridge", "nemo", "megatron-core"
+PROGRAMS = (LM, BRIDGE, NEMO, CORE)
+RELEASED = (LM, CORE)  # of the others every release honours what its config says
 UNKNOWN = "another program"
 
 
@@ -34,7 +37,7 @@ class Program:
     """A program, as a person or a checkpoint names it."""
 
     name: str  # one of PROGRAMS
-    release: str = ""  # of Megatron-LM, one of RELEASES; "" where it is not said
+    release: str = ""  # of Megatron-LM or megatron-core, one of RELEASES; "" where it is not said
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +59,35 @@ def program(word: str, option: str) -> Program:
     Program(name='megatron-lm', release='0.17')
     """
     name, is_release, version = word.partition("==")
-    numbers = version.removeprefix("core_").removeprefix("v").split(".")
     if name not in PROGRAMS:
         raise BadRequest(f"no program is called {name!r}", {"option": option, "known": ", ".join(PROGRAMS)})
-    if not is_release or name != LM:  # of the others every release honours what its config says
+    if not is_release or name not in RELEASED:
         return Program(name)
+    release = release_of(version)
+    if not release:
+        known = f"{RELEASES[0]} and older, {', '.join(RELEASES[1:])}"
+        raise BadRequest(f"carnet knows no release {version!r} of {name}", {"option": option, "known": known})
+    return Program(name, release)
+
+
+def release_of(version: str) -> str:
+    """Return the release that a version of Megatron-LM or megatron-core is of; "" where carnet knows none.
+
+    >>> release_of("core_v0.17.1"), release_of("0.9.0"), release_of("1.0")
+    ('0.17', '0.15', '')
+    """
+    numbers = version.removeprefix("core_").removeprefix("v").split(".")
     older = len(numbers) > 1 and all(number.isdigit() for number in numbers[:2]) and [*map(int, numbers[:2])] < [0, 15]
     release = RELEASES[0] if older else ".".join(numbers[:2])
-    if release not in RELEASES:
-        known = f"{RELEASES[0]} and older, {', '.join(RELEASES[1:])}"
-        raise BadRequest(f"carnet knows no release {version!r} of {LM}", {"option": option, "known": known})
-    return Program(name, release)
+    return release if release in RELEASES else ""
 
 
 def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: str = "", accept: Sequence[str] = ()) -> Heard:
     """Return the arguments of a checkpoint as the program that wrote it computed with them.
 
-    ``written_by`` is what a person or the checkpoint says of that program, ``era`` ("<0.19", ">=0.19" or "") what the files' form says
-    of the release of Megatron-LM; the names of the arguments say more. ``accept`` are those of ACCEPTABLE that a person does without.
+    ``written_by`` is what a person or the checkpoint says of that program, ``era`` what the files' form says of the release of
+    Megatron-LM ("<0.19" or ">=0.19"), or the job that runs ("==0.16"), or ""; the names of the arguments say more. ``accept`` are those
+    of ACCEPTABLE that a person does without.
     Raises BadRequest where releases compute different models and nothing tells which one wrote this.
     """
     for name in accept:
@@ -83,12 +97,12 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
     accepted = {name: f"{raw[name]!r}: {ACCEPTABLE[name]}" for name in accept if _is_set(raw.get(name))}
     told = {name: value for name, value in told.items() if name not in accepted}
     if written_by is not None and written_by.name != LM:
-        outcomes = {written_by.name: used(told, "")}
+        outcomes = {written_by.name: honoured(told, written_by.release or known_release("", era))}
     else:
         outcomes = {release: used(told, release) for release in _releases(told, written_by, era)}
         outcomes = {release: found for release, found in outcomes.items() if found is not None}
         if written_by is None and any(_is_foreign(name) for name, value in raw.items() if value is not None):
-            outcomes[UNKNOWN] = used(told, "")
+            outcomes[UNKNOWN] = honoured(told, known_release("", era))
     found = _one(raw, outcomes, where)
     _refuse_others(found, where)
     unused = {
@@ -104,6 +118,12 @@ def hear_config(dialect: str, own: Arguments, where: str, writer: str, era: str,
     if dialect != "megatron" or lookup(own, "architectures"):
         return Heard(dict(own), {}, {})
     return hear(own, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
+
+
+def known_release(writer: str, era: str) -> str:
+    """Return the release that a requirement or a job names, "" where neither does."""
+    named = program(writer, "--written-by").release if writer else ""
+    return named or (era.removeprefix("==") if era.startswith("==") else "")
 
 
 def _is_set(value: object) -> bool:
@@ -124,20 +144,32 @@ def _releases(told: Arguments, written_by: Program | None, era: str) -> Iterable
     # a name from before comes along where a run took its arguments from an older checkpoint
     within = RELEASES[low : high + 1] if low <= high else RELEASES[low:]
     border = era.lstrip("<>=")
+    if era == f"=={border}":
+        return (border,)
     # arguments of a later run may have been saved once more by an older megatron-core: their names say more than the store's form
     return [release for release in within if not era or (release < border) == era.startswith("<")] or within
 
 
 def used(told: Arguments, release: str) -> dict[str, object] | None:
-    """Return the arguments that a release of Megatron-LM uses, or ("") a program that honours all; None where it builds nothing."""
-    found = {name: value for name, value in told.items() if not release or _has(BY_NAME.get(name), release)}
-    for idle in IDLE:
-        value = found.get(idle.name)
-        if value is None or not (idle.core or (release and release <= idle.until)) or not idle.when(told):
+    """Return the arguments that a release of Megatron-LM uses; None where it builds nothing."""
+    has = {name: value for name, value in told.items() if _has(BY_NAME.get(name), release)}
+    return _but_idle(told, has, [idle for idle in IDLE if release <= idle.until])
+
+
+def honoured(told: Arguments, release: str) -> dict[str, object] | None:
+    """Return what a release of megatron-core ("" for any) uses of arguments that all reach it."""
+    return _but_idle(told, told, [idle for idle in IDLE if idle.core and (release or RELEASES[-1]) <= idle.until])
+
+
+def _but_idle(told: Arguments, has: Arguments, idle: Iterable[Idle]) -> dict[str, object] | None:
+    """Return arguments without what does not reach the model; None where there is no model."""
+    found = dict(has)
+    for row in idle:
+        if found.get(row.name) is None or not row.when(told):
             continue
-        if idle.instead is STOPS:
+        if row.instead is STOPS:
             return None
-        found[idle.name] = idle.instead
+        found[row.name] = row.instead
     return found
 
 

@@ -84,6 +84,11 @@ def vocabulary(raw: Json, rows: int, where: str, *, counted: int | None = None, 
     raise _open(raw, rows, where, tokenizer, likely, counted)
 
 
+def counts_anew(release: str) -> bool | None:
+    """Say whether a release of Megatron-LM counts as 0.18 and later do; None of one that is not known."""
+    return release >= COUNTS_ANEW if release else None
+
+
 def by_config(config: Config) -> Vocabulary:
     """Return the vocabulary of a model whose config tells it."""
     tokens = number(config, "vocab")

@@ -25,11 +25,10 @@ from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import object_item
-from carnet.formats.wrapped import NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, read_bridge, read_nemo
+from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
 
 TRACKER = "latest_checkpointed_iteration.txt"
 COMMON_FILE = "common.pt"
-MEANT_FOR = "carnet_meant_for"  # beside the arguments that carnet writes: the program that is to read them, as a requirement
 COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 _FOLDER = re.compile(r"iter_\d{7,}|release")
 _NODES = 1_000_000  # values in the training arguments: a thousand times what Megatron writes
@@ -85,7 +84,9 @@ def read_megatron(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
     objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
     return Checkpoint(
-        root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said), said.program, said.era
+        *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said)),
+        program=said.program or program_of(said.config),
+        era=said.era,
     )
 
 
@@ -99,7 +100,8 @@ def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     notes["ranks"] = ", ".join(f"{axis} {size}" for axis, size in ranks.sizes.items())
     tensors = dict(sorted(ranks.tensors.items()))
     objects = dict(sorted(ranks.objects.items()))
-    return Checkpoint(root, "megatron", "torch (per rank)", config, tensors, objects, stamps, digest, notes)
+    found = root, "megatron", "torch (per rank)", config, tensors, objects, stamps, digest, notes
+    return Checkpoint(*found, program=program_of(config))
 
 
 def _is_nemo(root: Path, names: Sequence[str]) -> bool:

@@ -22,6 +22,7 @@ from carnet.formats.jsons import CONFIG, parse_object
 
 RUN_CONFIG = "run_config.yaml"  # Megatron-Bridge: training/utils/checkpoint_utils.py
 NEMO_CONTEXT, NEMO_MODEL, NEMO_WEIGHTS = "context", "context/model.yaml", "weights"
+MEANT_FOR = "carnet_meant_for"  # in or beside arguments that carnet writes: the program whose words they are, as a requirement
 YAML_LIMIT = 16 << 20  # bytes: real ones have less than 100 kB
 _NODES = 100_000  # values written out, aliases each time
 _DEPTH = 64
@@ -87,6 +88,8 @@ def arguments_of(config: Mapping[str, object], where: object) -> dict[str, objec
 def program_of(config: Mapping[str, object]) -> str:
     """Return the program whose config this is: "megatron-bridge", "nemo", or "" for Megatron-LM's arguments and all others.
 
+    Arguments of a model that is built say it themselves: carnet.megatron.models.
+
     >>> program_of({"model": {"_target_": "x.GPTModelProvider", "num_moe_experts": 8}})
     'megatron-bridge'
     """
@@ -94,7 +97,8 @@ def program_of(config: Mapping[str, object]) -> str:
         inner = config.get(section)
         if isinstance(inner, dict) and "_target_" in inner:
             return program if "config" not in inner else program_of(inner)
-    return ""
+    meant = config.get(MEANT_FOR)
+    return meant if isinstance(meant, str) else ""
 
 
 def read_bridge(root: Path) -> tuple[dict[str, object], Sighting]:

@@ -1,5 +1,6 @@
 """A live crossing is planned: what every rank must say alike, and what is refused before anything moves."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from carnet.errors import BadRequest
+from carnet.families.megatron_programs import release_of
 from carnet.live.control import Control, together
 from carnet.live.crossing import Crossing, States
 from carnet.live.grid import Grid
@@ -34,34 +36,58 @@ def plan(
     memory: int = MEMORY,
     timeout: float = TIMEOUT,
     states: States = None,
+    written_by: str | None = None,
+    accept: Sequence[str] = (),
     **options: Unpack[Common],
 ) -> Crossing:
     """Plan how the ranks of a running Megatron model hand their weights to the ranks of a target; called by every rank of ``group``.
 
-    config: Megatron's training arguments (``vars(args)``), or a Hugging Face config: a mapping, or the path of a JSON or YAML file.
+    config: what describes the model: a mapping, or the path of a JSON or YAML file. Megatron's training arguments (``vars(args)``) mean
+    what the builder of Megatron-LM's release made of them, which is that of the megatron-core that the ranks of the source run;
+    ``carnet.megatron.models.arguments(model)``, a config of Megatron-Bridge or NeMo and one of Hugging Face mean what they say.
     source, target: how the model is shared, before and after. A target of the kind "hf" that is not shared is whole on each rank.
     to: "hf" or "trtllm" for tensors under these names, "megatron" for the modules of another running model.
     group: None for all ranks of the job, which then get groups of their own with the time limit.
     dtypes: patterns of Megatron's names -> element type, where a tensor is not of the config's type (``{"*router.weight": "f32"}``).
     calibration: largest magnitudes, as in a file of ``--amax``. states: this rank's tensors, needed before the first run only where
     ``quantize`` is to follow scales that the training brings along. memory: bytes of all buckets of a rank. timeout: seconds.
+    written_by: the program that built the model, where it is another; accept: arguments whose effect the target may do without.
     The other options are those of ``carnet.plan``.
 
     Raises CarnetError on all ranks where it cannot be, or where the ranks were not given the same.
     """
     control = Control(group, timeout)
     try:
+        versions = dict(zip(control.ranks, control.gather(_version()), strict=True))
         with together(control) as same:
             only(Common.__optional_keys__, options)
-            request = Request.of({**options, "to": to, "tp": target.tp, "pp": target.pp, "ep": target.ep})
+            said = {"written_by": written_by, "accept": accept}
+            request = Request.of({**options, **said, "to": to, "tp": target.tp, "pp": target.pp, "ep": target.ep})
             bucket = _bucket(memory)
-            described = describe(_plain(config), source, _ranks(source, control), dtypes or {}, padded_vocab_size)
+            ranks = _ranks(source, control)
+            described = describe(
+                *(_plain(config), source, ranks, dtypes or {}, padded_vocab_size),
+                written_by=request.written_by,
+                era=_era([versions[rank] for rank in ranks]),
+                accept=request.accept,
+            )
             goal = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)
             same(described.inventory.checkpoint.digest, request, target, memory, calibration)
         return Crossing(control, described, goal, request, bucket, calibration or {}, states)
     except BaseException:
         control.close()
         raise
+
+
+def _version() -> str:
+    """Return the version of the megatron-core that this process runs, "" where it runs none."""
+    return str(getattr(sys.modules.get("megatron.core"), "__version__", ""))
+
+
+def _era(versions: Sequence[str]) -> str:
+    """Return what the versions of the ranks that train say of the release, nothing where they have no one."""
+    releases = {release_of(version) for version in versions}
+    return f"=={releases.pop()}" if len(releases) == 1 and "" not in releases else ""
 
 
 def _bucket(memory: object) -> int:

@@ -19,14 +19,15 @@ from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.fields import lookup
 from carnet.families.known import dialect_of, recognise
 from carnet.families.megatron import MEGATRON
+from carnet.families.megatron_programs import hear_config, known_release
 from carnet.families.model import canonical_shapes, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
-from carnet.families.vocabulary import Vocabulary, by_config, vocabulary
+from carnet.families.vocabulary import Vocabulary, by_config, counts_anew, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
-from carnet.formats.wrapped import arguments_of, read_config
+from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.planner.build import MULTIPLE
@@ -67,18 +68,29 @@ class Source:
 
 
 def describe(
-    config: Mapping[str, object] | str | Path, grid: Grid, ranks: Sequence[int], dtypes: Mapping[str, str], padded: int | None
+    config: Mapping[str, object] | str | Path,
+    grid: Grid,
+    ranks: Sequence[int],
+    dtypes: Mapping[str, str],
+    padded: int | None,
+    *,
+    written_by: str | None = None,
+    era: str = "",
+    accept: Sequence[str] = (),
 ) -> Source:
     """Return a running model of Megatron, from its config alone; raise CarnetError where it cannot be one.
 
     ``config``: Megatron's training arguments, or a Hugging Face config, or the path of one; ``dtypes``: patterns of described names ->
-    element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding.
+    element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding; ``written_by``, ``era`` and
+    ``accept`` say what the program that built the model made of the arguments: families/megatron_programs.py.
     """
     types = {pattern: named(word).name for pattern, word in dtypes.items()}
     raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
     said = arguments_of(raw, WHERE)
-    told = _told(said, padded)
-    family, fields = recognise("megatron", said, WHERE, {} if told is None else {"vocab": told.tokens})
+    writer = written_by or program_of(raw)
+    told = _told(said, padded, known_release(writer, era))
+    heard = hear_config("megatron", said, WHERE, writer, era, accept)
+    family, fields = recognise("megatron", heard.said, WHERE, {} if told is None else {"vocab": told.tokens})
     places = seats(grid, ranks)
     fields["padded_vocab"] = _padded(fields, raw, grid, padded)
     held = megatron_units(grid, fields, places)
@@ -108,14 +120,16 @@ def describe(
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
-    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields))
+    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
     return Source(inventory, Holding(places, held), owners, offsets)
 
 
-def _told(said: Mapping[str, object], padded: int | None) -> Vocabulary | None:
+def _told(said: Mapping[str, object], padded: int | None, release: str) -> Vocabulary | None:
     """Return the vocabulary that arguments of Megatron tell, None where they do not say how many rows there are."""
     rows = padded or said.get("padded_vocab_size")
-    return vocabulary(said, rows, WHERE) if type(rows) is int and not lookup(said, "architectures") else None
+    if type(rows) is not int or lookup(said, "architectures"):
+        return None
+    return vocabulary(said, rows, WHERE, new=counts_anew(release))
 
 
 def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | None) -> int:

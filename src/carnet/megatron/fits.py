@@ -8,7 +8,7 @@ weights are left over, and that is a misfit as much as one that is missing.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,14 +17,16 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.families.fields import lookup
 from carnet.families.known import recognise
 from carnet.families.megatron import DROPPED, MEGATRON
+from carnet.families.megatron_arguments import ACCEPTABLE
+from carnet.families.megatron_programs import hear_config
 from carnet.families.saying import write
-from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Key, Stored
-from carnet.formats.wrapped import arguments_of, read_config
+from carnet.inventory import opened
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid
 from carnet.megatron.specs import Saver, misplaced
+from carnet.planner.options import local
 
 SPECS = ("modelopt", "te", "local")
 # the forms that megatron-core loads by itself, as formats/megatron.py calls them
@@ -72,16 +74,18 @@ def fits(
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
+    written_by: str | None = None,
 ) -> Fit:
     """Say whether a checkpoint of Megatron's fills the model of a spec: ``modelopt`` (carnet's), ``te`` or ``local``.
 
     Only headers are read. ``tp``, ``pp`` and ``ep`` cut the model, 1 each where they are not said; a file a rank is cut as it was
-    saved. ``config`` stands in place of the checkpoint's arguments. Raises BadCheckpoint, BadRequest and NotSupported as `inspect`
+    saved. ``config`` stands in place of the checkpoint's arguments, which mean what the program that wrote them made of them:
+    ``written_by``, where that does not show. Raises BadCheckpoint, BadRequest and NotSupported as `inspect`
     does, and where no such model can be built.
     """
     if spec not in SPECS:
         raise BadRequest(f"{spec!r} is no spec that carnet knows", {"known": ", ".join(SPECS)})
-    checkpoint = _open(Path(path), config)
+    checkpoint = _open(local("ckpt", path), None if config is None else local("config", config), written_by)
     kept, objects, dropped = _sorted(checkpoint)
     said = _arguments(checkpoint, kept)
     cut = _cut(checkpoint, kept, said, (tp, pp, ep))
@@ -178,11 +182,9 @@ def data(found: Fit) -> dict[str, object]:
 # --- the checkpoint ------------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, config: str | Path | None) -> Checkpoint:
+def _open(path: Path, config: Path | None, written_by: str | None) -> Checkpoint:
     """Return a checkpoint of Megatron's in a form that megatron-core loads by itself."""
-    checkpoint = open_checkpoint(path)
-    if config is not None:
-        checkpoint = replace(checkpoint, config=arguments_of(read_config(Path(config)), str(config)))
+    checkpoint = opened(path, config, written_by, ())
     if checkpoint.format not in {STORE, PER_RANK}:
         facts = {
             "where": path,
@@ -223,13 +225,14 @@ def _prefix(checkpoint: Checkpoint) -> str:
 
 
 def _arguments(checkpoint: Checkpoint, kept: Mapping[Key, Stored]) -> dict[str, object]:
-    """Return the training arguments of a checkpoint, a Hugging Face config in place of them translated."""
-    said = dict(checkpoint.config)
+    """Return the training arguments of a checkpoint as its program used them, a Hugging Face config in place of them translated."""
+    where = str(checkpoint.root)
+    # what routes tokens otherwise has no weights: it is nothing to refuse a spec for
+    said = hear_config("megatron", checkpoint.config, where, checkpoint.program, checkpoint.era, [*ACCEPTABLE]).said
     rows = sum(
         stored.shape[0] for (unit, name), stored in kept.items() if name == EMBEDDING and "-pp0-ep0-vp0" in (unit or FIRST_UNIT)
     )
     if lookup(said, "architectures"):
-        where = str(checkpoint.root)
         _, canonical = recognise("megatron", said, where, {})
         said = write(MEGATRON.table, {**canonical, "padded_vocab": rows or canonical["vocab"]}, {}, where)
     if said.get("padded_vocab_size") is None and rows:

@@ -1,7 +1,8 @@
 """A Megatron model and the training arguments that describe it, both ways by one table.
 
 What the command line's arguments become: core_transformer_config_from_args in megatron/training/arguments.py (argument_utils.py since
-0.18), gpt_builders.py and mamba_builders.py (hybrid_builders.py). Arguments that only concern training are left out.
+0.18), gpt_builders.py and mamba_builders.py (hybrid_builders.py). Arguments that only concern training are left out; those that a
+release does not hand on must be gone already: families/megatron_programs.py.
 """
 
 import dataclasses
@@ -10,14 +11,18 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import cast
 
+import megatron.core
 import torch
 from megatron.core.activations import squared_relu
 from megatron.core.fusions.fused_bias_geglu import quick_gelu
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.torch_norm import L2Norm
 
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.families.megatron_args import DESCRIBED, HYBRID_SPEC
+from carnet.families.megatron_programs import CORE, release_of
+from carnet.formats.wrapped import MEANT_FOR
 
 Arguments = Mapping[str, object]
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -95,8 +100,9 @@ def arguments(model: object) -> dict[str, object]:
     """Return the training arguments that describe a model of megatron-core that is built.
 
     ``model`` is a GPTModel, a MambaModel or a HybridModel, what a wrapper has as its ``module``, or the list of a rank's virtual
-    stages. The values are plain, as carnet reads them in a checkpoint. A model knows its padded vocabulary alone: ``vocab_size`` is
-    that, too. Raises BadRequest for anything else.
+    stages. The values are plain, as carnet reads them in a checkpoint, and every one of them reached the model: they say so themselves
+    (MEANT_FOR), so that nobody takes them for the words of a run of Megatron-LM, which hands on only some. A model knows its padded
+    vocabulary alone: ``vocab_size`` is that, too. Raises BadRequest for anything else.
     """
     model = _unwrapped(model)
     config = getattr(model, "config", None)
@@ -121,9 +127,12 @@ def arguments(model: object) -> dict[str, object]:
         said["rope_scaling_factor"] = _stretched(model)
     if is_hybrid(model):
         said["spec"] = HYBRID_SPEC
-    if any(isinstance(module, L2Norm) for module in model.modules()):
-        said["qk_l2_norm"] = True  # an argument of the spec's, not of the config's, with the first Llama 4
-    return said
+    modules = [*model.modules()]
+    if any(isinstance(module, SelfAttention) for module in modules):
+        # a spec says it, whatever the config has: an argument of the spec's alone with the first Llama 4, and the local one is not told
+        said["qk_l2_norm"] = any(isinstance(module, L2Norm) for module in modules)
+    release = release_of(str(getattr(megatron.core, "__version__", "")))
+    return {**said, MEANT_FOR: f"{CORE}=={release}" if release else CORE}
 
 
 def config_of(said: Arguments, **given: object) -> TransformerConfig:

@@ -15,11 +15,11 @@ from carnet.families.megatron_programs import program
 from carnet.families.rows import Dialect
 from carnet.families.saying import write
 from carnet.families.words import Config
-from carnet.formats.megatron import MEANT_FOR
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
+from carnet.formats.wrapped import MEANT_FOR
 from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, sketch
 from carnet.planner.request import Request
