@@ -79,22 +79,26 @@ def subtract(a: Box, b: Box) -> list[Box]:
 def overlap(boxes: Iterable[Box]) -> tuple[Box, Box] | None:
     """Return two boxes that share an element, or None where all are disjoint.
 
-    Sweeps along axis 0, so that thousands of slices of one tensor are compared with their neighbours only.
+    Sweeps along the axis that tells them apart best, so that thousands of slices of one tensor meet their neighbours only.
     """
-    filled = sorted((b for b in boxes if volume(b)), key=lambda b: b.start)
+    filled = [box for box in boxes if volume(box)]
+    if filled and not filled[0].start:
+        return (filled[0], filled[1]) if len(filled) > 1 else None
     active: list[Box] = []
-    for box in filled:
-        if not box.start:
-            if active:
-                return active[0], box
-            active.append(box)
-            continue
-        active = [other for other in active if other.start[0] + other.shape[0] > box.start[0]]
+    axis = _telling(filled)
+    for box in sorted(filled, key=lambda box: box.start[axis]):
+        active = [other for other in active if other.start[axis] + other.shape[axis] > box.start[axis]]
         for other in active:
             if intersect(other, box) is not None:
                 return other, box
         active.append(box)
     return None
+
+
+def _telling(boxes: Sequence[Box]) -> int:
+    """Return the axis along which boxes begin at the most places."""
+    axes = range(len(boxes[0].start)) if boxes else range(0)
+    return max(axes, key=lambda axis: len({box.start[axis] for box in boxes}), default=0)
 
 
 def uncovered(container: Box, boxes: Sequence[Box]) -> Box | None:
@@ -104,7 +108,8 @@ def uncovered(container: Box, boxes: Sequence[Box]) -> Box | None:
     Box(start=(1,), shape=(1,))
     """
     rest = [container] if volume(container) and container not in boxes else []
-    for box in boxes:
+    axis = _telling(boxes)
+    for box in sorted(boxes, key=lambda box: box.start[axis : axis + 1]):  # what is left then lies before or around the next
         rest = [piece for part in rest for piece in subtract(part, box)]
         if not rest:
             return None

@@ -21,13 +21,14 @@ from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory import Inventory, is_zero_centred, take
+from carnet.layout import View
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps
 from carnet.planner.decoding import Library, alike, aside, collect, dequantize, is_coded, measured
 from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
-from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
+from carnet.planner.pieces import Line, Piece, Shelf, cut, first_axis, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
@@ -266,11 +267,12 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request
     A sum of ``exact`` is kept in f32, which holds it without rounding; NVIDIA's ranks round it.
     """
     dtypes = {}
+    own = {name: {_own(piece, request) for piece in shelf.pieces} for name, shelf in kept.items()}
     for entry in wanted:
         if entry.dtype or any(view.tensor in exact for view in entry.views):
             dtypes[entry.unit, entry.name] = entry.dtype or "f32"
             continue
-        found = {_own(piece, request) for view in entry.views for piece in kept[view.tensor].pieces}
+        found = set().union(*(own[view.tensor] for view in entry.views))
         if request.dtype is not None and found <= set(FLOATS):
             found = {request.dtype}
         if len(found) > 1:
@@ -301,9 +303,12 @@ def _meet(
     library: Library,
 ) -> Iterator[Step]:
     """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
+    known = dict[int, Line[View]]()
     for entry, part, file, tensor in places:
         chunk = Chunk(part, file, tensor.offset, dense_strides(part.shape))
-        for view in entry.views:
+        if id(entry) not in known:
+            known[id(entry)] = views_of(entry)
+        for view in known[id(entry)].between(*first_axis(part)):
             for target in pieces(view, chunk, tensor.dtype, entry.shape):
                 moved = 0
                 for source in kept[view.tensor].near(target.box):

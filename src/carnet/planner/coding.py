@@ -185,7 +185,7 @@ def steps(
         at = Place(file, place.offset, dense_strides(place.shape), place.dtype)
         yield Put(scaled.kept.name, place.shape, at, (scaled.value,))
     for name, (wide, expert) in measured.items():
-        for piece in held[wide].pieces if expert is None else held[wide].at(expert):
+        for piece in held[wide].pieces if expert is None else held[wide].between(expert, 1):
             wanted = piece.box if expert is None else Box((expert, *piece.box.start[1:]), (1, *piece.box.shape[1:]))
             shared = intersect(piece.box, wanted)
             if shared is not None:

@@ -8,11 +8,13 @@
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from carnet.box import Box, intersect, subtract, volume
 from carnet.dtypes import BY_NAME
+from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk
 from carnet.layout import View, clip
 from carnet.steps import Place
@@ -71,32 +73,60 @@ def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Pie
     return kept.pieces, copies
 
 
-class Shelf:
-    """Pieces of one tensor, kept in order of their first axis, so that hundreds of experts are not all compared."""
+T = TypeVar("T")
 
-    def __init__(self, found: Iterable[Piece]) -> None:
-        self.pieces: list[Piece] = []
+
+class Line(Generic[T]):
+    """Things that lie along one axis, in the order of their starts, so that thousands of them are not all compared."""
+
+    def __init__(self, found: Iterable[T], interval: Callable[[T], tuple[int, int]]) -> None:
+        self.things: list[T] = []
+        self._interval = interval  # of a thing: its first index, and how many there are
         self._starts: list[int] = []
         self._longest = 0
-        for piece in found:
-            self.add(piece)
+        for thing in found:
+            self.add(thing)
 
-    def add(self, piece: Piece) -> None:
-        """Put a piece into its place."""
-        start, length = (piece.box.start[0], piece.box.shape[0]) if piece.box.start else (0, 1)
+    def add(self, thing: T) -> None:
+        """Put a thing into its place."""
+        start, length = self._interval(thing)
         at = bisect_left(self._starts, start)
         self._starts.insert(at, start)
-        self.pieces.insert(at, piece)
+        self.things.insert(at, thing)
         self._longest = max(self._longest, length)
+
+    def between(self, start: int, length: int) -> list[T]:
+        """Return the things that may share an index with an interval."""
+        low = bisect_left(self._starts, start - self._longest + 1)
+        return self.things[low : bisect_left(self._starts, start + length)]
+
+
+class Shelf(Line[Piece]):
+    """Pieces of one tensor along its first axis: a few of hundreds of experts."""
+
+    def __init__(self, found: Iterable[Piece]) -> None:
+        super().__init__(found, lambda piece: first_axis(piece.box))
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Return all of them."""
+        return self.things
 
     def near(self, box: Box) -> list[Piece]:
         """Return the pieces that may share something with a box."""
-        return self._within(box.start[0], box.shape[0]) if box.start else self.pieces[:]
+        return self.between(*first_axis(box))
 
-    def at(self, index: int) -> list[Piece]:
-        """Return the pieces that may hold an index of the first axis: one expert."""
-        return self._within(index, 1)
 
-    def _within(self, start: int, length: int) -> list[Piece]:
-        low = bisect_left(self._starts, start - self._longest + 1)
-        return self.pieces[low : bisect_left(self._starts, start + length)]
+def first_axis(box: Box) -> tuple[int, int]:
+    """Return where a box begins along its first axis, and how far it goes."""
+    return (box.start[0], box.shape[0]) if box.start else (0, 1)
+
+
+def views_of(entry: Entry) -> Line[View]:
+    """Return the views of a stored tensor along its first dimension: those of a few of hundreds of layers."""
+    return Line(entry.views, _stored_interval)
+
+
+def _stored_interval(view: View) -> tuple[int, int]:
+    reach = [(n - 1) * stride for n, (dim, stride) in zip(view.box.shape, view.places, strict=True) if dim == 0]
+    return view.origin[0] if view.origin else 0, 1 + sum(reach)
