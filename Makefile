@@ -40,7 +40,7 @@ format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh out
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
 
 test-quantized: $(FULL)/.ready  ## let transformers run every family in every style and scheme; some minutes
-	@$(FULL)/bin/pytest -n 2 --dist worksteal -o addopts='-q --import-mode=importlib' tests/referees/test_quantized_families.py $(ARGS)
+	@$(FULL)/bin/pytest -n 2 --dist worksteal -m '' tests/referees/test_quantized_families.py $(ARGS)
 
 fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` has 50 turns
 	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)

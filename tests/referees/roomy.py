@@ -68,10 +68,10 @@ def save(name: str, folder: Path, **more: Value) -> Path:
     return folder
 
 
-def loaded(folder: Path, unexpected: Callable[[str], bool] = lambda name: False) -> torch.nn.Module:
+def loaded(folder: Path, unexpected: Callable[[str], bool] = lambda name: False, **more: object) -> torch.nn.Module:
     """Return the model that transformers makes of a folder, after asking whether it missed or ignored anything."""
     asked: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, attn_implementation="eager", output_loading_info=True
+        folder, dtype=torch.bfloat16, attn_implementation="eager", output_loading_info=True, **more
     )
     model, missed = asked
     missed["unexpected_keys"] = [name for name in missed["unexpected_keys"] if not unexpected(name)]

@@ -6,7 +6,8 @@ of a module that holds all of them.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -128,7 +129,29 @@ def plain_modules(
     """Return the modules that a config names as not quantized: what looks like a linear layer to the program that reads it."""
     style = STYLES[recipe.style]
     names = {*_heads(style, target, config), *_plain(style, config, wanted, coded)}
+    if style.by_patterns:
+        names = set(summarized(names, {module_of(one.entry) for one in coded.values()}))
     return sorted(names, key=lambda name: (name != "lm_head", name))
+
+
+def summarized(plain: Collection[str], coded: Collection[str]) -> Iterator[str]:
+    """Yield for each plain module the pattern of the widest part of the model around it in which nothing is coded.
+
+    modelopt 0.47 torch/export/quant_utils.py _prefix_wildcard_summarize_exclude_modules: engines build modules of their own below a
+    part (experts in one, fused projections), and ask for those.
+
+    >>> [*summarized(["layers.1.mlp.up", "lm_head"], ["layers.1.attn.q", "layers.10.mlp.up"])]
+    ['layers.1.mlp*', 'lm_head']
+    """
+    held = sorted(coded)
+
+    def begins_one(text: str) -> bool:
+        return (at := bisect_left(held, text)) < len(held) and held[at].startswith(text)
+
+    for name in plain:
+        parts = [name[:at] for at, letter in enumerate(name) if letter == "."]
+        patterns = [(part, mark) for part in parts for mark in ("", ".") if not mark or part not in coded]
+        yield next((f"{part}{mark}*" for part, mark in patterns if not begins_one(part + mark)), name)
 
 
 def _heads(style: Style, target: Dialect, config: Config) -> Sequence[str]:

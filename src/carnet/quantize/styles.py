@@ -37,6 +37,7 @@ class Style:
     joint: Mapping[str, tuple[str, ...]]
     cache: tuple[str, str, str]  # where the scale of cached keys stands, and of values: seen from the projection; and its type
     lists: frozenset[str]  # roles of weights beside linear ones that its config names as plain
+    by_patterns: bool = False  # the names are patterns: one for a part of the model in which nothing is coded
     alone: frozenset[str] = frozenset()  # weights that read what others read and share no scale with them
     only_where: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # weight -> models whose config names it
     # names of a head without a tensor that are excluded: of a tied model the first so many, None for all names of any model
@@ -66,6 +67,7 @@ STYLES = {
         joint={"fp8": ("experts",), "nvfp4": FUSED},
         cache=("k_scale", "v_scale", "f32"),
         lists=LEFT | {"table", "convolution"},
+        by_patterns=True,
         only_where={"embed": {"embed_root": False}},  # Gemma's is of another class: it multiplies what it looks up
         heads_named=1,
         codes_conv1d=True,
