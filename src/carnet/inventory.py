@@ -4,10 +4,12 @@ This is where families and formats meet: the keys and shapes that are there choo
 lacking or of another shape stops here.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from heapq import nsmallest
 from pathlib import Path
 
 from carnet.box import Box, uncovered, whole
@@ -255,8 +257,10 @@ def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:
 
 
 def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:
+    matches = [(re.compile(translate(pattern)).match, reason) for pattern, reason in reasons.items()]
     for key in keys:
-        yield key, next((reason for pattern, reason in reasons.items() if fnmatchcase(key[1], pattern)), None)
+        name = key[1]
+        yield key, next((reason for match, reason in matches if match(name)), None)
 
 
 def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> None:
@@ -269,10 +273,10 @@ def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> No
 
 def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str, *, whole: bool) -> Iterator[CarnetError]:
     """Yield the first tensor that no row names; ``whole`` says that the model is complete without it."""
-    unknown = sorted(key for key in kept if key not in named)
+    unknown = [key for key in kept if key not in named]
     if unknown:
-        names = ["/".join(filter(None, key)) for key in unknown]
-        facts = {"where": where, "tensor": names[0], **({"and": names[1]} if len(names) > 1 else {}), "in all": len(names)}
+        first, *second = ["/".join(filter(None, key)) for key in nsmallest(2, unknown)]
+        facts = {"where": where, "tensor": first, **({"and": second[0]} if second else {}), "in all": len(unknown)}
         looks, remedy = way_out([name for _, name in unknown], {name for _, name in named}, whole=whole)
         facts |= {"looks like": looks} if looks else {}
         yield NotSupported("the checkpoint holds a tensor that carnet does not know", facts, remedy=remedy)

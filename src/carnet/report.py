@@ -3,11 +3,9 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, prod
 from typing import Any
-
-from rich.console import Console
 
 from carnet.api import Inspection
 from carnet.dtypes import BY_NAME
@@ -99,8 +97,8 @@ def error_data(error: CarnetError) -> dict[str, object]:
     return {"error": error.what, "facts": {label: str(value) for label, value in error.facts.items()}, "try": error.remedy}
 
 
-def show_inspection(found: Inspection, console: Console, *, every: bool) -> None:
-    """Print what a checkpoint is; with ``every``, a line for each stored tensor."""
+def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> Iterator[str]:
+    """Yield what a checkpoint is; with ``every``, a line for each stored tensor."""
     checkpoint, inventory = found.checkpoint, found.inventory
     held = {} if inventory is None else layouts(inventory)
     kept = {key: t for key, t in checkpoint.tensors.items() if inventory is None or key in held}
@@ -113,26 +111,26 @@ def show_inspection(found: Inspection, console: Console, *, every: bool) -> None
         "weights": f"{sum(prod(t.shape) for t in kept.values()):,} elements in {len(kept)} stored tensors, "
         f"{size(sum(map(nbytes_of, kept.values())))} ({', '.join(dtypes)})",
     }
-    _facts(console, facts)
+    yield from _facts(facts, width)
     if inventory is not None:
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
         words = _words(inventory.heard.unused, inventory.heard.accepted, {})
-        fields = _config(inventory.config, few=not console.is_terminal)
-        _facts(console, {**quantized, **fields, **words, "left behind": _dropped(inventory.dropped)})
+        fields = _config(inventory.config, few=width is None)
+        yield from _facts({**quantized, **fields, **words, "left behind": _dropped(inventory.dropped)}, width)
     if every:
         rows = [
             ("/".join(filter(None, key)), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-"))
             for key, t in checkpoint.tensors.items()
         ]
-        _rows(console, ("stored tensor", "type", "shape", "bytes", "layout: canonical tensors"), rows)
+        yield from _rows(("stored tensor", "type", "shape", "bytes", "layout: canonical tensors"), rows, width)
 
 
 def _shape(stored: Stored) -> str:
     return " x ".join(map(str, stored.shape)) or "scalar"
 
 
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print what a plan will do."""
+def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
+    """Yield what a plan will do."""
     kinds = Counter(type(step).__name__.lower() for step in plan.steps)
     facts = {
         "source": plan.source,
@@ -149,13 +147,13 @@ def show_plan(plan: Plan, console: Console) -> None:
         "left behind": _dropped(plan.dropped),
         **plan.notes,
     }
-    _facts(console, facts)
+    yield from _facts(facts, width)
     rows = [(file.name, f"{len(file.tensors):,}", size(file.nbytes)) for file in plan.files[:40]]
     if len(plan.files) > 40:
         rows.append((f"and {len(plan.files) - 40} more", "", ""))
     rows += [(text.name, "", size(len(text.text))) for text in plan.texts]
     rows += [(asset.name, "", size(asset.nbytes)) for asset in plan.assets]
-    _rows(console, ("file", "tensors", "bytes"), rows)
+    yield from _rows(("file", "tensors", "bytes"), rows, width)
 
 
 def _target(plan: Plan) -> str:
@@ -264,30 +262,28 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
     }
 
 
-def show_verdict(verdict: Verdict, console: Console) -> None:
-    """Print whether a target is its source, and where it is not."""
+def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
+    """Yield whether a target is its source, and where it is not."""
     found = verdict.examination
     if verdict.equal and found is not None:
         casts = f", cast {', '.join(found.cast)}" if found.cast else ""
-        _facts(
-            console,
-            {
-                "equal": f"{verdict.target} is {verdict.source}{casts}",
-                "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
-                **_quality(found.quality),
-                **_words(verdict.unused, verdict.accepted, verdict.needs),
-                "left behind": _dropped(found.dropped),
-                **verdict.notes,
-                **_beside(verdict),
-            },
-        )
+        said = {
+            "equal": f"{verdict.target} is {verdict.source}{casts}",
+            "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
+            **_quality(found.quality),
+            **_words(verdict.unused, verdict.accepted, verdict.needs),
+            "left behind": _dropped(found.dropped),
+            **verdict.notes,
+            **_beside(verdict),
+        }
+        yield from _facts(said, width)
     elif verdict.equal:
         said = {"equal": f"{verdict.target} is what its carnet says", "read": size(verdict.nbytes)}
-        _facts(console, {**said, **_beside(verdict)})
+        yield from _facts({**said, **_beside(verdict)}, width)
     else:
-        _facts(console, {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"})
+        yield from _facts({"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}, width)
         rows = [(finding.what, finding.where, finding.stored, finding.detail) for finding in verdict.findings]
-        _rows(console, ("what", "where", "stored tensor or file", "detail"), rows, 50)
+        yield from _rows(("what", "where", "stored tensor or file", "detail"), rows, width, 50)
 
 
 def _beside(verdict: Verdict) -> dict[str, str]:
@@ -300,27 +296,26 @@ def _beside(verdict: Verdict) -> dict[str, str]:
     return {label: line for label, line in lines.items() if line}
 
 
-def show_fit(
-    console: Console,
+def fit_lines(
     facts: Mapping[str, object],
     misfits: Sequence[Sequence[str]],
     head: Sequence[str],
     lines: Sequence[Sequence[str]],
-) -> None:
-    """Print whether a checkpoint fills the model of a spec, then what does not go together, or what fills what."""
-    _facts(console, facts)
+    width: int | None,
+) -> Iterator[str]:
+    """Yield whether a checkpoint fills the model of a spec, then what does not go together, or what fills what."""
+    yield from _facts(facts, width)
     if misfits:
-        _rows(console, ("what", "name", "the spec asks for", "the checkpoint holds"), misfits, 50)
+        yield from _rows(("what", "name", "the spec asks for", "the checkpoint holds"), misfits, width, 50)
     else:
-        _rows(console, head, lines)
+        yield from _rows(head, lines, width)
 
 
-def _rows(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], most: int | None = None) -> None:
-    """Print a table, or the first of its rows and how many more there are."""
-    for line in table(head, rows[:most], _width(console), RIGHT):
-        _line(console, line)
+def _rows(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, most: int | None = None) -> Iterator[str]:
+    """Yield a table, or the first of its rows and how many more there are."""
+    yield from table(head, rows[:most], width, RIGHT)
     if most is not None and len(rows) > most:
-        _line(console, f"and {len(rows) - most} more")
+        yield f"and {len(rows) - most} more"
 
 
 def _quality(quality: Quality | None) -> dict[str, str]:
@@ -353,20 +348,11 @@ def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(f"{reason} ({len(names)})" for reason, names in dropped.items()) or "nothing"
 
 
-def _facts(console: Console, facts: Mapping[str, object]) -> None:
-    """Print a line a fact; on a terminal one that is too long goes on below its value."""
+def _facts(facts: Mapping[str, object], width: int | None) -> Iterator[str]:
+    """Yield a line a fact; on a terminal one that is too long goes on below its value."""
     for label, value in facts.items():
-        for line in folded(f"{label:<{LABEL}} {value}", _width(console), LABEL + 1):
-            _line(console, printable(line.replace(TIED, " ")))
-
-
-def _width(console: Console) -> int | None:
-    """Return the columns of a terminal; None for a pipe, which has a line a row."""
-    return console.width if console.is_terminal else None
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        for line in folded(f"{label:<{LABEL}} {value}", width, LABEL + 1):
+            yield printable(line.replace(TIED, " "))
 
 
 def _config(config: Config, *, few: bool) -> dict[str, object]:

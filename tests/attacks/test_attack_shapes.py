@@ -4,17 +4,23 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+import carnet
 from carnet.errors import BadCheckpoint
+from carnet.families.strangers import way_out
 from carnet.formats import jsons, pickles
 from carnet.formats.jsons import parse_object
+from carnet.inventory import survey
 from carnet.planner import saved
 from tests.peak import SAMPLED
 
+LLAMA = Path(__file__).parents[1] / "goldens/megatron/llama_te_pp2_vpp"
 BUDGET = 320 << 20  # bytes of private memory over what an idle carnet has: the file itself, and its text
 CHILD = f"""
 {SAMPLED}
@@ -46,6 +52,13 @@ def refusal(action: str, budget: int = BUDGET) -> str:
 
 def filled(unit: bytes, size: int, begin: bytes = b'{"a":[', end: bytes = b"]}") -> bytes:
     return begin + b",".join([unit] * (size // (len(unit) + 1))) + end
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """The headers of a small model as a Hugging Face folder."""
+    assert carnet.cross(LLAMA, tmp_path / "llama", to="hf")
+    return carnet.inspect(tmp_path / "llama").checkpoint
 
 
 WIDE = [b"[]", b"{}", b'{"a":0}', b"[[0]]", b'"aa"', b"9", b'{"a":{}}', b'["\\"[",{}]']
@@ -126,6 +139,38 @@ def test_a_carnet_that_would_fill_the_memory_is_refused_by_its_shape(tmp_path):
     (tmp_path / "carnet.json").write_bytes(filled(b"{}", 60 << 20))
     said = refusal(f"api.verify({str(tmp_path)!r})")
     assert said == "carnet.json is too large for what it should hold"
+
+
+def calls_of(action):
+    """Return how many functions an action calls, Python's own included."""
+    calls = 0
+
+    def count(_frame, event, _argument):
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def test_a_tensor_that_nobody_knows_is_looked_at_a_few_times_however_many_there_are(llama):
+    def looking_at(strangers):
+        strange = {("", f"t.{at}.weight"): replace(norm, name=f"t.{at}.weight") for at in range(strangers)}
+        several = replace(llama, tensors={**llama.tensors, **strange})
+        return calls_of(lambda: survey(several))
+
+    (norm,) = (stored for (_, name), stored in llama.tensors.items() if name == "model.norm.weight")
+    few, many = looking_at(1000), looking_at(11_000)
+    assert many - few < 20 * 10_000
+
+
+@pytest.mark.parametrize("word", ["adapter", "linear_", ".adapter", "_", "*", "["])
+def test_what_a_long_name_looks_like_is_found_in_one_pass(word):
+    assert way_out([word * 300_000, "norm.weight"], {"embed"}, whole=True)[0] in {"a norm", "an adapter"}
 
 
 def test_the_header_of_the_largest_models_passes_by_far():

@@ -8,6 +8,7 @@ import gc
 import shutil
 import signal
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn, Unpack
 
 import click
@@ -34,8 +35,6 @@ from carnet.cli.options import (
 from carnet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
     from carnet.planner.request import Options
@@ -157,7 +156,7 @@ def inspect(
             report.dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")})
         )
     else:
-        report.show_inspection(found, _console(), every=tensors)
+        _print(report.inspection_lines(found, _width(), every=tensors))
     if found.refusal is not None:
         refused(found.refusal, as_json=False)  # the JSON has said it
         ctx.exit(1)
@@ -188,7 +187,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
     if as_json:
         click.echo(report.dump(report.plan_data(made)))
     else:
-        report.show_plan(made, _console())
+        _print(report.plan_lines(made, _width()))
 
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
@@ -325,7 +324,7 @@ def fits(
     if as_json:
         click.echo(report.dump(asked.data(found)))
     else:
-        report.show_fit(_console(), asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts))
+        _print(report.fit_lines(asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts), _width()))
     ctx.exit(0 if found.good else 3)
 
 
@@ -336,12 +335,14 @@ def _tell(ctx: click.Context, verdict: "Verdict", *, as_json: bool) -> NoReturn:
     if as_json:
         click.echo(report.dump(report.verdict_data(verdict)))
     else:
-        report.show_verdict(verdict, _console())
+        _print(report.verdict_lines(verdict, _width()))
     ctx.exit(0 if verdict.equal else 3)
 
 
-def _console() -> "Console":
-    from rich.console import Console
+def _print(lines: Iterable[str]) -> None:
+    click.echo("\n".join(lines))
 
-    # a pipe has no width, whatever FORCE_COLOR says: one line a row there
-    return Console(force_terminal=sys.stdout.isatty())
+
+def _width() -> int | None:
+    """Return the columns of the terminal; None for a pipe, which has a line a row."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,17 +1,18 @@
 """Tensors that no row names: what they look like, and what can be done about them that is true."""
 
+import re
 from collections.abc import Collection, Sequence
-from fnmatch import fnmatchcase
+from glob import escape
 from itertools import takewhile
 
 OTHER_CLASS = "look whether the config is that of these weights: a model of its class has no such tensor"
 # what such a tensor may be, and the way out; the model computes with all of these, so that none can be left behind
 STRANGERS = (
-    (("*lora_*", "*.adapter.*", "*adapter*.linear_*", "*ia3_*"), "an adapter", "merge the adapter into the weights first"),
-    (("*qkv*", "*query_key_value*", "*gate_up*", "*c_attn*", "*kqv*"), "a joined projection", OTHER_CLASS),
-    (("*experts*", "*router*"), "a part of a mixture", OTHER_CLASS),
-    (("*norm*", "*.ln_*", "*_ln.*"), "a norm", OTHER_CLASS),
-    (("*.bias", "*_bias"), "a bias", OTHER_CLASS),
+    (r"lora_|\.adapter\.|^(?>.*?adapter).*\.linear_|ia3_", "an adapter", "merge the adapter into the weights first"),
+    (r"qkv|query_key_value|gate_up|c_attn|kqv", "a joined projection", OTHER_CLASS),
+    (r"experts|router", "a part of a mixture", OTHER_CLASS),
+    (r"norm|\.ln_|_ln\.", "a norm", OTHER_CLASS),
+    (r"[._]bias$", "a bias", OTHER_CLASS),
 )
 
 
@@ -20,11 +21,14 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
 
     >>> way_out(["visual.blocks.0.w", "visual.blocks.1.w"], {"norm.weight"}, whole=True)
     ('', "--drop 'visual.blocks.*' if it may be left behind")
+    >>> way_out(["a[0]", "a[1]"], {"norm.weight"}, whole=True)[1].split()[1]
+    "'a[[]*'"
     >>> way_out(["layers.0.self_attn.q_norm.weight"], {"norm.weight"}, whole=True)[0]
     'a norm'
     """
-    for patterns, looks, remedy in STRANGERS:
-        if any(fnmatchcase(name.lower(), pattern) for name in unknown for pattern in patterns):
+    names = "\n".join(unknown).lower()  # a search of one text takes a tenth of the time of one a name
+    for looks_so, looks, remedy in STRANGERS:
+        if re.search(looks_so, names, re.MULTILINE):
             return looks, remedy
     return "", f"--drop '{_covering(unknown, known)}' if it may be left behind" if whole else OTHER_CLASS
 
@@ -32,5 +36,6 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
 def _covering(unknown: Sequence[str], known: Collection[str]) -> str:
     """Return a pattern for all of these names and for none that is known; the first alone where there is no such pattern."""
     pairs = takewhile(lambda both: both[0] == both[1], zip(min(unknown), max(unknown), strict=False))
-    pattern = "".join(one for one, _ in pairs) + "*"
-    return unknown[0] if len(unknown) == 1 or any(fnmatchcase(name, pattern) for name in known) else pattern
+    begin = "".join(one for one, _ in pairs)
+    alone = len(unknown) == 1 or any(name.startswith(begin) for name in known)
+    return escape(min(unknown)) if alone else escape(begin) + "*"
