@@ -17,7 +17,7 @@ def main() -> None:
     import modelopt.torch.quantization as mtq
     from safetensors.torch import save_file
 
-    from carnet.megatron.specs import get_gpt_modelopt_spec
+    from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
     from tests.megatron.conftest import filled, logits, save, world
 
     jobs = Path(sys.argv[1])

@@ -23,8 +23,10 @@ from carnet.formats.stored import Stored
 from carnet.megatron import asks
 from carnet.megatron.asks import Ask, of_ranks, spec_of
 from carnet.megatron.fits import _compare, fits
+from carnet.megatron.fused import keys_map
 from carnet.megatron.meta import FIRST, Cut
-from carnet.megatron.specs import get_gpt_modelopt_spec, get_hybrid_stack_modelopt_spec, keys_map
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec
 from tests.megatron.conftest import BASE, HYBRID, MLA, MODELS, MOE, PATTERN
 
 pytestmark = pytest.mark.referee

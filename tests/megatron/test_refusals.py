@@ -10,7 +10,6 @@ from megatron.core.post_training.modelopt.gpt import model_specs
 from megatron.core.transformer import TransformerConfig
 
 from carnet.errors import CarnetError
-from carnet.megatron import specs
 from carnet.megatron.export.data_type import DataType
 from carnet.megatron.export.export_config import ExportConfig
 from carnet.megatron.export.model_type import ModelType
@@ -20,6 +19,7 @@ from carnet.megatron.export.trtllm.trtllm_helper import TRTLLMHelper
 from carnet.megatron.export.trtllm.trtllm_weights_converter.single_device_trtllm_model_weights_converter import (
     SingleDeviceTRTLLMModelWeightsConverter,
 )
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
 from tests.megatron.export_models import (
     ORIGINAL_NAMES,
     PLAIN,
@@ -166,5 +166,5 @@ def test_a_spec_that_cannot_be_is_refused_as_it_fails_in_megatrons(said, megatro
     config = TransformerConfig(num_layers=4, hidden_size=16, num_attention_heads=2, num_moe_experts=2, moe_router_topk=2)
     vars(config).update({name: value for name, value in said.items() if hasattr(config, name)})
     asked = {name: value for name, value in said.items() if not hasattr(config, name)}
-    both = (specs.get_gpt_modelopt_spec, model_specs.get_gpt_modelopt_spec)
+    both = (get_gpt_modelopt_spec, model_specs.get_gpt_modelopt_spec)
     assert_alike(*(failure(lambda each=each: each(config, local_core_attention=True, **asked)) for each in both))

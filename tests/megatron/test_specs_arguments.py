@@ -18,7 +18,8 @@ from carnet.formats.wrapped import program_of
 from carnet.megatron.asks import spec_of
 from carnet.megatron.meta import Cut, Rank, built
 from carnet.megatron.models import arguments, describes_hybrid
-from carnet.megatron.specs import get_gpt_modelopt_spec, get_hybrid_stack_modelopt_spec
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec
 from tests.megatron.conftest import BASE, HYBRID, MLA, MODELS, MOE, PATTERN, filled
 
 pytestmark = pytest.mark.referee

@@ -20,12 +20,15 @@ from megatron.core.transformer.torch_norm import L2Norm
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.megatron import hybrids, modules, specs
+from carnet.megatron import hybrids, modules
+from carnet.megatron.fused import keys_map
 from carnet.megatron.hybrids import Stack, StackSubmodules
 from carnet.megatron.meta import FIRST, WHOLE, Cut, Rank, _on, _playing, built
 from carnet.megatron.models import config_of
 from carnet.megatron.modules import LayerNorm, Norm, Refused, RMSNorm
-from carnet.megatron.specs import get_gpt_modelopt_spec, get_hybrid_stack_modelopt_spec, keys_map, misplaced, moe_pattern
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec, moe_pattern
+from carnet.megatron.post_training.modelopt.hybrid import model_specs as hybrid
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec, misplaced
 from tests.megatron.conftest import BASE, HYBRID, MLA, MODELS, MOE
 
 pytestmark = pytest.mark.referee
@@ -50,7 +53,7 @@ def test_the_parameters_and_the_defaults_are_megatron_cores():
     assert given(get_hybrid_stack_modelopt_spec)[: len(theirs)] == theirs
     # since 0.18: megatron/core/post_training/modelopt/hybrid/model_specs.py
     assert given(get_hybrid_stack_modelopt_spec)[2:] == [("use_default_te_spec", False), ("moe_grouped_gemm", True)]
-    assert specs.get_mamba_stack_modelopt_spec is get_hybrid_stack_modelopt_spec
+    assert hybrid.get_mamba_stack_modelopt_spec is get_hybrid_stack_modelopt_spec
 
 
 def maps(block):
@@ -108,6 +111,15 @@ def test_queries_and_keys_are_normed_by_their_length_where_the_caller_or_the_con
 def test_mixtures_are_every_nth_layer_from_the_first_or_those_of_a_list(often, expected):
     assert moe_pattern(config_of({**BASE, **MOE, "moe_layer_freq": often})) == expected
     assert moe_pattern(config_of(BASE)) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("often", [1, [0, 1, 1, 0]])
+def test_a_model_without_layers_as_for_eagle_offline_has_a_spec(often, one_rank):
+    """Megatron-LM's model_builder.py takes the layers from the config that it has read; its own spec fails where a list marked them."""
+    config = config_of({**BASE, **MOE, "moe_layer_freq": often})
+    config.num_layers = 0
+    assert get_gpt_modelopt_spec(config).layer_specs == []
+    assert get_gpt_modelopt_spec(config).layer_norm is Norm
 
 
 @pytest.mark.parametrize("often", [0, [0, 1], [0, 1, 2, 0], "[0, 1, 1, 0]", None])
@@ -223,20 +235,20 @@ def test_layers_that_megatron_cores_own_spec_would_take_for_attention_are_refuse
 
 def test_a_layer_without_a_place_stops_the_model_that_is_built(monkeypatch):
     """megatron-core's own spec leaves an identity there: the model is built, and the layer is lost."""
-    wider = make_dataclass("Wider", [("gdn_layer", type, IdentityOp)], bases=(StackSubmodules,))
-    monkeypatch.setattr(specs, "StackSubmodules", wider)
+    wider = make_dataclass("Wider", [("new_layer", type, IdentityOp)], bases=(StackSubmodules,))
+    monkeypatch.setattr(hybrid, "StackSubmodules", wider)
     spec = get_hybrid_stack_modelopt_spec().submodules
-    assert isinstance(spec.gdn_layer, ModuleSpec)
-    assert spec.gdn_layer.module is Refused
-    with pytest.raises(NotSupported, match="no spec for a gdn_layer"):
-        build_module(spec.gdn_layer, config=config_of(HYBRID), layer_number=3, pg_collection=None)
-    assert "IdentityOp" in str(wider().gdn_layer)
+    assert isinstance(spec.new_layer, ModuleSpec)
+    assert spec.new_layer.module is Refused
+    with pytest.raises(NotSupported, match="no spec for a new_layer"):
+        build_module(spec.new_layer, config=config_of(HYBRID), layer_number=3, pg_collection=None)
+    assert "IdentityOp" in str(wider().new_layer)
 
 
 def test_latent_attention_has_a_spec_where_the_stack_has_a_place(monkeypatch, one_rank):
     """As the stack of 0.19 has: its default spec norms nothing between the two projections."""
     wider = make_dataclass("Wider", [("mla_layer", type, IdentityOp)], bases=(StackSubmodules,))
-    monkeypatch.setattr(specs, "StackSubmodules", wider)
+    monkeypatch.setattr(hybrid, "StackSubmodules", wider)
     layer = get_hybrid_stack_modelopt_spec(remap_te_layernorm=True).submodules.mla_layer
     assert layer.submodules.sharded_state_dict_keys_map.keys().isdisjoint({"input_layernorm."})
     config = config_of({**BASE, **MLA, "qk_layernorm": False})

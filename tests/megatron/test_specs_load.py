@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from carnet.formats.detect import open_checkpoint
 from carnet.megatron.fits import fits
 from carnet.megatron.models import describes_hybrid
-from carnet.megatron.specs import get_gpt_modelopt_spec, get_hybrid_stack_modelopt_spec
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec
 from tests.megatron.conftest import HYBRID, MODELS, filled, held, load, logits, save
 
 pytestmark = [

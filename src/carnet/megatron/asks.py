@@ -18,10 +18,12 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from carnet.box import Box, whole
 from carnet.dtypes import BY_TORCH
 from carnet.errors import NotSupported
+from carnet.megatron.fused import Saver, keys_map
 from carnet.megatron.meta import Cut, Rank, Spec, built
 from carnet.megatron.models import Arguments
 from carnet.megatron.modules import core_attention, down_projection
-from carnet.megatron.specs import Saver, get_gpt_modelopt_spec, get_hybrid_stack_modelopt_spec, keys_map
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec
 
 # what a store's keys tell about how it was saved: a flag of sharded_state_dict's, and the keys that only it makes
 FORMS = {
@@ -34,6 +36,7 @@ EXPERT = re.compile(r"experts\.local_experts\.(\d+)\.(linear_fc[12])\.(weight|bi
 PARTS = {
     "self_attention.linear_qkv": "attention",
     "self_attention.linear_kv_down_proj": "mla",
+    "self_attention.in_proj": "gdn",
     "mixer.in_proj": "mamba",
     "mlp.linear_fc1": "dense",
     "mlp.router": "moe",

@@ -23,9 +23,10 @@ from carnet.families.saying import write
 from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.inventory import opened
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
+from carnet.megatron.fused import Saver
 from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid
-from carnet.megatron.specs import Saver, misplaced
+from carnet.megatron.post_training.modelopt.hybrid.model_specs import misplaced
 from carnet.planner.options import local
 
 SPECS = ("modelopt", "te", "local")

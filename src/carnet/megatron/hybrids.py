@@ -1,7 +1,7 @@
 """megatron-core's classes of a hybrid, under the names of today, on a machine without Triton, too.
 
-megatron/core/ssm imports Triton for the kernels of inference, which need a GPU. Where it is not installed a module stands in for it
-while these are imported, and no longer: the layers can be built then, and say what they hold; they cannot run.
+megatron-core imports Triton for kernels that need a GPU: its hybrids do, and since 0.19 all of it. Where Triton is not installed a
+module stands in for it while these are imported, and no longer: the layers can be built then, and say what they hold; they cannot run.
 """
 
 import sys
@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
 
+import torch
+
 __all__ = [
+    "DSAIndexer",
+    "DSAIndexerSubmodules",
+    "DSAttention",
+    "DSAttentionSubmodules",
+    "GatedDeltaNet",
+    "GatedDeltaNetSubmodules",
     "HybridModel",
     "MambaLayer",
     "MambaLayerSubmodules",
@@ -42,6 +50,8 @@ class _NoTriton(ModuleType):
 def _triton() -> Iterator[None]:
     """Have something to import as Triton."""
     names = () if find_spec("triton") else ("triton", "triton.language")
+    if names:
+        torch.compile(len)  # asks for Triton itself, once: it must not find this
     sys.modules.update({name: _NoTriton(name) for name in names})
     try:
         yield
@@ -52,8 +62,15 @@ def _triton() -> Iterator[None]:
 
 with _triton():
     from megatron.core.ssm import mamba_context_parallel, mamba_mixer
+    from megatron.core.ssm.gated_delta_net import GatedDeltaNet, GatedDeltaNetSubmodules
     from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
     from megatron.core.ssm.mamba_mixer import MambaMixer, MambaMixerSubmodules
+    from megatron.core.transformer.experimental_attention_variant.dsa import (
+        DSAIndexer,
+        DSAIndexerSubmodules,
+        DSAttention,
+        DSAttentionSubmodules,
+    )
 
     try:  # since 0.18
         from megatron.core.models.hybrid.hybrid_block import HybridStack as Stack

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.megatron.hybrids import HybridModel, mamba_context_parallel, mamba_mixer
+from carnet.megatron.hybrids import GatedDeltaNet, HybridModel, mamba_context_parallel, mamba_mixer
 from carnet.megatron.models import Arguments, config_of, describes_hybrid, keywords_of
 from carnet.megatron.modules import HAVE_TE, define_forgotten
 
@@ -226,6 +226,8 @@ def _on(device: str) -> Iterator[None]:
         if not mamba_mixer.HAVE_MAMBA_SSM:
             changed.enter_context(patch.object(mamba_mixer, "HAVE_MAMBA_SSM", new=True))
             changed.enter_context(patch.object(mamba_mixer, "ExtendedRMSNorm", _GatedNorm))
+        delta = inspect.getmodule(GatedDeltaNet.__init__)  # asks for its kernel by name, and has its own formula beside it
+        changed.enter_context(patch.object(delta, "HAVE_FLA", new=True))
         for module in (mamba_mixer, mamba_context_parallel):  # einops, too, is asked for by name alone while they are built
             changed.enter_context(patch.object(module, "HAVE_EINOPS", new=True, create=True))
         yield

@@ -43,6 +43,7 @@ SAME = (
     *("moe_latent_size", "mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads", "is_hybrid_model"),
     *("linear_attention_freq", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk"),
+    *("dsa_indexer_topk_freq", "dsa_indexer_skip_topk_offset", "dsa_indexer_k_norm_epsilon", "dsa_indexer_rope_interleaved"),
     *("hetereogenous_dist_checkpoint", "pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split"),
     *("account_for_loss_in_pipeline_split", "use_mup", "enable_mhc_connections"),
 )
@@ -175,6 +176,7 @@ NEUTRAL = {
     "masked_softmax_fusion": False,
     "gradient_accumulation_fusion": False,
     "moe_token_dispatcher_type": "allgather",
+    "deterministic_mode": True,  # Gated DeltaNet by its formula, without the kernel of flash-linear-attention
 }
 
 

@@ -9,11 +9,16 @@ from types import ModuleType
 import torch
 from megatron.core.extensions import transformer_engine
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.models.gpt.moe_module_specs import get_moe_module_spec
 from megatron.core.post_training.modelopt import layers
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from carnet.errors import NotSupported
@@ -127,3 +132,38 @@ def define_forgotten() -> None:
         found = getattr(module, name, ...)
         if found is ... or (isinstance(value, type) and not isinstance(found, type)):
             setattr(module, name, value)
+
+
+def attention(mask: AttnMaskType, *, local: bool, norm: type) -> ModuleSpec:
+    """Return attention whose queries and keys have a norm."""
+    submodules = SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear,
+        core_attention=core_attention(local=local, latent=False),
+        linear_proj=RowParallelLinear,
+        q_layernorm=norm,
+        k_layernorm=norm,
+    )
+    return ModuleSpec(module=SelfAttention, params={"attn_mask_type": mask}, submodules=submodules)
+
+
+def latent_attention(mask: AttnMaskType, *, norm: type, core: type | ModuleSpec) -> ModuleSpec:
+    """Return attention whose compressed queries and keys have a norm, around what attends."""
+    define_forgotten()
+    submodules = MLASelfAttentionSubmodules(
+        linear_q_proj=ColumnParallelLinear,
+        linear_q_down_proj=down_projection(),
+        linear_q_up_proj=ColumnParallelLinear,
+        linear_kv_down_proj=down_projection(),
+        linear_kv_up_proj=ColumnParallelLinear,
+        core_attention=core,
+        linear_proj=RowParallelLinear,
+        q_layernorm=norm,
+        kv_layernorm=norm,
+    )
+    return ModuleSpec(module=MLASelfAttention, params={"attn_mask_type": mask}, submodules=submodules)
+
+
+def mixture(experts: int) -> ModuleSpec:
+    """Return experts that are modules of their own, and what chooses among them."""
+    define_forgotten()
+    return get_moe_module_spec(use_te=False, num_experts=experts, moe_grouped_gemm=False)

@@ -1,0 +1,1 @@
+"""In place of megatron-core's own."""

@@ -1,0 +1,1 @@
+"""Specs that ModelOpt works on."""

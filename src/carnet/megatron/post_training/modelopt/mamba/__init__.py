@@ -1,0 +1,1 @@
+"""Of a MambaModel, as a HybridModel was called."""
