@@ -58,6 +58,7 @@ class Comparison(TypedDict, total=False):
     drop: str | Sequence[str]
     vocab_size: int | None
     config: PathLike | None
+    family: str | None
     kv_scale: float | None
     amax: PathLike | None
     written_by: str | None
@@ -71,6 +72,7 @@ def inspect(
     drop: str | Sequence[str] = (),
     vocab_size: int | None = None,
     config: PathLike | None = None,
+    family: str | None = None,
     written_by: str | None = None,
     accept: str | Sequence[str] = (),
 ) -> Inspection:
@@ -79,7 +81,7 @@ def inspect(
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
     dropped, vocab = patterns("drop", drop), None if vocab_size is None else whole("vocab_size", vocab_size)
-    checkpoint = _opened(local("ckpt", path), config, written_by, patterns("accept", accept))
+    checkpoint = _opened(local("ckpt", path), config, written_by, patterns("accept", accept), family)
     try:
         return Inspection(checkpoint, take(checkpoint, dropped, vocab), None)
     except CarnetError as refusal:
@@ -94,7 +96,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     BadOption where an option says what it never can.
     """
     request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
-    checkpoint = _opened(local("ckpt", path), options.get("config"), request.written_by, request.accept)
+    checkpoint = _opened(local("ckpt", path), options.get("config"), request.written_by, request.accept, request.family)
     lent = options.get("tokenizer")
     folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
@@ -270,7 +272,7 @@ def _examine(
 ) -> Proof:
     asked = asked_of(request)
     try:
-        opened = _opened(source, asked.config, asked.written_by, asked.accept)
+        opened = _opened(source, asked.config, asked.written_by, asked.accept, asked.family)
         inventory = take(opened, asked.drop, asked.vocab, asked.tokens)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
@@ -322,8 +324,14 @@ def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[
     return needs(target.checkpoint.config, reader, local=local_spec).data
 
 
-def _opened(path: PathLike, config: PathLike | None, written_by: str | None = None, accept: Sequence[str] = ()) -> Checkpoint:
-    return opened(Path(path), None if config is None else local("config", config), written_by, accept)
+def _opened(
+    path: PathLike,
+    config: PathLike | None,
+    written_by: str | None = None,
+    accept: Sequence[str] = (),
+    family: str | None = None,
+) -> Checkpoint:
+    return opened(Path(path), None if config is None else local("config", config), written_by, accept, family)
 
 
 def _store(folder: Path, data: Mapping[str, object]) -> None:

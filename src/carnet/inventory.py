@@ -7,7 +7,7 @@ lacking or of another shape stops here.
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from heapq import nsmallest
 from pathlib import Path
@@ -17,7 +17,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, as_linear, entries
 from carnet.families.family import Family
 from carnet.families.fields import lookup
-from carnet.families.known import STORAGE, dialect_of, recognise, without
+from carnet.families.known import STORAGE, dialect_of, names_none, others, recognise, without
 from carnet.families.megatron_programs import AS_IT_STANDS, Heard, hear_config, known_release, program
 from carnet.families.model import canonical_shapes, number, sizes, value
 from carnet.families.rows import Dialect
@@ -43,9 +43,9 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
-def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequence[str]) -> Checkpoint:
-    """Open a checkpoint; a config that is given stands in place of its own, a program that is named in place of what shows."""
-    checkpoint = replace(open_checkpoint(path), accept=tuple(accept))
+def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequence[str], family: str | None) -> Checkpoint:
+    """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows."""
+    checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
     if config is not None:
         said = read_config(config)
         if checkpoint.dialect == "megatron":
@@ -77,6 +77,7 @@ class Inventory:
     scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
     vocabulary: Vocabulary
     heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
+    others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
 
     def __repr__(self) -> str:
         return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"
@@ -91,6 +92,21 @@ class Inventory:
     def zero_centred(self) -> bool:
         """Say whether the norms are stored less one."""
         return is_zero_centred(self.dialect, self.config)
+
+
+def others_of(others: Mapping[str, bool]) -> str:
+    """Return in one line which families a model could be too, nothing where it is of one alone.
+
+    >>> others_of({"mistral": True, "granite": True, "phi3": False})
+    'mistral, granite (the same tensors), phi3 (other tensors); --as FAMILY takes another'
+    """
+    groups = {"the same tensors": True, "other tensors": False}
+    said = [
+        f"{', '.join(names)} ({what})"
+        for what, same in groups.items()
+        if (names := [n for n, s in others.items() if s == same])
+    ]
+    return f"{', '.join(said)}; --as FAMILY takes another" if said else ""
 
 
 def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
@@ -128,7 +144,9 @@ def survey(
     told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
     size = vocab if told is None else told.tokens
     heard = hear_config(checkpoint.dialect, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
-    family, config = recognise(checkpoint.dialect, heard.said, where, {} if size is None else {"vocab": size})
+    sized = {} if size is None else {"vocab": size}
+    family, config = recognise(checkpoint.dialect, heard.said, where, sized, checkpoint.family)
+    undecided = checkpoint.family is None and names_none(checkpoint.dialect, heard.said)
     dialect = dialect_of(family, checkpoint.dialect)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
@@ -164,7 +182,9 @@ def survey(
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     told = told or by_config(config)
-    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, heard), problems
+    could = others(family, config, where) if undecided else {}
+    scales = sorted_out.scales
+    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, heard, could), problems
 
 
 def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:

@@ -15,7 +15,7 @@ from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
 from carnet.families.words import Config
 from carnet.formats.stored import Stored
-from carnet.inventory import Inventory
+from carnet.inventory import Inventory, others_of
 from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
 from carnet.steps import SKETCH, Add, Cast, Copy, Fill, Plan, Put, Quantize
@@ -69,6 +69,7 @@ def inspection_data(found: Inspection) -> dict[str, object]:
         "format": checkpoint.format,
         "notes": dict(checkpoint.notes),
         "family": None if inventory is None else inventory.family.name,
+        "families": {} if inventory is None else dict(inventory.others),
         "config": None if inventory is None else dict(inventory.config),
         "tensors": tensors,
         "objects": dict(checkpoint.objects),
@@ -80,6 +81,11 @@ def inspection_data(found: Inspection) -> dict[str, object]:
     if inventory is not None and inventory.said is not None:
         data["quantized"] = quantized_as(inventory)
     return data if found.refusal is None else {**data, "refused": error_data(found.refusal)}
+
+
+def _others(inventory: Inventory) -> dict[str, str]:
+    """Return what is to be said of the families that a model could be too."""
+    return {"could be": said} if (said := others_of(inventory.others)) else {}
 
 
 def quantized_as(inventory: Inventory) -> str:
@@ -108,6 +114,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         "kind": f"{checkpoint.dialect} ({checkpoint.format})",
         **checkpoint.notes,
         "family": "unknown" if inventory is None else inventory.family.name,
+        **({} if inventory is None else _others(inventory)),
         "weights": f"{sum(prod(t.shape) for t in kept.values()):,} elements in {len(kept)} stored tensors, "
         f"{size(sum(map(nbytes_of, kept.values())))} ({', '.join(dtypes)})",
     }

@@ -24,6 +24,7 @@ from carnet.cli.options import (
     device_option,
     drop_option,
     existing_file,
+    family_option,
     json_option,
     memory_option,
     quantize_options,
@@ -131,6 +132,7 @@ def main() -> None:
 @drop_option
 @vocab_option
 @config_option
+@family_option
 @written_option
 @accept_option
 @json_option
@@ -142,6 +144,7 @@ def inspect(
     drop: tuple[str, ...],
     vocab_size: int | None,
     config: str | None,
+    family: str | None,
     written_by: str | None,
     accept: tuple[str, ...],
     as_json: bool,
@@ -149,7 +152,8 @@ def inspect(
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api, report
 
-    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, config=config, written_by=written_by, accept=accept)
+    options = {"config": config, "family": family, "written_by": written_by}
+    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, accept=accept, **options)
     if as_json:
         data = report.inspection_data(found)
         click.echo(
@@ -215,6 +219,7 @@ def run(plan_file: str, out: str, device: str) -> None:
 @drop_option
 @vocab_option
 @config_option
+@family_option
 @click.option("--amax", type=existing_file, help="What `carnet calibrate` had found.")
 @click.option("--kv-scale", type=float, help="The scale of the FP8 cache, where one was named.")
 @click.option("--tokenizer", type=Here(exists=True, file_okay=False), help="Folder whose tokenizer went along.")

@@ -22,6 +22,7 @@ def choice(
     metavar: str | None = None,
     default: str | None = None,
     required: bool = False,
+    param: str | None = None,
 ) -> Decorator:
     """Return an option that is one of some words, which may be asked for only when they are needed; a wrong one is answered with those
     that are near.
@@ -36,7 +37,8 @@ def choice(
 
     shown = metavar if callable(known) or metavar is not None else f"[{'|'.join(known)}]"
     given: dict[str, Any] = {} if default is None else {"default": default, "show_default": True}
-    return click.option(name, type=convert, metavar=shown, required=required, help=help, **given)
+    names = [name] if param is None else [name, param]
+    return click.option(*names, type=convert, metavar=shown, required=required, help=help, **given)
 
 
 def size(value: str | int) -> int:
@@ -69,6 +71,12 @@ def _schemes() -> list[str]:
     return schemes()
 
 
+def _families() -> list[str]:
+    from carnet.families.known import FAMILIES
+
+    return [family.name for family in FAMILIES]
+
+
 def together(*options: Decorator) -> Decorator:
     """Return one decorator that adds options in this order."""
 
@@ -94,6 +102,13 @@ config_option = click.option(
 )
 memory_option = click.option(
     "--memory", default=MEMORY, type=size, metavar="SIZE", help="Peak of private memory: 512M, 2GiB.  [default: 512M]"
+)
+family_option = choice(
+    "--as",
+    _families,
+    param="family",
+    metavar="FAMILY",
+    help="Whose model it is, where Megatron's arguments fit several families; `carnet inspect` says which.",
 )
 written_option = click.option(
     "--written-by",
@@ -151,6 +166,7 @@ target_options = together(
     drop_option,
     vocab_option,
     config_option,
+    family_option,
     written_option,
     read_option,
     accept_option,

@@ -22,6 +22,7 @@ class Asked:
     vocab: int | None = None  # true size of the vocabulary, where the source does not say it
     tokens: int | None = None  # that the tokenizer has which goes along
     config: str | None = None  # stands in place of the source's own
+    family: str | None = None  # whose model the source is, where its config names none
     written_by: str | None = None  # the program that trained the source
     read_by: str | None = None  # and the one that is to load the target
     accept: tuple[str, ...] = ()  # arguments whose effect is given up
@@ -35,6 +36,7 @@ OPTIONS = {  # field of a request that steers a comparison -> the option that sa
     "vocab": "--vocab-size",
     "tokens": "--tokenizer DIR, tokens",
     "config": "--config",
+    "family": "--as",
     "cache_scale": "--kv-scale",
     "amax": "--amax",
     "written_by": "--written-by",
@@ -47,13 +49,14 @@ FILES = ("config", "amax")  # fields of a request that name a file
 
 def asked_of(request: Mapping[str, object]) -> Asked:
     """Return what steers a comparison of a request that is kept as plain values: in a plan, or made of options."""
-    dtype, drop, vocab, tokens, config, scale, amax, writer, reader, accept = (request.get(name) for name in OPTIONS)
+    dtype, drop, vocab, tokens, config, family, scale, amax, writer, reader, accept = (request.get(name) for name in OPTIONS)
     return Asked(
         dtype=dtype if isinstance(dtype, str) else None,
         drop=tuple(map(str, drop)) if isinstance(drop, list | tuple) else (),
         vocab=vocab if isinstance(vocab, int) else None,
         tokens=tokens if isinstance(tokens, int) else None,
         config=config if isinstance(config, str) else None,
+        family=family if isinstance(family, str) else None,
         written_by=writer if isinstance(writer, str) else None,
         read_by=reader if isinstance(reader, str) else None,
         accept=tuple(map(str, accept)) if isinstance(accept, list | tuple) else (),

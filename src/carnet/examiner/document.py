@@ -211,7 +211,7 @@ KEYS = [
     "versions",
     SELF,
 ]
-WORDS = ("unused", "accepted", "needs")  # keys that are there where there is anything to say
+WORDS = ("unused", "accepted", "needs", "families")  # keys that are there where there is anything to say
 OF_A_DRAFT = [key for key in KEYS if key not in ("config", "vocabulary", "proof")]
 
 

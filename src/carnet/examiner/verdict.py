@@ -115,7 +115,12 @@ def examine_target(
         asks = documents.request_data(request)
         asks |= {} if any(each.who == PLAN for each in known) else shown(arrived)
         told = {} if found.findings else dict(needs(arrived))  # of another model a program may have nothing to be told
-        said_words = {"unused": source.heard.unused, "accepted": source.heard.accepted, "needs": told}
+        said_words = {
+            "unused": source.heard.unused,
+            "accepted": source.heard.accepted,
+            "needs": told,
+            "families": source.others,
+        }
         data = documents.document(source, arrived, found, asks, around, version, said_words)
         if said is not None:
             note = OTHER if is_of_another(said.data, data) else ""

@@ -7,7 +7,7 @@ experts is a number of them times the width of one: a model in between is padded
 """
 
 from carnet.families import hf
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
@@ -152,6 +152,7 @@ NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet move
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
     hf=hf.dialect(
         "DeepseekV3ForCausalLM",
@@ -191,6 +192,7 @@ DEEPSEEK_V3 = Family(
 # code scales the weights of the experts or norms them, never both: normed ones are refused. A group counts as its best expert.
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "latent": True},
     hf=hf.dialect(
         "DeepseekV2ForCausalLM",

@@ -203,6 +203,19 @@ def entries(
                 yield entry
 
 
+def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]:
+    """Return how a dialect stores the tensors of a model: equal where all files would have the same names, shapes and numbers."""
+    kinds = {id(layer): layer for layer in layers(config)}.values()
+    inside = [(layer, tensors(config, layer)) for layer in kinds]
+    top = tensors(config, config)
+    return frozenset(
+        (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred)
+        for row in dialect.rows
+        for kind, known in (inside if "{layer}" in row.name else [(config, top)])
+        if holds(row.when, kind) and all(part in known for part, _ in row.pattern.parts)
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """One row for the layers of one kind in one unit."""

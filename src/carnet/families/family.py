@@ -1,9 +1,11 @@
 """A *family* is an architecture: what it fixes about a model, and how the dialects that are its own spell it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from carnet.families.rows import Dialect
-from carnet.families.words import Config
+from carnet.families.words import SET, Condition, Config
+
+OF_EXPERTS: Condition = {"experts": SET}  # a mixture: a dense model is never one
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +17,4 @@ class Family:
     hf: Dialect
     trtllm: Dialect | None  # None where there is none
     without: str = "NVIDIA's TensorRT-LLM has no class for it"  # why, then
+    needs: Condition = field(default_factory=dict)  # what all of its models have, whatever the value: experts

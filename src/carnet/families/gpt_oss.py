@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from carnet.families import hf
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Place, Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
@@ -55,6 +55,7 @@ def _kinds(config: Config) -> Iterator[list[str]]:
 
 GPT_OSS = Family(
     name="gpt_oss",
+    needs=OF_EXPERTS,
     traits={
         **TRAITS,
         "activation": "gelu_quick",

@@ -3,10 +3,24 @@
 transformers: modeling_granite.py.
 """
 
+from collections.abc import Iterator
+
 from carnet.families import hf
 from carnet.families.family import Family
-from carnet.families.fields import place
+from carnet.families.fields import Spread, place
 from carnet.families.llama import TIED, TRAITS
+from carnet.families.model import number, value
+from carnet.families.words import Config, Value
+
+
+def _scale(said: float, config: Config) -> Value:
+    return None if said == number(config, "head_dim") ** -0.5 else said
+
+
+def _multiplier(config: Config) -> Iterator[Value]:
+    scale = value(config, "attention_scale")
+    yield number(config, "head_dim") ** -0.5 if scale is None else scale
+
 
 GRANITE = Family(
     name="granite",
@@ -27,7 +41,7 @@ GRANITE = Family(
             place("mlp_bias", "mlp_bias", default=False),
             place("embed_scale", "embedding_multiplier", default=1.0),
             # a config that is silent means 1, not one over the root of a head's width
-            place("attention_scale", "attention_multiplier", default=1.0),
+            Spread("attention_scale", "attention_multiplier", 1.0, _scale, _multiplier),
             place("residual_scale", "residual_multiplier", default=1.0),
             place("logits_divisor", "logits_scaling", default=1.0),
             TIED,

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 
-from carnet.errors import BadCheckpoint, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from carnet.families.entries import stored_as
 from carnet.families.falcon import FALCON
 from carnet.families.family import Family
 from carnet.families.fields import lookup, read, unsaid
@@ -18,7 +19,7 @@ from carnet.families.llama import LLAMA, MISTRAL
 from carnet.families.llama4 import LLAMA4
 from carnet.families.megatron import MEGATRON
 from carnet.families.mixtral import MIXTRAL
-from carnet.families.model import concerns, value
+from carnet.families.model import concerns, holds, value
 from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.families.nemotron_nas import NEMOTRON_NAS
 from carnet.families.olmo import OLMO2
@@ -78,22 +79,28 @@ def without(dialect: str, raw: Mapping[str, object], names: Collection[str], dro
     return said
 
 
-def recognise(dialect: str, raw: Mapping[str, object], where: str, given: Config) -> tuple[Family, dict[str, Value]]:
+def recognise(
+    dialect: str, raw: Mapping[str, object], where: str, given: Config, asked: str | None = None
+) -> tuple[Family, dict[str, Value]]:
     """Return the family of a config and its canonical fields; ``given`` stands over what the config says.
 
-    Megatron's arguments name no family: it is the first whose traits they have and whose own config can say the rest.
+    Megatron's arguments name no family: it is the one that is ``asked`` for, or the first whose traits they have and whose own
+    config can say the rest. Raises BadRequest where a config names another family than is asked for.
     """
-    if dialect == "megatron" and lookup(raw, "architectures"):
-        # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
-        stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
-        family, config = recognise("hf", {key: said for key, said in raw.items() if key not in STORAGE}, where, given)
-        return family, {**config, "zero_centred": any(stored) if stored else bool(family.hf.zero_centred)}
-    if dialect == "megatron":
+    if names_none(dialect, raw):
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where)
         _check(config, where)
-        return _first_that_says(config, where), config
+        return _that_says(config, where, asked), config
+    if dialect == MEGATRON.name:
+        # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
+        stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
+        family, config = recognise("hf", {key: said for key, said in raw.items() if key not in STORAGE}, where, given, asked)
+        return family, {**config, "zero_centred": any(stored) if stored else bool(family.hf.zero_centred)}
     family = _named(dialect, raw, where)
+    if asked is not None and family is not named(asked):
+        facts = {"where": where, "asked": asked, "named": family.name}
+        raise BadRequest("the config names another family than --as", facts, remedy="leave out --as")
     spelled = dialect_of(family, dialect)
     try:
         config = {**family.traits, **read(spelled.table, raw, where), **given}
@@ -149,15 +156,42 @@ def _known(dialect: str) -> str:
     return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
 
 
-def _first_that_says(config: Config, where: str) -> Family:
-    against: dict[str, tuple[bool, list[str]]] = {}  # whether it is another kind of model, and what its config cannot say
-    for family in FAMILIES:
-        alien = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
-        unsaid = [] if alien else misfits(family.hf.table, padded(family.hf, config), family.traits, where)
-        found = {name: _told(name, config) for name in (*alien, *(name for misfit in unsaid for name in misfit.fields))}
+def names_none(dialect: str, raw: Mapping[str, object]) -> bool:
+    """Say whether a config names no family: Megatron's arguments."""
+    return dialect == MEGATRON.name and not lookup(raw, "architectures")
+
+
+def named(name: str) -> Family:
+    """Return the family of a name; raise BadRequest where there is none."""
+    found = {family.name: family for family in FAMILIES}
+    if name not in found:
+        raise BadRequest(f"there is no family {name!r}", {"option": "--as", "known": ", ".join(found)})
+    return found[name]
+
+
+def others(family: Family, config: Config, where: str) -> dict[str, bool]:
+    """Return the other families whose own config could say a model: whether their files have the same tensors."""
+    own = stored_as(family.hf, config)
+    could = [other for other in FAMILIES if other is not family and not _against(other, config, where)[1]]
+    return {other.name: stored_as(other.hf, config) == own for other in could}
+
+
+def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str, str]]:
+    """Return whether a model is of another kind than a family's, and in which fields it differs from what that can say."""
+    fixed = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
+    alien = fixed + [name for name, wanted in family.needs.items() if not holds({name: wanted}, config)]
+    unsaid = [] if alien else misfits(family.hf.table, padded(family.hf, config), family.traits, where)
+    names = (*alien, *(name for misfit in unsaid for name in misfit.fields))
+    return bool(alien), {name: _told(name, config) for name in names}
+
+
+def _that_says(config: Config, where: str, asked: str | None) -> Family:
+    against: dict[str, tuple[bool, list[str]]] = {}
+    for family in FAMILIES if asked is None else (named(asked),):
+        alien, found = _against(family, config, where)
         if not found:
             return family
-        against[family.name] = bool(alien), [*found.values()]
+        against[family.name] = alien, [*found.values()]
         if [*found] == ["mtp"]:
             raise NotSupported(
                 f"the family {family.name!r} has no layers that predict further tokens, and the training arguments say that there are",
@@ -174,7 +208,9 @@ def _first_that_says(config: Config, where: str) -> Family:
     if len(reasons) > 3:
         facts["others"] = len(reasons) - 3
     raise NotSupported(
-        "no known family has the features that the training arguments describe",
+        "no known family has the features that the training arguments describe"
+        if asked is None
+        else f"no model of the family {asked!r} has the features that the training arguments describe",
         facts,
         remedy="name the config.json of the model's own class with --config, if docs/families.md has that class",
     )

@@ -7,7 +7,7 @@ goes into it. Neighbouring dimensions of a head are rotated together, as in Meta
 from collections.abc import Iterator
 
 from carnet.families import hf
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
@@ -90,6 +90,7 @@ KINDS = ("full_attention", "chunked_attention")
 
 LLAMA4 = Family(
     name="llama4",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "router_score": "sigmoid", "router_normed": False, "router_on_input": True, "rope_interleaved": True},
     hf=hf.dialect(
         "Llama4ForCausalLM",

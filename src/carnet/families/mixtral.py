@@ -4,7 +4,7 @@ transformers: modeling_mixtral.py. TensorRT-LLM: tensorrt_llm/models/llama/confi
 """
 
 from carnet.families import hf, trtllm
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import place
 from carnet.families.llama import TIED, TRAITS
 
@@ -12,6 +12,7 @@ GATED = (("silu", "swiglu"),)  # NVIDIA's mixtures say the gate in the activatio
 
 MIXTRAL = Family(
     name="mixtral",
+    needs=OF_EXPERTS,
     traits=TRAITS,
     hf=hf.dialect(
         "MixtralForCausalLM",

@@ -4,13 +4,14 @@ transformers: modeling_olmoe.py, where the width of a head follows from the norm
 """
 
 from carnet.families import hf
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import place
 from carnet.families.llama import TIED, TRAITS
 from carnet.families.model import number
 
 OLMOE = Family(
     name="olmoe",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "qk_norm": "whole"},
     hf=hf.dialect(
         "OlmoeForCausalLM",

@@ -5,7 +5,7 @@ tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 """
 
 from carnet.families import hf, trtllm
-from carnet.families.family import Family
+from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
 from carnet.families.hf import LAYER
@@ -127,6 +127,7 @@ QWEN3 = Family(
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "qk_norm": "head"},
     hf=hf.dialect(
         "Qwen3MoeForCausalLM",
@@ -158,6 +159,7 @@ QWEN3_MOE = Family(
 # a shared expert beside the others, weighed by the sigmoid of a gate of its own
 QWEN2_MOE = Family(
     name="qwen2_moe",
+    needs=OF_EXPERTS,
     traits={**TRAITS, "shared_gate": True},
     hf=hf.dialect(
         "Qwen2MoeForCausalLM",

@@ -70,6 +70,7 @@ def plan(
                 written_by=request.written_by,
                 era=_era([versions[rank] for rank in ranks]),
                 accept=request.accept,
+                family=request.family,
             )
             goal = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)
             same(described.inventory.checkpoint.digest, request, target, memory, calibration)

@@ -77,12 +77,14 @@ def describe(
     written_by: str | None = None,
     era: str = "",
     accept: Sequence[str] = (),
+    family: str | None = None,
 ) -> Source:
     """Return a running model of Megatron, from its config alone; raise CarnetError where it cannot be one.
 
     ``config``: Megatron's training arguments, or a Hugging Face config, or the path of one; ``dtypes``: patterns of described names ->
     element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding; ``written_by``, ``era`` and
-    ``accept`` say what the program that built the model made of the arguments: families/megatron_programs.py.
+    ``accept`` say what the program that built the model made of the arguments: families/megatron_programs.py; ``family`` is the one
+    that a person names, where the config names none.
     """
     types = {pattern: named(word).name for pattern, word in dtypes.items()}
     raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
@@ -90,7 +92,7 @@ def describe(
     writer = written_by or program_of(raw)
     told = _told(said, padded, known_release(writer, era))
     heard = hear_config("megatron", said, WHERE, writer, era, accept)
-    family, fields = recognise("megatron", heard.said, WHERE, {} if told is None else {"vocab": told.tokens})
+    found, fields = recognise("megatron", heard.said, WHERE, {} if told is None else {"vocab": told.tokens}, family)
     places = seats(grid, ranks)
     fields["padded_vocab"] = _padded(fields, raw, grid, padded)
     held = megatron_units(grid, fields, places)
@@ -117,10 +119,10 @@ def describe(
     known = {view.tensor for entry in described.values() for view in entry.views}
     lost = next((name for name in canonical_shapes(fields) if name not in known), None)
     if lost is not None:
-        raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": family.name})
+        raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": found.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
-    inventory = Inventory(checkpoint, family, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
+    inventory = Inventory(checkpoint, found, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
     return Source(inventory, Holding(places, held), owners, offsets)
 
 

@@ -20,7 +20,7 @@ from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
-from carnet.inventory import Inventory, is_zero_centred, take
+from carnet.inventory import Inventory, is_zero_centred, others_of, take
 from carnet.layout import View
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
@@ -74,6 +74,7 @@ def _build(
     target = dialect_of(source.family, request.to)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
+    notes |= {"could be": said_others} if (said_others := others_of(source.others)) else {}
     notes |= (
         {"token ids": f"contradicted, so config.json has what the model itself says, or nothing: {'; '.join(contradicted)}"}
         if contradicted

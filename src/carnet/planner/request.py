@@ -23,6 +23,7 @@ class Common(TypedDict, total=False):
     """The options that crossings of files and of live weights have in common."""
 
     dtype: str | None
+    family: str | None
     parallel_embedding: str | None
     quantize: str | None
     style: str | None
@@ -78,6 +79,7 @@ class Request:
     tokens: int | None = None  # how many the tokenizer has that goes along, where that is sure
     shard: int = 5_000_000_000  # hf: bytes of one file, at most (one tensor may be larger); transformers' own default
     config: str | None = None  # path of a config that stands in place of the source's own
+    family: str | None = None  # whose model the source is, where its config names none; None for the first that it could be
     quantize: str | None = None  # scheme: carnet.quantize.recipes
     style: str | None = None  # whose names and arithmetic: "modelopt", "compressed-tensors", "deepseek"; trtllm has its own
     cache: str | None = None  # "fp8" for scales of the cache of keys and values
@@ -150,6 +152,12 @@ def _scheme(name: str, value: object) -> str | None:
     return _among(schemes())(name, value)
 
 
+def _family(name: str, value: object) -> str | None:
+    from carnet.families.known import FAMILIES
+
+    return _among(family.name for family in FAMILIES)(name, value)
+
+
 def _program(name: str, value: object) -> str | None:
     from carnet.families.megatron_programs import program
 
@@ -168,6 +176,7 @@ READERS: Mapping[str, Reader] = {  # option -> how what a person gives is read
     "vocab_size": lambda name, value: None if value is None else whole(name, value),
     "shard_size": nbytes,
     **dict.fromkeys(("config", "amax"), located),
+    "family": _family,
     "quantize": _scheme,
     "style": _style,
     "kv_cache": _among(CACHES),
