@@ -6,7 +6,6 @@ Nothing heavy is imported before a command runs.
 
 import gc
 import shutil
-import signal
 import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NoReturn, Unpack
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, Unpack
 import click
 
 from carnet import __version__
-from carnet.cli.edge import REMEMBERS, heed, stop_at_once
+from carnet.cli.edge import REMEMBERS, code_of, heed, heeded, stop_at_once, unwind
 from carnet.cli.options import (
     Here,
     accept_option,
@@ -70,10 +69,10 @@ class Verb(click.Command):
         """Run the command; turn a refusal into a message and an exit code."""
         from carnet.errors import BadOption, CarnetError
 
-        if signal.getsignal(signal.SIGINT) is stop_at_once:
+        if heeded():
             from carnet import api  # noqa: F401  what takes longest to import: until it is there Ctrl-C ends the process at once
 
-            heed(signal.default_int_handler)
+            heed(unwind)
         try:
             return super().invoke(ctx)
         except BadOption as error:
@@ -81,10 +80,10 @@ class Verb(click.Command):
         except CarnetError as error:
             refused(error, as_json=bool(ctx.params.get("as_json")))
             ctx.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             heed(stop_at_once)
             click.echo(REMEMBERS if self.name in RESUMED else "carnet: interrupted; nothing was written", err=True)
-            ctx.exit(130)
+            ctx.exit(code_of(interrupt))
 
 
 class Crossing(Verb):
@@ -113,7 +112,7 @@ def refused(error: "CarnetError", *, as_json: bool) -> None:
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
-    epilog="Exit codes: 0 done, 1 refused, 2 usage, 3 verified and different, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 refused, 2 usage, 3 verified and different, 130 interrupted (143 by SIGTERM).",
 )
 @click.version_option(__version__, prog_name="carnet")
 def main() -> None:

@@ -1,7 +1,7 @@
 """The edge of the process: whatever happens, one message of a line or a few, an exit code, and no traceback.
 
-A full or closed stdout does not undo what a command has done; Ctrl-C ends the process at once while nothing has begun, and from then
-on unwinds it; an error that nobody foresaw says where it is.
+A full or closed stdout does not undo what a command has done; a signal that asks for the end (Ctrl-C, SIGTERM, SIGHUP) ends the process
+at once while nothing has begun, from then on unwinds it, a second one ends it at once; an error that nobody foresaw says where it is.
 """
 
 import errno
@@ -22,8 +22,18 @@ MADE_ELSEWHERE = {
     "run",
     "verify",
 }  # commands whose work is done whether or not somebody reads what they print
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a process to end
+SHOW_CURSOR = "\x1b[?25h"  # a bar hides it
 INTERRUPTED = "carnet: interrupted\n"
 REMEMBERS = "carnet: interrupted; the same command goes on where it stopped"
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asked the process to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
 
 
 class Kept(io.RawIOBase):
@@ -77,18 +87,35 @@ def open_streams() -> tuple[Kept, Kept]:
     return out, err
 
 
-def stop_at_once(_signum: int, _frame: FrameType | None) -> None:
-    """End the process: nothing has begun that would have to be put away."""
+def stop_at_once(signum: int, _frame: FrameType | None) -> None:
+    """End the process: nothing has begun that would have to be put away, or there is no time to put it away."""
     try:
-        os.write(2, INTERRUPTED.encode())
+        os.write(2, ((SHOW_CURSOR if os.isatty(2) else "") + INTERRUPTED).encode())
     finally:
-        os._exit(130)
+        os._exit(128 + signum)
+
+
+def unwind(signum: int, _frame: FrameType | None) -> None:
+    """Unwind what the process does; the next signal does not wait for that."""
+    heed(stop_at_once)
+    raise Ended(signum)
 
 
 def heed(handler: Callable[[int, FrameType | None], object]) -> None:
-    """Say what Ctrl-C does, but where it is ignored, as under nohup."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, handler)
+    """Say what the signals do that ask for the end, but those that are ignored, as SIGHUP is under nohup."""
+    for signum in STOPS:
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, handler)
+
+
+def heeded() -> bool:
+    """Say whether a signal would end the process at once."""
+    return any(signal.getsignal(signum) is stop_at_once for signum in STOPS)
+
+
+def code_of(interrupt: BaseException | None) -> int:
+    """Return the exit code of a process that was asked to end, as shells count: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (interrupt.signum if isinstance(interrupt, Ended) else signal.SIGINT)
 
 
 def guarded(command: Callable[[], object], name: str) -> int:
@@ -96,9 +123,9 @@ def guarded(command: Callable[[], object], name: str) -> int:
     out, _ = open_streams()
     try:
         code = _code(command)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         heed(stop_at_once)
-        code = _say(130, REMEMBERS)
+        code = _say(code_of(interrupt), REMEMBERS)
     except Exception as error:  # noqa: BLE001  this is where every error ends
         code = _say(1, explained(error))
     heed(stop_at_once)
@@ -122,8 +149,8 @@ def _code(command: Callable[[], object]) -> int:
     except click.ClickException as usage:
         usage.show()
         return usage.exit_code
-    except click.Abort:
-        return _say(130, REMEMBERS)
+    except click.Abort as left:
+        return _say(code_of(left.__cause__), REMEMBERS)
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
     return found if isinstance(found, int) else 0
