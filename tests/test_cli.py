@@ -493,15 +493,25 @@ def test_a_word_that_is_wrong_is_answered_with_the_one_that_is_near(option, word
 )
 def test_a_models_name_on_a_hub_is_answered_with_how_to_bring_it_here(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines = refused(*words, "meta-llama/Llama-3.1-8B")
-    assert lines[0].endswith("is no folder of this machine")
-    assert "hf download meta-llama/Llama-3.1-8B --local-dir FOLDER" in " ".join(lines)
-    with pytest.raises(carnet.CarnetError, match="is no folder of this machine"):
+    result = call(*words, "meta-llama/Llama-3.1-8B")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is no folder of this machine" in result.stderr
+    assert "hf download meta-llama/Llama-3.1-8B --local-dir FOLDER" in result.stderr
+    with pytest.raises(carnet.BadOption, match="is no folder of this machine"):
         carnet.inspect("meta-llama/Llama-3.1-8B")
     (tmp_path / "meta-llama").mkdir()  # the folder is here, and this model is not in it
     result = call(*words, "meta-llama/Llama-3.1-8B")
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+
+
+@pytest.mark.parametrize("missing", ["lama", "lama/", "./lama"])
+def test_a_folder_that_is_not_there_is_answered_with_the_one_that_is_near(missing, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama").mkdir()
+    result = call("inspect", missing)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"'{missing}' does not exist; did you mean 'llama'?" in result.stderr
 
 
 @pytest.mark.parametrize("dtype", ["f8_e4m3", "i8", "bool", "f64"])

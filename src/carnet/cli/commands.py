@@ -55,12 +55,14 @@ class Verb(click.Command):
                 formatter.write(f"  {line}\n")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words of a command; a path that is a URL is refused here."""
-        from carnet.errors import CarnetError
+        """Read the words of a command; a path that is a URL, or a model's name on a hub, is refused here."""
+        from carnet.errors import BadOption, CarnetError
 
         as_json = "--json" in args
         try:
             return super().parse_args(ctx, args)
+        except BadOption as error:
+            raise click.UsageError(str(error), ctx) from error
         except CarnetError as error:
             refused(error, as_json=as_json)
             ctx.exit(1)

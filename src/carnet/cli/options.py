@@ -1,5 +1,6 @@
 """The options that commands have in common. Names, words and defaults are those of a request; here is how a person writes them."""
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,13 +51,20 @@ def size(value: str | int) -> int:
 
 
 class Here(click.Path):
-    """A path on this machine. A URL is refused with what to do instead, before it is looked for or becomes a folder's name."""
+    """A path on this machine. A URL is refused with what to do instead, before it is looked for or becomes a folder's name; what is not
+    there is answered with what is near.
+    """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click's own
-        """Refuse a URL, then do as click does."""
+        """Refuse a URL, then do as click does and a little more."""
         name = "a path" if param is None else param.human_readable_name
         local(name, value, out=self.exists is False)
-        return super().convert(value, param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as wrong:
+            folder, last = os.path.split(os.fspath(value).rstrip(os.sep))
+            there = [] if os.path.lexists(value) or not os.path.isdir(folder or os.curdir) else os.listdir(folder or os.curdir)
+            raise click.BadParameter(wrong.message.removesuffix(".") + near(last, there), ctx, param) from wrong
 
 
 def _styles() -> list[str]:

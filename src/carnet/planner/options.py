@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
 
-from carnet.errors import BadOption, BadRequest, NotSupported
+from carnet.errors import BadOption, NotSupported
 
 PathLike = str | os.PathLike[str]
 
@@ -38,7 +38,7 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def local(name: str, path: object, *, out: bool = False) -> Path:
     """Return the path of something on this machine; raise NotSupported for a URL, with how to bring it here, or there.
 
-    What can only be a model's name on a hub is a BadRequest.
+    What can only be a model's name on a hub is a BadOption.
 
     >>> local("ckpt", "./models/llama").name
     'llama'
@@ -51,7 +51,7 @@ def local(name: str, path: object, *, out: bool = False) -> Path:
     found = STORE.fullmatch(said)
     if found is None and not out and name.lower() in OF_HUBS and HUB_NAME.fullmatch(said) and not Path(said).parent.exists():
         remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
-        raise BadRequest(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
+        raise BadOption(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
         return Path(said)
     scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
