@@ -269,31 +269,31 @@ def test_this_ends_in_one_clear_error(remark, name, which, value, kind, what, co
 
 
 FORGED = [
-    ("a recipe that nobody has", lambda legend: replace(legend, recipe="x/fp8")),
-    ("a matrix of more rows", lambda legend: replace(legend, shape=(10**6, legend.shape[1]))),
-    ("a matrix of no rows", lambda legend: replace(legend, shape=(0, legend.shape[1]))),
-    ("a matrix of fewer rows than the box", lambda legend: replace(legend, shape=(1, legend.shape[1]))),
-    ("a matrix of fewer columns than the box", lambda legend: replace(legend, shape=(legend.shape[0], 16))),
-    ("a matrix that begins past the box", lambda legend: replace(legend, first=legend.first + 16)),
-    ("a matrix that begins before the file", lambda legend: replace(legend, first=-16)),
-    ("a matrix that begins within a byte", lambda legend: replace(legend, first=legend.first - 1)),
-    ("scales past the end", lambda legend: replace(legend, scales=replace(legend.scales, offset=10**7))),
-    ("scales before the file", lambda legend: replace(legend, scales=replace(legend.scales, offset=-1))),
-    ("scales in strides of their own", lambda legend: replace(legend, scales=replace(legend.scales, strides=(1, 1)))),
-    ("scales of another type", lambda legend: replace(legend, scales=replace(legend.scales, dtype="f32"))),
-    ("scales of a file that is not there", lambda legend: replace(legend, scales=replace(legend.scales, file="x"))),
-    ("no scale over the scales", lambda legend: replace(legend, outer=None)),
-    ("a scale over them past the end", lambda legend: replace(legend, outer=replace(legend.outer, offset=10**7))),
+    ("a recipe that nobody has", lambda encoding: replace(encoding, recipe="x/fp8")),
+    ("a matrix of more rows", lambda encoding: replace(encoding, shape=(10**6, encoding.shape[1]))),
+    ("a matrix of no rows", lambda encoding: replace(encoding, shape=(0, encoding.shape[1]))),
+    ("a matrix of fewer rows than the box", lambda encoding: replace(encoding, shape=(1, encoding.shape[1]))),
+    ("a matrix of fewer columns than the box", lambda encoding: replace(encoding, shape=(encoding.shape[0], 16))),
+    ("a matrix that begins past the box", lambda encoding: replace(encoding, first=encoding.first + 16)),
+    ("a matrix that begins before the file", lambda encoding: replace(encoding, first=-16)),
+    ("a matrix that begins within a byte", lambda encoding: replace(encoding, first=encoding.first - 1)),
+    ("scales past the end", lambda encoding: replace(encoding, scales=replace(encoding.scales, offset=10**7))),
+    ("scales before the file", lambda encoding: replace(encoding, scales=replace(encoding.scales, offset=-1))),
+    ("scales in strides of their own", lambda encoding: replace(encoding, scales=replace(encoding.scales, strides=(1, 1)))),
+    ("scales of another type", lambda encoding: replace(encoding, scales=replace(encoding.scales, dtype="f32"))),
+    ("scales of a file that is not there", lambda encoding: replace(encoding, scales=replace(encoding.scales, file="x"))),
+    ("no scale over the scales", lambda encoding: replace(encoding, outer=None)),
+    ("a scale over them past the end", lambda encoding: replace(encoding, outer=replace(encoding.outer, offset=10**7))),
 ]
 
 
 @pytest.mark.parametrize(("remark", "change"), FORGED, ids=[row[0] for row in FORGED])
-def test_a_forged_legend_is_refused_before_anything_is_read(remark, change, coded, tmp_path):
+def test_a_forged_encoding_is_refused_before_anything_is_read(remark, change, coded, tmp_path):
     source = coded(next(recipe for recipe in HF if recipe.name == "modelopt/nvfp4"))
     plan = carnet.plan(source, to="hf", dtype="bf16", quantize="nvfp4", style="compressed-tensors", activations="dynamic")
     for kind in (Dequantize, Measure):
         number, step = next((number, step) for number, step in enumerate(plan.steps) if isinstance(step, kind))
-        forged = replace(step, legend=change(step.legend))
+        forged = replace(step, encoding=change(step.encoding))
         other = replace(plan, steps=(*plan.steps[:number], forged, *plan.steps[number + 1 :]))
         with pytest.raises(BadRequest, match="a step of the plan reads codes"):
             carnet.run(other, tmp_path / "out")

@@ -18,7 +18,7 @@ from carnet.formats.stored import Stored
 from carnet.inventory import Inventory, others_of
 from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
-from carnet.steps import SKETCH, Add, Cast, Copy, Fill, Plan, Put, Quantize
+from carnet.steps import Add, Cast, Copy, Fill, Plan, Put, Quantize
 from carnet.tables import TIED, table
 
 SHOWN = {"hf": ("to",), "trtllm": ("to", "tp", "pp"), "megatron": ("to", "tp", "pp", "ep", "spelling")}  # of a request, always
@@ -206,7 +206,7 @@ def coded(plan: Plan) -> dict[str, Any] | None:
     codes = [step for step in plan.steps if isinstance(step, Quantize)]
     if not codes:
         return None
-    moves = [step for step in plan.steps if isinstance(step, Copy | Cast | Add | Fill) and step.target.file != SKETCH]
+    moves = [step for step in plan.steps if isinstance(step, Copy | Cast | Add | Fill) and step.target.space == "file"]
     kept = sum(prod(step.shape) * BY_NAME[step.target.dtype].nbytes for step in moves)
     puts = Counter(step.tensor.rsplit(".", 1)[1] for step in plan.steps if isinstance(step, Put))
     return {
@@ -215,7 +215,7 @@ def coded(plan: Plan) -> dict[str, Any] | None:
         "scales of the checkpoint": len({(step.target.file, step.tensor) for step in codes if step.given is not None}),
         "input scales": sum(puts[name] for name in INPUT_SCALES),
         "cache scales": sum(puts[name] for name in CACHE_SCALES),
-        "bytes before": plan.sketch.nbytes,
+        "bytes before": plan.scratch.nbytes,
         "bytes after": plan.proof["target bytes"] - kept,
         "bytes kept": kept,
         "kept": sorted({re.sub(r"^layers\.\d+\.", "", step.tensor) for step in moves}),

@@ -9,17 +9,22 @@ target, so that the move is ``target[...] = source[...]`` on two strided arrays 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Space = Literal[
+    "file", "packed", "scratch"
+]  # bytes of a file; its codes where two are in a byte; no file: memory, see Quantize
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a box lies in a file."""
+    """Where a box lies in a space: its offset and strides count what the space is made of."""
 
     file: str  # path below the root of the source, or below the target
-    offset: int  # bytes, from the start of the file to the box's first element
+    offset: int  # from the start of the file to the box's first element: bytes; in a "packed" file weights
     strides: tuple[int, ...]  # elements, per axis of the step's shape
     dtype: str  # carnet's name of the element type
+    space: Space = "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +82,12 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
-class Legend:
-    """How the codes of a matrix in the source are read: what makes numbers of them.
-
-    A place in such a matrix counts in weights, not in bytes: its offset is that of an element in a file which holds nothing but
-    codes of this width, and its strides are those of the matrix unpacked. Where a code is a byte the two are the same.
-    """
+class Encoding:
+    """How the codes of a matrix in the source are read: what makes numbers of them."""
 
     recipe: str  # "modelopt/fp8": carnet.quantize.recipes
     shape: tuple[int, int]  # rows and columns of the matrix, in weights
-    first: int  # place of its first weight in the file; row follows row
+    first: int  # offset of its first weight, as a place counts it; row follows row
     scales: Place  # of the scale of each block, with strides down and along the blocks
     outer: Place | None  # of the scale of the whole tensor that stands over them
 
@@ -98,9 +99,9 @@ class Dequantize:
     tensor: str
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    source: Place  # of the codes, counted in weights; its dtype is "u8", whatever they are stored as
+    source: Place  # of the codes, "packed" where two are in a byte; its dtype is "u8", whatever they are stored as
     target: Place
-    legend: Legend
+    encoding: Encoding
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +113,16 @@ class Measure:
     shape: tuple[int, ...]
     source: Place
     amax: str  # the name under which others ask for it: a canonical tensor, or one expert of it
-    legend: Legend | None = None  # where the source holds codes; its place is then that of a Dequantize
+    encoding: Encoding | None = None  # where the source holds codes; its place is then that of a Dequantize
 
 
 @dataclass(frozen=True, slots=True)
 class Quantize:
-    """Make codes and scales of a matrix that other steps assemble in the sketch."""
+    """Make codes and scales of a matrix that other steps assemble in the scratch space."""
 
     tensor: str  # stored name of the weight
     shape: tuple[int, int]  # rows and columns of the weight
-    source: Place  # of the whole matrix, row after row, in the sketch
+    source: Place  # of the whole matrix, row after row, in the scratch space
     target: Place  # of its codes
     recipe: str  # "modelopt/fp8": carnet.quantize.recipes
     scales: Place | None  # of the scale of each block; None where a tensor has a single one, which a Put holds
@@ -142,7 +143,6 @@ class Put:
 
 Move = Copy | Cast | Add | Dequantize
 Step = Move | Fill | Same | Measure | Quantize | Put
-SKETCH = "*sketch*"  # no file: where weights are assembled that are written as codes
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +163,14 @@ class TargetFile:
     nbytes: int  # size of the whole file, header included
     tensors: tuple[TargetTensor, ...]  # in the order in which they lie
     metadata: Mapping[str, str]  # the header's __metadata__; empty for none
-    kind: str = "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes and offsets
+    kind: str = (
+        "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes and offsets; "scratch"
+    )
+
+    @property
+    def space(self) -> Space:
+        """Return the space that its tensors lie in."""
+        return "scratch" if self.kind == "scratch" else "file"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +217,7 @@ class Plan:
     window: int  # bytes of one buffer
     threads: int  # workers, each with its own buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
-    sketch: TargetFile = TargetFile(SKETCH, 0, (), {}, "sketch")  # the matrices that are quantized
+    scratch: TargetFile = TargetFile("scratch", 0, (), {}, "scratch")  # the matrices that are quantized
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
     unused: Mapping[str, str] = field(
         default_factory=dict

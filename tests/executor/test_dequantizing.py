@@ -16,7 +16,7 @@ from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.quantize.arithmetic import decode, factors, pack
 from carnet.quantize.recipes import PER_BYTE, RECIPES, Recipe, grid
-from carnet.steps import Dequantize, Legend, Place, Plan
+from carnet.steps import Dequantize, Encoding, Place, Plan
 
 HEADER = 24  # bytes before the codes
 
@@ -41,7 +41,7 @@ def stored(recipe: Recipe, rows: int, columns: int, seed: int):
     at = HEADER + packed.nbytes
     content = bytes(HEADER) + packed.tobytes() + scales.tobytes() + over.tobytes()
     outer = Place("a.bin", at + scales.nbytes, (1, 1), "f32") if recipe.scale.outer else None
-    legend = Legend(
+    encoding = Encoding(
         recipe.name,
         (rows, columns),
         HEADER * PER_BYTE[recipe.packing],
@@ -52,7 +52,7 @@ def stored(recipe: Recipe, rows: int, columns: int, seed: int):
     for axis, block in enumerate(recipe.block):
         wide = np.repeat(wide, block or codes.shape[axis], axis=axis)
     weights = decode(recipe, packed.view(np.uint8), wide[:rows, :columns], "f32", "f32")
-    return content, legend, weights
+    return content, encoding, weights
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,7 +63,7 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
     outer, inner = chance.randint(1, 5), chance.choice((1, 3, 40, 90))
     columns = chance.choice((1, 3, 5)) * max(8, recipe.block[1] if recipe.block[0] == 1 else 8)
     least = chance.choice([size for size in range(1, columns + 1) if columns % size == 0])
-    content, legend, weights = stored(recipe, outer * inner, columns, seed)
+    content, encoding, weights = stored(recipe, outer * inner, columns, seed)
     axes = (outer, inner, columns // least, least)
     strides = (inner * columns, columns, least, 1)
     start = tuple(chance.randrange(n) for n in axes)
@@ -71,9 +71,9 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
     order = chance.sample(range(4), 4)
     file = layout_file("out.safetensors", [("w", "f32", tuple(shape[axis] for axis in order))], {})
     dense = dense_strides(file.tensors[0].shape)
-    first = legend.first + sum(s * stride for s, stride in zip(start, strides, strict=True))
+    first = encoding.first + sum(s * stride for s, stride in zip(start, strides, strict=True))
     target = Place(file.name, file.tensors[0].offset, tuple(dense[order.index(axis)] for axis in range(4)), "f32")
-    step = Dequantize("w", start, shape, Place("a.bin", first, strides, "u8"), target, legend)
+    step = Dequantize("w", start, shape, Place("a.bin", first, strides, "u8"), target, encoding)
     inside = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     expected = weights.reshape(axes)[inside].transpose(order)
     with tempfile.TemporaryDirectory() as folder:

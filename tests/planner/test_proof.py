@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from carnet.box import Box
 from carnet.errors import CarnetError
 from carnet.planner.proof import Extent, prove
-from carnet.steps import Cast, Copy, Dequantize, Fill, Legend, Place, Same, TargetFile, TargetTensor
+from carnet.steps import Cast, Copy, Dequantize, Encoding, Fill, Place, Same, TargetFile, TargetTensor
 
 # A is stored in two halves: its first two rows as they are, the others transposed; a second file repeats the first half.
 # P is stored with a row of padding; the target has two of its own.
@@ -332,16 +332,15 @@ def test_counting_accepts_the_plan_as_it_is():
 
 
 # M is stored as codes of four bits, two a byte, under a scale for each 32 columns; two rows of it go to one tensor, two to another
-PACKED = Extent("M codes", "*packed*/in2.bin", 32, (4, 64), (64, 1), "u8", ())
+PACKED = Extent("M codes", "in2.bin", 32, (4, 64), (64, 1), "u8", (), "packed")
 BLOCKS = Extent("M scales", "in2.bin", 144, (4, 2), (2, 1), "u8", ())
-LEGEND = Legend("modelopt/mxfp4", (4, 64), 32, at("in2.bin", 144, (2, 1), "u8"), None)
+ENCODING = Encoding("modelopt/mxfp4", (4, 64), 32, at("in2.bin", 144, (2, 1), "u8"), None)
 HALVES = TargetFile(
     "m.bin", 80 + 512, (TargetTensor("m0", "bf16", (2, 64), 80), TargetTensor("m1", "bf16", (2, 64), 80 + 256)), {}
 )
+CODES = replace(at("in2.bin", 32, (64, 1), "u8"), space="packed")
 DECODED = tuple(
-    Dequantize(
-        "m", (row, 0), (2, 64), at("in2.bin", 32 + row * 64, (64, 1), "u8"), at("m.bin", 80 + row * 128, (64, 1)), LEGEND
-    )
+    Dequantize("m", (row, 0), (2, 64), replace(CODES, offset=32 + row * 64), at("m.bin", 80 + row * 128, (64, 1)), ENCODING)
     for row in (0, 2)
 )
 
@@ -358,14 +357,14 @@ LOST = [
     (
         "scales of nothing",
         0,
-        lambda step: replace(step, legend=replace(LEGEND, scales=at("in2.bin", 200, (2, 1), "u8"))),
+        lambda step: replace(step, encoding=replace(ENCODING, scales=at("in2.bin", 200, (2, 1), "u8"))),
         READS,
         "M sc",
     ),
     (
         "scales of another type",
         0,
-        lambda step: replace(step, legend=replace(LEGEND, scales=at("in2.bin", 144, (2, 1)))),
+        lambda step: replace(step, encoding=replace(ENCODING, scales=at("in2.bin", 144, (2, 1)))),
         NOWHERE,
         "",
     ),

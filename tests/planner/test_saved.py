@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from carnet.errors import BadRequest, MachineFailed
 from carnet.planner.saved import digest, lines, load, save
 from carnet.steps import (
-    SKETCH,
     AssetFile,
     Cast,
     Copy,
     Dequantize,
+    Encoding,
     Fill,
-    Legend,
     Measure,
     Place,
     Plan,
@@ -35,7 +34,7 @@ from carnet.steps import (
 SOURCE = Place("iter_1/__0_0.distcp", 704, (8, 1), "bf16")
 TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
 CODES, SCALES = Place("model.safetensors", 1024, (128, 1), "u8"), Place("model.safetensors", 96, (4, 1), "bf16")
-LEGEND = Legend("compressed-tensors/int4-group", (512, 512), 1024, SCALES, None)
+ENCODING = Encoding("compressed-tensors/int4-group", (512, 512), 1024, SCALES, None)
 PLAN = Plan(
     source="/models/llama",
     fingerprint="9f00",
@@ -54,10 +53,12 @@ PLAN = Plan(
         Cast("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
         Fill("head", (2, 8), TARGET),
         Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
-        Dequantize("up", (0, 0), (4, 2), CODES, TARGET, LEGEND),
-        Measure("up", (0, 0), (4, 2), CODES, "up", replace(LEGEND, recipe="modelopt/nvfp4", outer=SCALES)),
+        Dequantize("up", (0, 0), (4, 2), CODES, TARGET, ENCODING),
+        Measure("up", (0, 0), (4, 2), CODES, "up", replace(ENCODING, recipe="modelopt/nvfp4", outer=SCALES)),
         Measure("down", (0, 0), (4, 2), SOURCE, "down"),
-        Quantize("up", (4, 2), replace(SOURCE, file=SKETCH), TARGET, "modelopt/fp8", None, SCALES, ("up", "down")),
+        Quantize(
+            "up", (4, 2), replace(SOURCE, file="scratch", space="scratch"), TARGET, "modelopt/fp8", None, SCALES, ("up", "down")
+        ),
         Put("up_scale", (), replace(SCALES, strides=()), (0.5,)),
     ),
     dropped={"module extra state": ("a._extra_state", "b._extra_state"), "random state": ()},
@@ -65,7 +66,7 @@ PLAN = Plan(
     memory=1 << 20,
     window=4096,
     threads=2,
-    sketch=TargetFile(SKETCH, 16, (TargetTensor("up", "bf16", (4, 2), 0),), {}, "sketch"),
+    scratch=TargetFile("scratch", 16, (TargetTensor("up", "bf16", (4, 2), 0),), {}, "scratch"),
 )
 
 
@@ -95,7 +96,7 @@ def test_what_was_loaded_is_of_the_same_types_down_to_each_tuple(path):
 
 def test_a_plan_is_lines_of_json_in_this_order():
     found = [json.loads(line) for line in lines(PLAN)]
-    assert found[0]["carnet-plan"] == 1
+    assert found[0]["carnet-plan"] == 2
     assert [next(iter(row)) if isinstance(row, dict) else row[0] for row in found] == [
         "carnet-plan",
         "file",
@@ -120,8 +121,8 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "layers.0.attention.q",
         [0, 0],
         [4, 2],
-        ["iter_1/__0_0.distcp", 704, [8, 1], "bf16"],
-        ["rank0.safetensors", 1504, [1, 4], "bf16"],
+        ["iter_1/__0_0.distcp", 704, [8, 1], "bf16", "file"],
+        ["rank0.safetensors", 1504, [1, 4], "bf16", "file"],
     ]
 
 
@@ -135,7 +136,7 @@ def test_a_plan_that_differs_in_one_field_has_another_digest(field):
     other = {
         **dict.fromkeys(("source", "fingerprint", "family"), "x"),
         **dict.fromkeys(("files", "texts", "assets", "steps"), ()),
-        "sketch": TargetFile(SKETCH, 0, (), {}, "sketch"),
+        "scratch": TargetFile("scratch", 0, (), {}, "scratch"),
         "raws": (RawFile(".metadata", b"x"),),
         "request": {},
         "dropped": {},
@@ -151,12 +152,13 @@ TEXT = st.text(PLAIN, max_size=6)
 NUMBERS = st.integers(0, 1 << 62)
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 NAMES = st.sampled_from(("a.bin", "b/c.bin", "rank0.safetensors", "ü 語.bin", "..a", "a.."))
-PLACES = st.builds(Place, NAMES, NUMBERS, SHAPES, st.sampled_from(("bf16", "f32", "f8_e4m3")))
-LEGENDS = st.builds(Legend, TEXT, st.tuples(NUMBERS, NUMBERS), NUMBERS, PLACES, st.none() | PLACES)
+SPACES = st.sampled_from(("file", "packed", "scratch"))
+PLACES = st.builds(Place, NAMES, NUMBERS, SHAPES, st.sampled_from(("bf16", "f32", "f8_e4m3")), SPACES)
+ENCODINGS = st.builds(Encoding, TEXT, st.tuples(NUMBERS, NUMBERS), NUMBERS, PLACES, st.none() | PLACES)
 FLOATS = st.floats(allow_nan=False)
 STEPS = st.one_of(
-    st.builds(Dequantize, TEXT, SHAPES, SHAPES, PLACES, PLACES, LEGENDS),
-    st.builds(Measure, TEXT, SHAPES, SHAPES, PLACES, TEXT, st.none() | LEGENDS),
+    st.builds(Dequantize, TEXT, SHAPES, SHAPES, PLACES, PLACES, ENCODINGS),
+    st.builds(Measure, TEXT, SHAPES, SHAPES, PLACES, TEXT, st.none() | ENCODINGS),
     st.builds(Put, TEXT, SHAPES, PLACES, st.lists(FLOATS, max_size=3).map(tuple)),
     st.builds(Copy, TEXT, SHAPES, SHAPES, PLACES, PLACES),
     st.builds(Cast, TEXT, SHAPES, SHAPES, PLACES, PLACES),
@@ -303,19 +305,21 @@ FORGED = [
     ("a step with a field too few", lambda rows: rows[7].pop()),
     ("a step with a field too many", lambda rows: rows[7].append(1)),
     ("a place that is a number", at(7, 4, 7)),
+    ("a space that nobody knows", at(7, 4, 4, "network")),
+    ("a space that is a list", at(7, 4, 4, [])),
     ("a place with a field too few", lambda rows: rows[7][4].pop()),
     ("an element type that nobody knows", at(7, 4, 3, "f4")),
     ("a tensor of a type that nobody knows", at(1, "tensors", 0, 1, "f4")),
-    ("codes without a legend", at(11, 6, None)),
-    ("a legend with a field too few", lambda rows: rows[11][6].pop()),
-    ("a legend that is a word", at(11, 6, "modelopt/fp8")),
+    ("codes without an encoding", at(11, 6, None)),
+    ("an encoding with a field too few", lambda rows: rows[11][6].pop()),
+    ("an encoding that is a word", at(11, 6, "modelopt/fp8")),
     ("a matrix of three dimensions", at(11, 6, 1, [4, 4, 4])),
     ("a matrix that begins nowhere", at(11, 6, 2, "0")),
     ("scales above the folder", at(11, 6, 3, 0, "../x")),
     ("no scales", at(11, 6, 3, None)),
-    ("two sketches", at(1, "file", "*sketch*")),
-    ("no sketch", lambda rows: rows.pop(3)),
-    ("another version", at(0, "carnet-plan", 2)),
+    ("two scratch spaces", at(1, "kind", "scratch")),
+    ("no scratch space", lambda rows: rows.pop(3)),
+    ("another version", at(0, "carnet-plan", 3)),
     ("no version", lambda rows: rows[0].pop("carnet-plan")),
     ("no window", lambda rows: rows[0].pop("window")),
     ("a row that is a number", lambda rows: rows.append(7)),
@@ -330,6 +334,13 @@ def test_a_forged_plan_is_refused_for(path, remark, change):
         load(forged(path, change))
     assert caught.value.what == "this is no plan that carnet can run"
     assert caught.value.facts["where"] == path
+
+
+def test_a_plan_of_an_older_version_is_refused_in_plain_words(path):
+    with pytest.raises(BadRequest) as caught:
+        load(forged(path, at(0, "carnet-plan", 1)))
+    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 2"
+    assert caught.value.remedy == "make it again with `carnet plan`"
 
 
 def test_the_forgers_hand_alone_is_not_what_is_refused(path):

@@ -108,7 +108,7 @@ def _place(desk: Desk, each: Want) -> None:
         np.copyto(target, source)
         done = True
     else:
-        done = cast(source, target, each.types, desk.scratch)
+        done = cast(source, target, each.types, desk.temporary)
     if not done:
         facts = {"tensor": each.tensor, "found": f"a finite {each.types[0]} value beyond the largest of {each.types[1]}"}
         raise BadRequest(f"a value of {each.tensor} is out of range for {each.types[1]}", facts, remedy="ask for another dtype")

@@ -1,4 +1,4 @@
-"""Casts between floating types, to nearest even, in bounded scratch memory.
+"""Casts between floating types, to nearest even, in bounded temporary memory.
 
 bf16 is the upper half of f32. Widening is a shift; narrowing adds half of the last kept bit (less one where that bit is even)
 and drops the rest: four integer passes, several times faster than ml_dtypes' element loop and the same bits.
@@ -12,32 +12,32 @@ from carnet.dtypes import array_type
 Array = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
 
-PER_ELEMENT = 8  # bytes of scratch
+PER_ELEMENT = 8  # bytes of temporary
 SAFE = 0x7F7F8000  # f32 bits from which on a magnitude rounds to infinity in bf16, or is infinite, or no number
 
 
-def cast(source: Array, target: Array, names: tuple[str, str], scratch: Bytes) -> bool:
+def cast(source: Array, target: Array, names: tuple[str, str], temporary: Bytes) -> bool:
     """Round each element of ``source`` into ``target``; say whether every finite element stayed finite.
 
     Both arrays hold unsigned integers of the element's size: the bits. Names are carnet's element types.
     """
-    if source.size * PER_ELEMENT > scratch.size and source.ndim:
+    if source.size * PER_ELEMENT > temporary.size and source.ndim:
         half = source.shape[0] // 2
         if half == 0 or source.shape[0] == 1:
-            return cast(source[0], target[0], names, scratch)
-        return cast(source[:half], target[:half], names, scratch) & cast(source[half:], target[half:], names, scratch)
+            return cast(source[0], target[0], names, temporary)
+        return cast(source[:half], target[:half], names, temporary) & cast(source[half:], target[half:], names, temporary)
     if names == ("bf16", "f32"):
         widen(source, target)
         return True
     if names == ("f32", "bf16"):
-        return narrow(source, target, scratch)
-    floats = scratch[: source.size * 4].view(np.uint32).reshape(source.shape)
+        return narrow(source, target, temporary)
+    floats = temporary[: source.size * 4].view(np.uint32).reshape(source.shape)
     if names[0] == "bf16":
         widen(source, floats)
         return _any(floats, target, ("f32", names[1]))
     if names == ("f16", "bf16"):
         _any(source, floats, ("f16", "f32"))
-        return narrow(floats, target, scratch[source.size * 4 :])
+        return narrow(floats, target, temporary[source.size * 4 :])
     return _any(source, target, names)
 
 
@@ -53,11 +53,11 @@ def widen(source: Array, target: Array) -> None:
     np.left_shift(target, np.uint32(16), out=target)
 
 
-def narrow(source: Array, target: Array, scratch: Bytes) -> bool:
+def narrow(source: Array, target: Array, temporary: Bytes) -> bool:
     """Make bf16 bits of f32 bits; say whether every finite element stayed finite."""
     if _magnitude(source) >= SAFE:
         return _any(source, target, ("f32", "bf16"))
-    bits = scratch[: source.size * 4].view(np.uint32).reshape(source.shape)
+    bits = temporary[: source.size * 4].view(np.uint32).reshape(source.shape)
     np.right_shift(source, np.uint32(16), out=bits)
     np.bitwise_and(bits, np.uint32(1), out=bits)
     np.add(bits, source, out=bits)

@@ -25,7 +25,7 @@ from carnet.executor.geometry import Piece, Tile, clip
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, Recipe
-from carnet.steps import Dequantize, Legend, Measure, Place
+from carnet.steps import Dequantize, Encoding, Measure, Place
 
 Array = NDArray[Any]
 Span = tuple[int, int]  # first, and one past the last
@@ -40,7 +40,7 @@ class Sheet:
     """Rows and columns of a matrix as they are stored."""
 
     recipe: Recipe
-    legend: Legend
+    encoding: Encoding
     top: int  # the first row
     left: int  # the first column; it begins a byte
     codes: Array  # bytes
@@ -50,39 +50,39 @@ class Sheet:
 
 def pieces_of(step: Dequantize | Measure, target: Place, tile: Tile) -> list[Piece]:
     """Return the pieces of a step that fall into a tile of ``target``, its rows pulled apart to twice their length."""
-    assert step.legend is not None, "codes are read with a legend"
-    columns = step.legend.shape[1]
-    row, column = divmod(step.source.offset - step.legend.first, columns)
+    assert step.encoding is not None, "codes are read with a encoding"
+    columns = step.encoding.shape[1]
+    row, column = divmod(step.source.offset - step.encoding.first, columns)
     strides = tuple(stride * 2 if stride >= columns else stride for stride in step.source.strides)
     return clip(step.shape, Place(step.source.file, 2 * row * columns + column, strides, "u8"), target, tile)
 
 
 def dequantize(desk: Desk, step: Dequantize, piece: Piece, base: int) -> None:
     """Bring a piece into the window, where its own target begins at ``base``."""
-    for part, values in _decoded(desk, step.tensor, step.source.file, step.legend, piece, step.target.dtype):
+    for part, values in _decoded(desk, step.tensor, step.source.file, step.encoding, piece, step.target.dtype):
         shape, strides = tuple(axis[0] for axis in part.axes), tuple(axis[2] for axis in part.axes)
         np.copyto(np.ndarray(shape, values.dtype, desk.window.data, base + part.target, strides), values)
 
 
 def largest_weight(desk: Desk, step: Measure) -> float:
     """Return the largest magnitude in a box of codes, NaN where one is no number."""
-    assert step.legend is not None, "codes are read with a legend"
+    assert step.encoding is not None, "codes are read with a encoding"
     dense = Place("", 0, dense_strides(step.shape), "f32")
     size = int(np.prod(step.shape))
     found = [0.0]
     for piece in pieces_of(step, dense, Tile(0, size + 1, 4, (0, 1), (0, size))):
-        for _, values in _decoded(desk, step.tensor, step.source.file, step.legend, piece, "f32"):
+        for _, values in _decoded(desk, step.tensor, step.source.file, step.encoding, piece, "f32"):
             found.append(float(np.abs(values).max()))
             desk.tell(values.size)
     return float(np.max(found))
 
 
-def _decoded(desk: Desk, tensor: str, file: str, legend: Legend, piece: Piece, to: str) -> Iterator[tuple[Piece, Array]]:
+def _decoded(desk: Desk, tensor: str, file: str, encoding: Encoding, piece: Piece, to: str) -> Iterator[tuple[Piece, Array]]:
     """Yield the parts of a piece that are decoded together, each with its numbers in its own axes."""
-    pitch = 2 * legend.shape[1]
+    pitch = 2 * encoding.shape[1]
     for whole in _parts(piece, pitch, min(SHEET, desk.block.size)):
         desk.tell(0)
-        sheet = _sheet(desk, tensor, file, legend, *_reach(whole, pitch), to)
+        sheet = _sheet(desk, tensor, file, encoding, *_reach(whole, pitch), to)
         for part in _parts(whole, pitch, TILE):
             values = _rectangle(sheet, *_reach(part, pitch), to)
             if sheet.large and np.isinf(values.astype(np.float64)).any():
@@ -125,21 +125,21 @@ def _parts(piece: Piece, pitch: int, most: int) -> Iterator[Piece]:
         yield from _parts(Piece(piece.source + first * stride, piece.target + first * far, axes, piece.items), pitch, most)
 
 
-def _sheet(desk: Desk, tensor: str, file: str, legend: Legend, rows: Span, columns: Span, to: str) -> Sheet:
-    recipe = BY_NAME[legend.recipe]
+def _sheet(desk: Desk, tensor: str, file: str, encoding: Encoding, rows: Span, columns: Span, to: str) -> Sheet:
+    recipe = BY_NAME[encoding.recipe]
     each = PER_BYTE[recipe.packing]
     left, right = _bytes(recipe, columns)
-    first = (legend.first + rows[0] * legend.shape[1]) // each + left
-    codes = _read(desk, file, first, legend.shape[1] // each, (rows[1] - rows[0], right - left), desk.block)
-    (top, bottom), (start, stop) = _blocks(legend, recipe, rows, columns)
-    scales = _numbers(desk, legend.scales, (top, bottom), (start, stop))
-    outer = None if legend.outer is None else float(_numbers(desk, legend.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
+    first = (encoding.first + rows[0] * encoding.shape[1]) // each + left
+    codes = _read(desk, file, first, encoding.shape[1] // each, (rows[1] - rows[0], right - left), desk.block)
+    (top, bottom), (start, stop) = _blocks(encoding, recipe, rows, columns)
+    scales = _numbers(desk, encoding.scales, (top, bottom), (start, stop))
+    outer = None if encoding.outer is None else float(_numbers(desk, encoding.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
     factors = arithmetic.factors(recipe, scales, outer)
     if not isfinite(float(np.abs(factors).max())):
-        facts = {"tensor": tensor, "where": legend.scales.file, "found": "a scale that is NaN or infinite"}
+        facts = {"tensor": tensor, "where": encoding.scales.file, "found": "a scale that is NaN or infinite"}
         raise BadCheckpoint(f"a scale of {tensor} is no number", facts)
-    large = arithmetic.is_large(recipe, factors, legend.scales.dtype, to)
-    return Sheet(recipe, legend, rows[0], left * each, codes, factors, large)
+    large = arithmetic.is_large(recipe, factors, encoding.scales.dtype, to)
+    return Sheet(recipe, encoding, rows[0], left * each, codes, factors, large)
 
 
 def _bytes(recipe: Recipe, columns: Span) -> Span:
@@ -148,25 +148,25 @@ def _bytes(recipe: Recipe, columns: Span) -> Span:
     return columns[0] // each, -(-columns[1] // each)
 
 
-def _blocks(legend: Legend, recipe: Recipe, rows: Span, columns: Span) -> tuple[Span, Span]:
+def _blocks(encoding: Encoding, recipe: Recipe, rows: Span, columns: Span) -> tuple[Span, Span]:
     """Return which blocks some rows and columns fall into."""
-    down, along = recipe.block[0] or legend.shape[0], recipe.block[1] or legend.shape[1]
+    down, along = recipe.block[0] or encoding.shape[0], recipe.block[1] or encoding.shape[1]
     return (rows[0] // down, -(-rows[1] // down)), (columns[0] // along, -(-columns[1] // along))
 
 
 def _rectangle(sheet: Sheet, rows: Span, columns: Span, to: str) -> Array:
     """Return some columns of some rows as numbers."""
-    recipe, legend, own = sheet.recipe, sheet.legend, sheet.legend.scales.dtype
+    recipe, encoding, own = sheet.recipe, sheet.encoding, sheet.encoding.scales.dtype
     each, (left, right) = PER_BYTE[recipe.packing], _bytes(recipe, columns)
     start = sheet.left // each
     codes = sheet.codes[rows[0] - sheet.top : rows[1] - sheet.top, left - start : right - start]
-    (over, under), (before, behind) = _blocks(legend, recipe, rows, (left * each, right * each))
-    (top, _), (first, _) = _blocks(legend, recipe, (sheet.top, sheet.top + 1), (sheet.left, sheet.left + 1))
+    (over, under), (before, behind) = _blocks(encoding, recipe, rows, (left * each, right * each))
+    (top, _), (first, _) = _blocks(encoding, recipe, (sheet.top, sheet.top + 1), (sheet.left, sheet.left + 1))
     factors = sheet.factors[over - top : under - top, before - first : behind - first]
     if behind - before > 1:
         along = recipe.block[1]
         factors = np.repeat(factors, along, axis=1)[:, left * each - before * along : right * each - before * along]
-    down = recipe.block[0] or legend.shape[0]
+    down = recipe.block[0] or encoding.shape[0]
     if down == 1 or under - over == 1:
         made = arithmetic.decode(recipe, codes, factors, own, to)
     else:

@@ -61,7 +61,7 @@ class Desk:
     targets: Folder
     window: Bytes  # bytes of the target being assembled
     block: Bytes  # bytes of the source just read
-    scratch: Bytes  # temporaries of casts
+    temporary: Bytes  # temporaries of casts
     amaxes: Amaxes
     tell: Callable[[int], None]  # takes the bytes done since the last call; raises where the crossing was stopped
     coder: Coder | None = None  # in the processor's place

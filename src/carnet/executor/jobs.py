@@ -32,7 +32,7 @@ from carnet.executor.geometry import (
 )
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import ROW, Recipe
-from carnet.steps import SKETCH, Add, Cast, Copy, Dequantize, Fill, Measure, Move, Plan, Quantize, Same, Step, TargetTensor
+from carnet.steps import Add, Cast, Copy, Dequantize, Fill, Measure, Move, Plan, Quantize, Same, Space, Step, TargetTensor
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
 LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
@@ -101,8 +101,8 @@ def jobs_of(plan: Plan) -> list[Job]:
     placed: list[tuple[_Where, Job]] = []
     windows: list[_Seen] = []
     coded = {step.source.offset: number for number, step in enumerate(plan.steps) if isinstance(step, Quantize)}
-    for (file, tensor), numbers in _by_tensor(plan).items():
-        if file == SKETCH:
+    for (space, file, tensor), numbers in _by_tensor(plan).items():
+        if space == "scratch":
             placed += _encodings(plan, tensor, numbers, coded[tensor.offset])
         elif _straight([plan.steps[number] for number in numbers]):
             placed += _direct(plan, numbers)
@@ -136,18 +136,20 @@ def touched(plan: Plan, job: Job) -> set[str]:
             return set()
 
 
-def _by_tensor(plan: Plan) -> dict[tuple[str, TargetTensor], list[int]]:
-    tensors = {file.name: [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in (*plan.files, plan.sketch)}
-    offsets = {name: [tensor.offset for tensor in found] for name, found in tensors.items()}
-    groups: dict[tuple[str, TargetTensor], list[int]] = defaultdict(list)
+def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[int]]:
+    files = (*plan.files, plan.scratch)
+    tensors = {(file.space, file.name): [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in files}
+    offsets = {where: [tensor.offset for tensor in found] for where, found in tensors.items()}
+    groups: dict[tuple[Space, str, TargetTensor], list[int]] = defaultdict(list)
     for number, step in enumerate(plan.steps):
         if not isinstance(step, Move | Fill) or 0 in step.shape:
             continue
         place = step.target
-        index = bisect.bisect_right(offsets.get(place.file, []), place.offset) - 1
+        where = place.space, place.file
+        index = bisect.bisect_right(offsets.get(where, []), place.offset) - 1
         if index < 0:
             raise BadRequest(f"the plan writes {step.tensor} outside of every target tensor", {"where": place.file})
-        groups[place.file, tensors[place.file][index]].append(number)
+        groups[*where, tensors[where][index]].append(number)
     return groups
 
 
@@ -199,7 +201,7 @@ def _encodings(plan: Plan, tensor: TargetTensor, numbers: list[int], coded: int)
     for top in range(0, rows, tall):
         for left in range(0, columns, wide):
             tile = Tile(tensor.offset, columns, item, (top, min(rows, top + tall)), (left, min(columns, left + wide)))
-            part = Part(SKETCH, tile, tuple(numbers))
+            part = Part("scratch", tile, tuple(numbers))
             where = _first(plan, part)
             if where is not None:
                 yield where[0], Encode(coded, part, volume(tile))

@@ -1,7 +1,7 @@
 """What a crossing will need of private memory, said before it starts.
 
 One worker holds a *window* (target bytes being assembled), a *block* (source bytes just read; small, so that it stays in the
-processor's cache) and *scratch* for casts. Page cache is not private memory: the kernel takes it back when it wants.
+processor's cache) and *temporary* memory for casts. Page cache is not private memory: the kernel takes it back when it wants.
 """
 
 from carnet.errors import BadRequest

@@ -36,7 +36,7 @@ TILE = 1 << 16  # elements that are coded at a time: their temporaries stay in t
 
 def measure(desk: Desk, step: Measure) -> None:
     """Find the largest magnitude of a box and remember it under its name."""
-    if step.legend is not None:
+    if step.encoding is not None:
         desk.amaxes.note(step.amax, largest_weight(desk, step))
         return
     own = step.source.dtype

@@ -177,9 +177,9 @@ def _run(
 
 def _desk(plan: Plan, source: Path, staging: Staging, amaxes: Amaxes, tell: pool.Tell) -> Desk:
     block = block_size(plan.window)
-    window, read, scratch = (np.empty(size, np.uint8) for size in (plan.window, block, block))
+    window, read, temporary = (np.empty(size, np.uint8) for size in (plan.window, block, block))
     sources, written = Folder(source, os.O_RDONLY), targets(staging.base, staging.folder)
-    return Desk(plan, sources, written, window, read, scratch, amaxes, tell)
+    return Desk(plan, sources, written, window, read, temporary, amaxes, tell)
 
 
 def _put_known(plan: Plan, source: Path, staging: Staging) -> None:

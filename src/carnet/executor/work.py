@@ -106,7 +106,7 @@ def _check(desk: Desk, job: Check) -> None:
 
 
 def _equal(desk: Desk, size: int, half: int) -> bool:
-    unequal = desk.scratch.view(np.bool_)
+    unequal = desk.temporary.view(np.bool_)
     for low in range(0, size, unequal.size):
         high = min(size, low + unequal.size)
         found = np.not_equal(desk.window[low:high], desk.window[half + low : half + high], out=unequal[: high - low])

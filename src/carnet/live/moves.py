@@ -17,7 +17,7 @@ from carnet.errors import NotSupported
 from carnet.live.virtual import Source
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import WHOLE
-from carnet.steps import SKETCH, Add, Cast, Copy, Place, Plan, Quantize, TargetTensor
+from carnet.steps import Add, Cast, Copy, Place, Plan, Quantize, TargetTensor
 
 NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
 ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
@@ -56,25 +56,27 @@ class Atlas:
     """Find the tensor at a place of a target file."""
 
     def __init__(self, plan: Plan) -> None:
-        self._files = {file.name: ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.sketch)}
+        self._files = {
+            (file.space, file.name): ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.scratch)
+        }
         self._coded = {step.source.offset: step for step in plan.steps if isinstance(step, Quantize)}
 
-    def _tensor(self, file: str, offset: int) -> TargetTensor:
-        starts, tensors = self._files[file]
-        return tensors[bisect_right(starts, offset) - 1]
+    def _tensor(self, place: Place) -> TargetTensor:
+        starts, tensors = self._files[place.space, place.file]
+        return tensors[bisect_right(starts, place.offset) - 1]
 
     def at(self, place: Place) -> Spot:
         """Return a place as one in a tensor."""
-        tensor = self._tensor(place.file, place.offset)
+        tensor = self._tensor(place)
         inside = (place.offset - tensor.offset) // BY_NAME[place.dtype].nbytes
         return Spot(place.file, tensor.name, inside, place.strides)
 
     def spot(self, step: Copy | Cast | Add) -> tuple[Spot, str, str]:
         """Return where a step writes, as what type, and the matrix that it belongs to where that is coded."""
         place = step.target
-        if place.file != SKETCH:
+        if place.space == "file":
             return self.at(place), place.dtype, ""
-        coded = self._coded[self._tensor(SKETCH, place.offset).offset]
+        coded = self._coded[self._tensor(place).offset]
         if RECIPES[coded.recipe].block != WHOLE:
             known = ", ".join(sorted(name for name, recipe in RECIPES.items() if recipe.block == WHOLE))
             raise NotSupported(f"{coded.recipe} has scales of blocks, which ranks may cut", {"on the way": known})

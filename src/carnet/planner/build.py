@@ -25,14 +25,14 @@ from carnet.layout import View
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps
-from carnet.planner.decoding import Library, alike, aside, collect, dequantize, is_coded, measured
+from carnet.planner.decoding import alike, aside, coded_pieces
 from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Line, Piece, Shelf, cut, first_axis, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
-from carnet.steps import Add, Cast, Copy, Fill, Place, Plan, Same, Step, TargetTensor
+from carnet.steps import Add, Cast, Copy, Dequantize, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor
 
 MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
@@ -129,9 +129,8 @@ def draw(
     """
     config = {**_target_config(source, request, target), **(said or {})}
     ranks = units(target, config) if among is None and target.ranked else among or ()
-    library = collect(source, request.dtype)
-    found, extents = _source_pieces(source, library)
-    kept, steps = _keep(found, source, library)
+    found, extents = _source_pieces(source, request.dtype)
+    kept, steps = _keep(found, source)
     wanted = list(entries(target, config, None, request.spelling, among))
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if target.name != "trtllm" else {})
@@ -145,12 +144,12 @@ def draw(
         if coding is not None:
             known = replace(coding, seeds=seeds)
             scales = cache_tensors(known, wanted, dtypes)
-            yield from (measured(library, step) for step in coding_steps(known, coded, made.drawn, made.laid, kept, scales))
+            yield from coding_steps(known, coded, made.matrices, made.laid, kept, scales)
 
-    steps += _meet(made.places, kept, shifts, library)
+    steps += _meet(made.places, kept, shifts)
     steps += code(coding.seeds) if coding is not None else ()
     files = made.files
-    proof = prove((*files, made.sketch), extents, steps)
+    proof = prove((*files, made.scratch), extents, steps)
     plan = Plan(
         source=str(source.checkpoint.root),
         fingerprint=fingerprint(source.checkpoint),
@@ -158,7 +157,7 @@ def draw(
         family=source.family.name,
         files=files,
         texts=target_texts(source.family, target, config, files, coding, wanted, coded, along.auto_map),
-        sketch=made.sketch,
+        scratch=made.scratch,
         raws=made.raws,
         assets=along.assets,
         steps=tuple(steps),
@@ -220,11 +219,11 @@ def _holds(entry: Entry, tensor: str) -> bool:
     return any(view.tensor == tensor for view in entry.views)
 
 
-def _source_pieces(source: Inventory, library: Library) -> tuple[dict[str, list[Piece]], list[Extent]]:
+def _source_pieces(source: Inventory, dtype: str | None) -> tuple[dict[str, list[Piece]], list[Extent]]:
     """Return where every canonical tensor lies, and every extent that must be used up."""
     found: dict[str, list[Piece]] = defaultdict(list)
-    extents = list(library.extents)
-    for piece in library.pieces:
+    coded, extents = coded_pieces(source, dtype)
+    for piece in coded:
         found[piece.tensor].append(piece)
     for key, entry in source.entries.items():
         if key in source.coded:
@@ -243,7 +242,7 @@ def _source_pieces(source: Inventory, library: Library) -> tuple[dict[str, list[
     return found, extents
 
 
-def _keep(found: Mapping[str, list[Piece]], source: Inventory, library: Library) -> tuple[dict[str, Shelf], list[Step]]:
+def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str, Shelf], list[Step]]:
     """Keep each element of the source once; what repeats it is to be compared."""
     kept, steps = dict[str, Shelf](), list[Step]()
     for name, shape in canonical_shapes(source.config).items():
@@ -255,8 +254,8 @@ def _keep(found: Mapping[str, list[Piece]], source: Inventory, library: Library)
             )
         kept[name] = Shelf(distinct)
         for piece, copy, box in copies:
-            if is_coded(piece.place) or is_coded(copy.place):
-                steps += alike(library, name, box, cut(piece, box), cut(copy, box))
+            if piece.encoding is not None or copy.encoding is not None:
+                steps += alike(name, box, piece, copy)
             else:
                 steps.append(Same(name, box.start, box.shape, cut(piece, box), cut(copy, box)))
     return kept, steps
@@ -288,7 +287,7 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Shelf], request: Request
 
 def _own(piece: Piece, request: Request) -> str:
     """Return the element type of a piece; codes have the one that they are dequantized to."""
-    return request.dtype if request.dtype is not None and is_coded(piece.place) else piece.place.dtype
+    return request.dtype if request.dtype is not None and piece.encoding is not None else piece.place.dtype
 
 
 def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, float]:
@@ -298,29 +297,28 @@ def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, flo
 
 
 def _meet(
-    places: Iterable[tuple[Entry, Box, str, TargetTensor]],
+    places: Iterable[tuple[Entry, Box, TargetFile, TargetTensor]],
     kept: Mapping[str, Shelf],
     shifts: Mapping[str, float],
-    library: Library,
 ) -> Iterator[Step]:
     """Yield a step for every box that a target tensor and a source chunk share, and for every padding of the target."""
     known = dict[int, Line[View]]()
     for entry, part, file, tensor in places:
-        chunk = Chunk(part, file, tensor.offset, dense_strides(part.shape))
+        chunk = Chunk(part, file.name, tensor.offset, dense_strides(part.shape))
         if id(entry) not in known:
             known[id(entry)] = views_of(entry)
         for view in known[id(entry)].between(*first_axis(part)):
-            for target in pieces(view, chunk, tensor.dtype, entry.shape):
+            for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
                 moved = 0
                 for source in kept[view.tensor].near(target.box):
                     box = intersect(source.box, target.box)
                     if box is None:
                         continue
                     here, there = cut(source, box), cut(target, box)
-                    if is_coded(here):
+                    if source.encoding is not None:
                         if view.tensor in shifts:
                             raise NotSupported(f"{view.tensor!r} is stored as codes, and one is added to it on the way")
-                        yield dequantize(library, view.tensor, box, here, there)
+                        yield Dequantize(view.tensor, box.start, box.shape, here, there, source.encoding)
                     elif view.tensor in shifts:
                         yield Add(view.tensor, box.start, box.shape, here, there, shifts[view.tensor])
                     else:
@@ -328,9 +326,9 @@ def _meet(
                         yield kind(view.tensor, box.start, box.shape, here, there)
                     moved += volume(box)
                 if moved != volume(target.box):
-                    raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file})
+                    raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file.name})
         for padding in entry.padding:
             shared = intersect(padding, part)
             if shared is not None:
-                at = Piece(entry.padded, part, Place(file, chunk.offset, chunk.strides, tensor.dtype))
+                at = Piece(entry.padded, part, Place(file.name, chunk.offset, chunk.strides, tensor.dtype, file.space))
                 yield Fill(entry.padded, shared.shape, cut(at, shared))

@@ -1,6 +1,6 @@
 """What becomes codes: which stored tensors of a target, under which recipe, and the scales that they share.
 
-A weight that is coded is first assembled in the *sketch*, by the same steps that would write it, and coded from there. A scale of a
+A weight that is coded is first assembled in *scratch* space, by the same steps that would write it, and coded from there. A scale of a
 whole tensor belongs to canonical tensors, never to a rank's part of one: all ranks and all fused parts have the same.
 """
 
@@ -25,7 +25,7 @@ from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
 from carnet.seeds import Seeds, read_seeds
-from carnet.steps import SKETCH, Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
+from carnet.steps import Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,8 @@ class Scaled:
     value: float
 
 
-def sketch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple[Box, TargetTensor]]]]:
-    """Lay out the sketch: a matrix for each coded weight, or for each expert in one."""
+def scratch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple[Box, TargetTensor]]]]:
+    """Lay out the scratch space: a matrix for each coded weight, or for each expert in one."""
     places: dict[Key, list[tuple[Box, TargetTensor]]] = {}
     offset, tensors = 0, []
     for key, one in coded.items():
@@ -144,7 +144,7 @@ def sketch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple
             offset += prod(box.shape) * DTYPES[one.own].nbytes
             tensors.append(tensor)
             places.setdefault(key, []).append((box, tensor))
-    return TargetFile(SKETCH, offset, tuple(tensors), {}, "sketch"), places
+    return TargetFile("scratch", offset, tuple(tensors), {}, "scratch"), places
 
 
 def _matrices(entry: Entry) -> list[Box]:
@@ -156,8 +156,8 @@ def _matrices(entry: Entry) -> list[Box]:
 def steps(
     coding: Coding,
     coded: Mapping[Key, Coded],
-    drawn: Mapping[Key, list[tuple[Box, TargetTensor]]],
-    laid: Mapping[tuple[str, str], tuple[str, TargetTensor]],
+    matrices: Mapping[Key, list[tuple[Box, TargetTensor]]],
+    laid: Mapping[tuple[str, str], tuple[TargetFile, TargetTensor]],
     held: Mapping[str, Shelf],
     cache: Mapping[Key, Scaled],
 ) -> Iterator[Step]:
@@ -167,7 +167,7 @@ def steps(
     """
     measured: dict[str, tuple[str, int | None]] = {}
     for key, one in coded.items():
-        for number, (box, tensor) in enumerate(drawn[key]):
+        for number, (box, tensor) in enumerate(matrices[key]):
             asked = _asked(coding.recipe, one, box, held)
             given = weight_scale(coding.seeds, coding.recipe, asked, one.own)
             measured |= asked if given is None else {}
@@ -175,21 +175,21 @@ def steps(
             yield step if given is None else replace(step, amax=(), given=given)
         for each in one.kept:
             file, place = laid[key[0], each.name]
-            at = Place(file, place.offset, dense_strides(place.shape), place.dtype)
+            at = Place(file.name, place.offset, dense_strides(place.shape), place.dtype)
             if each.role == "input":
                 yield Put(each.name, each.shape, at, (_input(coding, one),))
             elif each.role == "shape":
                 yield Put(each.name, each.shape, at, tuple(map(float, one.entry.shape)))
     for key, scaled in cache.items():
         file, place = laid[key]
-        at = Place(file, place.offset, dense_strides(place.shape), place.dtype)
+        at = Place(file.name, place.offset, dense_strides(place.shape), place.dtype)
         yield Put(scaled.kept.name, place.shape, at, (scaled.value,))
     for name, (wide, expert) in measured.items():
         for piece in held[wide].pieces if expert is None else held[wide].between(expert, 1):
             wanted = piece.box if expert is None else Box((expert, *piece.box.start[1:]), (1, *piece.box.shape[1:]))
             shared = intersect(piece.box, wanted)
             if shared is not None:
-                yield Measure(wide, shared.start, shared.shape, cut(piece, shared), name)
+                yield Measure(wide, shared.start, shared.shape, cut(piece, shared), name, piece.encoding)
 
 
 def _asked(recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Shelf]) -> dict[str, tuple[str, int | None]]:
@@ -221,7 +221,7 @@ def _quantize(
     one: Coded,
     tensor: TargetTensor,
     number: int,
-    places: Mapping[str, tuple[str, TargetTensor]],
+    places: Mapping[str, tuple[TargetFile, TargetTensor]],
     asked: tuple[str, ...],
 ) -> Quantize:
     def place(role: str) -> Place | None:
@@ -232,11 +232,11 @@ def _quantize(
         if role == "scales" and recipe.block[0] != 0 and len(stored.shape) == 4:
             width = stored.shape[2]
         each = prod(stored.shape) // len(one_of_each) * DTYPES[stored.dtype].nbytes
-        return Place(file, stored.offset + number * each, (width, 1), stored.dtype)
+        return Place(file.name, stored.offset + number * each, (width, 1), stored.dtype)
 
     one_of_each = _matrices(one.entry)
     rows, columns = tensor.shape[-2:]
-    source = Place(SKETCH, tensor.offset, (columns, 1), tensor.dtype)
+    source = Place("scratch", tensor.offset, (columns, 1), tensor.dtype, "scratch")
     target = place("codes")
     assert target is not None, "a coded weight has codes"
     return Quantize(one.entry.name, (rows, columns), source, target, recipe.name, place("scales"), place("outer"), asked)

@@ -1,11 +1,11 @@
 """Weights of the source that are stored as codes: where their matrices lie, and how they are read.
 
-Until steps are made, such a matrix lies in a file of its own, in which every weight is one byte. So its pieces are met and cut as all
-others are, and only what comes out of it is written with the places of the true file and a legend.
+A place in such a matrix counts in weights, and its strides are those of the matrix unpacked: so its pieces are met and cut as all
+others are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 
 from carnet.box import Box, intersect, whole
@@ -14,30 +14,19 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk, Coded, Stored, dense_strides
 from carnet.inventory import Inventory
-from carnet.planner.pieces import Piece, pieces
-from carnet.planner.proof import Extent, spread
+from carnet.planner.pieces import Piece, cut, pieces
+from carnet.planner.proof import Extent
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE, grid
-from carnet.steps import Dequantize, Legend, Measure, Place, Same, Step
-
-CODES = "*codes*/"  # begins the name of a file that is none
-
-Found = tuple[str, Legend]  # the file of a matrix, and how it is read
+from carnet.steps import Encoding, Place, Same, Space
 
 
-@dataclass(frozen=True, slots=True)
-class Library:
-    """The matrices of a source that are stored as codes."""
+def coded_pieces(source: Inventory, dtype: str | None) -> tuple[list[Piece], list[Extent]]:
+    """Return the pieces of the coded matrices of a source, and what must be used up of them.
 
-    legends: Mapping[str, Found]  # by the name of a file that is none
-    pieces: Sequence[Piece]
-    extents: Sequence[Extent]
-
-
-def collect(source: Inventory, dtype: str | None) -> Library:
-    """Return the coded matrices of a source; refuse them where nobody says what they are to become."""
-    legends: dict[str, Found] = {}
+    Refuse them where nobody says what they are to become.
+    """
     found: list[Piece] = []
-    extents: dict[tuple[str, int], Extent] = {}
+    extents: dict[tuple[Space, str, int], Extent] = {}
     if source.coded and dtype is None:
         (key, one), others = next(iter(source.coded.items())), len(source.coded) - 1
         facts = {"tensor": "/".join(filter(None, key)), "others": others, "quantized": one.recipe}
@@ -45,18 +34,21 @@ def collect(source: Inventory, dtype: str | None) -> Library:
         raise BadRequest("the weights of the source are quantized", facts, remedy=remedy)
     for key, one in source.coded.items():
         entry = source.entries[key]
-        for box, file, legend in _matrices(one, str(source.checkpoint.root)):
-            name = f"{CODES}{len(legends)}"
-            legends[name] = file, legend
-            chunk = Chunk(box, name, 0, dense_strides(one.shape))
+        for box, file, encoding in _matrices(one, str(source.checkpoint.root)):
+            chunk = Chunk(box, file, encoding.first, dense_strides(one.shape))
+            space = _space(encoding)
             for view in entry.views:
-                found += pieces(view, chunk, "u8", one.shape)
-            for extent in _extents(one, entry, box, file, legend):
-                extents[extent.file, extent.offset] = extent
-    return Library(legends, found, tuple(extents.values()))
+                found += [replace(piece, encoding=encoding) for piece in pieces(view, chunk, "u8", one.shape, space)]
+            for extent in _extents(one, entry, box, file, encoding):
+                extents[extent.space, extent.file, extent.offset] = extent
+    return found, [*extents.values()]
 
 
-def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Legend]]:
+def _space(encoding: Encoding) -> Space:
+    return "packed" if BY_NAME[encoding.recipe].packing else "file"
+
+
+def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Encoding]]:
     """Yield the matrices of a coded weight: itself, or one for each expert in it."""
     recipe, (*experts, rows, columns) = BY_NAME[one.recipe], one.shape
     count, blocks = prod(experts), grid(recipe, (rows, columns))
@@ -74,9 +66,9 @@ def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Legend]]:
         if outer is not None and one.outer is not None:
             own = number * _size(one.outer) if prod(one.outer.shape) == count else 0  # else one stands over all experts
             over = Place(outer.file, outer.offset + own, (1, 1), one.outer.dtype)
-        legend = Legend(recipe.name, (rows, columns), first, at, over)
+        encoding = Encoding(recipe.name, (rows, columns), first, at, over)
         box = Box((number, 0, 0), (1, rows, columns)) if experts else whole((rows, columns))
-        yield box, codes.file, legend
+        yield box, codes.file, encoding
 
 
 def _size(stored: Stored) -> int:
@@ -90,51 +82,29 @@ def _only_chunk(stored: Stored, where: str) -> Chunk:
     return chunk
 
 
-def _extents(one: Coded, entry: Entry, box: Box, file: str, legend: Legend) -> Iterator[Extent]:
+def _extents(one: Coded, entry: Entry, box: Box, file: str, encoding: Encoding) -> Iterator[Extent]:
     """Yield what must be used up of a matrix: its codes, the scales of its blocks, and the scale over them."""
     gone = [shared for padding in entry.padding if (shared := intersect(padding, box)) is not None]
     padding = tuple(Box(shared.start[-2:], shared.shape[-2:]) for shared in gone)
-    blocks = grid(BY_NAME[legend.recipe], legend.shape)
-    yield Extent(one.codes.name, spread(legend, file), legend.first, legend.shape, (legend.shape[1], 1), "u8", padding)
-    for stored, place, shape in ((one.scales, legend.scales, blocks), (one.outer, legend.outer, (1, 1))):
+    blocks = grid(BY_NAME[encoding.recipe], encoding.shape)
+    strides = encoding.shape[1], 1
+    yield Extent(one.codes.name, file, encoding.first, encoding.shape, strides, "u8", padding, _space(encoding))
+    for stored, place, shape in ((one.scales, encoding.scales, blocks), (one.outer, encoding.outer, (1, 1))):
         if stored is not None and place is not None:
             yield Extent(stored.name, place.file, place.offset, shape, place.strides, place.dtype, ())
 
 
-def is_coded(place: Place) -> bool:
-    """Say whether a place counts in the weights of a coded matrix."""
-    return place.file.startswith(CODES)
-
-
-def dequantize(library: Library, tensor: str, box: Box, here: Place, there: Place) -> Dequantize:
-    """Return the step that makes numbers of a box of codes."""
-    place, legend = _true(library, here)
-    return Dequantize(tensor, box.start, box.shape, place, there, legend)
-
-
-def alike(library: Library, tensor: str, box: Box, here: Place, there: Place) -> Iterator[Same]:
+def alike(tensor: str, box: Box, one: Piece, other: Piece) -> Iterator[Same]:
     """Yield the comparisons of a box that is there twice: its codes are the same and so is the scale of the whole."""
-    sides = [_true(library, place) for place in (here, there) if is_coded(place)]
-    (place, legend), (other, of) = sides[0], sides[-1]
-    recipe = BY_NAME[legend.recipe]
-    if len(sides) < 2 or of.recipe != legend.recipe or recipe.packing or recipe.block != WHOLE:
-        facts = {"tensor": tensor, "where": place.file, "other": other.file, "quantized": legend.recipe}
+    first, second = one.encoding, other.encoding
+    recipe = None if first is None else BY_NAME[first.recipe]
+    whole_scale = recipe is not None and not recipe.packing and recipe.block == WHOLE
+    if first is None or second is None or first.recipe != second.recipe or not whole_scale:
+        known = first or second
+        facts = {"tensor": tensor, "where": one.place.file, "other": other.place.file, "quantized": known and known.recipe}
         raise NotSupported(f"{tensor!r} is stored twice, and its codes cannot be compared", facts)
-    yield Same(tensor, box.start, box.shape, place, other)
-    yield Same(tensor, (0, 0), (1, 1), legend.scales, of.scales)
-
-
-def measured(library: Library, step: Step) -> Step:
-    """Return a step with the true place and the legend, where it measures codes."""
-    if not isinstance(step, Measure) or not is_coded(step.source):
-        return step
-    place, legend = _true(library, step.source)
-    return replace(step, source=place, legend=legend)
-
-
-def _true(library: Library, place: Place) -> tuple[Place, Legend]:
-    file, legend = library.legends[place.file]
-    return replace(place, file=file, offset=legend.first + place.offset), legend
+    yield Same(tensor, box.start, box.shape, cut(one, box), cut(other, box))
+    yield Same(tensor, (0, 0), (1, 1), first.scales, second.scales)
 
 
 def aside(source: Inventory) -> dict[str, tuple[str, ...]]:

@@ -21,12 +21,12 @@ from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, 
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR
 from carnet.planner.choosing import Coded, plain_modules
-from carnet.planner.coding import Coding, Scaled, sketch
+from carnet.planner.coding import Coding, Scaled, scratch
 from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
 from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.styles import Kept
-from carnet.steps import SKETCH, RawFile, TargetFile, TargetTensor, TextFile
+from carnet.steps import RawFile, TargetFile, TargetTensor, TextFile
 
 ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
 PT = {"format": "pt"}  # transformers refuses a file without it
@@ -37,11 +37,11 @@ class Made:
     """The files of a target."""
 
     files: tuple[TargetFile, ...]
-    places: tuple[tuple[Entry, Box, str, TargetTensor], ...]  # entry, the box of it, and where that lies
+    places: tuple[tuple[Entry, Box, TargetFile, TargetTensor], ...]  # entry, the box of it, and where that lies
     raws: tuple[RawFile, ...]
-    laid: Mapping[Key, tuple[str, TargetTensor]]  # (unit, stored name) -> file and place
-    sketch: TargetFile
-    drawn: Mapping[Key, list[tuple[Box, TargetTensor]]]  # entry that is coded -> its matrices in the sketch
+    laid: Mapping[Key, tuple[TargetFile, TargetTensor]]  # (unit, stored name) -> file and place
+    scratch: TargetFile
+    matrices: Mapping[Key, list[tuple[Box, TargetTensor]]]  # entry that is coded -> its matrices in the scratch space
     needs: Needs = NOTHING  # what the program that loads them must be told
 
 
@@ -67,16 +67,16 @@ def target_files(
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
     files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard)
     units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
-    laid = dict(zip(units, ((file.name, tensor) for file in files for tensor in file.tensors), strict=True))
-    sketched, drawn = sketch(coded)
-    places: list[tuple[Entry, Box, str, TargetTensor]] = []
+    laid = dict(zip(units, ((file, tensor) for file in files for tensor in file.tensors), strict=True))
+    assembled, matrices = scratch(coded)
+    places: list[tuple[Entry, Box, TargetFile, TargetTensor]] = []
     for entry in wanted:
         key = entry.unit, entry.name
         if key in coded:
-            places += [(entry, box, sketched.name, tensor) for box, tensor in drawn[key]]
+            places += [(entry, box, assembled, tensor) for box, tensor in matrices[key]]
         else:
             places.append((entry, whole(entry.shape), *laid[key]))
-    return Made(files, tuple(places), (), laid, sketched, drawn)
+    return Made(files, tuple(places), (), laid, assembled, matrices)
 
 
 Tensor = tuple[str, str, tuple[int, ...]]  # name, element type, shape
@@ -119,7 +119,7 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     store = layout_store(folder, [(file, [chunk for _, chunk in held]) for file, held in cut.items()], empty)
     places = []
     for file, held in zip(store.files, cut.values(), strict=True):
-        places += [(entry, chunk.box, file.name, t) for (entry, chunk), t in zip(held, file.tensors, strict=True)]
+        places += [(entry, chunk.box, file, t) for (entry, chunk), t in zip(held, file.tensors, strict=True)]
     said = write(target.table, config, {}, "Megatron's arguments")
     kinds = {
         name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
@@ -127,7 +127,7 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     reader = None if request.read_by is None else program(request.read_by, "--read-by")
     told = needs(said, reader, local=request.spelling == "local")
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
-    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile(SKETCH, 0, (), {}, "sketch"), {}, told)
+    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile("scratch", 0, (), {}, "scratch"), {}, told)
 
 
 def _plain(value: object) -> Value:

@@ -17,7 +17,7 @@ from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk
 from carnet.layout import View, clip
-from carnet.steps import Place
+from carnet.steps import Encoding, Place, Space
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +27,20 @@ class Piece:
     tensor: str  # canonical name
     box: Box
     place: Place  # of the box's first element, with a stride per canonical axis
+    encoding: Encoding | None = None  # where the file holds codes of it
 
 
-def pieces(view: View, chunk: Chunk, dtype: str, shape: tuple[int, ...]) -> Iterator[Piece]:
+def pieces(view: View, chunk: Chunk, dtype: str, shape: tuple[int, ...], space: Space = "file") -> Iterator[Piece]:
     """Yield what a chunk of a stored tensor of this shape holds of a view."""
     strides = tuple(stride * chunk.strides[dim] if stride else 0 for dim, stride in view.places)
     itemsize = BY_NAME[dtype].nbytes
     first = sum((o - b) * s for o, b, s in zip(view.origin, chunk.box.start, chunk.strides, strict=True))
     if chunk.box.shape == shape and volume(view.box):  # the chunk is the whole tensor
-        yield Piece(view.tensor, view.box, Place(chunk.file, chunk.offset + first * itemsize, strides, dtype))
+        yield Piece(view.tensor, view.box, Place(chunk.file, chunk.offset + first * itemsize, strides, dtype, space))
         return
     for box in clip(view, chunk.box):
         inside = sum((b - v) * s for b, v, s in zip(box.start, view.box.start, strides, strict=True))
-        yield Piece(view.tensor, box, Place(chunk.file, chunk.offset + (first + inside) * itemsize, strides, dtype))
+        yield Piece(view.tensor, box, Place(chunk.file, chunk.offset + (first + inside) * itemsize, strides, dtype, space))
 
 
 def cut(piece: Piece, box: Box) -> Place:
@@ -48,7 +49,7 @@ def cut(piece: Piece, box: Box) -> Place:
     if box.start == piece.box.start:
         return place
     skip = sum((b - p) * s for b, p, s in zip(box.start, piece.box.start, place.strides, strict=True))
-    return Place(place.file, place.offset + skip * BY_NAME[place.dtype].nbytes, place.strides, place.dtype)
+    return Place(place.file, place.offset + skip * BY_NAME[place.dtype].nbytes, place.strides, place.dtype, place.space)
 
 
 def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Piece, Box]]]:
@@ -69,7 +70,7 @@ def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Pie
                 rest = [left for part in rest for left in subtract(part, other.box)]
         for box in rest:
             if volume(box):
-                kept.add(Piece(piece.tensor, box, cut(piece, box)))
+                kept.add(Piece(piece.tensor, box, cut(piece, box), piece.encoding))
     return kept.pieces, copies
 
 

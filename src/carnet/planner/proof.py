@@ -8,7 +8,7 @@ cover it. Equal situations (the same layer, sixty times) are proven once.
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from carnet.box import Box, tiles, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS
@@ -20,24 +20,22 @@ from carnet.layout import View, stored_boxes
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, codes_shape, grid
 from carnet.steps import (
-    SKETCH,
     Add,
     Cast,
     Copy,
     Dequantize,
+    Encoding,
     Fill,
-    Legend,
     Measure,
     Place,
     Plan,
     Put,
     Quantize,
     Same,
+    Space,
     Step,
     TargetFile,
 )
-
-PACKS = "*packed*/"  # before the name of a file whose codes are counted two a byte: what lies there is apart from its bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +44,12 @@ class Extent:
 
     name: str  # for messages: the stored tensor
     file: str
-    offset: int  # bytes; weights in a file of packed codes
+    offset: int  # as a place counts it
     shape: tuple[int, ...]  # elements
     strides: tuple[int, ...]  # elements
     dtype: str
     padding: tuple[Box, ...]  # boxes of this chunk that hold no weight
+    space: Space = "file"
 
 
 Footprint = tuple[
@@ -61,7 +60,7 @@ Rule = Callable[[Extent, Sequence[Footprint]], bool]
 
 def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
-    written = [extent for extent in _prove_written(files, steps) if extent.file != SKETCH]
+    written = [extent for extent in _prove_written(files, steps) if extent.space == "file"]
     reads = [(step.shape, place) for step in steps if not isinstance(step, Measure | Quantize) for place in _places(step)[0]]
     reads += [read for step in steps if isinstance(step, Dequantize) for read in _decoded(step)]
     _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
@@ -78,21 +77,16 @@ def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequenc
     }
 
 
-def spread(legend: Legend, file: str) -> str:
-    """Return the name of a file as one whose offsets count the codes of a legend."""
-    return PACKS + file if RECIPES[legend.recipe].packing else file
-
-
 def _decoded(step: Dequantize) -> Iterator[tuple[tuple[int, ...], Place]]:
     """Yield what a step reads: codes, and of the scales all that belong to its matrix.
 
     Each scale stands over a code at least, and every code is used by some step: so all of the scales are.
     """
-    legend = step.legend
-    yield step.shape, replace(step.source, file=spread(legend, step.source.file))
-    yield grid(RECIPES[legend.recipe], legend.shape), legend.scales
-    if legend.outer is not None:
-        yield (1, 1), legend.outer
+    encoding = step.encoding
+    yield step.shape, step.source
+    yield grid(RECIPES[encoding.recipe], encoding.shape), encoding.scales
+    if encoding.outer is not None:
+        yield (1, 1), encoding.outer
 
 
 def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
@@ -112,9 +106,9 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     measured = {step.amax for step in plan.steps if isinstance(step, Measure)}
     for step in plan.steps:
         reads, writes = _places(step)
-        if isinstance(step, Dequantize | Measure) and step.legend is not None:
+        if isinstance(step, Dequantize | Measure) and step.encoding is not None:
             reads = ()
-            _prove_legend(step, step.legend, sizes)
+            _prove_encoding(step, step.encoding, sizes)
         boxes = [(step.shape, place) for place in (*reads, *writes)]
         if isinstance(step, Quantize):
             if step.recipe not in RECIPES or len([*step.shape]) != 2 or min(step.shape) < 1:
@@ -135,28 +129,32 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
                 raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
             if volume(whole(step.shape)) > max(sizes.values()):
                 raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
-    _prove_written((*plan.files, plan.sketch), plan.steps)
+    _prove_written((*plan.files, plan.scratch), plan.steps)
 
 
-def _prove_legend(step: Dequantize | Measure, legend: Legend, sizes: Mapping[str, int]) -> None:
+def _prove_encoding(step: Dequantize | Measure, encoding: Encoding, sizes: Mapping[str, int]) -> None:
     """Prove that a box of codes lies in its matrix, and the matrix and its scales in their files."""
-    recipe = RECIPES.get(legend.recipe)
-    rows, columns = legend.shape
+    recipe = RECIPES.get(encoding.recipe)
+    rows, columns = encoding.shape
     if recipe is None or min(rows, columns) < 1 or columns % PACKED[recipe.packing]:
-        raise BadRequest("a step of the plan reads codes that nobody writes", {"tensor": step.tensor, "recipe": legend.recipe})
-    each, scales, outer = PER_BYTE[recipe.packing], grid(recipe, legend.shape), legend.outer
+        raise BadRequest(
+            "a step of the plan reads codes that nobody writes", {"tensor": step.tensor, "recipe": encoding.recipe}
+        )
+    each, scales, outer = PER_BYTE[recipe.packing], grid(recipe, encoding.shape), encoding.outer
     known = {"linear": FLOATS, "power": ("u8",), "two": ("f8_e4m3",)}[recipe.scale.kind]
-    around = [(legend.scales, scales, known)] + [(outer, (1, 1), ("f32",))] * (outer is not None)
+    around = [(encoding.scales, scales, known)] + [(outer, (1, 1), ("f32",))] * (outer is not None)
     outside = (
-        legend.first < 0 or legend.first % each or (legend.first + rows * columns) // each > sizes.get(step.source.file, 0)
+        encoding.first < 0
+        or encoding.first % each
+        or (encoding.first + rows * columns) // each > sizes.get(step.source.file, 0)
     )
     for place, (down, along), dtypes in around:
         assert place is not None
         reach = 1 + (down - 1) * along + along - 1
         outside |= place.dtype not in dtypes or place.strides != (along, 1) or place.offset < 0
         outside |= place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0)
-    box = Extent(step.tensor, "", 0, legend.shape, (columns, 1), "u8", ())
-    mark = step.shape, step.source.offset - legend.first, step.source.strides
+    box = Extent(step.tensor, "", 0, encoding.shape, (columns, 1), "u8", ())
+    mark = step.shape, step.source.offset - encoding.first, step.source.strides
     badly = len(step.shape) != len(step.source.strides) or min(0, mark[1], *step.shape, *step.source.strides) < 0
     if (
         outside
@@ -195,7 +193,7 @@ def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
 
 def _prove_written(files: Sequence[TargetFile], steps: Sequence[Step]) -> list[Extent]:
     written = [
-        Extent(t.name, file.name, t.offset, t.shape, dense_strides(t.shape), t.dtype, ())
+        Extent(t.name, file.name, t.offset, t.shape, dense_strides(t.shape), t.dtype, (), file.space)
         for file in files
         for t in file.tensors
     ]
@@ -217,9 +215,9 @@ def _codes(step: Quantize) -> Iterator[tuple[tuple[int, ...], Place]]:
 
 def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], Place]], holds: Rule, what: str) -> None:
     """Group what is touched by extent, and check the rule once for each different situation."""
-    by_file: dict[str, list[Extent]] = defaultdict(list)
+    by_file: dict[tuple[Space, str], list[Extent]] = defaultdict(list)
     for extent in extents:
-        by_file[extent.file].append(extent)
+        by_file[extent.space, extent.file].append(extent)
     starts = {}
     for file, found in by_file.items():
         # an empty tensor starts where the next one does: it comes first, so that nothing is counted for it
@@ -227,12 +225,13 @@ def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], P
         starts[file] = [extent.offset for extent in found]
     footprints: dict[int, list[Footprint]] = defaultdict(list)
     for shape, place in touched:
-        at = bisect_right(starts.get(place.file, []), place.offset) - 1
-        if at < 0 or by_file[place.file][at].dtype != place.dtype:
+        where = place.space, place.file
+        at = bisect_right(starts.get(where, []), place.offset) - 1
+        if at < 0 or by_file[where][at].dtype != place.dtype:
             raise CarnetError(
                 "a step of the plan touches bytes that belong to no tensor", {"file": place.file, "offset": place.offset}
             )
-        extent = by_file[place.file][at]
+        extent = by_file[where][at]
         skip, rest = divmod(place.offset - extent.offset, BY_NAME[place.dtype].nbytes)
         if rest:
             raise CarnetError("a step of the plan starts between two elements", {"tensor": extent.name, "file": place.file})
@@ -305,4 +304,4 @@ def _nbytes(extent: Extent) -> int:
 
 
 def _bytes_of(extent: Extent, elements: int) -> int:
-    return elements * BY_NAME[extent.dtype].nbytes // (2 if extent.file.startswith(PACKS) else 1)
+    return elements * BY_NAME[extent.dtype].nbytes // (2 if extent.space == "packed" else 1)

@@ -3,9 +3,9 @@
 The first line says what and whence; then come files, texts and assets; then the steps, short, because a large model has a hundred
 thousand::
 
-    {"carnet-plan": 1, "source": "/models/llama", "fingerprint": "9f...", ...}
+    {"carnet-plan": 2, "source": "/models/llama", "fingerprint": "9f...", ...}
     {"file": "rank0.safetensors", "nbytes": 96536, "metadata": {}, "tensors": [["lm_head.weight", "bf16", [48, 64], 1504], ...]}
-    ["copy", "layers.0.attention.q", [0, 0, 0, 0], [1, 2, 16, 64], ["__0_0.distcp", 704, [...], "bf16"], ["rank0.safetensors", ...]]
+    ["copy", "layers.0.attention.q", [0, 0, 0, 0], [1, 2, 16, 64], ["__0_0.distcp", 704, [...], "bf16", "file"], ["rank0", ...]]
     {"digest": "5be1..."}
 """
 
@@ -25,14 +25,13 @@ from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.formats.jsons import TABLE, is_text, parse
 from carnet.formats.opening import open_regular, replace_file
 from carnet.steps import (
-    SKETCH,
     Add,
     AssetFile,
     Cast,
     Copy,
     Dequantize,
+    Encoding,
     Fill,
-    Legend,
     Measure,
     Place,
     Plan,
@@ -40,18 +39,20 @@ from carnet.steps import (
     Quantize,
     RawFile,
     Same,
+    Space,
     Step,
     TargetFile,
     TargetTensor,
     TextFile,
 )
 
-VERSION = 1
+VERSION = 2
 MAGIC = b'{"carnet-plan":'
 TAIL = 128  # bytes: the last line has fewer
 LINE = 256 << 20  # bytes: the line of what is left behind, or of a file, names every tensor
 STEP = 1 << 20  # bytes of memory that the line of one step may take
 STEPS = 4_000_000  # of the largest models a plan has a quarter of that
+SPACES: Mapping[str, Space] = {"file": "file", "packed": "packed", "scratch": "scratch"}
 KINDS: Mapping[str, type[Step]] = {
     "copy": Copy,
     "cast": Cast,
@@ -83,7 +84,7 @@ HEAD = (
 def lines(plan: Plan) -> Iterator[str]:
     """Yield the lines of a plan, without line ends."""
     yield _json({"carnet-plan": VERSION, **{name: getattr(plan, name) for name in HEAD}})
-    for file in (*plan.files, plan.sketch):
+    for file in (*plan.files, plan.scratch):
         tensors = [[t.name, t.dtype, t.shape, t.offset] for t in file.tensors]
         head = {"file": file.name, "kind": file.kind, "nbytes": file.nbytes, "metadata": file.metadata}
         yield _json({**head, "tensors": tensors})
@@ -174,8 +175,10 @@ def _rows(file: BinaryIO, end: int, path: Path) -> Iterator[dict[str, object] | 
 
 def _plan(rows: Iterator[dict[str, object] | list[object]], path: Path) -> Plan:
     head = next(rows, None)
-    if not isinstance(head, dict) or head.get("carnet-plan") != VERSION:
-        raise _not_a_plan(path, "its first line is not that of a plan of this version")
+    version = head.get("carnet-plan") if isinstance(head, dict) else None
+    if not isinstance(head, dict) or version != VERSION:
+        made = f"another carnet made it: a plan of version {version!r}, where this one reads version {VERSION}"
+        raise _not_a_plan(path, "its first line is not that of a plan" if version is None else made)
     files, raws, texts, assets, steps = [], [], [], [], list[Step]()
     for row in rows:
         if isinstance(row, list):
@@ -193,9 +196,9 @@ def _plan(rows: Iterator[dict[str, object] | list[object]], path: Path) -> Plan:
         else:
             name, digest_ = _below(row["asset"]), _text("digest", row["digest"])
             assets.append(AssetFile(name, _path("path", row["path"]), _natural("nbytes", row["nbytes"]), digest_))
-    sketch = files.pop()
-    if sketch.name != SKETCH or any(file.name == SKETCH for file in files):
-        raise ValueError("the last file is the sketch, and no other")
+    scratch = files.pop()
+    if scratch.kind != "scratch" or any(file.kind == "scratch" for file in files):
+        raise ValueError("the last file is the scratch space, and no other")
     dropped = {
         reason: tuple(_text(reason, n) for n in _list(reason, said)) for reason, said in _table("dropped", head["dropped"])
     }
@@ -214,7 +217,7 @@ def _plan(rows: Iterator[dict[str, object] | list[object]], path: Path) -> Plan:
         texts=tuple(texts),
         assets=tuple(assets),
         steps=tuple(steps),
-        sketch=sketch,
+        scratch=scratch,
         unused=_texts("unused", head["unused"]),
         accepted=_texts("accepted", head["accepted"]),
         needs={key: _said(key, said) for key, said in _table("needs", head["needs"])},
@@ -228,7 +231,7 @@ def _tensor(row: object) -> TargetTensor:
 
 
 def _kind(row: Mapping[str, object]) -> str:
-    if row["kind"] not in ("safetensors", "torch_dist", "sketch"):
+    if row["kind"] not in ("safetensors", "torch_dist", "scratch"):
         raise ValueError("a file of an unknown kind")
     return str(row["kind"])
 
@@ -285,10 +288,10 @@ def _step(row: list[object]) -> Step:
 
 
 def _unflat(kind: type[Step], name: str, value: object) -> object:
-    if name in ("scales", "outer", "legend") and value is None and (name, kind) != ("legend", Dequantize):
+    if name in ("scales", "outer", "encoding") and value is None and (name, kind) != ("encoding", Dequantize):
         return None
-    if name == "legend":
-        return _legend(value)
+    if name == "encoding":
+        return _encoding(value)
     if name in ("source", "target", "other", "scales", "outer"):
         return _place(name, value)
     if name in ("start", "shape"):
@@ -306,18 +309,20 @@ def _unflat(kind: type[Step], name: str, value: object) -> object:
 def _place(name: str, value: object) -> Place:
     if not isinstance(value, list):
         raise TypeError(f"{name} is no place")
-    file, offset, strides, dtype = value
-    return Place(_below(file), _natural("offset", offset), _numbers("strides", strides), _dtype(dtype))
+    file, offset, strides, dtype, space = value
+    if space not in SPACES:
+        raise ValueError("a space that is none")
+    return Place(_below(file), _natural("offset", offset), _numbers("strides", strides), _dtype(dtype), SPACES[space])
 
 
-def _legend(value: object) -> Legend:
+def _encoding(value: object) -> Encoding:
     if not isinstance(value, list):
-        raise TypeError("legend is no list")
+        raise TypeError("encoding is no list")
     recipe, shape, first, scales, outer = value
     _is(str, "recipe", recipe)
     _natural("first", first)
     rows, columns = _numbers("shape", shape)
-    return Legend(recipe, (rows, columns), first, _place("scales", scales), None if outer is None else _place("outer", outer))
+    return Encoding(recipe, (rows, columns), first, _place("scales", scales), None if outer is None else _place("outer", outer))
 
 
 def _numbers(name: str, value: object) -> tuple[int, ...]:
@@ -327,9 +332,9 @@ def _numbers(name: str, value: object) -> tuple[int, ...]:
 
 
 def _flat(value: object) -> object:
-    if isinstance(value, Legend):
+    if isinstance(value, Encoding):
         return [value.recipe, value.shape, value.first, _flat(value.scales), _flat(value.outer)]
-    return [value.file, value.offset, value.strides, value.dtype] if isinstance(value, Place) else value
+    return [value.file, value.offset, value.strides, value.dtype, value.space] if isinstance(value, Place) else value
 
 
 def _dtype(word: object) -> str:
