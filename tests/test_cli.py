@@ -691,7 +691,7 @@ DAMAGES = {
     "cut off before the last line": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
     "empty": lambda text: "",
     "one step twice": lambda text: text.replace(
-        '["copy"', '["copy","embed",[0],[1],["a",0,[1],"f32"],["b",0,[1],"f32"]]\n["copy"', 1
+        '["move"', '["move","embed",[0],[1],["a",0,[1],"f32","file"],["b",0,[1],"f32","file"],0.0]\n["move"', 1
     ),
     "one number changed": lambda text: text.replace('model.safetensors",', 'model.safetensors",1', 1),
     "another program's json": lambda text: '{"hello": 1}\n{"digest": "0"}\n',
@@ -760,7 +760,7 @@ def test_a_plan_whose_first_line_was_edited_and_sealed_again_is_refused_without_
     assert result.exit_code in {0, 1}
     assert (result.exit_code == 0) == (tmp_path / "out").exists()
     if which == "another version":
-        assert "not that of a plan of this version" in result.stderr
+        assert "another carnet made it" in result.stderr
 
 
 STEPS = {
@@ -777,7 +777,7 @@ STEPS = {
     "a target file that the plan lacks": lambda step: step[5].__setitem__(0, "rank9.safetensors"),
     "the target's element type": lambda step: step[5].__setitem__(3, "f32"),
     "no element type": lambda step: step[5].__setitem__(3, "f7"),
-    "another kind": lambda step: step.__setitem__(0, "move"),
+    "another kind": lambda step: step.__setitem__(0, "fill"),
     "a field too few": lambda step: step.pop(),
 }
 
@@ -786,7 +786,7 @@ STEPS = {
 def test_a_plan_whose_step_was_edited_and_sealed_again_never_becomes_a_proven_target(which, plan, hf, tmp_path):
     """`run` may refuse it or write it; what it writes is not the source, and no traceback is shown either way."""
     lines = plan.read_text().splitlines()[:-1]
-    at = next(i for i, line in enumerate(lines) if line.startswith('["copy","layers.1.mlp.up"'))
+    at = next(i for i, line in enumerate(lines) if line.startswith('["move","layers.1.mlp.up"'))
     step = json.loads(lines[at])
     STEPS[which](step)
     lines[at] = json.dumps(step, separators=(",", ":"))

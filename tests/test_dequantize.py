@@ -13,7 +13,7 @@ import carnet
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
 from carnet.planner import saved
 from carnet.quantize.recipes import RECIPES
-from carnet.steps import Dequantize, Measure
+from carnet.steps import Make, Measure
 
 HF = [recipe for recipe in RECIPES if recipe.style != "trtllm"]
 NAMES = [recipe.name for recipe in HF]
@@ -291,7 +291,7 @@ FORGED = [
 def test_a_forged_encoding_is_refused_before_anything_is_read(remark, change, coded, tmp_path):
     source = coded(next(recipe for recipe in HF if recipe.name == "modelopt/nvfp4"))
     plan = carnet.plan(source, to="hf", dtype="bf16", quantize="nvfp4", style="compressed-tensors", activations="dynamic")
-    for kind in (Dequantize, Measure):
+    for kind in (Make, Measure):
         number, step = next((number, step) for number, step in enumerate(plan.steps) if isinstance(step, kind))
         forged = replace(step, encoding=change(step.encoding))
         other = replace(plan, steps=(*plan.steps[:number], forged, *plan.steps[number + 1 :]))
@@ -301,7 +301,7 @@ def test_a_forged_encoding_is_refused_before_anything_is_read(remark, change, co
 
 def test_a_box_outside_of_its_matrix_is_refused(coded, tmp_path):
     plan = carnet.plan(coded(HF[0]), to="hf", dtype="bf16")
-    number, step = next((number, step) for number, step in enumerate(plan.steps) if isinstance(step, Dequantize))
+    number, step = next((number, step) for number, step in enumerate(plan.steps) if isinstance(step, Make))
     for source in (
         replace(step.source, offset=step.source.offset + 1),
         replace(step.source, offset=step.source.offset - 1),

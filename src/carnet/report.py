@@ -18,7 +18,7 @@ from carnet.formats.stored import Stored
 from carnet.inventory import Inventory, others_of
 from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
-from carnet.steps import Add, Cast, Copy, Fill, Plan, Put, Quantize
+from carnet.steps import Fill, Make, Move, Plan, Put, kind
 from carnet.tables import TIED, table
 
 SHOWN = {"hf": ("to",), "trtllm": ("to", "tp", "pp"), "megatron": ("to", "tp", "pp", "ep", "spelling")}  # of a request, always
@@ -138,7 +138,7 @@ def _shape(stored: Stored) -> str:
 
 def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
     """Yield what a plan will do."""
-    kinds = Counter(type(step).__name__.lower() for step in plan.steps)
+    kinds = Counter(kind(step) for step in plan.steps)
     facts = {
         "source": plan.source,
         "family": plan.family,
@@ -203,14 +203,14 @@ def _quantized(plan: Plan) -> dict[str, str]:
 
 def coded(plan: Plan) -> dict[str, Any] | None:
     """Return how much a plan quantizes, as plain values; None where it quantizes nothing."""
-    codes = [step for step in plan.steps if isinstance(step, Quantize)]
+    codes = [step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"]
     if not codes:
         return None
-    moves = [step for step in plan.steps if isinstance(step, Copy | Cast | Add | Fill) and step.target.space == "file"]
+    moves = [step for step in plan.steps if isinstance(step, Move | Fill) and step.target.space == "file"]
     kept = sum(prod(step.shape) * BY_NAME[step.target.dtype].nbytes for step in moves)
     puts = Counter(step.tensor.rsplit(".", 1)[1] for step in plan.steps if isinstance(step, Put))
     return {
-        "recipe": codes[0].recipe,
+        "recipe": codes[0].encoding.recipe,
         "weights": len({(step.target.file, step.tensor) for step in codes}),
         "scales of the checkpoint": len({(step.target.file, step.tensor) for step in codes if step.given is not None}),
         "input scales": sum(puts[name] for name in INPUT_SCALES),
@@ -230,7 +230,7 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "request": dict(plan.request),
         "family": plan.family,
         "quantized": coded(plan),
-        "steps": dict(Counter(type(step).__name__.lower() for step in plan.steps)),
+        "steps": dict(Counter(kind(step) for step in plan.steps)),
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
         "unused": dict(plan.unused),

@@ -28,46 +28,45 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """Move a box as it is: same dtype on both sides, so it is a move of bytes."""
+class Encoding:
+    """How a matrix is kept as codes, in the source or in the target."""
+
+    recipe: str  # "modelopt/fp8": carnet.quantize.recipes
+    shape: tuple[int, int]  # rows and columns of the matrix, in weights
+    first: int  # offset of its first code, as a place counts it; row follows row
+    scales: Place  # of the scale of each block, with strides down and along the blocks
+    outer: Place | None  # of the scale of the whole tensor that stands over them
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Move a box. Into another floating type it is rounded to nearest even; what is added is added in f32, before."""
 
     tensor: str  # canonical name
     start: tuple[int, ...]  # first index of the box, per canonical axis
     shape: tuple[int, ...]  # elements, per canonical axis
     source: Place
     target: Place
+    add: float = 0.0  # norms that one side stores less one
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
-    """Move a box into another floating type, rounding to nearest even."""
+class Make:
+    """Compute a box from several operands.
 
-    tensor: str
+    ``dequantize``: numbers of a box of codes of the source, each times the scale of its block, as the program does that wrote them,
+    then rounded. ``quantize``: codes and scales of a matrix that moves assemble in the scratch space.
+    """
+
+    function: Literal["dequantize", "quantize"]
+    tensor: str  # canonical name; the stored one of what is quantized
     start: tuple[int, ...]
     shape: tuple[int, ...]
-    source: Place
-    target: Place
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """Add a constant to a box in f32, then round to the target's type: norms that one side stores less one."""
-
-    tensor: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    source: Place
-    target: Place
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Fill:
-    """Write zeros where the target pads (rows of the vocabulary up to a multiple of the world)."""
-
-    tensor: str  # canonical name of the tensor that is padded
-    shape: tuple[int, ...]  # elements
-    target: Place
+    source: Place  # codes ("packed" where two are in a byte; "u8", whatever they are stored as), or the whole matrix in scratch space
+    target: Place  # numbers, or the codes
+    encoding: Encoding  # of the source, or of the target
+    amax: tuple[str, ...] = ()  # what has to be measured first: the scale of the whole tensor is that of the largest of these
+    given: float | None = None  # the scale of the whole tensor, where it is known and not measured: as it is stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,29 +81,6 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
-    """How the codes of a matrix in the source are read: what makes numbers of them."""
-
-    recipe: str  # "modelopt/fp8": carnet.quantize.recipes
-    shape: tuple[int, int]  # rows and columns of the matrix, in weights
-    first: int  # offset of its first weight, as a place counts it; row follows row
-    scales: Place  # of the scale of each block, with strides down and along the blocks
-    outer: Place | None  # of the scale of the whole tensor that stands over them
-
-
-@dataclass(frozen=True, slots=True)
-class Dequantize:
-    """Make numbers of a box of codes: each times the scale of its block, as the program does that wrote them, then rounded."""
-
-    tensor: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]
-    source: Place  # of the codes, "packed" where two are in a byte; its dtype is "u8", whatever they are stored as
-    target: Place
-    encoding: Encoding
-
-
-@dataclass(frozen=True, slots=True)
 class Measure:
     """Find the largest magnitude in a box of the source, before anything is written: what a scale follows from."""
 
@@ -113,22 +89,16 @@ class Measure:
     shape: tuple[int, ...]
     source: Place
     amax: str  # the name under which others ask for it: a canonical tensor, or one expert of it
-    encoding: Encoding | None = None  # where the source holds codes; its place is then that of a Dequantize
+    encoding: Encoding | None = None  # where the source holds codes
 
 
 @dataclass(frozen=True, slots=True)
-class Quantize:
-    """Make codes and scales of a matrix that other steps assemble in the scratch space."""
+class Fill:
+    """Write zeros where the target pads (rows of the vocabulary up to a multiple of the world)."""
 
-    tensor: str  # stored name of the weight
-    shape: tuple[int, int]  # rows and columns of the weight
-    source: Place  # of the whole matrix, row after row, in the scratch space
-    target: Place  # of its codes
-    recipe: str  # "modelopt/fp8": carnet.quantize.recipes
-    scales: Place | None  # of the scale of each block; None where a tensor has a single one, which a Put holds
-    outer: Place | None  # of the scale of the whole tensor that stands over them
-    amax: tuple[str, ...]  # what has to be measured first: the scale of the whole tensor is that of the largest of these
-    given: float | None = None  # the scale of the whole tensor, where it is known and not measured: as it is stored
+    tensor: str  # canonical name of the tensor that is padded
+    shape: tuple[int, ...]  # elements
+    target: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +111,18 @@ class Put:
     values: tuple[float, ...]  # one for each element, or one for all
 
 
-Move = Copy | Cast | Add | Dequantize
-Step = Move | Fill | Same | Measure | Quantize | Put
+Step = Move | Make | Same | Measure | Fill | Put
+
+
+def kind(step: Step) -> str:
+    """Return in a word what a step does: "copy", "cast", "add", "dequantize", "quantize", "same", "measure", "fill", "put"."""
+    match step:
+        case Move():
+            return "add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast"
+        case Make():
+            return step.function
+        case Same() | Measure() | Fill() | Put():
+            return type(step).__name__.lower()
 
 
 @dataclass(frozen=True, slots=True)

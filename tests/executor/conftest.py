@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from carnet.box import Box, intersect
 from carnet.dtypes import BY_NAME, array_type
 from carnet.formats.safetensors import render_header
-from carnet.steps import Cast, Copy, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+from carnet.steps import Fill, Move, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -176,7 +176,7 @@ def draw(folder: Path, seed: int, *, window: int, threads: int = 2, scale: int =
                     continue
                 skip = sum((s - b) * k for s, b, k in zip(shared.start, box.start, place.strides, strict=True))
                 begin = Place(place.file, place.offset + skip * BY_NAME[kind[0]].nbytes, place.strides, kind[0])
-                d.steps.append((Copy if kind[0] == kind[1] else Cast)(name, shared.start, shared.shape, begin, target))
+                d.steps.append(Move(name, shared.start, shared.shape, begin, target))
     for name, data in d.sources.items():
         (d.source / name).write_bytes(data)
     d.random.shuffle(d.steps)
@@ -206,7 +206,7 @@ def straight(folder: Path, *, tensors: int, rows: int, width: int, short: bool, 
             at = (width // 2 if short else rows * width // 2) * half
             begin = Place("all.bin", base + rows * width // 2 * half, (part.shape[1], 1), "u8")
             target = Place(file.name, tensor.offset + at, (width, 1), "u8")
-            steps.append(Copy(f"t{n}", (0, at) if short else (rows // 2 * half, 0), part.shape, begin, target))
+            steps.append(Move(f"t{n}", (0, at) if short else (rows // 2 * half, 0), part.shape, begin, target))
         data.append(values.tobytes())
     return Crossing(make_plan(source, [file], steps, **options), source, {file.name: render_header(file) + b"".join(data)})
 
@@ -220,7 +220,7 @@ def turned(folder: Path, *, rows: int, columns: int, types: tuple[str, str], **o
     file = make_file("model.safetensors", [("t", types[1], (columns, rows))])
     begin = Place("all.bin", 0, (columns + 3, 1), types[0])
     target = Place(file.name, file.tensors[0].offset, (1, rows), types[1])
-    step = (Copy if types[0] == types[1] else Cast)("t", (0, 0), (rows, columns), begin, target)
+    step = Move("t", (0, 0), (rows, columns), begin, target)
     turned_ = values[:, :columns].T.astype(array_type(types[1]))
     return Crossing(make_plan(source, [file], [step], **options), source, {file.name: render_header(file) + turned_.tobytes()})
 

@@ -16,7 +16,7 @@ from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.quantize.arithmetic import decode, factors, pack
 from carnet.quantize.recipes import PER_BYTE, RECIPES, Recipe, grid
-from carnet.steps import Dequantize, Encoding, Place, Plan
+from carnet.steps import Encoding, Make, Place, Plan
 
 HEADER = 24  # bytes before the codes
 
@@ -73,7 +73,7 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
     dense = dense_strides(file.tensors[0].shape)
     first = encoding.first + sum(s * stride for s, stride in zip(start, strides, strict=True))
     target = Place(file.name, file.tensors[0].offset, tuple(dense[order.index(axis)] for axis in range(4)), "f32")
-    step = Dequantize("w", start, shape, Place("a.bin", first, strides, "u8"), target, encoding)
+    step = Make("dequantize", "w", start, shape, Place("a.bin", first, strides, "u8"), target, encoding)
     inside = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     expected = weights.reshape(axes)[inside].transpose(order)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from carnet.executor.geometry import Piece, blocks, count, merged, packed, piece_of, reads, run, runs, span, sparse
 from carnet.executor.jobs import Check, Direct, Windows, cuts, jobs_of
 from carnet.formats.stored import dense_strides
-from carnet.steps import Copy, Fill, Place, Plan, Same, TargetFile, TargetTensor
+from carnet.steps import Fill, Move, Place, Plan, Same, TargetFile, TargetTensor
 
 
 def moves(piece):
@@ -107,7 +107,7 @@ def plan(steps, *tensors, window=1 << 20):
 
 
 def copy(shape, source, strides, at, *, file="a"):
-    return Copy("t", (0,) * len(shape), shape, Place(file, source, strides, "u8"), Place("o", at, dense_strides(shape), "u8"))
+    return Move("t", (0,) * len(shape), shape, Place(file, source, strides, "u8"), Place("o", at, dense_strides(shape), "u8"))
 
 
 def test_long_runs_are_the_kernels_and_cut_where_they_are_huge():
@@ -137,10 +137,10 @@ def test_jobs_follow_the_source_on_disk():
     ]
     found = jobs_of(plan(steps, (10,), (10,), (10,)))
     assert [(type(job), job.step) for job in found if not isinstance(job, Windows)] == [
-        (Direct, 2),
-        (Check, 3),
-        (Direct, 0),
-        (Direct, 1),
+        (Direct, steps[2]),
+        (Check, steps[3]),
+        (Direct, steps[0]),
+        (Direct, steps[1]),
     ]
 
 

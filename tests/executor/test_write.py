@@ -17,7 +17,7 @@ from carnet.executor import journal as journals
 from carnet.executor.journal import Crossing
 from carnet.executor.run import write
 from carnet.executor.staging import owned, publish, staging_of
-from carnet.steps import AssetFile, Copy, Same, TextFile
+from carnet.steps import AssetFile, Move, Same, TextFile
 
 SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
 
@@ -210,7 +210,7 @@ def test_a_disk_with_too_little_room_is_refused_before_a_byte_is_written(case, o
 def test_copies_that_differ_stop_the_run_and_both_are_named(case, out):
     (case.source / "other.bin").write_bytes(bytes(5000))
     copy = case.plan.steps[0]
-    assert isinstance(copy, Copy)
+    assert isinstance(copy, Move)
     same = Same("t0", (0, 0), (2, 2048), copy.source, replace(copy.source, file="other.bin", offset=0))
     with pytest.raises(BadCheckpoint, match="two copies of t0 differ") as caught:
         run(case, out, steps=(*case.plan.steps, same))
@@ -218,12 +218,12 @@ def test_copies_that_differ_stop_the_run_and_both_are_named(case, out):
 
 
 def test_a_value_out_of_range_names_its_tensor(tmp_path, out, crossing):
-    from carnet.steps import Cast, Place, Plan, TargetFile, TargetTensor
+    from carnet.steps import Move, Place, Plan, TargetFile, TargetTensor
 
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(bytes.fromhex("000080470000803f"))  # 65536.0 and 1.0
-    cast = Cast("final.norm", (0,), (2,), Place("a", 0, (1,), "f32"), Place("o", 72, (1,), "f16"))
+    cast = Move("final.norm", (0,), (2,), Place("a", 0, (1,), "f32"), Place("o", 72, (1,), "f16"))
     file = TargetFile("o", 76, (TargetTensor("n", "f16", (2,), 72),), {})
     plan = Plan(str(source), "", {}, "toy", (file,), (), (), (cast,), {}, {}, 0, 1 << 16, 1)
     refused = pytest.raises(BadRequest, match=r"final\.norm is out of range for f16")

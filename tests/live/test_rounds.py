@@ -4,13 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carnet.box import whole
-from carnet.live.moves import Move, Spot, by_tensor, rounds
+from carnet.live.moves import Spot, Transfer, by_tensor, rounds
 
 BUCKET = 1 << 10
 
 
 def move(name, sender, receiver, rows):
-    return Move(name, whole((rows, 8)), sender, receiver, Spot("f", name, 0, (8, 1)), "bf16", 0.0, "")
+    return Transfer(name, whole((rows, 8)), sender, receiver, Spot("f", name, 0, (8, 1)), "bf16", 0.0, "")
 
 
 MOVES = st.lists(

@@ -21,7 +21,7 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
 from carnet.planner.build import build
 from carnet.planner.request import Request
-from carnet.steps import Add, Cast, Copy, Dequantize, Fill, Measure, Plan, Put, Quantize, Same
+from carnet.steps import Fill, Make, Measure, Move, Plan, Put, Same, kind
 
 NOWHERE = Path("/a/folder/that/does/not/exist")
 NUMPY: Mapping[str, np.dtype[np.generic]] = {
@@ -367,19 +367,17 @@ def carried_out(plan: Plan, files):
     out = {file.name: bytearray(b"\x55" * file.nbytes) for file in plan.files}
     for step in plan.steps:
         match step:
-            case Copy():
+            case Move() if kind(step) == "copy":
                 array_at(step.target, step.shape, out)[...] = array_at(step.source, step.shape, files)
-            case Cast():
-                assert (step.source.dtype, step.target.dtype) == ("bf16", "f32")
+            case Move():
+                assert (step.source.dtype, step.target.dtype, step.add) == ("bf16", "f32", 0)  # no norm here is stored less one
                 wide = array_at(step.source, step.shape, files).astype(np.uint32) << 16
                 array_at(step.target, step.shape, out)[...] = wide.view(np.float32)
-            case Add():
-                raise AssertionError("no norm here is stored less one")
             case Fill():
                 array_at(step.target, step.shape, out)[...] = 0
             case Same():
                 assert (array_at(step.source, step.shape, files) == array_at(step.other, step.shape, files)).all()
-            case Dequantize() | Measure() | Quantize() | Put():
+            case Make() | Measure() | Put():
                 raise AssertionError("nothing here is quantized")
     return {
         (PurePosixPath(file.name).stem if file.name.startswith("rank") else "", tensor.name): np.frombuffer(

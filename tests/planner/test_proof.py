@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from carnet.box import Box
 from carnet.errors import CarnetError
 from carnet.planner.proof import Extent, prove
-from carnet.steps import Cast, Copy, Dequantize, Encoding, Fill, Place, Same, TargetFile, TargetTensor
+from carnet.steps import Encoding, Fill, Make, Move, Place, Same, TargetFile, TargetTensor
 
 # A is stored in two halves: its first two rows as they are, the others transposed; a second file repeats the first half.
 # P is stored with a row of padding; the target has two of its own.
@@ -41,13 +41,13 @@ def at(file, offset, strides, dtype="bf16"):
 
 
 STEPS = (
-    Copy("a", (0, 0), (2, 6), at("in0.bin", 16, (6, 1)), at("out.bin", 80, (6, 1))),
-    Copy("a", (2, 0), (2, 6), at("in1.bin", 16, (1, 2)), at("out.bin", 104, (6, 1))),
+    Move("a", (0, 0), (2, 6), at("in0.bin", 16, (6, 1)), at("out.bin", 80, (6, 1))),
+    Move("a", (2, 0), (2, 6), at("in1.bin", 16, (1, 2)), at("out.bin", 104, (6, 1))),
     Same("a", (0, 0), (2, 6), at("in0.bin", 16, (6, 1)), at("in1.bin", 40, (6, 1))),
-    Cast("p", (0, 0), (2, 2), at("in0.bin", 40, (4, 1)), at("out.bin", 128, (2, 1), "f32")),
+    Move("p", (0, 0), (2, 2), at("in0.bin", 40, (4, 1)), at("out.bin", 128, (2, 1), "f32")),
     Fill("p", (2, 2), at("out.bin", 144, (2, 1), "f32")),
-    Copy("p", (0, 2), (2, 2), at("in0.bin", 44, (4, 1)), at("out.bin", 160, (2, 1))),
-    Copy("scale", (), (), at("in0.bin", 64, (), "f32"), at("last.bin", 80, (), "f32")),
+    Move("p", (0, 2), (2, 2), at("in0.bin", 44, (4, 1)), at("out.bin", 160, (2, 1))),
+    Move("scale", (), (), at("in0.bin", 64, (), "f32"), at("last.bin", 80, (), "f32")),
     Fill("b", (4,), at("last.bin", 84, (1,))),
 )
 WRITES = "the plan does not write every element of a target tensor exactly once"
@@ -213,7 +213,7 @@ TWINS = [
 def test_two_sources_that_are_read_alike_are_not_proven_by(remark, first, second, shape, strides):
     here, there = (at(extent.file, extent.offset, strides) for extent in (first, second))
     file = [TargetFile("out.bin", 200, (TargetTensor("w", "bf16", shape, 80),), {})]
-    reads = [Copy("w", (0, 0), shape, here, at("out.bin", 80, strides)), Same("w", (0, 0), shape, here, there)]
+    reads = [Move("w", (0, 0), shape, here, at("out.bin", 80, strides)), Same("w", (0, 0), shape, here, there)]
     with pytest.raises(CarnetError) as caught:
         prove(file, [first, second], reads)
     assert caught.value.facts["tensor"] == "B"
@@ -340,7 +340,15 @@ HALVES = TargetFile(
 )
 CODES = replace(at("in2.bin", 32, (64, 1), "u8"), space="packed")
 DECODED = tuple(
-    Dequantize("m", (row, 0), (2, 64), replace(CODES, offset=32 + row * 64), at("m.bin", 80 + row * 128, (64, 1)), ENCODING)
+    Make(
+        "dequantize",
+        "m",
+        (row, 0),
+        (2, 64),
+        replace(CODES, offset=32 + row * 64),
+        at("m.bin", 80 + row * 128, (64, 1)),
+        ENCODING,
+    )
     for row in (0, 2)
 )
 

@@ -14,16 +14,14 @@ from carnet.errors import BadRequest, MachineFailed
 from carnet.planner.saved import digest, lines, load, save
 from carnet.steps import (
     AssetFile,
-    Cast,
-    Copy,
-    Dequantize,
     Encoding,
     Fill,
+    Make,
     Measure,
+    Move,
     Place,
     Plan,
     Put,
-    Quantize,
     RawFile,
     Same,
     TargetFile,
@@ -35,6 +33,8 @@ SOURCE = Place("iter_1/__0_0.distcp", 704, (8, 1), "bf16")
 TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
 CODES, SCALES = Place("model.safetensors", 1024, (128, 1), "u8"), Place("model.safetensors", 96, (4, 1), "bf16")
 ENCODING = Encoding("compressed-tensors/int4-group", (512, 512), 1024, SCALES, None)
+OWN = Encoding("modelopt/fp8", (4, 2), 1504, replace(TARGET, offset=1520), SCALES)
+ASSEMBLED = replace(SOURCE, file="scratch", space="scratch")
 PLAN = Plan(
     source="/models/llama",
     fingerprint="9f00",
@@ -49,16 +49,14 @@ PLAN = Plan(
     texts=(TextFile("config.json", '{\n  "a": 1\n}\n'), TextFile("note.txt", "ü 語 \r\n\t end")),
     assets=(AssetFile("tokenizer.json", "/t/tokenizer.json", 12, "ab" * 16),),
     steps=(
-        Copy("layers.0.attention.q", (0, 0), (4, 2), SOURCE, TARGET),
-        Cast("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
+        Move("layers.0.attention.q", (0, 0), (4, 2), SOURCE, TARGET),
+        Move("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
         Fill("head", (2, 8), TARGET),
         Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
-        Dequantize("up", (0, 0), (4, 2), CODES, TARGET, ENCODING),
+        Make("dequantize", "up", (0, 0), (4, 2), CODES, TARGET, ENCODING),
         Measure("up", (0, 0), (4, 2), CODES, "up", replace(ENCODING, recipe="modelopt/nvfp4", outer=SCALES)),
         Measure("down", (0, 0), (4, 2), SOURCE, "down"),
-        Quantize(
-            "up", (4, 2), replace(SOURCE, file="scratch", space="scratch"), TARGET, "modelopt/fp8", None, SCALES, ("up", "down")
-        ),
+        Make("quantize", "up", (0, 0), (4, 2), ASSEMBLED, TARGET, OWN, ("up", "down")),
         Put("up_scale", (), replace(SCALES, strides=()), (0.5,)),
     ),
     dropped={"module extra state": ("a._extra_state", "b._extra_state"), "random state": ()},
@@ -105,24 +103,25 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "text",
         "text",
         "asset",
-        "copy",
-        "cast",
+        "move",
+        "move",
         "fill",
         "same",
-        "dequantize",
+        "make",
         "measure",
         "measure",
-        "quantize",
+        "make",
         "put",
     ]
     assert found[1]["tensors"] == [["a.weight", "bf16", [4, 2], 1504], ["b", "f32", [], 1520]]
     assert found[7] == [
-        "copy",
+        "move",
         "layers.0.attention.q",
         [0, 0],
         [4, 2],
         ["iter_1/__0_0.distcp", 704, [8, 1], "bf16", "file"],
         ["rank0.safetensors", 1504, [1, 4], "bf16", "file"],
+        0.0,
     ]
 
 
@@ -155,13 +154,14 @@ NAMES = st.sampled_from(("a.bin", "b/c.bin", "rank0.safetensors", "ü 語.bin", 
 SPACES = st.sampled_from(("file", "packed", "scratch"))
 PLACES = st.builds(Place, NAMES, NUMBERS, SHAPES, st.sampled_from(("bf16", "f32", "f8_e4m3")), SPACES)
 ENCODINGS = st.builds(Encoding, TEXT, st.tuples(NUMBERS, NUMBERS), NUMBERS, PLACES, st.none() | PLACES)
+FUNCTIONS = st.sampled_from(("dequantize", "quantize"))
+AMAXES = st.lists(TEXT, max_size=2).map(tuple)
 FLOATS = st.floats(allow_nan=False)
 STEPS = st.one_of(
-    st.builds(Dequantize, TEXT, SHAPES, SHAPES, PLACES, PLACES, ENCODINGS),
+    st.builds(Make, FUNCTIONS, TEXT, SHAPES, SHAPES, PLACES, PLACES, ENCODINGS, AMAXES, st.none() | FLOATS),
     st.builds(Measure, TEXT, SHAPES, SHAPES, PLACES, TEXT, st.none() | ENCODINGS),
     st.builds(Put, TEXT, SHAPES, PLACES, st.lists(FLOATS, max_size=3).map(tuple)),
-    st.builds(Copy, TEXT, SHAPES, SHAPES, PLACES, PLACES),
-    st.builds(Cast, TEXT, SHAPES, SHAPES, PLACES, PLACES),
+    st.builds(Move, TEXT, SHAPES, SHAPES, PLACES, PLACES, FLOATS),
     st.builds(Fill, TEXT, SHAPES, PLACES),
     st.builds(Same, TEXT, SHAPES, SHAPES, PLACES, PLACES),
 )
@@ -310,13 +310,15 @@ FORGED = [
     ("a place with a field too few", lambda rows: rows[7][4].pop()),
     ("an element type that nobody knows", at(7, 4, 3, "f4")),
     ("a tensor of a type that nobody knows", at(1, "tensors", 0, 1, "f4")),
-    ("codes without an encoding", at(11, 6, None)),
-    ("an encoding with a field too few", lambda rows: rows[11][6].pop()),
-    ("an encoding that is a word", at(11, 6, "modelopt/fp8")),
-    ("a matrix of three dimensions", at(11, 6, 1, [4, 4, 4])),
-    ("a matrix that begins nowhere", at(11, 6, 2, "0")),
-    ("scales above the folder", at(11, 6, 3, 0, "../x")),
-    ("no scales", at(11, 6, 3, None)),
+    ("a function that nobody knows", at(11, 1, "execute")),
+    ("a function that is a list", at(11, 1, [])),
+    ("codes without an encoding", at(11, 7, None)),
+    ("an encoding with a field too few", lambda rows: rows[11][7].pop()),
+    ("an encoding that is a word", at(11, 7, "modelopt/fp8")),
+    ("a matrix of three dimensions", at(11, 7, 1, [4, 4, 4])),
+    ("a matrix that begins nowhere", at(11, 7, 2, "0")),
+    ("scales above the folder", at(11, 7, 3, 0, "../x")),
+    ("no scales", at(11, 7, 3, None)),
     ("two scratch spaces", at(1, "kind", "scratch")),
     ("no scratch space", lambda rows: rows.pop(3)),
     ("another version", at(0, "carnet-plan", 3)),

@@ -17,7 +17,7 @@ from carnet.executor import files
 from carnet.executor.casts import cast, shift
 from carnet.executor.desk import Bytes, Desk
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
-from carnet.steps import Add, Step
+from carnet.steps import Measure, Move, Same
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Want:
 Group = tuple[int, int, list[Want]]  # first and last byte of one read, and what it is for
 
 
-def want(step: Step, file: str, piece: Piece, types: tuple[str, str], shift: int) -> Want:
+def want(step: Move | Measure | Same, file: str, piece: Piece, types: tuple[str, str], shift: int) -> Want:
     """Return a piece whose target lies in a file as one whose target lies in the window."""
-    add = step.value if isinstance(step, Add) else 0.0
+    add = step.add if isinstance(step, Move) else 0.0
     return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, add, sparse(piece))
 
 

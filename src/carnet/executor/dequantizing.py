@@ -25,7 +25,7 @@ from carnet.executor.geometry import Piece, Tile, clip
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, Recipe
-from carnet.steps import Dequantize, Encoding, Measure, Place
+from carnet.steps import Encoding, Make, Measure, Place
 
 Array = NDArray[Any]
 Span = tuple[int, int]  # first, and one past the last
@@ -48,7 +48,7 @@ class Sheet:
     large: bool  # whether a weight may be too large for its type
 
 
-def pieces_of(step: Dequantize | Measure, target: Place, tile: Tile) -> list[Piece]:
+def pieces_of(step: Make | Measure, target: Place, tile: Tile) -> list[Piece]:
     """Return the pieces of a step that fall into a tile of ``target``, its rows pulled apart to twice their length."""
     assert step.encoding is not None, "codes are read with a encoding"
     columns = step.encoding.shape[1]
@@ -57,7 +57,7 @@ def pieces_of(step: Dequantize | Measure, target: Place, tile: Tile) -> list[Pie
     return clip(step.shape, Place(step.source.file, 2 * row * columns + column, strides, "u8"), target, tile)
 
 
-def dequantize(desk: Desk, step: Dequantize, piece: Piece, base: int) -> None:
+def dequantize(desk: Desk, step: Make, piece: Piece, base: int) -> None:
     """Bring a piece into the window, where its own target begins at ``base``."""
     for part, values in _decoded(desk, step.tensor, step.source.file, step.encoding, piece, step.target.dtype):
         shape, strides = tuple(axis[0] for axis in part.axes), tuple(axis[2] for axis in part.axes)

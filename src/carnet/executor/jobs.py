@@ -32,7 +32,7 @@ from carnet.executor.geometry import (
 )
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import ROW, Recipe
-from carnet.steps import Add, Cast, Copy, Dequantize, Fill, Measure, Move, Plan, Quantize, Same, Space, Step, TargetTensor
+from carnet.steps import Fill, Make, Measure, Move, Plan, Same, Space, TargetTensor, kind
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
 LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
@@ -40,11 +40,14 @@ THIN = 1 / 64  # of a window: the smallest part, however little of its source ro
 MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
 
 
+Box = Move | Make | Fill  # a step that writes a box of a target tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Direct:
     """A piece whose runs are long on both sides."""
 
-    step: int  # its number in the plan
+    step: Move
     piece: Piece
     nbytes: int
 
@@ -55,7 +58,7 @@ class Part:
 
     file: str
     tile: Tile
-    steps: tuple[int, ...]  # numbers of the steps that touch it
+    steps: tuple[Box, ...]  # those that touch it
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Windows:
 class Check:
     """Two places that must be equal."""
 
-    step: int
+    step: Same
     nbytes: int
 
 
@@ -78,7 +81,7 @@ class Check:
 class Gauge:
     """A box of the source whose largest magnitude is needed before anything can be coded."""
 
-    step: int
+    step: Measure
     nbytes: int
 
 
@@ -86,7 +89,7 @@ class Gauge:
 class Encode:
     """A tile of a matrix that is assembled and written as codes."""
 
-    step: int  # of the Quantize
+    step: Make  # that quantizes
     part: Part
     nbytes: int
 
@@ -100,109 +103,103 @@ def jobs_of(plan: Plan) -> list[Job]:
     """Return the jobs of a plan, in the order in which their source lies on disk."""
     placed: list[tuple[_Where, Job]] = []
     windows: list[_Seen] = []
-    coded = {step.source.offset: number for number, step in enumerate(plan.steps) if isinstance(step, Quantize)}
-    for (space, file, tensor), numbers in _by_tensor(plan).items():
+    coded = {step.source.offset: step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"}
+    for (space, file, tensor), steps in _by_tensor(plan).items():
         if space == "scratch":
-            placed += _encodings(plan, tensor, numbers, coded[tensor.offset])
-        elif _straight([plan.steps[number] for number in numbers]):
-            placed += _direct(plan, numbers)
+            placed += _encodings(plan, tensor, steps, coded[tensor.offset])
+        elif _straight(steps):
+            placed += _direct(steps)
         else:
-            windows += _windows(plan, file, tensor, numbers)
+            windows += _windows(plan, file, tensor, steps)
     placed += _together(sorted(windows, key=lambda seen: (seen[0], seen[2].file, segments(seen[2].tile))), plan.window)
-    for number, step in enumerate(plan.steps):
-        if isinstance(step, Same) and 0 not in step.shape:
+    for step in plan.steps:
+        if isinstance(step, Same | Measure) and 0 not in step.shape:
             nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
-            placed.append(((step.source.file, step.source.offset), Check(number, nbytes)))
-        elif isinstance(step, Measure) and 0 not in step.shape:
-            nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
-            placed.append(((step.source.file, step.source.offset), Gauge(number, nbytes)))
+            job = Check(step, nbytes) if isinstance(step, Same) else Gauge(step, nbytes)
+            placed.append(((step.source.file, step.source.offset), job))
     placed.sort(key=lambda pair: pair[0])
     return [job for _, job in placed]
 
 
-def touched(plan: Plan, job: Job) -> set[str]:
+def touched(job: Job) -> set[str]:
     """Return the names of the target files that a job writes."""
     match job:
         case Direct():
-            step = plan.steps[job.step]
-            return {step.target.file} if isinstance(step, Move) else set()
+            return {job.step.target.file}
         case Windows():
             return {part.file for part in job.parts}
         case Encode():
-            step = plan.steps[job.step]
-            assert isinstance(step, Quantize)
-            return {place.file for place in (step.target, step.scales, step.outer) if place is not None}
+            encoding = job.step.encoding
+            return {place.file for place in (job.step.target, encoding.scales, encoding.outer) if place is not None}
         case Check() | Gauge():
             return set()
 
 
-def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[int]]:
+def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[Box]]:
     files = (*plan.files, plan.scratch)
     tensors = {(file.space, file.name): [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in files}
     offsets = {where: [tensor.offset for tensor in found] for where, found in tensors.items()}
-    groups: dict[tuple[Space, str, TargetTensor], list[int]] = defaultdict(list)
-    for number, step in enumerate(plan.steps):
-        if not isinstance(step, Move | Fill) or 0 in step.shape:
+    groups: dict[tuple[Space, str, TargetTensor], list[Box]] = defaultdict(list)
+    for step in plan.steps:
+        if not isinstance(step, Box) or kind(step) == "quantize" or 0 in step.shape:
             continue
         place = step.target
         where = place.space, place.file
         index = bisect.bisect_right(offsets.get(where, []), place.offset) - 1
         if index < 0:
             raise BadRequest(f"the plan writes {step.tensor} outside of every target tensor", {"where": place.file})
-        groups[*where, tensors[where][index]].append(number)
+        groups[*where, tensors[where][index]].append(step)
     return groups
 
 
-def _straight(steps: list[Step]) -> bool:
+def _straight(steps: Sequence[Box]) -> bool:
     """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
     copied = number = 0
     for step in steps:
-        if isinstance(step, Cast | Add | Dequantize):
+        if isinstance(step, Fill):
+            continue
+        if kind(step) != "copy":
             return False
-        if isinstance(step, Copy):
-            piece = piece_of(step.shape, step.source, step.target)
-            copied += count(piece) * piece.items[0]
-            number += count(piece) * piece.items[0] // run(piece)
+        piece = piece_of(step.shape, step.source, step.target)
+        copied += count(piece) * piece.items[0]
+        number += count(piece) * piece.items[0] // run(piece)
     return number <= 1 or copied >= number * LONG
 
 
-def _direct(plan: Plan, numbers: list[int]) -> Iterator[tuple[_Where, Job]]:
+def _direct(steps: Sequence[Box]) -> Iterator[tuple[_Where, Job]]:
     # a step that fills needs no job: the file was created as one hole, which reads as zeros
-    for number in numbers:
-        step = plan.steps[number]
-        if isinstance(step, Copy):
+    for step in steps:
+        if isinstance(step, Move):
             for piece in blocks(piece_of(step.shape, step.source, step.target), MOST, pack=True):
-                yield (step.source.file, piece.source), Direct(number, piece, count(piece) * piece.items[1])
+                yield (step.source.file, piece.source), Direct(step, piece, count(piece) * piece.items[1])
 
 
-def _windows(plan: Plan, file: str, tensor: TargetTensor, numbers: list[int]) -> Iterator[_Seen]:
+def _windows(plan: Plan, file: str, tensor: TargetTensor, steps: Sequence[Box]) -> Iterator[_Seen]:
     """Cut a tensor into parts that fit a buffer, each with the steps that touch it."""
-    reach = sorted((*_reach(plan.steps[number]), number) for number in numbers)
+    reach = sorted((*_reach(step), number) for number, step in enumerate(steps))
     active: list[tuple[int, int, int]] = []
     coming = 0
-    for tile in _tiles(plan, tensor, numbers):
+    for tile in _tiles(plan, tensor, steps):
         low, lines, width, pitch = segments(tile)
         while coming < len(reach) and reach[coming][0] < low + (lines - 1) * pitch + width:
             active.append(reach[coming])
             coming += 1
         active = [row for row in active if row[1] > low]
-        part = Part(file, tile, tuple(sorted(number for _, _, number in active)))
-        where = _first(plan, part)
+        part = Part(file, tile, tuple(steps[number] for number in sorted(number for _, _, number in active)))
+        where = _first(part)
         if where is not None:  # else there is nothing but zeros, and those are there
             yield *where, part
 
 
-def _encodings(plan: Plan, tensor: TargetTensor, numbers: list[int], coded: int) -> Iterator[tuple[_Where, Job]]:
+def _encodings(plan: Plan, tensor: TargetTensor, steps: Sequence[Box], coded: Make) -> Iterator[tuple[_Where, Job]]:
     """Cut a matrix into tiles of whole blocks that fit a buffer beside their codes."""
-    step = plan.steps[coded]
-    assert isinstance(step, Quantize)
-    (rows, columns), item = step.shape, BY_NAME[tensor.dtype].nbytes
-    wide, tall = _whole_blocks(RECIPES[step.recipe], rows, columns, plan.window // (item + 1))
+    (rows, columns), item = coded.encoding.shape, BY_NAME[tensor.dtype].nbytes
+    wide, tall = _whole_blocks(RECIPES[coded.encoding.recipe], rows, columns, plan.window // (item + 1))
     for top in range(0, rows, tall):
         for left in range(0, columns, wide):
             tile = Tile(tensor.offset, columns, item, (top, min(rows, top + tall)), (left, min(columns, left + wide)))
-            part = Part("scratch", tile, tuple(numbers))
-            where = _first(plan, part)
+            part = Part("scratch", tile, tuple(steps))
+            where = _first(part)
             if where is not None:
                 yield where[0], Encode(coded, part, volume(tile))
 
@@ -215,19 +212,18 @@ def _whole_blocks(recipe: Recipe, rows: int, columns: int, most: int) -> tuple[i
     return wide, min(rows, max(down, most // wide // down * down))
 
 
-def _tiles(plan: Plan, tensor: TargetTensor, numbers: list[int]) -> list[Tile]:
+def _tiles(plan: Plan, tensor: TargetTensor, steps: Sequence[Box]) -> list[Tile]:
     """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
 
     A range of a transposed tensor takes a little of every source row: reading for it means reading everything again and again.
     """
     item = BY_NAME[tensor.dtype].nbytes
-    limit = int(plan.window * _density(plan, numbers))
+    limit = int(plan.window * _density(steps))
     ranges = [linear(tensor.offset, item, low, high) for low, high in cuts(tensor.shape, item, limit)]
     squares = _squares(tensor, item, limit)
-    moves = [step for step in (plan.steps[number] for number in numbers) if isinstance(step, Move | Fill)]
-    if not squares or not all(fits(step.shape, step.target, squares[0]) for step in moves):
+    if not squares or not all(fits(step.shape, step.target, squares[0]) for step in steps):
         return ranges
-    return squares if _waste(ranges[0], moves) > max(LAVISH, 4 * _waste(squares[0], moves)) else ranges
+    return squares if _waste(ranges[0], steps) > max(LAVISH, 4 * _waste(squares[0], steps)) else ranges
 
 
 def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
@@ -238,26 +234,24 @@ def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
     return [Tile(tensor.offset, pitch, item, tall, wide) for tall in down for wide in along] if len(along) > 1 else []
 
 
-def _waste(tile: Tile, steps: Sequence[Move | Fill]) -> float:
+def _waste(tile: Tile, steps: Sequence[Box]) -> float:
     """Return how many bytes lie between the first and the last that a tile reads, for one that it needs."""
     moves = [step for step in steps if not isinstance(step, Fill)]
     pieces = [piece for step in moves for piece in clip(step.shape, step.source, step.target, tile)]
     return sum(map(span, pieces)) / max(1, sum(count(piece) * piece.items[0] for piece in pieces))
 
 
-def _reach(step: Step) -> tuple[int, int]:
-    assert isinstance(step, Move | Fill)
+def _reach(step: Box) -> tuple[int, int]:
     place = step.target
     last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
     return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes
 
 
-def _density(plan: Plan, numbers: list[int]) -> float:
+def _density(steps: Sequence[Box]) -> float:
     """Return which share of the source bytes that are read a tensor's steps use, on average."""
     used = wide = 0
-    for number in numbers:
-        step = plan.steps[number]
-        if isinstance(step, Move):
+    for step in steps:
+        if not isinstance(step, Fill):
             piece = piece_of(step.shape, step.source, step.target)
             nbytes = count(piece) * piece.items[0]
             used += nbytes
@@ -282,11 +276,10 @@ def cuts(shape: Sequence[int], item: int, limit: int) -> Iterator[tuple[int, int
         yield units * index // number * unit * item, units * (index + 1) // number * unit * item
 
 
-def _first(plan: Plan, part: Part) -> tuple[_Where, int] | None:
+def _first(part: Part) -> tuple[_Where, int] | None:
     """Return where the first step of a part reads, and how far; None where zeros are all there is."""
-    for number in part.steps:
-        step = plan.steps[number]
-        if isinstance(step, Move):
+    for step in part.steps:
+        if not isinstance(step, Fill):
             pieces = clip(step.shape, step.source, step.target, part.tile)
             if pieces:
                 begin = min(piece.source for piece in pieces)

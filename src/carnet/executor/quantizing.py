@@ -27,7 +27,7 @@ from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.codes import Codes
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe, codes_dtype, grid
-from carnet.steps import Measure, Place, Put, Quantize
+from carnet.steps import Make, Measure, Place, Put
 
 Array = NDArray[Any]
 Box = tuple[slice, slice]  # rows and columns
@@ -57,9 +57,9 @@ def _largest(bits: NDArray[np.unsignedinteger], own: str) -> float:
     return float(np.array([magnitude], bits.dtype).view(array_type(own)).astype(np.float32)[0])
 
 
-def code(desk: Desk, step: Quantize, tile: Tile) -> None:
+def code(desk: Desk, step: Make, tile: Tile) -> None:
     """Code what the window holds of a matrix, and write codes and scales."""
-    recipe = BY_NAME[step.recipe]
+    recipe = BY_NAME[step.encoding.recipe]
     (top, bottom), (left, right) = tile.rows, tile.columns
     rows, columns = bottom - top, right - left
     nbytes = rows * columns * tile.item
@@ -76,7 +76,7 @@ def code(desk: Desk, step: Quantize, tile: Tile) -> None:
     desk.tell(nbytes)
 
 
-def _whole(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
+def _whole(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
     own = step.source.dtype
     _refuse_infinite(step, largest)
     stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
@@ -89,8 +89,8 @@ def _whole(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array
     else:
         for box in _boxes(recipe, bits.shape):
             codes[box] = arithmetic.encode(recipe, bits[box], own, np.full((1, 1), divisor, np.float32))
-    if first and step.scales is not None:
-        _write(desk, step.scales, stored, (0, 0))
+    if first:
+        _write(desk, step.encoding.scales, stored, (0, 0))
 
 
 @lru_cache(maxsize=64)
@@ -98,29 +98,28 @@ def _table(recipe: str, own: str, divisor: float) -> Codes:
     return arithmetic.lookup(BY_NAME[recipe], own, divisor)
 
 
-def _blocks(desk: Desk, step: Quantize, recipe: Recipe, bits: Array, codes: Array, largest: float, at: tuple[int, int]) -> None:
+def _blocks(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, at: tuple[int, int]) -> None:
     own, outer = step.source.dtype, None
-    if step.outer is not None:
+    if step.encoding.outer is not None:
         _refuse_infinite(step, largest)
         # measured in the source's own type; rounded as the weights are, it is the largest of those
         whole = float(arithmetic.rounded(np.full(1, largest, np.float32), "own", own)[0])
         outer = float(arithmetic.outer_scale(recipe, whole, own)) if step.given is None else step.given
         if at == (0, 0):
-            _write(desk, step.outer, np.full((1, 1), outer, np.float32), (0, 0))
+            _write(desk, step.encoding.outer, np.full((1, 1), outer, np.float32), (0, 0))
     rows, columns = bits.shape
     down, along = recipe.block[0], recipe.block[1] or columns
-    assert step.scales is not None, "blocks have scales"
     if desk.coder is not None and desk.coder.takes(recipe, own):
         stored, most = desk.coder.blocks(recipe, bits, outer, codes)
         _refuse_infinite(step, most)
-        _write(desk, step.scales, stored, (at[0] // down, at[1] // along))
+        _write(desk, step.encoding.scales, stored, (at[0] // down, at[1] // along))
         return
     amax = np.empty(grid(recipe, (rows, columns)), np.float32)
     for box in _boxes(recipe, bits.shape):
         amax[_cut(box, down, along)] = arithmetic.block_amax(bits[box], own, recipe.block)
     _refuse_infinite(step, float(amax.max()))
     stored, divisors = arithmetic.scales(recipe, amax, own, outer)
-    _write(desk, step.scales, stored, (at[0] // down, at[1] // along))
+    _write(desk, step.encoding.scales, stored, (at[0] // down, at[1] // along))
     for box in _boxes(recipe, bits.shape):
         made = arithmetic.encode(recipe, bits[box], own, divisors[_cut(box, down, along)])
         codes[_cut(box, 1, PACKED[recipe.packing])] = arithmetic.pack(recipe, made).view(codes.dtype)
@@ -142,7 +141,7 @@ def _boxes(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[Box]:
             yield slice(row, min(shape[0], row + tall)), slice(column, min(shape[1], column + wide))
 
 
-def _refuse_infinite(step: Quantize, largest: float) -> None:
+def _refuse_infinite(step: Make, largest: float) -> None:
     if not isfinite(largest):
         facts = {"tensor": step.tensor, "found": "NaN or infinity"}
         raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", facts)

@@ -155,7 +155,7 @@ def _run(
             work(desk, jobs[number])
             if not isinstance(jobs[number], Gauge):  # what was measured is in memory alone
                 journals.note(journal, number)
-            dirty(touched(plan, jobs[number]))
+            dirty(touched(jobs[number]))
 
         try:
             yield serve

@@ -15,7 +15,7 @@ from carnet.executor.geometry import clip, linear, run, runs, segments, volume
 from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows, cuts
 from carnet.executor.quantizing import code, measure
 from carnet.formats.stored import dense_strides
-from carnet.steps import Copy, Dequantize, Fill, Measure, Move, Place, Quantize, Same
+from carnet.steps import Fill, Make, Move, Place
 
 
 def work(desk: Desk, job: Job) -> None:
@@ -28,20 +28,14 @@ def work(desk: Desk, job: Job) -> None:
         case Check():
             _check(desk, job)
         case Gauge():
-            step = desk.plan.steps[job.step]
-            assert isinstance(step, Measure)
-            measure(desk, step)
+            measure(desk, job.step)
         case Encode():
             _assemble(desk, (job.part,))
-            coded = desk.plan.steps[job.step]
-            assert isinstance(coded, Quantize)
-            code(desk, coded, job.part.tile)
+            code(desk, job.step, job.part.tile)
 
 
 def _direct(desk: Desk, job: Direct) -> None:
-    step = desk.plan.steps[job.step]
-    assert isinstance(step, Copy)
-    source, target = opened(desk.sources, step.source.file), opened(desk.targets, step.target.file)
+    source, target = opened(desk.sources, job.step.source.file), opened(desk.targets, job.step.target.file)
     spare, size = desk.window.data, run(job.piece)
     for begin, end in runs(job.piece):
         done = 0
@@ -68,16 +62,16 @@ def _assemble(desk: Desk, parts: Iterable[Part]) -> None:
     """Bring the bytes of some parts side by side into the window."""
     wants, coded, base = [], [], 0
     for part in parts:
-        for number in part.steps:
-            step = desk.plan.steps[number]
-            if isinstance(step, Fill):
-                desk.window[base : base + volume(part.tile)] = 0
-            elif isinstance(step, Dequantize):
-                coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
-            elif isinstance(step, Move):
-                types = step.source.dtype, step.target.dtype
-                for piece in clip(step.shape, step.source, step.target, part.tile):
-                    wants.append(want(step, step.source.file, piece, types, base))
+        for step in part.steps:
+            match step:
+                case Fill():
+                    desk.window[base : base + volume(part.tile)] = 0
+                case Make():
+                    coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
+                case Move():
+                    types = step.source.dtype, step.target.dtype
+                    for piece in clip(step.shape, step.source, step.target, part.tile):
+                        wants.append(want(step, step.source.file, piece, types, base))
         base += volume(part.tile)
     gather(desk, wants)
     for step, piece, at in coded:
@@ -86,8 +80,7 @@ def _assemble(desk: Desk, parts: Iterable[Part]) -> None:
 
 def _check(desk: Desk, job: Check) -> None:
     """Gather both places, each into its half of the window, and compare the halves."""
-    step = desk.plan.steps[job.step]
-    assert isinstance(step, Same)
+    step = job.step
     dtype = step.source.dtype
     item = BY_NAME[dtype].nbytes
     half = desk.window.size // 16 * 8

@@ -12,7 +12,7 @@ from carnet.box import Box, volume
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.live.binding import Book
 from carnet.live.landing import Parts
-from carnet.live.moves import Move
+from carnet.live.moves import Transfer
 from carnet.live.virtual import Source
 from carnet.steps import Plan, Same
 
@@ -48,10 +48,10 @@ def digest(tensor: torch.Tensor) -> int:
 
 def read_again(
     rank: int,
-    moves: Sequence[Move],
+    moves: Sequence[Transfer],
     copies: Sequence[Copies],
-    read: Callable[[Move], torch.Tensor],
-    find: Callable[[Move], Parts],
+    read: Callable[[Transfer], torch.Tensor],
+    find: Callable[[Transfer], Parts],
     book: Book,
 ) -> Digests:
     """Return the digests of what a rank sent (``read`` returns it), of what came to it (``find`` says where), and of its copies."""
@@ -61,7 +61,7 @@ def read_again(
     return left, came, held
 
 
-def compare(every: Mapping[int, Digests], moves: Sequence[Move], copies: Sequence[Copies]) -> int:
+def compare(every: Mapping[int, Digests], moves: Sequence[Transfer], copies: Sequence[Copies]) -> int:
     """Compare every move at both ends, and every copy with the first, by the digests of all ranks; return how many that were.
 
     Raises MachineFailed where something arrived otherwise than it left, BadCheckpoint where ranks that should hold the same do not.

@@ -22,13 +22,13 @@ from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.formats.stored import Key
 from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
-from carnet.live.moves import Move, matrix_name
+from carnet.live.moves import Transfer, matrix_name
 from carnet.live.virtual import Source
 from carnet.quantize.arithmetic import whole_scale
 from carnet.quantize.codes import E4M3
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.seeds import Seeds, largest_of, tie_seeds
-from carnet.steps import Measure, Put, Quantize, Step
+from carnet.steps import Make, Measure, Put, Step
 
 MANY = 1 << 20  # more numbers are scales of blocks
 
@@ -98,9 +98,9 @@ def measure(control: Control, source: Source, book: Book, steps: Iterable[Step])
     return {name: every[place] for name, place in names.items()}
 
 
-def refuse_infinite(book: Book, moves: Iterable[Move], steps: Iterable[Step]) -> None:
+def refuse_infinite(book: Book, moves: Iterable[Transfer], steps: Iterable[Step]) -> None:
     """Refuse weights that are no numbers where the scale is known and nothing was measured, of the moves that this rank sends."""
-    given = {matrix_name(step): step.tensor for step in steps if isinstance(step, Quantize) and step.given is not None}
+    given = {matrix_name(step): step.tensor for step in steps if isinstance(step, Make) and step.given is not None}
     names, found = [], []
     for move in moves:
         for _, view in book.find(move.tensor, move.box) if move.code in given else ():
@@ -132,18 +132,18 @@ def _largest(view: torch.Tensor) -> torch.Tensor:
 
 def scales(steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.device) -> dict[str, Scale]:
     """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is no number."""
-    coded = [step for step in steps if isinstance(step, Quantize)]
+    coded = [step for step in steps if isinstance(step, Make)]
     found = []
     for step in coded:
         largest = 0.0 if step.given is not None else max(amaxes[name] for name in step.amax)
         if not np.isfinite(largest):
             raise _no_number(step.tensor)
-        stored, divisor = whole_scale(BY_NAME[step.recipe], largest, step.source.dtype, step.given)
+        stored, divisor = whole_scale(BY_NAME[step.encoding.recipe], largest, step.source.dtype, step.given)
         found.append((float(stored[0, 0]), divisor))
     # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs
     divisors = torch.tensor([divisor for _, divisor in found], dtype=torch.float32).view(-1, 1).to(device).unbind()
     return {
-        matrix_name(step): Scale(BY_NAME[step.recipe], step.source.dtype, divisor, stored)
+        matrix_name(step): Scale(BY_NAME[step.encoding.recipe], step.source.dtype, divisor, stored)
         for step, (stored, _), divisor in zip(coded, found, divisors, strict=True)
     }
 

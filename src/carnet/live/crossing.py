@@ -19,7 +19,7 @@ from carnet.live.checking import Digests, compare, copies_of, joined, read_again
 from carnet.live.control import Control, together
 from carnet.live.grid import unit_name
 from carnet.live.landing import Module, Tensors
-from carnet.live.moves import Atlas, Move, by_tensor, moves, rounds, traffic
+from carnet.live.moves import Atlas, Transfer, by_tensor, moves, rounds, traffic
 from carnet.live.virtual import Goal, Holding, Source
 from carnet.live.wire import Acts, Buckets, Wire
 from carnet.planner.build import Drawing, draw
@@ -54,7 +54,7 @@ class Crossing:
         self._scales: Mapping[str, coding.Scale] = {}
         self._known = NOTHING  # what the states brought along the last time
 
-    def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Move]]:
+    def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Transfer]]:
         """Draw the plan; where something is quantized, with the scales that the states bring along."""
         seeds = NOTHING
         if self._request.quantize is not None and self._bring(states):
@@ -137,7 +137,7 @@ class Crossing:
         """
         copies = list(copies_of(self._source, self._drawing.plan))
 
-        def read(move: Move) -> torch.Tensor:
+        def read(move: Transfer) -> torch.Tensor:
             return self._dress(move, joined(move.box, self._book.find(move.tensor, move.box))).to(TORCH[move.dtype])
 
         found: Digests = {}, {}, {}
@@ -287,7 +287,7 @@ class Crossing:
         units = [unit.name for unit in self._units(self._source.holding)]
         return coding.seeds_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
 
-    def _rounds(self, way: str) -> list[list[Move]]:
+    def _rounds(self, way: str) -> list[list[Transfer]]:
         if way == "all":
             return rounds(([move] for move in self._moves), self._bucket)
         return rounds(by_tensor(self._moves), self._bucket, kept=True)
@@ -306,7 +306,7 @@ class Crossing:
         wanted: dict[str, TargetTensor] = {tensor.name: tensor for file in held for tensor in file.tensors}
         return Tensors(wanted, self._atlas, [file.name for file in held], self._control.device())
 
-    def _dress(self, move: Move, view: torch.Tensor) -> torch.Tensor:
+    def _dress(self, move: Transfer, view: torch.Tensor) -> torch.Tensor:
         if move.code:
             return coding.encode(view, self._scales[move.code])
         return view.float() + move.add if move.add else view

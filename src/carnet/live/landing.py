@@ -10,8 +10,8 @@ import torch
 from carnet.errors import BadRequest
 from carnet.live import coding
 from carnet.live.binding import CARNET, TORCH, Book
-from carnet.live.moves import Atlas, Move, Spot, matrix_name
-from carnet.steps import Fill, Place, Put, Quantize, Step, TargetTensor
+from carnet.live.moves import Atlas, Spot, Transfer, matrix_name
+from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, Step, TargetTensor
 
 Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and where in memory
 
@@ -23,7 +23,7 @@ class Module:
         self._book = book
         self.held: dict[str, torch.Tensor] = {}  # none by name
 
-    def find(self, move: Move) -> Parts:
+    def find(self, move: Transfer) -> Parts:
         """Yield where the parts of a box go."""
         return self._book.find(move.tensor, move.box)
 
@@ -69,7 +69,7 @@ class Tensors:
             yield name, self._tensor(name)
             del self.held[name]
 
-    def find(self, move: Move) -> Parts:
+    def find(self, move: Transfer) -> Parts:
         """Yield where a box goes."""
         yield (), _view(self._tensor(move.spot.name), move.spot, move.box.shape)
 
@@ -77,7 +77,7 @@ class Tensors:
         """Return the steps that write what does not travel, by the name of the tensor, as far as this rank holds it."""
         found: dict[str, list[Step]] = {}
         for step in steps:
-            place = step.scales if isinstance(step, Quantize) else step.target if isinstance(step, Fill | Put) else None
+            place = step.encoding.scales if isinstance(step, Make) else step.target if isinstance(step, Fill | Put) else None
             if place is not None and place.file in self._files:
                 found.setdefault(self._atlas.at(place).name, []).append(step)
         return found
@@ -92,9 +92,11 @@ class Tensors:
                         view.zero_()
                 case Put():
                     known += [(v, coding.numbers(step, v.dtype)) for v in self._at(step.target, step.shape)]
-                case Quantize() if step.scales is not None:
+                case Make():
                     stored = scales[matrix_name(step)].stored
-                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.scales, (1, 1))]
+                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.encoding.scales, (1, 1))]
+                case Move() | Same() | Measure():
+                    pass
         for dtype in {view.dtype for view, _ in known}:  # all of a type go to the device at once
             pairs = [(view, value.view(-1)) for view, value in known if view.dtype == dtype]
             sent, start = torch.cat([value for _, value in pairs]).to(self._device), 0

@@ -1,6 +1,6 @@
 """What travels: boxes of canonical tensors, each from one rank to another; and in which round.
 
-A *move* is a step of the plan with its two ranks. On the wire a box is dense, its axes in canonical order, so that neither side
+A *transfer* is a move of the plan with its two ranks. On the wire a box is dense, its axes in canonical order, so that neither side
 needs to know how the other stores it. Moves are gathered into *rounds*: in each, a rank sends no more than one bucket and receives
 no more than one. All ranks compute the same rounds.
 """
@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import assert_never
 
 from carnet.box import Box
 from carnet.dtypes import BY_NAME
@@ -17,7 +18,7 @@ from carnet.errors import NotSupported
 from carnet.live.virtual import Source
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import WHOLE
-from carnet.steps import Add, Cast, Copy, Place, Plan, Quantize, TargetTensor
+from carnet.steps import Fill, Make, Measure, Move, Place, Plan, Put, Same, TargetTensor
 
 NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
 ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
@@ -34,7 +35,7 @@ class Spot:
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class Transfer:
     """One box on its way."""
 
     tensor: str  # canonical name
@@ -59,7 +60,9 @@ class Atlas:
         self._files = {
             (file.space, file.name): ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.scratch)
         }
-        self._coded = {step.source.offset: step for step in plan.steps if isinstance(step, Quantize)}
+        self._coded = {
+            step.source.offset: step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"
+        }
 
     def _tensor(self, place: Place) -> TargetTensor:
         starts, tensors = self._files[place.space, place.file]
@@ -71,40 +74,48 @@ class Atlas:
         inside = (place.offset - tensor.offset) // BY_NAME[place.dtype].nbytes
         return Spot(place.file, tensor.name, inside, place.strides)
 
-    def spot(self, step: Copy | Cast | Add) -> tuple[Spot, str, str]:
+    def spot(self, step: Move) -> tuple[Spot, str, str]:
         """Return where a step writes, as what type, and the matrix that it belongs to where that is coded."""
         place = step.target
         if place.space == "file":
             return self.at(place), place.dtype, ""
         coded = self._coded[self._tensor(place).offset]
-        if RECIPES[coded.recipe].block != WHOLE:
+        if RECIPES[coded.encoding.recipe].block != WHOLE:
             known = ", ".join(sorted(name for name, recipe in RECIPES.items() if recipe.block == WHOLE))
-            raise NotSupported(f"{coded.recipe} has scales of blocks, which ranks may cut", {"on the way": known})
+            raise NotSupported(f"{coded.encoding.recipe} has scales of blocks, which ranks may cut", {"on the way": known})
         codes = self.at(coded.target)
         inside = (place.offset - coded.source.offset) // BY_NAME[place.dtype].nbytes
         return replace(codes, offset=codes.offset + inside, strides=place.strides), coded.target.dtype, matrix_name(coded)
 
 
-def matrix_name(step: Quantize) -> str:
+def matrix_name(step: Make) -> str:
     """Return a name for a matrix that has a scale, the same on all ranks."""
     return f"{step.target.file}:{step.target.offset}"
 
 
-def moves(plan: Plan, atlas: Atlas, source: Source, receivers: Callable[[Spot], Sequence[int]], bucket: int) -> Iterator[Move]:
+def moves(
+    plan: Plan, atlas: Atlas, source: Source, receivers: Callable[[Spot], Sequence[int]], bucket: int
+) -> Iterator[Transfer]:
     """Yield all moves of a plan, in the order of the target; a box larger than a bucket (bytes) is cut.
 
     Where several ranks hold a box, the receiver itself is asked first, then who has sent least so far.
     """
     sent = defaultdict[int, int](int)
     for step in plan.steps:
-        if not isinstance(step, Copy | Cast | Add):
-            continue
+        match step:
+            case Move():
+                pass
+            case Make(function="dequantize"):
+                raise NotSupported(f"{step.tensor!r} is stored as codes, and a running model holds none")
+            case Make() | Same() | Measure() | Fill() | Put():  # a rank does these by itself
+                continue
+            case _:
+                assert_never(step)
         spot, dtype, code = atlas.spot(step)
         holders = source.holders(step.source.file, step.source.offset)
-        add = step.value if isinstance(step, Add) else 0.0
         for receiver in receivers(spot):
             sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))
-            move = Move(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, add, code)
+            move = Transfer(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, step.add, code)
             if sender != receiver:
                 sent[sender] += move.nbytes
                 yield from _parts(move, bucket)
@@ -112,7 +123,7 @@ def moves(plan: Plan, atlas: Atlas, source: Source, receivers: Callable[[Spot], 
                 yield move
 
 
-def _parts(move: Move, most: int) -> Iterator[Move]:
+def _parts(move: Transfer, most: int) -> Iterator[Transfer]:
     """Cut a move into parts that fit into a bucket, along the first axis that can be cut."""
     if move.nbytes <= most:
         yield move
@@ -129,14 +140,14 @@ def _parts(move: Move, most: int) -> Iterator[Move]:
         yield from _parts(replace(move, box=box, spot=spot), most)
 
 
-def rounds(groups: Iterable[Sequence[Move]], bucket: int, *, kept: bool = False) -> list[list[Move]]:
+def rounds(groups: Iterable[Sequence[Transfer]], bucket: int, *, kept: bool = False) -> list[list[Transfer]]:
     """Return the moves of each round. What is in one group stays together, even where it is more than a bucket.
 
     A group goes into the first round in which all of its ranks have room. ``kept`` says that what stays on its rank needs room too,
     because it is handed on round by round.
     """
     filled: dict[Who, _Filled] = defaultdict(_Filled)
-    found: list[list[Move]] = []
+    found: list[list[Transfer]] = []
     for group in groups:
         need: dict[Who, int] = defaultdict(int)
         for move in group:
@@ -175,15 +186,15 @@ class _Filled:
             self.first += 1
 
 
-def by_tensor(found: Iterable[Move]) -> list[list[Move]]:
+def by_tensor(found: Iterable[Transfer]) -> list[list[Transfer]]:
     """Return the moves of each target tensor, those of its copies on other ranks included."""
-    groups: dict[tuple[str, str], list[Move]] = {}
+    groups: dict[tuple[str, str], list[Transfer]] = {}
     for move in found:
         groups.setdefault((move.spot.file, move.spot.name), []).append(move)
     return list(groups.values())
 
 
-def traffic(found: Sequence[Move]) -> Mapping[str, int]:
+def traffic(found: Sequence[Transfer]) -> Mapping[str, int]:
     """Return what moves amount to: bytes that travel, bytes that stay on their rank."""
     away = sum(move.nbytes for move in found if move.sender != move.receiver)
     return {"bytes sent": away, "bytes kept": sum(move.nbytes for move in found) - away}

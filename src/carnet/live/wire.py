@@ -20,18 +20,18 @@ from carnet.box import Box
 from carnet.live.binding import TORCH, Book
 from carnet.live.control import Control, watched
 from carnet.live.landing import Parts
-from carnet.live.moves import Move
+from carnet.live.moves import Transfer
 
 Act = Callable[[], object]
-Dressed = Callable[[Move, torch.Tensor], torch.Tensor]  # what a move makes of what it reads
-Find = Callable[[Move], Parts]  # where a box goes, in the memory of this rank
+Dressed = Callable[[Transfer, torch.Tensor], torch.Tensor]  # what a move makes of what it reads
+Find = Callable[[Transfer], Parts]  # where a box goes, in the memory of this rank
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
     """One round as one rank has it."""
 
-    moves: Sequence[Move]  # that concern this rank
+    moves: Sequence[Transfer]  # that concern this rank
     travels: bool  # whether anything goes from one rank to another, anywhere
     sends: list[int]  # bytes for each rank of the group, in its order
     receives: list[int]
@@ -50,7 +50,7 @@ class Acts:
 class Buckets:
     """The memory of one rank in which boxes travel: two buckets each way, which all ways out of a plan share."""
 
-    def __init__(self, control: Control, moves: Sequence[Move], most: int) -> None:
+    def __init__(self, control: Control, moves: Sequence[Transfer], most: int) -> None:
         """Make buckets of ``most`` bytes, or less where all that this rank sends or receives is less."""
         away = [move for move in moves if move.sender != move.receiver]
         sent = sum(move.nbytes for move in away if move.sender == control.rank)
@@ -75,7 +75,7 @@ class Buckets:
 class Wire:
     """The rounds of one way out, as one rank has them."""
 
-    def __init__(self, control: Control, rounds: Sequence[Sequence[Move]], buckets: Buckets) -> None:
+    def __init__(self, control: Control, rounds: Sequence[Sequence[Transfer]], buckets: Buckets) -> None:
         self._control = control
         at = {rank: place for place, rank in enumerate(control.ranks)}
         self.rounds: list[Round] = []
@@ -151,14 +151,14 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:number]) for number in range(len(sizes))]
 
 
-def _slice(bucket: torch.Tensor, move: Move, starts: list[int], peer: int) -> torch.Tensor:
+def _slice(bucket: torch.Tensor, move: Transfer, starts: list[int], peer: int) -> torch.Tensor:
     """Return the next box of a peer's message, and go on behind it."""
     start, dtype = starts[peer], TORCH[move.dtype]
     starts[peer] += move.nbytes
     return bucket[start : start + prod(move.box.shape) * dtype.itemsize].view(dtype).view(move.box.shape)
 
 
-def _read(out: torch.Tensor, view: torch.Tensor, move: Move, dress: Dressed) -> Act:
+def _read(out: torch.Tensor, view: torch.Tensor, move: Transfer, dress: Dressed) -> Act:
     """Return what brings a view of memory to its place."""
     if move.add or move.code or out.dtype != view.dtype:
         return lambda: out.copy_(dress(move, view))
@@ -179,7 +179,7 @@ def _is_even(tensor: torch.Tensor) -> bool:
     return all(size % each == 0 for size in sizes) and tensor.data_ptr() % 8 == 0
 
 
-def _pass_on(book: Book, move: Move, inside: tuple[slice, ...], out: torch.Tensor, dress: Dressed) -> list[Act]:
+def _pass_on(book: Book, move: Transfer, inside: tuple[slice, ...], out: torch.Tensor, dress: Dressed) -> list[Act]:
     """Return what brings a part of a box that stays on its rank to its place."""
     starts = [low + (part.start or 0) for low, part in zip(move.box.start, inside, strict=False)] or move.box.start
     box = Box(tuple(starts), tuple(out.shape))

@@ -32,7 +32,7 @@ from carnet.planner.pieces import Line, Piece, Shelf, cut, first_axis, pieces, s
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
-from carnet.steps import Add, Cast, Copy, Dequantize, Fill, Place, Plan, Same, Step, TargetFile, TargetTensor
+from carnet.steps import Fill, Make, Move, Place, Plan, Same, Step, TargetFile, TargetTensor
 
 MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
@@ -318,12 +318,9 @@ def _meet(
                     if source.encoding is not None:
                         if view.tensor in shifts:
                             raise NotSupported(f"{view.tensor!r} is stored as codes, and one is added to it on the way")
-                        yield Dequantize(view.tensor, box.start, box.shape, here, there, source.encoding)
-                    elif view.tensor in shifts:
-                        yield Add(view.tensor, box.start, box.shape, here, there, shifts[view.tensor])
+                        yield Make("dequantize", view.tensor, box.start, box.shape, here, there, source.encoding)
                     else:
-                        kind = Copy if here.dtype == there.dtype else Cast
-                        yield kind(view.tensor, box.start, box.shape, here, there)
+                        yield Move(view.tensor, box.start, box.shape, here, there, shifts.get(view.tensor, 0.0))
                     moved += volume(box)
                 if moved != volume(target.box):
                     raise CarnetError("the source does not fill the target", {"tensor": view.tensor, "file": file.name})

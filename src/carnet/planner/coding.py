@@ -25,7 +25,7 @@ from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
 from carnet.seeds import Seeds, read_seeds
-from carnet.steps import Measure, Place, Put, Quantize, Step, TargetFile, TargetTensor
+from carnet.steps import Encoding, Make, Measure, Place, Put, Step, TargetFile, TargetTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +223,8 @@ def _quantize(
     number: int,
     places: Mapping[str, tuple[TargetFile, TargetTensor]],
     asked: tuple[str, ...],
-) -> Quantize:
-    def place(role: str) -> Place | None:
-        if role not in places:
-            return None
+) -> Make:
+    def place(role: str) -> Place:
         file, stored = places[role]
         width = stored.shape[-1] if len(stored.shape) > 1 else 1
         if role == "scales" and recipe.block[0] != 0 and len(stored.shape) == 4:
@@ -237,9 +235,9 @@ def _quantize(
     one_of_each = _matrices(one.entry)
     rows, columns = tensor.shape[-2:]
     source = Place("scratch", tensor.offset, (columns, 1), tensor.dtype, "scratch")
-    target = place("codes")
-    assert target is not None, "a coded weight has codes"
-    return Quantize(one.entry.name, (rows, columns), source, target, recipe.name, place("scales"), place("outer"), asked)
+    codes, outer = place("codes"), place("outer") if "outer" in places else None
+    encoding = Encoding(recipe.name, (rows, columns), codes.offset, place("scales"), outer)
+    return Make("quantize", one.entry.name, (0, 0), (rows, columns), source, codes, encoding, asked)
 
 
 def _input(coding: Coding, one: Coded) -> float:

@@ -19,23 +19,7 @@ from carnet.formats.torch_dist_files import frames_of
 from carnet.layout import View, stored_boxes
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, codes_shape, grid
-from carnet.steps import (
-    Add,
-    Cast,
-    Copy,
-    Dequantize,
-    Encoding,
-    Fill,
-    Measure,
-    Place,
-    Plan,
-    Put,
-    Quantize,
-    Same,
-    Space,
-    Step,
-    TargetFile,
-)
+from carnet.steps import Encoding, Fill, Make, Measure, Move, Place, Plan, Put, Same, Space, Step, TargetFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +45,12 @@ Rule = Callable[[Extent, Sequence[Footprint]], bool]
 def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequence[Step]) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
     written = [extent for extent in _prove_written(files, steps) if extent.space == "file"]
-    reads = [(step.shape, place) for step in steps if not isinstance(step, Measure | Quantize) for place in _places(step)[0]]
-    reads += [read for step in steps if isinstance(step, Dequantize) for read in _decoded(step)]
-    _every(extents, reads, _is_covered, "the plan does not use every element of a source tensor")
+    _every(
+        extents,
+        (read for step in steps for read in _reads(step)),
+        _is_covered,
+        "the plan does not use every element of a source tensor",
+    )
     return {
         "source tensors": len({e.name for e in extents}),
         "source bytes": sum(_nbytes(e) for e in extents),
@@ -75,18 +62,6 @@ def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequenc
             volume(whole(step.shape)) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
         ),
     }
-
-
-def _decoded(step: Dequantize) -> Iterator[tuple[tuple[int, ...], Place]]:
-    """Yield what a step reads: codes, and of the scales all that belong to its matrix.
-
-    Each scale stands over a code at least, and every code is used by some step: so all of the scales are.
-    """
-    encoding = step.encoding
-    yield step.shape, step.source
-    yield grid(RECIPES[encoding.recipe], encoding.shape), encoding.scales
-    if encoding.outer is not None:
-        yield (1, 1), encoding.outer
 
 
 def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
@@ -105,34 +80,41 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
     measured = {step.amax for step in plan.steps if isinstance(step, Measure)}
     for step in plan.steps:
-        reads, writes = _places(step)
-        if isinstance(step, Dequantize | Measure) and step.encoding is not None:
-            reads = ()
-            _prove_encoding(step, step.encoding, sizes)
-        boxes = [(step.shape, place) for place in (*reads, *writes)]
-        if isinstance(step, Quantize):
-            if step.recipe not in RECIPES or len([*step.shape]) != 2 or min(step.shape) < 1:
-                raise BadRequest(
-                    "a step of the plan makes codes that nobody reads", {"tensor": step.tensor, "recipe": step.recipe}
-                )
+        _prove_alone(step, sizes, measured)
+    _prove_written((*plan.files, plan.scratch), plan.steps)
+
+
+def _prove_alone(step: Step, sizes: Mapping[str, int], measured: set[str]) -> None:
+    """Prove what can be seen of one step: that its places are some, and that it reads inside files of these sizes."""
+    reads: list[tuple[tuple[int, ...], Place]] = []
+    match step:
+        case Make(function="quantize"):
+            recipe = step.encoding.recipe
+            if recipe not in RECIPES or step.shape != step.encoding.shape or min(step.shape) < 1:
+                raise BadRequest("a step of the plan makes codes that nobody reads", {"tensor": step.tensor, "recipe": recipe})
             for name in set(step.amax) - measured:
                 raise BadRequest(
                     "a scale of the plan follows from what no step measures", {"tensor": step.tensor, "name": name}
                 )
-            boxes += [(step.shape, step.source), *_codes(step)]
-        for shape, place in boxes:
-            if len(shape) != len(place.strides) or min(0, place.offset, *shape, *place.strides) < 0:
-                raise BadRequest("a step of the plan is none", {"tensor": step.tensor, "file": place.file})
-        for place in reads:
-            reach = 1 + sum((length - 1) * stride for length, stride in zip(step.shape, place.strides, strict=True))
-            if 0 not in step.shape and place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0):
-                raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
-            if volume(whole(step.shape)) > max(sizes.values()):
-                raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
-    _prove_written((*plan.files, plan.scratch), plan.steps)
+        case Make(encoding=Encoding() as encoding) | Measure(encoding=Encoding() as encoding):
+            _prove_encoding(step, encoding, sizes)
+        case Measure():
+            reads = [(step.shape, step.source)]
+        case Move() | Same() | Fill() | Put():
+            reads = [*_reads(step)]
+    assembled = [(step.shape, step.source)] if isinstance(step, Make) and step.function == "quantize" else []
+    for shape, place in (*reads, *_writes(step), *assembled):
+        if len(shape) != len(place.strides) or min(0, place.offset, *shape, *place.strides) < 0:
+            raise BadRequest("a step of the plan is none", {"tensor": step.tensor, "file": place.file})
+    for shape, place in reads:
+        reach = 1 + sum((length - 1) * stride for length, stride in zip(shape, place.strides, strict=True))
+        if 0 not in shape and place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0):
+            raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
+        if volume(whole(shape)) > max(sizes.values()):
+            raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
 
 
-def _prove_encoding(step: Dequantize | Measure, encoding: Encoding, sizes: Mapping[str, int]) -> None:
+def _prove_encoding(step: Make | Measure, encoding: Encoding, sizes: Mapping[str, int]) -> None:
     """Prove that a box of codes lies in its matrix, and the matrix and its scales in their files."""
     recipe = RECIPES.get(encoding.recipe)
     rows, columns = encoding.shape
@@ -174,21 +156,40 @@ def _is_laid_out(file: TargetFile) -> bool:
     return layout_file(file.name, [(t.name, t.dtype, t.shape) for t in file.tensors], file.metadata) == file
 
 
-def _places(step: Step) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
-    """Return what a step reads of the source and what it writes, in boxes of its own shape."""
+def _reads(step: Step) -> Iterator[tuple[tuple[int, ...], Place]]:
+    """Yield the boxes of the source that a step uses up; to measure is no use.
+
+    Of codes all scales that belong to their matrix are: each stands over a code at least, and every code is used by some step.
+    """
     match step:
-        case Fill() | Put():
-            return (), (step.target,)
+        case Move():
+            yield step.shape, step.source
         case Same():
-            return (step.source, step.other), ()
-        case Measure():
-            return (step.source,), ()
-        case Quantize():
-            return (), ()
-        case Dequantize():
-            return (), (step.target,)
-        case Copy() | Cast() | Add():
-            return (step.source,), (step.target,)
+            yield step.shape, step.source
+            yield step.shape, step.other
+        case Make(function="dequantize"):
+            yield step.shape, step.source
+            yield from _scales(step.encoding)
+        case Make() | Measure() | Fill() | Put():
+            pass
+
+
+def _writes(step: Step) -> Iterator[tuple[tuple[int, ...], Place]]:
+    """Yield the boxes of the target that a step writes."""
+    match step:
+        case Make(function="quantize"):
+            yield codes_shape(RECIPES[step.encoding.recipe], step.encoding.shape), step.target
+            yield from _scales(step.encoding)
+        case Move() | Make() | Fill() | Put():
+            yield step.shape, step.target
+        case Same() | Measure():
+            pass
+
+
+def _scales(encoding: Encoding) -> Iterator[tuple[tuple[int, ...], Place]]:
+    yield grid(RECIPES[encoding.recipe], encoding.shape), encoding.scales
+    if encoding.outer is not None:
+        yield (1, 1), encoding.outer
 
 
 def _prove_written(files: Sequence[TargetFile], steps: Sequence[Step]) -> list[Extent]:
@@ -197,20 +198,13 @@ def _prove_written(files: Sequence[TargetFile], steps: Sequence[Step]) -> list[E
         for file in files
         for t in file.tensors
     ]
-    writes = [(step.shape, place) for step in steps for place in _places(step)[1]]
-    writes += [written for step in steps if isinstance(step, Quantize) for written in _codes(step)]
-    _every(written, writes, _is_tiled, "the plan does not write every element of a target tensor exactly once")
+    _every(
+        written,
+        (write for step in steps for write in _writes(step)),
+        _is_tiled,
+        "the plan does not write every element of a target tensor exactly once",
+    )
     return written
-
-
-def _codes(step: Quantize) -> Iterator[tuple[tuple[int, ...], Place]]:
-    """Yield what a step writes in boxes of other shapes: codes, a scale for each block, one over all."""
-    recipe = RECIPES[step.recipe]
-    yield codes_shape(recipe, step.shape), step.target
-    if step.scales is not None:
-        yield grid(recipe, step.shape), step.scales
-    if step.outer is not None:
-        yield (1, 1), step.outer
 
 
 def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], Place]], holds: Rule, what: str) -> None:

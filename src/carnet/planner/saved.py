@@ -5,7 +5,7 @@ thousand::
 
     {"carnet-plan": 2, "source": "/models/llama", "fingerprint": "9f...", ...}
     {"file": "rank0.safetensors", "nbytes": 96536, "metadata": {}, "tensors": [["lm_head.weight", "bf16", [48, 64], 1504], ...]}
-    ["copy", "layers.0.attention.q", [0, 0, 0, 0], [1, 2, 16, 64], ["__0_0.distcp", 704, [...], "bf16", "file"], ["rank0", ...]]
+    ["move", "layers.0.attention.q", [0, 0, 0, 0], [1, 2, 16, 64], ["__0_0.distcp", 704, [...], "bf16", "file"], ["rank0", ...]]
     {"digest": "5be1..."}
 """
 
@@ -25,18 +25,15 @@ from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.formats.jsons import TABLE, is_text, parse
 from carnet.formats.opening import open_regular, replace_file
 from carnet.steps import (
-    Add,
     AssetFile,
-    Cast,
-    Copy,
-    Dequantize,
     Encoding,
     Fill,
+    Make,
     Measure,
+    Move,
     Place,
     Plan,
     Put,
-    Quantize,
     RawFile,
     Same,
     Space,
@@ -53,15 +50,13 @@ LINE = 256 << 20  # bytes: the line of what is left behind, or of a file, names 
 STEP = 1 << 20  # bytes of memory that the line of one step may take
 STEPS = 4_000_000  # of the largest models a plan has a quarter of that
 SPACES: Mapping[str, Space] = {"file": "file", "packed": "packed", "scratch": "scratch"}
+FUNCTIONS = ("dequantize", "quantize")
 KINDS: Mapping[str, type[Step]] = {
-    "copy": Copy,
-    "cast": Cast,
-    "add": Add,
-    "dequantize": Dequantize,
+    "move": Move,
+    "make": Make,
     "fill": Fill,
     "same": Same,
     "measure": Measure,
-    "quantize": Quantize,
     "put": Put,
 }
 HEAD = (
@@ -288,21 +283,23 @@ def _step(row: list[object]) -> Step:
 
 
 def _unflat(kind: type[Step], name: str, value: object) -> object:
-    if name in ("scales", "outer", "encoding") and value is None and (name, kind) != ("encoding", Dequantize):
+    if name == "encoding" and value is None and kind is Measure:
         return None
     if name == "encoding":
         return _encoding(value)
-    if name in ("source", "target", "other", "scales", "outer"):
+    if name in ("source", "target", "other"):
         return _place(name, value)
     if name in ("start", "shape"):
         return _numbers(name, value)
     if name == "values" and isinstance(value, list) and all(type(each) is float for each in value):
         return tuple(value)
-    if isinstance(value, list) and kind is Quantize and all(type(each) is str for each in value):
+    if name == "amax" and isinstance(value, list) and kind is Make and all(type(each) is str for each in value):
         return tuple(value)
     if name == "given" and value is None:
         return None
-    _is(float if name in ("value", "given") else str, name, value)
+    if name == "function" and value not in FUNCTIONS:
+        raise ValueError("a function that is none")
+    _is(float if name in ("add", "given") else str, name, value)
     return value
 
 
