@@ -293,7 +293,8 @@ MLA = {
 }
 QUICK = {"swiglu": False, "quick_geglu": True}
 WINDOW = {"window_size": [127, 0]}
-YARN = {"position_embedding_type": "yarn"}
+UNSTRETCHED = {"position_embedding_type": "yarn"}
+YARN = {**UNSTRETCHED, "rotary_scaling_factor": 4.0}
 STRETCHED = {"rope_type": "yarn", "factor": 40.0}
 SIGMOID = {"num_experts": 8, "moe_router_score_function": "sigmoid"}
 GROUPS = {**SIGMOID, "moe_router_num_groups": 4}
@@ -398,8 +399,7 @@ MEANINGS = [
     ("megatron: or none", "llama megatron", {"softmax_type": "vanilla"}, "sinks", False),
     ("megatron: YaRN outside latent attention is a rope", "llama megatron", YARN, "position", "rope"),
     ("megatron: stretched", "llama megatron", YARN, "rope_type", "yarn"),
-    ("megatron: by a factor of 1", "llama megatron", YARN, "rope_factor", 1.0),
-    ("megatron: which leaves cosines alone", "llama megatron", YARN, "rope_attention", 1.0),
+    ("megatron: by a factor of 1, which is nothing", "llama megatron", UNSTRETCHED, "rope_type", "default"),
     # 0.1 ln(40) + 1
     ("megatron: 40 does not", "llama megatron", {**YARN, "rotary_scaling_factor": 40.0}, "rope_attention", 1.36888794541),
     # 0.07 ln(40) + 1, each of Megatron's words for itself
@@ -952,8 +952,10 @@ def test_megatron_without_a_vocabulary_is_refused_by_the_names_of_key_and_field(
     assert "true size of the vocabulary, without padding" in str(caught.value)
 
 
-def test_a_fixed_value_that_is_null_is_no_contradiction():
-    assert said("gpt2", "hf", {**GPT2_HF, "scale_attn_weights": None}) == said("gpt2", "hf", GPT2_HF)
+def test_a_flag_that_is_null_is_not_set():
+    assert said("gpt2", "hf", {**GPT2_HF, "scale_attn_by_inverse_layer_idx": None}) == said("gpt2", "hf", GPT2_HF)
+    with pytest.raises(NotSupported, match="scale_attn_weights"):
+        said("gpt2", "hf", {**GPT2_HF, "scale_attn_weights": None})
 
 
 # a value of each guard under which the weights mean something else

@@ -227,10 +227,13 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("mistral", {"sliding_window": 1}),
         Case("mixtral", {"sliding_window": 5}),
         Case("starcoder2", {"sliding_window": 5}),
+        Case("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
     ),
     "window_layers": (
         Case("gpt_oss", {"sliding_window": 5, "layer_types": ALTERNATE}),
         Case("gpt_oss", {"sliding_window": 5}),
+        Case("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+        Case("qwen3", {"use_sliding_window": True, "sliding_window": 5, "layer_types": ALTERNATE[::-1]}),
     ),
     "rope_local_theta": (
         Case("gemma3", {"rope_local_base_freq": 500.0, "layer_types": ALTERNATE}, False, "gated", moves=False),
@@ -246,8 +249,14 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("granite", {"attention_multiplier": 0.1}, False),
     ),
     "attention_root": (Case("gemma2", {"query_pre_attn_scalar": 64}, False, "gated"),),
-    "softcap_attention": (Case("gemma2", {"attn_logit_softcapping": 0.5}, False, "gated"),),
-    "softcap_logits": (Case("gemma2", {"final_logit_softcapping": 0.5}, False, "gated"),),
+    "softcap_attention": (
+        Case("gemma2", {"attn_logit_softcapping": 0.5}, False, "gated"),
+        Case("gemma2", {"attn_logit_softcapping": None}, False, "gated"),
+    ),
+    "softcap_logits": (
+        Case("gemma2", {"final_logit_softcapping": 0.5}, False, "gated"),
+        Case("gemma2", {"final_logit_softcapping": None}, False, "gated"),
+    ),
     "parallel_residual": (
         Case("gpt_neox", {"use_parallel_residual": True}, False),
         Case("falcon", {"parallel_attn": True}, False, moves=False),
@@ -263,6 +272,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("deepseek_v2"),
         v3(False, norm_topk_prob=False),
         v3(norm_topk_prob=False, num_experts_per_tok=1),
+        v3(False, norm_topk_prob=None),
     ),
     "router_scale": (
         v3(routed_scaling_factor=2.5),
@@ -292,7 +302,11 @@ CASES: dict[str, tuple[Case, ...]] = {
     "glu_limit": (Case("gpt_oss"), Case("gpt_oss", {"swiglu_limit": 0.125})),
     "sinks": (Case("gpt_oss"),),
     "router_on_input": (Case("llama4", {}, False, "rope_interleaved"),),
-    "rope_interleaved": (Case("llama4", {}, False), v3(False, "rope_interleave", rope_interleave=False)),
+    "rope_interleaved": (
+        Case("llama4", {}, False),
+        v3(False, "rope_interleave", rope_interleave=False),
+        v3(False, "rope_interleave", rope_interleave=None),
+    ),
     "rope_layers": (Case("llama4", {"no_rope_layers": [1, 0]}, False, "rope_interleaved"),),
     "chunk": (Case("llama4", {"attention_chunk_size": 8}, False, "rope_interleaved"),),
     "chunk_layers": (Case("llama4", CHUNKED, False, "rope_interleaved"),),
@@ -320,6 +334,37 @@ UNVARIED = {
     "mtp": "transformers has no class for the layer, and the other logits do not depend on it: test_megatron_core.py",
     "router_wide": "the type in which it is computed: the same in f32",
 }
+
+ONE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 1.0}
+WINDOWED = {"use_sliding_window": True, "sliding_window": 5}
+# what changes nothing that a model computes, in the words of a config: a base, and a change of it
+NEUTRAL: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("qwen2", {**WINDOWED, "max_window_layers": 2}),
+    ("qwen2", {**WINDOWED, "max_window_layers": 28}),
+    ("qwen2", {**WINDOWED, "sliding_window": None, "max_window_layers": 0}),
+    ("qwen3", {**WINDOWED, "max_window_layers": 0, "layer_types": ["full_attention"] * 2}),
+    ("mistral", {"sliding_window": 64}),
+    ("llama", {"rope_parameters": ONE}),
+    ("llama", {"rope_parameters": {**ONE, "factor": 1}}),
+    ("llama", llama3(factor=1.0, rope_theta=1e4)),
+    ("qwen2", yarn(factor=1.0, rope_theta=1e4)),
+    ("gpt_oss", yarn(factor=1.0, rope_theta=1e4)),
+    ("deepseek_v3", yarn(factor=1.0, rope_theta=1e4, mscale=0.707, mscale_all_dim=0.5)),
+    ("falcon", {"multi_query": None, "parallel_attn": None}),
+    ("qwen3_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}),
+    ("phi3", {"partial_rotary_factor": 1.0}),
+)
+
+# what changes what transformers computes, and carnet has no word for
+REFUSED: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("nemotron_h", {"time_step_min": 0.5}),
+    ("deepseek_v3", {"head_dim": 2}),
+    ("deepseek_v3", {"rope_interleave": None}),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    ("gpt2", {"scale_attn_weights": False}),
+    ("gpt_oss", {"swiglu_alpha": 1.0}),
+    ("gemma3", {"use_bidirectional_attention": True}),
+)
 
 STRETCHED = yarn(mscale=0.8, mscale_all_dim=0.6)
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 import carnet
 from carnet.errors import CarnetError
 from carnet.families.known import recognise
-from carnet.families.model import value
+from carnet.families.model import matters, value
 from carnet.families.words import BY_NAME, FIELDS
-from tests.referees.meanings import BASES, CASES, EITHER, TOLD, UNVARIED, reader
+from tests.referees.meanings import BASES, CASES, EITHER, NEUTRAL, REFUSED, TOLD, UNVARIED, reader
 
 pytestmark = [
     pytest.mark.referee,
@@ -97,6 +97,37 @@ def test_a_field_means_in_megatron_what_it_means_in_transformers(name, case, sav
     assert crossing.equal
     release = "0.19" if case.equal is EITHER else "0.16"
     assert same(megatron_core(tmp_path / "megatron/iter_0000001", release)(TOKENS)[0], expected)
+
+
+@pytest.mark.parametrize(("base", "change"), NEUTRAL, ids=[f"{base}, {change}" for base, change in NEUTRAL])
+def test_what_changes_nothing_is_nothing_to_carnet(base, change, saved, loaded, tmp_path):
+    folder = saved(config_of(base, change))
+    model = loaded(folder)
+    plain = AutoModelForCausalLM.from_config(config_of(base, {}), dtype=torch.float32, attn_implementation="eager")
+    plain.load_state_dict(model.state_dict())
+    assert same(logits_of(plain.eval()), logits_of(model))
+    said = json.loads((folder / "config.json").read_text()) | {key: None for key, value in change.items() if value is None}
+    (folder / "config.json").write_text(json.dumps(said))
+    whole = json.loads(config_of(base, {}).to_json_string(use_diff=False))
+    found, expected = (recognise("hf", each, "-", {})[1] for each in (said, {**whole, "architectures": said["architectures"]}))
+    named = [name for name in {*found, *expected} if matters(found, name) and name != "dtype"]
+    assert {name: value(found, name) for name in named} == {name: value(expected, name) for name in named}
+    crossing = carnet.cross(folder, tmp_path / "again", to="hf")
+    assert crossing.equal
+    assert same(logits_of(loaded(tmp_path / "again")), logits_of(model))
+
+
+@pytest.mark.parametrize(("base", "change"), REFUSED, ids=[f"{base}, {change}" for base, change in REFUSED])
+def test_what_changes_the_model_and_has_no_word_is_refused_by_its_name(base, change, saved, loaded, tmp_path):
+    folder = saved(config_of(base, {}))
+    (tmp_path / "changed").mkdir()
+    said = json.loads((folder / "config.json").read_text()) | change
+    (tmp_path / "changed/config.json").write_text(json.dumps(said))
+    (tmp_path / "changed/model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    assert not same(logits_of(loaded(tmp_path / "changed")), logits_of(loaded(folder)))
+    with pytest.raises(CarnetError) as caught:
+        recognise("hf", said, "a config", {})
+    assert names(caught.value, *change)
 
 
 @pytest.mark.parametrize("told", TOLD, ids=lambda told: f"{told.base}, {told.arguments}")

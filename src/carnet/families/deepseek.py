@@ -145,7 +145,7 @@ FIELDS: tuple[Field, ...] = (
     hf.DTYPE,
     *hf.TOKENS,
 )
-IGNORED = "aux_loss_alpha seq_aux ep_size head_dim qk_head_dim router_aux_loss_coef num_local_experts output_router_logits"
+IGNORED = "aux_loss_alpha seq_aux ep_size qk_head_dim router_aux_loss_coef num_local_experts output_router_logits"
 
 # tensorrt_llm/models/deepseek_v2/convert.py: attention.fused_q_proj
 NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet moves weights as they are"
@@ -167,7 +167,9 @@ DEEPSEEK_V3 = Family(
             place("router_groups", "n_group", default=1),
             place("router_group_topk", "topk_group", default=1),
             place("router_group_best", default=lambda c: 2 if number(c, "router_groups") > 1 else None),
-            place("router_normed", "norm_topk_prob", default=True),
+            place("router_normed", "norm_topk_prob", default=False),
+            # transformers' rotary embedding reads this one, and sets it to the other where it is not there
+            place("rope_dim", "head_dim", default=lambda c: c["rope_dim"], omit=True),
             place("mtp", "num_nextn_predict_layers", default=0),
         ),
         absent={
@@ -178,6 +180,7 @@ DEEPSEEK_V3 = Family(
             "n_group": 8,
             "topk_group": 4,
             "routed_scaling_factor": 2.5,
+            "norm_topk_prob": True,
         },
         fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
         guards={"rope_interleave": (True,)},
@@ -214,7 +217,7 @@ DEEPSEEK_V2 = Family(
         ),
         absent={"q_lora_rank": 1536, "n_shared_experts": 2},
         fixed={"scoring_func": "softmax", "moe_layer_freq": 1, "attention_bias": False, "mlp_bias": False},
-        ignored=IGNORED,
+        ignored=f"{IGNORED} head_dim",  # which its class takes from qk_rope_head_dim, whatever is said
         pads={"shared_ffn": _whole_experts},
     ),
     trtllm=None,

@@ -49,11 +49,11 @@ TRTLLM_ROWS = (
 )
 
 
-def _decoder(parallel: str) -> Choice:
+def _decoder(parallel: str, *, null: bool) -> Choice:
     """Write the three decoders: the newer one is always parallel and has two norms unless it says one."""
     return Choice(
         ("new_decoder", "parallel_residual", "one_norm"),
-        (("new_decoder_architecture", False), (parallel, True), ("num_ln_in_parallel_attn", None)),
+        (("new_decoder_architecture", False), (parallel, null), ("num_ln_in_parallel_attn", None)),
         (
             ((True, True, False), (True, True, 2)),
             ((True, True, False), (True, True, None)),
@@ -80,11 +80,11 @@ FALCON = Family(
             place("layers", "num_hidden_layers"),
             place("hidden", "hidden_size"),
             place("heads", "num_attention_heads"),
-            _decoder("parallel_attn"),
+            _decoder("parallel_attn", null=False),
             place("kv_heads", "num_kv_heads", default=lambda c: c["heads"], only=NEW),
-            Spread("kv_heads", "multi_query", True, lambda said, c: 1 if said else c["heads"], lambda c: (True, False), OLD),
+            Spread("kv_heads", "multi_query", False, lambda said, c: 1 if said else c["heads"], lambda c: (True, False), OLD),
             # what the other decoder reads is there and means nothing
-            Spread("kv_heads", "multi_query", True, lambda said, c: c["kv_heads"], lambda c: (True,), NEW),
+            Spread("kv_heads", "multi_query", False, lambda said, c: c["kv_heads"], lambda c: (True,), NEW),
             Spread("kv_heads", "num_kv_heads", None, lambda said, c: c["kv_heads"], lambda c: (c["heads"],), OLD),
             place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
             place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
@@ -99,6 +99,7 @@ FALCON = Family(
             hf.DTYPE,
             *hf.TOKENS,
         ),
+        absent={"multi_query": True, "parallel_attn": True},  # null is taken for false
         guards={"apply_residual_connection_post_layernorm": (False,)},
         ignored="ff_factor",
         prefixes=("transformer.", ""),
@@ -108,7 +109,7 @@ FALCON = Family(
         TRTLLM_ROWS,
         (
             *trtllm.SIZES,
-            _decoder("parallel_attention"),
+            _decoder("parallel_attention", null=True),
             place("position", "position_embedding_type", words=(("rope", "rope_gpt_neox"), ("alibi", "alibi_with_scale"))),
             place("rope_theta", "rotary_base", default=10000.0),
             # NVIDIA writes the exact gelu's name and computes the tanh form: tensorrt_llm/functional.py

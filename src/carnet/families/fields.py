@@ -13,7 +13,7 @@ from typing import Any
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.families.keys import equal, leaves
 from carnet.families.model import concerns
-from carnet.families.words import BY_NAME, SET, Condition, Config, Value
+from carnet.families.words import BY_NAME, NOTHING, SET, Condition, Config, Value
 
 Json = Mapping[str, object]
 Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key must be there
@@ -124,11 +124,16 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
         _refuse_idle(table, raw, config, where)
     for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
         found = lookup(raw, key)
+        if found is None and any(v is True for v in values) and _stands(raw, key):
+            found = False  # which null is to a program that looks whether it is set
         if found is not None and not any(equal(found, v) for v in values) and not _is_written(table, key, config):
             raise NotSupported(
                 f"the config sets {key!r} to a value that carnet cannot carry over",
                 {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
             )
+    for together, (instead, idle) in NOTHING:
+        if all(name in config and equal(config[name], wanted) for name, wanted in together.items()):
+            config = {name: value for name, value in config.items() if name not in idle} | dict(instead)
     return config
 
 

@@ -9,7 +9,7 @@ from carnet.families import hf, trtllm
 from carnet.families.family import Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
-from carnet.families.hf import LAYER
+from carnet.families.hf import KINDS, LAYER
 from carnet.families.llama import TRAITS
 from carnet.families.model import number
 from carnet.families.rows import row
@@ -67,7 +67,6 @@ GEMMA = Family(
         embedding="rows",
     ),
 )
-KINDS = ("full_attention", "sliding_attention")  # of a layer, without the window and with it
 
 
 def _said(kinds: list[str] | None, config: Config) -> tuple[int, ...]:
@@ -122,12 +121,11 @@ GEMMA2 = Family(
             *hf.ROPE,
             ACTIVATION,
             place("attention_root", "query_pre_attn_scalar", default=256),
-            # the class has caps where a config is silent, so that none cannot be told from null
-            place("softcap_attention", "attn_logit_softcapping"),
-            place("softcap_logits", "final_logit_softcapping"),
+            *CAPS,
             place("window_every", default=2),
             *WINDOWS,
         ),
+        absent={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         guards={**CAUSAL, **OTHER_ACTIVATION},
         ignored="cache_implementation",
         zero_centred=True,

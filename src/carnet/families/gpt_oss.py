@@ -11,7 +11,7 @@ from dataclasses import replace
 from carnet.families import hf
 from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Place, Spread, place
-from carnet.families.hf import LAYER
+from carnet.families.hf import KINDS, LAYER
 from carnet.families.llama import TIED, TRAITS
 from carnet.families.model import number, value
 from carnet.families.rows import fuse, row
@@ -29,7 +29,6 @@ ROWS = (
     row(EXPERTS + "down_proj_bias", "expert hidden", "moe.down_bias"),
     *(hf.FINAL_NORM, hf.HEAD),
 )
-KINDS = ("full_attention", "sliding_attention")
 # the type is always said: transformers takes a config without it for YaRN
 ROPE = tuple(
     replace(field, default=..., omit=False) if isinstance(field, Place) and field.field == "rope_type" else field

@@ -15,6 +15,7 @@ from carnet.families.words import Config
 from carnet.families.yarn import YARN
 
 LAYER = "layers.{layer}."
+KINDS = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
 
 EMBED = row("embed_tokens.weight", "vocab hidden", "embed")
 FINAL_NORM = row("norm.weight", "hidden", "final_norm")

@@ -200,6 +200,7 @@ NEMOTRON_H = Family(
             "n_shared_experts": (1,),
             "num_nextn_predict_layers": (0,),
             "sliding_window": (),
+            "time_step_min": (0.001,),  # transformers' class computes with no smaller step
         },
         ignored=f"{IGNORED} expand mamba_ssm_cache_dtype moe_shared_expert_overlap mtp_layers_block_type num_logits_to_keep"
         " output_router_logits use_mamba_kernels mtp_hybrid_override_pattern",

@@ -4,20 +4,67 @@ transformers: modeling_qwen2.py, modeling_qwen2_moe.py, modeling_qwen3.py, model
 tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 """
 
+from collections.abc import Iterator
+
 from carnet.families import hf, trtllm
 from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
-from carnet.families.hf import LAYER
+from carnet.families.hf import KINDS, LAYER
 from carnet.families.llama import TIED, TRAITS
 from carnet.families.mixtral import GATED
-from carnet.families.model import marks, mixtures, number
+from carnet.families.model import marks, mixtures, number, value
 from carnet.families.rows import Dialect, Row, fuse, row
-from carnet.families.words import Config
+from carnet.families.words import SET, Config
 
+WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
+# of mixtures transformers' releases make different layers of them
 NO_WINDOW: dict[str, tuple[object, ...]] = {"use_sliding_window": (False,)}
-WINDOW_KEYS = "sliding_window max_window_layers layer_types"  # mean nothing without use_sliding_window
 BIASES = (place("qkv_bias", "attention_bias", default=False), place("out_bias", "attention_bias", default=False))
+Windows = tuple[bool, int | None, int, list[str] | None]  # what use_sliding_window and WINDOW_KEYS say
+
+
+def _windowed(said: Windows, config: Config) -> tuple[int, ...]:
+    """Return a mark a layer, 1 for each that has the window: those that are listed, or all from the first that has it."""
+    use, size, first, kinds = said
+    count = number(config, "layers")
+    if not use or size is None:
+        return (0,) * count
+    if kinds is None:
+        return tuple(int(layer >= first) for layer in range(count))
+    if len(kinds) != count:
+        raise ValueError("a kind a layer")
+    return tuple(KINDS.index(kind) for kind in kinds)
+
+
+def _window(said: Windows, config: Config) -> int | None:
+    return said[1] if any(_windowed(said, config)) else None
+
+
+def _window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
+    found = _windowed(said, config)
+    return None if all(found) else found
+
+
+def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
+    """Yield what says the window; transformers reads the list of layers, releases before 4.53 and vLLM the first."""
+    size, found = value(config, "window"), value(config, "window_layers")
+    if not isinstance(size, int):
+        yield (None,) * 4
+        return
+    found = found if isinstance(found, tuple) else (1,) * number(config, "layers")
+    first = found.index(1) if 1 in found else len(found)
+    yield True, size, first, [KINDS[mark] for mark in found]
+
+
+WINDOWS = (
+    Spread("window", "use_sliding_window", (False, None, 28, None), _window, _windows, more=WINDOW_KEYS),
+    Spread(
+        *("window_layers", "use_sliding_window", (False, None, 28, None), _window_layers, _windows),
+        only={"window": SET},
+        more=WINDOW_KEYS,
+    ),
+)
 
 
 def _mixtures(said: tuple[list[int], int], config: Config) -> str | None:
@@ -96,10 +143,8 @@ QWEN2 = Family(
         "Qwen2ForCausalLM",
         "qwen2",
         hf.LLAMA_ROWS,
-        (*hf.LLAMA_FIELDS, TIED),
-        absent={"num_key_value_heads": 32},
-        guards=NO_WINDOW,
-        ignored=WINDOW_KEYS,
+        (*hf.LLAMA_FIELDS, TIED, *WINDOWS),
+        absent={"num_key_value_heads": 32, "sliding_window": 4096},
     ),
     trtllm=_trtllm("Qwen2ForCausalLM", "qwen2", trtllm.GATED_MLP, (trtllm.ACTIVATION,), NOT_MIXED),
 )
@@ -111,10 +156,8 @@ QWEN3 = Family(
         "Qwen3ForCausalLM",
         "qwen3",
         (*hf.LLAMA_ROWS, *hf.QK_NORMS),
-        (*hf.LLAMA_FIELDS, *BIASES, TIED),
-        absent={"num_key_value_heads": 32, "head_dim": 128},
-        guards=NO_WINDOW,
-        ignored=WINDOW_KEYS,
+        (*hf.LLAMA_FIELDS, *BIASES, TIED, *WINDOWS),
+        absent={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
     ),
     trtllm=_trtllm(
         "Qwen3ForCausalLM",
@@ -145,7 +188,7 @@ QWEN3_MOE = Family(
         ),
         absent={"num_key_value_heads": 4},
         guards=NO_WINDOW,
-        ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
+        ignored=f"{' '.join(WINDOW_KEYS)} output_router_logits router_aux_loss_coef",
     ),
     trtllm=_trtllm(
         "Qwen3MoeForCausalLM",
@@ -184,7 +227,7 @@ QWEN2_MOE = Family(
         ),
         absent={"num_key_value_heads": 16},
         guards=NO_WINDOW,
-        ignored=f"{WINDOW_KEYS} output_router_logits router_aux_loss_coef",
+        ignored=f"{' '.join(WINDOW_KEYS)} output_router_logits router_aux_loss_coef",
     ),
     trtllm=_trtllm(
         "Qwen2MoeForCausalLM",

@@ -194,3 +194,12 @@ FIELDS = (
     Field("embedding", str, "none", "how ranks share the embedding: none (a copy each), rows, columns", storage=True),
 )
 BY_NAME = {field.name: field for field in FIELDS}
+
+# what fields say together that computes nothing -> what they say instead, and those that mean nothing then: positions stretched by one
+ROPE_WORDS = "factor beta_fast beta_slow attention mscale_all low high original truncated"
+UNSTRETCHED: tuple[Config, tuple[str, ...]] = {"rope_type": "default"}, tuple(f"rope_{word}" for word in ROPE_WORDS.split())
+NOTHING: tuple[tuple[Condition, tuple[Config, tuple[str, ...]]], ...] = (
+    ({"rope_type": "linear", "rope_factor": 1.0}, UNSTRETCHED),
+    ({"rope_type": "llama3", "rope_factor": 1.0}, UNSTRETCHED),
+    ({"rope_type": "yarn", "rope_factor": 1.0, "rope_attention": 1.0}, UNSTRETCHED),
+)
