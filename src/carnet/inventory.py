@@ -28,7 +28,7 @@ from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.quantize.reading import Said, plain, read
-from carnet.sorting import Sorted, check_cache, sort_out
+from carnet.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
 
 WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
     "_orig_mod.": (
@@ -87,6 +87,14 @@ class Inventory:
         one = self.coded.get(key)
         held = (self.checkpoint.tensors[key],) if one is None else (one.codes, one.scales, one.outer)
         return tuple(each for each in held if each is not None)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Return what a person should know of its quantized weights: subject -> a line."""
+        plain = unlisted(self.said, self.entries, self.coded)
+        more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
+        said = f"{plain[0]}{more}, though the config calls it quantized: engines would look for its scales" if plain else ""
+        return {"read as plain": said} if said else {}
 
     @property
     def zero_centred(self) -> bool:
@@ -171,6 +179,7 @@ def survey(
     problems = [
         *([_contradicted(config, rows, named, kept, where)] if rows and told is None else []),
         *sorted_out.problems,
+        *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing),
         *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in fitting),

@@ -67,7 +67,7 @@ def inspection_data(found: Inspection) -> dict[str, object]:
         "path": str(checkpoint.root),
         "dialect": checkpoint.dialect,
         "format": checkpoint.format,
-        "notes": dict(checkpoint.notes),
+        "notes": {**checkpoint.notes, **({} if inventory is None else inventory.notes)},
         "family": None if inventory is None else inventory.family.name,
         "families": {} if inventory is None else dict(inventory.others),
         "config": None if inventory is None else dict(inventory.config),
@@ -123,7 +123,8 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
         words = _words(inventory.heard.unused, inventory.heard.accepted, {})
         fields = _config(inventory.config, few=width is None)
-        yield from _facts({**quantized, **fields, **words, "left behind": _dropped(inventory.dropped)}, width)
+        facts = {**quantized, **inventory.notes, **fields, **words, "left behind": _dropped(inventory.dropped)}
+        yield from _facts(facts, width)
     if every:
         rows = [
             ("/".join(filter(None, key)), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-"))

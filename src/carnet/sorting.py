@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.entries import Entry
-from carnet.families.tensors import canonical
+from carnet.families.tensors import HEAD, LINEAR, canonical
 from carnet.formats.stored import Coded, Key, Stored
-from carnet.quantize.reading import Said
+from carnet.quantize.lists import excluding
+from carnet.quantize.reading import ANEW, Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
 from carnet.quantize.styles import SCALAR, Kept, Style, beside
 from carnet.quantize.styles import kept as kept_beside
@@ -50,12 +51,11 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
         if last in places and said.cache:
             done.scales[key] = stored
         elif last in places or last in lonely:
-            what = (
-                "a scale of the cache, of which the config says nothing"
-                if last in places
-                else "a scale that stands beside no codes"
+            what = "of the cache, of which the config says nothing" if last in places else "that stands beside no codes"
+            remedy = f"--drop '*.{last}' leaves all of this name behind" if last in places else f"--drop '{key[1]}'"
+            done.problems.append(
+                BadCheckpoint(f"{label!r} is a scale {what}", {"where": where, "tensor": label}, remedy=remedy)
             )
-            done.problems.append(BadCheckpoint(f"{label!r} is {what}", {"where": where, "tensor": label}))
         else:
             done.kept[key] = stored
             if stored.dtype not in FLOATS:
@@ -65,7 +65,9 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
                     "found": stored.dtype,
                     "quantized": recipe.name if recipe else "the cache",
                 }
-                done.problems.append(NotSupported(f"{label!r} is of a type that the config does not explain", facts))
+                facts |= {"because": "codes of experts in one tensor are not read"} if ".experts." in key[1] else {}
+                what = f"{label!r} is of a type that the config does not explain"
+                done.problems.append(NotSupported(what, facts, remedy=ANEW))
     return done
 
 
@@ -127,6 +129,26 @@ def _wrong(wanted: Kept, stored: Stored | None, beside: Stored, where: str, *, p
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length for length in shape if length != 1)
+
+
+def check_lists(said: Said, coded: Mapping[Key, Coded], where: str) -> Iterator[CarnetError]:
+    """Yield what is stored as codes though the config says that it is not quantized: programs would read the codes as weights."""
+    excluded = excluding(said)
+    found = {key: words for key in coded if (words := excluded(key[1])) is not None}
+    for key, words in list(found.items())[:1]:
+        label = "/".join(filter(None, key))
+        facts = {"where": where, "tensor": label, "others": len(found) - 1, "said by": words}
+        remedy = "--config with a config.json that does not exclude it, if it is to be read as codes"
+        yield BadCheckpoint(f"{label!r} is stored as codes, and the config says that it is not quantized", facts, remedy=remedy)
+
+
+def unlisted(said: Said | None, named: Mapping[Key, Entry], coded: Mapping[Key, Coded]) -> list[str]:
+    """Name the modules that are plain though the config says that they are quantized: engines would look for their scales."""
+    if said is None or said.recipe is None:
+        return []
+    roles, excluded = {LINEAR, *({HEAD} & said.style.lists)}, excluding(said)
+    plain = [key for key, entry in named.items() if all(canonical(view.tensor).tensor.role in roles for view in entry.views)]
+    return sorted({key[1].removesuffix(".weight") for key in plain if key not in coded and excluded(key[1]) is None})
 
 
 def check_cache(

@@ -122,6 +122,20 @@ def test_a_cache_in_nvfp4_is_named_and_its_way_out_is_true(plain, tmp_path):
     assert same(load_file(tmp_path / "out/model.safetensors"), meant)
 
 
+def test_scales_that_the_config_does_not_explain_are_left_behind_by_the_option_that_is_named(plain, tmp_path):
+    meant = publish(plain, MODELOPT, lambda weight: torch.tensor(0.004))
+    places = [f"model.layers.0.self_attn.{name}" for name in ("k_proj.k_scale", "v_proj.v_scale", "q_norm.input_scale")]
+    tensors = load_file(plain / "model.safetensors") | dict.fromkeys(places, torch.tensor(1.0).clone())
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, plain / "model.safetensors", {"format": "pt"})
+    drop = []
+    for _ in places:
+        with pytest.raises(BadCheckpoint, match="is a scale") as refusal:
+            api.plan(plain, to="hf", dtype="bf16", drop=tuple(drop))
+        drop.append(refusal.value.remedy.split("'")[1])
+    assert api.cross(plain, tmp_path / "out", to="hf", dtype="bf16", drop=tuple(drop)).equal
+    assert same(load_file(tmp_path / "out/model.safetensors"), meant)
+
+
 @pytest.mark.parametrize(("mark", "what"), [("_orig_mod.", "torch.compile"), ("base_model.model.", "peft")])
 def test_a_wrapper_s_weights_are_named(mark, what, plain):
     tensors = load_file(plain / "model.safetensors")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def test_what_is_written_is_read_back(recipe, cache, static):
     cache = cache and bool(STYLES[recipe.style].cache[0])
     static = scheme_has and (static or recipe.style == "modelopt")
     said = hf(in_config(recipe, IGNORED, cache=cache, static=static))
-    assert (said.recipe, said.cache, said.static, said.ignored) == (recipe, cache, static, IGNORED)
+    assert (said.recipe, said.cache, said.static, said.lists) == (recipe, cache, static, {"config.json": IGNORED})
     assert said.style is STYLES[recipe.style]
 
 
@@ -42,17 +43,18 @@ def test_what_is_written_is_read_back(recipe, cache, static):
 def test_modelopt_s_file_is_read_where_config_json_says_nothing(recipe, cache):
     record = beside_config(recipe, IGNORED, cache=cache)
     said = read("hf", {"model_type": "llama", BESIDE: record}, "here")
-    assert (said.recipe, said.cache, said.ignored) == (recipe, cache, IGNORED)
+    assert (said.recipe, said.cache, said.lists) == (recipe, cache, {BESIDE: IGNORED})
     flat = in_config(recipe, IGNORED, cache=cache, static=True)
     assert read("hf", {BESIDE: flat}, "here") == said
-    assert read("hf", {BESIDE: record, CONFIG_KEY: flat}, "here") == said
+    both = read("hf", {BESIDE: record, CONFIG_KEY: flat}, "here")
+    assert both == replace(said, lists={"config.json": IGNORED, BESIDE: IGNORED})
 
 
 def test_ranks_are_read_back():
     (recipe,) = (recipe for recipe in RECIPES if recipe.style == "trtllm")
     config = {"quantization": {"group_size": 128, **of_ranks(recipe, ["lm_head"], cache=True)}}
     said = read("trtllm", config, "here")
-    assert (said.recipe, said.cache, said.static, said.ignored) == (recipe, True, True, ("lm_head",))
+    assert (said.recipe, said.cache, said.static, said.lists) == (recipe, True, True, {"config.json": ("lm_head",)})
     assert plain("trtllm", config)["quantization"] | {"exclude_modules": None} == {
         "group_size": 128,
         "quant_algo": None,
@@ -60,7 +62,7 @@ def test_ranks_are_read_back():
         "exclude_modules": None,
     }
     usual = read("trtllm", {"quantization": {"quant_algo": "FP8", "exclude_modules": None}}, "here")
-    assert "*lm_head" in usual.ignored
+    assert "*lm_head" in usual.lists["config.json"]
     cache_alone = read("trtllm", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, "here")
     assert (cache_alone.recipe, cache_alone.cache) == (None, True)
 
@@ -180,6 +182,7 @@ def test_what_is_not_known_is_refused_by_name(which):
     with pytest.raises(NotSupported) as refusal:
         hf(record)
     assert word in str(refusal.value)
+    assert refusal.value.remedy
 
 
 @pytest.mark.parametrize(

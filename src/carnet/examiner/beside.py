@@ -1,9 +1,8 @@
 """What stands beside codes and is no part of a weight: scales of activations and of the cache, the shape of what is packed."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from math import isfinite
 
 import numpy as np
@@ -19,13 +18,12 @@ from carnet.families.entries import Entry, entries
 from carnet.families.rows import modules_of
 from carnet.families.tensors import HEAD, LINEAR, PLAIN, Canonical
 from carnet.formats.stored import Stored
+from carnet.quantize.lists import excluding
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import STYLES
 from carnet.sorting import cache_scales
 
-# the accused wrote the expression: one that repeats what repeats, or often, takes longer to match than anybody waits
-SLOW, REPEATS = re.compile(r"\)[*+{]"), re.compile(r"(?<!\()[*+?{]")
 Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
 
 
@@ -138,30 +136,21 @@ def _ignored(target: Side, said: Said) -> Iterator[Finding]:
         return
     # what a program calls the head that it builds, whether that has a tensor of its own or not
     heads = modules_of(target.inventory.dialect, HEAD)[slice(*said.style.heads_asked)]
-    for key, entry in target.inventory.entries.items():
-        module = key[1].removesuffix(".weight")
-        excluded = any(_is_named(module, name) for name in said.ignored)
-        if excluded and key in target.inventory.coded:
-            detail = "an engine would read codes as weights"
-            yield Finding("the config excludes what is quantized", module, "config.json", detail)
-        elif not excluded and key not in target.inventory.coded and _is_linear(entry) and module not in heads:
-            yield _unsaid(module)
-    if heads and not any(_is_named(head, name) for head in heads for name in said.ignored):
-        yield _unsaid(heads[-1])
+    for file in said.lists:
+        excluded_by = excluding(replace(said, lists={file: said.lists[file]}))
+        for key, entry in target.inventory.entries.items():
+            module, excluded = key[1].removesuffix(".weight"), excluded_by(key[1]) is not None
+            if excluded and key in target.inventory.coded:
+                detail = "an engine would read codes as weights"
+                yield Finding("the config excludes what is quantized", module, file, detail)
+            elif not excluded and key not in target.inventory.coded and _is_linear(entry) and module not in heads:
+                yield _unsaid(module, file)
+        if heads and not any(excluded_by(f"{head}.weight") for head in heads):
+            yield _unsaid(heads[-1], file)
 
 
-def _unsaid(module: str) -> Finding:
-    return Finding("the config does not exclude what is plain", module, "config.json", "an engine would look for its scales")
-
-
-def _is_named(module: str, name: str) -> bool:
-    """Say whether a module, or one that holds it, is excluded by a name, a pattern or (of compressed-tensors) an expression."""
-    if name.startswith("re:"):
-        try:
-            return not SLOW.search(name) and len(REPEATS.findall(name)) <= 4 and re.match(name[3:], module) is not None
-        except re.error:
-            return False
-    return fnmatchcase(module, name) or module.startswith(f"{name}.")
+def _unsaid(module: str, file: str) -> Finding:
+    return Finding("the config does not exclude what is plain", module, file, "an engine would look for its scales")
 
 
 def _is_linear(entry: Entry) -> bool:

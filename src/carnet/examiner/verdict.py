@@ -136,7 +136,7 @@ def examine_target(
         beside.unsure,
         note,
         vocabulary=source.vocabulary,
-        notes={"vocabulary": str(source.vocabulary), **lacks},
+        notes={**source.notes, "vocabulary": str(source.vocabulary), **lacks},
         unused=source.heard.unused,
         accepted=source.heard.accepted,
         needs=told,

@@ -166,7 +166,7 @@ def draw(
         memory=0,
         window=0,
         threads=0,
-        notes={"vocabulary": str(source.vocabulary)},
+        notes={**source.notes, "vocabulary": str(source.vocabulary)},
         unused=source.heard.unused,
         accepted=source.heard.accepted,
         needs=made.needs.data,

@@ -65,12 +65,9 @@ def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
 
 
 def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
-    """Refuse what the program of a style has no names for, and what its blocks do not divide; what can be left plain is named."""
+    """Refuse what carnet or the program of a style cannot code, and what its blocks do not divide; what can be left plain is named."""
     for why, entries in (
-        (
-            f"{recipe.style} has no names for the {recipe.scheme} codes of experts in one tensor",
-            [*filter(_is_parameter, chosen)],
-        ),
+        (_stacked(recipe), [*filter(_is_parameter, chosen)]),
         (f"to {recipe.style} a Conv1D is no linear layer", _conv1ds(recipe, chosen)),
         (f"a block of {recipe.scheme} would not be whole", [entry for entry in chosen if not _divides(recipe, entry)]),
     ):
@@ -82,6 +79,15 @@ def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
                 facts["needs"] = f"a number of columns that {columns_of_a_block(recipe)} divides"
             remedy = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
             raise NotSupported(f"{first.name!r} cannot be quantized as {recipe.name}", facts, remedy=remedy)
+
+
+def _stacked(recipe: Recipe) -> str:
+    """Say why experts in one tensor are not coded; of modelopt as its exports of GPT-OSS and Llama 4 show."""
+    if recipe.style != "modelopt":
+        return f"{recipe.style} codes a module for each expert, and these are one tensor"
+    if recipe.scale.kind == "power":
+        return f"modelopt's blocks of {recipe.scheme} lie along the outputs of experts in one tensor, not along their inputs"
+    return "modelopt has names of its own for the codes of experts in one tensor, which carnet does not write"
 
 
 def _is_parameter(entry: Entry) -> bool:

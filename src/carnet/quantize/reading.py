@@ -6,7 +6,7 @@ quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's pu
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BITS, GROUPS, PRESSED
@@ -16,6 +16,20 @@ from carnet.quantize.styles import STYLES, Style
 Json = Mapping[str, object]
 
 CONFIG_KEY, BESIDE = "quantization_config", "hf_quant_config.json"  # the second is a file of modelopt's, kept under its name
+CONFIG = "config.json"
+
+# ways out of a refusal; a config that is given stands in place of config.json and of modelopt's file
+ANEW = "cross the weights that these were made of, as they were before"
+BY_TRANSFORMERS = (
+    "dequantize it with transformers: from_pretrained(DIR, quantization_config={}(dequantize=True)), then "
+    "save_pretrained(OUT, save_original_format=False); OUT is plain"
+)
+PRESSED_TOO, FP8_TOO, MXFP4_TOO = (
+    BY_TRANSFORMERS.format(name) for name in ("CompressedTensorsConfig", "FineGrainedFP8Config", "Mxfp4Config")
+)
+MENDED = "--config with a config.json that says it as it is"
+WITHOUT = "--config with a config.json without it, if it changes no weight"
+NO_CACHE = "--config with a config.json that says nothing of the cache: the weights are read without it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +40,8 @@ class Said:
     recipe: Recipe | None  # None where the cache alone has scales
     static: bool  # the scale of activations is stored
     cache: bool  # scales of an FP8 cache of keys and values are stored
-    ignored: tuple[str, ...]  # modules that are named as not quantized
+    lists: Mapping[str, tuple[str, ...]]  # file -> the modules that it names as not quantized
+    targets: tuple[str, ...] = ()  # the modules that alone are quantized; all linear ones where none is named
 
 
 def plain(dialect: str, config: Json) -> Json:
@@ -42,12 +57,15 @@ def plain(dialect: str, config: Json) -> Json:
 def read(dialect: str, config: Json, where: str) -> Said | None:
     """Return what a config says, None where it says nothing; raise NotSupported where that is not known."""
     if dialect == "hf":
-        found = [(key, _record(config, key, where)) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None]
-        said = [_hf(record, key, where) for key, record in found]
-        if len(said) == 2 and said[0] != said[1] and _facts(said[0]) != _facts(said[1]):
-            facts = {"where": where, CONFIG_KEY: _facts(said[0]), BESIDE: _facts(said[1])}
-            raise BadCheckpoint(f"config.json and {BESIDE} disagree about the quantized weights", facts)
-        return said[0] if said else None
+        found = {
+            key: _hf(_record(config, key, where), key, where) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None
+        }
+        facts = {key: _facts(said) for key, said in found.items()}
+        if len({*facts.values()}) > 1:
+            what = f"config.json and {BESIDE} disagree about the quantized weights"
+            raise BadCheckpoint(what, {"where": where, **facts}, remedy=MENDED)
+        said = [each for each in found.values() if each is not None]
+        return replace(said[0], lists={file: names for each in said for file, names in each.lists.items()}) if said else None
     if dialect == "trtllm" and isinstance(config.get("quantization"), Mapping):
         return _ranks(_record(config, "quantization", where), where)
     return None
@@ -63,7 +81,7 @@ def _facts(said: Said | None) -> str:
 def _record(config: Json, key: str, where: str) -> Json:
     found = config[key]
     if not isinstance(found, Mapping):
-        raise BadCheckpoint(f"{key} is no record", {"where": where, "found": repr(found)[:80]})
+        raise BadCheckpoint(f"{key} is no record", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
     return found
 
 
@@ -76,13 +94,14 @@ def _hf(record: Json, key: str, where: str) -> Said | None:
     if method in (None, "modelopt") and (key == BESIDE or "quant_algo" in record or "quantization" in record):
         return _modelopt(record, key, where)
     if method == "modelopt":
-        raise BadCheckpoint(f"{key} has no quant_algo", {"where": where, "found": ", ".join(record)[:120]})
-    raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8"))
+        raise BadCheckpoint(f"{key} has no quant_algo", {"where": where, "found": ", ".join(record)[:120]}, remedy=MENDED)
+    remedy = MXFP4_TOO if method == "mxfp4" else ANEW
+    raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8"), remedy)
 
 
-def _unknown(key: str, found: object, where: str, known: Sequence[object]) -> NotSupported:
+def _unknown(key: str, found: object, where: str, known: Sequence[object], remedy: str = ANEW) -> NotSupported:
     facts = {"where": where, "found": repr(found)[:120], "known": ", ".join(map(str, known))}
-    return NotSupported(f"carnet does not know this {key}", facts)
+    return NotSupported(f"carnet does not know this {key}", facts, remedy=remedy)
 
 
 # of a key that is not known: it asks for nothing (programs write all fields of a class, those of later versions too)
@@ -93,20 +112,20 @@ def _closed(record: Json, known: Collection[str], key: str, where: str) -> None:
     for name in record:
         if name not in known and record[name] not in NEUTRAL:
             facts = {"where": where, "found": repr(record[name])[:120]}
-            raise NotSupported(f"carnet does not know the config field {f'{key}.{name}'!r}", facts)
+            raise NotSupported(f"carnet does not know the config field {f'{key}.{name}'!r}", facts, remedy=WITHOUT)
 
 
-def _only(record: Json, key: str, where: str, values: Mapping[str, Collection[object]]) -> None:
+def _only(record: Json, key: str, where: str, values: Mapping[str, Collection[object]], remedy: str = ANEW) -> None:
     """Refuse a field that has another value than those known; one that is not there passes."""
     for name, known in values.items():
         if name in record and not any(record[name] == value and type(record[name]) is type(value) for value in known):
-            raise _unknown(f"{key}.{name}", record[name], where, [repr(value) for value in known])
+            raise _unknown(f"{key}.{name}", record[name], where, [repr(value) for value in known], remedy)
 
 
 def _names(record: Json, key: str, where: str) -> tuple[str, ...]:
     found = record.get(key) or ()
     if not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
-        raise BadCheckpoint(f"{key} is no list of names", {"where": where, "found": repr(found)[:80]})
+        raise BadCheckpoint(f"{key} is no list of names", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
     return tuple(found)
 
 
@@ -122,7 +141,7 @@ def _algorithm(record: Json, style: str, key: str, where: str) -> Recipe | None:
     return BY_NAME[f"{style}/{scheme}"]
 
 
-def _said(style: str, recipe: Recipe | None, ignored: tuple[str, ...], *, cache: bool) -> Said | None:
+def _said(style: str, recipe: Recipe | None, ignored: Mapping[str, tuple[str, ...]], *, cache: bool) -> Said | None:
     """Return what was said in a style whose activations have a stored scale wherever it has a name for one."""
     static = recipe is not None and recipe.scheme in STYLES[style].inputs
     return Said(STYLES[style], recipe, static, cache, ignored) if recipe or cache else None
@@ -134,19 +153,20 @@ FLAT = "quant_algo quant_method producer ignore config_groups kv_cache_scheme".s
 
 def _modelopt(record: Json, key: str, where: str) -> Said | None:
     """Read hf_quant_config.json, whose record is one level down (in a config.json, too), or the flat form that config.json has."""
+    file = BESIDE if key == BESIDE else CONFIG
     if "quantization" in record:
         _closed(record, ("producer", "quant_method", "quantization"), key, where)
         inner, key = _record(record, "quantization", where), f"{key}.quantization"
+        recipe = _algorithm(inner, "modelopt", key, where)
         _closed(inner, OF_RECORD, key, where)
         ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
         _cache_word(inner, "kv_cache_quant_algo", key, where)
     else:
-        inner = record
+        inner, recipe = record, _algorithm(record, "modelopt", key, where)
         _closed(inner, [*FLAT, *OF_RECORD], key, where)
         ignored = _names(inner, "ignore", where) or _names(inner, "exclude_modules", where)
         _cache_word(inner, "kv_cache_quant_algo", key, where)
         cache = inner.get("kv_cache_quant_algo") or _cache(inner, key, where)
-    recipe = _algorithm(inner, "modelopt", key, where)
     _only(inner, key, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
     if recipe is not None:
         _only(inner, key, where, {"group_size": (None, GROUPS.get(recipe.scheme))})
@@ -155,13 +175,14 @@ def _modelopt(record: Json, key: str, where: str) -> Said | None:
             weights = group.get("weights")
             if recipe.scheme in BITS and isinstance(weights, Mapping):
                 _only(weights, f"{name}.weights", where, {**bits, "dynamic": (False,)})
-    return _said("modelopt", recipe, ignored, cache=bool(cache))
+    return _said("modelopt", recipe, {file: ignored}, cache=bool(cache))
 
 
 def _groups(record: Json, key: str, where: str) -> list[tuple[str, Json]]:
     groups = record.get("config_groups") or {}
     if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
-        raise BadCheckpoint(f"{key}.config_groups is no record of groups", {"where": where, "found": repr(groups)[:80]})
+        facts = {"where": where, "found": repr(groups)[:80]}
+        raise BadCheckpoint(f"{key}.config_groups is no record of groups", facts, remedy=MENDED)
     return [(f"{key}.config_groups.{name}", group) for name, group in groups.items()]
 
 
@@ -170,10 +191,8 @@ def _cache_word(record: Json, name: str, key: str, where: str) -> None:
     found = record.get(name)
     if found is not None and (not isinstance(found, str) or found.lower() != "fp8"):
         facts = {"where": where, "field": f"{key}.{name}", "known": "FP8"}
-        remedy = "--config with a config.json that says nothing of the cache: the weights are read without it"
-        raise NotSupported(
-            f"the cache of keys and values is {found!r}, whose scales carnet does not know", facts, remedy=remedy
-        )
+        what = f"the cache of keys and values is {found!r}, whose scales carnet does not know"
+        raise NotSupported(what, facts, remedy=NO_CACHE)
 
 
 def _cache(record: Json, key: str, where: str) -> bool:
@@ -186,7 +205,7 @@ def _cache(record: Json, key: str, where: str) -> bool:
     scheme = _record(record, "kv_cache_scheme", where)
     numbers: dict[str, Collection[object]] = {"num_bits": (8,), "type": ("float",), "dynamic": (False,)}
     _closed(scheme, ARGUMENTS, f"{key}.kv_cache_scheme", where)
-    _only(scheme, f"{key}.kv_cache_scheme", where, {**numbers, "strategy": ("tensor",), "symmetric": (True,)})
+    _only(scheme, f"{key}.kv_cache_scheme", where, {**numbers, "strategy": ("tensor",), "symmetric": (True,)}, NO_CACHE)
     return True
 
 
@@ -203,11 +222,11 @@ def _deepseek(record: Json, where: str) -> Said:
         "scale_fmt": (None, "float", "ue8m0"),
         "expert_dtype": (None, "fp8"),
     }
-    _only(record, key, where, wanted)
+    _only(record, key, where, wanted, FP8_TOO)
     if record.get("weight_block_size") != [128, 128]:
-        raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],))
-    ignored = _names(record, "modules_to_not_convert", where)
-    return Said(STYLES["deepseek"], BY_NAME["deepseek/fp8-block"], static=False, cache=False, ignored=ignored)
+        raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],), FP8_TOO)
+    lists = {CONFIG: _names(record, "modules_to_not_convert", where)}
+    return Said(STYLES["deepseek"], BY_NAME["deepseek/fp8-block"], static=False, cache=False, lists=lists)
 
 
 OF_PRESSED = """config_groups format global_compression_ratio ignore kv_cache_scheme quant_method quantization_status sparsity_config
@@ -230,10 +249,12 @@ def _pressed(record: Json, where: str) -> Said:
     found = {_group(group, record.get("format"), name, where) for name, group in _groups(record, key, where)}
     if len(found) != 1:
         groups = ", ".join(sorted(recipe.scheme for recipe, _ in found)) or "none"
-        raise NotSupported("the groups of quantized layers differ", {"where": where, "found": groups, "known": "one scheme"})
+        facts = {"where": where, "found": groups, "known": "one scheme"}
+        raise NotSupported("the groups of quantized layers differ", facts, remedy=ANEW)
     ((recipe, static),) = found
-    cache = _cache(record, key, where)
-    return Said(STYLES["compressed-tensors"], recipe, static, cache, _names(record, "ignore", where))
+    cache, lists = _cache(record, key, where), {CONFIG: _names(record, "ignore", where)}
+    targets = [target for _, group in _groups(record, key, where) for target in _names(group, "targets", where)]
+    return Said(STYLES["compressed-tensors"], recipe, static, cache, lists, (*targets,))
 
 
 def _group(group: Json, usual: object, key: str, where: str) -> tuple[Recipe, bool]:
@@ -244,17 +265,17 @@ def _group(group: Json, usual: object, key: str, where: str) -> tuple[Recipe, bo
     _closed(weights, ARGUMENTS, f"{key}.weights", where)
     # codes in another order of columns would need their "g_idx"; these two words mean that they are in order
     fixed: dict[str, Collection[object]] = {"symmetric": (True,), "dynamic": (False,), "actorder": (None, "weight", "static")}
-    _only(weights, f"{key}.weights", where, fixed)
+    _only(weights, f"{key}.weights", where, fixed, PRESSED_TOO)
     format_ = group.get("format") or usual
     telling = [weights.get(name, ARGUMENTS[name]) for name in TELLING]
     for scheme, (of, arguments, _) in PRESSED.items():
         if of == format_ and telling == [{**ARGUMENTS, **arguments}[name] for name in TELLING]:
             types = ("scale_dtype", "zp_dtype")
-            _only(weights, f"{key}.weights", where, {name: (None, arguments.get(name)) for name in types})
+            _only(weights, f"{key}.weights", where, {name: (None, arguments.get(name)) for name in types}, PRESSED_TOO)
             return BY_NAME[f"compressed-tensors/{scheme}"], _is_static(group, scheme, key, where)
     shown = {name: value for name, value in zip(TELLING, telling, strict=True) if value is not None}
     facts = {"where": where, "format": format_, "weights": shown, "known": ", ".join(PRESSED)}
-    raise NotSupported("carnet does not know this scheme of compressed-tensors", facts)
+    raise NotSupported("carnet does not know this scheme of compressed-tensors", facts, remedy=PRESSED_TOO)
 
 
 def _is_static(group: Json, scheme: str, key: str, where: str) -> bool:
@@ -265,7 +286,7 @@ def _is_static(group: Json, scheme: str, key: str, where: str) -> bool:
     _closed(arguments, ARGUMENTS, f"{key}.input_activations", where)
     dynamic = arguments.get("dynamic", False)
     if dynamic is not True and (scheme not in STYLES["compressed-tensors"].inputs or arguments.get("symmetric") is False):
-        raise _unknown(f"{key}.input_activations.dynamic", dynamic, where, ("True",))
+        raise _unknown(f"{key}.input_activations.dynamic", dynamic, where, ("True",), PRESSED_TOO)
     return dynamic is not True
 
 
@@ -280,4 +301,4 @@ def _ranks(record: Json, where: str) -> Said | None:
     if recipe is not None:
         _only(record, "quantization", where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
     ignored = USUAL if record.get("exclude_modules") is None else _names(record, "exclude_modules", where)
-    return _said("trtllm", recipe, ignored, cache=cache)
+    return _said("trtllm", recipe, {CONFIG: ignored}, cache=cache)

@@ -37,6 +37,7 @@ class Style:
     joint: Mapping[str, tuple[str, ...]]
     cache: tuple[str, str, str]  # where the scale of cached keys stands, and of values: seen from the projection; and its type
     lists: frozenset[str]  # roles of weights beside linear ones that its config names as plain
+    one_module: bool = False  # a name is one module, no pattern, and nothing below it
     by_patterns: bool = False  # the names are patterns: one for a part of the model in which nothing is coded
     alone: frozenset[str] = frozenset()  # weights that read what others read and share no scale with them
     only_where: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # weight -> models whose config names it
@@ -84,6 +85,7 @@ STYLES = {
         alone=frozenset(("mla.q",)),  # vLLM's fused_qkv_a_proj joins compressed queries
         cache=("../k_scale", "../v_scale", "own"),
         lists=LEFT,
+        one_module=True,
         heads_named=None,
         heads_asked=(-1, None),  # that of transformers, the last
     ),
