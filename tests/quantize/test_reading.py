@@ -47,6 +47,7 @@ def test_modelopt_s_file_is_read_where_config_json_says_nothing(recipe, cache):
     flat = in_config(recipe, IGNORED, cache=cache, static=True)
     assert read("hf", {BESIDE: flat}, "here") == said
     both = read("hf", {BESIDE: record, CONFIG_KEY: flat}, "here")
+    assert said is not None
     assert both == replace(said, lists={"config.json": IGNORED, BESIDE: IGNORED})
 
 
