@@ -236,7 +236,7 @@ SAMPLES: dict[str, Sample] = {
     "qwen3": Sample("hf megatron trtllm", MLP, SILU),
     "phi3": Sample("hf megatron trtllm", MLP, SILU),
     "olmo2": Sample("hf", MLP, SILU),
-    "granite": Sample("hf", MLP, {**SILU, "attention_scale": 0.5, "embed_scale": 12.0}),
+    "granite": Sample("hf", MLP, {**SILU, "attention_scale": 0.3, "embed_scale": 12.0}),
     "gemma": Sample("hf trtllm", MLP, {"activation": "gelu_tanh", "tied": True}),
     "gemma2": Sample("hf trtllm", (*MLP, windows), {**GEMMA, **CAPS, "window_every": 2}),
     "gemma3": Sample("hf", (*MLP, windows), {**GEMMA, "rope_local_theta": 10000.0, "window_every": 6}),

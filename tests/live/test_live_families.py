@@ -126,6 +126,7 @@ def draw_cases(name, tmp_path, random, count):
             pad = 4 * random.randint(1, 5)
             options = {"memory": random.randint(4096, 1 << 15), "padded_vocab_size": -(-sizes["vocab"] // pad) * pad}
             options["dtypes"] = {"*router.weight": router}
+            options["written_by"] = "megatron-bridge"  # the weights are drawn of what is said, whatever a builder hands on
             case = {
                 "weights": at,
                 "config": config,
