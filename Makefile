@@ -12,6 +12,7 @@ ARGS ?=# more words for pytest: make test ARGS='-k plan -x'
 FULL := .venv
 LIGHT := .venv-demo
 VLLM := .venv-vllm
+NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 
 help:  ## show this list
@@ -20,7 +21,7 @@ help:  ## show this list
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
-test: $(FULL)/.ready  ## run every test, the referees included
+test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
@@ -68,6 +69,12 @@ $(FULL)/.ready: pyproject.toml constraints.txt
 	$(fresh)
 	@echo "preparing $(@D) (torch is large; this happens once)"
 	@$(@D)/$(PIP) install --constraint constraints.txt --editable '.[test,check]'
+	@touch $@
+
+# plain Python of a later version than some machines have: tests put it first on the path
+$(FULL)/megatron-core-$(NEWEST): $(FULL)/.ready
+	@rm -rf $(FULL)/megatron-core-*
+	@$(FULL)/$(PIP) install --target $@ --no-deps --ignore-requires-python --python-version 3.12 --only-binary :all: megatron-core==$(NEWEST)
 	@touch $@
 
 # not editable: the demo runs the wheel that a user would get

@@ -7,7 +7,10 @@ keep the weights as Transformer Engine's do: a norm and a linear layer in one.
 import argparse
 import contextlib
 import importlib
+import inspect
 from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from megatron.core.models.gpt import gpt_layer_specs
 from megatron.core.safe_globals import register_safe_globals
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe import experts
 from megatron.core.transformer.moe.experts import SequentialMLP
@@ -29,7 +33,7 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.overrides import TorchFunctionMode
 
 from carnet.megatron import hybrids, meta
-from carnet.megatron.hybrids import Stack
+from carnet.megatron.hybrids import Stack, StackSubmodules
 from carnet.megatron.meta import built
 from carnet.megatron.modules import Norm, core_attention
 
@@ -106,6 +110,28 @@ HYBRID = {
     "mamba_head_dim": 8,
     "mamba_num_groups": 2,
 }
+
+DELTA = {
+    **HYBRID,
+    "hybrid_override_pattern": None,
+    "hybrid_layer_pattern": "MG*GE",
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+SPARSE = {
+    **DELTA,
+    **MLA,
+    "qk_layernorm": False,
+    "hybrid_layer_pattern": "MGDD-",
+    "dsa_indexer_n_heads": 2,
+    "dsa_indexer_head_dim": 8,
+    "dsa_indexer_topk": 4,
+}
+PLACES = {field.name for field in fields(StackSubmodules)}
+newer = pytest.mark.skipif("gdn_layer" not in PLACES, reason="of megatron-core 0.19: test_newest runs it there")
 
 
 @contextlib.contextmanager
@@ -248,14 +274,15 @@ class FusedProvider(backends.LocalSpecProvider):
     def linear(self):
         return ColumnParallelLinear
 
-    def layer_norm(self, rms_norm=False, for_qk=False):
+    def layer_norm(self, rms_norm=False, for_qk=False, **_):
         return Norm
 
     def core_attention(self):
         return core_attention(local=True, latent=True) if self.latent else core_attention(local=True, latent=False)
 
     def grouped_mlp_modules(self, *asked):
-        return SequentialMLP, PLAIN
+        builder = super().grouped_mlp_modules(*asked)  # since 0.18 one thing
+        return builder if callable(builder) else (SequentialMLP, PLAIN)
 
 
 @pytest.fixture
@@ -272,46 +299,57 @@ def default_spec(monkeypatch):
                 qk_l2_norm=config.qk_l2_norm,
                 vp_stage=stage,
             )
+            made = replace(made, layer_specs=[_replaced(layer) for layer in made.layer_specs])
             for layer in made.layer_specs if config.multi_latent_attention and saver == "local" else ():
                 # the local spec's own cannot be built: its attention has one width
-                layer.submodules.self_attention.submodules.core_attention = core_attention(local=True, latent=True)
+                inner = layer.submodules.self_attention.submodules
+                inner.core_attention = core_attention(local=True, latent=True)
+                if config.q_lora_rank is None:  # and since 0.19 none with a norm of nothing
+                    inner.q_layernorm = IdentityOp
             return made
 
         return spec
 
     monkeypatch.setattr(gpt_layer_specs, "TESpecProvider", FusedProvider, raising=False)
+    if find_spec("megatron.core.transformer.mla_qk_norm_config"):  # since 0.19 what the config says has a word in it, too
+        resolver = importlib.import_module("megatron.core.transformer.mla_qk_norm_config")
+        monkeypatch.setattr(resolver, "get_backend", lambda _: FusedProvider())
     monkeypatch.setattr(gpt_layer_specs, "TENorm", Norm, raising=False)
     return choose
 
 
-def _replaced(spec, instead):
-    """Return a spec with other modules in places of some."""
+te = transformer_engine
+INSTEAD = [
+    (te.TELayerNormColumnParallelLinear, LayerNormLinear),
+    (te.TERowParallelLinear, RowParallelLinear),
+    (te.TEColumnParallelLinear, ColumnParallelLinear),
+    (te.TEDotProductAttention, DotProductAttention),
+    (te.TENorm, Norm),
+    (te.TEActivationOp, None),
+    (experts.TEGroupedMLP, SequentialMLP),
+    (getattr(experts, "GroupedMLP", None), SequentialMLP),  # what 0.16 takes in its place without Transformer Engine
+]
+
+
+def _replaced(spec):
+    """Return a spec with other modules in places of those of Transformer Engine."""
     if isinstance(spec, ModuleSpec):
-        module = _replaced(spec.module, instead)
-        return replace(
-            spec, module=module, submodules=PLAIN if module is SequentialMLP else _replaced(spec.submodules, instead)
-        )
+        module = _replaced(spec.module)
+        return replace(spec, module=module, submodules=PLAIN if module is SequentialMLP else _replaced(spec.submodules))
+    if isinstance(spec, partial):
+        module = _replaced(spec.func)
+        given = {name: _replaced(each) for name, each in spec.keywords.items()}
+        return partial(module, **given | ({"submodules": PLAIN} if module is SequentialMLP else {}))
     if is_dataclass(spec) and not isinstance(spec, type):
-        return replace(spec, **{field.name: _replaced(getattr(spec, field.name), instead) for field in fields(spec)})
-    return next((new for old, new in instead if spec is old), spec)
+        return replace(spec, **{field.name: _replaced(getattr(spec, field.name)) for field in fields(spec)})
+    return next((new for old, new in INSTEAD if old is not None and spec is old), spec)
 
 
 @pytest.fixture
 def default_stack(monkeypatch):
     """The spec that training builds a hybrid of, megatron-core's own."""
     monkeypatch.setattr(importlib.import_module(Stack.__module__), "TENorm", Norm)  # the stack's last norm is in no spec
-    te, specs = transformer_engine, importlib.import_module("megatron.core.models.mamba.mamba_layer_specs")
-    instead = [
-        (te.TELayerNormColumnParallelLinear, LayerNormLinear),
-        (te.TERowParallelLinear, RowParallelLinear),
-        (te.TEColumnParallelLinear, ColumnParallelLinear),
-        (te.TEDotProductAttention, DotProductAttention),
-        (te.TENorm, Norm),
-        (te.TEActivationOp, None),
-        (experts.TEGroupedMLP, SequentialMLP),
-        (experts.GroupedMLP, SequentialMLP),  # what megatron-core takes in its place without Transformer Engine
-    ]
-    return _replaced(specs.mamba_stack_spec, instead)
+    return _replaced(importlib.import_module("megatron.core.models.mamba.mamba_layer_specs").mamba_stack_spec)
 
 
 # --- Mamba on a CPU: mamba_ssm has no build for one ------------------------------------------------------------------------------
@@ -348,6 +386,9 @@ def mamba_on_cpu(monkeypatch):
     """Let hybrids run: the kernels of Mamba, written plainly; ``mamba_on_cpu(said)`` says how wide its norm is."""
     monkeypatch.setattr(hybrids.mamba_mixer, "mamba_split_conv1d_scan_combined", _scan, raising=False)
     monkeypatch.setattr(hybrids.mamba_mixer, "rearrange", _rearranged, raising=False)
+
+    delta = inspect.getmodule(hybrids.GatedDeltaNet.__init__)
+    monkeypatch.setattr(delta, "l2norm", lambda values: torch.nn.functional.normalize(values, dim=-1), raising=False)
 
     def norm(said):
         def forward(self, values):

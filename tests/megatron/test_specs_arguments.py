@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core import __version__ as installed
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.torch_norm import L2Norm
 
@@ -89,7 +90,7 @@ def test_a_model_on_a_cpu_is_recognised_as_the_arguments_that_it_was_built_of(na
 @pytest.mark.parametrize("name", SAID)
 def test_what_a_model_says_is_what_it_computes_whatever_megatron_lm_hands_on(name):
     said = arguments(filled(SAID[name], spec))
-    assert program_of(said) == "megatron-core==0.16"
+    assert program_of(said) == "megatron-core==" + installed.rpartition(".")[0]
     heard = hear_config("megatron", said, "here", program_of(said), "", ())
     assert understood(heard.said) == understood(SAID[name])
     assert heard.unused == {}
@@ -131,8 +132,9 @@ def test_what_wraps_a_model_is_looked_through():
 def test_a_model_that_norms_queries_and_keys_by_their_length_says_so():
     with built(MODELS["llama 4"], spec) as [model]:
         assert arguments(model)["qk_l2_norm"] is True
-    with built(BASE, lambda config, stage: get_gpt_modelopt_spec(config, qk_l2_norm=True)) as [model]:
-        assert arguments(model)["qk_l2_norm"] is True
+    if installed < "0.18":  # which refuses it where the config does not ask for it
+        with built(BASE, lambda config, stage: get_gpt_modelopt_spec(config, qk_l2_norm=True)) as [model]:
+            assert arguments(model)["qk_l2_norm"] is True
     with built(BASE, spec) as [model]:
         assert not arguments(model)["qk_l2_norm"]
     asked = {**BASE, "qk_l2_norm": True}

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.extensions import transformer_engine
 from megatron.core.post_training.modelopt.gpt import model_specs as gpt
 from megatron.core.post_training.modelopt.mamba import model_specs as mamba
@@ -21,6 +22,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.megatron import hybrids, modules
+from carnet.megatron.asks import _shards
 from carnet.megatron.fused import keys_map
 from carnet.megatron.hybrids import Stack, StackSubmodules
 from carnet.megatron.meta import FIRST, WHOLE, Cut, Rank, _on, _playing, built
@@ -29,7 +31,7 @@ from carnet.megatron.modules import LayerNorm, Norm, Refused, RMSNorm
 from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec, moe_pattern
 from carnet.megatron.post_training.modelopt.hybrid import model_specs as hybrid
 from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec, misplaced
-from tests.megatron.conftest import BASE, HYBRID, MLA, MODELS, MOE
+from tests.megatron.conftest import BASE, DELTA, HYBRID, MLA, MODELS, MOE, PLACES, SPARSE, newer
 
 pytestmark = pytest.mark.referee
 
@@ -261,8 +263,32 @@ def test_latent_attention_has_a_spec_where_the_stack_has_a_place(monkeypatch, on
 @pytest.mark.parametrize(("pattern", "lost"), [("M*-E", {}), ("M+-E", {1: "MLA"}), ("MG|-D/M+", {1: "GDN", 3: "DS_ATTENTION"})])
 def test_what_a_hybrids_stack_has_no_place_for_is_named(pattern, lost):
     found = misplaced(pattern)
+    if "gdn_layer" in PLACES:  # it has for all of them
+        lost = {}
     assert found.keys() == lost.keys()
     assert all(f"({kind})" in found[layer] and Stack.__name__ in found[layer] for layer, kind in lost.items())
+
+
+@newer
+@pytest.mark.parametrize("remap", [False, True])
+@pytest.mark.parametrize("said", [DELTA, SPARSE], ids=["G", "D"])
+@pytest.mark.parametrize("tp", [1, 2])
+def test_newer_layers_are_built_as_megatron_cores_own_spec_builds_them(said, remap, tp, monkeypatch):
+    """Its norms are Transformer Engine's alone, and so they are given another module here."""
+    theirs = importlib.import_module("megatron.core.post_training.modelopt.hybrid.model_specs")
+    monkeypatch.setattr(theirs, "Norm", Norm)
+    monkeypatch.setattr(inspect.getmodule(Stack), "TENorm", Norm)
+    found = []
+    for spec in (get_hybrid_stack_modelopt_spec, theirs.get_hybrid_stack_modelopt_spec):
+        with built(said, lambda *_, spec=spec: spec(True, remap_te_layernorm=remap), Cut(tp=tp), Rank(tp - 1)) as [model]:
+            kinds = [(type(layer), type(getattr(layer, "self_attention", None))) for layer in model.decoder.layers]
+            shards = {
+                name: (shard.key, shard.global_shape) for name, shard in _shards(model, {}) if isinstance(shard, ShardedTensor)
+            }
+            found.append(({name for name, _ in model.named_parameters()}, kinds, shards))
+    assert found[0] == found[1]
+    moved = [key for key, _ in found[0][2].values() if ".self_attention.in_proj.layer_norm_" in key]
+    assert len(moved) == (said["hybrid_layer_pattern"].count("G") if remap else 0)
 
 
 def test_the_spec_of_training_is_refused_without_transformer_engine():

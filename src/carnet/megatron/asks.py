@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factories
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from carnet.box import Box, whole
@@ -109,7 +110,10 @@ def _local(config: TransformerConfig, stage: int | None) -> TransformerBlockSubm
         vp_stage=stage,
     )
     for layer in made.layer_specs if config.multi_latent_attention else ():
-        layer.submodules.self_attention.submodules.core_attention = core_attention(local=True, latent=True)
+        inner = layer.submodules.self_attention.submodules
+        inner.core_attention = core_attention(local=True, latent=True)
+        if config.q_lora_rank is None:  # a norm of nothing, which 0.19 refuses to build
+            inner.q_layernorm = IdentityOp
     return made
 
 

@@ -91,7 +91,7 @@ def built(
             stages = [_stage(said, config, spec, cut, rank, stage) for stage in range(cut.vp)]
         except CarnetError:  # may be of such a type too, and says itself what is wrong
             raise
-        except (AssertionError, ImportError, TypeError, ValueError) as error:
+        except (AssertionError, AttributeError, ImportError, TypeError, ValueError) as error:
             raise BadCheckpoint("megatron-core refuses to build the model", {"because": error}) from error
         yield stages
 

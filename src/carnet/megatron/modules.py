@@ -16,6 +16,7 @@ from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -25,10 +26,11 @@ from carnet.errors import NotSupported
 from carnet.megatron.hybrids import Stack, StackSubmodules
 
 HAVE_TE = bool(transformer_engine.HAVE_TE and layers.HAVE_TE)
-# what 0.16 and 0.17 forget to define, or leave a stand-in, where Transformer Engine is not installed
+# what 0.16 and 0.17 forget to define, or leave a stand-in, where Transformer Engine is not installed; since 0.18 the last one, too
 FORGOTTEN: tuple[tuple[ModuleType, str, object], ...] = (
     (moe_utils, "te_general_gemm", None),
     (multi_latent_attention, "TELinear", type("TELinear", (), {})),
+    (multi_latent_attention, "Linear", layers.Linear),
 )
 
 
@@ -122,8 +124,7 @@ def down_projection(*, like_te: bool = HAVE_TE) -> type:
     As megatron-core's own spec has them; without Transformer Engine they are cut, as in the local spec, and have a state as there.
     Since 0.20 megatron-core knows no other way (multi_latent_attention.py).
     """
-    own = multi_latent_attention.Linear
-    return own if like_te and own is not None else ColumnParallelLinear  # type: ignore[no-any-return]
+    return layers.Linear if like_te else ColumnParallelLinear  # type: ignore[no-any-return]
 
 
 def define_forgotten() -> None:
@@ -146,8 +147,8 @@ def attention(mask: AttnMaskType, *, local: bool, norm: type) -> ModuleSpec:
     return ModuleSpec(module=SelfAttention, params={"attn_mask_type": mask}, submodules=submodules)
 
 
-def latent_attention(mask: AttnMaskType, *, norm: type, core: type | ModuleSpec) -> ModuleSpec:
-    """Return attention whose compressed queries and keys have a norm, around what attends."""
+def latent_attention(mask: AttnMaskType, *, norm: type, core: type | ModuleSpec, compressed: bool = True) -> ModuleSpec:
+    """Return attention whose compressed keys have a norm, and so its queries if they are compressed, around what attends."""
     define_forgotten()
     submodules = MLASelfAttentionSubmodules(
         linear_q_proj=ColumnParallelLinear,
@@ -157,7 +158,7 @@ def latent_attention(mask: AttnMaskType, *, norm: type, core: type | ModuleSpec)
         linear_kv_up_proj=ColumnParallelLinear,
         core_attention=core,
         linear_proj=RowParallelLinear,
-        q_layernorm=norm,
+        q_layernorm=norm if compressed else IdentityOp,  # which 0.19 refuses elsewhere
         kv_layernorm=norm,
     )
     return ModuleSpec(module=MLASelfAttention, params={"attn_mask_type": mask}, submodules=submodules)

@@ -66,6 +66,7 @@ def get_gpt_modelopt_spec(
             mask,
             norm=Norm if config.qk_layernorm else IdentityOp,
             core=core_attention(local=local_core_attention, latent=True),
+            compressed=config.q_lora_rank is not None,
         )
     else:
         mixer = attention(mask, local=local_core_attention, norm=_head_norm(config, qk_l2_norm=qk_l2_norm))
