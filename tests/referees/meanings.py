@@ -244,10 +244,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "embed_scale": (Case("granite", {"embedding_multiplier": 4.0}, False),),
     "residual_scale": (Case("granite", {"residual_multiplier": 0.5}, False),),
     "logits_divisor": (Case("granite", {"logits_scaling": 4.0}, False),),
-    "attention_scale": (
-        Case("granite"),
-        Case("granite", {"attention_multiplier": 0.1}, False),
-    ),
+    "attention_scale": (Case("granite", {"attention_multiplier": 0.1}, False),),
     "attention_root": (Case("gemma2", {"query_pre_attn_scalar": 64}, False, "gated"),),
     "softcap_attention": (
         Case("gemma2", {"attn_logit_softcapping": 0.5}, False, "gated"),

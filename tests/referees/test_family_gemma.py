@@ -186,7 +186,6 @@ REFUSED = (
     ("gemma", {"hidden_act": "silu"}),
     ("gemma", {"use_bidirectional_attention": True}),
     ("gemma", {"head_dim": None}),
-    ("gemma2", {"attn_logit_softcapping": None}),  # the class would take 50
     ("gemma2", {"layer_types": ["sliding_attention"]}),
     ("gemma2", {"layer_types": ["chunked_attention"] * 5}),
     ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}),

@@ -106,7 +106,7 @@ def test_what_changes_nothing_is_nothing_to_carnet(base, change, saved, loaded, 
     plain = AutoModelForCausalLM.from_config(config_of(base, {}), dtype=torch.float32, attn_implementation="eager")
     plain.load_state_dict(model.state_dict())
     assert same(logits_of(plain.eval()), logits_of(model))
-    said = json.loads((folder / "config.json").read_text()) | {key: None for key, value in change.items() if value is None}
+    said = json.loads((folder / "config.json").read_text()) | {key: None for key, new in change.items() if new is None}
     (folder / "config.json").write_text(json.dumps(said))
     whole = json.loads(config_of(base, {}).to_json_string(use_diff=False))
     found, expected = (recognise("hf", each, "-", {})[1] for each in (said, {**whole, "architectures": said["architectures"]}))
