@@ -179,9 +179,13 @@ def _sealed(target: Path, proof: Proof) -> Verdict:
     if proof.data is None:
         return proof.verdict
     if proof.verdict.unsure and not proof.unfinished:
-        facts = {"file": proof.verdict.unsure[0], "in all": len(proof.verdict.unsure)}
-        remedy = "--tokenizer DIR, the folder that it is from"
-        raise BadRequest("nobody says what a file of the target must hold", facts, remedy=remedy)
+        first, found = proof.verdict.unsure[0], proof.verdict.examination
+        is_tensor = found is not None and first in found.unsure
+        facts = {"tensor" if is_tensor else "file": first, "in all": len(proof.verdict.unsure)}
+        remedy = "remove it: its loader makes it anew" if is_tensor else "--tokenizer DIR, the folder that it is from"
+        raise BadRequest(
+            f"nobody says what a {'tensor' if is_tensor else 'file'} of the target must hold", facts, remedy=remedy
+        )
     try:
         _store(target, proof.data)
     except MachineFailed:

@@ -1,13 +1,17 @@
 """NVIDIA's own converters as referee: from the same Hugging Face folder carnet writes the same ranks, bit for bit."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import carnet
+from carnet.errors import BadRequest
 
 pytestmark = pytest.mark.referee
 
@@ -106,3 +110,95 @@ def test_nvidia_s_ranks_are_verified_as_the_folder_that_they_were_made_of(model,
     # NVIDIA stores the router of a mixture wider than the folder has it: the way back is a cast, and has to be asked for
     asked = {"dtype": "bf16"} if model == "mixtral" else {}
     assert carnet.verify(GOLDENS / model / made, GOLDENS / model / "hf", **asked).findings == ()
+
+
+# --- tables of positions ---------------------------------------------------------------------------------------------------------
+
+
+def changed(tmp_path, model, made, change):
+    """Copy NVIDIA's ranks and change the tensors of the second; return what is found there, and what was not compared."""
+    ranks = shutil.copytree(GOLDENS / model / made, tmp_path / "ranks")
+    tensors = load_file(ranks / "rank1.safetensors")
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, ranks / "rank1.safetensors")
+    verdict = carnet.verify(GOLDENS / model / "hf", ranks)
+    return {(finding.stored, finding.what) for finding in verdict.findings}, verdict.unsure
+
+
+def exchanged(table, first, second):
+    table[0, [first, second]] = table[0, [second, first]]
+
+
+TABLE = "embed_positions_for_gpt_attention"
+DAMAGES = {
+    "one element": ("embed_positions", lambda t: t["embed_positions"][0, 100].__setitem__(3, 0.5)),
+    "the least that counts": (TABLE, lambda t: t[TABLE][0, 777:778].add_(2e-6)),
+    "the last element": (TABLE, lambda t: t[TABLE][0, -1:].neg_()),
+    "two positions exchanged": ("embed_positions", lambda t: exchanged(t["embed_positions"], 5, 6)),
+    "sines before cosines": (TABLE, lambda t: t.update({TABLE: t[TABLE].reshape(-1, 2).flip(1).reshape(1, -1)})),
+    "a table in the other's order": (TABLE, lambda t: t.update({TABLE: t["embed_positions"].reshape(1, -1).clone()})),
+    "too short": ("embed_positions", lambda t: t.update(embed_positions=t["embed_positions"][:, :64])),
+    "of another type": ("embed_positions", lambda t: t.update(embed_positions=t["embed_positions"].half())),
+    "zeros": (TABLE, lambda t: t[TABLE].zero_()),
+    "a frequency": ("rotary_inv_freq", lambda t: t["rotary_inv_freq"][1:2].mul_(1 + 1e-6)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("model", ["llama", "mixtral"])  # of two bases, of which NVIDIA's own embed_positions know nothing
+def test_a_table_of_positions_that_nvidia_would_not_write_is_a_finding(model, damage, tmp_path):
+    name, change = DAMAGES[damage]
+    what = "rotary buffer" if name == "rotary_inv_freq" else "table of positions"
+    assert changed(tmp_path, model, "trtllm-tp2pp2", change) == ({(f"rank1/{name}", f"{what}: wrong values")}, ())
+
+
+def test_a_table_that_a_model_without_rotary_positions_has_is_named_as_not_compared(tmp_path):
+    found, unsure = changed(tmp_path, "gpt2", "trtllm-tp2pp2", lambda tensors: tensors.update({TABLE: torch.zeros(1, 8)}))
+    assert (found, unsure) == (set(), (f"rank1/{TABLE}",))
+    with pytest.raises(BadRequest, match="what a tensor of the target must hold"):
+        carnet.verify(GOLDENS / "gpt2/hf", tmp_path / "ranks", seal=True)
+
+
+def stretched(said, base, width, kind):
+    """Return frequencies one by one, as TensorRT-LLM's functional.py makes them; ``kind`` is what numpy takes a number of f32 for."""
+    found = []
+    for at in range(0, width, 2):
+        plain = np.float32(1) / np.float32(base ** (at / width))
+        if said["rope_type"] == "linear":
+            found.append(np.float32(1 / said["factor"]) / np.float32(base ** (at / width)))
+            continue
+        wave = kind(2 * math.pi) / kind(plain)
+        low, high, length = said["low_freq_factor"], said["high_freq_factor"], said["original_max_position_embeddings"]
+        smooth = (kind(length) / wave - kind(low)) / kind(high - low)
+        between = (kind(1) - smooth) * kind(plain) / kind(said["factor"]) + smooth * kind(plain)
+        found.append(plain if wave < length / high else kind(plain) / kind(said["factor"]) if wave > length / low else between)
+    return np.array(found, np.float32)
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ({"rope_type": "linear", "factor": 3.0}, np.float64),
+        ({**LLAMA3, "original_max_position_embeddings": 40}, np.float64),
+        ({**LLAMA3, "original_max_position_embeddings": 40}, np.float32),
+    ],
+)
+def test_tables_of_stretched_positions_are_compared_too(said, kind, tmp_path):
+    source = shutil.copytree(GOLDENS / "llama/hf", tmp_path / "hf")
+    written = config(source)
+    rope = {"rope_theta": 10000.0, **said}
+    (source / "config.json").write_text(json.dumps({**written, "rope_scaling": None, "rope_parameters": rope}))
+    assert carnet.cross(source, tmp_path / "ranks", to="trtllm").equal
+    (tmp_path / "ranks/carnet.json").unlink()
+    inverse = stretched(said, 10000.0, 8, kind)
+    angles = np.arange(128, dtype=np.float32)[:, None] * inverse
+    table = np.stack([np.cos(angles), np.sin(angles)], -1).reshape(1, -1)
+    tensors = load_file(tmp_path / "ranks/rank0.safetensors")
+    for off in (0.0, 1e-5):
+        tables = {"rotary_inv_freq": torch.from_numpy(inverse), TABLE: torch.from_numpy(table + np.float32(off))}
+        save_file({**tensors, **tables}, tmp_path / "ranks/rank0.safetensors")
+        found = carnet.verify(source, tmp_path / "ranks").findings
+        assert {finding.what for finding in found} == ({"table of positions: wrong values"} if off else set())

@@ -1,11 +1,13 @@
 """What a target stores beside its weights under names that no row has: buffers that follow from the config, and nothing else.
 
-Programs of the past saved the frequencies of rotary positions and causal masks. A loader may read them, so each must be what the
-model computes; what cannot be computed here and is not in the source either is a finding.
+Programs of the past saved the frequencies of rotary positions and causal masks, and TensorRT-LLM saves tables of positions. A loader
+may read them, so each must be what the model computes. What cannot be computed here and is not in the source either is a finding; of
+TensorRT-LLM's, whose loader makes them anew, it is said that nobody compared them.
 """
 
 from collections.abc import Callable, Iterator
 from math import pi, prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +18,17 @@ from carnet.examiner.compare import Finding, Side
 from carnet.examiner.shelves import blocks, digest, region
 from carnet.families.model import number, value
 from carnet.families.words import Config
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Stored, reshaped
 
-Numbers = NDArray[np.float64]
+Numbers = NDArray[np.floating[Any]]
 Rule = Callable[[Side, Stored, Config], bool | None]  # None where it cannot say
-ULPS = 4  # of a frequency in f32: programs raise to a power in more than one way
+ULPS = 4  # of a frequency in f32: programs raise to a power in more than one way, and take sines in more than one
+BASE = 10_000.0  # of TensorRT-LLM's embed_positions, whatever the model's is
 
 
-def check_buffers(source: Side, target: Side) -> Iterator[Finding]:
-    """Yield what is wrong with the tensors of a target that are no weights."""
+def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]:
+    """Return what is wrong with the tensors of a target that are no weights, and those of which nobody says what they must hold."""
+    findings, unsure = [], []
     labels = {"/".join(filter(None, key)): key for key in target.inventory.checkpoint.tensors}
     for reason, names in target.inventory.dropped.items():
         for label in names:
@@ -32,11 +36,12 @@ def check_buffers(source: Side, target: Side) -> Iterator[Finding]:
             if stored is None or not stored.chunks or _is_of_source(source, target, stored):
                 continue  # an object, or what only training reads: no tensor that a model computes with
             right = RULES[reason](target, stored, source.inventory.config) if reason in RULES else None
-            if right is None and target.inventory.dialect.name == "trtllm":
-                continue  # NVIDIA's tables of positions: how they are made is not known here
-            if not right:
+            if right is None and target.inventory.dialect.ranked:
+                unsure.append(label)
+            elif not right:
                 what = f"{reason}: {'nothing here says what it must be' if right is None else 'wrong values'}"
-                yield Finding(what, stored.name, label, "no weight of the model, and not in the source; remove it")
+                findings.append(Finding(what, stored.name, label, "no weight of the model, and not in the source; remove it"))
+    return findings, unsure
 
 
 def _is_of_source(source: Side, target: Side, stored: Stored) -> bool:
@@ -52,16 +57,22 @@ def _values(of: Side, stored: Stored, box: Box) -> Numbers:
     return found
 
 
+def _width(config: Config) -> int:
+    """Return how many dimensions of a head are rotated."""
+    return number(config, "rope_dim") or int(number(config, "head_dim") * float(str(value(config, "rope_percent"))))
+
+
 def _is_rotary(target: Side, stored: Stored, config: Config) -> bool | None:
     """Say whether a tensor holds the inverse frequencies of rotary positions."""
-    if not stored.name.endswith("inv_freq"):
+    if not stored.name.endswith("inv_freq") or value(config, "position") != "rope":
         return None
-    width = number(config, "rope_dim") or int(number(config, "head_dim") * float(str(value(config, "rope_percent"))))
+    width = _width(config)
     bases = {float(str(base)) for name in ("rope_theta", "rope_local_theta") if (base := value(config, name)) is not None}
     if stored.shape != (width // 2,) or stored.dtype not in FLOATS:
         return False
     found = _values(target, stored, whole(stored.shape))
-    candidates = [each for base in sorted(bases) for each in _frequencies(config, base, width)]
+    known = _of_ranks if target.inventory.dialect.ranked else _frequencies
+    candidates = [each for base in sorted(bases) for each in known(config, base, width)]
     if not candidates:
         return None
     return any(_is_near(found, right, stored.dtype) for right in candidates)
@@ -92,6 +103,57 @@ def _frequencies(config: Config, base: float, width: int) -> Iterator[Numbers]:
         yield (1 - smooth) * plain / factor + smooth * plain
 
 
+def _of_ranks(config: Config, base: float, width: int) -> Iterator[Numbers]:
+    """Yield TensorRT-LLM's frequencies to the bit: they are in f32, as tensorrt_llm/functional.py RopeEmbeddingUtils computes them."""
+    powers = (base ** (np.arange(0, width, 2) / width)).astype(np.float32)
+    kind, factor = value(config, "rope_type"), float(str(value(config, "rope_factor")))
+    if kind in ("default", "linear"):
+        yield np.float32(1 / factor if kind == "linear" else 1) / powers
+    if kind == "llama3":  # apply_llama3_scaling takes them one by one: numpy 1 computes each in f64 then, numpy 2 in f32
+        low, high, original = (float(str(value(config, name))) for name in ("rope_low", "rope_high", "rope_original"))
+        for wide in ("f8", "f4"):
+            each: Numbers = (np.float32(1) / powers).astype(wide)
+            waves = 2 * pi / each
+            smooth = (original / waves - low) / (high - low)
+            between = (1 - smooth) * each / factor + smooth * each
+            stretched = np.where(waves > original / low, each / factor, between)
+            yield np.where(waves < original / high, each, stretched).astype(np.float32)
+
+
+def _is_table(target: Side, stored: Stored, config: Config) -> bool | None:
+    """Say whether a tensor is one of TensorRT-LLM's tables of sines and cosines, a row for each position.
+
+    ``embed_positions`` has the sines of a position before its cosines, the attention plugin's table each cosine before its sine
+    (tensorrt_llm/layers/attention.py create_attention_const_params). Angles are products in f32, which has no choice how to round.
+    """
+    if value(config, "position") != "rope":
+        return None
+    by_halves, width, positions = stored.name == "embed_positions", _width(config), number(config, "positions")
+    if stored.shape != ((1, positions, width) if by_halves else (1, positions * width)) or stored.dtype != "f32":
+        return False
+    plain: Config = {**config, "rope_type": "default"}
+    left = [
+        *(_of_ranks(plain, BASE, width) if by_halves else _of_ranks(config, float(str(value(config, "rope_theta"))), width))
+    ]
+    if not left:
+        return None
+    flat = reshaped(stored, (positions * width,))
+    for box in blocks(whole(flat.shape), max(1, target.shelves.block // 16)):
+        found = _values(target, flat, box)
+        position, column = np.divmod(np.arange(box.start[0], box.start[0] + box.shape[0]), width)
+        which, is_sine = (column % (width // 2), column < width // 2) if by_halves else (column // 2, column % 2 == 1)
+        turned = np.where(is_sine, pi / 2, 0)  # a sine is the cosine of a quarter turn less
+        angles = ((position.astype(np.float32) * each[which]).astype(np.float64) for each in left)
+        left = [
+            each
+            for each, angle in zip(left, angles, strict=True)
+            if (abs(np.cos(angle - turned) - found) <= ULPS * 2.0**-23).all()
+        ]
+        if not left:
+            return False
+    return True
+
+
 def _is_mask(target: Side, stored: Stored, config: Config) -> bool | None:
     """Say whether a tensor is a causal mask, ones on and below the diagonal, or the number that masked places get."""
     if stored.name.endswith("masked_bias"):  # GPT-2 -1e4, GPT-NeoX -1e9, later the least number of the type
@@ -107,4 +169,4 @@ def _is_mask(target: Side, stored: Stored, config: Config) -> bool | None:
     return True
 
 
-RULES: dict[str, Rule] = {"rotary buffer": _is_rotary, "causal mask": _is_mask}
+RULES: dict[str, Rule] = {"rotary buffer": _is_rotary, "table of positions": _is_table, "causal mask": _is_mask}

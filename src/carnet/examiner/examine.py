@@ -56,6 +56,7 @@ class Examination:
     source: Mapping[str, str]  # digest of every stored tensor of the source
     target: Mapping[str, str]  # and of the target
     quality: Quality | None = None  # None where no codes were held against numbers
+    unsure: tuple[str, ...] = ()  # tensors of the target, no weights, of which nobody says what they must hold
 
 
 def examine(
@@ -97,7 +98,8 @@ def examine(
         )
         for one in judged:
             findings += one.findings
-        findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *check_buffers(ours, theirs)]
+        wrong, unsure = check_buffers(ours, theirs)
+        findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *wrong]
         ours_digest = dict(each(held, lambda stored: _digest(ours, stored), stored_bytes, means.threads, tally.add))
         theirs_digest = dict(each(there, lambda stored: _digest(theirs, stored), stored_bytes, means.threads, tally.add))
     finally:
@@ -113,6 +115,7 @@ def examine(
         ours_digest,
         theirs_digest,
         _quality(judged),
+        tuple(unsure),
     )
     return found, target
 

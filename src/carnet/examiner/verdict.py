@@ -44,7 +44,7 @@ class Verdict:
     examination: Examination | None  # None where the target was checked against its own document
     nbytes: int  # bytes of the target that were read
     beside: tuple[str, ...] = ()  # files that no program reads
-    unsure: tuple[str, ...] = ()  # files that programs read, and nobody says what they must hold
+    unsure: tuple[str, ...] = ()  # files that programs read, and tensors, of which nobody says what they must hold
     document: str = ""  # what is to be said of its document
     vocabulary: Vocabulary | None = None  # of the source, None where it was not looked at
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know: subject -> a line
@@ -133,7 +133,7 @@ def examine_target(
         found,
         nbytes,
         beside.beside,
-        beside.unsure,
+        (*beside.unsure, *found.unsure),
         note,
         vocabulary=source.vocabulary,
         notes={**source.notes, "vocabulary": str(source.vocabulary), **lacks},

@@ -127,8 +127,8 @@ GPT_WRITTEN: dict[str, object] = {**MOE_NONE, "moe.normalization_mode": 1, "rota
 # other producers of the format add these (ModelOpt), and they say nothing about plain weights
 IGNORED = frozenset("producer rank decoder share_embedding_table tp_size pp_size".split())
 DROPPED = {
-    "embed_positions": "rotary buffer",
-    "embed_positions_for_gpt_attention": "rotary buffer",
+    "embed_positions": "table of positions",
+    "embed_positions_for_gpt_attention": "table of positions",
     "rotary_inv_freq": "rotary buffer",
 }
 
