@@ -46,6 +46,8 @@ def intersect(a: Box, b: Box) -> Box | None:
     >>> intersect(Box((0,), (2,)), Box((2,), (2,))) is None
     True
     """
+    if a.start == b.start and a.shape == b.shape:
+        return None if 0 in a.shape else a
     start, shape = [], []
     for a0, an, b0, bn in zip(a.start, a.shape, b.start, b.shape, strict=True):
         low = a0 if a0 > b0 else b0

@@ -324,8 +324,13 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
     for entry in named.values():
         for view in entry.views:
             boxes[view.tensor].append(view.box)
+    covered = set[tuple[tuple[int, ...], tuple[Box, ...]]]()  # sixty layers alike are looked at once
     for name, shape in canonical_shapes(config).items():
-        hole = uncovered(whole(shape), sorted(boxes[name], key=lambda box: box.start))
+        cut_so = shape, tuple(boxes[name])
+        if cut_so in covered:
+            continue
+        covered.add(cut_so)
+        hole = uncovered(whole(shape), boxes[name])
         if hole is not None:
             rows = [row.name for row in dialect.rows if name.tensor.part in dict(row.pattern.parts)]
             facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}

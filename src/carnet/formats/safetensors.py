@@ -153,7 +153,9 @@ def _naturals(value: object) -> tuple[int, ...] | None:
     if not isinstance(value, list) or len(value) > 64:
         return None
     # a JSON true is an int to Python
-    return tuple(value) if all(type(item) is int and 0 <= item < 1 << 63 for item in value) else None
+    if not {*map(type, value)} <= {int} or (value and not 0 <= min(value) <= max(value) < 1 << 63):
+        return None
+    return tuple(value)
 
 
 def _check_contiguous(entries: Sequence[Entry], start: int, file: OpenFile) -> None:

@@ -1,9 +1,7 @@
 """Build a plan: the entries of the source and of the target meet on the names and axes of the canonical tensors."""
 
-import gc
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,25 +49,6 @@ def build(
     ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
-    with _no_collections():
-        return _build(checkpoint, request, along, tokens, calibration or {})
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Keep the garbage collector away: looking through a million records that all stay takes half of the planning time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _build(
-    checkpoint: Checkpoint, request: Request, along: Companions, tokens: Tokens | None, calibration: Mapping[str, float]
-) -> Plan:
     source = take(checkpoint, request.drop, request.vocab, request.tokens)
     target = dialect_of(source.family, request.to)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
@@ -84,7 +63,7 @@ def _build(
         generation = next((Path(asset.path).parent for asset in along.assets if asset.name == GENERATION), None)
         ended = None if generation is None else generation_eos(generation)
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
-    plan = draw(source, target, request, said=said, along=along, calibration=calibration).plan
+    plan = draw(source, target, request, said=said, along=along, calibration=calibration or {}).plan
     return replace(plan, notes={**plan.notes, **notes}, dropped={**plan.dropped, **along.left})
 
 
@@ -233,7 +212,7 @@ def _source_pieces(source: Inventory, dtype: str | None) -> tuple[dict[str, list
         for chunk in stored.chunks:
             padding = [shared for box in entry.padding if (shared := intersect(box, chunk.box)) is not None]
             inside = tuple(
-                Box(tuple(s - c for s, c in zip(box.start, chunk.box.start, strict=True)), box.shape) for box in padding
+                [Box(tuple(s - c for s, c in zip(box.start, chunk.box.start, strict=True)), box.shape) for box in padding]
             )
             extents.append(Extent(label, chunk.file, chunk.offset, chunk.box.shape, chunk.strides, stored.dtype, inside))
             for view in entry.views:
@@ -245,7 +224,12 @@ def _source_pieces(source: Inventory, dtype: str | None) -> tuple[dict[str, list
 def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str, Shelf], list[Step]]:
     """Keep each element of the source once; what repeats it is to be compared."""
     kept, steps = dict[str, Shelf](), list[Step]()
+    tiled = set[tuple[tuple[int, ...], tuple[Box, ...]]]()  # sixty layers alike are looked at once
     for name, shape in canonical_shapes(source.config).items():
+        cut_so = shape, tuple([piece.box for piece in found[name]])
+        if cut_so in tiled:
+            kept[name] = Shelf(found[name])
+            continue
         distinct, copies = separate(found[name])
         boxes = [piece.box for piece in distinct]
         if uncovered(whole(shape), boxes) is not None or overlap(boxes) is not None:
@@ -253,6 +237,8 @@ def _keep(found: Mapping[str, list[Piece]], source: Inventory) -> tuple[dict[str
                 f"the chunks of {name!r} do not make up the whole tensor", {"where": str(source.checkpoint.root)}
             )
         kept[name] = Shelf(distinct)
+        if not copies:
+            tiled.add(cut_so)
         for piece, copy, box in copies:
             if piece.encoding is not None or copy.encoding is not None:
                 steps += alike(name, box, piece, copy)
@@ -305,9 +291,12 @@ def _meet(
     known = dict[int, Line[View]]()
     for entry, part, file, tensor in places:
         chunk = Chunk(part, file.name, tensor.offset, dense_strides(part.shape))
-        if id(entry) not in known:
-            known[id(entry)] = views_of(entry)
-        for view in known[id(entry)].between(*first_axis(part)):
+        views: Sequence[View] = entry.views
+        if len(views) > 1:
+            if id(entry) not in known:
+                known[id(entry)] = views_of(entry)
+            views = known[id(entry)].between(*first_axis(part))
+        for view in views:
             for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
                 moved = 0
                 for source in kept[view.tensor].near(target.box):

@@ -34,7 +34,9 @@ def pieces(view: View, chunk: Chunk, dtype: str, shape: tuple[int, ...], space: 
     """Yield what a chunk of a stored tensor of this shape holds of a view."""
     strides = tuple(stride * chunk.strides[dim] if stride else 0 for dim, stride in view.places)
     itemsize = BY_NAME[dtype].nbytes
-    first = sum((o - b) * s for o, b, s in zip(view.origin, chunk.box.start, chunk.strides, strict=True))
+    first = 0
+    if view.origin != chunk.box.start:
+        first = sum((o - b) * s for o, b, s in zip(view.origin, chunk.box.start, chunk.strides, strict=True))
     if chunk.box.shape == shape and volume(view.box):  # the chunk is the whole tensor
         yield Piece(view.tensor, view.box, Place(chunk.file, chunk.offset + first * itemsize, strides, dtype, space))
         return
@@ -81,12 +83,12 @@ class Line(Generic[T]):
     """Things that lie along one axis, in the order of their starts, so that thousands of them are not all compared."""
 
     def __init__(self, found: Iterable[T], interval: Callable[[T], tuple[int, int]]) -> None:
-        self.things: list[T] = []
         self._interval = interval  # of a thing: its first index, and how many there are
-        self._starts: list[int] = []
-        self._longest = 0
-        for thing in found:
-            self.add(thing)
+        self.things = sorted(
+            reversed([*found]), key=lambda thing: interval(thing)[0]
+        )  # of equal starts the last first, as added
+        self._starts = [interval(thing)[0] for thing in self.things]
+        self._longest = max((interval(thing)[1] for thing in self.things), default=0)
 
     def add(self, thing: T) -> None:
         """Put a thing into its place."""

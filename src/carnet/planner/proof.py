@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from carnet.box import Box, tiles, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS
@@ -59,7 +60,7 @@ def prove(files: Sequence[TargetFile], extents: Sequence[Extent], steps: Sequenc
         "target tensors": len(written),
         "target bytes": sum(_nbytes(e) for e in written),
         "target padding bytes": sum(
-            volume(whole(step.shape)) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
+            prod(step.shape) * BY_NAME[step.target.dtype].nbytes for step in steps if isinstance(step, Fill)
         ),
     }
 
@@ -110,7 +111,7 @@ def _prove_alone(step: Step, sizes: Mapping[str, int], measured: set[str]) -> No
         reach = 1 + sum((length - 1) * stride for length, stride in zip(shape, place.strides, strict=True))
         if 0 not in shape and place.offset + reach * BY_NAME[place.dtype].nbytes > sizes.get(place.file, 0):
             raise BadRequest("a step of the plan reads past the end of a file", {"tensor": step.tensor, "file": place.file})
-        if volume(whole(shape)) > max(sizes.values()):
+        if prod(shape) > max(sizes.values()):
             raise BadRequest("a step of the plan is larger than its source", {"tensor": step.tensor, "file": place.file})
 
 
@@ -232,7 +233,8 @@ def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], P
         footprints[id(extent)].append((shape, skip, place.strides))
     proven: set[Hashable] = set()
     for extent in extents:
-        marks = tuple(sorted(set(footprints[id(extent)]) if holds is _is_covered else footprints[id(extent)]))
+        found = footprints[id(extent)]
+        marks = tuple(found if len(found) < 2 else sorted(set(found) if holds is _is_covered else found))
         situation = (extent.shape, extent.strides, extent.padding, marks)
         if situation in proven:
             continue
@@ -294,7 +296,7 @@ def _taken_apart(extent: Extent, mark: Footprint) -> tuple[list[int], list[tuple
 
 
 def _nbytes(extent: Extent) -> int:
-    return _bytes_of(extent, volume(whole(extent.shape)))
+    return _bytes_of(extent, prod(extent.shape))
 
 
 def _bytes_of(extent: Extent, elements: int) -> int:
