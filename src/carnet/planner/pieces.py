@@ -84,9 +84,7 @@ class Line(Generic[T]):
 
     def __init__(self, found: Iterable[T], interval: Callable[[T], tuple[int, int]]) -> None:
         self._interval = interval  # of a thing: its first index, and how many there are
-        self.things = sorted(
-            reversed([*found]), key=lambda thing: interval(thing)[0]
-        )  # of equal starts the last first, as added
+        self.things = sorted(found, key=lambda thing: interval(thing)[0])
         self._starts = [interval(thing)[0] for thing in self.things]
         self._longest = max((interval(thing)[1] for thing in self.things), default=0)
 

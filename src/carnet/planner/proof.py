@@ -233,8 +233,9 @@ def _every(extents: Sequence[Extent], touched: Iterable[tuple[tuple[int, ...], P
         footprints[id(extent)].append((shape, skip, place.strides))
     proven: set[Hashable] = set()
     for extent in extents:
-        found = footprints[id(extent)]
-        marks = tuple(found if len(found) < 2 else sorted(set(found) if holds is _is_covered else found))
+        marks = tuple(footprints[id(extent)])
+        if len(marks) > 1:
+            marks = tuple(sorted(set(marks) if holds is _is_covered else marks))
         situation = (extent.shape, extent.strides, extent.padding, marks)
         if situation in proven:
             continue
