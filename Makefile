@@ -50,6 +50,7 @@ bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB o
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.plan
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.deepseek
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.growth
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.quantize
 

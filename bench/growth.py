@@ -22,11 +22,11 @@ ROUNDS = 3
 
 # what grows, its sizes, the other numbers of the model, and the target
 GROWN: tuple[tuple[str, tuple[int, ...], dict[str, int], dict[str, object]], ...] = (
-    ("layers", (64, 128, 256), {}, {"to": "hf"}),
-    ("layers", (64, 128, 256), {}, {"to": "megatron", "tp": 2}),
-    ("experts", (64, 128, 256), {"layers": 8}, {"to": "hf"}),
-    ("experts", (64, 128, 256), {"layers": 8}, {"to": "megatron"}),
-    ("ranks", (8, 16, 32), {"layers": 32}, {"to": "trtllm"}),
+    ("layers", (32, 64, 128), {}, {"to": "hf"}),
+    ("layers", (32, 64, 128), {}, {"to": "megatron", "tp": 2}),
+    ("experts", (32, 64, 128), {"layers": 4}, {"to": "hf"}),
+    ("experts", (32, 64, 128), {"layers": 4}, {"to": "megatron"}),
+    ("ranks", (8, 16, 32), {"layers": 16}, {"to": "trtllm"}),
 )
 
 
@@ -108,14 +108,11 @@ def main() -> None:
         for size in numbers:
             with tempfile.TemporaryDirectory() as folder:
                 tensors, times = measure(Path(folder), grown, size, others, options)
-            more = ["" if before is None else f" (x{now / then:.1f})" for now, then in zip(times, before or times, strict=True)]
-            rows.append(
-                [
-                    f"{size} {grown}, to {options['to']}",
-                    f"{tensors:,}",
-                    *(f"{t:.2f}{x}" for t, x in zip(times, more, strict=True)),
-                ]
-            )
+            factors = [
+                "" if before is None else f" (x{now / then:.1f})" for now, then in zip(times, before or times, strict=True)
+            ]
+            cells = [f"{now:.2f}{factor}" for now, factor in zip(times, factors, strict=True)]
+            rows.append([f"{size} {grown}, to {options['to']}", f"{tensors:,}", *cells])
             results.append({"grown": grown, "size": size, **options, "tensors": tensors, "seconds": times})
             before = times
     print(table([["model", "tensors", "plan s", "proof s", "verify s"], *rows]))
