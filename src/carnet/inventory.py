@@ -332,7 +332,8 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
         covered.add(cut_so)
         hole = uncovered(whole(shape), boxes[name])
         if hole is not None:
-            rows = [row.name for row in dialect.rows if name.tensor.part in dict(row.pattern.parts)]
+            found = (row.name for row in dialect.rows if name.tensor.part in dict(row.pattern.parts))
+            rows = [row.removeprefix("/") for row in found]  # which says that no prefix stands before it
             facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}
             if boxes[name]:
                 facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"

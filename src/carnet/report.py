@@ -28,6 +28,7 @@ MOOT = {
     "megatron": ("shard", "tokens"),
 }  # and what means nothing there
 LABEL = 18  # columns of a label
+MOST = 10  # findings that a person reads
 RIGHT = ("bytes", "tensors", "parts")  # columns of numbers
 INPUT_SCALES = {name for style in STYLES.values() for name in style.inputs.values()}
 CACHE_SCALES = {place.removeprefix("../") for style in STYLES.values() for place in style.cache[:2] if place}
@@ -265,6 +266,7 @@ def verdict_data(verdict: Verdict) -> dict[str, object]:
         "needs": dict(verdict.needs),
         "beside": list(verdict.beside),
         "not compared": list(verdict.unsure),
+        "not examined": {file: list(keys) for file, keys in verdict.unexamined.items()},
         "document": verdict.document,
         "findings": [{"what": f.what, "where": f.where, "stored": f.stored, "detail": f.detail} for f in verdict.findings],
     }
@@ -289,19 +291,36 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
         said = {"equal": f"{verdict.target} is what its carnet says", "read": size(verdict.nbytes)}
         yield from _facts({**said, **_beside(verdict)}, width)
     else:
-        yield from _facts({"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}, width)
-        rows = [(finding.what, finding.where, finding.stored, finding.detail) for finding in verdict.findings]
-        yield from _rows(("what", "where", "stored tensor or file", "detail"), rows, width, 50)
+        kinds = Counter(finding.what for finding in verdict.findings)
+        said = {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}
+        if len(verdict.findings) > MOST:
+            told = [f"{count:,} {what}" for what, count in kinds.most_common()]
+            said |= {"findings": f"{len(verdict.findings):,}: {_few(told)}"}
+        if verdict.is_other and found is not None:
+            said["another model"] = f"{found.different:,} of {found.tensors:,} tensors differ: it is no copy of this source"
+        yield from _facts(said, width)
+        worst = verdict.few(MOST)
+        rows = [(finding.what, finding.where, finding.stored, finding.detail) for finding in worst]
+        yield from _rows(("what", "where", "stored tensor or file", "detail"), rows, width)
+        if len(verdict.findings) > len(worst):
+            yield f"and {len(verdict.findings) - len(worst):,} more: --json lists them all"
 
 
 def _beside(verdict: Verdict) -> dict[str, str]:
-    """Return the files of a target that were not compared with anything, as lines."""
+    """Return the files of a target, and the keys of its configs, that were not compared with anything, as lines."""
+    unexamined = (f"{file}: {_few(keys)}" for file, keys in verdict.unexamined.items())
     lines = {
         "lying beside": ", ".join(verdict.beside),
         "not compared": ", ".join(verdict.unsure),
+        "not examined": "; ".join(unexamined),
         "document": verdict.document,
     }
     return {label: line for label, line in lines.items() if line}
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    """Return some names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def fit_lines(

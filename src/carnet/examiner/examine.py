@@ -50,6 +50,7 @@ class Examination:
 
     findings: tuple[Finding, ...]  # empty where the target is the source
     tensors: int  # canonical tensors compared
+    different: int  # of them, with a finding
     elements: int  # of the target, compared one by one
     cast: tuple[str, ...]  # "f32 -> bf16": the casts that were allowed for
     dropped: Mapping[str, tuple[str, ...]]  # reason -> names of the source that the target is not expected to have
@@ -75,7 +76,7 @@ def examine(
     try:
         target, problems = survey(checkpoint, like=source.config)
     except CarnetError as error:  # its config says nothing that carnet understands
-        return Examination((_problem(error, "config"),), 0, 0, (), source.dropped, {}, {}), None
+        return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}), None
     ours, theirs = side(source, means.block), side(target, means.block)
     names = [*ours.shapes]
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.dtype)]
@@ -109,6 +110,7 @@ def examine(
     found = Examination(
         tuple(findings),
         len(names),
+        len({where for finding in findings for where in finding.where.split(", ")} & {*map(str, names)}),
         sum(count for count, _ in results) + sum(one.elements for one in judged),
         tuple(sorted(f"{a} -> {b}" for a, b in casts if a != b)),
         source.dropped,

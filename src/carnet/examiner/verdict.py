@@ -1,6 +1,7 @@
 """The verdict on a target: its weights against the source, everything else in its folder, and the claims of its document."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
 from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
+from carnet.examiner.unexamined import check_words, unexamined
 from carnet.families.vocabulary import Vocabulary
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -31,6 +33,7 @@ from carnet.inventory import Inventory
 Progress = Callable[[int, int], None]
 DOCUMENT = "the carnet"  # as one who says what files hold
 PLAN = "the plan"
+NEARLY_ALL = 0.9  # of the tensors: where so many differ, the target is another model
 OTHER = "carnet.json tells of a crossing from another source; that part of it was not compared"
 
 
@@ -53,11 +56,27 @@ class Verdict:
     )  # argument of the source's -> what it says and the program did not do
     accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
     needs: Mapping[str, Any] = field(default_factory=dict)  # what the program that loads the target must be told
+    unexamined: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # file -> keys that nothing was compared with
 
     @property
     def equal(self) -> bool:
         """Say that nothing was found."""
         return not self.findings
+
+    @property
+    def is_other(self) -> bool:
+        """Say whether nearly no tensor of the target is that of the source: it is another model."""
+        found = self.examination
+        return found is not None and 0 < NEARLY_ALL * found.tensors <= found.different
+
+    def few(self, most: int) -> list[Finding]:
+        """Return some of many findings, in their order: of each kind the first, then the second of each."""
+        of_kind = Counter[str]()
+        turns = list[tuple[int, int]]()
+        for at, finding in enumerate(self.findings):
+            turns.append((of_kind[finding.what], at))
+            of_kind[finding.what] += 1
+        return [self.findings[at] for at in sorted(at for _, at in sorted(turns)[:most])]
 
     def __bool__(self) -> bool:
         return self.equal
@@ -101,7 +120,8 @@ def examine_target(
     left, lacks = _lacking(source.checkpoint, checkpoint)
     found = replace(found, dropped={**found.dropped, **left})
     said, findings = (None, []) if staged else _loaded(target)
-    findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *findings]
+    findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *_untracked(target, checkpoint), *findings]
+    findings += [] if arrived is None else check_words(source, arrived)
     own = {NAME, documents.JOURNAL} if staged else {NAME}
     believed = [*known, *([] if said is None else [Known(DOCUMENT, said.files, whole=True, accused=True)])]
     beside = _account(target, checkpoint, believed, own)
@@ -109,7 +129,7 @@ def examine_target(
     findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said
     for used in (source.checkpoint, checkpoint):
         check_unchanged(used.root, used.stamps)
-    data, note, told = None, "", dict[str, object]()
+    data, note, told, unsaid = None, "", dict[str, object](), dict[str, tuple[str, ...]]()
     if arrived is not None and (found.target or not found.findings):
         around = beside.files, frames(checkpoint)
         asks = documents.request_data(request)
@@ -122,6 +142,7 @@ def examine_target(
             "families": source.others,
         }
         data = documents.document(source, arrived, found, asks, around, version, said_words)
+        unsaid = unexamined(source, arrived, {name for each in known if not each.accused for name in each.files})
         if said is not None:
             note = OTHER if is_of_another(said.data, data) else ""
             findings += check_claims(said.data, data, source, arrived, whole=not findings)
@@ -140,6 +161,7 @@ def examine_target(
         unused=source.heard.unused,
         accepted=source.heard.accepted,
         needs=told,
+        unexamined=unsaid,
     )
     if not verdict.equal:
         return Proof(verdict, None)
@@ -156,6 +178,14 @@ def _loaded(target: Path) -> tuple[Document | None, list[Finding]]:
         detail = ", ".join(f"{label} {fact}" for label, fact in error.facts.items() if label != "where")
         return None, [Finding("the carnet cannot be believed", NAME, NAME, f"{error.what}: {detail}" if detail else error.what)]
     return (None, []) if said is None else (said, [*said.problems])
+
+
+def _untracked(target: Path, checkpoint: Checkpoint) -> list[Finding]:
+    """Return what is wrong where Megatron would not find the iteration: without its tracker file it begins with random weights."""
+    below = os.path.relpath(checkpoint.root, os.path.abspath(target))
+    if checkpoint.dialect != "megatron" or below == "." or os.path.lexists(target / TRACKER):
+        return []
+    return [Finding("missing", TRACKER, TRACKER, f"nothing tells Megatron to load {below}")]
 
 
 def _account(target: Path, checkpoint: Checkpoint, known: Sequence[Known], own: Collection[str]) -> Account:
@@ -187,8 +217,9 @@ def recheck(target: Path, memory: int, progress: Progress) -> Verdict:
     """Compare a target with its own document alone; ``memory`` and ``progress`` are as for ``examine_target``."""
     said = documents.load(target)
     if said is None or not said.proven:
-        remedy = "name the source too: carnet verify CKPT OUT"
-        raise BadRequest("the target has no carnet to be checked against", {"where": target}, remedy=remedy)
+        remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
+        what = f"{NAME} is missing" if said is None else f"{NAME} says that nobody has compared the folder with its source"
+        raise BadRequest(f"{what}, so a target alone has nothing to be compared with", {"where": target}, remedy=remedy)
     checkpoint = open_checkpoint(target)
     findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors)), progress)]
     beside = _account(target, checkpoint, [Known(DOCUMENT, said.files, whole=True)], {NAME})

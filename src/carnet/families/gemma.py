@@ -64,6 +64,7 @@ GEMMA = Family(
         TRTLLM_FIELDS,
         fixed={"position_embedding_type": "rope_gpt_neox", "inter_layernorms": False},
         written={"rotary_scaling": None},
+        guards={trtllm.SHARED: (True, False)},
         embedding="rows",
     ),
 )
@@ -149,6 +150,7 @@ GEMMA2 = Family(
         ),
         fixed={"position_embedding_type": "rope_gpt_neox", "inter_layernorms": True},
         written={"rotary_scaling": None},
+        guards={trtllm.SHARED: (True, False)},
         embedding="rows",
         common=trtllm.WITHOUT_POST_NORM,
     ),

@@ -56,7 +56,7 @@ TRTLLM_TABLE = Table(
         place("out_bias", default=True),
         place("tied", default=False),
         place("dtype", "dtype", words=hf.DTYPES),
-        place("tp", "mapping.tp_size", default=1),
+        place("tp", "mapping.tp_size", "tp_size", default=1),
         *trtllm.ONE_STAGE,
         place("world", "mapping.world_size", default=lambda c: c["tp"]),
         trtllm.EMBEDDING,
@@ -66,6 +66,7 @@ TRTLLM_TABLE = Table(
         "position_embedding_type": "rope_gpt_neox",
         "quantization.quant_algo": None,
     },
+    guards={trtllm.SHARED: (False,)},
     ignored=trtllm.IGNORED,
 )
 TRTLLM_NORMS = (

@@ -125,20 +125,38 @@ ROPE = (
     *rope("rope_scaling", "rope_parameters"),
 )
 
-# Fields of transformers' PretrainedConfig that every family has and that say nothing about the weights.
-IGNORED = frozenset(
+# What a config.json may say of how texts are generated, and its neutral value: transformers takes it over where a folder has no
+# generation_config.json (GenerationConfig.from_model_config). It says nothing about the weights.
+GENERATION: Mapping[str, object] = {
+    **dict.fromkeys("bad_words_ids begin_suppress_tokens decoder_start_token_id exponential_decay_length_penalty".split()),
+    **dict.fromkeys("forced_bos_token_id forced_eos_token_id suppress_tokens".split()),
+    **dict.fromkeys("do_sample early_stopping output_attentions output_hidden_states output_scores".split(), False),
+    **dict.fromkeys("remove_invalid_values return_dict_in_generate".split(), False),
+    **dict.fromkeys("encoder_no_repeat_ngram_size min_length no_repeat_ngram_size".split(), 0),
+    **dict.fromkeys("num_beam_groups num_beams num_return_sequences".split(), 1),
+    **dict.fromkeys("length_penalty repetition_penalty temperature top_p typical_p".split(), 1.0),
+    "diversity_penalty": 0.0,
+    "max_length": 20,
+    "top_k": 50,
+}
+# Fields of transformers' PretrainedConfig that every family has and that nothing depends on which a model computes or generates.
+IDLE = frozenset(
     """
     _name_or_path _attn_implementation_autoset _attn_implementation add_cross_attention architectures attention_dropout auto_map
-    bad_words_ids begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
-    do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task forced_bos_token_id
-    forced_eos_token_id hidden_dropout id2label initializer_range is_decoder is_encoder_decoder label2id length_penalty max_length
-    min_length model_type name_or_path no_repeat_ngram_size num_beam_groups num_beams num_return_sequences output_attentions
-    output_hidden_states output_scores prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
-    resid_pdrop return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
-    tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript transformers_version typical_p use_bfloat16 use_cache
+    chunk_size_feed_forward cross_attention_hidden_size finetuning_task hidden_dropout id2label initializer_range is_decoder
+    is_encoder_decoder label2id model_type name_or_path prefix pretraining_tp problem_type resid_pdrop return_dict sep_token_id
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers_version use_bfloat16
     unsloth_version
     """.split()
 )
+IGNORED = IDLE | GENERATION.keys()
+
+
+def generation(config: Mapping[str, object]) -> dict[str, object]:
+    """Return what a config.json says of generating texts."""
+    return {key: config[key] for key, neutral in GENERATION.items() if config.get(key, neutral) not in (None, neutral)}
+
+
 DROPPED = {
     "*.rotary_emb.inv_freq": "rotary buffer",
     "*.attn.masked_bias": "causal mask",

@@ -128,6 +128,9 @@ MEGATRON_KEYS = {"vocab": "vocab_size"}
 def _named(dialect: str, raw: Mapping[str, object], where: str) -> Family:
     names = lookup(raw, "architectures") if dialect == "hf" else [lookup(raw, "architecture")]
     model_type = lookup(raw, "model_type")
+    if names and not isinstance(names, list) and dialect == "hf":
+        facts = {"where": where, "found": repr(names)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
+        raise BadCheckpoint("the config's 'architectures' is no list", facts)
     for family in FAMILIES:
         spelled = family.hf if dialect == "hf" else family.trtllm
         if spelled is None:

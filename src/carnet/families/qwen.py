@@ -89,7 +89,7 @@ TRTLLM_FIELDS: tuple[Field, ...] = (
     *trtllm.SIZES,
     *trtllm.ROPE,
     place("qkv_bias", "attn_bias", default=True),
-    place("tied", "tie_word_embeddings", default=False),
+    trtllm.TIED,
 )
 TRTLLM_MIXED: tuple[Field, ...] = (
     place("activation", "hidden_act", words=GATED),

@@ -8,12 +8,18 @@ from itertools import takewhile
 OTHER_CLASS = "look whether the config is that of these weights: a model of its class has no such tensor"
 # what such a tensor may be, and the way out; the model computes with all of these, so that none can be left behind
 STRANGERS = (
+    (
+        r"^(?>model\.)?language_model\.",
+        "the text model inside one that also sees or hears",
+        "save the text model alone with transformers: model.language_model.save_pretrained(OUT)",
+    ),
     (r"lora_|\.adapter\.|^(?>.*?adapter).*\.linear_|ia3_", "an adapter", "merge the adapter into the weights first"),
     (r"qkv|query_key_value|gate_up|c_attn|kqv", "a joined projection", OTHER_CLASS),
     (r"experts|router", "a part of a mixture", OTHER_CLASS),
     (r"norm|\.ln_|_ln\.", "a norm", OTHER_CLASS),
     (r"[._]bias$", "a bias", OTHER_CLASS),
 )
+WEAK = ("a norm", "a bias")  # most models have some: all that is unknown must look so
 
 
 def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> tuple[str, str]:
@@ -28,7 +34,9 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
     """
     names = "\n".join(unknown).lower()  # a search of one text takes a tenth of the time of one a name
     for looks_so, looks, remedy in STRANGERS:
-        if re.search(looks_so, names, re.MULTILINE):
+        if not re.search(looks_so, names, re.MULTILINE):
+            continue
+        if looks not in WEAK or not re.search(rf"^(?!.*(?:{looks_so})).+$", names, re.MULTILINE):
             return looks, remedy
     return "", f"--drop '{_covering(unknown, known)}' if it may be left behind" if whole else OTHER_CLASS
 

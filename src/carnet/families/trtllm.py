@@ -71,17 +71,25 @@ SIZES: tuple[Field, ...] = (
     place("positions", "max_position_embeddings"),
     place("norm_eps", "norm_epsilon", default=1e-5),
     place("dtype", "dtype", words=DTYPES),
-    place("tp", "mapping.tp_size", default=1),
+    place("tp", "mapping.tp_size", "tp_size", default=1),
     place("ep", "mapping.moe_ep_size", default=1),
     place("moe_tp", default=lambda c: number(c, "tp") // number(c, "ep")),
     place("moe_tp", "mapping.moe_tp_size", default=lambda c: c["moe_tp"]),
-    place("pp", "mapping.pp_size", default=1),
+    place("pp", "mapping.pp_size", "pp_size", default=1),
     place("world", default=lambda c: number(c, "tp") * number(c, "pp")),
     place("world", "mapping.world_size", default=lambda c: c["world"]),
     EMBEDDING,
 )
 # of classes that know no pipelines
-ONE_STAGE: tuple[Field, ...] = (place("pp", "mapping.pp_size", default=1, words=((1, 1),)),)
+ONE_STAGE: tuple[Field, ...] = (place("pp", "mapping.pp_size", "pp_size", default=1, words=((1, 1),)),)
+SHARED = (
+    "share_embedding_table"  # where it is set the classes take the embedding for the head, whatever else is said and stored
+)
+TIED = Choice(
+    ("tied",),
+    (("tie_word_embeddings", False), (SHARED, False)),
+    (((True,), (True, ANY)), ((True,), (ANY, True)), ((False,), (False, ANY))),
+)
 ROPE = (place("rope_theta", "rotary_base", default=10000.0), *rope("rotary_scaling", types=("default", "linear", "llama3")))
 
 # what tensorrt_llm's PretrainedConfig.to_dict and QuantConfig write for an unquantized model
@@ -125,7 +133,7 @@ GPT_FIXED: dict[str, object] = {
 }
 GPT_WRITTEN: dict[str, object] = {**MOE_NONE, "moe.normalization_mode": 1, "rotary_scaling": None}
 # other producers of the format add these (ModelOpt), and they say nothing about plain weights
-IGNORED = frozenset("producer rank decoder share_embedding_table tp_size pp_size".split())
+IGNORED = frozenset("producer rank decoder".split())
 DROPPED = {
     "embed_positions": "table of positions",
     "embed_positions_for_gpt_attention": "table of positions",
@@ -141,7 +149,7 @@ LLAMA_FIELDS: tuple[Field, ...] = (
     place("qkv_bias", "attn_bias", default=False),
     place("out_bias", "attn_bias", default=False),
     place("mlp_bias", "mlp_bias", default=False),
-    place("tied", "tie_word_embeddings", default=False),
+    TIED,
 )
 # what tensorrt_llm's LLaMAConfig writes beside
 LLAMA_FIXED: dict[str, object] = {
@@ -184,7 +192,7 @@ def dialect(
             fields,
             fixed={**FIXED, "architecture": architecture, **(fixed or {})},
             written={**WRITTEN, **(written or {})},
-            guards=guards or {},
+            guards={SHARED: (False,), **(guards or {})},
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped=DROPPED,

@@ -70,12 +70,25 @@ def read_object(root: Path, item: Item) -> tuple[object, bytes]:
         return object_item(file, item.offset, item.nbytes)
 
 
+# what megatron/core/dist_checkpointing/core.py CheckpointingConfig may say; any other word stops megatron-core, too
+BACKENDS: Mapping[str, object] = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",  # of 0.18 and older
+    "common_backend_version": 1,
+}
+
+
 def _check_backend(description: Mapping[str, object], root: Path) -> None:
-    backend, version = description.get("sharded_backend"), description.get("sharded_backend_version")
-    if backend != "torch_dist" or version != 1:
-        facts = {"where": root / "metadata.json", "expected": "torch_dist 1", "found": shown(f"{backend} {version}")}
-        remedy = "load it with the Megatron that wrote it and save it with --ckpt-format torch_dist"
-        raise NotSupported(f"the checkpoint format {shown(str(backend))!r} is not read", facts, remedy=remedy)
+    said = {"sharded_backend": None, **description}
+    for key, found in said.items():
+        if key not in BACKENDS or found != BACKENDS[key]:
+            expected = BACKENDS.get(key, f"no words but {', '.join(BACKENDS)}")
+            facts = {"where": root / "metadata.json", "expected": expected, "found": shown(f"{key}: {found}"[:80])}
+            remedy = "load it with the Megatron that wrote it and save it with --ckpt-format torch_dist"
+            raise NotSupported(
+                f"the checkpoint format {shown(str(said['sharded_backend']))!r} is not read", facts, remedy=remedy
+            )
 
 
 def _check_names(metadata: StoreMetadata, root: Path) -> None:

@@ -9,6 +9,7 @@ from carnet.box import Box, intersect, overlap, uncovered, volume, whole
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
+from carnet.families.hf import generation
 from carnet.families.known import dialect_of
 from carnet.families.model import canonical_shapes, value
 from carnet.families.rows import Dialect
@@ -135,7 +136,7 @@ def draw(
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files, coding, wanted, coded, along.auto_map),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded, _more(source, target, along)),
         scratch=made.scratch,
         raws=made.raws,
         assets=along.assets,
@@ -151,6 +152,12 @@ def draw(
         needs=made.needs.data,
     )
     return Drawing(plan, code)
+
+
+def _more(source: Inventory, target: Dialect, along: Companions) -> dict[str, object]:
+    """Return what one Hugging Face config takes over from another: how texts are generated, and the code that goes along."""
+    code: dict[str, object] = {} if along.auto_map is None else {"auto_map": along.auto_map}
+    return {**generation(source.checkpoint.config), **code} if source.dialect.name == "hf" == target.name else code
 
 
 def _target_config(source: Inventory, request: Request, target: Dialect) -> dict[str, Value]:

@@ -145,13 +145,13 @@ def target_texts(
     coding: Coding | None,
     wanted: Sequence[Entry],
     coded: Mapping[Key, Coded],
-    auto_map: Mapping[str, object] | None = None,
+    more: Mapping[str, object],
 ) -> tuple[TextFile, ...]:
-    """Return config.json, what stands beside it about quantized weights, and the index of more than one file."""
+    """Return config.json, with what it says ``more``, what stands beside it about quantized weights, and the index of several files."""
     if target.name == "megatron":
         return store_texts(ITERATION)
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
-    said |= {} if auto_map is None else {"auto_map": auto_map}  # the code that it names goes along
+    said |= more
     texts = []
     if coding is not None:
         ignored = plain_modules(coding.recipe, target, config, wanted, coded)
