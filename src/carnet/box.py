@@ -12,8 +12,10 @@ axes mean. Boxes of rank 0 hold one element.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +132,51 @@ def tiles(container: Box, boxes: Sequence[Box]) -> bool:
         return False
     inside = all(not volume(box) or intersect(container, box) == box for box in boxes)
     return inside and overlap(boxes) is None
+
+
+def along(box: Box, axis: int) -> tuple[int, int]:
+    """Return where a box begins along an axis, and how far it goes; a box of rank 0 has one place."""
+    return (box.start[axis], box.shape[axis]) if box.start else (0, 1)
+
+
+T = TypeVar("T")
+
+
+class Line(Generic[T]):
+    """Things that lie along one axis, in the order of their starts, so that thousands of them are not all compared."""
+
+    def __init__(self, found: Iterable[T], interval: Callable[[T], tuple[int, int]]) -> None:
+        self._interval = interval  # of a thing: its first index, and how many there are
+        self.things = sorted(found, key=lambda thing: interval(thing)[0])
+        self._starts = [interval(thing)[0] for thing in self.things]
+        self._longest = max((interval(thing)[1] for thing in self.things), default=0)
+
+    def add(self, thing: T) -> None:
+        """Put a thing into its place."""
+        start, length = self._interval(thing)
+        at = bisect_left(self._starts, start)
+        self._starts.insert(at, start)
+        self.things.insert(at, thing)
+        self._longest = max(self._longest, length)
+
+    def between(self, start: int, length: int) -> list[T]:
+        """Return the things that may share an index with an interval."""
+        low = bisect_left(self._starts, start - self._longest + 1)
+        return self.things[low : bisect_left(self._starts, start + length)]
+
+
+class Rack(Generic[T]):
+    """Things that have boxes, of which those near a box are found along the axis that tells them apart best.
+
+    >>> Rack(["a", "b", "c"], lambda thing: Box(("abc".index(thing), 0), (1, 4))).near(Box((1, 2), (2, 2)))
+    ['b', 'c']
+    """
+
+    def __init__(self, things: Sequence[T], box_of: Callable[[T], Box]) -> None:
+        boxes = [box_of(thing) for thing in things]
+        self._things, self._axis = things, _telling(boxes)
+        self._line = Line(range(len(boxes)), lambda at: along(boxes[at], self._axis))
+
+    def near(self, box: Box) -> list[T]:
+        """Return the things that may share something with a box, in the order in which they were given."""
+        return [self._things[at] for at in sorted(self._line.between(*along(box, self._axis)))]

@@ -2,13 +2,15 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-from carnet.box import Box, intersect, subtract, uncovered, volume, whole
+from carnet.box import Box, Rack, intersect, subtract, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
@@ -16,7 +18,7 @@ from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.families.entries import Entry
 from carnet.families.model import canonical_shapes
 from carnet.families.tensors import Canonical
-from carnet.formats.stored import Coded, Stored
+from carnet.formats.stored import Coded, Stored, dense_strides
 from carnet.inventory import Inventory
 from carnet.seeds import NOTHING, Seeds
 
@@ -51,6 +53,7 @@ class Side:
     inventory: Inventory
     shelves: Shelves
     parts: dict[Canonical, list[Part]]  # canonical tensor -> where it lies
+    racks: dict[Canonical, Rack[Part]]  # the same, to be asked for what is near a box
     shapes: dict[Canonical, tuple[int, ...]]  # of every canonical tensor
     seeds: Seeds = NOTHING  # the scales that it brings along
 
@@ -64,6 +67,15 @@ class Suspect:
     finding: Finding  # what is known without looking any closer
 
 
+@dataclass(slots=True)
+class Compared:
+    """What comparing a canonical tensor found."""
+
+    elements: int = 0  # of the target, compared one by one
+    found: list[Finding | Suspect] = field(default_factory=list)  # what is wrong
+    digests: dict[str, str] = field(default_factory=dict)  # of stored tensors of the target that were read in their own order
+
+
 def side(inventory: Inventory, block: int = BLOCK) -> Side:
     """Index an inventory by canonical tensor."""
     found: dict[Canonical, list[Part]] = defaultdict(list)
@@ -75,7 +87,8 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
             for part, name in enumerate(names):
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
-    return Side(inventory, Shelves(inventory.checkpoint.root, block), found, canonical_shapes(inventory.config))
+    racks = {name: Rack(parts, lambda part: part.box) for name, parts in found.items()}
+    return Side(inventory, Shelves(inventory.checkpoint.root, block), found, racks, canonical_shapes(inventory.config))
 
 
 def read(of: Side, part: Part, box: Box) -> Array:
@@ -91,39 +104,65 @@ def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
     return coded is not None and any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
 
 
-def compare(source: Side, target: Side, name: Canonical) -> tuple[int, list[Finding | Suspect]]:
-    """Compare one canonical tensor everywhere the target has it: (elements compared, what is wrong)."""
+def is_in_order(part: Part) -> bool:
+    """Say whether a part is its stored tensor, element after element: then what is compared is digested on the way."""
+    reading, chunks = part.entry.reading, part.stored.chunks
+    stored = [axis for dim in reading.pattern.dims for axis in dim]
+    return (
+        part.coded is None
+        and len(chunks) == len(reading.parts) == 1
+        and chunks[0].strides == dense_strides(part.stored.shape)
+        and volume(part.box) == prod(part.stored.shape)
+        and stored == [axis for axis in reading.parts[0] if axis in stored]
+    )
+
+
+def compare(source: Side, target: Side, name: Canonical) -> Compared:
+    """Compare one canonical tensor everywhere the target has it."""
     shape = source.shapes[name]
-    found, compared = list[Finding | Suspect](), 0
+    done = Compared()
     shift = source.inventory.zero_centred - target.inventory.zero_centred if name.tensor.less_one else 0
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
-        found.append(
+        done.found.append(
             Finding("missing", name, "", f"nothing holds the part that starts at {list(hole.start)}, shape {list(hole.shape)}")
         )
     for part in target.parts.get(name, []):
         if is_judged(source, part.coded, part.entry):
             continue
         wrong, first = 0, None
+        hasher = xxhash.xxh3_128() if is_in_order(part) else None
         for box in blocks(part.box, target.shelves.block // BY_NAME[part.stored.dtype].nbytes):
+            theirs = read(target, part, box)
+            if hasher is not None:
+                hasher.update(theirs.data)
             for origin, shared in sources(source, name, box):
                 expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
-                differs = (read(target, part, shared) != expected) | beyond
-                compared += volume(shared)
+                differs = (theirs if shared == box else theirs[_within(shared, box)]) != expected
+                if beyond is not None:
+                    differs |= beyond
+                done.elements += volume(shared)
                 if differs.any():
                     wrong += int(differs.sum())
                     index = tuple(int(i) for i in np.argwhere(differs)[0])
                     first = first or tuple(s + i for s, i in zip(shared.start, index, strict=True))
+        if hasher is not None:
+            done.digests[part.label] = hasher.hexdigest()
         if wrong:
             detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first or ())}"
-            found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
-    return compared, found
+            done.found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
+    return done
+
+
+def _within(box: Box, outer: Box) -> tuple[slice, ...]:
+    """Return where a box lies in an array of an outer one."""
+    return tuple(slice(s - b, s - b + n) for s, b, n in zip(box.start, outer.start, box.shape, strict=True))
 
 
 def sources(source: Side, name: Canonical, box: Box) -> Iterator[tuple[Part, Box]]:
     """Yield disjoint boxes that make up a box, each with a stored tensor of the source that has it."""
     left = [box]
-    for part in source.parts[name]:
+    for part in source.racks[name].near(box):
         rest = []
         for piece in left:
             shared = intersect(piece, part.box)
@@ -137,16 +176,17 @@ def sources(source: Side, name: Canonical, box: Box) -> Iterator[tuple[Part, Box
             return
 
 
-def _as(bits: Array, given: str, wanted: str, shift: int) -> tuple[Array, NDArray[np.bool_]]:
+def _as(bits: Array, given: str, wanted: str, shift: int) -> tuple[Array, NDArray[np.bool_] | None]:
     """Return the bits that values have in another element type, rounded to nearest even, and which ones are beyond its range."""
     if (given == wanted and not shift) or not {given, wanted} <= set(FLOATS):
-        return bits, np.zeros((), np.bool_)
+        return bits, None
     numbers = np.ascontiguousarray(bits).view(array_type(given))
     if shift:
         numbers = numbers.astype(np.float32) + np.float32(shift)
     with np.errstate(over="ignore", invalid="ignore"):
         cast: Array = numbers.astype(array_type(wanted))
-        beyond = np.isinf(cast.astype(np.float64)) & np.isfinite(numbers.astype(np.float64))
+    infinite = np.isinf(cast)
+    beyond = infinite & np.isfinite(numbers) if infinite.any() else None
     return cast.view(np.dtype(f"u{BY_NAME[wanted].nbytes}")), beyond
 
 
@@ -158,6 +198,6 @@ def whole_of(source: Side, name: Canonical, box: Box) -> Array:
         if shared == box:
             return piece
         made = np.zeros(box.shape, piece.dtype) if made is None else made
-        made[tuple(slice(s - b, s - b + n) for s, b, n in zip(shared.start, box.start, shared.shape, strict=True))] = piece
+        made[_within(shared, box)] = piece
     assert made is not None, "a box of a canonical tensor has a source"
     return made

@@ -7,25 +7,26 @@ value for casts, and zeros where a target pads.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from carnet.box import Box, volume
-from carnet.dtypes import BY_NAME, array_type
+from carnet.box import Box
+from carnet.dtypes import array_type
 from carnet.errors import CarnetError
 from carnet.examiner.asked import Asked
 from carnet.examiner.beside import check_beside
 from carnet.examiner.buffers import check_buffers
 from carnet.examiner.codes import MEANT, meant
-from carnet.examiner.compare import Finding, Part, Side, compare, is_judged, side
+from carnet.examiner.compare import Finding, Side, is_judged, side
 from carnet.examiner.diagnose import name_damages
 from carnet.examiner.judge import Judgement, judge, ratio
 from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.means import Means, Tally, each
 from carnet.examiner.naming import Clues
-from carnet.examiner.shelves import blocks, close, digest, region, stored_bytes
+from carnet.examiner.order import jobs, nbytes, work_off
+from carnet.examiner.shelves import blocks, close, region, stored_bytes
 from carnet.examiner.types import check_types
 from carnet.families.model import matters, value
 from carnet.families.tensors import Canonical
 from carnet.families.words import FIELDS
-from carnet.formats.stored import Checkpoint, Key, Stored
+from carnet.formats.stored import Checkpoint, Key
 from carnet.inventory import Inventory, survey
 from carnet.seeds import read_seeds
 
@@ -70,8 +71,8 @@ def examine(
 ) -> tuple[Examination, Inventory | None]:
     """Compare a target with an understood source; return the target too, as far as it is understood.
 
-    ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and then digested, of the
-    source digested.
+    ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and digested, of
+    the source digested.
     """
     try:
         target, problems = survey(checkpoint, like=source.config)
@@ -84,13 +85,13 @@ def examine(
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
     ours = replace(ours, seeds=read_seeds(source)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
-    held, there = _held(source), _held(target)
-    sizes = {name: _plain_bytes(ours, theirs, name) for name in names}
+    todo = [*jobs(ours, theirs)]
     coded = {key: stored_bytes(target.coded[key].codes) for key in codes}
-    tally = Tally(progress, sum((*sizes.values(), *coded.values(), *map(stored_bytes, (*held, *there)))))
+    tally = Tally(progress, sum((*(nbytes(ours, theirs, job) for job in todo), *coded.values())))
     try:
-        results = each(names, lambda name: compare(ours, theirs, name), sizes.__getitem__, means.threads, tally.add)
-        findings += name_damages(ours, theirs, (one for result in results for one in result[1]), means.whole)
+        compared, ours_digest, theirs_digest = work_off(ours, theirs, todo, means.threads, tally.add)
+        suspects = (suspect for name in names for suspect in compared[name].found)
+        findings += name_damages(ours, theirs, suspects, means.whole)
         shared = sorted({name for key in codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
         largest = each(shared, lambda name: amax(ours, name), lambda _: 0, means.threads, tally.add)
         amaxes, clues = dict(zip(shared, largest, strict=True)), Clues(means.whole)
@@ -101,17 +102,15 @@ def examine(
             findings += one.findings
         wrong, unsure = check_buffers(ours, theirs)
         findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *wrong]
-        ours_digest = dict(each(held, lambda stored: _digest(ours, stored), stored_bytes, means.threads, tally.add))
-        theirs_digest = dict(each(there, lambda stored: _digest(theirs, stored), stored_bytes, means.threads, tally.add))
     finally:
         close(ours.shelves)
         close(theirs.shelves)
-    casts = {(_type(p), _type(q)) for name in names for p in ours.parts[name] for q in theirs.parts.get(name, [])}
+    casts = {(a, b) for name in names for a in _types(ours, name) for b in _types(theirs, name)}
     found = Examination(
         tuple(findings),
         len(names),
         len({where for finding in findings for where in finding.where.split(", ")} & {*map(str, names)}),
-        sum(count for count, _ in results) + sum(one.elements for one in judged),
+        sum(one.elements for one in compared.values()) + sum(one.elements for one in judged),
         tuple(sorted(f"{a} -> {b}" for a, b in casts if a != b)),
         source.dropped,
         ours_digest,
@@ -131,8 +130,8 @@ def _quality(judged: Sequence[Judgement]) -> Quality | None:
     return Quality(len(judged), sum(one.saturated for one in judged), ratio(signal, noise), shown)
 
 
-def _type(part: Part) -> str:
-    return part.stored.dtype if part.coded is None else part.coded.recipe
+def _types(of: Side, name: Canonical) -> set[str]:
+    return {part.stored.dtype if part.coded is None else part.coded.recipe for part in of.parts.get(name, [])}
 
 
 def _problem(error: CarnetError, where: str) -> Finding:
@@ -183,23 +182,3 @@ def _anything(of: Side, key: Key, box: Box) -> bool:
     if coded is not None:
         return bool(meant(of.shelves, coded, box).view(array_type(MEANT)).any())
     return bool(region(of.shelves, of.inventory.checkpoint.tensors[key], box).any())
-
-
-def _held(of: Inventory) -> list[Stored]:
-    """Return every stored tensor that is understood."""
-    return [*(stored for key in of.entries for stored in of.stored(key)), *of.scales.values()]
-
-
-def _digest(of: Side, stored: Stored) -> tuple[str, str]:
-    return "/".join(filter(None, (stored.unit, stored.name))), digest(of.shelves, stored)
-
-
-def _plain_bytes(source: Side, of: Side, name: Canonical) -> int:
-    """Return the bytes of a canonical tensor that were compared as they stand."""
-    found = 0
-    for part in of.parts.get(name, []):
-        if part.coded is None:
-            found += volume(part.box) * BY_NAME[part.stored.dtype].nbytes
-        elif not is_judged(source, part.coded, part.entry):
-            found += stored_bytes(part.coded.codes) * volume(part.box) // volume(Box((), part.coded.shape))
-    return found

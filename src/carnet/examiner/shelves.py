@@ -6,7 +6,7 @@ Files are read into memory of a bounded size and never mapped: a mapped file tha
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from carnet.box import Box, intersect, volume, whole
+from carnet.box import Box, Rack, intersect, volume, whole
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.unfold import Array
@@ -26,6 +26,7 @@ BLOCK = 1 << 20  # bytes of one side that are looked at together, where memory a
 RUN = 32 << 10  # bytes: runs this long are read one by one, shorter ones with what lies between them
 SPAN = 1 << 20  # bytes that are read at once for the sake of short runs
 OPEN = 64  # files that stay open
+FEW = 8  # chunks that are all looked at for what they share with a box
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Shelves:
     block: int = BLOCK  # bytes that are looked at together
     held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)  # the last used ones, open
     lock: threading.Lock = field(default_factory=threading.Lock)
+    racks: dict[tuple[object, ...], Rack[Chunk]] = field(default_factory=dict)  # of stored tensors that have many chunks
 
 
 def close(shelves: Shelves) -> None:
@@ -93,22 +95,30 @@ def fill(shelves: Shelves, name: str, offset: int, into: memoryview) -> None:
 def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
     """Return a box of a stored tensor, put together from its chunks."""
     bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
-    shared = [(chunk, overlap) for chunk in stored.chunks if (overlap := intersect(chunk.box, box)) is not None]
-    if len(shared) == 1 and shared[0][1] == box:
-        return _part(shelves, shared[0][0], box, bits)
-    made: Array = np.zeros(box.shape, bits)
+    shared = [(chunk, overlap) for chunk in _near(shelves, stored, box) if (overlap := intersect(chunk.box, box)) is not None]
+    covered = sum(volume(overlap) for _, overlap in shared) == volume(box)
+    made: Array = np.empty(box.shape, bits) if covered else np.zeros(box.shape, bits)
     for chunk, overlap in shared:
         inside = tuple(slice(s - b, s - b + n) for s, b, n in zip(overlap.start, box.start, overlap.shape, strict=True))
-        made[inside] = _part(shelves, chunk, overlap, bits)
+        _read(shelves, chunk, overlap, made if overlap == box else made[inside])
     return made
 
 
-def _part(shelves: Shelves, chunk: Chunk, box: Box, bits: np.dtype[np.generic]) -> Array:
-    made: Array = np.empty(box.shape, bits)
+def _near(shelves: Shelves, stored: Stored, box: Box) -> Sequence[Chunk]:
+    """Return the chunks that may share something with a box."""
+    if len(stored.chunks) <= FEW:
+        return stored.chunks
+    key = (stored.unit, stored.name, stored.shape)
+    if key not in shelves.racks:
+        shelves.racks[key] = Rack(stored.chunks, lambda chunk: chunk.box)
+    return shelves.racks[key].near(box)
+
+
+def _read(shelves: Shelves, chunk: Chunk, box: Box, into: Array) -> None:
+    """Fill an array with a box of a chunk."""
     skip = sum((s - c) * stride for s, c, stride in zip(box.start, chunk.box.start, chunk.strides, strict=True))
-    if made.size:
-        _gather(shelves, chunk.file, chunk.offset + skip * bits.itemsize, chunk.strides, made)
-    return made
+    if into.size:
+        _gather(shelves, chunk.file, chunk.offset + skip * into.itemsize, chunk.strides, into)
 
 
 def _gather(shelves: Shelves, file: str, offset: int, strides: tuple[int, ...], into: Array) -> None:
@@ -154,7 +164,9 @@ def digest(shelves: Shelves, stored: Stored) -> str:
         else:
             for box in blocks(whole(chunk.box.shape), shelves.block // bits.itemsize):
                 moved = Box(tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True)), box.shape)
-                hasher.update(_part(shelves, chunk, moved, bits).data)
+                made: Array = np.empty(box.shape, bits)
+                _read(shelves, chunk, moved, made)
+                hasher.update(made.data)
     return hasher.hexdigest()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carnet.box import Box, intersect, overlap, uncovered, volume, whole
+from carnet.box import Box, Line, along, intersect, overlap, uncovered, volume, whole
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
@@ -27,7 +27,7 @@ from carnet.planner.coding import steps as coding_steps
 from carnet.planner.decoding import alike, aside, coded_pieces
 from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
-from carnet.planner.pieces import Line, Piece, Shelf, cut, first_axis, pieces, separate, views_of
+from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
@@ -302,7 +302,7 @@ def _meet(
         if len(views) > 1:
             if id(entry) not in known:
                 known[id(entry)] = views_of(entry)
-            views = known[id(entry)].between(*first_axis(part))
+            views = known[id(entry)].between(*along(part, 0))
         for view in views:
             for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
                 moved = 0

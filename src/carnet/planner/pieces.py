@@ -7,12 +7,10 @@
     steps                  |-----1------|-2--|---3---|-----4------|
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-from carnet.box import Box, intersect, subtract, volume
+from carnet.box import Box, Line, along, intersect, subtract, volume
 from carnet.dtypes import BY_NAME
 from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk
@@ -76,37 +74,11 @@ def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Pie
     return kept.pieces, copies
 
 
-T = TypeVar("T")
-
-
-class Line(Generic[T]):
-    """Things that lie along one axis, in the order of their starts, so that thousands of them are not all compared."""
-
-    def __init__(self, found: Iterable[T], interval: Callable[[T], tuple[int, int]]) -> None:
-        self._interval = interval  # of a thing: its first index, and how many there are
-        self.things = sorted(found, key=lambda thing: interval(thing)[0])
-        self._starts = [interval(thing)[0] for thing in self.things]
-        self._longest = max((interval(thing)[1] for thing in self.things), default=0)
-
-    def add(self, thing: T) -> None:
-        """Put a thing into its place."""
-        start, length = self._interval(thing)
-        at = bisect_left(self._starts, start)
-        self._starts.insert(at, start)
-        self.things.insert(at, thing)
-        self._longest = max(self._longest, length)
-
-    def between(self, start: int, length: int) -> list[T]:
-        """Return the things that may share an index with an interval."""
-        low = bisect_left(self._starts, start - self._longest + 1)
-        return self.things[low : bisect_left(self._starts, start + length)]
-
-
 class Shelf(Line[Piece]):
     """Pieces of one tensor along its first axis: a few of hundreds of experts."""
 
     def __init__(self, found: Iterable[Piece]) -> None:
-        super().__init__(found, lambda piece: first_axis(piece.box))
+        super().__init__(found, lambda piece: along(piece.box, 0))
 
     @property
     def pieces(self) -> list[Piece]:
@@ -115,12 +87,7 @@ class Shelf(Line[Piece]):
 
     def near(self, box: Box) -> list[Piece]:
         """Return the pieces that may share something with a box."""
-        return self.between(*first_axis(box))
-
-
-def first_axis(box: Box) -> tuple[int, int]:
-    """Return where a box begins along its first axis, and how far it goes."""
-    return (box.start[0], box.shape[0]) if box.start else (0, 1)
+        return self.between(*along(box, 0))
 
 
 def views_of(entry: Entry) -> Line[View]:
