@@ -1,5 +1,6 @@
 """An examination stays inside its budget and reads each byte a few times, whatever the cores and however wrong the target is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import xxhash
+from safetensors.numpy import load_file, save_file
 
 from carnet import api
 from carnet.box import Box
+from carnet.examiner import shelves
 from carnet.examiner.means import BLOCKS, choose_means
 from carnet.formats.stored import Chunk, Stored
+from tests.counting import calls_of
 from tests.peak import SAMPLED
 
 CHILD = f"""
@@ -29,8 +33,6 @@ print(verdict.equal, peak)
 
 def llama(root: Path, *, layers: int, hidden: int, seed: int = 0, vocab: int = 64) -> Path:
     """Write a Llama of random weights as transformers does."""
-    import json
-
     root.mkdir(parents=True)
     random = np.random.default_rng(seed)
 
@@ -100,8 +102,6 @@ def test_threads_and_blocks_follow_from_the_budget(cores, budget):
 
 @pytest.mark.parametrize("strides", [(1, 300), (300, 1), (7, 2100), (900, 3)])
 def test_a_region_of_any_strides_is_what_lies_there(tmp_path, strides):
-    from carnet.examiner import shelves
-
     data = np.random.default_rng(0).integers(0, 1 << 16, 2_000_000, np.uint16)
     data.tofile(tmp_path / "f")
     shape = (300, 900) if strides[0] < strides[1] else (900, 300)
@@ -133,3 +133,36 @@ def test_progress_is_on_the_thread_that_called_with_one_total_that_is_reached(tm
     api.verify(tmp_path / "out", progress=progress)
     assert seen[0][1] == 0
     assert seen[-1][1] == seen[-1][2] > 0
+
+
+def digests_of(folder: Path, ranks: bool) -> dict[str, str]:
+    """Return the digest of every tensor's bytes, as the safetensors library reads them."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        label = f"{file.stem}/" if ranks else ""
+        found |= {label + name: xxhash.xxh3_128_hexdigest(tensor.tobytes()) for name, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.mark.parametrize("memory", ["100M", "512M"])  # blocks that are smaller and larger than a tensor
+@pytest.mark.parametrize(("to", "asked"), [("hf", {}), ("trtllm", {"tp": 2}), ("trtllm", {"dtype": "f32"})])
+def test_digests_are_those_of_the_bytes_however_they_were_read(tmp_path, to, asked, memory):
+    source, out = llama(tmp_path / "a", layers=2, hidden=256), tmp_path / "out"
+    assert api.cross(source, out, to=to, memory=memory, **asked)
+    said = json.loads((out / "carnet.json").read_text())
+    for side, folder in (("source", source), ("target", out)):
+        written = {name: each["digest"] for name, each in said[side]["tensors"].items()}
+        assert written == digests_of(folder, ranks=side == "target" and to == "trtllm")
+
+
+def test_a_block_is_put_together_in_as_many_calls_however_many_chunks_there_are(tmp_path):
+    def calls(number):
+        np.arange(number * 4, dtype=np.uint16).tofile(tmp_path / "f")
+        chunks = tuple(Chunk(Box((at, 0), (1, 4)), "f", at * 8, (4, 1)) for at in range(number))
+        shelf, stored = shelves.Shelves(tmp_path), Stored("", "w", "bf16", (number, 4), chunks)
+        assert shelves.region(shelf, stored, Box((5, 1), (3, 2))).tolist() == [[21, 22], [25, 26], [29, 30]]
+        count = calls_of(lambda: shelves.region(shelf, stored, Box((50, 1), (3, 2))))
+        shelves.close(shelf)
+        return count
+
+    assert calls(100) == calls(10_000)

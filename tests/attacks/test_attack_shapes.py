@@ -18,6 +18,7 @@ from carnet.formats import jsons, pickles
 from carnet.formats.jsons import parse_object
 from carnet.inventory import survey
 from carnet.planner import saved
+from tests.counting import calls_of
 from tests.peak import SAMPLED
 
 LLAMA = Path(__file__).parents[1] / "goldens/megatron/llama_te_pp2_vpp"
@@ -139,22 +140,6 @@ def test_a_carnet_that_would_fill_the_memory_is_refused_by_its_shape(tmp_path):
     (tmp_path / "carnet.json").write_bytes(filled(b"{}", 60 << 20))
     said = refusal(f"api.verify({str(tmp_path)!r})")
     assert said == "carnet.json is too large for what it should hold"
-
-
-def calls_of(action):
-    """Return how many functions an action calls, Python's own included."""
-    calls = 0
-
-    def count(_frame, event, _argument):
-        nonlocal calls
-        calls += event in ("call", "c_call")
-
-    sys.setprofile(count)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return calls
 
 
 def test_a_tensor_that_nobody_knows_is_looked_at_a_few_times_however_many_there_are(llama):

@@ -4,12 +4,12 @@ Calls of functions are counted, not seconds: they are the same on every machine.
 work grows with the model alone, the second step adds twice what the first adds; where it grows with its square, four times as much.
 """
 
-import sys
 from random import Random
 
 import pytest
 
 import carnet
+from tests.counting import calls_of
 from tests.families import samples
 
 BASE = {
@@ -31,22 +31,6 @@ def save(name, folder, fields):
     family = samples.family_of(name)
     config = {**COMMON, **family.traits, **samples.SAMPLES[name].fields, **BASE, **fields}
     return samples.save(samples.Model(family.name, config, 1), folder, "hf", Random(1), {}, finite=True)
-
-
-def calls(work):
-    """Count the functions that a piece of work enters."""
-    count = 0
-
-    def enter(frame, event, argument):
-        nonlocal count
-        count += event == "call"
-
-    sys.setprofile(enter)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 def assert_linear(counts):
@@ -74,7 +58,7 @@ def test_a_plan_grows_with_the_model(tmp_path, name, field, sizes, fields, optio
     for size in (sizes[0], *sizes):  # the first reads tables and imports modules
         more = {"ffn": size} if field == "moe_ffn" else {}
         folder = save(name, tmp_path / f"{len(counts)}", fields | more | {field: size})
-        counts.append(calls(lambda folder=folder: carnet.plan(folder, **options)))
+        counts.append(calls_of(lambda folder=folder: carnet.plan(folder, **options)))
     assert_linear(counts)
 
 
@@ -88,5 +72,5 @@ def test_a_verification_against_another_model_grows_with_it(tmp_path):
         start = 8 + int.from_bytes(data[:8], "little")
         data[start:] = bytes(byte ^ 1 for byte in data[start:])
         file.write_bytes(data)
-        counts.append(calls(lambda folder=folder, other=other: carnet.verify(folder, other)))
+        counts.append(calls_of(lambda folder=folder, other=other: carnet.verify(folder, other)))
     assert_linear(counts)
