@@ -41,7 +41,9 @@ def main() -> None:
     subprocess.run([sys.executable, "-m", "bench.checkpoint", str(work)], check=True)
     (source,) = work.glob("llama-*")
     output = work / "output"
-    contenders = [Contender(COPY, ("cp", "-r", str(source), str(output))), *plans(source, work, output)]
+    copy = Contender(COPY, ("cp", "-r", str(source), str(output)))
+    whole = Contender("carnet cross, to hf", ("carnet", "cross", str(source), str(output), "--to", "hf"))
+    contenders = [copy, *plans(source, work, output), whole]
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
     written: dict[str, int] = {}
     for count in range(rounds + 1):
