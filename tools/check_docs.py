@@ -1,11 +1,10 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
-A fenced block under a comment that starts with a dollar sign is the output of that command. The commands of a page run one after the
-other in one folder, where ``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, and ``tools`` this
-folder::
+A fenced block of the kind ``console`` is a command and its output. The commands of a page run one after the other in one folder, where
+``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, and ``tools`` this folder::
 
-    <!-- $ carnet plan --help -->
-    ```text
+    ```console
+    $ carnet plan --help
     Usage: carnet plan ...
     ```
 
@@ -23,9 +22,7 @@ from functools import partial
 from pathlib import Path
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
-BLOCK = re.compile(
-    r"^<!-- \$ (?P<command>.+?) -->\n(?P<fence>```+)(?P<language>\w*)\n(?P<shown>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL
-)
+BLOCK = re.compile(r"^(?P<fence>```+)console\n\$ (?P<command>.+)\n(?P<shown>(?s:.*?))^(?P=fence)$", re.MULTILINE)
 CHECKPOINTS = {"llama": "megatron/llama_te_pp2_vpp", "gpt": "megatron/gpt_te_tp2"}
 PROGRAMS = ("carnet", "python")  # what a page may run
 SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output on every machine
@@ -74,7 +71,7 @@ def current(block: re.Match[str], desk: Path) -> str:
     # a checkpoint's own path is absolute, and not the same on any two machines
     printed = done.stdout.replace(f"{desk.resolve()}/", "").replace(f"{desk}/", "").strip("\n")
     output = "".join(f"{line.rstrip()}\n" for line in printed.splitlines())
-    return f"<!-- $ {block['command']} -->\n{block['fence']}{block['language']}\n{output}{block['fence']}"
+    return f"{block['fence']}console\n$ {block['command']}\n{output}{block['fence']}"
 
 
 if __name__ == "__main__":
