@@ -155,7 +155,7 @@ def test_a_tensor_that_nobody_knows_is_looked_at_a_few_times_however_many_there_
 
 @pytest.mark.parametrize("word", ["adapter", "linear_", ".adapter", "_", "*", "["])
 def test_what_a_long_name_looks_like_is_found_in_one_pass(word):
-    assert way_out([word * 300_000, "norm.weight"], {"embed"}, whole=True)[0] in {"a norm", "an adapter"}
+    assert way_out([word * 300_000, "norm.weight"], {"embed"}, whole=True)[0] in {"", "an adapter"}  # not all are norms
 
 
 def test_the_header_of_the_largest_models_passes_by_far():

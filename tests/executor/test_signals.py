@@ -33,7 +33,8 @@ def hook(event, arguments):
             os.kill(os.getpid(), each)
             time.sleep(1)  # of a worker, for which the main thread waits
 
-from carnet import api  # what is imported changes nothing on the disk
+sys.dont_write_bytecode = True  # what is imported changes nothing on the disk
+from carnet import api
 sys.addaudithook(hook)
 from carnet.__main__ import main
 main()
