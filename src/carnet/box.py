@@ -134,6 +134,15 @@ def tiles(container: Box, boxes: Sequence[Box]) -> bool:
     return inside and overlap(boxes) is None
 
 
+def slices(box: Box, outer: Box) -> tuple[slice, ...]:
+    """Return where a box lies in an array of an outer one.
+
+    >>> slices(Box((2, 5), (1, 3)), Box((2, 4), (4, 8)))
+    (slice(0, 1, None), slice(1, 4, None))
+    """
+    return tuple(slice(s - o, s - o + n) for s, o, n in zip(box.start, outer.start, box.shape, strict=True))
+
+
 def along(box: Box, axis: int) -> tuple[int, int]:
     """Return where a box begins along an axis, and how far it goes; a box of rank 0 has one place."""
     return (box.start[axis], box.shape[axis]) if box.start else (0, 1)

@@ -102,11 +102,11 @@ class Inventory:
         return is_zero_centred(self.dialect, self.config)
 
 
-def others_of(others: Mapping[str, bool]) -> str:
-    """Return in one line which families a model could be too, nothing where it is of one alone.
+def others_of(others: Mapping[str, bool]) -> dict[str, str]:
+    """Return in one line which families a model could be too, none where it is of one alone.
 
     >>> others_of({"mistral": True, "granite": True, "phi3": False})
-    'mistral, granite (the same tensors), phi3 (other tensors); --as FAMILY takes another'
+    {'could be': 'mistral, granite (the same tensors), phi3 (other tensors); --as FAMILY takes another'}
     """
     groups = {"the same tensors": True, "other tensors": False}
     said = [
@@ -114,7 +114,7 @@ def others_of(others: Mapping[str, bool]) -> str:
         for what, same in groups.items()
         if (names := [n for n, s in others.items() if s == same])
     ]
-    return f"{', '.join(said)}; --as FAMILY takes another" if said else ""
+    return {"could be": f"{', '.join(said)}; --as FAMILY takes another"} if said else {}
 
 
 def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:

@@ -84,11 +84,6 @@ def inspection_data(found: Inspection) -> dict[str, object]:
     return data if found.refusal is None else {**data, "refused": error_data(found.refusal)}
 
 
-def _others(inventory: Inventory) -> dict[str, str]:
-    """Return what is to be said of the families that a model could be too."""
-    return {"could be": said} if (said := others_of(inventory.others)) else {}
-
-
 def quantized_as(inventory: Inventory) -> str:
     """Return in one line what a checkpoint's config says about quantized weights."""
     said = inventory.said
@@ -115,7 +110,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         "kind": f"{checkpoint.dialect} ({checkpoint.format})",
         **checkpoint.notes,
         "family": "unknown" if inventory is None else inventory.family.name,
-        **({} if inventory is None else _others(inventory)),
+        **({} if inventory is None else others_of(inventory.others)),
         "weights": f"{sum(prod(t.shape) for t in kept.values()):,} elements in {len(kept)} stored tensors, "
         f"{size(sum(map(nbytes_of, kept.values())))} ({', '.join(dtypes)})",
     }

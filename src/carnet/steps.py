@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Space = Literal[
-    "file", "packed", "scratch"
-]  # bytes of a file; its codes where two are in a byte; no file: memory, see Quantize
+# bytes of a file; its codes where two are in a byte; no file but memory, where a matrix is assembled that is quantized
+Space = Literal["file", "packed", "scratch"]
+Function = Literal["dequantize", "quantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Make:
     then rounded. ``quantize``: codes and scales of a matrix that moves assemble in the scratch space.
     """
 
-    function: Literal["dequantize", "quantize"]
+    function: Function
     tensor: str  # canonical name; the stored one of what is quantized
     start: tuple[int, ...]
     shape: tuple[int, ...]
@@ -153,6 +153,9 @@ class TargetFile:
         return "scratch" if self.kind == "scratch" else "file"
 
 
+NO_SCRATCH = TargetFile("scratch", 0, (), {}, "scratch")
+
+
 @dataclass(frozen=True, slots=True)
 class TextFile:
     """One small text file to write, with its whole content: config.json, an index."""
@@ -197,7 +200,7 @@ class Plan:
     window: int  # bytes of one buffer
     threads: int  # workers, each with its own buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
-    scratch: TargetFile = TargetFile("scratch", 0, (), {}, "scratch")  # the matrices that are quantized
+    scratch: TargetFile = NO_SCRATCH  # the matrices that are quantized
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
     unused: Mapping[str, str] = field(
         default_factory=dict

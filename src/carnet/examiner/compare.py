@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from carnet.box import Box, Rack, intersect, subtract, uncovered, volume, whole
+from carnet.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
@@ -138,7 +138,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
                 hasher.update(theirs.data)
             for origin, shared in sources(source, name, box):
                 expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
-                differs = (theirs if shared == box else theirs[_within(shared, box)]) != expected
+                differs = (theirs if shared == box else theirs[slices(shared, box)]) != expected
                 if beyond is not None:
                     differs |= beyond
                 done.elements += volume(shared)
@@ -152,11 +152,6 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first or ())}"
             done.found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
     return done
-
-
-def _within(box: Box, outer: Box) -> tuple[slice, ...]:
-    """Return where a box lies in an array of an outer one."""
-    return tuple(slice(s - b, s - b + n) for s, b, n in zip(box.start, outer.start, box.shape, strict=True))
 
 
 def sources(source: Side, name: Canonical, box: Box) -> Iterator[tuple[Part, Box]]:
@@ -198,6 +193,6 @@ def whole_of(source: Side, name: Canonical, box: Box) -> Array:
         if shared == box:
             return piece
         made = np.zeros(box.shape, piece.dtype) if made is None else made
-        made[_within(shared, box)] = piece
+        made[slices(shared, box)] = piece
     assert made is not None, "a box of a canonical tensor has a source"
     return made

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from carnet.box import Box, Rack, intersect, volume, whole
+from carnet.box import Box, Rack, intersect, slices, volume, whole
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.unfold import Array
@@ -99,8 +99,7 @@ def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
     covered = sum(volume(overlap) for _, overlap in shared) == volume(box)
     made: Array = np.empty(box.shape, bits) if covered else np.zeros(box.shape, bits)
     for chunk, overlap in shared:
-        inside = tuple(slice(s - b, s - b + n) for s, b, n in zip(overlap.start, box.start, overlap.shape, strict=True))
-        _read(shelves, chunk, overlap, made if overlap == box else made[inside])
+        _read(shelves, chunk, overlap, made if overlap == box else made[slices(overlap, box)])
     return made
 
 

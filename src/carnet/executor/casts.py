@@ -12,7 +12,7 @@ from carnet.dtypes import array_type
 Array = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
 
-PER_ELEMENT = 8  # bytes of temporary
+PER_ELEMENT = 8  # bytes of temporary memory
 SAFE = 0x7F7F8000  # f32 bits from which on a magnitude rounds to infinity in bf16, or is infinite, or no number
 
 

@@ -50,7 +50,7 @@ class Sheet:
 
 def pieces_of(step: Make | Measure, target: Place, tile: Tile) -> list[Piece]:
     """Return the pieces of a step that fall into a tile of ``target``, its rows pulled apart to twice their length."""
-    assert step.encoding is not None, "codes are read with a encoding"
+    assert step.encoding is not None, "codes are read with an encoding"
     columns = step.encoding.shape[1]
     row, column = divmod(step.source.offset - step.encoding.first, columns)
     strides = tuple(stride * 2 if stride >= columns else stride for stride in step.source.strides)
@@ -66,7 +66,7 @@ def dequantize(desk: Desk, step: Make, piece: Piece, base: int) -> None:
 
 def largest_weight(desk: Desk, step: Measure) -> float:
     """Return the largest magnitude in a box of codes, NaN where one is no number."""
-    assert step.encoding is not None, "codes are read with a encoding"
+    assert step.encoding is not None, "codes are read with an encoding"
     dense = Place("", 0, dense_strides(step.shape), "f32")
     size = int(np.prod(step.shape))
     found = [0.0]

@@ -40,7 +40,7 @@ THIN = 1 / 64  # of a window: the smallest part, however little of its source ro
 MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
 
 
-Box = Move | Make | Fill  # a step that writes a box of a target tensor
+Writer = Move | Make | Fill  # a step that writes a box of a target tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Part:
 
     file: str
     tile: Tile
-    steps: tuple[Box, ...]  # those that touch it
+    steps: tuple[Writer, ...]  # those that touch it
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +135,13 @@ def touched(job: Job) -> set[str]:
             return set()
 
 
-def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[Box]]:
+def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[Writer]]:
     files = (*plan.files, plan.scratch)
     tensors = {(file.space, file.name): [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in files}
     offsets = {where: [tensor.offset for tensor in found] for where, found in tensors.items()}
-    groups: dict[tuple[Space, str, TargetTensor], list[Box]] = defaultdict(list)
+    groups: dict[tuple[Space, str, TargetTensor], list[Writer]] = defaultdict(list)
     for step in plan.steps:
-        if not isinstance(step, Box) or kind(step) == "quantize" or 0 in step.shape:
+        if not isinstance(step, Writer) or kind(step) == "quantize" or 0 in step.shape:
             continue
         place = step.target
         where = place.space, place.file
@@ -152,7 +152,7 @@ def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[Box]]:
     return groups
 
 
-def _straight(steps: Sequence[Box]) -> bool:
+def _straight(steps: Sequence[Writer]) -> bool:
     """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
     copied = number = 0
     for step in steps:
@@ -166,7 +166,7 @@ def _straight(steps: Sequence[Box]) -> bool:
     return number <= 1 or copied >= number * LONG
 
 
-def _direct(steps: Sequence[Box]) -> Iterator[tuple[_Where, Job]]:
+def _direct(steps: Sequence[Writer]) -> Iterator[tuple[_Where, Job]]:
     # a step that fills needs no job: the file was created as one hole, which reads as zeros
     for step in steps:
         if isinstance(step, Move):
@@ -174,7 +174,7 @@ def _direct(steps: Sequence[Box]) -> Iterator[tuple[_Where, Job]]:
                 yield (step.source.file, piece.source), Direct(step, piece, count(piece) * piece.items[1])
 
 
-def _windows(plan: Plan, file: str, tensor: TargetTensor, steps: Sequence[Box]) -> Iterator[_Seen]:
+def _windows(plan: Plan, file: str, tensor: TargetTensor, steps: Sequence[Writer]) -> Iterator[_Seen]:
     """Cut a tensor into parts that fit a buffer, each with the steps that touch it."""
     reach = sorted((*_reach(step), number) for number, step in enumerate(steps))
     active: list[tuple[int, int, int]] = []
@@ -191,7 +191,7 @@ def _windows(plan: Plan, file: str, tensor: TargetTensor, steps: Sequence[Box]) 
             yield *where, part
 
 
-def _encodings(plan: Plan, tensor: TargetTensor, steps: Sequence[Box], coded: Make) -> Iterator[tuple[_Where, Job]]:
+def _encodings(plan: Plan, tensor: TargetTensor, steps: Sequence[Writer], coded: Make) -> Iterator[tuple[_Where, Job]]:
     """Cut a matrix into tiles of whole blocks that fit a buffer beside their codes."""
     (rows, columns), item = coded.encoding.shape, BY_NAME[tensor.dtype].nbytes
     wide, tall = _whole_blocks(RECIPES[coded.encoding.recipe], rows, columns, plan.window // (item + 1))
@@ -212,7 +212,7 @@ def _whole_blocks(recipe: Recipe, rows: int, columns: int, most: int) -> tuple[i
     return wide, min(rows, max(down, most // wide // down * down))
 
 
-def _tiles(plan: Plan, tensor: TargetTensor, steps: Sequence[Box]) -> list[Tile]:
+def _tiles(plan: Plan, tensor: TargetTensor, steps: Sequence[Writer]) -> list[Tile]:
     """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
 
     A range of a transposed tensor takes a little of every source row: reading for it means reading everything again and again.
@@ -234,20 +234,20 @@ def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
     return [Tile(tensor.offset, pitch, item, tall, wide) for tall in down for wide in along] if len(along) > 1 else []
 
 
-def _waste(tile: Tile, steps: Sequence[Box]) -> float:
+def _waste(tile: Tile, steps: Sequence[Writer]) -> float:
     """Return how many bytes lie between the first and the last that a tile reads, for one that it needs."""
     moves = [step for step in steps if not isinstance(step, Fill)]
     pieces = [piece for step in moves for piece in clip(step.shape, step.source, step.target, tile)]
     return sum(map(span, pieces)) / max(1, sum(count(piece) * piece.items[0] for piece in pieces))
 
 
-def _reach(step: Box) -> tuple[int, int]:
+def _reach(step: Writer) -> tuple[int, int]:
     place = step.target
     last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
     return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes
 
 
-def _density(steps: Sequence[Box]) -> float:
+def _density(steps: Sequence[Writer]) -> float:
     """Return which share of the source bytes that are read a tensor's steps use, on average."""
     used = wide = 0
     for step in steps:

@@ -9,7 +9,7 @@ from carnet.families import hf, trtllm
 from carnet.families.family import Family
 from carnet.families.fields import Row as Field
 from carnet.families.fields import Spread, place
-from carnet.families.hf import KINDS, LAYER
+from carnet.families.hf import LAYER
 from carnet.families.llama import TRAITS
 from carnet.families.model import number
 from carnet.families.rows import row
@@ -72,18 +72,14 @@ GEMMA = Family(
 
 def _said(kinds: list[str] | None, config: Config) -> tuple[int, ...]:
     """Return a mark for each layer that has the window: those that a config lists, or all but every n-th."""
-    count = number(config, "layers")
     if kinds is None:
         every = number(config, "window_every")
-        return tuple(int((layer + 1) % every > 0) for layer in range(count))
-    if len(kinds) != count:
-        raise ValueError("one kind a layer")
-    return tuple(KINDS.index(kind) for kind in kinds)
+        return tuple(int((layer + 1) % every > 0) for layer in range(number(config, "layers")))
+    return hf.marks_of(kinds, config)
 
 
 def _listed(config: Config) -> list[list[str]]:
-    found = config.get("window_layers")
-    return [[KINDS[mark] for mark in found]] if isinstance(found, tuple) else []
+    return hf.kinds_of(config, "window_layers")
 
 
 WINDOWS = (

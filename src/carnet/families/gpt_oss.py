@@ -5,15 +5,14 @@ projection alternate. The gate is x sigmoid(1.702 x) whatever ``hidden_act`` say
 ``quantization_config``.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from carnet.families import hf
 from carnet.families.family import OF_EXPERTS, Family
 from carnet.families.fields import Place, Spread, place
-from carnet.families.hf import KINDS, LAYER
+from carnet.families.hf import LAYER
 from carnet.families.llama import TIED, TRAITS
-from carnet.families.model import number, value
+from carnet.families.model import number
 from carnet.families.rows import fuse, row
 from carnet.families.words import Config
 
@@ -38,18 +37,9 @@ ROPE = tuple(
 
 def _windows(said: list[str] | None, config: Config) -> tuple[int, ...]:
     """Return a mark a layer, 1 for each with the window: where nothing is said, every other from the first."""
-    count = number(config, "layers")
     if said is None:
-        return tuple(1 - layer % 2 for layer in range(count))
-    if len(said) != count or not set(said) <= set(KINDS):
-        raise ValueError("a kind a layer")
-    return tuple(KINDS.index(kind) for kind in said)
-
-
-def _kinds(config: Config) -> Iterator[list[str]]:
-    found = value(config, "window_layers")
-    if isinstance(found, tuple):
-        yield [KINDS[mark] for mark in found]
+        return tuple(1 - layer % 2 for layer in range(number(config, "layers")))
+    return hf.marks_of(said, config)
 
 
 GPT_OSS = Family(
@@ -87,7 +77,7 @@ GPT_OSS = Family(
             place("router_normed", default=True),
             place("glu_limit", "swiglu_limit", default=7.0),
             place("window", "sliding_window", default=128),
-            Spread("window_layers", "layer_types", None, _windows, _kinds),
+            Spread("window_layers", "layer_types", None, _windows, lambda c: hf.kinds_of(c, "window_layers")),
             TIED,
             hf.DTYPE,
             *hf.TOKENS,

@@ -3,19 +3,20 @@
 Names as in transformers' modeling_llama.py; every family says what it does differently.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from carnet.families import yarn
 from carnet.families.fields import Place, Spread, Table, place
 from carnet.families.fields import Row as Field
-from carnet.families.model import number
+from carnet.families.model import number, value
 from carnet.families.rows import Dialect, Row, row
 from carnet.families.words import Config
 from carnet.families.yarn import YARN
 
 LAYER = "layers.{layer}."
 KINDS = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
+Kinds = tuple[str, str]
 
 EMBED = row("embed_tokens.weight", "vocab hidden", "embed")
 FINAL_NORM = row("norm.weight", "hidden", "final_norm")
@@ -150,6 +151,19 @@ IDLE = frozenset(
     """.split()
 )
 IGNORED = IDLE | GENERATION.keys()
+
+
+def marks_of(said: Sequence[str], config: Config, kinds: Kinds = KINDS) -> tuple[int, ...]:
+    """Return a mark a layer of ``layer_types``, 1 where it is the second kind; raise ValueError where there is not a kind a layer."""
+    if len(said) != number(config, "layers"):
+        raise ValueError("a kind a layer")
+    return tuple(kinds.index(kind) for kind in said)
+
+
+def kinds_of(config: Config, field: str, kinds: Kinds = KINDS) -> list[list[str]]:
+    """Return the one ``layer_types`` that says a mark a layer, none where all layers are alike."""
+    found = value(config, field)
+    return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
 
 
 def generation(config: Mapping[str, object]) -> dict[str, object]:

@@ -75,15 +75,7 @@ def _chunked(said: list[str] | None, config: Config) -> tuple[int, ...]:
     """Return a mark a layer, 1 for each that sees its chunk: where nothing is said, those with positions."""
     if said is None:
         return tuple(_rotated_layers(config))
-    if len(said) != number(config, "layers") or not set(said) <= set(KINDS):
-        raise ValueError("a kind a layer")
-    return tuple(KINDS.index(kind) for kind in said)
-
-
-def _kinds(config: Config) -> Iterator[list[str]]:
-    found = value(config, "chunk_layers")
-    if isinstance(found, tuple):
-        yield [KINDS[mark] for mark in found]
+    return hf.marks_of(said, config, KINDS)
 
 
 KINDS = ("full_attention", "chunked_attention")
@@ -127,7 +119,7 @@ LLAMA4 = Family(
             ),
             # null means no chunks and an absent key 8192: a config has to say it
             place("chunk", "attention_chunk_size"),
-            Spread("chunk_layers", "layer_types", None, _chunked, _kinds),
+            Spread("chunk_layers", "layer_types", None, _chunked, lambda c: hf.kinds_of(c, "chunk_layers", KINDS)),
             place("temperature", "attn_temperature_tuning", default=True),
             place("temperature_floor", "floor_scale", default=8192),
             place("temperature_scale", "attn_scale", default=0.1),

@@ -125,11 +125,4 @@ def sizes(config: Config) -> dict[str, int]:
         found = config[name] if name in config else BY_NAME[name].neutral
         return found if isinstance(found, int) else 0
 
-    return {
-        axis.name: field(axis.size)
-        if isinstance(axis.size, str)
-        else axis.size
-        if isinstance(axis.size, int)
-        else axis.size(field)
-        for axis in AXES.values()
-    }
+    return {axis.name: axis.length(field) for axis in AXES.values()}

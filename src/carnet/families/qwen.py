@@ -32,9 +32,7 @@ def _windowed(said: Windows, config: Config) -> tuple[int, ...]:
         return (0,) * count
     if kinds is None:
         return tuple(int(layer >= first) for layer in range(count))
-    if len(kinds) != count:
-        raise ValueError("a kind a layer")
-    return tuple(KINDS.index(kind) for kind in kinds)
+    return hf.marks_of(kinds, config)
 
 
 def _window(said: Windows, config: Config) -> int | None:

@@ -24,6 +24,12 @@ class Axis:
     among: str = "tensor"  # which ranks: those that share every layer, the experts ("expert"), or each expert ("expert_tensor")
     inner: str = ""  # the axis inside of it that is cut too: by ranks that repeat this one, or that share each expert
 
+    def length(self, field: Callable[[str], int]) -> int:
+        """Return its true length, from the values of fields."""
+        if isinstance(self.size, str):
+            return field(self.size)
+        return self.size if isinstance(self.size, int) else self.size(field)
+
 
 AXES = {
     axis.name: axis
@@ -99,7 +105,7 @@ class Canonical(str):
 
     def fellows(self) -> list["Canonical"]:
         """Return the names of all that read what this one reads, its own among them, in the order of the table."""
-        return [Canonical(part, self.layer) for part in READERS.get(self.tensor.reads, (self.tensor.part,))]
+        return [_named(part, self.layer) for part in READERS.get(self.tensor.reads, (self.tensor.part,))]
 
 
 @cache

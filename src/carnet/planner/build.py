@@ -54,7 +54,7 @@ def build(
     target = dialect_of(source.family, request.to)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
-    notes |= {"could be": said_others} if (said_others := others_of(source.others)) else {}
+    notes |= others_of(source.others)
     notes |= (
         {"token ids": f"contradicted, so config.json has what the model itself says, or nothing: {'; '.join(contradicted)}"}
         if contradicted

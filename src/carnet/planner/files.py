@@ -26,7 +26,7 @@ from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
 from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.styles import Kept
-from carnet.steps import RawFile, TargetFile, TargetTensor, TextFile
+from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile
 
 ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
 PT = {"format": "pt"}  # transformers refuses a file without it
@@ -127,7 +127,7 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     reader = None if request.read_by is None else program(request.read_by, "--read-by")
     told = needs(said, reader, local=request.spelling == "local")
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
-    return Made(store.files, tuple(places), (*store.raws, common), {}, TargetFile("scratch", 0, (), {}, "scratch"), {}, told)
+    return Made(store.files, tuple(places), (*store.raws, common), {}, NO_SCRATCH, {}, told)
 
 
 def _plain(value: object) -> Value:

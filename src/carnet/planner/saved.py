@@ -16,7 +16,7 @@ from collections.abc import ItemsView, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 import xxhash
 
@@ -28,6 +28,7 @@ from carnet.steps import (
     AssetFile,
     Encoding,
     Fill,
+    Function,
     Make,
     Measure,
     Move,
@@ -49,8 +50,8 @@ TAIL = 128  # bytes: the last line has fewer
 LINE = 256 << 20  # bytes: the line of what is left behind, or of a file, names every tensor
 STEP = 1 << 20  # bytes of memory that the line of one step may take
 STEPS = 4_000_000  # of the largest models a plan has a quarter of that
-SPACES: Mapping[str, Space] = {"file": "file", "packed": "packed", "scratch": "scratch"}
-FUNCTIONS = ("dequantize", "quantize")
+SPACES: Mapping[object, Space] = {space: space for space in get_args(Space)}
+FUNCTIONS = get_args(Function)
 KINDS: Mapping[str, type[Step]] = {
     "move": Move,
     "make": Make,
