@@ -25,7 +25,7 @@ from carnet.families.strangers import way_out
 from carnet.families.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.detect import open_checkpoint
-from carnet.formats.stored import Checkpoint, Coded, Key, Stored, reshaped
+from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.quantize.reading import Said, plain, read
 from carnet.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
@@ -242,7 +242,7 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
 
 def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:
     key = next(key for key, entry in named.items() if any(view.tensor in ("embed", "head") for view in entry.views))
-    label, size = "/".join(filter(None, key)), number(config, "vocab")
+    label, size = label_of(key), number(config, "vocab")
     facts = {"where": where, "tensor": label, "expected": [*named[key].stored], "found": [*kept[key].shape], "vocab_size": size}
     remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
     return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
@@ -258,7 +258,7 @@ def _drop(
     kept, unknown = {}, []
     for key, reason in _reasons([*checkpoint.tensors, *(("", name) for name in checkpoint.objects)], reasons):
         if reason is not None:
-            dropped[reason].append("/".join(filter(None, key)))
+            dropped[reason].append(label_of(key))
         elif key in checkpoint.tensors:
             kept[key] = checkpoint.tensors[key]
         else:
@@ -304,7 +304,7 @@ def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str,
     """Yield the first tensor that no row names; ``whole`` says that the model is complete without it."""
     unknown = [key for key in kept if key not in named]
     if unknown:
-        first, *second = ["/".join(filter(None, key)) for key in nsmallest(2, unknown)]
+        first, *second = [label_of(key) for key in nsmallest(2, unknown)]
         facts = {"where": where, "tensor": first, **({"and": second[0]} if second else {}), "in all": len(unknown)}
         looks, remedy = way_out([name for _, name in unknown], {name for _, name in named}, whole=whole)
         facts |= {"looks like": looks} if looks else {}
@@ -312,7 +312,7 @@ def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str,
 
 
 def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
-    name = "/".join(filter(None, (entry.unit, entry.name)))
+    name = label_of((entry.unit, entry.name))
     sized = "  ".join(f"{axis} {length}" for axis, length in sizes(config).items())
     facts = {"where": where, "tensor": name, "expected": list(entry.stored), "found": list(stored.shape), "config": sized}
     return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts)

@@ -14,7 +14,7 @@ from carnet.examiner.document import layouts, quality_data, vocabulary_data
 from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
 from carnet.families.words import Config
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Stored, label_of
 from carnet.inventory import Inventory, others_of
 from carnet.planner.request import Request, as_data
 from carnet.quantize.styles import STYLES
@@ -61,7 +61,7 @@ def inspection_data(found: Inspection) -> dict[str, object]:
     """Return an inspection as plain values."""
     checkpoint, inventory = found.checkpoint, found.inventory
     tensors = {
-        "/".join(filter(None, key)): {"dtype": t.dtype, "shape": list(t.shape), "nbytes": nbytes_of(t)}
+        label_of(key): {"dtype": t.dtype, "shape": list(t.shape), "nbytes": nbytes_of(t)}
         for key, t in checkpoint.tensors.items()
     }
     data: dict[str, object] = {
@@ -123,8 +123,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         yield from _facts(facts, width)
     if every:
         rows = [
-            ("/".join(filter(None, key)), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-"))
-            for key, t in checkpoint.tensors.items()
+            (label_of(key), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-")) for key, t in checkpoint.tensors.items()
         ]
         yield from _rows(("stored tensor", "type", "shape", "bytes", "layout: canonical tensors"), rows, width)
 

@@ -16,7 +16,7 @@ from carnet.errors import BadCheckpoint
 from carnet.families.entries import Entry
 from carnet.families.tensors import canonical
 from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
-from carnet.formats.stored import Key
+from carnet.formats.stored import Key, label_of
 from carnet.inventory import Inventory
 
 # (canonical tensor, or one expert of it: "layers.0.moe.up[3]", "weight"), or (canonical tensor, "input", "k" or "v")
@@ -60,13 +60,13 @@ def read_seeds(source: Inventory) -> Seeds:
     modules = {(unit, match["module"]) for unit, name in source.entries if (match := WEIGHT.fullmatch(name))}
 
     def wants(unit: str, name: str) -> bool:
-        return "/".join(filter(None, (unit, name))) not in dropped and (unit, NAME.sub(r"\g<module>", name)) in modules
+        return label_of((unit, name)) not in dropped and (unit, NAME.sub(r"\g<module>", name)) in modules
 
     states = read_states(checkpoint, wants)
 
     def numbers(unit: str, name: str) -> Numbers | None:
         stored = checkpoint.tensors.get((unit, name))
-        if stored is None or "/".join(filter(None, (unit, name))) in dropped:
+        if stored is None or label_of((unit, name)) in dropped:
             return None
         small = stored.dtype in FLOATS and 0 < prod(stored.shape) <= MANY
         return read_numbers(checkpoint.root, stored) if small else None

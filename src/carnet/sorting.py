@@ -10,7 +10,7 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.families.entries import Entry
 from carnet.families.tensors import HEAD, LINEAR, canonical
-from carnet.formats.stored import Coded, Key, Stored
+from carnet.formats.stored import Coded, Key, Stored, label_of
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
@@ -47,7 +47,7 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
     places = {place.rsplit("/")[-1] for place in style.cache[:2]} - {""}
     lonely = {style.scales, style.outer, *style.inputs.values(), "weight_shape"} - {""}
     for key, stored in left.items():
-        last, label = key[1].rsplit(".", 1)[-1], "/".join(filter(None, key))
+        last, label = key[1].rsplit(".", 1)[-1], label_of(key)
         if last in places and said.cache:
             done.scales[key] = stored
         elif last in places or last in lonely:
@@ -112,8 +112,8 @@ def _wrong(wanted: Kept, stored: Stored | None, beside: Stored, where: str, *, p
 
     What others have published may keep scales in another float type, with other dimensions of one, and may lack what no weight needs.
     """
-    label = "/".join(filter(None, (beside.unit, wanted.name)))
-    facts = {"where": where, "tensor": label, "beside": "/".join(filter(None, (beside.unit, beside.name)))}
+    label = label_of((beside.unit, wanted.name))
+    facts = {"where": where, "tensor": label, "beside": label_of((beside.unit, beside.name))}
     if stored is None and published and wanted.role in UNNEEDED:
         return None
     if stored is None:
@@ -136,7 +136,7 @@ def check_lists(said: Said, coded: Mapping[Key, Coded], where: str) -> Iterator[
     excluded = excluding(said)
     found = {key: words for key in coded if (words := excluded(key[1])) is not None}
     for key, words in list(found.items())[:1]:
-        label = "/".join(filter(None, key))
+        label = label_of(key)
         facts = {"where": where, "tensor": label, "others": len(found) - 1, "said by": words}
         remedy = "--config with a config.json that does not exclude it, if it is to be read as codes"
         yield BadCheckpoint(f"{label!r} is stored as codes, and the config says that it is not quantized", facts, remedy=remedy)
@@ -168,7 +168,7 @@ def check_cache(
             yield problem
         left.discard((key[0], name))
     for key in sorted(left):
-        label = "/".join(filter(None, key))
+        label = label_of(key)
         yield BadCheckpoint(f"{label!r} is a scale that stands beside no keys or values", {"where": where, "tensor": label})
 
 

@@ -40,14 +40,8 @@ def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
         for stored in one.others:
             found = numbers(target.shelves, stored).reshape(-1)
             if stored.name.endswith(".weight_shape") and found.tolist() != list(one.shape):
-                yield Finding(
-                    "another shape", stored.name, _label(stored), f"expected {list(one.shape)}, found {found.tolist()}"
-                )
+                yield Finding("another shape", stored.name, stored.label, f"expected {list(one.shape)}, found {found.tolist()}")
     yield from _ignored(target, said)
-
-
-def _label(stored: Stored) -> str:
-    return "/".join(filter(None, (stored.unit, stored.name)))
 
 
 def _known(source: Side, asked: Asked) -> Amaxes:
@@ -82,14 +76,12 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
                 if found != right:
                     yield _wrong("activations: ", entry, stored, found, right)
             elif not (isfinite(found) and found > 0):
-                yield Finding(
-                    "activations: no positive number", entry.reading.tensors[0][0], _label(stored), f"found {found:g}"
-                )
+                yield Finding("activations: no positive number", entry.reading.tensors[0][0], stored.label, f"found {found:g}")
             groups[readers].append((stored, found))
     for readers, held in groups.items():
         odd = next((stored for stored, found in held if found != held[0][1]), None)
         if odd is not None and not any((reader, "input") in known for reader in readers):
-            yield Finding("activations: scales differ", ", ".join(readers), _label(odd), f"{_label(held[0][0])} has another")
+            yield Finding("activations: scales differ", ", ".join(readers), odd.label, f"{held[0][0].label} has another")
 
 
 def _brought(source: Side, recipe: Recipe, readers: Iterable[str], own: str) -> float | None:
@@ -106,7 +98,7 @@ def _brought(source: Side, recipe: Recipe, readers: Iterable[str], own: str) -> 
 def _wrong(whose: str, entry: Entry, stored: Stored, found: float, right: float) -> Finding:
     what = name_scales(np.array([found], np.float32), np.array([right], np.float32))
     what = what.replace("they do not follow from the weights", "not what calibration found")
-    return Finding(whose + what, ", ".join(entry.reading.tensors[0]), _label(stored), f"expected {right:g}, found {found:g}")
+    return Finding(whose + what, ", ".join(entry.reading.tensors[0]), stored.label, f"expected {right:g}, found {found:g}")
 
 
 def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Finding]:
@@ -127,7 +119,7 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
             if found != right:
                 yield _wrong("cache: ", entry, stored, found, right)
         elif not (isfinite(found) and found > 0):
-            yield Finding("cache: no positive number", tensors[0], _label(stored), f"found {found:g}")
+            yield Finding("cache: no positive number", tensors[0], stored.label, f"found {found:g}")
 
 
 def _ignored(target: Side, said: Said) -> Iterator[Finding]:

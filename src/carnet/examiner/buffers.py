@@ -18,7 +18,7 @@ from carnet.examiner.compare import Finding, Side
 from carnet.examiner.shelves import blocks, digest, region
 from carnet.families.model import number, value
 from carnet.families.words import Config
-from carnet.formats.stored import Stored, reshaped
+from carnet.formats.stored import Stored, label_of, reshaped
 
 Numbers = NDArray[np.floating[Any]]
 Rule = Callable[[Side, Stored, Config], bool | None]  # None where it cannot say
@@ -29,7 +29,7 @@ BASE = 10_000.0  # of TensorRT-LLM's embed_positions, whatever the model's is
 def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]:
     """Return what is wrong with the tensors of a target that are no weights, and those of which nobody says what they must hold."""
     findings, unsure = [], []
-    labels = {"/".join(filter(None, key)): key for key in target.inventory.checkpoint.tensors}
+    labels = {label_of(key): key for key in target.inventory.checkpoint.tensors}
     for reason, names in target.inventory.dropped.items():
         for label in names:
             stored = target.inventory.checkpoint.tensors[labels[label]] if label in labels else None

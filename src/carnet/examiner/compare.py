@@ -82,7 +82,7 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
     for key, entry in inventory.entries.items():
         coded, reading = inventory.coded.get(key), entry.reading
         stored = inventory.checkpoint.tensors[key] if coded is None else replace(coded.codes, dtype=MEANT, shape=coded.shape)
-        label = "/".join(filter(None, (stored.unit, stored.name)))
+        label = stored.label
         for at, names in enumerate(reading.tensors):
             for part, name in enumerate(names):
                 box = share_box(reading.parts[part], reading.shares)

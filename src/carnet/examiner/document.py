@@ -27,7 +27,7 @@ from carnet.families.entries import Entry
 from carnet.families.vocabulary import Vocabulary
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
-from carnet.formats.stored import Key, Stored
+from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory import Inventory
 from carnet.steps import Plan
 
@@ -238,7 +238,7 @@ class Described(TypedDict, total=False):
 def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
     tensors = dict[str, object]()
     for key, held in layouts(of).items():
-        label, stored = "/".join(filter(None, key)), of.checkpoint.tensors[key]
+        label, stored = label_of(key), of.checkpoint.tensors[key]
         shape = of.entries[key].stored if key in of.entries and key not in of.coded else stored.shape
         tensors[label] = {"dtype": stored.dtype, "shape": list(shape), "digest": digests[label], "layout": held}
     return {"dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
@@ -246,7 +246,7 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
 
 def _buffers(of: Inventory) -> dict[str, object]:
     """Return the tensors of a target that are no weights, as the others are described."""
-    labels = {"/".join(filter(None, key)): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
+    labels = {label_of(key): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
     shelves, found = Shelves(of.checkpoint.root, BLOCK), dict[str, object]()
     for reason, names in of.dropped.items():
         for label in names:

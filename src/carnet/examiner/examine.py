@@ -26,7 +26,7 @@ from carnet.examiner.types import check_types
 from carnet.families.model import matters, value
 from carnet.families.tensors import Canonical
 from carnet.families.words import FIELDS
-from carnet.formats.stored import Checkpoint, Key
+from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory import Inventory, survey
 from carnet.seeds import read_seeds
 
@@ -169,7 +169,7 @@ def _padding(target: Side) -> list[Finding]:
     for key, entry in target.inventory.entries.items():
         for box in entry.padding:
             if any(_anything(target, key, part) for part in blocks(box, target.shelves.block // 4)):
-                label = "/".join(filter(None, key))
+                label = label_of(key)
                 findings.append(
                     Finding("padding is not zero", entry.padded, label, f"rows from {box.start[0]}, {box.shape[0]} of them")
                 )

@@ -25,7 +25,7 @@ from carnet.examiner.matrix import (
 from carnet.examiner.naming import Clues, lent_scales, name_codes
 from carnet.examiner.scales import Array, Floats
 from carnet.families.entries import Entry
-from carnet.formats.stored import Coded, Key, Stored
+from carnet.formats.stored import Coded, Key
 from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, WHOLE
 
@@ -64,7 +64,7 @@ def ratio(signal: float, noise: float) -> float:
 def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxes, clues: Clues) -> Judgement:
     """Examine the codes and the scales of one stored weight."""
     entry, coded = target.inventory.entries[key], target.inventory.coded[key]
-    done = Judgement("/".join(filter(None, (coded.codes.unit, coded.codes.name))), coded.recipe)
+    done = Judgement(coded.codes.label, coded.recipe)
     own = own_type(source, target, entry, asked)
     done.findings += _type(coded, own)
     with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
@@ -77,12 +77,8 @@ def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxe
 def _type(coded: Coded, own: str) -> list[Finding]:
     if coded.scales is None or BY_NAME[coded.recipe].scale.stored != "own" or coded.scales.dtype == own:
         return []
-    label = _label(coded.scales)
+    label = coded.scales.label
     return [Finding("scales of another type", label, label, f"the weights are {own}, their scales {coded.scales.dtype}")]
-
-
-def _label(stored: Stored) -> str:
-    return "/".join(filter(None, (stored.unit, stored.name)))
 
 
 @dataclass(slots=True)
@@ -158,18 +154,18 @@ def _findings(source: Side, target: Side, of: Matrix, wrong: _Wrong, clues: Clue
     if of.right_outer is not None and of.outer != of.right_outer and of.coded.outer is not None:
         found, expected = np.array([of.outer], np.float32), np.array([of.right_outer], np.float32)
         detail = f"expected {of.right_outer:g}, found {of.outer:g}: one scale over all blocks"
-        yield Finding(rules.name_scales(found, expected), names, _label(of.coded.outer), detail)
+        yield Finding(rules.name_scales(found, expected), names, of.coded.outer.label, detail)
     if wrong.scales and of.coded.scales is not None:
         found, expected = (np.concatenate(each) for each in zip(*wrong.pairs, strict=True))
         what = lent_scales(target, of, clues) or rules.name_scales(found, expected)
         detail = f"{wrong.scales} of {of.scales.size} scales, the first at {list(wrong.first_scale)}: "
         detail += f"expected {expected[0]:g}, found {found[0]:g}"
-        yield Finding(what, names, _label(of.coded.scales), detail)
+        yield Finding(what, names, of.coded.scales.label, detail)
     scaled = wrong.scales or of.outer != of.right_outer
     if wrong.codes and (wrong.under_right or not scaled):
         detail = f"{wrong.codes} of {prod(of.coded.shape[-2:])} codes, the first at {list(wrong.first_code)}"
         what = name_codes(source, target, of, wrong.codes, clues) or "codes are not the nearest"
-        yield Finding(what, _canonical(of.entry, wrong.first_code), _label(of.coded.codes), detail)
+        yield Finding(what, _canonical(of.entry, wrong.first_code), of.coded.codes.label, detail)
 
 
 def _canonical(entry: Entry, index: tuple[int, ...]) -> str:

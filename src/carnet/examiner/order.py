@@ -57,7 +57,7 @@ def work_off(
     def do(at: int) -> None:
         match todo[at]:
             case Held(of, stored):
-                digests[id(of)]["/".join(filter(None, (stored.unit, stored.name)))] = digest(of.shelves, stored)
+                digests[id(of)][stored.label] = digest(of.shelves, stored)
             case name:
                 one = compared[name] = compare(source, target, name)
                 digests[id(target)].update(one.digests)

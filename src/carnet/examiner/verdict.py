@@ -26,7 +26,7 @@ from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
 from carnet.formats.megatron import TRACKER
 from carnet.formats.side_files import side_files
-from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
 from carnet.inventory import Inventory
 
@@ -235,7 +235,7 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
     if not isinstance(tensors, Mapping) or not isinstance(around, Mapping):
         raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root})
     findings = list[Finding]()
-    held = {"/".join(filter(None, key)): stored for key, stored in checkpoint.tensors.items() if stored.chunks}
+    held = {label_of(key): stored for key, stored in checkpoint.tensors.items() if stored.chunks}
     digests = _digests(checkpoint.root, {label: held[label] for label in tensors if label in held}, means, progress)
     for label, expected in tensors.items():
         if label not in held:

@@ -34,7 +34,7 @@ from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import OpenFile, list_names, open_file, read_at, shown
 from carnet.formats.legacy import rank_folders, read_ranks
 from carnet.formats.pickles import Forbidden, Resolve, Sealed, load, series
-from carnet.formats.stored import Checkpoint, Stamp, Stored
+from carnet.formats.stored import Checkpoint, Stamp, Stored, label_of
 from carnet.formats.torch_dist import read_plain_store
 from carnet.formats.torch_pickles import TENSOR_GLOBALS, Inert, PickledTensor, Storage, placeholder, storage_of
 from carnet.formats.torch_zip import storage_bytes, value_item
@@ -72,7 +72,7 @@ def read_states(
     found: dict[Place, dict[tuple[int, ...], Scales]] = {}
     for unit, name, data in _packed(checkpoint, lambda unit, name: _is_state(name) and wants(unit, name)):
         match = NAME.fullmatch(name)
-        scales = scales_in(data, "/".join(filter(None, (unit, name))), checkpoint.root) if data else None
+        scales = scales_in(data, label_of((unit, name)), checkpoint.root) if data else None
         if match is not None and scales is not None:
             at = tuple(map(int, match["at"].split("."))) if match["at"] else ()
             found.setdefault((unit, match["module"]), {})[at] = scales

@@ -17,6 +17,15 @@ from carnet.strided import within
 Key = tuple[str, str]  # (unit, name) of a stored tensor
 
 
+def label_of(key: Key) -> str:
+    """Return what a stored tensor is called in messages and documents.
+
+    >>> label_of(("rank3", "lm_head.weight")), label_of(("", "lm_head.weight"))
+    ('rank3/lm_head.weight', 'lm_head.weight')
+    """
+    return "/".join(filter(None, key))
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One box of a stored tensor in one file."""
@@ -36,6 +45,11 @@ class Stored:
     dtype: str  # carnet's name of the element type
     shape: tuple[int, ...]  # elements; global where a format stores global tensors in chunks
     chunks: tuple[Chunk, ...]  # tile the shape; empty where only names and shapes were asked for
+
+    @property
+    def label(self) -> str:
+        """Return what it is called in messages and documents."""
+        return label_of((self.unit, self.name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from carnet.families.megatron import DROPPED, MEGATRON
 from carnet.families.megatron_arguments import ACCEPTABLE
 from carnet.families.megatron_programs import hear_config
 from carnet.families.saying import write
-from carnet.formats.stored import Checkpoint, Key, Stored
+from carnet.formats.stored import Checkpoint, Key, Stored, label_of
 from carnet.inventory import opened
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.fused import Saver
@@ -138,11 +138,11 @@ def lines(found: Fit, *, every: bool = False) -> tuple[list[str], list[tuple[str
     if every:
         head = ["parameter", "rank", "stored tensor", "box", "type"]
         return head, [
-            (ask.parameter, ask.rank, _label(_key(ask)), f"{_span(ask.box)} of {_shape(ask.shape)}", stored)
+            (ask.parameter, ask.rank, label_of(_key(ask)), f"{_span(ask.box)} of {_shape(ask.shape)}", stored)
             for ask, stored in found.fills
         ]
     alike = Counter(
-        (_any(ask.parameter), _any(_label(_key(ask))), _shape(ask.box.shape), _shape(ask.shape), stored)
+        (_any(ask.parameter), _any(label_of(_key(ask))), _shape(ask.box.shape), _shape(ask.shape), stored)
         for ask, stored in found.fills
     )
     head = ["parameter", "stored tensor", "parts", "of this shape", "out of", "type"]
@@ -165,7 +165,7 @@ def data(found: Fit) -> dict[str, object]:
             {
                 "parameter": ask.parameter,
                 "rank": ask.rank,
-                "key": _label(_key(ask)),
+                "key": label_of(_key(ask)),
                 "start": list(ask.box.start),
                 "shape": list(ask.box.shape),
                 "of": list(ask.shape),
@@ -209,7 +209,7 @@ def _sorted(checkpoint: Checkpoint) -> tuple[dict[Key, Stored], dict[str, str | 
         reason = next((reason for pattern, reason in DROPPED.items() if fnmatchcase(key[1], pattern)), None)
         name = key[1].removeprefix(prefix)
         if reason is not None:
-            dropped[reason].append(_label(key))
+            dropped[reason].append(label_of(key))
         elif key in checkpoint.tensors:
             kept[key[0], name] = checkpoint.tensors[key]
         if key not in checkpoint.tensors:
@@ -281,17 +281,17 @@ def _compare(asks: Sequence[Ask], kept: Mapping[Key, Stored]) -> tuple[tuple[tup
     for key, group in groups.items():
         stored, wanted = kept.get(key), group[0].shape
         if stored is None:
-            misfits.append(Misfit("missing", _label(key), f"{_shape(wanted)} for {group[0].parameter}", "nothing"))
+            misfits.append(Misfit("missing", label_of(key), f"{_shape(wanted)} for {group[0].parameter}", "nothing"))
         elif stored.shape != wanted:
             misfits.append(
-                Misfit("another shape", _label(key), f"{_shape(wanted)} for {group[0].parameter}", _shape(stored.shape))
+                Misfit("another shape", label_of(key), f"{_shape(wanted)} for {group[0].parameter}", _shape(stored.shape))
             )
         else:
             fills += [(ask, stored.dtype) for ask in group]
             used = sum(volume(box) for box in {ask.box for ask in group})
             if used != volume(whole(wanted)):
                 misfits.append(
-                    Misfit("partly left over", _label(key), f"{used:,} elements", f"{volume(whole(wanted)):,} elements")
+                    Misfit("partly left over", label_of(key), f"{used:,} elements", f"{volume(whole(wanted)):,} elements")
                 )
     return tuple(fills), misfits
 
@@ -301,7 +301,7 @@ def _lone(asked: Asked, states: set[str], kept: Mapping[Key, Stored], objects: M
     for name, shape in asked.silent.items():
         yield Misfit("never loaded", name, _shape(shape), "no key asks for it")
     for key in sorted(kept.keys() - {*map(_key, asked.asks)}):
-        yield Misfit("left over", _label(key), "nothing", _shape(kept[key].shape))
+        yield Misfit("left over", label_of(key), "nothing", _shape(kept[key].shape))
     for name in sorted(name for name, reason in objects.items() if reason is None):
         yield Misfit("left over", name, "nothing", "an object")
     for name in sorted(states - {*objects}):
@@ -314,10 +314,6 @@ def _key(ask: Ask) -> Key:
 
 def _said(cut: Cut) -> str:
     return f"tp {cut.tp} pp {cut.pp} ep {cut.ep}" + (f" vp {cut.vp}" if cut.vp > 1 else "")
-
-
-def _label(key: Key) -> str:
-    return "/".join(filter(None, key))
 
 
 def _span(box: Box) -> str:

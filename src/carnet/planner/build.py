@@ -17,7 +17,7 @@ from carnet.families.vocabulary import Vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
-from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides
+from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory import Inventory, is_zero_centred, others_of, take
 from carnet.layout import View
@@ -215,7 +215,7 @@ def _source_pieces(source: Inventory, dtype: str | None) -> tuple[dict[str, list
         if key in source.coded:
             continue
         stored = source.checkpoint.tensors[key]
-        label = "/".join(filter(None, key))
+        label = label_of(key)
         for chunk in stored.chunks:
             padding = [shared for box in entry.padding if (shared := intersect(box, chunk.box)) is not None]
             inside = tuple(

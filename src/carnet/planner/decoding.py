@@ -12,7 +12,7 @@ from carnet.box import Box, intersect, whole
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.families.entries import Entry
-from carnet.formats.stored import Chunk, Coded, Stored, dense_strides
+from carnet.formats.stored import Chunk, Coded, Stored, dense_strides, label_of
 from carnet.inventory import Inventory
 from carnet.planner.pieces import Piece, cut, pieces
 from carnet.planner.proof import Extent
@@ -29,7 +29,7 @@ def coded_pieces(source: Inventory, dtype: str | None) -> tuple[list[Piece], lis
     extents: dict[tuple[Space, str, int], Extent] = {}
     if source.coded and dtype is None:
         (key, one), others = next(iter(source.coded.items())), len(source.coded) - 1
-        facts = {"tensor": "/".join(filter(None, key)), "others": others, "quantized": one.recipe}
+        facts = {"tensor": label_of(key), "others": others, "quantized": one.recipe}
         remedy = "name the type that weights are to be dequantized to: --dtype bf16"
         raise BadRequest("the weights of the source are quantized", facts, remedy=remedy)
     for key, one in source.coded.items():
@@ -109,7 +109,7 @@ def alike(tensor: str, box: Box, one: Piece, other: Piece) -> Iterator[Same]:
 
 def aside(source: Inventory) -> dict[str, tuple[str, ...]]:
     """Return what stands beside codes and is no part of a weight, by what it is: it is left behind."""
-    shapes = tuple("/".join(filter(None, key)) for key in source.scales if key[1].endswith(".weight_shape"))
-    scales = tuple("/".join(filter(None, key)) for key in source.scales if not key[1].endswith(".weight_shape"))
+    shapes = tuple(label_of(key) for key in source.scales if key[1].endswith(".weight_shape"))
+    scales = tuple(label_of(key) for key in source.scales if not key[1].endswith(".weight_shape"))
     found = {"shapes of packed weights": shapes, "scales of activations and of the cache": scales}
     return {reason: tuple(sorted(names)) for reason, names in found.items() if names}
