@@ -18,17 +18,22 @@ import os, signal, sys, threading, time
 
 number, signals = int(sys.argv.pop(1)), [int(word) for word in sys.argv.pop(1).split(",")]
 left = number
+only = threading.Lock()  # of many workers one sends
 
-def hook(event, arguments):
+def here(event, arguments):
     global left
     writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_WRONLY)
-    changes = bool(writes) or event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link")
-    if number == 0 and event == "os.remove" and str(arguments[0]).endswith("journal.jsonl"):
-        left = 1
-    if number == -1 and changes and threading.current_thread() is not threading.main_thread():
-        left = 1
-    left -= changes
-    if changes and left == 0:
+    if not writes and event not in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.link"):
+        return False
+    if number > 0:
+        left -= 1
+        return left == 0
+    if number == 0:
+        return event == "os.remove" and str(arguments[0]).endswith("journal.jsonl")
+    return threading.current_thread() is not threading.main_thread() and only.acquire(blocking=False)
+
+def hook(event, arguments):
+    if here(event, arguments):
         for each in signals:
             os.kill(os.getpid(), each)
             time.sleep(1)  # of a worker, for which the main thread waits
