@@ -21,6 +21,7 @@ TESTS = (
     "test_specs_load.py",
     "test_specs_arguments.py",
     "test_fits_stores.py",
+    "test_hybrid_names.py",
     "test_export_layers.py",
     "test_export_helper.py",
     "test_export_single_device.py",

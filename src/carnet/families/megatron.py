@@ -69,8 +69,9 @@ ROWS = (
     *(row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", tensor, cut="group") for at, (tensor, axes) in CHANNELS),
     *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"{tensor}_bias", cut="group") for at, (tensor, axes) in CHANNELS),
     fuse(LAYER + "mixer.in_proj.weight", "* hidden", IN_PROJ, cut="group", spelling=MODULE),
-    fuse(LAYER + "mixer.conv1d.weight", "* 1 conv", CONV, cut="group", spelling=MODULE),
-    fuse(LAYER + "mixer.conv1d.bias", "*", CONV_BIAS, cut="group", spelling=MODULE),
+    # a module of its own up to 0.18, parameters of the mixer since: megatron/core/ssm/mamba_mixer.py
+    *(fuse(f"{LAYER}mixer.conv1d{at}weight", "* 1 conv", CONV, cut="group", spelling=MODULE) for at in "._"),
+    *(fuse(f"{LAYER}mixer.conv1d{at}bias", "*", CONV_BIAS, cut="group", spelling=MODULE) for at in "._"),
     row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
     row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
     row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),

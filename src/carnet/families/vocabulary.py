@@ -17,6 +17,7 @@ from carnet.families.model import number, value
 from carnet.families.words import Config
 
 Json = Mapping[str, object]
+MULTIPLE = 128  # make_vocab_size_divisible_by where nobody says it
 MOST = 1 << 12  # ranks that share a layer, at most
 
 
@@ -84,6 +85,15 @@ def vocabulary(raw: Json, rows: int, where: str, *, counted: int | None = None, 
     raise _open(raw, rows, where, tokenizer, likely, counted)
 
 
+def padded_rows(tokens: int, ranks: int, multiple: int = MULTIPLE) -> int:
+    """Return how many rows Megatron stores for a vocabulary that so many ranks share.
+
+    >>> padded_rows(50257, 2)
+    50432
+    """
+    return -(-tokens // (multiple * ranks)) * multiple * ranks
+
+
 def counts_anew(release: str) -> bool | None:
     """Say whether a release of Megatron-LM counts as 0.18 and later do; None of one that is not known."""
     return release >= COUNTS_ANEW if release else None
@@ -143,7 +153,7 @@ def _fits(tokens: int, rows: int, raw: Json, *, first: bool) -> bool:
         return True  # no rule
     heads = _whole(raw.get("num_attention_heads")) or 1
     others = (world for world in range(1, min(heads, rows // unit, MOST) + 1) if heads % world == 0)
-    return any(-(-tokens // (unit * world)) * unit * world == rows for world in ([ranks or 1] if first else others))
+    return any(padded_rows(tokens, world, unit) == rows for world in ([ranks or 1] if first else others))
 
 
 def _open(raw: Json, rows: int, where: str, tokenizer: Tokenizer, likely: Sequence[int], counted: int | None) -> CarnetError:

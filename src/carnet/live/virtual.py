@@ -23,14 +23,13 @@ from carnet.families.megatron_programs import hear_config, known_release
 from carnet.families.model import canonical_shapes, value
 from carnet.families.rows import Dialect
 from carnet.families.sharing import shared
-from carnet.families.vocabulary import Vocabulary, by_config, counts_anew, vocabulary
+from carnet.families.vocabulary import MULTIPLE, Vocabulary, by_config, counts_anew, padded_rows, vocabulary
 from carnet.families.words import Config, Value
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
-from carnet.planner.build import MULTIPLE
 from carnet.planner.request import EMBEDDINGS, Request
 
 WHERE = "the running model"
@@ -138,8 +137,9 @@ def _padded(fields: Config, raw: Mapping[str, object], grid: Grid, given: int | 
     """Return how many rows the ranks hold of the vocabulary: megatron/training/tokenizer pads it for tensor parallelism."""
     vocab, said, multiple = value(fields, "vocab"), value(fields, "padded_vocab"), raw.get("make_vocab_size_divisible_by")
     assert isinstance(vocab, int), "a model has a vocabulary"
-    unit = (multiple if isinstance(multiple, int) else MULTIPLE) * grid.tp
-    rows: object = given or (said if isinstance(said, int) else -(-vocab // unit) * unit)
+    rows: object = given or (
+        said if isinstance(said, int) else padded_rows(vocab, grid.tp, multiple if isinstance(multiple, int) else MULTIPLE)
+    )
     if not isinstance(rows, int) or rows < vocab or rows % grid.tp:
         facts = {"padded_vocab_size": rows, "vocab_size": vocab, "tp": grid.tp}
         raise BadRequest("the rows of the vocabulary do not divide among the ranks, or are too few", facts)

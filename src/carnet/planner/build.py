@@ -11,9 +11,9 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.families.entries import Entry, Unit, entries, units
 from carnet.families.hf import generation
 from carnet.families.known import dialect_of
-from carnet.families.model import canonical_shapes, value
+from carnet.families.model import canonical_shapes, number, value
 from carnet.families.rows import Dialect
-from carnet.families.vocabulary import Vocabulary
+from carnet.families.vocabulary import Vocabulary, padded_rows
 from carnet.families.words import Config, Value
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
@@ -32,8 +32,6 @@ from carnet.planner.proof import Extent, prove
 from carnet.planner.request import Request, as_data
 from carnet.seeds import Seeds
 from carnet.steps import Fill, Make, Move, Place, Plan, Same, Step, TargetFile, TargetTensor
-
-MULTIPLE = 128  # Megatron pads the vocabulary to a multiple of this times tp: --make-vocab-size-divisible-by
 
 NOTHING = Companions()
 
@@ -178,9 +176,8 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
     )
     config["dtype"] = request.dtype or embed.dtype
     if target.name == "megatron":
-        multiple = MULTIPLE * request.tp
         config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
-        config["padded_vocab"] = -(-int(str(config["vocab"])) // multiple) * multiple
+        config["padded_vocab"] = padded_rows(number(config, "vocab"), request.tp)
     elif target.ranked:
         if request.tp % request.ep:
             raise BadRequest(
