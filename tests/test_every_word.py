@@ -12,8 +12,8 @@ from megatron.core.dist_checkpointing.validation import verify_checkpoint_and_lo
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 import carnet
+from carnet.dialects.hf import GENERATION, IDLE
 from carnet.errors import NotSupported
-from carnet.families.hf import GENERATION, IDLE
 
 GOLDENS = Path(__file__).parent / "goldens/megatron"
 LLAMA, GPT = GOLDENS / "llama_te_pp2_vpp", GOLDENS / "gpt_te_tp2"

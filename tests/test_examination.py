@@ -12,7 +12,7 @@ import xxhash
 from safetensors.numpy import load_file, save_file
 
 from carnet import api
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.examiner import shelves
 from carnet.examiner.means import BLOCKS, choose_means
 from carnet.formats.stored import Chunk, Stored

@@ -185,7 +185,7 @@ def test_a_target_is_equal_whoever_wrote_its_files(which, proven, tmp_path):
 
 
 def test_the_document_and_a_machine_are_told_what_the_codes_lose(proven, tmp_path):
-    from carnet.report import verdict_data
+    from carnet.report.data import verdict_data
 
     source, target = proven("nvfp4", tmp_path)
     told = json.loads((target / "carnet.json").read_text())["proof"]["codes"]

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 import carnet
 from carnet import api
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.planner import saved
-from carnet.report import plan_data
+from carnet.plan import saved
+from carnet.report.data import plan_data
 from tests.te_states import FORMS, of_modelopt
 
 pytestmark = pytest.mark.referee  # megatron-core saves the stores

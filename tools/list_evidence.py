@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import carnet
+from carnet.architectures.known import FAMILIES
 from carnet.errors import CarnetError
-from carnet.families.known import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/referees", "tests/families/test_every_family.py", "tests/families/test_every_refusal.py")

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from carnet import __version__
+from carnet.dialects.megatron.needs import needs
+from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
@@ -18,8 +20,6 @@ from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import coder_on, write
 from carnet.executor.staging import Staging, owned, publish, put_file, remove
-from carnet.families.megatron_needs import needs
-from carnet.families.megatron_programs import LM, program
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -27,12 +27,12 @@ from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.opening import replace_file
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
-from carnet.inventory import Inventory, opened, take
-from carnet.planner import saved
+from carnet.inventory.survey import Inventory, opened, take
+from carnet.plan import saved
+from carnet.plan.options import PathLike, local, nbytes, patterns, whole
+from carnet.plan.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.planner.build import build
-from carnet.planner.options import PathLike, local, nbytes, patterns, whole
 from carnet.planner.proof import reprove
-from carnet.planner.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]

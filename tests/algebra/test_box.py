@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.box import Box, intersect, overlap, subtract, tiles, uncovered, volume, whole
+from carnet.algebra.box import Box, intersect, overlap, subtract, tiles, uncovered, volume, whole
 
 SIDE = 7  # the oracle's array reaches this far along every axis
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carnet.box import Box
-from carnet.errors import BadRequest
-from carnet.layout import (
+from carnet.algebra.box import Box
+from carnet.algebra.layout import (
     BadPattern,
     Share,
     View,
@@ -27,6 +26,7 @@ from carnet.layout import (
     stored_boxes,
     view,
 )
+from carnet.errors import BadRequest
 
 PADDING = -1  # what the oracle writes where no canonical tensor has an element
 

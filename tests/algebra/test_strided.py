@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.strided import within
+from carnet.algebra.strided import within
 
 
 def by_trying(extents, strides, offset, low, high):

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 import carnet
+from carnet.dialects.strangers import way_out
 from carnet.errors import BadCheckpoint
-from carnet.families.strangers import way_out
 from carnet.formats import jsons, pickles
 from carnet.formats.jsons import parse_object
-from carnet.inventory import survey
-from carnet.planner import saved
+from carnet.inventory.survey import survey
+from carnet.plan import saved
 from tests.counting import calls_of
 from tests.peak import SAMPLED
 

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, ChunkSto
 
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.detect import open_checkpoint
-from carnet.inventory import take
+from carnet.inventory.survey import take
 
 
 def refusal(checkpoint, kind: type[CarnetError] = BadCheckpoint) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from carnet import api, report
+from carnet import api
 from carnet.errors import CarnetError
+from carnet.report.data import dump, error_data, inspection_data, verdict_data
 
 SECONDS = float(os.environ.get("CARNET_FUZZ_SECONDS", "0"))  # of each test
 TURNS = 50  # at least, the same on every machine
@@ -67,7 +68,7 @@ def endures(action: Callable[[], object], seen: object) -> None:
         action()
     except CarnetError as error:
         assert str(error).encode("utf-8", "backslashreplace")
-        assert report.dump(report.error_data(error))
+        assert dump(error_data(error))
     except Exception as error:
         raise AssertionError(f"{type(error).__name__}: {error}\n{seen!r:.2000}") from error
 
@@ -84,7 +85,7 @@ def target(tmp_path_factory) -> Path:
     "wish", [{"to": "hf"}, {"to": "megatron"}, {"to": "hf", "quantize": "fp8-channel", "style": "compressed-tensors"}]
 )
 def test_a_plan_with_any_field_changed_is_run_or_refused(tmp_path, wish):
-    from carnet.planner import saved
+    from carnet.plan import saved
 
     rows = [json.loads(line) for line in saved.lines(api.plan(GOLDEN, **wish))]
     for chance in turns(1):
@@ -125,9 +126,9 @@ def test_json_of_a_target_with_any_part_changed_is_read_or_refused(tmp_path, tar
         else:
             (tmp_path / "hf" / name).write_bytes(raw)
         for action in (
-            lambda: report.dump(report.inspection_data(api.inspect(tmp_path / "hf"))),
-            lambda: report.dump(report.verdict_data(api.verify(tmp_path / "hf"))),
-            lambda: report.dump(report.verdict_data(api.verify(GOLDEN, tmp_path / "hf"))),
+            lambda: dump(inspection_data(api.inspect(tmp_path / "hf"))),
+            lambda: dump(verdict_data(api.verify(tmp_path / "hf"))),
+            lambda: dump(verdict_data(api.verify(GOLDEN, tmp_path / "hf"))),
         ):
             endures(action, changed)
 
@@ -157,4 +158,4 @@ def test_metadata_with_any_part_changed_is_read_or_refused(megatron):
         except (UnicodeEncodeError, TypeError):  # protocol 2 has its own texts
             continue
         (megatron.root / ".metadata").write_bytes(raw)
-        endures(lambda: report.dump(report.inspection_data(api.inspect(megatron.root))), raw)
+        endures(lambda: dump(inspection_data(api.inspect(megatron.root))), raw)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from carnet.box import Box, intersect
+from carnet.algebra.box import Box, intersect
 from carnet.dtypes import BY_NAME, array_type
 from carnet.formats.safetensors import render_header
 from carnet.steps import Fill, Move, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile

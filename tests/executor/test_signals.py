@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import carnet
-from carnet.planner import saved
+from carnet.plan import saved
 
 # is sent signals when it is about to change something on the disk for the n-th time, or (0) to put the journal away, its last act, or
 # (-1) when a worker is about to write

@@ -16,15 +16,15 @@ import ml_dtypes
 import numpy as np
 from safetensors import deserialize
 
+from carnet.architectures.family import Family
+from carnet.architectures.known import FAMILIES, dialect_of, padded, recognise
+from carnet.dialects.entries import Entry, entries
+from carnet.dialects.rows import Dialect
+from carnet.dialects.writing import write
 from carnet.errors import NotSupported
-from carnet.families.entries import Entry, entries
-from carnet.families.family import Family
-from carnet.families.known import FAMILIES, dialect_of, padded, recognise
-from carnet.families.model import canonical_shapes, layers, mixtures, number, value
-from carnet.families.rows import Dialect
-from carnet.families.saying import write
-from carnet.families.words import Config, Value
-from carnet.inventory import is_zero_centred
+from carnet.inventory.survey import is_zero_centred
+from carnet.model.fields import Config, Value
+from carnet.model.model import canonical_shapes, layers, mixtures, number, value
 
 Fields = dict[str, Value]
 Part = Callable[[Random, int, Config], Fields]  # draws fields; every axis that ranks share is a multiple of the second

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from carnet.architectures.gpt2 import GPT2
+from carnet.architectures.known import FAMILIES, dialect_of
+from carnet.architectures.llama import LLAMA
+from carnet.dialects.entries import entries, units
+from carnet.dialects.megatron.rows import MEGATRON
 from carnet.errors import BadRequest
-from carnet.families.entries import entries, units
-from carnet.families.gpt2 import GPT2
-from carnet.families.known import FAMILIES, dialect_of
-from carnet.families.llama import LLAMA
-from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical_shapes, layers
+from carnet.model.model import canonical_shapes, layers
 from tests.families.samples import FAMILY, SAMPLES, cut, family_of, ranked
 from tests.families.samples import draw as random_model
 

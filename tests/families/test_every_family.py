@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 import carnet
-from carnet.families.known import FAMILIES
+from carnet.architectures.known import FAMILIES
 from tests.families.samples import NUMPY, SAMPLES, cut, draw, family_of, load, said, save
 
 TRIPS = [

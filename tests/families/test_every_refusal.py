@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import carnet
+from carnet.architectures.known import dialect_of, recognise
+from carnet.dialects.configs import Choice, Flagged, Place, Spread, Table
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
-from carnet.families.fields import Choice, Flagged, Place, Spread, Table
-from carnet.families.known import dialect_of, recognise
-from carnet.families.model import canonical_shapes, matters
-from carnet.families.words import BY_NAME, FIELDS
 from carnet.formats.detect import open_checkpoint
-from carnet.inventory import Inventory, take
-from carnet.planner.request import TARGETS
+from carnet.inventory.survey import Inventory, take
+from carnet.model.fields import BY_NAME, FIELDS
+from carnet.model.model import canonical_shapes, matters
+from carnet.plan.request import TARGETS
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
 
 SPOKEN = [(name, dialect) for name, sample in SAMPLES.items() for dialect in sample.dialects.split()]

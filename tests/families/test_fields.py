@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from carnet.architectures.gpt2 import GPT2
+from carnet.architectures.known import FAMILIES, dialect_of, recognise
+from carnet.architectures.llama import LLAMA
+from carnet.dialects.configs import ANY, Choice, Flagged, Place, Table, lookup, place, read
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.megatron.table import GUARDS
+from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
-from carnet.families.fields import ANY, Choice, Flagged, Place, Table, lookup, place, read
-from carnet.families.gpt2 import GPT2
-from carnet.families.known import FAMILIES, dialect_of, recognise
-from carnet.families.llama import LLAMA
-from carnet.families.megatron import MEGATRON
-from carnet.families.megatron_args import GUARDS
-from carnet.families.saying import write
-from carnet.families.words import BY_NAME, FIELDS
 from carnet.formats.wrapped import translate
+from carnet.model.fields import BY_NAME, FIELDS
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "trtllm"
 

@@ -2,13 +2,13 @@
 
 import pytest
 
+from carnet.architectures.known import dialect_of
+from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
+from carnet.dialects.configs import read
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.families.fields import read
-from carnet.families.known import dialect_of
-from carnet.families.megatron import MEGATRON
-from carnet.families.model import canonical_shapes, layers
-from carnet.families.nemotron_h import MAMBA2, NEMOTRON_H
-from carnet.families.saying import write
+from carnet.model.model import canonical_shapes, layers
 
 ARGS = {
     "num_layers": 4,

@@ -2,8 +2,8 @@
 
 import pytest
 
+from carnet.architectures.known import recognise
 from carnet.errors import CarnetError
-from carnet.families.known import recognise
 
 SIZES = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 97, "torch_dtype": "bfloat16"}
 # as the hub has them, older keys included

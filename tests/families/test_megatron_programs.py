@@ -8,12 +8,12 @@ import math
 
 import pytest
 
+from carnet.dialects.configs import read
+from carnet.dialects.megatron.needs import needs
+from carnet.dialects.megatron.programs import hear, program
+from carnet.dialects.megatron.releases import ACCEPTABLE, ARGUMENTS, BY_NAME, IDLE, RELEASES
+from carnet.dialects.megatron.rows import MEGATRON
 from carnet.errors import BadRequest, NotSupported
-from carnet.families.fields import read
-from carnet.families.megatron import MEGATRON
-from carnet.families.megatron_arguments import ACCEPTABLE, ARGUMENTS, BY_NAME, IDLE, RELEASES
-from carnet.families.megatron_needs import needs
-from carnet.families.megatron_programs import hear, program
 
 LLAMA = {
     "num_layers": 2,

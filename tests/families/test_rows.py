@@ -2,11 +2,11 @@
 
 import pytest
 
-from carnet.families.entries import Unit
-from carnet.families.known import FAMILIES, dialect_of
-from carnet.families.megatron import MEGATRON
-from carnet.families.tensors import AXES, BY_PART, LINEAR, PLAIN, READERS, TENSORS
-from carnet.layout import JOIN
+from carnet.algebra.layout import JOIN
+from carnet.architectures.known import FAMILIES, dialect_of
+from carnet.dialects.entries import Unit
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.model.tensors import AXES, BY_PART, LINEAR, PLAIN, READERS, TENSORS
 
 DIALECTS = {"megatron": MEGATRON} | {
     f"{family.name}, {name}": dialect_of(family, name)

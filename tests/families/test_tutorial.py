@@ -3,12 +3,12 @@
 import re
 from pathlib import Path
 
-from carnet.families.entries import entries
-from carnet.families.family import Family
-from carnet.families.fields import read
-from carnet.families.qwen import QWEN3
-from carnet.families.saying import write
-from carnet.families.words import BY_NAME
+from carnet.architectures.family import Family
+from carnet.architectures.qwen import QWEN3
+from carnet.dialects.configs import read
+from carnet.dialects.entries import entries
+from carnet.dialects.writing import write
+from carnet.model.fields import BY_NAME
 
 PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
 CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))

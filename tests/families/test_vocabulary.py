@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import carnet
+from carnet.dialects.vocabulary import given, vocabulary
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.families.vocabulary import given, vocabulary
 
 NULL = {"tokenizer_type": "NullTokenizer", "make_vocab_size_divisible_by": 32, "num_attention_heads": 4}
 OLD = {"tokenizer_hf_use_fast": True, "use_legacy_models": False}  # saved by 0.16 and 0.17 alone

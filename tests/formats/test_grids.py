@@ -5,7 +5,7 @@ from itertools import pairwise, product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.box import Box, tiles, whole
+from carnet.algebra.box import Box, tiles, whole
 from carnet.formats.torch_dist import _is_grid
 
 CUTS = st.lists(st.integers(1, 3), min_size=1, max_size=3).map(

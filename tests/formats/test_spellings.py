@@ -18,11 +18,11 @@ from torch.distributed import ProcessGroup
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import carnet
+from carnet.dialects.entries import entries
+from carnet.dialects.megatron.rows import MEGATRON
 from carnet.errors import BadCheckpoint
-from carnet.families.entries import entries
-from carnet.families.megatron import MEGATRON
 from carnet.formats.detect import open_checkpoint
-from carnet.inventory import take
+from carnet.inventory.survey import take
 
 HIDDEN, KV, REP, DIM, FFN, EXPERTS, VOCAB, LAYERS = 16, 2, 2, 4, 12, 4, 40, 2
 State = dict[str, torch.Tensor]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.box import Box, tiles, whole
+from carnet.algebra.box import Box, tiles, whole
 from carnet.errors import NotSupported
 from carnet.formats.stored import Chunk, Stored, dense_strides, reshaped
 

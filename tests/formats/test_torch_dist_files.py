@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
 from carnet.dtypes import DTYPES, array_type
 from carnet.errors import BadRequest
 from carnet.formats.detect import open_checkpoint

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import carnet
-from carnet.box import tiles, whole
+from carnet.algebra.box import tiles, whole
 from carnet.dtypes import BY_NAME
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Stored

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from carnet.families.model import layers, number, value
+from carnet.model.model import layers, number, value
 from tests.families.samples import TYPES
 
 # which dimension of a projection ranks share; its rows may be several parts one after the other, each of which is shared

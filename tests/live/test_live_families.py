@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import carnet
-from carnet.families.known import recognise
-from carnet.families.llama import LLAMA
-from carnet.families.model import canonical_shapes, layers, number, value
+from carnet.architectures.known import recognise
+from carnet.architectures.llama import LLAMA
+from carnet.model.model import canonical_shapes, layers, number, value
 from tests.families.samples import SAMPLES, TYPES, cut, draw, load, numbers, ranked, said, save, says
 from tests.live.engine_parts import parts_of
 from tests.live.family_jobs import SPOILED

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carnet.box import whole
+from carnet.algebra.box import whole
 from carnet.live.moves import Spot, Transfer, by_tensor, rounds
 
 BUCKET = 1 << 10

@@ -15,7 +15,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear
 from megatron.core.transformer.identity_op import IdentityOp
 
 import carnet
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.cli import main
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint

@@ -8,12 +8,12 @@ from megatron.core import __version__ as installed
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.torch_norm import L2Norm
 
+from carnet.architectures.known import recognise
+from carnet.dialects.configs import read
+from carnet.dialects.megatron.programs import hear_config
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.megatron.table import HYBRID_SPEC
 from carnet.errors import BadRequest
-from carnet.families.fields import read
-from carnet.families.known import recognise
-from carnet.families.megatron import MEGATRON
-from carnet.families.megatron_args import HYBRID_SPEC
-from carnet.families.megatron_programs import hear_config
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.wrapped import program_of
 from carnet.megatron.asks import spec_of

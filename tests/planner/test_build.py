@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
+from carnet.plan.request import Request
 from carnet.planner.build import build
-from carnet.planner.request import Request
 from carnet.steps import Fill, Make, Measure, Move, Plan, Put, Same, kind
 
 NOWHERE = Path("/a/folder/that/does/not/exist")

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from carnet.box import Box, intersect, overlap
+from carnet.algebra.box import Box, intersect, overlap
+from carnet.algebra.layout import View
 from carnet.formats.stored import Chunk, dense_strides
-from carnet.layout import View
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
 from carnet.steps import Place
 

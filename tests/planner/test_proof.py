@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.errors import CarnetError
 from carnet.planner.proof import Extent, prove
 from carnet.steps import Encoding, Fill, Make, Move, Place, Same, TargetFile, TargetTensor

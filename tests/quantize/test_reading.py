@@ -16,7 +16,7 @@ from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.reading import BESIDE, CONFIG_KEY, plain, read
 from carnet.quantize.recipes import RECIPES
 from carnet.quantize.styles import STYLES
-from carnet.report import inspection_data
+from carnet.report.data import inspection_data
 
 HF = [recipe for recipe in RECIPES if recipe.style != "trtllm"]
 IGNORED = ("lm_head", "model.embed_tokens")

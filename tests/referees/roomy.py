@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from carnet.families.words import Value
+from carnet.model.fields import Value
 from tests.families.samples import FAMILY, SAMPLES, Fields, family_of, said
 
 WIDTH = 128  # rows and columns of a block

@@ -10,10 +10,10 @@ from copy import deepcopy
 import pytest
 import transformers as hf
 
+from carnet.architectures.known import FAMILIES, recognise
 from carnet.errors import CarnetError
-from carnet.families.known import FAMILIES, recognise
-from carnet.families.model import concerns, value
-from carnet.families.words import BY_NAME
+from carnet.model.fields import BY_NAME
+from carnet.model.model import concerns, value
 from tests.referees.meanings import BASES, SIZES
 
 pytestmark = pytest.mark.referee

@@ -38,7 +38,7 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def said():
     """What the table says that Megatron has no word for: architecture -> fields and values in turn."""
-    shown = subprocess.run([sys.executable, "-m", "carnet.families"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([sys.executable, "-m", "carnet.architectures"], capture_output=True, text=True, check=True).stdout
     against = (line.partition("no word for ") for line in shown.splitlines() if "no word for " in line)
     return {before.split()[1]: after.split("  ")[0].split() for before, _, after in against}
 

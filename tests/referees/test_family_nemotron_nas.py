@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 import carnet
+from carnet.architectures.known import recognise
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.families.known import recognise
 
 pytestmark = [
     pytest.mark.referee,
@@ -405,7 +405,7 @@ def test_a_multiple_means_the_width_that_the_published_models_have(hidden, multi
 def test_the_multiple_that_is_written_means_the_same_width_to_megatron(hidden):
     from megatron.core.transformer.heterogeneous.heterogeneous_config import MLPConfig
 
-    from carnet.families.heterogeneous import spelled_blocks
+    from carnet.dialects.heterogeneous import spelled_blocks
 
     widths = tuple(range(256, 256 * 1500, 256))
     said = canonical("hf", config([block(2, 4.0)], hidden_size=hidden))

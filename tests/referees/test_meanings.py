@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import carnet
+from carnet.architectures.known import recognise
 from carnet.errors import CarnetError
-from carnet.families.known import recognise
-from carnet.families.model import matters, value
-from carnet.families.words import BY_NAME, FIELDS
+from carnet.model.fields import BY_NAME, FIELDS
+from carnet.model.model import matters, value
 from tests.referees.meanings import BASES, CASES, EITHER, NEUTRAL, REFUSED, TOLD, UNVARIED, reader
 
 pytestmark = [

@@ -12,8 +12,8 @@ import transformers as hf
 from safetensors.torch import load_file
 
 import carnet
+from carnet.architectures.known import FAMILIES
 from carnet.errors import NotSupported
-from carnet.families.known import FAMILIES
 
 pytestmark = [
     pytest.mark.referee,

@@ -37,7 +37,7 @@ from carnet.cli.progress import progress_bar
 if TYPE_CHECKING:
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.planner.request import Options
+    from carnet.plan.request import Options
 
 
 RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used by the next
@@ -105,7 +105,7 @@ def refused(error: "CarnetError", *, as_json: bool) -> None:
     from carnet.errors import lines
 
     if as_json:
-        from carnet.report import dump, error_data
+        from carnet.report.data import dump, error_data
 
         click.echo(dump(error_data(error)))
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
@@ -151,17 +151,17 @@ def inspect(
     as_json: bool,
 ) -> None:
     """Show what a checkpoint is. Only headers are read."""
-    from carnet import api, report
+    from carnet import api
+    from carnet.report.data import dump, inspection_data
+    from carnet.report.terminal import inspection_lines
 
     options = {"config": config, "family": family, "written_by": written_by}
     found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, accept=accept, **options)
     if as_json:
-        data = report.inspection_data(found)
-        click.echo(
-            report.dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")})
-        )
+        data = inspection_data(found)
+        click.echo(dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")}))
     else:
-        _print(report.inspection_lines(found, _width(), every=tensors))
+        _print(inspection_lines(found, _width(), every=tensors))
     if found.refusal is not None:
         refused(found.refusal, as_json=False)  # the JSON has said it
         ctx.exit(1)
@@ -182,17 +182,19 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
     """Plan a crossing and prove that it loses nothing. Only headers are read."""
     from pathlib import Path
 
-    from carnet import api, report
-    from carnet.planner import saved
+    from carnet import api
+    from carnet.plan import saved
+    from carnet.report.data import dump, plan_data
+    from carnet.report.terminal import plan_lines
 
     made = api.plan(ckpt, **options)
     if output is not None:
         saved.save(made, Path(output))
         click.echo(f"carnet: plan saved to {output}", err=True)
     if as_json:
-        click.echo(report.dump(report.plan_data(made)))
+        click.echo(dump(plan_data(made)))
     else:
-        _print(report.plan_lines(made, _width()))
+        _print(plan_lines(made, _width()))
 
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
@@ -317,8 +319,9 @@ def fits(
     """
     import warnings
 
-    from carnet import report
     from carnet.errors import MachineFailed
+    from carnet.report.data import dump
+    from carnet.report.terminal import fit_lines
 
     with warnings.catch_warnings(action="ignore"):  # of accelerators that are not here, and need not be
         try:
@@ -328,20 +331,21 @@ def fits(
             raise MachineFailed("`carnet fits` asks megatron-core", {"missing": missing.name}, remedy=remedy) from missing
         found = asked.fits(ckpt, spec, config=config, tp=tp, pp=pp, ep=ep, written_by=written_by)
     if as_json:
-        click.echo(report.dump(asked.data(found)))
+        click.echo(dump(asked.data(found)))
     else:
-        _print(report.fit_lines(asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts), _width()))
+        _print(fit_lines(asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts), _width()))
     ctx.exit(0 if found.good else 3)
 
 
 def _tell(ctx: click.Context, verdict: "Verdict", *, as_json: bool) -> NoReturn:
     """Print a verdict, and end with the exit code that says it."""
-    from carnet import report
+    from carnet.report.data import dump, verdict_data
+    from carnet.report.terminal import verdict_lines
 
     if as_json:
-        click.echo(report.dump(report.verdict_data(verdict)))
+        click.echo(dump(verdict_data(verdict)))
     else:
-        _print(report.verdict_lines(verdict, _width()))
+        _print(verdict_lines(verdict, _width()))
     ctx.exit(0 if verdict.equal else 3)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from carnet.errors import BadOption
-from carnet.planner.options import DTYPES, local, nbytes, near
-from carnet.planner.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
+from carnet.plan.options import DTYPES, local, nbytes, near
+from carnet.plan.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
 
 DEFAULT = Request(to="hf")
 Command = Callable[..., None]
@@ -80,7 +80,7 @@ def _schemes() -> list[str]:
 
 
 def _families() -> list[str]:
-    from carnet.families.known import FAMILIES
+    from carnet.architectures.known import FAMILIES
 
     return [family.name for family in FAMILIES]
 

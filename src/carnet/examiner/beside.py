@@ -7,22 +7,22 @@ from math import isfinite
 
 import numpy as np
 
-from carnet.box import volume, whole
+from carnet.algebra.box import volume, whole
+from carnet.dialects.entries import Entry, entries
+from carnet.dialects.rows import modules_of
 from carnet.dtypes import array_type
 from carnet.examiner.asked import Asked
 from carnet.examiner.codes import numbers
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import own_type
 from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
-from carnet.families.entries import Entry, entries
-from carnet.families.rows import modules_of
-from carnet.families.tensors import HEAD, LINEAR, PLAIN, Canonical
 from carnet.formats.stored import Stored
+from carnet.inventory.sorting import cache_scales
+from carnet.model.tensors import HEAD, LINEAR, PLAIN, Canonical
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import Said
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import STYLES
-from carnet.sorting import cache_scales
 
 Amaxes = Mapping[tuple[str, str], float]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude that was seen
 

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.shelves import blocks, digest, region
-from carnet.families.model import number, value
-from carnet.families.words import Config
 from carnet.formats.stored import Stored, label_of, reshaped
+from carnet.model.fields import Config
+from carnet.model.model import number, value
 
 Numbers = NDArray[np.floating[Any]]
 Rule = Callable[[Side, Stored, Config], bool | None]  # None where it cannot say

@@ -11,9 +11,9 @@ from math import isclose
 from carnet.examiner.asked import OPTIONS, words
 from carnet.examiner.compare import Finding
 from carnet.examiner.document import NAME, PROVEN, SELF, WORDS, text, vocabulary_data
-from carnet.families.model import number, value
 from carnet.formats.side_files import KINDS, UNKNOWN
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
+from carnet.model.model import number, value
 
 Json = Mapping[str, object]
 UNSEEN = {

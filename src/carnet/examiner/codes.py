@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
 from carnet.dtypes import array_type
 from carnet.examiner.scales import Array, Floats, divisors, nearest, unpacked
 from carnet.examiner.shelves import Shelves, region

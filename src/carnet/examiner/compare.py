@@ -10,17 +10,17 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from carnet.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
+from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
+from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
 from carnet.examiner.unfold import Array, share_box, unfold
-from carnet.families.entries import Entry
-from carnet.families.model import canonical_shapes
-from carnet.families.tensors import Canonical
 from carnet.formats.stored import Coded, Stored, dense_strides
-from carnet.inventory import Inventory
-from carnet.seeds import NOTHING, Seeds
+from carnet.inventory.source_scales import NOTHING, Seeds
+from carnet.inventory.survey import Inventory
+from carnet.model.model import canonical_shapes
+from carnet.model.tensors import Canonical
 
 
 @dataclass(frozen=True, slots=True)

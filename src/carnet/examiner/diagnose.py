@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xxhash
 
-from carnet.box import Box, volume
+from carnet.algebra.box import Box, volume
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Finding, Side, Suspect, read, whole_of
 from carnet.examiner.shelves import blocks

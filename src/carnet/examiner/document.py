@@ -18,17 +18,17 @@ from typing import TypedDict
 import numpy
 import xxhash
 
+from carnet.dialects.entries import Entry
+from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint
 from carnet.examiner.asked import FILES
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, Quality
 from carnet.examiner.shelves import Shelves, close, digest
-from carnet.families.entries import Entry
-from carnet.families.vocabulary import Vocabulary
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
 from carnet.formats.stored import Key, Stored, label_of
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
 from carnet.steps import Plan
 
 NAME = "carnet.json"

@@ -7,7 +7,7 @@ value for casts, and zeros where a target pads.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.dtypes import array_type
 from carnet.errors import CarnetError
 from carnet.examiner.asked import Asked
@@ -23,12 +23,12 @@ from carnet.examiner.naming import Clues
 from carnet.examiner.order import jobs, nbytes, work_off
 from carnet.examiner.shelves import blocks, close, region, stored_bytes
 from carnet.examiner.types import check_types
-from carnet.families.model import matters, value
-from carnet.families.tensors import Canonical
-from carnet.families.words import FIELDS
 from carnet.formats.stored import Checkpoint, Key, label_of
-from carnet.inventory import Inventory, survey
-from carnet.seeds import read_seeds
+from carnet.inventory.source_scales import read_seeds
+from carnet.inventory.survey import Inventory, survey
+from carnet.model.fields import FIELDS
+from carnet.model.model import matters, value
+from carnet.model.tensors import Canonical
 
 Progress = Callable[[int, int], None]
 NOTHING = Asked()

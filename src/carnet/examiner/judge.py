@@ -7,7 +7,9 @@ from math import inf, log10, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.box import Box
+from carnet.algebra.box import Box
+from carnet.algebra.layout import clip
+from carnet.dialects.entries import Entry
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import codes_at, scales_of
 from carnet.examiner.compare import Finding, Side
@@ -24,9 +26,7 @@ from carnet.examiner.matrix import (
 )
 from carnet.examiner.naming import Clues, lent_scales, name_codes
 from carnet.examiner.scales import Array, Floats
-from carnet.families.entries import Entry
 from carnet.formats.stored import Coded, Key
-from carnet.layout import clip
 from carnet.quantize.recipes import BY_NAME, WHOLE
 
 SAMPLES = 1 << 12  # wrong scales that are kept to name what is wrong with them

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
+from carnet.algebra.layout import clip
+from carnet.dialects.entries import Entry
 from carnet.dtypes import array_type
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import outer_of
@@ -18,10 +20,8 @@ from carnet.examiner.compare import Side, read, sources
 from carnet.examiner.scales import Array, Floats
 from carnet.examiner.shelves import blocks
 from carnet.examiner.unfold import unfold
-from carnet.families.entries import Entry
-from carnet.families.tensors import Canonical
 from carnet.formats.stored import Coded, Key
-from carnet.layout import clip
+from carnet.model.tensors import Canonical
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
 from carnet.quantize.styles import STYLES
 

@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from carnet.box import Box, volume
+from carnet.algebra.box import Box, volume
+from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged
 from carnet.examiner.means import each
 from carnet.examiner.shelves import digest, stored_bytes
-from carnet.families.entries import Entry
-from carnet.families.tensors import Canonical
 from carnet.formats.stored import Stored
+from carnet.model.tensors import Canonical
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from carnet.box import Box, Rack, intersect, slices, volume, whole
+from carnet.algebra.box import Box, Rack, intersect, slices, volume, whole
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.unfold import Array

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Finding, Part, Side
-from carnet.families.tensors import Canonical
+from carnet.model.tensors import Canonical
 
 
 def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Finding]:

@@ -7,18 +7,18 @@ on are known by the tables.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from carnet.architectures.known import padded
+from carnet.dialects.configs import Table, keys_of, lookup
+from carnet.dialects.hf import GENERATION, generation
+from carnet.dialects.writing import write
 from carnet.errors import CarnetError
 from carnet.examiner.compare import Finding
-from carnet.families.fields import Table, keys_of, lookup
-from carnet.families.hf import GENERATION, generation
-from carnet.families.keys import equal, leaves
-from carnet.families.known import padded
-from carnet.families.model import value
-from carnet.families.saying import write
 from carnet.formats.folder import CONFIG, INDEX
 from carnet.formats.jsons import read_object
 from carnet.formats.wrapped import MEANT_FOR
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
+from carnet.model.keys import equal, leaves
+from carnet.model.model import value
 from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.reading import BESIDE, CONFIG_KEY
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.box import Box
-from carnet.families.entries import Reading
-from carnet.layout import JOIN, Share
+from carnet.algebra.box import Box
+from carnet.algebra.layout import JOIN, Share
+from carnet.dialects.entries import Reading
 
 Array = NDArray[np.generic]
 Region = Callable[[Box], Array]  # returns a box of the stored tensor, as an array of its shape

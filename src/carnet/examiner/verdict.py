@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.examiner import document as documents
 from carnet.examiner.account import Account, Known, account
@@ -20,7 +21,6 @@ from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
 from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
 from carnet.examiner.unexamined import check_words, unexamined
-from carnet.families.vocabulary import Vocabulary
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
@@ -28,7 +28,7 @@ from carnet.formats.megatron import TRACKER
 from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
 
 Progress = Callable[[int, int], None]
 DOCUMENT = "the carnet"  # as one who says what files hold

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from carnet.algebra.strided import within
 from carnet.dtypes import BY_NAME
 from carnet.steps import Place
-from carnet.strided import within
 
 Axis = tuple[int, int, int]  # number of indices; bytes from one to the next in the source, and in the target
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn, Self
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import shown
 from carnet.formats.jsons import is_text

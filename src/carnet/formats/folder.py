@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from carnet.box import whole
+from carnet.algebra.box import whole
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats import jsons
 from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, list_names, read_whole, shown, sum_up

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from carnet.box import whole
+from carnet.algebra.box import whole
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.files import OpenFile, Sighting, check_inside, digest_of, list_names, open_file, read_at, shown

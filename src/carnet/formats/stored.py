@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carnet.box import Box
+from carnet.algebra.box import Box
+from carnet.algebra.strided import within
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
-from carnet.strided import within
 
 Key = tuple[str, str]  # (unit, name) of a stored tensor
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
 
-from carnet.box import Box, overlap, tiles, uncovered, whole
+from carnet.algebra.box import Box, overlap, tiles, uncovered, whole
 from carnet.dtypes import BY_TORCH
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.dcp import METADATA_LIMIT, Item, StoreMetadata, TensorEntry, parse_metadata

@@ -12,7 +12,7 @@ What Megatron stores beside tensors and a new model does not have (``_extra_stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest
 from carnet.formats.torch_frames import Frame, archive, frame

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from carnet.box import Box, intersect, uncovered
+from carnet.algebra.box import Box, intersect, uncovered
+from carnet.algebra.layout import View
+from carnet.dialects.entries import Entry, Unit, entries
+from carnet.dialects.megatron.rows import MEGATRON
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.families.entries import Entry, Unit, entries
-from carnet.families.megatron import MEGATRON
-from carnet.families.words import Config
-from carnet.layout import View
 from carnet.live.virtual import MODULES
+from carnet.model.fields import Config
 
 TORCH = {
     "bf16": torch.bfloat16,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 import xxhash
 
-from carnet.box import Box, volume
+from carnet.algebra.box import Box, volume
 from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.live.binding import Book
 from carnet.live.landing import Parts

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from carnet.box import Box
+from carnet.algebra.box import Box
+from carnet.dialects.entries import Entry
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
-from carnet.families.entries import Entry
 from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.formats.stored import Key
+from carnet.inventory.source_scales import Seeds, largest_of, tie_seeds
 from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import Transfer, matrix_name
@@ -27,7 +28,6 @@ from carnet.live.virtual import Source
 from carnet.quantize.arithmetic import whole_scale
 from carnet.quantize.codes import E4M3
 from carnet.quantize.recipes import BY_NAME, Recipe
-from carnet.seeds import Seeds, largest_of, tie_seeds
 from carnet.steps import Make, Measure, Put, Step
 
 MANY = 1 << 20  # more numbers are scales of blocks

@@ -10,9 +10,10 @@ from typing import Self
 import torch
 
 from carnet import __version__
+from carnet.dialects.entries import Unit
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
-from carnet.families.entries import Unit
+from carnet.inventory.source_scales import NOTHING, Seeds
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
 from carnet.live.checking import Digests, compare, copies_of, joined, read_again
@@ -22,9 +23,8 @@ from carnet.live.landing import Module, Tensors
 from carnet.live.moves import Atlas, Transfer, by_tensor, moves, rounds, traffic
 from carnet.live.virtual import Goal, Holding, Source
 from carnet.live.wire import Acts, Buckets, Wire
+from carnet.plan.request import Request
 from carnet.planner.build import Drawing, draw
-from carnet.planner.request import Request
-from carnet.seeds import NOTHING, Seeds
 from carnet.steps import Fill, Step, TargetTensor, TextFile
 
 States = State | Sequence[State] | None

@@ -7,10 +7,10 @@ fastest. Experts have an order of their own, in which ``etp`` and ``ep`` stand i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from carnet.dialects.entries import Among, Unit
 from carnet.errors import BadRequest, NotSupported
-from carnet.families.entries import Among, Unit
-from carnet.families.model import layers, number, value
-from carnet.families.words import Config
+from carnet.model.fields import Config
+from carnet.model.model import layers, number, value
 
 ORDER = "tp-cp-ep-dp-pp"  # Megatron's own unless --use-tp-pp-dp-mapping
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import assert_never
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
 from carnet.live.virtual import Source

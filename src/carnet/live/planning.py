@@ -8,13 +8,13 @@ from typing import Unpack
 import torch
 import torch.distributed as dist
 
+from carnet.dialects.megatron.programs import release_of
 from carnet.errors import BadRequest
-from carnet.families.megatron_programs import release_of
 from carnet.live.control import Control, together
 from carnet.live.crossing import Crossing, States
 from carnet.live.grid import Grid
 from carnet.live.virtual import aim, describe
-from carnet.planner.request import Common, Request, only
+from carnet.plan.request import Common, Request, only
 
 MEMORY = 2 << 30  # bytes of all buckets of a rank: a message of half a gigabyte comes near the speed of the link
 TIMEOUT = 600.0  # seconds

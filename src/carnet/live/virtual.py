@@ -12,25 +12,25 @@ from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 
-from carnet.box import whole
+from carnet.algebra.box import whole
+from carnet.architectures.known import dialect_of, recognise
+from carnet.dialects.configs import lookup
+from carnet.dialects.entries import Entry, Unit, entries, units
+from carnet.dialects.megatron.programs import hear_config, known_release
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.rows import Dialect
+from carnet.dialects.sharing import shared
+from carnet.dialects.vocabulary import MULTIPLE, Vocabulary, by_config, counts_anew, padded_rows, vocabulary
 from carnet.dtypes import BY_NAME, named
 from carnet.errors import BadRequest, NotSupported
-from carnet.families.entries import Entry, Unit, entries, units
-from carnet.families.fields import lookup
-from carnet.families.known import dialect_of, recognise
-from carnet.families.megatron import MEGATRON
-from carnet.families.megatron_programs import hear_config, known_release
-from carnet.families.model import canonical_shapes, value
-from carnet.families.rows import Dialect
-from carnet.families.sharing import shared
-from carnet.families.vocabulary import MULTIPLE, Vocabulary, by_config, counts_anew, padded_rows, vocabulary
-from carnet.families.words import Config, Value
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
-from carnet.planner.request import EMBEDDINGS, Request
+from carnet.model.fields import Config, Value
+from carnet.model.model import canonical_shapes, value
+from carnet.plan.request import EMBEDDINGS, Request
 
 WHERE = "the running model"
 MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer
@@ -82,7 +82,7 @@ def describe(
 
     ``config``: Megatron's training arguments, or a Hugging Face config, or the path of one; ``dtypes``: patterns of described names ->
     element types, where they are not the config's; ``padded``: rows of the vocabulary with its padding; ``written_by``, ``era`` and
-    ``accept`` say what the program that built the model made of the arguments: families/megatron_programs.py; ``family`` is the one
+    ``accept`` say what the program that built the model made of the arguments: dialects/megatron/programs.py; ``family`` is the one
     that a person names, where the config names none.
     """
     types = {pattern: named(word).name for pattern, word in dtypes.items()}

@@ -16,7 +16,7 @@ from math import prod
 import torch
 import torch.distributed as dist
 
-from carnet.box import Box
+from carnet.algebra.box import Box
 from carnet.live.binding import TORCH, Book
 from carnet.live.control import Control, watched
 from carnet.live.landing import Parts

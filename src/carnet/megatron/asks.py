@@ -16,7 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
 from carnet.dtypes import BY_TORCH
 from carnet.errors import NotSupported
 from carnet.megatron.fused import Saver, keys_map

@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from carnet.box import Box, volume, whole
+from carnet.algebra.box import Box, volume, whole
+from carnet.architectures.known import recognise
+from carnet.dialects.configs import lookup
+from carnet.dialects.megatron.programs import hear_config
+from carnet.dialects.megatron.releases import ACCEPTABLE
+from carnet.dialects.megatron.rows import DROPPED, MEGATRON
+from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.families.fields import lookup
-from carnet.families.known import recognise
-from carnet.families.megatron import DROPPED, MEGATRON
-from carnet.families.megatron_arguments import ACCEPTABLE
-from carnet.families.megatron_programs import hear_config
-from carnet.families.saying import write
 from carnet.formats.stored import Checkpoint, Key, Stored, label_of
-from carnet.inventory import opened
+from carnet.inventory.survey import opened
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.fused import Saver
 from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid
 from carnet.megatron.post_training.modelopt.hybrid.model_specs import misplaced
-from carnet.planner.options import local
+from carnet.plan.options import local
 
 SPECS = ("modelopt", "te", "local")
 # the forms that megatron-core loads by itself, as formats/megatron.py calls them

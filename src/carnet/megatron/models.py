@@ -2,7 +2,7 @@
 
 What the command line's arguments become: core_transformer_config_from_args in megatron/training/arguments.py (argument_utils.py since
 0.18), gpt_builders.py and mamba_builders.py (hybrid_builders.py). Arguments that only concern training are left out; those that a
-release does not hand on must be gone already: families/megatron_programs.py.
+release does not hand on must be gone already: dialects/megatron/programs.py.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.torch_norm import L2Norm
 
+from carnet.dialects.megatron.programs import CORE, release_of
+from carnet.dialects.megatron.table import DESCRIBED, HYBRID_SPEC
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.families.megatron_args import DESCRIBED, HYBRID_SPEC
-from carnet.families.megatron_programs import CORE, release_of
 from carnet.formats.wrapped import MEANT_FOR
 
 Arguments = Mapping[str, object]

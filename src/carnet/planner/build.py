@@ -5,22 +5,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from carnet.box import Box, Line, along, intersect, overlap, uncovered, volume, whole
+from carnet.algebra.box import Box, Line, along, intersect, overlap, uncovered, volume, whole
+from carnet.algebra.layout import View
+from carnet.architectures.known import dialect_of
+from carnet.dialects.entries import Entry, Unit, entries, units
+from carnet.dialects.hf import generation
+from carnet.dialects.rows import Dialect
+from carnet.dialects.vocabulary import Vocabulary, padded_rows
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
-from carnet.families.entries import Entry, Unit, entries, units
-from carnet.families.hf import generation
-from carnet.families.known import dialect_of
-from carnet.families.model import canonical_shapes, number, value
-from carnet.families.rows import Dialect
-from carnet.families.vocabulary import Vocabulary, padded_rows
-from carnet.families.words import Config, Value
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
-from carnet.inventory import Inventory, is_zero_centred, others_of, take
-from carnet.layout import View
+from carnet.inventory.source_scales import Seeds
+from carnet.inventory.survey import Inventory, is_zero_centred, others_of, take
+from carnet.model.fields import Config, Value
+from carnet.model.model import canonical_shapes, number, value
+from carnet.plan.request import Request, as_data
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps
@@ -29,8 +31,6 @@ from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
-from carnet.planner.request import Request, as_data
-from carnet.seeds import Seeds
 from carnet.steps import Fill, Make, Move, Place, Plan, Same, Step, TargetFile, TargetTensor
 
 NOTHING = Companions()

@@ -11,13 +11,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from carnet.dialects.entries import Entry, as_linear, is_conv1d
+from carnet.dialects.rows import Dialect, modules_of
 from carnet.errors import BadRequest, NotSupported
-from carnet.families.entries import Entry, as_linear, is_conv1d
-from carnet.families.model import holds, value
-from carnet.families.rows import Dialect, modules_of
-from carnet.families.tensors import HEAD, LINEAR, Tensor, canonical
-from carnet.families.words import Config
 from carnet.formats.stored import Key
+from carnet.model.fields import Config
+from carnet.model.model import holds, value
+from carnet.model.tensors import HEAD, LINEAR, Tensor, canonical
 from carnet.quantize.recipes import Recipe, columns_of_a_block
 from carnet.quantize.styles import STYLES, Kept, Style, kept
 

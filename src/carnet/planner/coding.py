@@ -8,23 +8,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from carnet.box import Box, intersect, whole
+from carnet.algebra.box import Box, intersect, whole
+from carnet.architectures.family import Family
+from carnet.dialects.entries import Entry, entries
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
-from carnet.families.entries import Entry, entries
-from carnet.families.family import Family
-from carnet.families.tensors import Canonical, canonical
-from carnet.families.words import Config
 from carnet.formats.stored import Key, dense_strides
-from carnet.inventory import Inventory
+from carnet.inventory.source_scales import Seeds, read_seeds
+from carnet.inventory.survey import Inventory
+from carnet.model.fields import Config
+from carnet.model.tensors import Canonical, canonical
+from carnet.plan.request import Request
 from carnet.planner.choosing import Coded
 from carnet.planner.pieces import Shelf, cut
-from carnet.planner.request import Request
 from carnet.planner.seeding import activation_scale, weight_scale
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
-from carnet.seeds import Seeds, read_seeds
 from carnet.steps import Encoding, Make, Measure, Place, Put, Step, TargetFile, TargetTensor
 
 

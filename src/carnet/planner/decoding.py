@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
-from carnet.box import Box, intersect, whole
+from carnet.algebra.box import Box, intersect, whole
+from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk, Coded, Stored, dense_strides, label_of
-from carnet.inventory import Inventory
+from carnet.inventory.survey import Inventory
 from carnet.planner.pieces import Piece, cut, pieces
 from carnet.planner.proof import Extent
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE, grid

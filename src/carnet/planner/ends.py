@@ -5,8 +5,8 @@ transformers' ``generate`` stops at the ``eos_token_id`` of generation_config.js
 
 from collections.abc import Mapping
 
-from carnet.families.model import value
-from carnet.families.words import Config, Value
+from carnet.model.fields import Config, Value
+from carnet.model.model import value
 
 Ids = tuple[int, ...]
 

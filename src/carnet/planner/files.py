@@ -5,24 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from carnet.box import Box, whole
+from carnet.algebra.box import Box, whole
+from carnet.architectures.family import Family
+from carnet.architectures.known import padded
+from carnet.dialects.entries import Entry
+from carnet.dialects.megatron.needs import NOTHING, Needs, needs
+from carnet.dialects.megatron.programs import program
+from carnet.dialects.rows import Dialect
+from carnet.dialects.writing import write
 from carnet.dtypes import BY_NAME
-from carnet.families.entries import Entry
-from carnet.families.family import Family
-from carnet.families.known import padded
-from carnet.families.megatron_needs import NOTHING, Needs, needs
-from carnet.families.megatron_programs import program
-from carnet.families.rows import Dialect
-from carnet.families.saying import write
-from carnet.families.words import Config
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR
+from carnet.model.fields import Config
+from carnet.plan.request import Request
 from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, scratch
-from carnet.planner.request import Request
 from carnet.planner.store import chunks, states
 from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.styles import Kept

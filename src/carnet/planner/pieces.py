@@ -10,11 +10,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from carnet.box import Box, Line, along, intersect, subtract, volume
+from carnet.algebra.box import Box, Line, along, intersect, subtract, volume
+from carnet.algebra.layout import View, clip
+from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME
-from carnet.families.entries import Entry
 from carnet.formats.stored import Chunk
-from carnet.layout import View, clip
 from carnet.steps import Encoding, Place, Space
 
 

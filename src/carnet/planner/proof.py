@@ -11,13 +11,13 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass
 from math import prod
 
-from carnet.box import Box, tiles, uncovered, volume, whole
+from carnet.algebra.box import Box, tiles, uncovered, volume, whole
+from carnet.algebra.layout import View, stored_boxes
 from carnet.dtypes import BY_NAME, FLOATS
 from carnet.errors import BadRequest, CarnetError
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
 from carnet.formats.torch_dist_files import frames_of
-from carnet.layout import View, stored_boxes
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, codes_shape, grid
 from carnet.steps import Encoding, Fill, Make, Measure, Move, Place, Plan, Put, Same, Space, Step, TargetFile

@@ -5,9 +5,9 @@ from collections.abc import Collection
 import numpy as np
 
 from carnet.errors import NotSupported
+from carnet.inventory.source_scales import Seeds
 from carnet.quantize.arithmetic import input_scale, outer_scale, rounded, scales
 from carnet.quantize.recipes import WHOLE, Recipe
-from carnet.seeds import Seeds
 
 
 def weight_scale(seeds: Seeds, recipe: Recipe, names: Collection[str], own: str) -> float | None:

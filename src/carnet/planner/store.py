@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
-from carnet.box import Box
-from carnet.families.entries import Entry, Reading
-from carnet.families.model import number, sizes
-from carnet.families.tensors import AXES
-from carnet.families.words import Config
+from carnet.algebra.box import Box
+from carnet.algebra.layout import JOIN, cut_evenly, cut_unevenly
+from carnet.dialects.entries import Entry, Reading
 from carnet.formats.torch_dist_files import StoreChunk
-from carnet.layout import JOIN, cut_evenly, cut_unevenly
-from carnet.planner.request import Request
+from carnet.model.fields import Config
+from carnet.model.model import number, sizes
+from carnet.model.tensors import AXES
+from carnet.plan.request import Request
 
 Cut = tuple[int, int, str, int]  # first index, number of indices, the axis that is cut ("" for none), the rank along it
 

@@ -33,7 +33,7 @@ class Style:
     inputs: Mapping[str, str]  # scheme -> name of the scale of activations, where it is static
     scalar: str  # shape of a single number: "[]" or "[1]"
     input_dtype: str  # "f32" or "own"
-    # scheme -> which weights that read the same activations share the scale of a whole tensor, by the word of carnet.families.tensors
+    # scheme -> which weights that read the same activations share the scale of a whole tensor, by the word of carnet.model.tensors
     joint: Mapping[str, tuple[str, ...]]
     cache: tuple[str, str, str]  # where the scale of cached keys stands, and of values: seen from the projection; and its type
     lists: frozenset[str]  # roles of weights beside linear ones that its config names as plain

@@ -13,15 +13,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from carnet.algebra.layout import JOIN, Pattern, Share, Slot, cut_evenly, cut_or_repeat, fold
+from carnet.architectures.nemotron_nas import TRTLLM_LINEAR
+from carnet.dialects import trtllm
+from carnet.dialects.megatron.rows import LAYER, MEGATRON
+from carnet.dialects.rows import Row, row
 from carnet.errors import BadRequest
-from carnet.families import trtllm
-from carnet.families.megatron import LAYER, MEGATRON
-from carnet.families.nemotron_nas import TRTLLM_LINEAR
-from carnet.families.rows import Row, row
-from carnet.families.tensors import TENSORS
-from carnet.layout import JOIN, Pattern, Share, Slot, cut_evenly, cut_or_repeat, fold
 from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers
 from carnet.megatron.refusals import Misshapen, NoTensor, Uneven
+from carnet.model.tensors import TENSORS
 
 AXES = {tensor.part: tensor.axes for tensor in TENSORS}
 Rows = tuple[Row, ...]

@@ -12,8 +12,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from carnet.families.heterogeneous import Layer, read_blocks
-from carnet.layout import cut_unevenly
+from carnet.algebra.layout import cut_unevenly
+from carnet.dialects.heterogeneous import Layer, read_blocks
 
 LEFT_OUT = ("moe_num_experts", "moe_top_k", "moe_normalization_mode", "block_configs")  # ``moe`` and ``layer_configs`` say them
 IMPLEMENTATIONS = {"*": "attention", "L": "linear", "-": "mlp", "l": "linear"}

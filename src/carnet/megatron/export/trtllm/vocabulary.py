@@ -11,9 +11,9 @@ Every rank computes from the numbers alone what it sends and receives. Megatron'
 import torch
 import torch.distributed as dist
 
-from carnet.box import Box, intersect
+from carnet.algebra.box import Box, intersect
+from carnet.algebra.layout import Share, cut_evenly, cut_padded
 from carnet.errors import BadCheckpoint
-from carnet.layout import Share, cut_evenly, cut_padded
 
 
 def pad_vocab_size(vocab_size: int, tp_size: int) -> int:

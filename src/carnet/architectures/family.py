@@ -1,0 +1,21 @@
+"""A *family* is an architecture: what it fixes about a model, and how the dialects that are its own spell it."""
+
+from dataclasses import dataclass, field
+
+from carnet.dialects.rows import Dialect
+from carnet.model.fields import SET, Condition, Config
+
+LLAMA_TRAITS: Config = {"norm": "rms", "gated": True, "position": "rope"}
+OF_EXPERTS: Condition = {"experts": SET}  # a mixture: a dense model is never one
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture. Its Megatron dialect is the one that all families share."""
+
+    name: str
+    traits: Config  # the fields that it fixes
+    hf: Dialect
+    trtllm: Dialect | None  # None where there is none
+    without: str = "NVIDIA's TensorRT-LLM has no class for it"  # why, then
+    needs: Condition = field(default_factory=dict)  # what all of its models have, whatever the value: experts

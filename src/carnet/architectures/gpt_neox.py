@@ -1,0 +1,113 @@
+"""GPT-NeoX and Pythia: LayerNorm with bias, partly rotated heads, plain MLP beside the attention or after it.
+
+transformers: modeling_gpt_neox.py. Megatron's GPT adds the MLP after the attention, so a model with both at once stays here.
+TensorRT-LLM: tensorrt_llm/models/gptneox/model.py, examples/gptneox/convert_checkpoint.py.
+"""
+
+from dataclasses import replace
+
+from carnet.architectures.family import Family
+from carnet.dialects import hf, trtllm
+from carnet.dialects.configs import Table, place
+from carnet.dialects.hf import LAYER
+from carnet.dialects.rows import fuse, row
+from carnet.model.model import number
+
+QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
+
+ROWS = (
+    row("embed_in.weight", "vocab hidden", "embed"),
+    *hf.NORMS,
+    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
+    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
+    # per head: its query, its key, its value
+    fuse(LAYER + "attention.query_key_value.weight", "(kv *) hidden", QKV),
+    fuse(LAYER + "attention.query_key_value.bias", "(kv *)", {f"{name}_bias": axes for name, axes in QKV.items()}),
+    row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o"),
+    row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
+    row(LAYER + "mlp.dense_h_to_4h.weight", "ffn hidden", "mlp.up"),
+    row(LAYER + "mlp.dense_h_to_4h.bias", "ffn", "mlp.up_bias"),
+    row(LAYER + "mlp.dense_4h_to_h.weight", "hidden ffn", "mlp.down"),
+    row(LAYER + "mlp.dense_4h_to_h.bias", "hidden", "mlp.down_bias"),
+    row("final_layer_norm.weight", "hidden", "final_norm"),
+    row("final_layer_norm.bias", "hidden", "final_norm_bias"),
+    row("/embed_out.weight", "vocab hidden", "head"),
+    row("/lm_head.weight", "vocab hidden", "head", spelling="module"),  # the class's own name; transformers saves the other one
+)
+
+# The class reads little and builds the rest: both branches at once, biases everywhere, an MLP four times as wide. Its config is written
+# by the converter itself, not by a class.
+TRTLLM_TABLE = Table(
+    (
+        place("layers", "num_hidden_layers"),
+        place("hidden", "hidden_size"),
+        place("heads", "num_attention_heads"),
+        place("kv_heads", default=lambda c: c["heads"]),
+        place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+        place("ffn", default=lambda c: 4 * number(c, "hidden")),
+        place("vocab", "vocab_size"),
+        place("positions", "max_position_embeddings"),
+        place("norm_eps", default=1e-5),
+        place("activation", "hidden_act", words=hf.ACTIVATIONS),
+        place("rope_theta", "rotary_emb_base", default=10000.0),
+        place("rope_percent", "rotary_pct"),
+        place("parallel_residual", default=True),
+        place("qkv_bias", default=True),
+        place("out_bias", default=True),
+        place("tied", default=False),
+        place("dtype", "dtype", words=hf.DTYPES),
+        place("tp", "mapping.tp_size", "tp_size", default=1),
+        *trtllm.ONE_STAGE,
+        place("world", "mapping.world_size", default=lambda c: c["tp"]),
+        trtllm.EMBEDDING,
+    ),
+    fixed={
+        "architecture": "GPTNeoXForCausalLM",
+        "position_embedding_type": "rope_gpt_neox",
+        "quantization.quant_algo": None,
+    },
+    guards={trtllm.SHARED: (False,)},
+    ignored=trtllm.IGNORED,
+)
+TRTLLM_NORMS = (
+    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm"),
+    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
+)
+
+GPT_NEOX = Family(
+    name="gpt_neox",
+    traits={"norm": "layer", "gated": False, "position": "rope", "mlp_bias": True},
+    hf=hf.dialect(
+        "GPTNeoXForCausalLM",
+        "gpt_neox",
+        ROWS,
+        (
+            place("layers", "num_hidden_layers"),
+            place("hidden", "hidden_size"),
+            place("heads", "num_attention_heads"),
+            place("kv_heads", default=lambda c: c["heads"]),
+            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("ffn", "intermediate_size"),
+            place("vocab", "vocab_size"),
+            place("positions", "max_position_embeddings"),
+            place("norm_eps", "layer_norm_eps", default=1e-5),
+            place("activation", "hidden_act", default="gelu", words=hf.ACTIVATIONS),
+            place("rope_theta", "rotary_emb_base", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+            *hf.rope("rope_scaling", "rope_parameters"),
+            place("rope_percent", "rotary_pct", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=0.25),
+            place("parallel_residual", "use_parallel_residual", default=True),
+            place("qkv_bias", "attention_bias", default=True),
+            place("out_bias", "attention_bias", default=True),
+            place("tied", "tie_word_embeddings", default=False),
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        ignored="classifier_dropout",
+        prefixes=("gpt_neox.", ""),
+        dropped={"*.attention.bias": "causal mask", "*.attention.masked_bias": "causal mask"},
+    ),
+    trtllm=replace(
+        trtllm.dialect("GPTNeoXForCausalLM", (*trtllm.PLAIN_MLP, *TRTLLM_NORMS), (), common=trtllm.WITHOUT_POST_NORM),
+        table=TRTLLM_TABLE,
+    ),
+)

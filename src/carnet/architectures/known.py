@@ -1,0 +1,228 @@
+"""Every family that carnet knows, and how one is recognised."""
+
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
+
+from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from carnet.architectures.falcon import FALCON
+from carnet.architectures.family import Family
+from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3
+from carnet.architectures.gpt import NEMOTRON, STARCODER2
+from carnet.architectures.gpt2 import GPT2
+from carnet.architectures.gpt_neox import GPT_NEOX
+from carnet.architectures.gpt_oss import GPT_OSS
+from carnet.architectures.granite import GRANITE
+from carnet.architectures.llama import LLAMA, MISTRAL
+from carnet.architectures.llama4 import LLAMA4
+from carnet.architectures.mixtral import MIXTRAL
+from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
+from carnet.architectures.nemotron_nas import NEMOTRON_NAS
+from carnet.architectures.olmo import OLMO2
+from carnet.architectures.olmoe import OLMOE
+from carnet.architectures.phi import PHI3
+from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from carnet.dialects.configs import lookup, read, unsaid
+from carnet.dialects.entries import stored_as
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.rows import Dialect
+from carnet.dialects.writing import misfits
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.model.fields import BY_NAME, Config, Value
+from carnet.model.model import concerns, holds, value
+
+FAMILIES = (
+    LLAMA,
+    GPT2,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    QWEN3_MOE,
+    MIXTRAL,
+    DEEPSEEK_V3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    GRANITE,
+    QWEN2_MOE,
+    OLMOE,
+    DEEPSEEK_V2,
+    LLAMA4,
+    GPT_OSS,
+    STARCODER2,
+    GPT_NEOX,
+    NEMOTRON,
+    FALCON,
+    MAMBA2,
+    NEMOTRON_H,
+    NEMOTRON_NAS,
+)
+
+
+def dialect_of(family: Family, name: str) -> Dialect:
+    """Return how a program spells a family."""
+    found = {"megatron": MEGATRON, "hf": family.hf, "trtllm": family.trtllm}[name]
+    if found is None:
+        raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
+    return found
+
+
+def without(dialect: str, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
+    """Return a config that no longer says what is optional and left behind: all tensors of it have names like those to drop."""
+    left = {name for name in names if any(fnmatchcase(name, pattern) for pattern in drop)}
+    said = dict(raw)
+    for pattern, keys in MEGATRON.optional.items() if left and dialect == MEGATRON.name else ():
+        among = {name for name in names if fnmatchcase(name, pattern)}
+        if among and among <= left:
+            said |= {key: become(said[key]) for key, become in keys.items() if said.get(key) is not None}
+    return said
+
+
+def recognise(
+    dialect: str, raw: Mapping[str, object], where: str, given: Config, asked: str | None = None
+) -> tuple[Family, dict[str, Value]]:
+    """Return the family of a config and its canonical fields; ``given`` stands over what the config says.
+
+    Megatron's arguments name no family: it is the one that is ``asked`` for, or the first whose traits they have and whose own
+    config can say the rest. Raises BadRequest where a config names another family than is asked for.
+    """
+    if names_none(dialect, raw):
+        arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
+        config = read(MEGATRON.table, arguments, where)
+        _check(config, where)
+        return _that_says(config, where, asked), config
+    if dialect == MEGATRON.name:
+        # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
+        stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
+        family, config = recognise("hf", {key: said for key, said in raw.items() if key not in STORAGE}, where, given, asked)
+        return family, {**config, "zero_centred": any(stored) if stored else bool(family.hf.zero_centred)}
+    family = _named(dialect, raw, where)
+    if asked is not None and family is not named(asked):
+        facts = {"where": where, "asked": asked, "named": family.name}
+        raise BadRequest("the config names another family than --as", facts, remedy="leave out --as")
+    spelled = dialect_of(family, dialect)
+    try:
+        config = {**family.traits, **read(spelled.table, raw, where), **given}
+        _check(config, where)
+    except BadCheckpoint as error:
+        missing = ", ".join(f"{key}, which is {taken!r} then" for key, taken in unsaid(spelled.table, raw).items())
+        error.facts |= {"not there": missing} if missing else {}
+        raise
+    return family, config
+
+
+def _check(config: Config, where: str) -> None:
+    """Refuse sizes that do not go together."""
+    heads, kv_heads = value(config, "heads"), value(config, "kv_heads")
+    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
+        raise BadCheckpoint(
+            "the query heads do not divide among the KV heads", {"where": where, "heads": heads, "kv_heads": kv_heads}
+        )
+
+
+STORAGE = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")  # arguments about storage, whatever the model is
+MEGATRON_KEYS = {"vocab": "vocab_size"}
+
+
+def _named(dialect: str, raw: Mapping[str, object], where: str) -> Family:
+    names = lookup(raw, "architectures") if dialect == "hf" else [lookup(raw, "architecture")]
+    model_type = lookup(raw, "model_type")
+    if names and not isinstance(names, list) and dialect == "hf":
+        facts = {"where": where, "found": repr(names)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
+        raise BadCheckpoint("the config's 'architectures' is no list", facts)
+    for family in FAMILIES:
+        spelled = family.hf if dialect == "hf" else family.trtllm
+        if spelled is None:
+            continue
+        if isinstance(names, list) and spelled.architecture in names:
+            return family
+        if not names and model_type == spelled.table.fixed.get("model_type"):
+            return family
+    raise NotSupported(
+        "carnet does not know this architecture",
+        {
+            "where": where,
+            "found": ", ".join(map(str, names if isinstance(names, list) else [model_type])),
+            "known": _known(dialect),
+        },
+    )
+
+
+def padded(dialect: Dialect, config: Config) -> Config:
+    """Return the fields as a dialect's config says them, its padding included."""
+    return {**config, **{name: pad(config) for name, pad in dialect.pads.items() if value(config, name)}}
+
+
+def _known(dialect: str) -> str:
+    spelled = [family.hf if dialect == "hf" else family.trtllm for family in FAMILIES]
+    return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
+
+
+def names_none(dialect: str, raw: Mapping[str, object]) -> bool:
+    """Say whether a config names no family: Megatron's arguments."""
+    return dialect == MEGATRON.name and not lookup(raw, "architectures")
+
+
+def named(name: str) -> Family:
+    """Return the family of a name; raise BadRequest where there is none."""
+    found = {family.name: family for family in FAMILIES}
+    if name not in found:
+        raise BadRequest(f"there is no family {name!r}", {"option": "--as", "known": ", ".join(found)})
+    return found[name]
+
+
+def others(family: Family, config: Config, where: str) -> dict[str, bool]:
+    """Return the other families whose own config could say a model: whether their files have the same tensors."""
+    own = stored_as(family.hf, config)
+    could = [other for other in FAMILIES if other is not family and not _against(other, config, where)[1]]
+    return {other.name: stored_as(other.hf, config) == own for other in could}
+
+
+def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str, str]]:
+    """Return whether a model is of another kind than a family's, and in which fields it differs from what that can say."""
+    fixed = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
+    alien = fixed + [name for name, wanted in family.needs.items() if not holds({name: wanted}, config)]
+    unsaid = [] if alien else misfits(family.hf.table, padded(family.hf, config), family.traits, where)
+    names = (*alien, *(name for misfit in unsaid for name in misfit.fields))
+    return bool(alien), {name: _told(name, config) for name in names}
+
+
+def _that_says(config: Config, where: str, asked: str | None) -> Family:
+    against: dict[str, tuple[bool, list[str]]] = {}
+    for family in FAMILIES if asked is None else (named(asked),):
+        alien, found = _against(family, config, where)
+        if not found:
+            return family
+        against[family.name] = alien, [*found.values()]
+        if [*found] == ["mtp"]:
+            raise NotSupported(
+                f"the family {family.name!r} has no layers that predict further tokens, and the training arguments say that there are",
+                {"where": where, "nearest": family.name, "against it": found["mtp"]},
+                remedy="--drop 'mtp.*' leaves them behind; what the others compute stays the same",
+            )
+    nearest, (_, reasons) = min(against.items(), key=lambda item: (item[1][0], len(item[1][1])))
+    facts: dict[str, object] = {
+        "where": where,
+        "nearest": nearest,
+        "against it": reasons[0],
+        **dict(zip(("and", "and also"), reasons[1:3], strict=False)),
+    }
+    if len(reasons) > 3:
+        facts["others"] = len(reasons) - 3
+    raise NotSupported(
+        "no known family has the features that the training arguments describe"
+        if asked is None
+        else f"no model of the family {asked!r} has the features that the training arguments describe",
+        facts,
+        remedy="name the config.json of the model's own class with --config, if docs/families.md has that class",
+    )
+
+
+def _has(config: Config, name: str, wanted: Value) -> bool:
+    return value(config, name) == wanted or not concerns(config, name)
+
+
+def _told(name: str, config: Config) -> str:
+    """Return a field in words: its value, and what it says."""
+    return f"{name} {value(config, name)!r} ({BY_NAME[name].remark})"

@@ -1,0 +1,138 @@
+"""Llama 4, the text model: mixtures in every or every other layer, layers without positions, attention in chunks.
+
+transformers: modeling_llama4.py. All experts of a layer are one tensor, [expert, in, out]. The score of an expert is a factor on what
+goes into it. Neighbouring dimensions of a head are rotated together, as in Meta's own code.
+"""
+
+from collections.abc import Iterator
+
+from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.dialects import hf
+from carnet.dialects.configs import Spread, place
+from carnet.dialects.hf import LAYER
+from carnet.dialects.rows import fuse, row
+from carnet.model.fields import Config
+from carnet.model.model import marks, mixtures, number, value
+
+MLP = "feed_forward."
+ROWS = (
+    *(hf.EMBED, *hf.NORMS, *hf.ATTENTION),
+    row(LAYER + MLP + "gate_proj.weight", "ffn hidden", "mlp.gate"),
+    row(LAYER + MLP + "up_proj.weight", "ffn hidden", "mlp.up"),
+    row(LAYER + MLP + "down_proj.weight", "hidden ffn", "mlp.down"),
+    row(LAYER + MLP + "router.weight", "expert hidden", "moe.router"),
+    fuse(LAYER + MLP + "experts.gate_up_proj", "expert hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}),
+    row(LAYER + MLP + "experts.down_proj", "expert moe_ffn hidden", "moe.down"),
+    row(LAYER + MLP + "shared_expert.gate_proj.weight", "shared_ffn hidden", "shared.gate"),
+    row(LAYER + MLP + "shared_expert.up_proj.weight", "shared_ffn hidden", "shared.up"),
+    row(LAYER + MLP + "shared_expert.down_proj.weight", "hidden shared_ffn", "shared.down"),
+    *(hf.FINAL_NORM, hf.HEAD),
+)
+
+
+def _mixtures(said: tuple[list[int] | None, int], config: Config) -> str | None:
+    """Return the blocks: the layers that are listed are mixtures, else every step-th."""
+    listed, step = said
+    count = number(config, "layers")
+    if listed is None:
+        return mixtures(_every(step, count))
+    if not all(type(layer) is int and 0 <= layer < count for layer in listed):
+        raise ValueError("numbers of layers")
+    return mixtures([layer in listed for layer in range(count)])
+
+
+def _spellings(config: Config) -> Iterator[tuple[list[int], int]]:
+    """Yield the list with the step that says the same: transformers reads the one, vLLM the other."""
+    found = marks(config)
+    for step in range(1, len(found) + 1):
+        if _every(step, len(found)) == found:
+            yield [layer for layer, mixed in enumerate(found) if mixed], step
+
+
+def _every(step: int, count: int) -> tuple[int, ...]:
+    if type(step) is not int or step < 1:
+        raise ValueError("a step")
+    return tuple(int((layer + 1) % step == 0) for layer in range(count))
+
+
+def _rotated(said: tuple[list[int] | None, int], config: Config) -> tuple[int, ...] | None:
+    """Return a mark a layer, 0 for each without positions; None where all have them."""
+    listed, interval = said
+    count = number(config, "layers")
+    if listed and (len(listed) < count or not all(type(mark) is int and mark in {0, 1} for mark in listed)):
+        raise ValueError("one mark a layer")
+    found = tuple(listed[:count]) if listed else tuple(1 - mark for mark in _every(interval, count))
+    return found if 0 in found else None
+
+
+def _rotated_layers(config: Config) -> list[int]:
+    found = value(config, "rope_layers")
+    return [*found] if isinstance(found, tuple) else [1] * number(config, "layers")
+
+
+def _chunked(said: list[str] | None, config: Config) -> tuple[int, ...]:
+    """Return a mark a layer, 1 for each that sees its chunk: where nothing is said, those with positions."""
+    if said is None:
+        return tuple(_rotated_layers(config))
+    return hf.marks_of(said, config, KINDS)
+
+
+KINDS = ("full_attention", "chunked_attention")
+
+LLAMA4 = Family(
+    name="llama4",
+    needs=OF_EXPERTS,
+    traits={
+        **LLAMA_TRAITS,
+        "router_score": "sigmoid",
+        "router_normed": False,
+        "router_on_input": True,
+        "rope_interleaved": True,
+    },
+    hf=hf.dialect(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        ROWS,
+        (
+            place("layers", "num_hidden_layers"),
+            place("hidden", "hidden_size"),
+            place("heads", "num_attention_heads"),
+            place("kv_heads", "num_key_value_heads"),
+            place("head_dim", "head_dim"),
+            place("ffn", "intermediate_size_mlp"),
+            place("moe_ffn", "intermediate_size"),
+            place("shared_ffn", "intermediate_size"),
+            place("vocab", "vocab_size"),
+            place("positions", "max_position_embeddings"),
+            place("norm_eps", "rms_norm_eps", default=1e-5),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=500000.0),
+            *hf.rope("rope_scaling", "rope_parameters", types=("default", "llama3")),
+            place("qkv_bias", "attention_bias", default=False),
+            place("out_bias", "attention_bias", default=False),
+            place("qk_norm", "use_qk_norm", default="plain", words=(("plain", True), ("none", False))),
+            place("experts", "num_local_experts", default=16),
+            place("topk", "num_experts_per_tok", default=1),
+            Spread("blocks", "moe_layers", (None, 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
+            Spread(
+                "rope_layers",
+                "no_rope_layers",
+                (None, 4),
+                _rotated,
+                lambda c: ((_rotated_layers(c), 4),),
+                more=("no_rope_layer_interval",),
+            ),
+            # null means no chunks and an absent key 8192: a config has to say it
+            place("chunk", "attention_chunk_size"),
+            Spread("chunk_layers", "layer_types", None, _chunked, lambda c: hf.kinds_of(c, "chunk_layers", KINDS)),
+            place("temperature", "attn_temperature_tuning", default=True),
+            place("temperature_floor", "floor_scale", default=8192),
+            place("temperature_scale", "attn_scale", default=0.1),
+            hf.TIED,
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        ignored="output_router_logits router_aux_loss_coef router_jitter_noise for_llm_compressor",
+    ),
+    trtllm=None,
+)

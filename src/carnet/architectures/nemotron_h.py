@@ -1,0 +1,210 @@
+"""Mamba-2 and its hybrids: a layer is one block alone, a Mamba-2 mixer, attention without positions, an MLP or a mixture.
+
+transformers: modeling_mamba2.py, modeling_nemotron_h.py. In both, z, x, B, C and dt are rows of one projection, x, B and C channels
+of one convolution. Mamba-2's gated norm takes all channels at once, Nemotron-H's and Megatron's each group for itself.
+"""
+
+from carnet.architectures.family import Family
+from carnet.dialects import hf
+from carnet.dialects.configs import Row as Field
+from carnet.dialects.configs import Spread, place
+from carnet.dialects.hf import LAYER
+from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
+from carnet.dialects.rows import fuse, row
+from carnet.model.fields import Config, Value
+from carnet.model.model import blocks, number
+
+MIXER = LAYER + "mixer."
+MAMBA = (
+    row("embeddings.weight", "vocab hidden", "embed"),
+    row(LAYER + "norm.weight", "hidden", "attention_norm"),
+    fuse(MIXER + "in_proj.weight", "* hidden", IN_PROJ),
+    fuse(MIXER + "conv1d.weight", "* 1 conv", CONV),
+    fuse(MIXER + "conv1d.bias", "*", CONV_BIAS),
+    row(MIXER + "dt_bias", "(group head)", "mamba.dt_bias"),
+    row(MIXER + "A_log", "(group head)", "mamba.a_log"),
+    row(MIXER + "D", "(group head)", "mamba.d"),
+    row(MIXER + "norm.weight", "(group head wide)", "mamba.gated_norm"),
+    row(MIXER + "out_proj.weight", "hidden (group head wide)", "mamba.o"),
+    row("norm_f.weight", "hidden", "final_norm"),
+    hf.HEAD,
+)
+ROWS = (
+    *MAMBA,
+    row(LAYER + "norm.weight", "hidden", "mlp_norm"),
+    row(MIXER + "q_proj.weight", "(kv rep dim) hidden", "attention.q"),
+    row(MIXER + "k_proj.weight", "(kv dim) hidden", "attention.k"),
+    row(MIXER + "v_proj.weight", "(kv dim) hidden", "attention.v"),
+    row(MIXER + "o_proj.weight", "hidden (kv rep dim)", "attention.o"),
+    row(MIXER + "up_proj.weight", "ffn hidden", "mlp.up"),
+    row(MIXER + "up_proj.bias", "ffn", "mlp.up_bias"),
+    row(MIXER + "down_proj.weight", "hidden ffn", "mlp.down"),
+    row(MIXER + "down_proj.bias", "hidden", "mlp.down_bias"),
+    row(MIXER + "gate.weight", "expert hidden", "moe.router"),
+    row(MIXER + "gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32"),
+    row(MIXER + "experts.{expert}.up_proj.weight", "moe_ffn hidden", "moe.up"),
+    row(MIXER + "experts.{expert}.down_proj.weight", "hidden moe_ffn", "moe.down"),
+    row(MIXER + "shared_experts.up_proj.weight", "shared_ffn hidden", "shared.up"),
+    row(MIXER + "shared_experts.down_proj.weight", "hidden shared_ffn", "shared.down"),
+)
+
+# the kinds of a layer in transformers, in its words of 5.20 and of before, and their letters in NVIDIA's published configs
+KINDS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attention": "*", "mlp": "-", "moe": "E"}
+WORDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+
+
+def _pattern(said: tuple[object, ...]) -> str:
+    """Return a letter a layer, from the list of kinds or from the pattern; both must agree where both are there."""
+    kinds, letters, *_ = said
+    listed = "".join(KINDS[kind] for kind in kinds) if isinstance(kinds, list) else letters
+    if not isinstance(listed, str) or not set(listed) <= set(WORDS) or letters not in {None, listed}:
+        raise ValueError("a kind for each layer")
+    return listed
+
+
+def _spelled(config: Config) -> tuple[object, ...]:
+    letters = "".join(blocks(config))
+    return [WORDS[letter] for letter in letters], letters
+
+
+def _layers(said: tuple[object, ...], _: Config) -> int:
+    pattern, count = _pattern(said), said[2]
+    if count not in {None, len(pattern)}:
+        raise ValueError("a kind for each layer")
+    return len(pattern)
+
+
+PATTERN = ("layers_block_type", "hybrid_override_pattern")
+STATE: tuple[Field, ...] = (
+    place("ssm_conv", "conv_kernel", default=4),
+    place("ssm_groups", "n_groups", default=8),
+    place("ssm_conv_bias", "use_conv_bias", default=True),
+    place("ssm_norm_eps", default=lambda c: c["norm_eps"]),
+)
+
+
+def _expanded(said: tuple[int, int], config: Config) -> int:
+    """Return the heads, which together are as wide as the expanded stream: transformers' Mamba2Config refuses any other number."""
+    expand, heads = said
+    if expand * number(config, "hidden") != heads * number(config, "ssm_head_dim"):
+        raise ValueError("heads as wide as the expanded stream")
+    return heads
+
+
+INFINITE = float("inf"), {"__float__": "Infinity"}  # as Python's json writes it, and as transformers 5 does
+GUARDS: dict[str, tuple[object, ...]] = {
+    "time_step_limit": tuple([0.0, spelled] for spelled in INFINITE),
+    "use_bias": (False,),
+}
+IGNORED = "time_step_min time_step_max time_step_floor time_step_rank residual_in_fp32 rescale_prenorm_residual chunk_size"
+TRAITS: dict[str, Value] = {"norm": "rms", "hybrid": True}
+
+MAMBA2 = Family(
+    name="mamba2",
+    traits=TRAITS,
+    hf=hf.dialect(
+        "Mamba2ForCausalLM",
+        "mamba2",
+        MAMBA,
+        (
+            place("layers", "num_hidden_layers"),
+            place("blocks", default=lambda c: " ".join("M" * number(c, "layers"))),
+            place("hidden", "hidden_size"),
+            place("vocab", "vocab_size"),
+            place("norm_eps", "layer_norm_epsilon", default=1e-5),
+            place("ssm_head_dim", "head_dim", default=64),
+            place("ssm_heads", "num_heads", default=128),
+            Spread(
+                "ssm_heads",
+                "expand",
+                (2, 128),
+                _expanded,
+                lambda c: ((number(c, "ssm_heads") * number(c, "ssm_head_dim") // number(c, "hidden"), c["ssm_heads"]),),
+                more=("num_heads",),
+            ),
+            place("ssm_state", "state_size", default=128),
+            place("ssm_norm_groups", default=1),
+            *STATE,
+            place("tied", "tie_word_embeddings", default=False),
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        fixed={"hidden_act": "silu"},
+        guards={**GUARDS, "rms_norm": (True,)},  # of configs from before transformers 5
+        ignored=IGNORED,
+        prefixes=("backbone.", "model.", ""),
+    ),
+    trtllm=None,
+    # A = -exp(A_log), in f32: tensorrt_llm/models/mamba/convert.py
+    without="NVIDIA's ranks hold the exponential of one of its weights, and carnet moves weights as they are",
+)
+
+NEMOTRON_H = Family(
+    name="nemotron_h",
+    traits={**TRAITS, "gated": False, "position": "none"},
+    hf=hf.dialect(
+        "NemotronHForCausalLM",
+        "nemotron_h",
+        ROWS,
+        (
+            Spread(
+                "layers",
+                PATTERN[0],
+                (None, None, None),
+                _layers,
+                lambda c: ((*_spelled(c), c["layers"]),),
+                more=(PATTERN[1], "num_hidden_layers"),
+            ),
+            Spread(
+                "blocks",
+                PATTERN[0],
+                (None, None),
+                lambda said, _: " ".join(_pattern(said)),
+                lambda c: (_spelled(c),),
+                more=PATTERN[1:],
+            ),
+            *(field for field in hf.SIZES_WITHOUT_HEAD if field.field not in {"layers", "head_dim"}),
+            place("head_dim", "head_dim", default=128),
+            place("norm_eps", "layer_norm_epsilon", default=1e-5),
+            place("activation", "mlp_hidden_act", default="relu2", words=(*hf.ACTIVATIONS, ("relu2", "relu2"))),
+            place("mlp_bias", "mlp_bias", default=False),
+            place("ssm_state", "ssm_state_size", default=128),
+            place("ssm_heads", "mamba_num_heads", default=128),
+            place("ssm_head_dim", "mamba_head_dim", default=64),
+            *STATE,
+            place("ssm_norm_groups", default=lambda c: c["ssm_groups"]),
+            place("experts", "n_routed_experts", default=8),
+            place("topk", "num_experts_per_tok", default=2),
+            place("moe_ffn", "moe_intermediate_size", default=7688),
+            place("shared_ffn", "moe_shared_expert_intermediate_size", default=7688),
+            place("router_normed", "norm_topk_prob", default=True),
+            place("router_scale", "routed_scaling_factor", default=1.0),
+            place("router_groups", "n_group", default=1),
+            place("router_group_topk", "topk_group", default=1),
+            place("router_group_best", default=lambda c: 2 if number(c, "router_groups") > 1 else None),
+            place("router_score", default="sigmoid"),
+            place("router_bias", default=True),
+            place("router_wide", default=True),
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        fixed={"tie_word_embeddings": False},
+        absent={"num_key_value_heads": 8},
+        written={"num_key_value_heads": 1},  # where there is no attention nothing else says it, and the class takes no null
+        guards={
+            **GUARDS,
+            "attention_bias": (False,),
+            "mamba_proj_bias": (False,),
+            "mamba_hidden_act": ("silu",),
+            "moe_latent_size": (),
+            "n_shared_experts": (1,),
+            "num_nextn_predict_layers": (0,),
+            "sliding_window": (),
+            "time_step_min": (0.001,),  # transformers' class computes with no smaller step
+        },
+        ignored=f"{IGNORED} expand mamba_ssm_cache_dtype moe_shared_expert_overlap mtp_layers_block_type num_logits_to_keep"
+        " output_router_logits use_mamba_kernels mtp_hybrid_override_pattern",
+        prefixes=("backbone.", "model.", ""),
+    ),
+    trtllm=None,
+)

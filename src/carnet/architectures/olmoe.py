@@ -1,0 +1,39 @@
+"""OLMoE: a mixture in every layer, queries and keys normed over the width of all heads at once.
+
+transformers: modeling_olmoe.py, where the width of a head follows from the norms' width.
+"""
+
+from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.dialects import hf
+from carnet.dialects.configs import place
+from carnet.model.model import number
+
+OLMOE = Family(
+    name="olmoe",
+    needs=OF_EXPERTS,
+    traits={**LLAMA_TRAITS, "qk_norm": "whole"},
+    hf=hf.dialect(
+        "OlmoeForCausalLM",
+        "olmoe",
+        (*hf.LLAMA_ROWS, *hf.WHOLE_QK_NORMS, *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate")),
+        (
+            *(field for field in hf.SIZES if field.field != "head_dim"),
+            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("norm_eps", "rms_norm_eps", default=1e-5),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            *hf.ROPE,
+            hf.DTYPE,
+            *hf.TOKENS,
+            place("qkv_bias", "attention_bias", default=False),
+            place("out_bias", "attention_bias", default=False),
+            hf.TIED,
+            place("experts", "num_experts", "num_local_experts"),
+            place("topk", "num_experts_per_tok", default=8),
+            place("moe_ffn", "intermediate_size"),
+            place("router_normed", "norm_topk_prob", default=False),
+        ),
+        guards={"clip_qkv": ()},
+        ignored="output_router_logits router_aux_loss_coef",
+    ),
+    trtllm=None,
+)

@@ -1,0 +1,86 @@
+"""Phi-3 and Phi-4: Llama whose projections are joined, query, key and value in one tensor, gate and up in another.
+
+transformers: modeling_phi3.py. TensorRT-LLM: tensorrt_llm/models/phi3/config.py, convert.py. Positions that are stretched by lists of
+factors (longrope) are refused.
+"""
+
+from carnet.architectures.family import LLAMA_TRAITS, Family
+from carnet.dialects import hf, trtllm
+from carnet.dialects.configs import Spread, place
+from carnet.dialects.hf import LAYER
+from carnet.dialects.rows import fuse, row
+from carnet.model.fields import Config, Value
+from carnet.model.model import number, value
+
+QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
+
+
+def _rotated(config: Config) -> int:
+    """Return how much of a head is rotated, in whole dimensions."""
+    percent = value(config, "rope_percent")
+    assert isinstance(percent, float)
+    return int(number(config, "head_dim") * percent)
+
+
+def _checked(said: int | None, config: Config) -> Value:
+    if said not in (None, _rotated(config)):
+        raise ValueError("another part of a head")
+    return value(config, "rope_percent")
+
+
+PHI3 = Family(
+    name="phi3",
+    traits=LLAMA_TRAITS,
+    hf=hf.dialect(
+        "Phi3ForCausalLM",
+        "phi3",
+        (
+            *(hf.EMBED, *hf.NORMS),
+            fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", QKV),
+            row(LAYER + "self_attn.o_proj.weight", "hidden (kv rep dim)", "attention.o"),
+            fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
+            row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+            *(hf.FINAL_NORM, hf.HEAD),
+        ),
+        (
+            *hf.SIZES_WITHOUT_HEAD,
+            place("norm_eps", "rms_norm_eps", default=1e-5),
+            place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
+            place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+            place(
+                "rope_percent",
+                "partial_rotary_factor",
+                "rope_parameters.partial_rotary_factor",
+                "rope_scaling.partial_rotary_factor",
+                default=1.0,
+                omit=True,
+            ),
+            *hf.rope("rope_scaling", "rope_parameters", types=("default",)),
+            place("window", "sliding_window", default=None),
+            hf.TIED,
+            hf.DTYPE,
+            *hf.TOKENS,
+        ),
+        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
+        guards={"attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,)},
+        # the sequence before stretching means nothing where nothing is stretched
+        ignored="embd_pdrop original_max_position_embeddings full_attn_mod interpolate_factor",
+    ),
+    # One tensor holds a rank's up rows, then its gate rows. NVIDIA's split_weights.py halves the joined tensor instead, so that one of
+    # two ranks has all up rows and no gate: its class then computes no Phi-3, and carnet writes the ranks with which it does.
+    trtllm=trtllm.dialect(
+        "Phi3ForCausalLM",
+        (fuse(LAYER + "mlp.fc.weight", "* hidden", {"mlp.up": "ffn", "mlp.gate": "ffn"}, cut="ffn"),),
+        (
+            *(field for field in trtllm.SIZES if field is not trtllm.ROTATED),
+            *trtllm.ONE_STAGE,
+            *trtllm.ROPE,
+            place("rope_percent", "rotary_pct", default=1.0, omit=True),
+            Spread("rope_percent", "rotary_embedding_dim", None, _checked, lambda c: (_rotated(c),)),
+            place("activation", "hidden_act", words=trtllm.GATED),
+            place("tied", "tie_word_embeddings", default=False, omit=True),
+        ),
+        fixed={"position_embedding_type": "rope_gpt_neox"},
+        written={"rotary_scaling": None},
+    ),
+)

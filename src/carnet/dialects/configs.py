@@ -1,0 +1,338 @@
+"""Config fields as a two-way table: each row says where a canonical field stands in one program's config, and in which words.
+
+Reading and writing walk the same rows, so there is no direction to get wrong. What a config sets and no row reads is an error, and
+so is a field that a model has and a target has no row for (``saying``).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from dataclasses import field as having
+from types import EllipsisType
+from typing import Any
+
+from carnet.errors import BadCheckpoint, NotSupported
+from carnet.model.fields import BY_NAME, NOTHING, SET, Condition, Config, Value
+from carnet.model.keys import equal, leaves
+from carnet.model.model import concerns
+
+Json = Mapping[str, object]
+Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key must be there
+
+ANY = ...  # in a Choice: this key is not looked at, and not written; SET: it has a value, which a Place reads and writes
+
+SENSELESS = (TypeError, ValueError, IndexError, KeyError, ArithmeticError)  # what a Spread raises of a value that means nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One canonical field under one key."""
+
+    field: str
+    keys: tuple[str, ...]  # dotted; the first is written, all are read; none where the default is the only possible value
+    default: Default  # what an absent or null key means; a Table's own word for an absent one stands over it
+    words: tuple[tuple[Value, Value], ...]  # (canonical, written) where they differ; the first match counts
+    only: Condition  # the fields that a model must have for this key to mean anything; SET for any value but none and zero
+    omit: bool  # not written where the value is the default
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Some canonical fields spread over some keys: one line for each combination that exists."""
+
+    fields: tuple[str, ...]
+    keys: tuple[tuple[str, Value], ...]  # (dotted key, its value where absent)
+    lines: tuple[tuple[tuple[Value, ...], tuple[object, ...]], ...]  # (field values, key values); the first match counts
+    only: Condition = having(default_factory=dict)  # as in a Place
+
+
+@dataclass(frozen=True, slots=True)
+class Flagged:
+    """A key that counts only where a flag is set; elsewhere its field equals another field."""
+
+    field: str
+    key: str
+    flag: str
+    otherwise: str  # the other field
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Keys whose values stand for a field by a rule: the first so many layers, every second, these."""
+
+    field: str
+    key: str
+    absent: object  # what an absent or null key means; of several keys, a tuple
+    meaning: Callable[[Any, Config], Value]  # of a key's value; of several, the tuple of them
+    choices: Callable[[Config], Iterable[object]]  # key values to try when the field is written: no inverse to get wrong
+    only: Condition = having(default_factory=dict)  # as in a Place
+    more: tuple[str, ...] = ()  # further keys that have a say
+    others: tuple[tuple[str, ...], ...] = ()  # all these keys under other names, which are read and never written
+
+
+Row = Place | Choice | Flagged | Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The config of one dialect."""
+
+    rows: tuple[Row, ...]  # in reading order: defaults may look at earlier fields
+    fixed: Mapping[str, object] = having(default_factory=dict)  # dotted key -> the one value carnet knows; written too
+    written: Mapping[str, object] = having(default_factory=dict)  # dotted key -> what to write; any value is read over
+    # dotted key -> what the program takes it for where it is not there, which null is not; where it has no value it is written as null
+    absent: Mapping[str, object] = having(default_factory=dict)
+    guards: Mapping[str, tuple[object, ...]] = having(
+        default_factory=dict
+    )  # dotted key -> values that change nothing; not written
+    ignored: frozenset[str] = frozenset()  # top-level keys that say nothing about the weights
+    closed: bool = True  # a key that no row, guard or list names is an error
+
+
+def place(
+    name: str,
+    *keys: str,
+    default: Default = ...,
+    words: tuple[tuple[Value, Value], ...] = (),
+    only: Condition | None = None,
+    omit: bool = False,
+) -> Place:
+    """Write the row of one field under one key."""
+    return Place(name, keys, default, words, only or {}, omit)
+
+
+def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
+    """Return the canonical fields that a config says."""
+    if table.closed:
+        _refuse_unknown(table, raw, where)
+    raw = {**raw, **unsaid(table, raw)}
+    config: dict[str, Value] = {}
+    for row in table.rows:
+        match row:
+            case Place():
+                _read_place(row, raw, config, where)
+            case Choice():
+                _read_choice(row, raw, config, where)
+            case Spread():
+                _read_spread(row, raw, config, where)
+            case Flagged():
+                flagged = _switch(row.flag, lookup(raw, row.flag), where) and lookup(raw, row.key) is not None
+                if flagged or row.otherwise in config:
+                    config[row.field] = (
+                        _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
+                    )
+    if table.closed:
+        _refuse_idle(table, raw, config, where)
+    for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
+        found = lookup(raw, key)
+        if found is None and any(v is True for v in values) and _stands(raw, key):
+            found = False  # which null is to a program that looks whether it is set
+        if found is not None and not any(equal(found, v) for v in values) and not _is_written(table, key, config):
+            raise NotSupported(
+                f"the config sets {key!r} to a value that carnet cannot carry over",
+                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
+            )
+    for together, (instead, idle) in NOTHING:
+        if all(name in config and equal(config[name], wanted) for name, wanted in together.items()):
+            config = {name: value for name, value in config.items() if name not in idle} | dict(instead)
+    return config
+
+
+def unsaid(table: Table, raw: Json) -> dict[str, object]:
+    """Return the keys that are not in a config, under no name of theirs, with what the program takes them for."""
+    names = {key: row.keys for row in table.rows if isinstance(row, Place) for key in row.keys}
+    return {key: taken for key, taken in table.absent.items() if not any(_stands(raw, name) for name in names.get(key, (key,)))}
+
+
+def _stands(raw: Json, key: str) -> bool:
+    """Say whether a dotted key is in a config, null or not."""
+    above, _, last = key.rpartition(".")
+    found = lookup(raw, above) if above else raw
+    return isinstance(found, Mapping) and last in found
+
+
+def lookup(raw: Json, key: str) -> object:
+    """Return what stands under a dotted key, None where nothing does."""
+    found: object = raw
+    for part in key.split("."):
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(part)
+    return found
+
+
+def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not applies(row, config):
+        return
+    value: object = _agreed(raw, row.keys, where)
+    if value is None:
+        if not concerns(config, row.field):
+            return
+        if row.default is ... and row.keys:
+            field = BY_NAME[row.field]
+            facts = {"where": where, "field": field.remark}
+            facts |= {"also": ", ".join(row.keys[1:])} if row.keys[1:] else {}
+            raise BadCheckpoint(f"the config does not say {row.keys[0]!r}", facts, remedy=field.remedy)
+        default = row.default(config) if callable(row.default) else row.default
+        assert not isinstance(default, EllipsisType)
+        config[row.field] = default
+        return
+    key = next(key for key in row.keys if lookup(raw, key) is not None)
+    if row.words:
+        value = _translate(row, key, value, where)
+    value = _checked(row.field, key, value, where)
+    if row.field in config and not equal(config[row.field], value):
+        facts = {"where": where, row.field: repr(config[row.field]), key: repr(value)}
+        raise NotSupported(f"the config's {key!r} differs from what the model is otherwise", facts)
+    config[row.field] = value
+
+
+def _translate(row: Place, key: str, value: object, where: str) -> Value:
+    for canonical, written in row.words:
+        if equal(written, value):
+            return canonical
+    raise NotSupported(
+        f"the config sets {key!r} to a value that carnet does not know",
+        {"where": where, "found": repr(value), "known": ", ".join(repr(written) for _, written in row.words)},
+    )
+
+
+def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not applies(row, config):
+        return
+    said = [*zip(*spellings_of(row), each_of(row, row.absent), strict=True)]
+    for key in (key for *keys, absent in said for key in keys if isinstance(absent, bool)):
+        _switch(key, lookup(raw, key), where)
+    found = tuple(absent if (value := _agreed(raw, keys, where)) is None else value for *keys, absent in said)
+    try:
+        config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
+    except SENSELESS as error:
+        facts = {key: f"{value!r}"[:80] for key in keys_of(row) if (value := lookup(raw, key)) is not None}
+        what = f"sets {' and '.join(map(repr, facts))} to what makes no sense" if facts else f"does not say {row.key!r}"
+        raise BadCheckpoint(f"the config {what}", {"where": where, **facts}) from error
+
+
+def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:
+    """Return the one value that stands under some keys, None where none does."""
+    found = {key: value for key in keys if (value := lookup(raw, key)) is not None}
+    first = next(iter(found.values()), None)
+    if not all(equal(first, other) for other in found.values()):
+        raise BadCheckpoint("the config contradicts itself", {"where": where, **{key: repr(found[key]) for key in found}})
+    return first
+
+
+def _of_its_kind(name: str, value: Value) -> Value:
+    """Return what a row's keys mean, if a field can have such a value."""
+    field = BY_NAME[name]
+    strange = value is not None and not isinstance(value, tuple | field.kind)
+    if strange or (type(value) is int and field.least is not None and value < field.least):
+        raise ValueError(name)
+    return value
+
+
+def _switch(key: str, found: object, where: str) -> bool:
+    """Return the value of a key that is either set or not."""
+    if found is None or isinstance(found, bool):
+        return bool(found)
+    raise BadCheckpoint(f"the config sets {key!r} to something that is no bool", {"where": where, "found": f"{found!r}"[:80]})
+
+
+def each_of(row: Spread, value: object) -> tuple[object, ...]:
+    """Return a value for each key of a row."""
+    return value if row.more and isinstance(value, tuple) else (value,)
+
+
+def _read_choice(row: Choice, raw: Json, config: dict[str, Value], where: str) -> None:
+    if not applies(row, config):
+        return
+    found = tuple(absent if (value := lookup(raw, key)) is None else value for key, absent in row.keys)
+    for values, wanted in row.lines:
+        if all(w is ANY or (w is SET and f is not None) or equal(w, f) for w, f in zip(wanted, found, strict=True)):
+            config.update(zip(row.fields, values, strict=True))
+            return
+    if any(concerns(config, name) for name in row.fields):
+        raise NotSupported(
+            f"the config's combination of {', '.join(key for key, _ in row.keys)} is not known",
+            {"where": where, **{key: repr(value) for (key, _), value in zip(row.keys, found, strict=True)}},
+        )
+
+
+def fields_of(row: Row) -> tuple[str, ...]:
+    """Return the canonical fields of a row."""
+    return row.fields if isinstance(row, Choice) else (row.field,)
+
+
+def keys_of(row: Row) -> tuple[str, ...]:
+    """Return the keys of a row."""
+    match row:
+        case Place():
+            return row.keys
+        case Choice():
+            return tuple(key for key, _ in row.keys)
+        case Spread():
+            return tuple(key for keys in spellings_of(row) for key in keys)
+        case Flagged():
+            return (row.key, row.flag)
+
+
+def spellings_of(row: Spread) -> tuple[tuple[str, ...], ...]:
+    """Return the keys of a row under each of their names, those that are written first."""
+    return ((row.key, *row.more), *row.others)
+
+
+def applies(row: Row, config: Config) -> bool:
+    """Say whether a model has the fields that a row asks for."""
+    only = {} if isinstance(row, Flagged) else row.only
+    found = {name: config.get(name, BY_NAME[name].neutral) for name in only}
+    return all(bool(found[name]) if wanted is SET else equal(found[name], wanted) for name, wanted in only.items())
+
+
+def _is_written(table: Table, key: str, config: Config) -> bool:
+    """Say whether a row owns this key or one below it, so that a constant under the same name is only a starting value."""
+    return any(
+        owned == key or owned.startswith(f"{key}.") for row in table.rows if applies(row, config) for owned in keys_of(row)
+    )
+
+
+def _checked(name: str, key: str, value: object, where: str) -> Value:
+    """Return the value if it is of the field's kind; an integer serves as a float, nothing serves as an integer but one."""
+    field = BY_NAME[name]
+    if field.many and isinstance(value, list) and all(type(each) is int for each in value):
+        return tuple(value)
+    if field.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
+        return float(value)
+    if isinstance(value, field.kind) and not (field.kind is int and isinstance(value, bool)):
+        if isinstance(value, int) and field.kind is int and field.least is not None and value < field.least:
+            raise BadCheckpoint(
+                f"the config sets {key!r} to less than {field.least}", {"where": where, "found": f"{value!r}"[:80]}
+            )
+        if field.most is not None and isinstance(value, int) and value > field.most:
+            raise BadCheckpoint(
+                f"the config sets {key!r} to more than {field.most}", {"where": where, "found": f"{value!r}"[:80]}
+            )
+        return value
+    raise BadCheckpoint(
+        f"the config sets {key!r} to something that is no {field.kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}
+    )
+
+
+def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
+    known = {key for row in table.rows for key in keys_of(row)} | {*table.fixed, *table.written, *table.guards}
+    for key in leaves(raw):
+        top = key.split(".")[0]
+        if key not in known and top not in table.ignored:
+            raise NotSupported(
+                f"the config sets {key!r}, which carnet does not know",
+                {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
+                remedy="remove the field if it means nothing for the weights, and tell us about it",
+            )
+
+
+def _refuse_idle(table: Table, raw: Json, config: Config, where: str) -> None:
+    """Refuse a key that is set and means nothing beside the others: a factor of rope without its type."""
+    read_keys = {key for row in table.rows if applies(row, config) for key in keys_of(row)}
+    for key in sorted({key for row in table.rows for key in keys_of(row)} - read_keys):
+        if lookup(raw, key) is not None:
+            raise NotSupported(
+                f"the config sets {key!r}, which means nothing beside the rest",
+                {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
+            )

@@ -1,0 +1,398 @@
+"""An *entry* is one stored tensor that a dialect has for a model: its name, its shape, and the views of canonical tensors in it.
+
+The same entries describe a source and a target. For a source, the rows whose names are there are taken (that is how a spelling
+is chosen); for a target, the rows of one spelling.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from carnet.algebra.box import Box
+from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
+from carnet.dialects.rows import Dialect, Row
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.model.fields import Config, Value
+from carnet.model.model import holds, layers, number, sizes, tensors, value
+from carnet.model.tensors import AXES, TIED, Axis, Canonical, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a row says about a stored tensor, before it became views: a second opinion starts from here."""
+
+    pattern: Pattern
+    shares: Mapping[str, Share]  # of every axis
+    parts: tuple[tuple[str, ...], ...]  # per part of the pattern: the axes of its canonical tensor
+    cut: str  # what tensor parallelism cuts
+    tensors: tuple[
+        tuple[Canonical, ...], ...
+    ]  # per index of the layer dimension (one, if there is none): the tensor in each part
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One stored tensor."""
+
+    unit: str  # the rank that holds it: "rank3"; "" where names are global
+    name: str
+    shape: tuple[int, ...]  # elements
+    views: tuple[View, ...]  # disjoint; together with the padding they are the whole tensor
+    padding: tuple[Box, ...]  # stored boxes that hold no weight
+    padded: str  # the canonical tensor whose axis is padded; "" for none
+    dtype: str  # element type whatever the others have; "" for the model's own
+    reading: Reading  # the same once more, as the row says it
+    stored: tuple[int, ...]  # the shape in the file: another view of the same elements, or the same
+
+
+def turned(entry: Entry) -> Entry:
+    """Return a matrix with rows and columns exchanged: another stored tensor of the same numbers."""
+    pattern = replace(entry.reading.pattern, dims=entry.reading.pattern.dims[::-1])
+    views = tuple(
+        replace(view, origin=view.origin[::-1], places=tuple((1 - dim, stride) for dim, stride in view.places))
+        for view in entry.views
+    )
+    padding = tuple(Box(box.start[::-1], box.shape[::-1]) for box in entry.padding)
+    reading = replace(entry.reading, pattern=pattern)
+    return replace(entry, shape=entry.shape[::-1], stored=entry.stored[::-1], views=views, padding=padding, reading=reading)
+
+
+def as_linear(entry: Entry) -> Entry:
+    """Return a weight as a linear layer has it: [out, in]."""
+    return turned(entry) if is_conv1d(entry) else entry
+
+
+def is_conv1d(entry: Entry) -> bool:
+    """Say whether the rows of a matrix are inputs, though its module has one weight as a linear layer has.
+
+    The outputs are what a canonical weight begins with, after its experts.
+    """
+    axes = entry.reading.parts[0]
+    outputs = axes.index("expert") + 1 if "expert" in axes else 0
+    return len(entry.shape) == 2 and len(axes) > outputs + 1 and entry.views[0].places[outputs][0] == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """A place among ranks."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One file of a dialect: a rank, or everything."""
+
+    name: str
+    layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
+    base: int  # the global number of the layer that its names call 0
+    first: bool  # holds what comes before the layers
+    last: bool  # holds what comes after them
+    tensor: Among = Among()  # among the ranks that share every layer
+    expert: Among = Among()  # among those that share the experts
+    expert_tensor: Among = Among()  # among those that share each expert
+    expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
+    also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
+
+    def among(self, axis: Axis) -> Among:
+        """Return the place of this unit among the ranks that share an axis."""
+        return {"tensor": self.tensor, "expert": self.expert, "expert_tensor": self.expert_tensor}[axis.among]
+
+
+NUMBERED = re.compile(r"(?P<kind>decoder|mtp)\.layers\.(?P<layer>\d+)\.")
+BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
+Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
+
+
+def units(dialect: Dialect, config: Config, present: Present = None) -> list[Unit]:
+    """Return the files of a dialect, in the order of their ranks."""
+    labels = sorted({label for label, _ in present or () if label.startswith("tp")})
+    if dialect.ranked:
+        return _tensorrt_units(config)
+    if labels:
+        return _megatron_units(config, labels, present or ())
+    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), 0, first=True, last=True)]
+
+
+def _tensorrt_units(config: Config) -> list[Unit]:
+    """Return the ranks as TensorRT-LLM numbers them: rank = stage x tp + place; neighbours share the experts."""
+    count = number(config, "layers")
+    tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
+    if pp > count:
+        raise BadRequest(
+            f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
+        )
+    found = []
+    for stage, rank in product(range(pp), range(tp)):
+        held, last = cut_unevenly(count, pp, stage), stage == pp - 1
+        layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
+        expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
+        name, base = f"rank{stage * tp + rank}", held.start
+        found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
+    return found
+
+
+def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:
+    """Return the ranks of a per-rank checkpoint: ``tp0-pp1-ep0-vp0``; the virtual chunks of all stages follow each other.
+
+    Stages may differ in length, and layers that predict further tokens may have a stage of their own: the numbers of the layers are
+    counted from the names that are there.
+    """
+    places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
+    held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
+    further = set[tuple[int, int]]()
+    for label, name in present:
+        numbered = NUMBERED.search(name)
+        if numbered:
+            _, p, _, v = places[label]
+            if numbered["kind"] == "mtp":
+                further.add((v, p))
+            else:
+                held[v, p].add(int(numbered["layer"]))
+    starts, start = {}, 0
+    for place in sorted(held):
+        starts[place] = start
+        start += len(held[place])
+    if len(held) == 1 and start < number(config, "layers"):
+        start = number(config, "layers")  # a layer that does nothing has no names
+    if start > number(config, "layers"):
+        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
+    tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
+    found = []
+    count = number(config, "layers")
+    for label, (t, p, e, v) in places.items():
+        last, base = (v, p) == max(held), starts[v, p]
+        layers = tuple(range(base, start if last else base + len(held[v, p])))
+        layers += tuple(range(count, count + number(config, "mtp"))) if (v, p) in further else ()
+        found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
+    return found
+
+
+def entries(
+    dialect: Dialect, config: Config, present: Present, spelling: str = "", among: Sequence[Unit] | None = None
+) -> Iterator[Entry]:
+    """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer.
+
+    ``among`` are the units that hold the model, where the names that are there cannot tell.
+    """
+    what = layers(config)
+    top = tensors(config, config)
+    for unit in units(dialect, config, present) if among is None else among:
+        prefix = _prefix(dialect, unit, present)
+        found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
+        kinds: dict[int, list[int]] = {}
+        for layer in unit.layers:
+            kinds.setdefault(id(what[layer]), []).append(layer)
+        inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
+        for row in dialect.rows:
+            for kind, known, same in inside if "{layer}" in row.name else [(config, top, [0])]:
+                if row.only_further and not kind["is_mtp"]:
+                    continue
+                if present is None and not holds(row.when, kind):
+                    continue
+                if _applies(row, dialect, known, config, present, spelling, unit.also):
+                    job = _Job(row, dialect, config, kind, known, unit, prefix, present)
+                    for at, entry in _of_row(job, same):
+                        found[at].setdefault(entry.name, entry)
+        taken: set[str] = set()
+        for entry in (entry for group in found.values() for entry in group.values()):
+            if entry.name not in taken:  # the first row of a name whose tensors exist
+                taken.add(entry.name)
+                yield entry
+
+
+def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]:
+    """Return how a dialect stores the tensors of a model: equal where all files would have the same names, shapes and numbers."""
+    kinds = {id(layer): layer for layer in layers(config)}.values()
+    inside = [(layer, tensors(config, layer)) for layer in kinds]
+    top = tensors(config, config)
+    return frozenset(
+        (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred)
+        for row in dialect.rows
+        for kind, known in (inside if "{layer}" in row.name else [(config, top)])
+        if holds(row.when, kind) and all(part in known for part, _ in row.pattern.parts)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One row for the layers of one kind in one unit."""
+
+    row: Row
+    dialect: Dialect
+    config: Config
+    kind: Config  # the config of these layers
+    known: Mapping[str, Tensor]
+    unit: Unit
+    prefix: str
+    present: Present
+
+
+def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
+    """Return what stands before the names of a unit: the first prefix under which a name is known."""
+    if present is None:
+        return dialect.prefixes[0]
+    tops = [row.name for row in dialect.rows if "{" not in row.name and not row.name.startswith("/")]
+    for prefix in dialect.prefixes:
+        if any((unit.name, prefix + name) in present for name in tops):
+            return prefix
+    return dialect.prefixes[0]
+
+
+def _applies(
+    row: Row,
+    dialect: Dialect,
+    known: Mapping[str, Tensor],
+    config: Config,
+    present: Present,
+    spelling: str,
+    also: Collection[str],
+) -> bool:
+    parts = [part for part, _ in row.pattern.parts]
+    again = [part for part in parts if part not in known and value(config, "tied") and TIED.get(part) in known]
+    wanted = dialect.writes_tied or any(part in also for part in again)
+    if present is None and ((again and not wanted) or row.spelling not in ("", spelling)):
+        return False
+    return all(part in known or part in again for part in parts)
+
+
+def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+    """Yield the entries of a row, each with its layer, BEFORE or AFTER."""
+    row, unit, present = job.row, job.unit, job.present
+    parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
+    inside = "{layer}" in row.name
+    stage = "layer" if inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
+    # of a source the names tell: beside further-token layers an embedding stands again, and the final norm with the last of the others
+    elsewhere = {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also
+    if present is None and elsewhere:
+        return
+    name = row.name[1:] if row.name.startswith("/") else job.prefix + row.name
+    shares = _checked_shares(job, parts, same[0])
+    axes = tuple(tensor.axes for tensor in parts)
+    stacked = name.replace("{layer}.", "")
+    # Megatron numbers the layers of such models, alike or not
+    named = value(job.config, "hybrid") or value(job.config, "layer_ffn")
+    alike = not named and same[-1] < number(job.config, "layers")
+    usual = inside and job.dialect.stacked and alike
+    if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
+        yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
+        return
+    each = list(_experts(name, shares, unit.expert_base))
+    if (
+        present is not None
+        and len(each) > 1
+        and inside
+        and not any(
+            (unit.name, spelled) in present for _, shown in (each[0], each[-1]) for _, spelled in _spelled(job, shown, same)
+        )
+    ):
+        return  # another spelling of experts: hundreds of names need no look
+    for held, shown in each:
+        folded = fold(row.pattern, held)
+        stored = fold(row.stored, held).shape if row.stored else folded.shape
+        like = tuple(_views(folded, parts, held, 0, {}))  # the layers differ in names only
+        for layer, spelled in _spelled(job, shown, same) if inside else [(0, shown)]:
+            if present is None or (unit.name, spelled) in present:
+                names = _names(parts, layer)
+                views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
+                reading = Reading(row.pattern, held, axes, row.cut, (names,))
+                padded = names[0] if folded.padding else ""
+                entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading, stored)
+                yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
+
+
+def _stacked(
+    job: _Job,
+    same: Sequence[int],
+    name: str,
+    parts: list[Tensor],
+    shares: dict[str, Share],
+    axes: tuple[tuple[str, ...], ...],
+) -> Entry:
+    """Return the entry of a tensor that holds a row for all layers."""
+    pattern = Pattern(job.row.pattern.text, (("layer",), *job.row.pattern.dims), job.row.pattern.parts)
+    held = {**shares, "layer": Share(0, len(same), len(same))}
+    folded = fold(pattern, held)
+    views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
+    stored = (len(same), *fold(job.row.stored or job.row.pattern, shares).shape)
+    reading = Reading(pattern, held, axes, job.row.cut, tuple(_names(parts, layer) for layer in same))
+    return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading, stored)
+
+
+def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each layer with its name: its place in the unit, or its place among the layers that predict further tokens.
+
+    A source is looked up under all that such a layer may be called, a target has the first.
+    """
+    count = number(job.config, "layers")
+    usual, *further = job.dialect.further
+    for layer in same:
+        if layer < count or not usual:
+            yield layer, name.replace("{layer}", str(layer - job.unit.base))
+            continue
+        others = further[:1] if job.present is None else further
+        for spelled in dict.fromkeys(name.replace(usual, other) for other in others):
+            yield layer, spelled.replace("{layer}", str(layer - count))
+
+
+def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:
+    """Yield the shares and the name for each expert that has a tensor of its own; once where they share one."""
+    if "{expert}" not in name:
+        yield shares, name
+        return
+    share = shares["expert"]
+    first = share.start if base is None else base
+    for expert in range(share.start, share.stop):
+        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - first))
+
+
+def _names(parts: list[Tensor], layer: int) -> tuple[Canonical, ...]:
+    return tuple(tensor.at(layer) for tensor in parts)
+
+
+def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], layer: int, at: dict[str, int]) -> Iterator[View]:
+    for slot, tensor in zip(folded.slots, parts, strict=True):
+        yield view(slot, tensor.at(layer), tensor.axes, shares, at)
+
+
+def _checked_shares(job: _Job, parts: list[Tensor], layer: int) -> dict[str, Share]:
+    try:
+        return _shares(job.row.cut, job.dialect, job.kind, job.unit)
+    except BadRequest as refusal:
+        raise BadRequest(refusal.what, {"tensor": parts[0].at(layer), **refusal.facts}, remedy=refusal.remedy) from None
+
+
+def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str, Share]:
+    """Return what a unit holds of every axis, for a stored tensor that is cut along one of them."""
+    size = sizes(config)
+    shares = {axis: Share(0, length, length) for axis, length in size.items()}
+    if cut == "embedding":
+        cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
+    shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
+    shares["vocab"] = _cut_vocabulary(size["vocab"], value(config, "padded_vocab"), Among())
+    axis = AXES.get(cut)
+    if axis is None:
+        return shares
+    place = unit.among(axis)
+    match axis.cut:
+        case "padded":
+            shares[cut] = _cut_vocabulary(size[cut], value(config, "padded_vocab"), place)
+        case "repeated":
+            shares |= cut_or_repeat(cut, size[cut], axis.inner, size[axis.inner], place.world, place.rank)
+        case "evenly":
+            for each in (axis, *([AXES[axis.inner]] if axis.inner else [])):
+                if (place := unit.among(each)).world > 1:
+                    shares[each.name] = cut_evenly(each.name, size[each.name], place.world, place.rank)
+        case _:
+            raise AssertionError(f"no ranks share the axis {cut!r}")
+    return shares
+
+
+def _cut_vocabulary(size: int, padded: Value, place: Among) -> Share:
+    """Return a rank's rows: an equal part of what is stored, or of the next multiple of the world."""
+    if not isinstance(padded, int):
+        return cut_padded(size, place.world, place.rank)
+    step = padded // place.world
+    return Share(place.rank * step, (place.rank + 1) * step, size)

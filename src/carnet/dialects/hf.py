@@ -1,0 +1,234 @@
+"""What Hugging Face dialects share: the rows and config fields of a Llama-shaped decoder, and the fields that mean nothing here.
+
+Names as in transformers' modeling_llama.py; every family says what it does differently.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from carnet.dialects import yarn
+from carnet.dialects.configs import Place, Spread, Table, place
+from carnet.dialects.configs import Row as Field
+from carnet.dialects.rows import Dialect, Row, row
+from carnet.dialects.yarn import YARN
+from carnet.model.fields import Config
+from carnet.model.model import number, value
+
+LAYER = "layers.{layer}."
+KINDS = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
+Kinds = tuple[str, str]
+
+EMBED = row("embed_tokens.weight", "vocab hidden", "embed")
+FINAL_NORM = row("norm.weight", "hidden", "final_norm")
+HEAD = row("/lm_head.weight", "vocab hidden", "head")
+NORMS = (
+    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm"),
+)
+ATTENTION = (
+    row(LAYER + "self_attn.q_proj.weight", "(kv rep dim) hidden", "attention.q"),
+    row(LAYER + "self_attn.k_proj.weight", "(kv dim) hidden", "attention.k"),
+    row(LAYER + "self_attn.v_proj.weight", "(kv dim) hidden", "attention.v"),
+    row(LAYER + "self_attn.o_proj.weight", "hidden (kv rep dim)", "attention.o"),
+    row(LAYER + "self_attn.q_proj.bias", "(kv rep dim)", "attention.q_bias"),
+    row(LAYER + "self_attn.k_proj.bias", "(kv dim)", "attention.k_bias"),
+    row(LAYER + "self_attn.v_proj.bias", "(kv dim)", "attention.v_bias"),
+    row(LAYER + "self_attn.o_proj.bias", "hidden", "attention.o_bias"),
+)
+QK_NORMS = (
+    row(LAYER + "self_attn.q_norm.weight", "dim", "attention.q_norm"),
+    row(LAYER + "self_attn.k_norm.weight", "dim", "attention.k_norm"),
+)
+WHOLE_QK_NORMS = (
+    row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
+    row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
+)
+GATED_MLP = (
+    row(LAYER + "mlp.gate_proj.weight", "ffn hidden", "mlp.gate"),
+    row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
+    row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+    row(LAYER + "mlp.gate_proj.bias", "ffn", "mlp.gate_bias"),
+    row(LAYER + "mlp.up_proj.bias", "ffn", "mlp.up_bias"),
+    row(LAYER + "mlp.down_proj.bias", "hidden", "mlp.down_bias"),
+)
+
+ACTIVATIONS = (
+    ("silu", "silu"),
+    ("silu", "swish"),
+    ("gelu_tanh", "gelu_pytorch_tanh"),
+    ("gelu_tanh", "gelu_new"),
+    ("gelu_tanh", "gelu_fast"),
+    ("gelu", "gelu"),
+)
+LLAMA_ROWS = (EMBED, *NORMS, *ATTENTION, *GATED_MLP, FINAL_NORM, HEAD)
+
+
+def experts(at: str, gate: str, up: str, down: str, router: str) -> tuple[Row, ...]:
+    """Write the rows of a mixture whose experts have tensors of their own, below the module ``at``."""
+    each = f"{LAYER}{at}.experts.{{expert}}."
+    return (
+        row(f"{LAYER}{at}.{router}.weight", "expert hidden", "moe.router"),
+        row(f"{each}{gate}.weight", "moe_ffn hidden", "moe.gate"),
+        row(f"{each}{up}.weight", "moe_ffn hidden", "moe.up"),
+        row(f"{each}{down}.weight", "hidden moe_ffn", "moe.down"),
+    )
+
+
+DTYPES = (("bf16", "bfloat16"), ("f16", "float16"), ("f32", "float32"))
+
+SIZES = (
+    place("layers", "num_hidden_layers"),
+    place("hidden", "hidden_size"),
+    place("heads", "num_attention_heads"),
+    place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
+    place("head_dim", "head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+    place("ffn", "intermediate_size"),
+    place("vocab", "vocab_size"),
+    place("positions", "max_position_embeddings"),
+)
+# of classes that have no key for the width of a head, though their models read one
+SIZES_WITHOUT_HEAD = tuple(replace(field, omit=True) if field.field == "head_dim" else field for field in SIZES)
+TOKENS = (
+    place("bos", "bos_token_id", default=None),
+    place("eos", "eos_token_id", default=None),
+    place("pad", "pad_token_id", default=None),
+)
+TIED = place("tied", "tie_word_embeddings", default=False)
+DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
+
+
+def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")) -> tuple[Place | Spread, ...]:
+    """Write the rows of rotary scaling below the key that is written, and the others that are read."""
+    llama3 = {"rope_type": "llama3"}
+    type_keys = tuple(f"{top}.{name}" for top in tops for name in ("rope_type", "type"))
+
+    def keys(name: str) -> tuple[str, ...]:
+        return tuple(f"{top}.{name}" for top in tops)
+
+    return (
+        place("rope_type", *type_keys, default="default", words=tuple((name, name) for name in types), omit=True),
+        place("rope_factor", *keys("factor"), only={"rope_type": "linear"}),
+        place("rope_factor", *keys("factor"), only=llama3),
+        place("rope_low", *keys("low_freq_factor"), only=llama3),
+        place("rope_high", *keys("high_freq_factor"), only=llama3),
+        place("rope_original", *keys("original_max_position_embeddings"), default=lambda c: c["positions"], only=llama3),
+        place("rope_original", *keys("original_max_position_embeddings"), default=lambda c: c["positions"], only=YARN),
+        place("rope_factor", *keys("factor"), default=lambda c: number(c, "positions") / number(c, "rope_original"), only=YARN),
+        place("rope_beta_fast", *keys("beta_fast"), default=32.0, only=YARN),
+        place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=YARN),
+        yarn.hf(*tops),
+        place("rope_truncated", *keys("truncate"), default=True, only=YARN, omit=True),
+    )
+
+
+ROPE = (
+    # transformers 5 writes the base among the other rope_parameters
+    place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
+    *rope("rope_scaling", "rope_parameters"),
+)
+
+# What a config.json may say of how texts are generated, and its neutral value: transformers takes it over where a folder has no
+# generation_config.json (GenerationConfig.from_model_config). It says nothing about the weights.
+GENERATION: Mapping[str, object] = {
+    **dict.fromkeys("bad_words_ids begin_suppress_tokens decoder_start_token_id exponential_decay_length_penalty".split()),
+    **dict.fromkeys("forced_bos_token_id forced_eos_token_id suppress_tokens".split()),
+    **dict.fromkeys("do_sample early_stopping output_attentions output_hidden_states output_scores".split(), False),
+    **dict.fromkeys("remove_invalid_values return_dict_in_generate".split(), False),
+    **dict.fromkeys("encoder_no_repeat_ngram_size min_length no_repeat_ngram_size".split(), 0),
+    **dict.fromkeys("num_beam_groups num_beams num_return_sequences".split(), 1),
+    **dict.fromkeys("length_penalty repetition_penalty temperature top_p typical_p".split(), 1.0),
+    "diversity_penalty": 0.0,
+    "max_length": 20,
+    "top_k": 50,
+}
+# Fields of transformers' PretrainedConfig that every family has and that nothing depends on which a model computes or generates.
+IDLE = frozenset(
+    """
+    _name_or_path _attn_implementation_autoset _attn_implementation add_cross_attention architectures attention_dropout auto_map
+    chunk_size_feed_forward cross_attention_hidden_size finetuning_task hidden_dropout id2label initializer_range is_decoder
+    is_encoder_decoder label2id model_type name_or_path prefix pretraining_tp problem_type resid_pdrop return_dict sep_token_id
+    task_specific_params tf_legacy_loss tie_encoder_decoder tokenizer_class torchscript transformers_version use_bfloat16
+    unsloth_version
+    """.split()
+)
+IGNORED = IDLE | GENERATION.keys()
+
+
+def marks_of(said: Sequence[str], config: Config, kinds: Kinds = KINDS) -> tuple[int, ...]:
+    """Return a mark a layer of ``layer_types``, 1 where it is the second kind; raise ValueError where there is not a kind a layer."""
+    if len(said) != number(config, "layers"):
+        raise ValueError("a kind a layer")
+    return tuple(kinds.index(kind) for kind in said)
+
+
+def kinds_of(config: Config, field: str, kinds: Kinds = KINDS) -> list[list[str]]:
+    """Return the one ``layer_types`` that says a mark a layer, none where all layers are alike."""
+    found = value(config, field)
+    return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
+
+
+def generation(config: Mapping[str, object]) -> dict[str, object]:
+    """Return what a config.json says of generating texts."""
+    return {key: config[key] for key, neutral in GENERATION.items() if config.get(key, neutral) not in (None, neutral)}
+
+
+DROPPED = {
+    "*.rotary_emb.inv_freq": "rotary buffer",
+    "*.attn.masked_bias": "causal mask",
+    "*.attn.bias": "causal mask",
+}
+
+# what a Llama-shaped config.json says, but for biases and ties
+LLAMA_FIELDS: tuple[Field, ...] = (
+    *SIZES,
+    place("norm_eps", "rms_norm_eps", default=1e-6),
+    place("activation", "hidden_act", default="silu", words=ACTIVATIONS),
+    *ROPE,
+    DTYPE,
+    *TOKENS,
+)
+
+
+def dialect(
+    architecture: str,
+    model_type: str,
+    rows: tuple[Row, ...],
+    fields: tuple[Field, ...],
+    *,
+    fixed: Mapping[str, object] | None = None,
+    written: Mapping[str, object] | None = None,
+    absent: Mapping[str, object] | None = None,
+    guards: Mapping[str, tuple[object, ...]] | None = None,
+    ignored: str = "",
+    prefixes: tuple[str, ...] = ("model.", ""),
+    zero_centred: bool = False,
+    pads: Mapping[str, Callable[[Config], int]] | None = None,
+    dropped: Mapping[str, str] | None = None,
+) -> Dialect:
+    """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights.
+
+    ``absent`` is the default of transformers' config class where the rows say another of a key that is null.
+    """
+    return Dialect(
+        name="hf",
+        architecture=architecture,
+        prefixes=prefixes,
+        rows=rows,
+        stacked=False,
+        ranked=False,
+        writes_tied=False,
+        further=("", ""),
+        zero_centred=zero_centred,
+        embedding="none",
+        table=Table(
+            fields,
+            fixed={"model_type": model_type, **(fixed or {})},
+            written={"architectures": [architecture], "use_cache": True, **(written or {})},
+            absent=absent or {},
+            guards=guards or {},
+            ignored=IGNORED | frozenset(ignored.split()),
+        ),
+        dropped={**DROPPED, **(dropped or {})},
+        optional={},
+        pads=pads or {},
+    )

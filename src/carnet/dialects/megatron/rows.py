@@ -1,0 +1,223 @@
+"""The Megatron dialect: one table for all families, because Megatron has one configurable GPT model.
+
+Names and shapes as ``megatron.core`` writes them with ``dist_checkpointing`` (0.16 to 0.19): global tensors, the vocabulary padded,
+query, key and value rows grouped by KV head, the gate's rows before the up projection's. A homogeneous model stores each tensor once
+for all layers. Norms are named after the linear layer they are fused with, by Transformer Engine's spec and by the local one alike;
+``input_layernorm`` and ``pre_mlp_layernorm`` are the module names of the local spec.
+"""
+
+from collections.abc import Callable
+
+from carnet.dialects.configs import Table
+from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
+from carnet.dialects.megatron.table import FIELDS, GUARDS
+from carnet.dialects.rows import Dialect, fuse, row
+
+LAYER = "decoder.layers.{layer}."
+MODULE = "module"  # a name inside the running module: read where a checkpoint has it, never written
+MTP = "mtp.layers.{layer}."
+
+QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
+QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
+GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
+GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
+# Megatron keeps apart what others join: one letter, or two, for each part
+PARTS = tuple(zip(("z", "x", "B", "C", "dt"), IN_PROJ.items(), strict=True))
+CHANNELS = tuple(zip(("x", "B", "C"), CONV.items(), strict=True))
+EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
+EXPERT_GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in EXPERT_GATE_UP.items()}
+SHARED_GATE_UP = {"shared.gate": "shared_ffn", "shared.up": "shared_ffn"}
+
+# what holds a gate and an up projection, and the axes of each
+GATED = (
+    ("mlp.linear_fc1.weight", "ffn hidden", "ffn", GATE_UP),
+    ("mlp.linear_fc1.bias", "ffn", "ffn", GATE_UP_BIAS),
+    ("mlp.experts.linear_fc1.weight{expert}", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.experts.local_experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.experts.experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "expert", EXPERT_GATE_UP),
+    ("mlp.shared_experts.linear_fc1.weight", "shared_ffn hidden", "shared_ffn", SHARED_GATE_UP),
+)
+
+# each under a name of its own: handle_swiglu_in_state_dict in megatron/core/transformer/fsdp_dtensor_checkpoint.py for fsdp_dtensor,
+# and what singleton_local_shards makes of torch_dist (megatron/core/transformer/mlp.py apply_swiglu_sharded_factory)
+HALVES = tuple(
+    row(LAYER + name + half, axes, part, cut=cut, spelling=MODULE)
+    for name, axes, cut, parts in GATED
+    for half, part in zip(("_w", "_v"), parts, strict=True)
+)
+
+ROWS = (
+    row("embedding.word_embeddings.weight", "vocab hidden", "embed", cut="vocab"),
+    row("embedding.position_embeddings.weight", "position hidden", "position"),
+    row(LAYER + "self_attention.linear_qkv.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "attention"}),
+    row(LAYER + "self_attention.linear_qkv.layer_norm_bias", "hidden", "attention_norm_bias"),
+    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm", when={"mixer": "mla"}),
+    # a linear layer in place of the attention or the MLP, its norm fused: megatron/core/transformer/heterogeneous/
+    row(LAYER + "self_attention.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "linear"}),
+    row(LAYER + "self_attention.weight", "hidden hidden_in", "linear_mixer", cut="hidden"),
+    row(LAYER + "mlp.layer_norm_weight", "hidden", "mlp_norm", when={"mlp": "linear"}),
+    row(LAYER + "mlp.weight", "hidden hidden_in", "linear_mlp", cut="hidden"),
+    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", spelling=MODULE),
+    fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKV, cut="kv"),
+    fuse(LAYER + "self_attention.linear_qkv.bias", "(kv *)", QKV_BIAS, cut="kv"),
+    row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
+    row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
+    row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
+    row(LAYER + "mixer.in_proj.layer_norm_weight", "hidden", "attention_norm", when={"mixer": "mamba"}),
+    row(LAYER + "norm.weight", "hidden", "attention_norm", spelling=MODULE),
+    *(row(f"{LAYER}mixer.in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="group") for at, (tensor, axes) in PARTS),
+    *(row(f"{LAYER}mixer.conv1d.weight.{at}", f"({axes}) 1 conv", tensor, cut="group") for at, (tensor, axes) in CHANNELS),
+    *(row(f"{LAYER}mixer.conv1d.bias.{at}", f"({axes})", f"{tensor}_bias", cut="group") for at, (tensor, axes) in CHANNELS),
+    fuse(LAYER + "mixer.in_proj.weight", "* hidden", IN_PROJ, cut="group", spelling=MODULE),
+    # a module of its own up to 0.18, parameters of the mixer since: megatron/core/ssm/mamba_mixer.py
+    *(fuse(f"{LAYER}mixer.conv1d{at}weight", "* 1 conv", CONV, cut="group", spelling=MODULE) for at in "._"),
+    *(fuse(f"{LAYER}mixer.conv1d{at}bias", "*", CONV_BIAS, cut="group", spelling=MODULE) for at in "._"),
+    row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
+    row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
+    row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),
+    row(LAYER + "mixer.norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
+    row(LAYER + "mixer.out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
+    row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", when={"mlp": "dense"}),
+    row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", spelling="local", when={"mlp": "moe"}),
+    row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias"),
+    row(LAYER + "pre_mlp_layernorm.weight", "hidden", "mlp_norm", spelling="te", when={"mlp": "moe"}),
+    row(LAYER + "pre_mlp_layernorm.bias", "hidden", "mlp_norm_bias", spelling=MODULE),
+    row(LAYER + "self_attention.q_layernorm.weight", "dim", "attention.q_norm"),
+    row(LAYER + "self_attention.k_layernorm.weight", "dim", "attention.k_norm"),
+    row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
+    row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
+    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm"),
+    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", spelling=MODULE),
+    row(LAYER + "self_attention.linear_q_up_proj.weight", "(kv qk) q_lora", "mla.q_b", cut="kv"),
+    fuse(LAYER + "self_attention.linear_kv_down_proj.weight", "* hidden", {"mla.kv_a": "kv_lora", "mla.k_rope": "rope"}),
+    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm"),
+    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", spelling=MODULE),
+    fuse(LAYER + "self_attention.linear_kv_up_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}, cut="kv"),
+    row(LAYER + "self_attention.linear_proj.weight", "hidden (kv v)", "mla.o", cut="kv"),
+    fuse(LAYER + "mlp.linear_fc1.weight", "* hidden", GATE_UP, cut="ffn"),
+    fuse(LAYER + "mlp.linear_fc1.bias", "*", GATE_UP_BIAS, cut="ffn"),
+    row(LAYER + "mlp.linear_fc1.weight", "ffn hidden", "mlp.up", cut="ffn"),
+    row(LAYER + "mlp.linear_fc1.bias", "ffn", "mlp.up_bias", cut="ffn"),
+    row(LAYER + "mlp.linear_fc2.weight", "hidden ffn", "mlp.down", cut="ffn"),
+    row(LAYER + "mlp.linear_fc2.bias", "hidden", "mlp.down_bias"),
+    row(LAYER + "mlp.router.weight", "expert hidden", "moe.router"),
+    row(LAYER + "mlp.router.bias", "expert", "moe.router_shift"),
+    row(LAYER + "mlp.router.expert_bias", "expert", "moe.router_bias", dtype="f32"),
+    fuse(LAYER + "mlp.experts.experts.linear_fc1.bias", "expert *", EXPERT_GATE_UP_BIAS, cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc2.bias", "expert hidden", "moe.down_bias", cut="expert"),
+    fuse(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert * hidden", EXPERT_GATE_UP, cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc1.weight", "expert moe_ffn hidden", "moe.up", cut="expert"),
+    row(LAYER + "mlp.experts.experts.linear_fc2.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        "* hidden",
+        EXPERT_GATE_UP,
+        cut="expert",
+        spelling=MODULE,
+    ),
+    fuse(LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.bias", "*", EXPERT_GATE_UP_BIAS, cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.bias", "hidden", "moe.down_bias", cut="expert", spelling=MODULE),
+    row(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc2.weight",
+        "hidden moe_ffn",
+        "moe.down",
+        cut="expert",
+        spelling=MODULE,
+    ),
+    fuse(LAYER + "mlp.experts.linear_fc1.weight{expert}", "* hidden", EXPERT_GATE_UP, cut="expert", spelling=MODULE),
+    row(
+        LAYER + "mlp.experts.local_experts.{expert}.linear_fc1.weight",
+        "moe_ffn hidden",
+        "moe.up",
+        cut="expert",
+        spelling=MODULE,
+    ),
+    row(LAYER + "mlp.experts.linear_fc1.weight{expert}", "moe_ffn hidden", "moe.up", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.linear_fc2.weight{expert}", "hidden moe_ffn", "moe.down", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.experts.{expert}.linear_fc1.weight", "moe_ffn hidden", "moe.up", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.experts.{expert}.linear_fc2.weight", "hidden moe_ffn", "moe.down", cut="expert", spelling=MODULE),
+    # GroupedMLP: views of one parameter, transposed (megatron/core/transformer/moe/experts.py)
+    fuse(
+        LAYER + "mlp.experts.weight1",
+        "expert hidden *",
+        EXPERT_GATE_UP,
+        cut="expert",
+        spelling=MODULE,
+        stored="hidden (expert *)",
+    ),
+    row(
+        LAYER + "mlp.experts.weight1",
+        "expert hidden moe_ffn",
+        "moe.up",
+        cut="expert",
+        spelling=MODULE,
+        stored="hidden (expert moe_ffn)",
+    ),
+    row(
+        LAYER + "mlp.experts.weight2",
+        "expert moe_ffn hidden",
+        "moe.down",
+        cut="expert",
+        spelling=MODULE,
+        stored="(expert moe_ffn) hidden",
+    ),
+    fuse(LAYER + "mlp.shared_experts.linear_fc1.weight", "* hidden", SHARED_GATE_UP, cut="shared_ffn"),
+    row(LAYER + "mlp.shared_experts.linear_fc1.weight", "shared_ffn hidden", "shared.up", cut="shared_ffn"),
+    row(LAYER + "mlp.shared_experts.linear_fc2.weight", "hidden shared_ffn", "shared.down", cut="shared_ffn"),
+    fuse(LAYER + "mlp.experts.linear_fc1.bias{expert}", "*", EXPERT_GATE_UP_BIAS, cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.experts.linear_fc2.bias{expert}", "hidden", "moe.down_bias", cut="expert", spelling=MODULE),
+    row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
+    row(MTP + "enorm.weight", "hidden", "mtp.embed_norm"),
+    row(MTP + "hnorm.weight", "hidden", "mtp.hidden_norm"),
+    row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project", cut="hidden"),
+    row(MTP + "final_layernorm.weight", "hidden", "mtp.final_norm"),
+    row("decoder.final_layernorm.weight", "hidden", "final_norm", when={"hybrid": False}),
+    row("decoder.final_norm.weight", "hidden", "final_norm", when={"hybrid": True}),
+    row("decoder.final_layernorm.bias", "hidden", "final_norm_bias"),
+    row("output_layer.weight", "vocab hidden", "head", cut="vocab"),
+    *HALVES,
+)
+
+DROPPED = {
+    "optimizer.*": "optimizer state",
+    "chained_*.optimizer.*": "optimizer state",
+    "opt_param_scheduler*": "learning-rate schedule",
+    "optimizer/*": "optimizer state",
+    "distrib_optim.pt/*": "optimizer state",
+    "num_floating_point_operations_so_far*": "training statistics",
+    "rng_state*": "random state",
+    "rerun_state_machine*": "rerun state",
+    "content_metadata*": "facts about the store",
+    "*_extra_state*": "module extra state",
+    # of ModelOpt; not *_pre_quant_scale: the weights are not the model's without it
+    "*_quantizer*._amax": "quantizer state",
+    "*_quantizer*._global_amax": "quantizer state",
+    "modelopt_state*": "quantizer state",
+    "common_state*": "training arguments (read)",
+}
+
+# the layers that predict further tokens; a hybrid has their letters after a stroke: megatron/core/ssm/mamba_hybrid_layer_allocation.py
+OPTIONAL: dict[str, dict[str, Callable[[object], object]]] = {
+    "*mtp.*": {
+        **dict.fromkeys(("mtp_num_layers", "mtp_use_repeated_layer", "mtp_hybrid_override_pattern"), lambda said: None),
+        "hybrid_layer_pattern": lambda said: str(said).split("/")[0],
+    }
+}
+
+MEGATRON = Dialect(
+    name="megatron",
+    architecture="",
+    prefixes=("", "model.", "module.", "model.module.", "model.module.module."),
+    rows=ROWS,
+    stacked=True,
+    ranked=False,
+    writes_tied=False,
+    # the module's own name since megatron-core 0.17: rename_mtp_inner_layer_keys in fsdp_dtensor_checkpoint.py
+    further=(LAYER, "mtp.layers.{layer}.transformer_layer.", "mtp.layers.{layer}.mtp_model_layer."),
+    zero_centred=None,
+    embedding="none",
+    table=Table(FIELDS, guards=GUARDS, closed=False),
+    dropped=DROPPED,
+    optional=OPTIONAL,
+    pads={},
+)

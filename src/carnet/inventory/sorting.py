@@ -1,0 +1,183 @@
+"""Codes and their scales are told apart from what is a weight as it stands: one key for each weight, that of its name.
+
+What others have published is read in more forms than one; what carnet or a program of a style writes is held to the style's own.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from carnet.dialects.entries import Entry
+from carnet.dtypes import FLOATS
+from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.formats.stored import Coded, Key, Stored, label_of
+from carnet.model.tensors import HEAD, LINEAR, canonical
+from carnet.quantize.lists import excluding
+from carnet.quantize.reading import ANEW, Said
+from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
+from carnet.quantize.styles import SCALAR, Kept, Style, beside
+from carnet.quantize.styles import kept as kept_beside
+
+UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
+
+
+@dataclass(slots=True)
+class Sorted:
+    """Stored tensors, codes and their scales told apart from what is a weight as it stands."""
+
+    kept: dict[Key, Stored]  # weights, under the names that rows have; one that is coded has the shape that it stands for
+    coded: dict[Key, Coded]
+    scales: dict[Key, Stored]  # set aside
+    problems: list[CarnetError]
+
+    @property
+    def broken(self) -> set[Key]:
+        """Name what looks like codes and cannot be read."""
+        return {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
+
+
+def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool) -> Sorted:
+    """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows."""
+    left, done = dict(kept), Sorted({}, {}, {}, [])
+    recipe, style = said.recipe, said.style
+    for key in [key for key, stored in kept.items() if recipe is not None and _is_coded(recipe, style, stored)]:
+        assert recipe is not None, "the list is empty without one"
+        _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
+    if recipe is not None and not done.kept:
+        done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", _at(where, recipe.name)))
+    places = {place.rsplit("/")[-1] for place in style.cache[:2]} - {""}
+    lonely = {style.scales, style.outer, *style.inputs.values(), "weight_shape"} - {""}
+    for key, stored in left.items():
+        last, label = key[1].rsplit(".", 1)[-1], label_of(key)
+        if last in places and said.cache:
+            done.scales[key] = stored
+        elif last in places or last in lonely:
+            what = "of the cache, of which the config says nothing" if last in places else "that stands beside no codes"
+            remedy = f"--drop '*.{last}' leaves all of this name behind" if last in places else f"--drop '{key[1]}'"
+            done.problems.append(
+                BadCheckpoint(f"{label!r} is a scale {what}", {"where": where, "tensor": label}, remedy=remedy)
+            )
+        else:
+            done.kept[key] = stored
+            if stored.dtype not in FLOATS:
+                facts = {
+                    "where": where,
+                    "tensor": label,
+                    "found": stored.dtype,
+                    "quantized": recipe.name if recipe else "the cache",
+                }
+                facts |= {"because": "codes of experts in one tensor are not read"} if ".experts." in key[1] else {}
+                what = f"{label!r} is of a type that the config does not explain"
+                done.problems.append(NotSupported(what, facts, remedy=ANEW))
+    return done
+
+
+def _at(where: str, recipe: str) -> dict[str, object]:
+    return {"where": where, "quantized": recipe}
+
+
+def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
+    return stored.name.endswith("." + style.codes_of(recipe)) and stored.dtype == codes_dtype(recipe) and len(stored.shape) > 1
+
+
+def _take_coded(
+    said: Said, recipe: Recipe, codes: Stored, left: dict[Key, Stored], done: Sorted, where: str, *, published: bool
+) -> None:
+    """Take codes together with everything that the style keeps beside them."""
+    base = codes.name.removesuffix(said.style.codes_of(recipe))
+    key, shape = (codes.unit, base + "weight"), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
+    scale = left.get((codes.unit, base + said.style.scales))
+    own = scale.dtype if scale is not None and scale.dtype in FLOATS else "f32"
+    found: dict[str, Stored] = {}
+    done.kept[key] = replace(codes, name=key[1], shape=shape)
+    complete = True
+    for each in kept_beside(recipe, key[1], shape, own, static=said.static):
+        if each.role == "codes":
+            continue
+        stored = left.pop((codes.unit, each.name), None)
+        problem = _wrong(each, stored, codes, where, published=published)
+        if problem is not None:
+            done.problems.append(problem)
+            complete = complete and each.role not in ("scales", "outer")
+        if stored is not None:
+            found[each.role] = stored
+            if each.role not in ("scales", "outer"):
+                done.scales[stored.unit, stored.name] = stored
+    if complete:
+        others = tuple(stored for role, stored in found.items() if role not in ("scales", "outer"))
+        done.coded[key] = Coded(recipe.name, shape, codes, found["scales"], found.get("outer"), others)
+
+
+def _wrong(wanted: Kept, stored: Stored | None, beside: Stored, where: str, *, published: bool) -> CarnetError | None:
+    """Say what is wrong with a tensor that must stand beside codes, or beside a projection.
+
+    What others have published may keep scales in another float type, with other dimensions of one, and may lack what no weight needs.
+    """
+    label = label_of((beside.unit, wanted.name))
+    facts = {"where": where, "tensor": label, "beside": label_of((beside.unit, beside.name))}
+    if stored is None and published and wanted.role in UNNEEDED:
+        return None
+    if stored is None:
+        return BadCheckpoint(f"the scale {label!r} is missing", facts)
+    same_kind = stored.dtype in FLOATS and wanted.dtype in FLOATS and wanted.role != "codes"
+    if published and same_kind and _without_ones(stored.shape) == _without_ones(wanted.shape):
+        return None
+    if (stored.dtype, stored.shape) != (wanted.dtype, wanted.shape):
+        facts |= {"expected": f"{wanted.dtype} {list(wanted.shape)}", "found": f"{stored.dtype} {list(stored.shape)}"}
+        return BadCheckpoint(f"the scale {label!r} has another type or shape than it must have", facts)
+    return None
+
+
+def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for length in shape if length != 1)
+
+
+def check_lists(said: Said, coded: Mapping[Key, Coded], where: str) -> Iterator[CarnetError]:
+    """Yield what is stored as codes though the config says that it is not quantized: programs would read the codes as weights."""
+    excluded = excluding(said)
+    found = {key: words for key in coded if (words := excluded(key[1])) is not None}
+    for key, words in list(found.items())[:1]:
+        label = label_of(key)
+        facts = {"where": where, "tensor": label, "others": len(found) - 1, "said by": words}
+        remedy = "--config with a config.json that does not exclude it, if it is to be read as codes"
+        yield BadCheckpoint(f"{label!r} is stored as codes, and the config says that it is not quantized", facts, remedy=remedy)
+
+
+def unlisted(said: Said | None, named: Mapping[Key, Entry], coded: Mapping[Key, Coded]) -> list[str]:
+    """Name the modules that are plain though the config says that they are quantized: engines would look for their scales."""
+    if said is None or said.recipe is None:
+        return []
+    roles, excluded = {LINEAR, *({HEAD} & said.style.lists)}, excluding(said)
+    plain = [key for key, entry in named.items() if all(canonical(view.tensor).tensor.role in roles for view in entry.views)]
+    return sorted({key[1].removesuffix(".weight") for key in plain if key not in coded and excluded(key[1]) is None})
+
+
+def check_cache(
+    said: Said, named: Mapping[Key, Entry], scales: Mapping[Key, Stored], where: str, *, published: bool
+) -> Iterator[CarnetError]:
+    """Yield what is wrong with the scales of cached keys and values: there is one beside each projection that makes them."""
+    places = {place.rsplit("/")[-1] for place in said.style.cache[:2]} - {""}
+    left = {key for key in scales if key[1].rsplit(".", 1)[-1] in places} if said.cache else set[Key]()
+    for key, name in cache_scales(said, named):
+        stored = scales.get((key[0], name))
+        own = stored.dtype if stored is not None and stored.dtype in FLOATS else "f32"
+        dtype = own if said.style.cache[2] == "own" else said.style.cache[2]
+        problem = _wrong(
+            Kept("cache", name, dtype, SCALAR[said.style.scalar]), stored, Stored(*key, "", (), ()), where, published=published
+        )
+        if problem is not None:
+            yield problem
+        left.discard((key[0], name))
+    for key in sorted(left):
+        label = label_of(key)
+        yield BadCheckpoint(f"{label!r} is a scale that stands beside no keys or values", {"where": where, "tensor": label})
+
+
+def cache_scales(said: Said, named: Mapping[Key, Entry]) -> Iterator[tuple[Key, str]]:
+    """Yield the names of the scales of the cache, each once, with the entry that it stands beside."""
+    seen: set[Key] = set()
+    for key, entry in named.items() if said.cache else ():
+        for view in entry.views:
+            what = canonical(view.tensor).tensor.cached
+            if what and (at := (key[0], beside(entry.name, said.style.cache["kv".index(what)]))) not in seen:
+                seen.add(at)
+                yield key, at[1]

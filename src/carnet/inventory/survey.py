@@ -1,0 +1,346 @@
+"""An *inventory* is a checkpoint whose every stored tensor is understood: tied to canonical tensors, or set aside under a name.
+
+This is where families and formats meet: the keys and shapes that are there choose the rows that describe them. What is left over,
+lacking or of another shape stops here.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
+from heapq import nsmallest
+from pathlib import Path
+
+from carnet.algebra.box import Box, uncovered, whole
+from carnet.architectures.family import Family
+from carnet.architectures.known import STORAGE, dialect_of, names_none, others, recognise, without
+from carnet.dialects.configs import lookup
+from carnet.dialects.entries import Entry, as_linear, entries
+from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, hear_config, known_release, program
+from carnet.dialects.rows import Dialect
+from carnet.dialects.strangers import way_out
+from carnet.dialects.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
+from carnet.formats.detect import open_checkpoint
+from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
+from carnet.formats.wrapped import arguments_of, program_of, read_config
+from carnet.inventory.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
+from carnet.model.fields import Config, Value
+from carnet.model.model import canonical_shapes, number, sizes, value
+from carnet.quantize.reading import Said, plain, read
+
+WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
+    "_orig_mod.": (
+        "the weights of what torch.compile wraps around a model",
+        "save the model itself: model._orig_mod.save_pretrained(OUT)",
+    ),
+    "base_model.model.": (
+        "the weights of an adapter, or of a model inside peft's wrapper",
+        "merge it into its model with peft: model.merge_and_unload().save_pretrained(OUT)",
+    ),
+}
+EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
+
+
+def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequence[str], family: str | None) -> Checkpoint:
+    """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows."""
+    checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
+    if config is not None:
+        said = read_config(config)
+        if checkpoint.dialect == "megatron":
+            own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
+            checkpoint = replace(checkpoint, program=program_of(said))
+            said = {**own, **arguments_of(said, str(config))}
+        checkpoint = replace(checkpoint, config=said)
+    if written_by is None:
+        return checkpoint
+    if checkpoint.dialect != "megatron":
+        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
+        raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
+    program(written_by, "--written-by")  # now, whatever else may be wrong
+    return replace(checkpoint, program=written_by)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Inventory:
+    """A checkpoint whose every tensor is understood."""
+
+    checkpoint: Checkpoint  # every tensor in the shape that its entry says
+    family: Family
+    dialect: Dialect
+    config: dict[str, Value]  # canonical fields
+    entries: Mapping[Key, Entry]
+    dropped: Mapping[str, tuple[str, ...]]  # reason -> names
+    said: Said | None  # what the config says about quantized weights
+    coded: Mapping[Key, Coded]  # the entries that are stored as codes, by the name of the weight
+    scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
+    vocabulary: Vocabulary
+    heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
+    others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
+
+    def __repr__(self) -> str:
+        return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"
+
+    def stored(self, key: Key) -> tuple[Stored, ...]:
+        """Return the stored tensors of an entry: one, or codes with their scales."""
+        one = self.coded.get(key)
+        held = (self.checkpoint.tensors[key],) if one is None else (one.codes, one.scales, one.outer)
+        return tuple(each for each in held if each is not None)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """Return what a person should know of its quantized weights: subject -> a line."""
+        plain = unlisted(self.said, self.entries, self.coded)
+        more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
+        said = f"{plain[0]}{more}, though the config calls it quantized: engines would look for its scales" if plain else ""
+        return {"read as plain": said} if said else {}
+
+    @property
+    def zero_centred(self) -> bool:
+        """Say whether the norms are stored less one."""
+        return is_zero_centred(self.dialect, self.config)
+
+
+def others_of(others: Mapping[str, bool]) -> dict[str, str]:
+    """Return in one line which families a model could be too, none where it is of one alone.
+
+    >>> others_of({"mistral": True, "granite": True, "phi3": False})
+    {'could be': 'mistral, granite (the same tensors), phi3 (other tensors); --as FAMILY takes another'}
+    """
+    groups = {"the same tensors": True, "other tensors": False}
+    said = [
+        f"{', '.join(names)} ({what})"
+        for what, same in groups.items()
+        if (names := [n for n, s in others.items() if s == same])
+    ]
+    return {"could be": f"{', '.join(said)}; --as FAMILY takes another"} if said else {}
+
+
+def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
+    """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
+    inventory, problems = survey(checkpoint, drop, vocab, counted=counted)
+    if problems:
+        raise problems[0]
+    return inventory
+
+
+def survey(
+    checkpoint: Checkpoint,
+    drop: tuple[str, ...] = (),
+    vocab: int | None = None,
+    like: Config | None = None,
+    counted: int | None = None,
+) -> tuple[Inventory, list[CarnetError]]:
+    """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks.
+
+    ``like`` is the model that this one should be: it says how much of a padded axis is padding. ``counted`` is how many tokens the
+    tokenizer has that is to go along.
+    """
+    where = str(checkpoint.root)
+    if checkpoint.dialect == "megatron" and not checkpoint.config:
+        facts = {
+            "where": where,
+            "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
+        }
+        remedy = "name the model's config.json, or a few lines of YAML, with --config"
+        raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
+    said = read(checkpoint.dialect, checkpoint.config, where)
+    _refuse_wrapped(checkpoint, where)
+    own = checkpoint.config if said is None else plain(checkpoint.dialect, checkpoint.config)
+    own = without(checkpoint.dialect, own, {name for _, name in checkpoint.tensors}, drop)
+    told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
+    size = vocab if told is None else told.tokens
+    heard = hear_config(checkpoint.dialect, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
+    sized = {} if size is None else {"vocab": size}
+    family, config = recognise(checkpoint.dialect, heard.said, where, sized, checkpoint.family)
+    undecided = checkpoint.family is None and names_none(checkpoint.dialect, heard.said)
+    dialect = dialect_of(family, checkpoint.dialect)
+    config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
+    dropped, kept = _drop(checkpoint, dialect, drop)
+    published = like is None  # else it is held to what the program of its style writes
+    sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
+    kept = sorted_out.kept
+    if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
+        config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
+    if dialect.name == "megatron" and config.get("padded_vocab") is None:
+        config["padded_vocab"] = _enough(_stored_rows(checkpoint), config, where)
+    _refuse_absurd(config, kept, where)
+    named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
+    rows = 0 if dialect.name == "megatron" else _other_rows(config, named, kept)
+    if rows and vocab is not None:
+        told = given(vocab, rows, where)
+        config["padded_vocab"] = rows
+        named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
+    # a program that codes transformers' Conv1D stores it as a linear layer
+    named |= {key: as_linear(named[key]) for key in sorted_out.coded if key in named}
+    fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
+    missing = [*_missing(dialect, config, named, where)]
+    problems = [
+        *([_contradicted(config, rows, named, kept, where)] if rows and told is None else []),
+        *sorted_out.problems,
+        *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
+        *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
+        *_unknown(kept, named, where, whole=not missing),
+        *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in fitting),
+        *missing,
+    ]
+    broken = sorted_out.broken
+    found = {key: entry for key, entry in fitting.items() if key not in broken}
+    coded = {key: one for key, one in sorted_out.coded.items() if key in found}
+    seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
+    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
+    told = told or by_config(config)
+    could = others(family, config, where) if undecided else {}
+    scales = sorted_out.scales
+    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, heard, could), problems
+
+
+def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:
+    """Return the vocabulary of a Megatron checkpoint: as a person says, its arguments tell, or the model has that it should be."""
+    where, padded = str(checkpoint.root), own.get("padded_vocab_size")
+    rows = padded if type(padded) is int and padded > 0 else _stored_rows(checkpoint)
+    if not rows:
+        return None if vocab is None else Vocabulary(vocab, vocab, "--vocab-size")
+    if vocab is not None:
+        return given(vocab, rows, where)
+    if lookup(own, "architectures"):
+        return None  # a Hugging Face config in place of the arguments
+    release = known_release(checkpoint.program, checkpoint.era)
+    try:
+        return vocabulary(own, rows, where, counted=counted, new=counts_anew(release))
+    except BadRequest:
+        if like is None:
+            raise
+        return Vocabulary(min(rows, number(like, "vocab")), rows, "the model that it should be")
+
+
+def _stored_rows(checkpoint: Checkpoint) -> int:
+    """Return how many rows the tensor-parallel ranks' parts of the embedding have together."""
+    found = {unit.split("-")[0]: stored for (unit, name), stored in checkpoint.tensors.items() if name.endswith(EMBEDDING)}
+    return sum(stored.shape[0] for stored in found.values() if stored.shape)
+
+
+def _enough(rows: int, config: Config, where: str) -> int | None:
+    """Return how many rows are stored, None where that is not known; refuse fewer than the config's."""
+    if 0 < rows < number(config, "vocab"):
+        facts = {"where": where, "expected": f"at least {number(config, 'vocab')} rows", "found": f"{rows} rows"}
+        raise BadCheckpoint(f"the shape of {EMBEDDING!r} contradicts the config", facts)
+    return rows or None
+
+
+def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, Stored]) -> int:
+    """Return how many rows of the vocabulary are stored where the config says another number, 0 where it is right."""
+    size, world = number(config, "vocab"), number(config, "tp")
+    found = set()
+    for key, entry in named.items():
+        stored = kept[key].shape
+        if any(view.tensor in ("embed", "head") for view in entry.views) and stored[1:] == entry.stored[1:] != ():
+            found.add(stored[0] * (1 if entry.stored[0] == size else world))
+    return found.pop() if len(found) == 1 and not found <= {-(-size // world) * world, size} else 0
+
+
+def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:
+    key = next(key for key, entry in named.items() if any(view.tensor in ("embed", "head") for view in entry.views))
+    label, size = label_of(key), number(config, "vocab")
+    facts = {"where": where, "tensor": label, "expected": [*named[key].stored], "found": [*kept[key].shape], "vocab_size": size}
+    remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
+    return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
+
+
+def _drop(
+    checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...]
+) -> tuple[dict[str, tuple[str, ...]], dict[Key, Stored]]:
+    """Set aside what is no weight, and what was asked to be left behind: reason -> names, and the rest."""
+    said = {pattern: f"--drop {pattern}" for pattern in asked}
+    reasons = {**said, **dialect.dropped, **said}  # first in order and in meaning, also where the dialect has the same pattern
+    dropped: dict[str, list[str]] = defaultdict(list)
+    kept, unknown = {}, []
+    for key, reason in _reasons([*checkpoint.tensors, *(("", name) for name in checkpoint.objects)], reasons):
+        if reason is not None:
+            dropped[reason].append(label_of(key))
+        elif key in checkpoint.tensors:
+            kept[key] = checkpoint.tensors[key]
+        else:
+            unknown.append(key[1])
+    if unknown:
+        raise NotSupported(
+            "the checkpoint holds an object that carnet does not know", {"name": unknown[0], "others": len(unknown) - 1}
+        )
+    for pattern in asked:
+        if f"--drop {pattern}" not in dropped:
+            raise BadRequest(
+                f"nothing in the checkpoint is called {pattern!r}",
+                {"option": "--drop"},
+                remedy="look at `carnet inspect --tensors`",
+            )
+    return {reason: tuple(sorted(names)) for reason, names in sorted(dropped.items())}, kept
+
+
+def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:
+    """Refuse the weights of a wrapper by the wrapper's name, which stands before or within those of the model."""
+    for _, name in checkpoint.tensors:
+        for mark, (what, remedy) in WRAPPERS.items():
+            if name.startswith(mark) or f".{mark}" in name:
+                raise NotSupported(f"the folder holds {what}, not a model", {"where": where, "tensor": name}, remedy=remedy)
+
+
+def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:
+    matches = [(re.compile(translate(pattern)).match, reason) for pattern, reason in reasons.items()]
+    for key in keys:
+        name = key[1]
+        yield key, next((reason for match, reason in matches if match(name)), None)
+
+
+def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> None:
+    """Refuse a number of layers that no tensor here can have, before anything is listed for each of them."""
+    most = max([len(kept), *(stored.shape[0] for stored in kept.values() if stored.shape)])
+    if number(config, "layers") > most:
+        facts = {"where": where, "layers": number(config, "layers"), "stored tensors": len(kept)}
+        raise BadCheckpoint("the config says more layers than the checkpoint can hold", facts)
+
+
+def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str, *, whole: bool) -> Iterator[CarnetError]:
+    """Yield the first tensor that no row names; ``whole`` says that the model is complete without it."""
+    unknown = [key for key in kept if key not in named]
+    if unknown:
+        first, *second = [label_of(key) for key in nsmallest(2, unknown)]
+        facts = {"where": where, "tensor": first, **({"and": second[0]} if second else {}), "in all": len(unknown)}
+        looks, remedy = way_out([name for _, name in unknown], {name for _, name in named}, whole=whole)
+        facts |= {"looks like": looks} if looks else {}
+        yield NotSupported("the checkpoint holds a tensor that carnet does not know", facts, remedy=remedy)
+
+
+def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
+    name = label_of((entry.unit, entry.name))
+    sized = "  ".join(f"{axis} {length}" for axis, length in sizes(config).items())
+    facts = {"where": where, "tensor": name, "expected": list(entry.stored), "found": list(stored.shape), "config": sized}
+    return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts)
+
+
+def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:
+    """Yield the first canonical tensor that the stored ones do not cover."""
+    boxes: dict[str, list[Box]] = defaultdict(list)
+    for entry in named.values():
+        for view in entry.views:
+            boxes[view.tensor].append(view.box)
+    covered = set[tuple[tuple[int, ...], tuple[Box, ...]]]()  # sixty layers alike are looked at once
+    for name, shape in canonical_shapes(config).items():
+        cut_so = shape, tuple(boxes[name])
+        if cut_so in covered:
+            continue
+        covered.add(cut_so)
+        hole = uncovered(whole(shape), boxes[name])
+        if hole is not None:
+            found = (row.name for row in dialect.rows if name.tensor.part in dict(row.pattern.parts))
+            rows = [row.removeprefix("/") for row in found]  # which says that no prefix stands before it
+            facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}
+            if boxes[name]:
+                facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"
+            yield BadCheckpoint(f"the checkpoint lacks {name!r}", facts)
+            return
+
+
+def is_zero_centred(dialect: Dialect, config: Config) -> bool:
+    """Say whether a dialect stores the norms of a model less one."""
+    return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred

@@ -1,0 +1,128 @@
+"""The *model*: one neutral description of a decoder, from which every dialect's tensors follow.
+
+A model is a set of fields (the canonical config). Which canonical tensors exist is decided by those fields alone: a gated MLP has
+a gate, a LayerNorm has a bias, a tied model has no head of its own. A family fixes some fields (its traits) and names the rest.
+"""
+
+from collections.abc import Sequence
+from types import EllipsisType
+
+from carnet.model.fields import BY_NAME, SET, Condition, Config, Value
+from carnet.model.tensors import AXES, TENSORS, Canonical, Tensor
+
+
+def value(config: Config, name: str) -> Value:
+    """Return a field's value, its neutral one where the config does not say it."""
+    if name in config:
+        return config[name]
+    neutral = BY_NAME[name].neutral
+    assert not isinstance(neutral, EllipsisType), f"a config without {name!r} was never completed"
+    return neutral
+
+
+def number(config: Config, name: str) -> int:
+    """Return the value of a field that is an integer."""
+    found = value(config, name)
+    assert isinstance(found, int), f"{name} is {found!r}"
+    return found
+
+
+MIXERS = {"*": "attention", "M": "mamba", "L": "linear"}
+MLPS = {"-": "dense", "E": "moe", "l": "linear"}
+WIDTHS = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn"}  # field -> the field that says it for every layer
+
+
+def blocks(config: Config) -> list[str]:
+    """Return what each layer is, in the letters of the field of this name."""
+    found = value(config, "blocks")
+    alike = "*E" if number(config, "experts") else "*-"
+    return found.split() if isinstance(found, str) else [alike] * number(config, "layers")
+
+
+def marks(config: Config) -> tuple[int, ...]:
+    """Return 1 for each layer that is a mixture of experts, 0 for each that is not."""
+    return tuple(int("E" in word) for word in blocks(config))
+
+
+def concerns(config: Config, name: str) -> bool:
+    """Say whether a model has anything that a field is about: heads mean nothing where no layer attends."""
+    about = BY_NAME[name].of
+    found = value(config, "blocks")
+    return not about or not isinstance(found, str) or any(letter in found for letter in about)
+
+
+def matters(config: Config, name: str) -> bool:
+    """Say whether a field's value changes what a model computes."""
+    moot = BY_NAME[name].moot
+    return concerns(config, name) and not (moot is not None and moot(config))
+
+
+def mixtures(found: Sequence[int]) -> str | None:
+    """Return the blocks of a model that has a mixture where the mark is set, and a plain MLP elsewhere."""
+    return None if all(found) else " ".join("*E" if mark else "*-" for mark in found)
+
+
+def layers(config: Config) -> Sequence[Config]:
+    """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
+
+    A record is the config with ``mixer`` (attention, mla, mamba, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
+    ``shared``, ``q_compressed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
+    """
+    common: dict[str, Value] = {
+        **config,
+        "q_compressed": bool(value(config, "q_lora")),
+        "shared": bool(value(config, "shared_ffn")),
+        "is_mtp": False,
+    }
+    attention = "mla" if value(config, "latent") else "attention"
+    known: dict[tuple[object, ...], Config] = {}
+    found: list[Config] = []
+    for layer, word in enumerate(blocks(config)):
+        own = {field: each[layer] for field, many in WIDTHS.items() if isinstance(each := value(config, many), tuple)}
+        key = (word, *own.values())
+        if key not in known:
+            mixer = next((MIXERS[letter] for letter in word if letter in MIXERS), "")
+            mlp = next((MLPS[letter] for letter in word if letter in MLPS), "")
+            known[key] = {**common, **own, "mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
+        found.append(known[key])
+    return found + [{**found[-1], "is_mtp": True}] * number(config, "mtp")
+
+
+def tensors(config: Config, layer: Config) -> dict[str, Tensor]:
+    """Return the canonical tensors that a model has outside its layers, or those of a layer, by their names within it."""
+    inside = layer is not config
+    found = (t for t in TENSORS if (t.stage == "layer") == inside)
+    return {t.part: t for t in found if holds(t.when, layer)}
+
+
+def holds(when: Condition, config: Config) -> bool:
+    """Say whether a condition holds for a model or a layer."""
+    found = ((value(config, name) if name in BY_NAME else config[name], wanted) for name, wanted in when.items())
+    return all(bool(value) if wanted is SET else value == wanted for value, wanted in found)
+
+
+def canonical_shapes(config: Config) -> dict[Canonical, tuple[int, ...]]:
+    """Return every canonical tensor of a model, those of all layers, with its shape."""
+    top = _sized(config, config)
+    found = {tensor.at(): shape for tensor, shape in top if tensor.stage == "first"}
+    kinds: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
+    for index, layer in enumerate(layers(config)):
+        if id(layer) not in kinds:
+            kinds[id(layer)] = _sized(config, layer)
+        found |= {tensor.at(index): shape for tensor, shape in kinds[id(layer)]}
+    return found | {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
+
+
+def _sized(config: Config, layer: Config) -> list[tuple[Tensor, tuple[int, ...]]]:
+    size = sizes(layer)
+    return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor in tensors(config, layer).values()]
+
+
+def sizes(config: Config) -> dict[str, int]:
+    """Return the true length of every named axis of a model, or of a layer; 0 for those that it does not have."""
+
+    def field(name: str) -> int:
+        found = config[name] if name in config else BY_NAME[name].neutral
+        return found if isinstance(found, int) else 0
+
+    return {axis.name: axis.length(field) for axis in AXES.values()}

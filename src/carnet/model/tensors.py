@@ -1,0 +1,233 @@
+"""The two tables of the *model*: canonical tensors and named axes, each with every fact that more than one reader needs.
+
+Which tensor is the weight of a linear layer, what it reads, what is an expert's, what ranks may cut and which stage holds it:
+planner, examiner, quantizing and live weights read it here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, Self
+
+from carnet.model.fields import SET, Condition
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One named axis of canonical tensors."""
+
+    name: str
+    size: str | int | Callable[[Callable[[str], int]], int]  # a field, a number, or what follows from the values of fields
+    cut: str = (
+        ""  # how ranks share it: "evenly"; "padded" to a multiple of them; "repeated" where there are more; "" not at all
+    )
+    among: str = "tensor"  # which ranks: those that share every layer, the experts ("expert"), or each expert ("expert_tensor")
+    inner: str = ""  # the axis inside of it that is cut too: by ranks that repeat this one, or that share each expert
+
+    def length(self, field: Callable[[str], int]) -> int:
+        """Return its true length, from the values of fields."""
+        if isinstance(self.size, str):
+            return field(self.size)
+        return self.size if isinstance(self.size, int) else self.size(field)
+
+
+AXES = {
+    axis.name: axis
+    for axis in (
+        Axis("layer", "layers"),
+        Axis("hidden", "hidden", cut="evenly"),
+        Axis("hidden_in", "hidden"),
+        Axis("two", 2),  # the embedding and the hidden state that a further layer joins
+        Axis("vocab", "vocab", cut="padded"),
+        Axis("position", "positions"),
+        Axis("kv", "kv_heads", cut="repeated", inner="rep"),
+        Axis("rep", lambda field: field("heads") // field("kv_heads")),
+        Axis("dim", "head_dim"),
+        Axis("ffn", "ffn", cut="evenly"),
+        Axis("expert", "experts", cut="evenly", among="expert", inner="moe_ffn"),
+        Axis("moe_ffn", "moe_ffn", cut="evenly", among="expert_tensor"),
+        Axis("shared_ffn", "shared_ffn", cut="evenly"),
+        Axis("kv_lora", "kv_lora"),
+        Axis("q_lora", "q_lora"),
+        Axis("qk", lambda field: field("nope_dim") + field("rope_dim")),
+        Axis("nope", "nope_dim"),
+        Axis("rope", "rope_dim"),
+        Axis("v", "v_dim"),
+        Axis("group", "ssm_groups", cut="evenly"),
+        Axis("head", lambda field: field("ssm_heads") // max(1, field("ssm_groups"))),
+        Axis("wide", "ssm_head_dim"),
+        Axis("state", "ssm_state"),
+        Axis("conv", "ssm_conv"),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One canonical tensor."""
+
+    part: str  # its name within its layer, or the model
+    axes: tuple[str, ...]  # named axes, outermost first
+    outputs: int  # of a matrix, how many of its axes are outputs, its experts included
+    role: str  # what it is: one of the words below
+    stage: str  # "first", "last" or "layer": the pipeline stage that holds it
+    when: Condition  # what must hold for it to exist
+    reads: str = ""  # of a linear layer: those of a layer with the same word read the same activations
+    cached: str = ""  # what is kept of what it computes: "k" or "v"
+    less_one: bool = False  # some dialects store it less one
+
+    @property
+    def each_expert(self) -> bool:
+        """Say whether every expert has one of its own: the first axis."""
+        return self.axes[0] == "expert" and len(self.axes) > 1 and self.role != GATE
+
+    def at(self, layer: int = 0) -> "Canonical":
+        """Return its name, in a layer if it is one of a layer."""
+        return _named(self.part, layer if self.stage == "layer" else None)
+
+
+class Canonical(str):
+    """The name of a canonical tensor of a model, ``layers.3.attention.q``, which knows its layer and its row."""
+
+    __slots__ = ("layer", "tensor")
+    layer: int | None
+    tensor: Tensor
+
+    def __new__(cls, part: str, layer: int | None) -> Self:
+        """Name the tensor of a row."""
+        made = super().__new__(cls, part if layer is None else f"layers.{layer}.{part}")
+        made.layer, made.tensor = layer, BY_PART[part]
+        return made
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, int | None]]:
+        """Return what makes a copy."""
+        return type(self), (self.tensor.part, self.layer)
+
+    def fellows(self) -> list["Canonical"]:
+        """Return the names of all that read what this one reads, its own among them, in the order of the table."""
+        return [_named(part, self.layer) for part in READERS.get(self.tensor.reads, (self.tensor.part,))]
+
+
+@cache
+def _named(part: str, layer: int | None) -> Canonical:
+    return Canonical(part, layer)
+
+
+def canonical(name: str) -> Canonical:
+    """Return a name that the model made as what it is."""
+    assert isinstance(name, Canonical), f"{name!r} was not made by the model"
+    return name
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------------------
+
+LINEAR = "linear"  # the weight of a linear layer: outputs | inputs
+PLAIN = "plain"  # of a linear layer that every program leaves as it is, and must be told so
+GATE = "gate"  # of one that weighs experts: engines never look for codes there
+HEAD = "head"  # of the one that ends the model
+TABLE = "table"  # rows that are looked up
+CONVOLUTION = "convolution"
+NORM = "norm"
+BIAS = "bias"
+STATE = "state"  # numbers of a kind of their own
+
+GQA: dict[str, Any] = {"mixer": "attention"}
+MAMBA: dict[str, Any] = {"mixer": "mamba"}
+MLA: dict[str, Any] = {"mixer": "mla"}
+DENSE: dict[str, Any] = {"mlp": "dense"}
+MOE: dict[str, Any] = {"mlp": "moe"}
+SHARED: dict[str, Any] = {"mlp": "moe", "shared": True}
+
+
+def _row(role: str, part: str, axes: str, reads: str = "", cached: str = "", *, stage: str = "layer", **when: object) -> Tensor:
+    outputs, _, inputs = axes.partition("|")
+    every = (*outputs.split(), *inputs.split())
+    # the norm inside a Mamba mixer is mamba_ssm's, which knows nothing of less one: megatron/core/ssm/mamba_mixer.py ExtendedRMSNorm
+    less_one = role == NORM and when != MAMBA
+    return Tensor(part, every, len(outputs.split()), role, stage, when, reads, cached, less_one)
+
+
+_linear, _plain, _gate, _norm, _bias, _state = (partial(_row, role) for role in (LINEAR, PLAIN, GATE, NORM, BIAS, STATE))
+
+TENSORS = (
+    _row(TABLE, "embed", "vocab | hidden", stage="first"),
+    _row(TABLE, "position", "position | hidden", stage="first", position="learned"),
+    _norm("mtp.embed_norm", "hidden", is_mtp=True),
+    _norm("mtp.hidden_norm", "hidden", is_mtp=True),
+    _plain("mtp.project", "hidden | two hidden_in", is_mtp=True),
+    _norm("attention_norm", "hidden", norm_before=True, mixer=SET),
+    _bias("attention_norm_bias", "hidden", norm="layer", mixer=SET),
+    _linear("attention.q", "kv rep dim | hidden", "attention", **GQA),
+    _linear("attention.k", "kv dim | hidden", "attention", "k", **GQA),
+    _linear("attention.v", "kv dim | hidden", "attention", "v", **GQA),
+    _linear("attention.o", "hidden | kv rep dim", **GQA),
+    _bias("attention.q_bias", "kv rep dim", qkv_bias=True, **GQA),
+    _bias("attention.k_bias", "kv dim", qkv_bias=True, **GQA),
+    _bias("attention.v_bias", "kv dim", qkv_bias=True, **GQA),
+    _bias("attention.o_bias", "hidden", out_bias=True, **GQA),
+    _state("attention.sinks", "kv rep", sinks=True, **GQA),
+    _norm("attention.q_norm", "dim", qk_norm="head", **GQA),
+    _norm("attention.k_norm", "dim", qk_norm="head", **GQA),
+    _norm("attention.q_whole_norm", "kv rep dim", qk_norm="whole", **GQA),
+    _norm("attention.k_whole_norm", "kv dim", qk_norm="whole", **GQA),
+    _norm("attention_out_norm", "hidden", norm_after=True),
+    _linear("mla.q", "kv qk | hidden", "latent", q_compressed=False, **MLA),
+    _linear("mla.q_a", "q_lora | hidden", "latent", q_compressed=True, **MLA),
+    _norm("mla.q_a_norm", "q_lora", q_compressed=True, **MLA),
+    _linear("mla.q_b", "kv qk | q_lora", q_compressed=True, **MLA),
+    _linear("mla.kv_a", "kv_lora | hidden", "latent", **MLA),
+    _linear("mla.k_rope", "rope | hidden", "latent", **MLA),
+    _norm("mla.kv_a_norm", "kv_lora", **MLA),
+    _linear("mla.k_b", "kv nope | kv_lora", **MLA),
+    _linear("mla.v_b", "kv v | kv_lora", **MLA),
+    _linear("mla.o", "hidden | kv v", **MLA),
+    _linear("mamba.z", "group head wide | hidden", "mamba", **MAMBA),
+    _linear("mamba.x", "group head wide | hidden", "mamba", **MAMBA),
+    _linear("mamba.b", "group state | hidden", "mamba", **MAMBA),
+    _linear("mamba.c", "group state | hidden", "mamba", **MAMBA),
+    _linear("mamba.dt", "group head | hidden", "mamba", **MAMBA),
+    _row(CONVOLUTION, "mamba.conv_x", "group head wide | conv", **MAMBA),
+    _row(CONVOLUTION, "mamba.conv_b", "group state | conv", **MAMBA),
+    _row(CONVOLUTION, "mamba.conv_c", "group state | conv", **MAMBA),
+    _bias("mamba.conv_x_bias", "group head wide", ssm_conv_bias=True, **MAMBA),
+    _bias("mamba.conv_b_bias", "group state", ssm_conv_bias=True, **MAMBA),
+    _bias("mamba.conv_c_bias", "group state", ssm_conv_bias=True, **MAMBA),
+    _bias("mamba.dt_bias", "group head", **MAMBA),
+    _state("mamba.a_log", "group head", **MAMBA),
+    _state("mamba.d", "group head", **MAMBA),
+    _norm("mamba.gated_norm", "group head wide", **MAMBA),
+    _linear("mamba.o", "hidden | group head wide", **MAMBA),
+    _plain("linear_mixer", "hidden | hidden_in", mixer="linear"),
+    _norm("mlp_norm", "hidden", norm_before=True, one_norm=False, mlp=SET),
+    _bias("mlp_norm_bias", "hidden", norm="layer", one_norm=False, mlp=SET),
+    _plain("linear_mlp", "hidden | hidden_in", mlp="linear"),
+    _linear("mlp.gate", "ffn | hidden", "mlp", gated=True, **DENSE),
+    _linear("mlp.up", "ffn | hidden", "mlp", **DENSE),
+    _linear("mlp.down", "hidden | ffn", **DENSE),
+    _bias("mlp.gate_bias", "ffn", gated=True, mlp_bias=True, **DENSE),
+    _bias("mlp.up_bias", "ffn", mlp_bias=True, **DENSE),
+    _bias("mlp.down_bias", "hidden", mlp_bias=True, **DENSE),
+    _norm("mlp_out_norm", "hidden", norm_after=True),
+    _gate("moe.router", "expert | hidden", **MOE),
+    _state("moe.router_bias", "expert", router_bias=True, **MOE),
+    _linear("moe.gate", "expert moe_ffn | hidden", "experts", gated=True, **MOE),
+    _linear("moe.up", "expert moe_ffn | hidden", "experts", **MOE),
+    _linear("moe.down", "expert hidden | moe_ffn", **MOE),
+    _bias("moe.router_shift", "expert", router_shift=True, **MOE),
+    _bias("moe.gate_bias", "expert moe_ffn", gated=True, moe_bias=True, **MOE),
+    _bias("moe.up_bias", "expert moe_ffn", moe_bias=True, **MOE),
+    _bias("moe.down_bias", "expert hidden", moe_bias=True, **MOE),
+    _linear("shared.gate", "shared_ffn | hidden", "shared", gated=True, **SHARED),
+    _linear("shared.up", "shared_ffn | hidden", "shared", **SHARED),
+    _linear("shared.down", "hidden | shared_ffn", **SHARED),
+    _gate("shared.weigh", "hidden", shared_gate=True, **SHARED),
+    _norm("mtp.final_norm", "hidden", is_mtp=True),
+    _norm("final_norm", "hidden", stage="last"),
+    _bias("final_norm_bias", "hidden", stage="last", norm="layer"),
+    _row(HEAD, "head", "vocab | hidden", stage="last", tied=False),
+)
+BY_PART = {tensor.part: tensor for tensor in TENSORS}
+READERS = {
+    word: tuple(tensor.part for tensor in TENSORS if tensor.reads == word) for word in {t.reads for t in TENSORS} if word
+}
+TIED = {"head": "embed"}  # what a tied model stores under the first name is the second
