@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import carnet
 from carnet.errors import BadRequest, CarnetError
-from carnet.plan import saved
+from carnet.plans import saved
 
 GOLDENS = Path(__file__).parent / "goldens"
 MEGATRON, TRTLLM = GOLDENS / "megatron", GOLDENS / "trtllm"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
-from carnet.plan import saved
+from carnet.plans import saved
 from carnet.quantize.recipes import RECIPES
 from carnet.steps import Make, Measure
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.errors import CarnetError
-from carnet.plan import saved
+from carnet.plans import saved
 
 GOLDENS = Path(__file__).parent / "goldens/megatron"
 LLAMA, GPT = GOLDENS / "llama_te_pp2_vpp", GOLDENS / "gpt_te_tp2"

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import carnet
 from carnet import api
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.plan import saved
+from carnet.plans import saved
 from carnet.report.data import plan_data
 from tests.te_states import FORMS, of_modelopt
 

@@ -28,11 +28,11 @@ from carnet.formats.opening import replace_file
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.survey import Inventory, opened, take
-from carnet.plan import saved
-from carnet.plan.options import PathLike, local, nbytes, patterns, whole
-from carnet.plan.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
+from carnet.plans import saved
+from carnet.plans.options import PathLike, local, nbytes, patterns, whole
+from carnet.plans.request import MEMORY, Options, Request, as_data, memory_of
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]

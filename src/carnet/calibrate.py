@@ -21,7 +21,7 @@ from carnet.api import inspect
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.amax import read_amax
 from carnet.formats.opening import check_plain_file, open_regular, replace_file
-from carnet.plan.options import PathLike
+from carnet.plans.options import PathLike
 
 if TYPE_CHECKING:
     import torch

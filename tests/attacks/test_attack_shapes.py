@@ -17,7 +17,7 @@ from carnet.errors import BadCheckpoint
 from carnet.formats import jsons, pickles
 from carnet.formats.jsons import parse_object
 from carnet.inventory.survey import survey
-from carnet.plan import saved
+from carnet.plans import saved
 from tests.counting import calls_of
 from tests.peak import SAMPLED
 

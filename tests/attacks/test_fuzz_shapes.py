@@ -85,7 +85,7 @@ def target(tmp_path_factory) -> Path:
     "wish", [{"to": "hf"}, {"to": "megatron"}, {"to": "hf", "quantize": "fp8-channel", "style": "compressed-tensors"}]
 )
 def test_a_plan_with_any_field_changed_is_run_or_refused(tmp_path, wish):
-    from carnet.plan import saved
+    from carnet.plans import saved
 
     rows = [json.loads(line) for line in saved.lines(api.plan(GOLDEN, **wish))]
     for chance in turns(1):

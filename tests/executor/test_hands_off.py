@@ -13,7 +13,7 @@ import carnet
 from carnet.calibrate import calibrate
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.executor.staging import staging_of
-from carnet.plan import saved
+from carnet.plans import saved
 
 
 def everything(folder: Path):

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 import carnet
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor.staging import staging_of
-from carnet.plan import saved
+from carnet.plans import saved
 
 
 def is_source(out, source):

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import carnet
-from carnet.plan import saved
+from carnet.plans import saved
 
 # is sent signals when it is about to change something on the disk for the n-th time, or (0) to put the journal away, its last act, or
 # (-1) when a worker is about to write

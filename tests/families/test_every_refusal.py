@@ -18,7 +18,7 @@ from carnet.formats.detect import open_checkpoint
 from carnet.inventory.survey import Inventory, take
 from carnet.model.fields import BY_NAME, FIELDS
 from carnet.model.model import canonical_shapes, matters
-from carnet.plan.request import TARGETS
+from carnet.plans.request import TARGETS
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
 
 SPOKEN = [(name, dialect) for name, sample in SAMPLES.items() for dialect in sample.dialects.split()]

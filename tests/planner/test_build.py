@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from carnet.algebra.box import Box
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
-from carnet.plan.request import Request
 from carnet.planner.build import build
+from carnet.plans.request import Request
 from carnet.steps import Fill, Make, Measure, Move, Plan, Put, Same, kind
 
 NOWHERE = Path("/a/folder/that/does/not/exist")

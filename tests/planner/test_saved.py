@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carnet.errors import BadRequest, MachineFailed
-from carnet.plan.saved import digest, lines, load, save
+from carnet.plans.saved import digest, lines, load, save
 from carnet.steps import (
     AssetFile,
     Encoding,

@@ -37,7 +37,7 @@ from carnet.cli.progress import progress_bar
 if TYPE_CHECKING:
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.plan.request import Options
+    from carnet.plans.request import Options
 
 
 RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used by the next
@@ -183,7 +183,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
     from pathlib import Path
 
     from carnet import api
-    from carnet.plan import saved
+    from carnet.plans import saved
     from carnet.report.data import dump, plan_data
     from carnet.report.terminal import plan_lines
 

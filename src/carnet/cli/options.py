@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from carnet.errors import BadOption
-from carnet.plan.options import DTYPES, local, nbytes, near
-from carnet.plan.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
+from carnet.plans.options import DTYPES, local, nbytes, near
+from carnet.plans.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
 
 DEFAULT = Request(to="hf")
 Command = Callable[..., None]

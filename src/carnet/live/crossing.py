@@ -23,8 +23,8 @@ from carnet.live.landing import Module, Tensors
 from carnet.live.moves import Atlas, Transfer, by_tensor, moves, rounds, traffic
 from carnet.live.virtual import Goal, Holding, Source
 from carnet.live.wire import Acts, Buckets, Wire
-from carnet.plan.request import Request
 from carnet.planner.build import Drawing, draw
+from carnet.plans.request import Request
 from carnet.steps import Fill, Step, TargetTensor, TextFile
 
 States = State | Sequence[State] | None

@@ -30,7 +30,7 @@ from carnet.inventory.survey import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, value
-from carnet.plan.request import EMBEDDINGS, Request
+from carnet.plans.request import EMBEDDINGS, Request
 
 WHERE = "the running model"
 MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer

@@ -27,7 +27,7 @@ from carnet.megatron.fused import Saver
 from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid
 from carnet.megatron.post_training.modelopt.hybrid.model_specs import misplaced
-from carnet.plan.options import local
+from carnet.plans.options import local
 
 SPECS = ("modelopt", "te", "local")
 # the forms that megatron-core loads by itself, as formats/megatron.py calls them

@@ -22,7 +22,6 @@ from carnet.inventory.source_scales import Seeds
 from carnet.inventory.survey import Inventory, is_zero_centred, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, value
-from carnet.plan.request import Request, as_data
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as coding_steps
@@ -31,6 +30,7 @@ from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
+from carnet.plans.request import Request, as_data
 from carnet.steps import Fill, Make, Move, Place, Plan, Same, Step, TargetFile, TargetTensor
 
 NOTHING = Companions()

@@ -18,10 +18,10 @@ from carnet.inventory.source_scales import Seeds, read_seeds
 from carnet.inventory.survey import Inventory
 from carnet.model.fields import Config
 from carnet.model.tensors import Canonical, canonical
-from carnet.plan.request import Request
 from carnet.planner.choosing import Coded
 from carnet.planner.pieces import Shelf, cut
 from carnet.planner.seeding import activation_scale, weight_scale
+from carnet.plans.request import Request
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside

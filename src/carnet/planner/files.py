@@ -20,10 +20,10 @@ from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, 
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR
 from carnet.model.fields import Config
-from carnet.plan.request import Request
 from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, scratch
 from carnet.planner.store import chunks, states
+from carnet.plans.request import Request
 from carnet.quantize.configs import beside_config, in_config, of_ranks
 from carnet.quantize.styles import Kept
 from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile

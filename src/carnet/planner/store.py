@@ -16,7 +16,7 @@ from carnet.formats.torch_dist_files import StoreChunk
 from carnet.model.fields import Config
 from carnet.model.model import number, sizes
 from carnet.model.tensors import AXES
-from carnet.plan.request import Request
+from carnet.plans.request import Request
 
 Cut = tuple[int, int, str, int]  # first index, number of indices, the axis that is cut ("" for none), the rank along it
 

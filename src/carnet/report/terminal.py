@@ -13,7 +13,7 @@ from carnet.examiner.verdict import Verdict
 from carnet.formats.stored import Stored, label_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
-from carnet.plan.request import Request, as_data
+from carnet.plans.request import Request, as_data
 from carnet.report.data import coded, nbytes_of, quantized_as
 from carnet.report.tables import TIED, table
 from carnet.steps import Plan, kind

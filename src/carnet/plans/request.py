@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Required, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.errors import BadOption, BadRequest
-from carnet.plan.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word
+from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word
 
 TARGETS = ("hf", "trtllm", "megatron")
 EMBEDDINGS = ("none", "rows", "columns")  # how ranks may share the embedding
