@@ -16,7 +16,7 @@ GOLDEN = Path(__file__).parent / "goldens/megatron/llama_te_pp2_vpp"
 # everything is imported before the limit holds: another user may not read where Python lies
 CHILD = """
 import os, resource, sys
-import carnet.api, carnet.cli.commands, carnet.report
+import carnet.api, carnet.cli.commands, carnet.report.terminal
 from carnet.__main__ import main
 exec(sys.argv.pop(1))
 main()

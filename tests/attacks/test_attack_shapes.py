@@ -29,7 +29,7 @@ from carnet.errors import CarnetError
 from carnet import api
 from carnet.executor import run
 from carnet.formats.safetensors import read_header
-from carnet.planner import saved
+from carnet.plans import saved
 
 before = private()
 thread.start()

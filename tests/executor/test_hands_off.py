@@ -249,7 +249,7 @@ import sys
 import carnet
 from carnet.calibrate import read_texts
 from carnet.errors import CarnetError
-from carnet.planner import saved
+from carnet.plans import saved
 from pathlib import Path
 *words, first, second = sys.argv[1:]
 ways = {

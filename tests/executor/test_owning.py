@@ -38,7 +38,7 @@ import json, os, shutil, signal, sys
 from pathlib import Path
 import carnet
 from carnet.executor import staging
-from carnet.planner import saved
+from carnet.plans import saved
 
 verb, base = sys.argv[1], Path(sys.argv[2])
 source, plan = base / "source", base / "a.plan"
