@@ -63,7 +63,7 @@ NEMOTRON = Family(
             place("qkv_bias", "attention_bias", default=False),
             place("out_bias", "attention_bias", default=False),
             place("mlp_bias", "mlp_bias", default=False),
-            place("tied", "tie_word_embeddings", default=False),
+            hf.TIED,
             hf.DTYPE,
             *hf.TOKENS,
         ),

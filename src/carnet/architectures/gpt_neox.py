@@ -98,7 +98,7 @@ GPT_NEOX = Family(
             place("parallel_residual", "use_parallel_residual", default=True),
             place("qkv_bias", "attention_bias", default=True),
             place("out_bias", "attention_bias", default=True),
-            place("tied", "tie_word_embeddings", default=False),
+            hf.TIED,
             hf.DTYPE,
             *hf.TOKENS,
         ),

@@ -125,7 +125,7 @@ MAMBA2 = Family(
             place("ssm_state", "state_size", default=128),
             place("ssm_norm_groups", default=1),
             *STATE,
-            place("tied", "tie_word_embeddings", default=False),
+            hf.TIED,
             hf.DTYPE,
             *hf.TOKENS,
         ),

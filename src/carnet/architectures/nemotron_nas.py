@@ -37,7 +37,7 @@ FIELDS: tuple[Field, ...] = (
     *hf.ROPE,
     hf.DTYPE,
     *hf.TOKENS,
-    place("tied", "tie_word_embeddings", default=False),
+    hf.TIED,
 )
 
 LAYER_KEYS = ("layer_configs", "layer_types", "num_kv_heads_per_layer", "num_key_value_heads", "intermediate_size")

@@ -33,7 +33,7 @@ def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
     if said is None:
         return
     known = _known(source, asked)
-    cached = {which: amax for which, amax in source.seeds.amaxes.items() if which[1] in ("k", "v")}
+    cached = {which: amax for which, amax in source.source_scales.amaxes.items() if which[1] in ("k", "v")}
     yield from _inputs(source, target, asked, known)
     yield from _cache(target, said, asked, {**cached, **known})
     for one in target.inventory.coded.values():
@@ -88,7 +88,7 @@ def _brought(source: Side, recipe: Recipe, readers: Iterable[str], own: str) -> 
     """Return the scale of activations that the source itself says, from training or from calibration."""
     scales, amaxes = (
         [said[reader, "input"] for reader in readers if (reader, "input") in said]
-        for said in (source.seeds.scales, source.seeds.amaxes)
+        for said in (source.source_scales.scales, source.source_scales.amaxes)
     )
     if scales and recipe.scheme == "fp8":
         return float(kept_scale(recipe, max(scales), own)[0])

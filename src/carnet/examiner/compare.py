@@ -17,7 +17,7 @@ from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
-from carnet.inventory.source_scales import NOTHING, Seeds
+from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
 from carnet.model.tensors import Canonical
@@ -55,7 +55,7 @@ class Side:
     parts: dict[Canonical, list[Part]]  # canonical tensor -> where it lies
     racks: dict[Canonical, Rack[Part]]  # the same, to be asked for what is near a box
     shapes: dict[Canonical, tuple[int, ...]]  # of every canonical tensor
-    seeds: Seeds = NOTHING  # the scales that it brings along
+    source_scales: SourceScales = NOTHING  # the scales that it brings along
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,10 @@ from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.means import Means, Tally, each
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import jobs, nbytes, work_off
-from carnet.examiner.shelves import blocks, close, region, stored_bytes
+from carnet.examiner.shelves import blocks, close, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
-from carnet.inventory.source_scales import read_seeds
+from carnet.inventory.source_scales import read_source_scales
 from carnet.inventory.survey import Inventory, survey
 from carnet.model.fields import FIELDS
 from carnet.model.model import matters, value
@@ -83,10 +83,10 @@ def examine(
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.dtype)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
-    ours = replace(ours, seeds=read_seeds(source)) if target.coded else ours
+    ours = replace(ours, source_scales=read_source_scales(source)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     todo = [*jobs(ours, theirs)]
-    coded = {key: stored_bytes(target.coded[key].codes) for key in codes}
+    coded = {key: target.coded[key].codes.nbytes for key in codes}
     tally = Tally(progress, sum((*(nbytes(ours, theirs, job) for job in todo), *coded.values())))
     try:
         compared, ours_digest, theirs_digest = work_off(ours, theirs, todo, means.threads, tally.add)

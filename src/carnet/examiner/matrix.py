@@ -168,11 +168,12 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
         rounded = amaxes[name][expert : expert + 1].astype(array_type(own)).astype(np.float32)
         largest = max(largest, float(rounded[0]))
         marks.append((f"{name}[{expert}]" if shared else name, "weight"))
-    if marks and all(mark in source.seeds.amaxes for mark in marks):  # what calibration saw takes the place of what is there
-        seen = max(source.seeds.amaxes[mark] for mark in marks)
+    brought = source.source_scales
+    if marks and all(mark in brought.amaxes for mark in marks):  # what calibration saw takes the place of what is there
+        seen = max(brought.amaxes[mark] for mark in marks)
         largest = float(np.array([seen], np.float32).astype(array_type(own)).astype(np.float32)[0])
-    trained = recipe.scheme == "fp8" and bool(marks) and all(mark in source.seeds.scales for mark in marks)
-    given = max(source.seeds.scales[mark] for mark in marks) if trained else None
+    trained = recipe.scheme == "fp8" and bool(marks) and all(mark in brought.scales for mark in marks)
+    given = max(brought.scales[mark] for mark in marks) if trained else None
     right = rules.outer_scale(recipe, largest, own) if recipe.scale.outer else None
     tile = min(target.shelves.block // 4, TILE)
     return Matrix(key, entry, coded, own, at, stored, outer_of(target.shelves, coded), right, largest, amaxes, given, tile)

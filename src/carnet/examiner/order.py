@@ -14,7 +14,7 @@ from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged
 from carnet.examiner.means import each
-from carnet.examiner.shelves import digest, stored_bytes
+from carnet.examiner.shelves import digest
 from carnet.formats.stored import Stored
 from carnet.model.tensors import Canonical
 
@@ -69,13 +69,13 @@ def work_off(
 def nbytes(source: Side, target: Side, job: Job) -> int:
     """Return the bytes of a job: of the target those that are compared, of both those that are digested."""
     if isinstance(job, Held):
-        return stored_bytes(job.stored)
+        return job.stored.nbytes
     found = 0
     for part in target.parts.get(job, []):
         if part.coded is None:
             found += volume(part.box) * BY_NAME[part.stored.dtype].nbytes * (2 if is_in_order(part) else 1)
         elif not is_judged(source, part.coded, part.entry):
-            found += stored_bytes(part.coded.codes) * volume(part.box) // volume(Box((), part.coded.shape))
+            found += part.coded.codes.nbytes * volume(part.box) // volume(Box((), part.coded.shape))
     return found
 
 

@@ -169,11 +169,6 @@ def digest(shelves: Shelves, stored: Stored) -> str:
     return hasher.hexdigest()
 
 
-def stored_bytes(stored: Stored) -> int:
-    """Return the bytes of a stored tensor."""
-    return prod(stored.shape) * BY_NAME[stored.dtype].nbytes
-
-
 def blocks(box: Box, limit: int) -> Iterator[Box]:
     """Yield boxes of at most ``limit`` elements that make up a box in its own order, cutting its outermost axes first.
 

@@ -19,7 +19,7 @@ from carnet.examiner.document import NAME, Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
-from carnet.examiner.shelves import Shelves, close, digest, stored_bytes
+from carnet.examiner.shelves import Shelves, close, digest
 from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -258,9 +258,9 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
 def _digests(root: Path, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
     """Return the digest of every stored tensor."""
     shelves, stored = Shelves(root, means.block), [*tensors.values()]
-    tally = Tally(progress, sum(map(stored_bytes, stored)))
+    tally = Tally(progress, sum(one.nbytes for one in stored))
     try:
-        found = each(stored, lambda one: digest(shelves, one), stored_bytes, means.threads, tally.add)
+        found = each(stored, lambda one: digest(shelves, one), lambda one: one.nbytes, means.threads, tally.add)
     finally:
         close(shelves)
     return dict(zip(tensors, found, strict=True))

@@ -51,6 +51,11 @@ class Stored:
         """Return what it is called in messages and documents."""
         return label_of((self.unit, self.name))
 
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its elements."""
+        return math.prod(self.shape) * BY_NAME[self.dtype].nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Coded:

@@ -38,17 +38,17 @@ MANY = 1 << 20  # more elements are scales of blocks, which are found again
 
 
 @dataclass(frozen=True, slots=True)
-class Seeds:
+class SourceScales:
     """What a checkpoint says of its own scales."""
 
     scales: Mapping[Which, float]  # of training, f32: a code times this is the number
     amaxes: Mapping[Which, float]  # of quantizing after training: the largest magnitude
 
 
-NOTHING = Seeds({}, {})
+NOTHING = SourceScales({}, {})
 
 
-def read_seeds(source: Inventory) -> Seeds:
+def read_source_scales(source: Inventory) -> SourceScales:
     """Return the scales that a checkpoint of Megatron brings along; raise BadCheckpoint where one is none.
 
     States that a person wants dropped are not looked at, nor are those of modules without a weight.
@@ -71,10 +71,10 @@ def read_seeds(source: Inventory) -> Seeds:
         small = stored.dtype in FLOATS and 0 < prod(stored.shape) <= MANY
         return read_numbers(checkpoint.root, stored) if small else None
 
-    return tie_seeds(source.entries, states, numbers, str(checkpoint.root))
+    return tie_source_scales(source.entries, states, numbers, str(checkpoint.root))
 
 
-def tie_seeds(entries: Mapping[Key, Entry], states: States, numbers: Find, where: str) -> Seeds:
+def tie_source_scales(entries: Mapping[Key, Entry], states: States, numbers: Find, where: str) -> SourceScales:
     """Return what stands beside entries: states of Transformer Engine, and what quantizers of ModelOpt saw.
 
     ``numbers`` finds a small tensor by unit and name, None where there is none.
@@ -91,18 +91,18 @@ def tie_seeds(entries: Mapping[Key, Entry], states: States, numbers: Find, where
                 _note(scales, which, _factor(where, module, said, which[1], int(number or 0)))
         for which, amax in _quantizers(numbers, where, entry, module, f".{number}" if number else ""):
             _note(amaxes, which, amax)
-    return Seeds(scales, amaxes)
+    return SourceScales(scales, amaxes)
 
 
-def largest_of(every: Iterable[Seeds]) -> Seeds:
+def largest_of(every: Iterable[SourceScales]) -> SourceScales:
     """Return what several say together: the largest of each scale."""
     scales: dict[Which, float] = {}
     amaxes: dict[Which, float] = {}
-    for seeds in every:
-        for found, said in ((scales, seeds.scales), (amaxes, seeds.amaxes)):
+    for one in every:
+        for found, said in ((scales, one.scales), (amaxes, one.amaxes)):
             for which, value in said.items():
                 _note(found, which, value)
-    return Seeds(scales, amaxes)
+    return SourceScales(scales, amaxes)
 
 
 def _note(found: dict[Which, float], which: Which, value: float | None) -> None:

@@ -20,7 +20,7 @@ from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.formats.stored import Key
-from carnet.inventory.source_scales import Seeds, largest_of, tie_seeds
+from carnet.inventory.source_scales import SourceScales, largest_of, tie_source_scales
 from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import Transfer, matrix_name
@@ -39,13 +39,13 @@ def brings(states: object) -> bool:
     return any(name.endswith(("_extra_state", "_amax")) for name in names)
 
 
-def seeds_of(control: Control, entries: Mapping[Key, Entry], states: Sequence[tuple[str, Any]]) -> Seeds:
+def source_scales_of(control: Control, entries: Mapping[Key, Entry], states: Sequence[tuple[str, Any]]) -> SourceScales:
     """Return the scales that all ranks together bring along; ``states``: the unit and the state of each chunk of this rank."""
-    own = [_seeds(f"rank {control.rank}", unit, entries, tensors_of(state)) for unit, state in states]
+    own = [_source_scales(f"rank {control.rank}", unit, entries, tensors_of(state)) for unit, state in states]
     return largest_of(control.gather(largest_of(own)))
 
 
-def _seeds(where: str, unit: str, entries: Mapping[Key, Entry], held: Mapping[str, Any]) -> Seeds:
+def _source_scales(where: str, unit: str, entries: Mapping[Key, Entry], held: Mapping[str, Any]) -> SourceScales:
     found: dict[Key, dict[tuple[int, ...], Scales]] = {}
     for name, value in held.items():
         match = NAME.fullmatch(name)
@@ -59,7 +59,7 @@ def _seeds(where: str, unit: str, entries: Mapping[Key, Entry], held: Mapping[st
         plain = isinstance(value, torch.Tensor) and name.endswith("_amax") and value.numel() < MANY
         return value.detach().float().cpu().numpy() if plain and isinstance(value, torch.Tensor) else None
 
-    return tie_seeds({key: entry for key, entry in entries.items() if key[0] == unit}, found, numbers, where)
+    return tie_source_scales({key: entry for key, entry in entries.items() if key[0] == unit}, found, numbers, where)
 
 
 def _bytes(value: object) -> bytes:

@@ -13,7 +13,7 @@ from carnet import __version__
 from carnet.dialects.entries import Unit
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
-from carnet.inventory.source_scales import NOTHING, Seeds
+from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
 from carnet.live.checking import Digests, compare, copies_of, joined, read_again
@@ -56,10 +56,10 @@ class Crossing:
 
     def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Transfer]]:
         """Draw the plan; where something is quantized, with the scales that the states bring along."""
-        seeds = NOTHING
+        source_scales = NOTHING
         if self._request.quantize is not None and self._bring(states):
             self._bind(states)
-            seeds = self._seeds(states)
+            source_scales = self._source_scales(states)
         goal = self._goal
         with together(self._control):
             units = None if goal.units is None else list(goal.units)
@@ -70,7 +70,7 @@ class Crossing:
                 among=units,
                 said=goal.said,
                 calibration=calibration,
-                seeds=seeds,
+                source_scales=source_scales,
             )
             atlas = Atlas(made.plan)
             found = list(moves(made.plan, atlas, self._source, lambda spot: goal.holders(spot.file), self._bucket))
@@ -250,9 +250,9 @@ class Crossing:
         """Find the scales of this run."""
         if self._request.quantize is None:
             return
-        seeds = self._seeds(states) if self._bring(states) else NOTHING
-        if seeds != self._known or not self._steps:
-            self._known, self._steps = seeds, list(self._drawing.coding(seeds))
+        source_scales = self._source_scales(states) if self._bring(states) else NOTHING
+        if source_scales != self._known or not self._steps:
+            self._known, self._steps = source_scales, list(self._drawing.coding(source_scales))
         amaxes = coding.measure(self._control, self._source, self._book, self._steps)
         with together(self._control):
             coding.refuse_infinite(self._book, (move for move in self._moves if move.sender == self._control.rank), self._steps)
@@ -283,9 +283,9 @@ class Crossing:
             found = coding.brings(states)
         return self._control.any(found)
 
-    def _seeds(self, states: States) -> Seeds:
+    def _source_scales(self, states: States) -> SourceScales:
         units = [unit.name for unit in self._units(self._source.holding)]
-        return coding.seeds_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
+        return coding.source_scales_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
 
     def _rounds(self, way: str) -> list[list[Transfer]]:
         if way == "all":

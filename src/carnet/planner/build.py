@@ -18,7 +18,7 @@ from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Chunk, Key, dense_strides, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
-from carnet.inventory.source_scales import Seeds
+from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, is_zero_centred, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, value
@@ -86,7 +86,7 @@ class Drawing:
     """A plan, and what makes its coding steps anew where the scales that a source brings along have changed."""
 
     plan: Plan
-    coding: Callable[[Seeds], Iterator[Step]]
+    coding: Callable[[SourceScales], Iterator[Step]]
 
 
 def draw(
@@ -98,12 +98,12 @@ def draw(
     said: Config | None = None,
     along: Companions = NOTHING,
     calibration: Mapping[str, float] | None = None,
-    seeds: Seeds | None = None,
+    source_scales: SourceScales | None = None,
 ) -> Drawing:
     """Return the proven plan that brings an inventory into a dialect.
 
     ``among`` are the units of the target, None for those of the request; ``said`` are fields that the target has otherwise than the
-    request tells; ``seeds`` are the scales that the source brings along, None where they are to be read from it.
+    request tells; ``source_scales`` are the scales that the source brings along, None where they are to be read from it.
     """
     config = {**_target_config(source, request, target), **(said or {})}
     ranks = units(target, config) if among is None and target.ranked else among or ()
@@ -112,20 +112,20 @@ def draw(
     wanted = list(entries(target, config, None, request.spelling, among))
     shifts = _shifts(source, target, config)
     dtypes = _dtypes(wanted, kept, request, shifts if target.name != "trtllm" else {})
-    coding = asked(request, source, calibration or {}, seeds)
+    coding = asked(request, source, calibration or {}, source_scales)
     coded = choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
     cache = cache_tensors(coding, wanted, dtypes)
     made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
 
-    def code(seeds: Seeds) -> Iterator[Step]:
+    def code(source_scales: SourceScales) -> Iterator[Step]:
         if coding is not None:
-            known = replace(coding, seeds=seeds)
+            known = replace(coding, source_scales=source_scales)
             scales = cache_tensors(known, wanted, dtypes)
             yield from coding_steps(known, coded, made.matrices, made.laid, kept, scales)
 
     steps += _meet(made.places, kept, shifts)
-    steps += code(coding.seeds) if coding is not None else ()
+    steps += code(coding.source_scales) if coding is not None else ()
     files = made.files
     proof = prove((*files, made.scratch), extents, steps)
     plan = Plan(

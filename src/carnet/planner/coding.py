@@ -14,13 +14,13 @@ from carnet.dialects.entries import Entry, entries
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.stored import Key, dense_strides
-from carnet.inventory.source_scales import Seeds, read_seeds
+from carnet.inventory.source_scales import SourceScales, read_source_scales
 from carnet.inventory.survey import Inventory
 from carnet.model.fields import Config
 from carnet.model.tensors import Canonical, canonical
 from carnet.planner.choosing import Coded
+from carnet.planner.given_scales import activation_scale, weight_scale
 from carnet.planner.pieces import Shelf, cut
-from carnet.planner.seeding import activation_scale, weight_scale
 from carnet.plans.request import Request
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
@@ -40,7 +40,7 @@ class Coding:
     amaxes: Mapping[
         tuple[str, str], float
     ]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude seen in calibration
-    seeds: Seeds  # what the checkpoint itself says: it counts where a person says nothing
+    source_scales: SourceScales  # what the checkpoint itself says: it counts where a person says nothing
 
 
 DYNAMIC = {("compressed-tensors", "fp8"), ("compressed-tensors", "nvfp4")}  # may do without a scale of activations
@@ -56,8 +56,10 @@ LARGEST = 3.4028235e38  # of f32
 STYLE = {"hf": "modelopt", "trtllm": "trtllm"}  # unless asked otherwise
 
 
-def asked(request: Request, source: Inventory, calibration: Mapping[str, float], seeds: Seeds | None = None) -> Coding | None:
-    """Return what a request asks of quantizing, None where it asks nothing; ``seeds`` None where they are to be read."""
+def asked(
+    request: Request, source: Inventory, calibration: Mapping[str, float], source_scales: SourceScales | None = None
+) -> Coding | None:
+    """Return what a request asks of quantizing, None where it asks nothing; ``source_scales`` None where they are to be read."""
     if request.quantize is None:
         for name, option in OPTIONS.items():
             if getattr(request, name) not in (None, ()):
@@ -73,8 +75,8 @@ def asked(request: Request, source: Inventory, calibration: Mapping[str, float],
         raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.cache_scale})
     static = _static(recipe, request.activations)
     amaxes = _amaxes(source.family, source.config, calibration)
-    seeds = read_seeds(source) if seeds is None else seeds
-    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, seeds)
+    source_scales = read_source_scales(source) if source_scales is None else source_scales
+    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, source_scales)
 
 
 def _recipe(scheme: str, style: str | None, to: str) -> Recipe:
@@ -169,7 +171,7 @@ def steps(
     for key, one in coded.items():
         for number, (box, tensor) in enumerate(matrices[key]):
             asked = _asked(coding.recipe, one, box, held)
-            given = weight_scale(coding.seeds, coding.recipe, asked, one.own)
+            given = weight_scale(coding.source_scales, coding.recipe, asked, one.own)
             measured |= asked if given is None else {}
             step = _quantize(coding.recipe, one, tensor, number, {k.role: laid[key[0], k.name] for k in one.kept}, tuple(asked))
             yield step if given is None else replace(step, amax=(), given=given)
@@ -246,7 +248,7 @@ def _input(coding: Coding, one: Coded) -> float:
     for view in one.entry.views:
         names += canonical(view.tensor).fellows()
     found = [amax for name in names if (amax := coding.amaxes.get((name, "input"))) is not None]
-    own = activation_scale(coding.seeds, coding.recipe, names, one.own) if not found else None
+    own = activation_scale(coding.source_scales, coding.recipe, names, one.own) if not found else None
     if own is not None:
         return own
     if not found:
@@ -278,7 +280,7 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
 
 
 def _cache_scale(coding: Coding, entry: Entry, tensor: str, what: str) -> float:
-    amax = coding.amaxes.get((tensor, what), coding.seeds.amaxes.get((tensor, what)))
+    amax = coding.amaxes.get((tensor, what), coding.source_scales.amaxes.get((tensor, what)))
     if coding.cache_scale is not None:
         return coding.cache_scale
     if amax is None:

@@ -87,12 +87,8 @@ class Request:
     activations: str | None = None  # "static" or "dynamic" (no scale is stored for them); None as the scheme has it
     amax: str | None = None  # path of what calibration found
     exclude: tuple[str, ...] = ()  # patterns of module names that stay as they are
-    written_by: str | None = (
-        None  # the program whose words a Megatron source's arguments are: carnet.dialects.megatron.programs
-    )
-    read_by: str | None = (
-        None  # megatron: the program that will load the target; None for any release of Megatron-LM since 0.16
-    )
+    written_by: str | None = None  # the program whose words a Megatron source's arguments are
+    read_by: str | None = None  # megatron: the program that will load the target; None for any release since 0.16
     accept: tuple[str, ...] = ()  # arguments of a Megatron source whose effect the target may be without
 
     @classmethod

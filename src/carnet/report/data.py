@@ -11,7 +11,7 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.document import quality_data, vocabulary_data
 from carnet.examiner.verdict import Verdict
-from carnet.formats.stored import Stored, label_of
+from carnet.formats.stored import label_of
 from carnet.inventory.survey import Inventory
 from carnet.quantize.styles import STYLES
 from carnet.steps import Fill, Make, Move, Plan, Put, kind
@@ -25,17 +25,11 @@ def dump(data: object) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False, default=list)
 
 
-def nbytes_of(stored: Stored) -> int:
-    """Return the bytes of a stored tensor's elements."""
-    return prod(stored.shape) * BY_NAME[stored.dtype].nbytes
-
-
 def inspection_data(found: Inspection) -> dict[str, object]:
     """Return an inspection as plain values."""
     checkpoint, inventory = found.checkpoint, found.inventory
     tensors = {
-        label_of(key): {"dtype": t.dtype, "shape": list(t.shape), "nbytes": nbytes_of(t)}
-        for key, t in checkpoint.tensors.items()
+        label_of(key): {"dtype": t.dtype, "shape": list(t.shape), "nbytes": t.nbytes} for key, t in checkpoint.tensors.items()
     }
     data: dict[str, object] = {
         "path": str(checkpoint.root),

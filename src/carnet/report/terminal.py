@@ -14,7 +14,7 @@ from carnet.formats.stored import Stored, label_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
 from carnet.plans.request import Request, as_data
-from carnet.report.data import coded, nbytes_of, quantized_as
+from carnet.report.data import coded, quantized_as
 from carnet.report.tables import TIED, table
 from carnet.steps import Plan, kind
 
@@ -55,7 +55,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         "family": "unknown" if inventory is None else inventory.family.name,
         **({} if inventory is None else others_of(inventory.others)),
         "weights": f"{sum(prod(t.shape) for t in kept.values()):,} elements in {len(kept)} stored tensors, "
-        f"{size(sum(map(nbytes_of, kept.values())))} ({', '.join(dtypes)})",
+        f"{size(sum(t.nbytes for t in kept.values()))} ({', '.join(dtypes)})",
     }
     yield from _facts(facts, width)
     if inventory is not None:
@@ -66,7 +66,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         yield from _facts(facts, width)
     if every:
         rows = [
-            (label_of(key), t.dtype, _shape(t), size(nbytes_of(t)), held.get(key, "-")) for key, t in checkpoint.tensors.items()
+            (label_of(key), t.dtype, _shape(t), size(t.nbytes), held.get(key, "-")) for key, t in checkpoint.tensors.items()
         ]
         yield from _rows(("stored tensor", "type", "shape", "bytes", "layout: canonical tensors"), rows, width)
 

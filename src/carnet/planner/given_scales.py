@@ -5,32 +5,32 @@ from collections.abc import Collection
 import numpy as np
 
 from carnet.errors import NotSupported
-from carnet.inventory.source_scales import Seeds
+from carnet.inventory.source_scales import SourceScales
 from carnet.quantize.arithmetic import input_scale, outer_scale, rounded, scales
 from carnet.quantize.recipes import WHOLE, Recipe
 
 
-def weight_scale(seeds: Seeds, recipe: Recipe, names: Collection[str], own: str) -> float | None:
+def weight_scale(source_scales: SourceScales, recipe: Recipe, names: Collection[str], own: str) -> float | None:
     """Return the scale of a whole tensor that these tensors share, where the checkpoint says one for each of them.
 
     Of a scale from training only a format of the same kind is the heir: e4m3 with one scale a tensor.
     """
-    factors = [found for name in names if (found := seeds.scales.get((name, "weight"))) is not None]
+    factors = [found for name in names if (found := source_scales.scales.get((name, "weight"))) is not None]
     if recipe.scheme == "fp8" and factors and len(factors) == len(names):
         return _kept(recipe, max(factors), own)
-    amaxes = [found for name in names if (found := seeds.amaxes.get((name, "weight"))) is not None]
+    amaxes = [found for name in names if (found := source_scales.amaxes.get((name, "weight"))) is not None]
     if not amaxes or len(amaxes) < len(names):
         return None
     amax = rounded(np.full((1, 1), max(amaxes), np.float32), "own", own)
     return float(scales(recipe, amax, own)[1][0, 0] if recipe.block == WHOLE else outer_scale(recipe, float(amax[0, 0]), own))
 
 
-def activation_scale(seeds: Seeds, recipe: Recipe, names: Collection[str], own: str) -> float | None:
+def activation_scale(source_scales: SourceScales, recipe: Recipe, names: Collection[str], own: str) -> float | None:
     """Return the scale of the activations that these tensors are multiplied with, None where the checkpoint says nothing of it."""
-    factors = [found for name in names if (found := seeds.scales.get((name, "input"))) is not None]
+    factors = [found for name in names if (found := source_scales.scales.get((name, "input"))) is not None]
     if recipe.scheme == "fp8" and factors:
         return _kept(recipe, max(factors), own)
-    amaxes = [found for name in names if (found := seeds.amaxes.get((name, "input"))) is not None]
+    amaxes = [found for name in names if (found := source_scales.amaxes.get((name, "input"))) is not None]
     return input_scale(recipe, max(amaxes), own) if amaxes else None
 
 
