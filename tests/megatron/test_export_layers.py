@@ -12,7 +12,7 @@ from carnet.errors import CarnetError, NotSupported
 from carnet.megatron.export.data_type import DataType
 from carnet.megatron.export.export_config import ExportConfig
 from carnet.megatron.export.model_type import ModelType
-from carnet.megatron.export.trtllm.layouts import target_name, tie
+from carnet.megatron.export.trtllm.binding import names_of
 from carnet.megatron.export.trtllm.model_to_trllm_mapping import default_conversion_dict as conversion
 from carnet.megatron.export.trtllm.trt_model_config import TRT_MODEL_CONFIG
 from carnet.megatron.export.trtllm.trt_model_type import TRT_MODEL_TYPE_STRING
@@ -71,8 +71,7 @@ def test_names_without_their_prefix_are_the_same():
 @pytest.mark.parametrize("layer", TRTLLMLayers)
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_tables_call_a_layer_as_its_member_does(layer, gated):
-    target = tie(layer, gated=gated).targets[0]
-    assert target_name(target, 3).replace("layers.3.", "layers.") == layer.value.removesuffix(".expert")
+    assert names_of(layer, 3, gated=gated)[0].replace("layers.3.", "layers.") == layer.value.removesuffix(".expert")
 
 
 @pytest.mark.parametrize(

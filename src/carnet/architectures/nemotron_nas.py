@@ -76,7 +76,7 @@ def _layer(block: object, usual: list[object], config: Config) -> Layer:
     return Layer("".join(letters) or ".", heads // sizes[0] if sizes[0] else 0, sizes[1])
 
 
-def _spelled(config: Config) -> tuple[object, ...]:
+def spelled_layers(config: Config) -> tuple[object, ...]:
     """Return what NVIDIA's converter writes; the sizes of the whole model are its defaults and mean nothing."""
     each = layers(config)
     kinds = [(WORDS[str(layer["mixer"])], WORDS[str(layer["mlp"])]) for layer in each]
@@ -94,7 +94,7 @@ def _spelled(config: Config) -> tuple[object, ...]:
 
 TRTLLM_FIELDS: tuple[Field, ...] = (
     *(field for field in trtllm.SIZES if not isinstance(field, Place) or field.field not in OF_A_LAYER),
-    *(spread(name, LAYER_KEYS, _read, _spelled) for name in MEANINGS),
+    *(spread(name, LAYER_KEYS, _read, spelled_layers) for name in MEANINGS),
     *trtllm.ROPE,
     trtllm.ACTIVATION,
     place("tied", "tie_word_embeddings", default=False, omit=True),

@@ -14,9 +14,9 @@ import torch
 
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.extra_state import NAME, scales_in
-from carnet.megatron.export.trtllm.layouts import NORMS, target_name, tie
-from carnet.megatron.export.trtllm.numbers import WEIGHT, WEIGHT_SCALE
+from carnet.megatron.export.trtllm.binding import names_of
 from carnet.megatron.export.trtllm.trtllm_layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers, numbered
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import NORMS, WEIGHT, WEIGHT_SCALE
 from carnet.megatron.refusals import NoScales, NoState
 
 INPUT_SCALE = ".activation_scaling_factor"
@@ -52,8 +52,8 @@ def load_scaling_factors(
         if known.endswith(".expert"):
             raise NotSupported("experts in FP8 have a scale each", {"tensor": name}, remedy="fp8_quantized=False")
         # both halves of what Megatron joins have its scales; the original knows this of mlp.fc and not of ffn.fc
-        for row in tie(TRTLLMLayers(known), gated=gated).targets:
-            module = target_name(row, number).removesuffix(WEIGHT)
+        for each in names_of(TRTLLMLayers(known), number, gated=gated):
+            module = each.removesuffix(WEIGHT)
             found |= {module + INPUT_SCALE: _factor(scales[0]), module + WEIGHT_SCALE: _factor(scales[1])}
     return found
 

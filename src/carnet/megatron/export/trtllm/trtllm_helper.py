@@ -11,12 +11,12 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from carnet.megatron.export.data_type import DataType
 from carnet.megatron.export.export_config import ExportConfig
 from carnet.megatron.export.model_type import ModelType
-from carnet.megatron.export.trtllm.engine_builder.trtllm_engine_builder import TRTLLMEngineBuilder
+from carnet.megatron.export.trtllm.engine_builder.trtllm_engine_builder import build_and_save_engine
 from carnet.megatron.export.trtllm.model_to_trllm_mapping.default_conversion_dict import (
     DEFAULT_CONVERSION_DICT,
     NEMOTRON_NAS_CONVERSION_DICT,
 )
-from carnet.megatron.export.trtllm.records import EngineConfig, Place
+from carnet.megatron.export.trtllm.records import PretrainedConfig
 from carnet.megatron.export.trtllm.scales import kv_cache_scales, load_scaling_factors
 from carnet.megatron.export.trtllm.trt_model_config import CLASSES, HAVE_TRTLLM, TRT_MODEL_CONFIG
 from carnet.megatron.export.trtllm.trt_model_type import TRT_MODEL_TYPE_STRING
@@ -33,6 +33,26 @@ __all__ = ["HAVE_TRTLLM", "TRTLLMHelper"]
 
 ON_DEVICE = (ModelType.gpt, ModelType.gptnext, ModelType.llama, ModelType.nemotron_nas)
 POSITIONS = {"learned_absolute": "learned_absolute", "rope": "rope_gpt_neox"}  # Megatron's word -> TensorRT-LLM's
+
+# TensorRT-LLM's word -> Megatron's, in the config of the model and among the helper's arguments; what both say of every model
+OF_THE_MODEL = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_attention_heads",
+    "head_size": "kv_channels",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "ffn_hidden_size",
+    "norm_epsilon": "layernorm_epsilon",
+    "bias": "add_bias_linear",
+    "moe_top_k": "moe_router_topk",
+}
+ASKED = {
+    "max_position_embeddings": "max_position_embeddings",
+    "share_embedding_table": "share_embeddings_and_output_weights",
+    "rotary_pct": "rotary_percentage",
+    "rotary_base": "rotary_base",
+    "moe_tp_mode": "moe_tp_mode",
+}
+SETTLED = {"embedding_sharding_dim": 0, "apply_query_key_layer_scaling": False, "logits_dtype": "float32"}
 
 NO_NAMES: Mapping[str, object] = MappingProxyType({})
 
@@ -67,7 +87,7 @@ class TRTLLMHelper:
         self.transformer_config = transformer_config
         self.model_type = model_type
         self.trtllm_conversion_dict: dict[str, object] = dict(DEFAULT_CONVERSION_DICT)
-        if self._is(ModelType.nemotron_nas):
+        if self.model_type == ModelType.nemotron_nas:
             self.trtllm_conversion_dict |= NEMOTRON_NAS_CONVERSION_DICT
         self.trtllm_conversion_dict |= trtllm_conversion_dict
         self.position_embedding_type = position_embedding_type
@@ -94,7 +114,7 @@ class TRTLLMHelper:
         state_dict_split_by_layer_numbers: bool = True,
         fp8_quantized: bool = False,
         fp8_kvcache: bool = False,
-    ) -> tuple[list[Weights], list[EngineConfig]]:
+    ) -> tuple[list[Weights], list[PretrainedConfig]]:
         """Return the weights and the configs of the ranks of inference: of all of them, or of this one if each converts its own.
 
         On one device ``export_config`` says the cut and the state dict is the whole model, its layers numbered or, with
@@ -109,11 +129,12 @@ class TRTLLMHelper:
             raise Refused("Model state dict is not set")
         scales = self._load_scaling_factors(model_state_dict) if fp8_quantized else {}
         state = {name: value for name, value in model_state_dict.items() if "extra_state" not in name}
-        quantized = {"fp8_quantized": fp8_quantized, "fp8_kvcache": fp8_kvcache}
+        numbers = (dtype, self.multi_query_mode, self.activation, scales)
+        said = {"dtype": dtype, "fp8_quantized": fp8_quantized, "fp8_kvcache": fp8_kvcache}
         if on_device_distributed_conversion:
             if vocab_size is None:
                 raise Refused("Need to pass in vocab_size for on device")
-            if not any(self._is(each) for each in ON_DEVICE):
+            if self.model_type not in ON_DEVICE:
                 found = {"expected": ", ".join(each.name for each in ON_DEVICE), "found": self.model_type.name}
                 raise Refused("On device conversion only supported for some model types", found)
             if export_config is not None:
@@ -121,127 +142,36 @@ class TRTLLMHelper:
                 raise Refused("Export config is inferred based on the parallel state", facts, remedy="export_config=None")
             if gpus_per_node is None:
                 raise Refused("Need to pass in gpus_per_node for on device conversion")
-            return self._on_device(state, dtype, vocab_size, gpus_per_node, scales, quantized)
+            held = self.weights_converter = DistributedTRTLLMModelWeightsConverter(self.transformer_config, *numbers)
+            held.convert(state, self.trtllm_conversion_dict, vocab_size)
+            _add_factors(held.trtllm_model_weights, scales, fp8_kvcache=fp8_kvcache)
+            cut = ExportConfig(held.inference_tp_size, held.inference_pp_size, use_parallel_embedding=True)
+            rank = held.pp_rank * held.inference_tp_size + held.tp_rank
+            return [held.trtllm_model_weights], [self._config_of(rank, cut, gpus_per_node, vocab_size, **said)]
         if vocab_size is not None:
             raise Refused("Vocab size is inferred from the input layer for cpu conversion", remedy="vocab_size=None")
         if export_config is None:
             raise Untold("Need to pass in export_config for conversion on one device")
-        return self._on_one_device(
-            state, dtype, export_config, gpus_per_node, state_dict_split_by_layer_numbers, scales, quantized
-        )
+        whole = SingleDeviceTRTLLMModelWeightsConverter(export_config, self.transformer_config, *numbers)
+        self.weights_converter = whole
+        whole.convert(state, self.trtllm_conversion_dict, state_dict_split_by_layer_numbers)
+        _add_factors(whole.trtllm_model_weights, scales, fp8_kvcache=fp8_kvcache)
+        tp, rows = export_config.inference_tp_size, whole.get_padded_vocab_size()
+        ranks = range(tp * export_config.inference_pp_size)
+        configs = [self._config_of(rank, export_config, gpus_per_node or tp, rows, **said) for rank in ranks]
+        return [whole.get_local_model_weights_per_gpu(config.mapping, config) for config in configs], configs
 
-    def build_and_save_engine(
-        self,
-        engine_dir: str,
-        trtllm_model_weights: Weights,
-        trtllm_model_config: EngineConfig,
-        max_input_len: int = 1024,
-        max_output_len: int = 1024,
-        max_batch_size: int = 4,
-        lora_ckpt_list: list[str] | None = None,
-        use_lora_plugin: str | None = None,
-        max_lora_rank: int = 64,
-        lora_target_modules: list[str] | None = None,
-        max_prompt_embedding_table_size: int = 0,
-        paged_kv_cache: bool = True,
-        remove_input_padding: bool = True,
-        paged_context_fmha: bool = False,
-        use_refit: bool = False,
-        max_num_tokens: int | None = None,
-        max_seq_len: int | None = None,
-        opt_num_tokens: int | None = None,
-        max_beam_width: int = 1,
-        tokens_per_block: int = 128,
-        multiple_profiles: bool = False,
-        gpt_attention_plugin: str = "auto",
-        gemm_plugin: str = "auto",
-    ) -> object:
-        """Build the engine of a rank with TensorRT-LLM, save it in a folder and return it: see ``TRTLLMEngineBuilder``.
-
-        Raises ImportError where TensorRT-LLM is not installed.
-        """
-        return TRTLLMEngineBuilder.build_and_save_engine(
-            engine_dir,
-            trtllm_model_weights,
-            trtllm_model_config,
-            max_input_len,
-            max_output_len,
-            max_batch_size,
-            lora_ckpt_list,
-            use_lora_plugin,
-            max_lora_rank,
-            lora_target_modules,
-            max_prompt_embedding_table_size,
-            paged_kv_cache,
-            remove_input_padding,
-            paged_context_fmha,
-            use_refit,
-            max_num_tokens,
-            max_seq_len,
-            opt_num_tokens,
-            max_beam_width,
-            tokens_per_block,
-            multiple_profiles,
-            gpt_attention_plugin,
-            gemm_plugin,
-        )
-
-    def _is(self, model: ModelType) -> bool:
-        """Say whether this is a model of a kind, whoever's enum says it."""
-        return self.model_type.name == model.name
+    build_and_save_engine = build_and_save_engine
 
     def _load_scaling_factors(self, model_state_dict: Mapping[str, Any]) -> Factors:
         return load_scaling_factors(model_state_dict, self.trtllm_conversion_dict, gated=is_gated_activation(self))
 
-    def _on_one_device(
-        self,
-        state: Mapping[str, Any],
-        dtype: DataType,
-        export_config: ExportConfig,
-        gpus_per_node: int | None,
-        split_by_layer_numbers: bool,
-        scales: Factors,
-        quantized: Mapping[str, bool],
-    ) -> tuple[list[Weights], list[EngineConfig]]:
-        """Return the weights and configs of all ranks."""
-        converter = SingleDeviceTRTLLMModelWeightsConverter(
-            export_config, self.transformer_config, dtype, self.multi_query_mode, self.activation, scales
-        )
-        self.weights_converter = converter
-        converter.convert(state, self.trtllm_conversion_dict, split_by_layer_numbers)
-        converter.trtllm_model_weights |= _factors(converter.trtllm_model_weights, scales, quantized)
-        weights, configs = [], []
-        world = export_config.inference_tp_size * export_config.inference_pp_size
-        rows = converter.get_padded_vocab_size()
-        for rank in range(world):
-            node = gpus_per_node or export_config.inference_tp_size
-            config = self._get_trtllm_config(export_config, world, node, rows, dtype, **quantized)
-            config.mapping = _mapping(export_config, rank)
-            weights.append(converter.get_local_model_weights_per_gpu(config.mapping, config))
-            configs.append(config)
-        return weights, configs
-
-    def _on_device(
-        self,
-        state: Mapping[str, Any],
-        dtype: DataType,
-        vocab_size: int,
-        gpus_per_node: int,
-        scales: Factors,
-        quantized: Mapping[str, bool],
-    ) -> tuple[list[Weights], list[EngineConfig]]:
-        """Return the weights and the config of this rank, in lists."""
-        converter = DistributedTRTLLMModelWeightsConverter(
-            self.transformer_config, dtype, self.multi_query_mode, self.activation, scales
-        )
-        self.weights_converter = converter
-        converter.convert(state, self.trtllm_conversion_dict, vocab_size)
-        converter.trtllm_model_weights |= _factors(converter.trtllm_model_weights, scales, quantized)
-        cut = ExportConfig(converter.inference_tp_size, converter.inference_pp_size, use_parallel_embedding=True)
-        world = cut.inference_tp_size * cut.inference_pp_size
-        config = self._get_trtllm_config(cut, world, gpus_per_node, vocab_size, dtype, **quantized)
-        config.mapping = _mapping(cut, converter.pp_rank * converter.inference_tp_size + converter.tp_rank)
-        return [converter.trtllm_model_weights], [config]
+    def _config_of(self, rank: int, cut: ExportConfig, node: int, rows: int, **said: Any) -> PretrainedConfig:  # noqa: ANN401
+        """Return the config of a rank, with its place."""
+        tp, pp = cut.inference_tp_size, cut.inference_pp_size
+        config = self._get_trtllm_config(cut, tp * pp, node, rows, **said)
+        config.mapping = CLASSES["Mapping"](world_size=tp * pp, rank=rank, tp_size=tp, pp_size=pp)
+        return config
 
     def _get_trtllm_config(
         self,
@@ -252,71 +182,51 @@ class TRTLLMHelper:
         dtype: DataType,
         fp8_quantized: bool = False,
         fp8_kvcache: bool = False,
-    ) -> EngineConfig:
+    ) -> PretrainedConfig:
         """Return the config of the model, of TensorRT-LLM's class for it or carnet's record."""
         said = self.transformer_config
         # experts name the activation with its gate, an MLP what is done to the gate
         act = self.activation.split("-")[-1] if said.num_moe_experts else non_gated_version(self.activation)
         config = {
-            "architecture": TRT_MODEL_TYPE_STRING[ModelType[self.model_type.name]],
+            **SETTLED,
+            **{name: getattr(said, place) for name, place in OF_THE_MODEL.items()},
+            **{name: getattr(self, place) for name, place in ASKED.items()},
+            "architecture": TRT_MODEL_TYPE_STRING[self.model_type],
             "dtype": dtype.name,
-            "num_hidden_layers": said.num_layers,
-            "num_attention_heads": said.num_attention_heads,
             "num_key_value_heads": said.num_query_groups or said.num_attention_heads,
-            "head_size": said.kv_channels,
-            "hidden_size": said.hidden_size,
-            "intermediate_size": said.ffn_hidden_size,
-            "norm_epsilon": said.layernorm_epsilon,
             "vocab_size": vocab_size_padded,
             "position_embedding_type": POSITIONS[self.position_embedding_type],
-            "max_position_embeddings": self.max_position_embeddings,
             "hidden_act": act,
             "use_parallel_embedding": export_config.use_parallel_embedding,
-            "embedding_sharding_dim": 0,
-            "share_embedding_table": self.share_embeddings_and_output_weights,
             "quantization": {
                 "quant_algo": "FP8" if fp8_quantized else None,
                 "kv_cache_quant_algo": "FP8" if fp8_kvcache else None,
             },
-            "bias": said.add_bias_linear,
-            "apply_query_key_layer_scaling": False,
-            "rotary_pct": self.rotary_percentage,
-            "rotary_base": self.rotary_base,
             "moe_num_experts": (said.num_moe_experts or 1) if said.moe_router_topk else 0,
-            "moe_top_k": said.moe_router_topk,
             "moe_normalization_mode": self.moe_renorm_mode or CLASSES["MoeConfig"].ExpertScaleNormalizationMode.RENORMALIZE,
-            "moe_tp_mode": self.moe_tp_mode,
-            "logits_dtype": "float32",
             "world_size": world_size,
             "tp_size": export_config.inference_tp_size,
             "pp_size": export_config.inference_pp_size,
             "gpus_per_node": gpus_per_node,
         }
-        made: EngineConfig = TRT_MODEL_CONFIG[ModelType[self.model_type.name]](**config, **self._more())
+        made: PretrainedConfig = TRT_MODEL_CONFIG[self.model_type](**config, **self._more())
         return made
 
     def _more(self) -> dict[str, Any]:
         """Return what the configs of some models say beside."""
         more: dict[str, Any] = {}
-        if self._is(ModelType.falcon):  # the 7B, of 32 layers, is the older decoder
+        if self.model_type == ModelType.falcon:  # the 7B, of 32 layers, is the older decoder
             more |= {"new_decoder_architecture": self.transformer_config.num_layers != 32, "parallel_attention": True}
         if self.seq_len_interpolation_factor is not None:
             more["rotary_scaling"] = {"type": "linear", "factor": float(self.seq_len_interpolation_factor)}
-        if self._is(ModelType.nemotron_nas):
+        if self.model_type == ModelType.nemotron_nas:
             text = json.loads(self.transformer_config.heterogeneous_layers_config_encoded_json)
             more["block_configs"] = text["block_configs"]
             more["rotary_scaling"] = {"type": "llama3", "factor": self.rope_scaling_factor}
         return more
 
 
-def _factors(weights: Weights, scales: Factors, quantized: Mapping[str, bool]) -> Weights:
-    """Return the scaling factors that stand beside the weights, float32 [1]."""
-    found = {name: scale["trt_llm_scale"] for name, scale in scales.items()}
-    return found | (kv_cache_scales(weights) if quantized["fp8_kvcache"] else {})
-
-
-def _mapping(cut: ExportConfig, rank: int) -> Place:
-    """Return a rank's place."""
-    tp, pp = cut.inference_tp_size, cut.inference_pp_size
-    place: Place = CLASSES["Mapping"](world_size=tp * pp, rank=rank, tp_size=tp, pp_size=pp)
-    return place
+def _add_factors(weights: Weights, scales: Factors, *, fp8_kvcache: bool) -> None:
+    """Add the scaling factors that stand beside the weights, float32 [1]."""
+    weights |= {name: scale["trt_llm_scale"] for name, scale in scales.items()}
+    weights |= kv_cache_scales(weights) if fp8_kvcache else {}

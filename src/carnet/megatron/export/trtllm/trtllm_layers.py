@@ -6,7 +6,6 @@ tensor in TensorRT-LLM, the number back in its place: ``transformer.layers.2.mlp
 
 import re
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 from carnet.errors import NotSupported
@@ -99,10 +98,9 @@ class TRTLLMLayers(Word):
 
 def layer_of(value: object) -> TRTLLMLayers:
     """Return the layer that a value of a conversion dictionary is, be it a member of this enum or of Megatron's."""
-    if isinstance(value, TRTLLMLayers):
-        return value
-    if isinstance(value, Enum) and type(value).__name__ == TRTLLMLayers.__name__ and value.name in TRTLLMLayers.__members__:
-        return TRTLLMLayers[value.name]
+    for layer in TRTLLMLayers:
+        if layer == value:
+            return layer
     raise Refused(f"{value} is not supported for conversion", {"expected": "a member of TRTLLMLayers"})
 
 

@@ -11,7 +11,6 @@ Every rank computes from the numbers alone what it sends and receives. Megatron'
 import torch
 import torch.distributed as dist
 
-from carnet.algebra.box import Box, intersect
 from carnet.algebra.layout import Share, cut_evenly, cut_padded
 from carnet.errors import BadCheckpoint
 
@@ -22,7 +21,7 @@ def pad_vocab_size(vocab_size: int, tp_size: int) -> int:
     >>> pad_vocab_size(97, 2), pad_vocab_size(98, 2)
     (98, 98)
     """
-    return -(-vocab_size // tp_size) * tp_size
+    return cut_padded(vocab_size, tp_size, tp_size - 1).stop
 
 
 def padded(table: torch.Tensor, rows: int) -> torch.Tensor:
@@ -48,25 +47,13 @@ def reshare(held: torch.Tensor, size: int, *, world: int, rank: int, group: dist
         raise BadCheckpoint("the vocabulary is larger than the embedding", facts)
     has = [cut_evenly("vocab", rows * world, world, each) for each in range(world)]
     wants = [cut_padded(size, world, each) for each in range(world)]
+    sends, gets = [_shared(has[rank], each) for each in wants], [_shared(each, wants[rank]) for each in has]
+    # both sides in the order of the rows: what leaves is the beginning of what is here, what comes that of what is made
     made = held.new_zeros(wants[rank].stop - wants[rank].start, *held.shape[1:])
-    moves = []
-    for peer in range(world):
-        coming = _shared(has[peer], wants[rank])
-        if coming is not None:
-            place = made.narrow(0, coming.start[0] - wants[rank].start, coming.shape[0])
-            if peer == rank:
-                place.copy_(held.narrow(0, coming.start[0] - has[rank].start, coming.shape[0]))
-            else:
-                moves.append(dist.P2POp(dist.irecv, place, group=group, group_peer=peer))
-        going = _shared(has[rank], wants[peer])
-        if going is not None and peer != rank:
-            leaving = held.narrow(0, going.start[0] - has[rank].start, going.shape[0]).contiguous()
-            moves.append(dist.P2POp(dist.isend, leaving, group=group, group_peer=peer))
-    for done in dist.batch_isend_irecv(moves) if moves else ():
-        done.wait()
+    dist.all_to_all_single(made[: sum(gets)], held[: sum(sends)].contiguous(), gets, sends, group=group)
     return made
 
 
-def _shared(has: Share, wants: Share) -> Box | None:
-    """Return the true rows that are in both."""
-    return intersect(Box((has.start,), (has.held,)), Box((wants.start,), (wants.held,)))
+def _shared(has: Share, wants: Share) -> int:
+    """Count the true rows that are in both."""
+    return max(0, min(has.stop, wants.start + wants.held) - max(has.start, wants.start))

@@ -12,17 +12,24 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from carnet.megatron.export.data_type import DataType
-from carnet.megatron.export.trtllm.layouts import MIXTURE, PLACES, query_groups, recut, target_name, tensor_of, tie
-from carnet.megatron.export.trtllm.numbers import Scales, head_sizes, kv_heads, str_dtype_to_torch, treatment
+from carnet.megatron.export.trtllm.binding import EXPERT, query_groups
 from carnet.megatron.export.trtllm.trtllm_layers import NON_TRANSFORMER_LAYERS_NAMES, TRTLLMLayers
-from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import is_gated_activation
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import (
+    Converter,
+    Scales,
+    is_gated_activation,
+    layer_of_tensor,
+    str_dtype_to_torch,
+)
 from carnet.megatron.export.trtllm.vocabulary import part, reshare
 from carnet.megatron.refusals import Refused, Uneven, Unmapped
+
+__all__ = ["DistributedTRTLLMModelWeightsConverter", "str_dtype_to_torch"]
 
 VOCABULARY = (TRTLLMLayers.vocab_embedding, TRTLLMLayers.lm_head)
 
 
-class DistributedTRTLLMModelWeightsConverter:
+class DistributedTRTLLMModelWeightsConverter(Converter):
     """Convert the state dict of a rank, as Megatron's ``parallel_state`` places it, for the same place among the ranks of inference."""
 
     def __init__(
@@ -33,12 +40,7 @@ class DistributedTRTLLMModelWeightsConverter:
         activation: str = "gelu",
         scales: Scales | None = None,
     ) -> None:
-        self.transformer_config = transformer_config
-        self.trtllm_model_weights: dict[str, torch.Tensor] = {}  # on the CPU, pinned where there is CUDA
-        self.storage_type = str_dtype_to_torch(dtype)
-        self.activation = activation
-        self.scales = {} if scales is None else scales
-        self.num_kv_heads = kv_heads(transformer_config, multi_query_mode)
+        super().__init__(transformer_config, dtype, multi_query_mode, activation, scales)
         self.inference_pp_size = parallel_state.get_pipeline_model_parallel_world_size()
         self.inference_tp_size = parallel_state.get_tensor_model_parallel_world_size()
         self.tp_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -66,37 +68,28 @@ class DistributedTRTLLMModelWeightsConverter:
             raise Uneven(query_groups(self.num_kv_heads))
         # the vocabulary first, in one order on all ranks: its rows change hands, and nobody waits for a rank that refused a layer
         for name in sorted(renamed, key=lambda name: (name not in NON_TRANSFORMER_LAYERS_NAMES, name)):
-            known, number = TRTLLMLayers.return_layer_name_and_number(name)
-            self._convert(TRTLLMLayers(known), number, tensor_of(renamed[name], name), tokenizer_vocab_size)
+            self._convert(*layer_of_tensor(name, renamed[name]), tokenizer_vocab_size)
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies to pinned memory are there when this returns
 
     def _convert(self, layer: TRTLLMLayers, number: int | None, value: torch.Tensor, vocabulary: int) -> None:
-        if PLACES[layer][1] is MIXTURE and layer is not TRTLLMLayers.mlp_router_weight:
+        if layer.value.endswith(EXPERT):
             raise Unmapped(f"{layer.value} cannot be handled by GPU converter", remedy="convert the whole model on one device")
         if layer in VOCABULARY:
             value = reshare(value, vocabulary, world=self.inference_tp_size, rank=self.tp_rank, group=self.tp_group)
         if layer is TRTLLMLayers.position_embedding:  # TensorRT-LLM shares all embeddings among its ranks
             value = part(value, self.inference_tp_size, self.tp_rank)
-        heads = head_sizes(self.transformer_config, self.num_kv_heads, self._in_model(number), self.inference_tp_size)
-        found = tie(layer, gated=is_gated_activation(self))
-        scales = {} if number is None else self.scales
-        for row in found.targets:
-            name = target_name(row, number)
-            dtype, change = treatment(self.transformer_config, layer, name, self.storage_type, scales)
-            # what this rank holds is the whole of what it will hold
-            for _, made in recut(value, found.source, row, name=name, heads=heads, world=1, dtype=dtype, change=change):
-                self._add(name, made)
+        heads, gated = self._heads(self._in_model(number), self.inference_tp_size), is_gated_activation(self)
+        # what this rank holds is the whole of what it will hold
+        for name, _, made in self._recut(value, layer, number, heads, world=1, gated=gated):
+            there = self.trtllm_model_weights.get(name)  # on the CPU, pinned where there is CUDA
+            if there is None or there.shape != made.shape or there.dtype != made.dtype:
+                there = torch.empty_like(made, device="cpu", pin_memory=made.is_cuda)
+                self.trtllm_model_weights[name] = there
+            there.copy_(made, non_blocking=True)
 
     def _in_model(self, number: int | None) -> int | None:
         """Return the number of a layer in the whole model."""
         if number is None or self.inference_pp_size == 1:
             return number
         return number + int(get_transformer_layer_offset(self.transformer_config))
-
-    def _add(self, name: str, made: torch.Tensor) -> None:
-        there = self.trtllm_model_weights.get(name)
-        if there is None or there.shape != made.shape or there.dtype != made.dtype:
-            there = torch.empty_like(made, device="cpu", pin_memory=made.is_cuda)
-            self.trtllm_model_weights[name] = there
-        there.copy_(made, non_blocking=True)

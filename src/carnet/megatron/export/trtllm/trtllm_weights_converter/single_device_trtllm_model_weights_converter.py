@@ -14,13 +14,19 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from carnet.errors import BadCheckpoint
 from carnet.megatron.export.data_type import DataType
 from carnet.megatron.export.export_config import ExportConfig
-from carnet.megatron.export.trtllm.layouts import recut, target_name, tensor_of, tie
-from carnet.megatron.export.trtllm.numbers import Scales, head_sizes, kv_heads, str_dtype_to_torch, treatment
-from carnet.megatron.export.trtllm.records import Place
+from carnet.megatron.export.trtllm.records import Mapping as Place
 from carnet.megatron.export.trtllm.trtllm_layers import PREFIX, TRTLLMLayers
-from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import is_gated_activation
+from carnet.megatron.export.trtllm.trtllm_weights_converter.utils import (
+    Converter,
+    Scales,
+    is_gated_activation,
+    layer_of_tensor,
+    str_dtype_to_torch,
+)
 from carnet.megatron.export.trtllm.vocabulary import pad_vocab_size, padded, part
 from carnet.megatron.refusals import Misshapen, Missing
+
+__all__ = ["SingleDeviceTRTLLMModelWeightsConverter", "pad_vocab_size", "str_dtype_to_torch"]
 
 CUT = re.compile(r"(.+)\.(\d+)\.bin")
 IN_LAYER = re.compile(r"transformer\.layers\.(\d+)\.(.+)")
@@ -31,7 +37,7 @@ NORM = TRTLLMLayers.final_layernorm_weight.value
 BIAS = TRTLLMLayers.final_layernorm_bias.value
 
 
-class SingleDeviceTRTLLMModelWeightsConverter:
+class SingleDeviceTRTLLMModelWeightsConverter(Converter):
     """Convert a whole state dict for any number of inference ranks, wherever its tensors are."""
 
     def __init__(
@@ -43,13 +49,8 @@ class SingleDeviceTRTLLMModelWeightsConverter:
         activation: str = "gelu",
         scales: Scales | None = None,
     ) -> None:
+        super().__init__(transformer_config, dtype, multi_query_mode, activation, scales)
         self.export_config = export_config
-        self.transformer_config = transformer_config
-        self.trtllm_model_weights: dict[str, torch.Tensor] = {}
-        self.storage_type = str_dtype_to_torch(dtype)
-        self.activation = activation
-        self.scales = {} if scales is None else scales
-        self.num_kv_heads = kv_heads(transformer_config, multi_query_mode)
 
     @torch.no_grad()
     def convert(
@@ -67,8 +68,8 @@ class SingleDeviceTRTLLMModelWeightsConverter:
             dict(model_state_dict), trtllm_conversion_dict, state_dict_split_by_layer_numbers
         )
         for name, value in renamed.items():
-            layer, number = _known(name)
-            for at, each in self._each_layer(layer, number, tensor_of(value, name)):
+            layer, number, held = layer_of_tensor(name, value)
+            for at, each in self._each_layer(layer, number, held):
                 self._convert(layer, at, each)
 
     def _each_layer(
@@ -90,18 +91,11 @@ class SingleDeviceTRTLLMModelWeightsConverter:
 
     def _convert(self, layer: TRTLLMLayers, number: int | None, value: torch.Tensor) -> None:
         """Add what all ranks hold of a tensor; what lies outside the layers stays whole until it is dealt out."""
-        found = tie(layer, gated=self._is_gated(layer, value))
-        world = 1 if number is None else self.export_config.inference_tp_size
+        tp, gated, heads = self.export_config.inference_tp_size, self._is_gated(layer, value), self._heads(number)
         if layer is TRTLLMLayers.vocab_embedding and self.export_config.use_parallel_embedding and value.ndim:
-            value = padded(value, pad_vocab_size(len(value), self.export_config.inference_tp_size))
-        heads = head_sizes(self.transformer_config, self.num_kv_heads, number)
-        scales = {} if number is None else self.scales
-        for row in found.targets:
-            name = target_name(row, number)
-            dtype, change = treatment(self.transformer_config, layer, name, self.storage_type, scales)
-            for rank, made in recut(value, found.source, row, name=name, heads=heads, world=world, dtype=dtype, change=change):
-                cut = row.cut and number is not None
-                self.trtllm_model_weights[f"{name}.{rank}.bin" if cut else name] = made
+            value = padded(value, pad_vocab_size(len(value), tp))
+        for name, rank, made in self._recut(value, layer, number, heads, world=1 if number is None else tp, gated=gated):
+            self.trtllm_model_weights[name if rank is None or number is None else f"{name}.{rank}.bin"] = made
 
     def _is_gated(self, layer: TRTLLMLayers, value: torch.Tensor) -> bool:
         """Say whether a layer has a gate: its activation says it, or, of experts, the rows that they have."""
@@ -155,9 +149,3 @@ class SingleDeviceTRTLLMModelWeightsConverter:
                 held[HEAD] = part(known[HEAD], *place)
             held |= {NORM: self._needed(NORM)} | ({BIAS: known[BIAS]} if BIAS in known else {})
         return held
-
-
-def _known(name: str) -> tuple[TRTLLMLayers, int | None]:
-    """Return the layer of a name of TensorRT-LLM and its number."""
-    known, number = TRTLLMLayers.return_layer_name_and_number(name)
-    return TRTLLMLayers(known), number
