@@ -33,6 +33,7 @@ check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, doc
 	@$(FULL)/bin/mypy
 	@$(FULL)/bin/lint-imports --no-logo --no-cache
 	@$(FULL)/bin/python tools/check_sizes.py
+	@$(FULL)/bin/python tools/check_names.py
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py
 
 format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh outputs in the docs

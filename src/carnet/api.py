@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 from carnet import __version__
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.needs import needs
 from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
@@ -295,7 +296,11 @@ def _examine(
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
     checkpoint = _meant(open_checkpoint(target), asked.read_by)
-    if inventory.dialect.name == "hf" == checkpoint.dialect and not any(each.whole for each in known):
+    if (
+        inventory.dialect.kind.companions
+        and checkpoint.dialect == inventory.dialect.name
+        and not any(each.whole for each in known)
+    ):
         known = [*known, Known("the source", folder=source)]
     return examine_target(
         inventory,
@@ -331,12 +336,12 @@ def _with_claims(error: CarnetError, target: Path) -> CarnetError:
 def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
     """Return a target as the program reads it that a person names; its own word for another program than Megatron-LM does not count."""
     own = target.program if target.program.startswith(LM) else LM
-    return replace(target, program=read_by or own) if target.dialect == "megatron" else target
+    return replace(target, program=read_by or own) if KINDS[target.dialect].arguments else target
 
 
 def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[str, object]:
     """Return what the program that loads a target must be told."""
-    if target.dialect.name != "megatron":
+    if not target.dialect.kind.arguments:
         return {}
     reader = None if read_by is None else program(read_by, "--read-by")
     return needs(target.checkpoint.config, reader, local=local_spec).data
@@ -362,7 +367,7 @@ def _store(folder: Path, data: Mapping[str, object]) -> None:
 
 def _companions(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Companions:
     """Return what goes along with the weights: all that is beside them in a folder of the same layout, or the tokenizer alone."""
-    if checkpoint.dialect == "hf" and to == "hf":
+    if checkpoint.dialect == to and KINDS[to].companions:
         return companions(checkpoint.root, checkpoint.config, _own(checkpoint), tokenizer)
     lent = {} if tokenizer is None else tokenizer_files(tokenizer)
     return Companions(tuple(asset(name, path) for name, path in lent.items()))
@@ -376,7 +381,11 @@ def _tokens(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Tokens |
     """Return what is known of the tokens; Megatron's folders have no generation config that could keep the ids."""
     if tokenizer is not None:
         return tokens_of(tokenizer)
-    return Tokens(None, 0, generation_ids(checkpoint.root)) if checkpoint.dialect == "hf" and to == "megatron" else None
+    return (
+        Tokens(None, 0, generation_ids(checkpoint.root))
+        if KINDS[checkpoint.dialect].companions and KINDS[to].arguments
+        else None
+    )
 
 
 def _words(made: Plan) -> dict[str, object]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from carnet.api import inspect
+from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.amax import read_amax
 from carnet.formats.opening import check_plain_file, open_regular, replace_file
@@ -133,7 +134,7 @@ def _modules(folder: PathLike) -> set[str]:
     found = inspect(folder)
     if found.refusal is not None:
         raise found.refusal
-    if found.checkpoint.dialect != "hf":
+    if not KINDS[found.checkpoint.dialect].companions:
         facts = {"where": folder, "found": found.checkpoint.dialect}
         raise BadRequest("only a Hugging Face folder can be calibrated", facts, remedy="carnet cross CKPT OUT --to hf")
     if not any(Path(folder, name).is_file() for name in TOKENIZER):

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 import carnet
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.detect import fingerprint, open_checkpoint
-from carnet.quantize.configs import beside_config, in_config, of_ranks
-from carnet.quantize.reading import BESIDE, CONFIG_KEY, plain, read
+from carnet.quantize.configs import BESIDE, Codes, with_codes
+from carnet.quantize.reading import CONFIG_KEY, RECORD, plain, read
 from carnet.quantize.recipes import RECIPES
 from carnet.quantize.styles import STYLES
 from carnet.report.data import inspection_data
@@ -23,7 +23,7 @@ IGNORED = ("lm_head", "model.embed_tokens")
 
 
 def hf(record):
-    return read("hf", {"model_type": "llama", CONFIG_KEY: record}, "here")
+    return read(CONFIG_KEY, {"model_type": "llama", CONFIG_KEY: record}, "here")
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back(recipe, cache, static):
     scheme_has = recipe.scheme in STYLES[recipe.style].inputs
     cache = cache and bool(STYLES[recipe.style].cache[0])
     static = scheme_has and (static or recipe.style == "modelopt")
-    said = hf(in_config(recipe, IGNORED, cache=cache, static=static))
+    said = hf(with_codes({}, CONFIG_KEY, Codes(recipe, IGNORED, cache, static))["config.json"][CONFIG_KEY])
     assert (said.recipe, said.cache, said.static, said.lists) == (recipe, cache, static, {"config.json": IGNORED})
     assert said.style is STYLES[recipe.style]
 
@@ -41,46 +41,47 @@ def test_what_is_written_is_read_back(recipe, cache, static):
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("recipe", [recipe for recipe in HF if recipe.style == "modelopt"], ids=lambda recipe: recipe.name)
 def test_modelopt_s_file_is_read_where_config_json_says_nothing(recipe, cache):
-    record = beside_config(recipe, IGNORED, cache=cache)
-    said = read("hf", {"model_type": "llama", BESIDE: record}, "here")
+    record = with_codes({}, CONFIG_KEY, Codes(recipe, IGNORED, cache, static=True))[BESIDE]
+    said = read(CONFIG_KEY, {"model_type": "llama", BESIDE: record}, "here")
     assert (said.recipe, said.cache, said.lists) == (recipe, cache, {BESIDE: IGNORED})
-    flat = in_config(recipe, IGNORED, cache=cache, static=True)
-    assert read("hf", {BESIDE: flat}, "here") == said
-    both = read("hf", {BESIDE: record, CONFIG_KEY: flat}, "here")
+    flat = with_codes({}, CONFIG_KEY, Codes(recipe, IGNORED, cache, static=True))["config.json"][CONFIG_KEY]
+    assert read(CONFIG_KEY, {BESIDE: flat}, "here") == said
+    both = read(CONFIG_KEY, {BESIDE: record, CONFIG_KEY: flat}, "here")
     assert said is not None
     assert both == replace(said, lists={"config.json": IGNORED, BESIDE: IGNORED})
 
 
 def test_ranks_are_read_back():
     (recipe,) = (recipe for recipe in RECIPES if recipe.style == "trtllm")
-    config = {"quantization": {"group_size": 128, **of_ranks(recipe, ["lm_head"], cache=True)}}
-    said = read("trtllm", config, "here")
+    codes = Codes(recipe, ["lm_head"], cache=True, static=True)
+    config = with_codes({RECORD: {"group_size": 128}}, RECORD, codes)["config.json"]
+    said = read(RECORD, config, "here")
     assert (said.recipe, said.cache, said.static, said.lists) == (recipe, True, True, {"config.json": ("lm_head",)})
-    assert plain("trtllm", config)["quantization"] | {"exclude_modules": None} == {
+    assert plain(RECORD, config)["quantization"] | {"exclude_modules": None} == {
         "group_size": 128,
         "quant_algo": None,
         "kv_cache_quant_algo": None,
         "exclude_modules": None,
     }
-    usual = read("trtllm", {"quantization": {"quant_algo": "FP8", "exclude_modules": None}}, "here")
+    usual = read(RECORD, {"quantization": {"quant_algo": "FP8", "exclude_modules": None}}, "here")
     assert "*lm_head" in usual.lists["config.json"]
-    cache_alone = read("trtllm", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, "here")
+    cache_alone = read(RECORD, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": "FP8"}}, "here")
     assert (cache_alone.recipe, cache_alone.cache) == (None, True)
 
 
 @pytest.mark.parametrize(
-    ("dialect", "config"),
+    ("key", "config"),
     [
-        ("hf", {"model_type": "llama"}),
-        ("hf", {CONFIG_KEY: None}),
-        ("hf", {BESIDE: {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}}),
-        ("trtllm", {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}),
-        ("trtllm", {}),
-        ("megatron", {CONFIG_KEY: {"quant_method": "fp8"}}),
+        (CONFIG_KEY, {"model_type": "llama"}),
+        (CONFIG_KEY, {CONFIG_KEY: None}),
+        (CONFIG_KEY, {BESIDE: {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}}),
+        (RECORD, {"quantization": {"quant_algo": None, "kv_cache_quant_algo": None}}),
+        (RECORD, {}),
+        ("", {CONFIG_KEY: {"quant_method": "fp8"}}),
     ],
 )
-def test_a_plain_checkpoint_says_nothing(dialect, config):
-    assert read(dialect, config, "here") is None
+def test_a_plain_checkpoint_says_nothing(key, config):
+    assert read(key, config, "here") is None
 
 
 PUBLISHED = {  # as these models' own config.json has them, shortened to what tells
@@ -131,8 +132,9 @@ def test_configs_of_published_models_are_read(model):
 
 
 def pressed(scheme, **weights):
+    recipe = next(r for r in HF if r.name == f"compressed-tensors/{scheme}")
     record = json.loads(
-        json.dumps(in_config(next(r for r in HF if r.name == f"compressed-tensors/{scheme}"), (), cache=False, static=False))
+        json.dumps(with_codes({}, CONFIG_KEY, Codes(recipe, (), cache=False, static=False))["config.json"][CONFIG_KEY])
     )
     record["config_groups"]["group_0"]["weights"].update(weights)
     return record
@@ -217,7 +219,7 @@ def test_ranks_of_another_algorithm_are_refused():
         {"quant_algo": "MIXED_PRECISION"},
     ):
         with pytest.raises(NotSupported, match="quantization"):
-            read("trtllm", {"quantization": record}, "here")
+            read(RECORD, {"quantization": record}, "here")
 
 
 # --- whole checkpoints ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Every family that carnet knows, and how one is recognised."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import fnmatchcase
 
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
@@ -23,6 +23,7 @@ from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.dialects.configs import lookup, read, unsaid
 from carnet.dialects.entries import stored_as
+from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import misfits
@@ -60,19 +61,26 @@ FAMILIES = (
 )
 
 
+SPELLED: Mapping[str, Callable[[Family], Dialect | None]] = {  # kind -> how it spells a family, None where it cannot
+    "megatron": lambda family: MEGATRON,
+    "hf": lambda family: family.hf,
+    "trtllm": lambda family: family.trtllm,
+}
+
+
 def dialect_of(family: Family, name: str) -> Dialect:
     """Return how a program spells a family."""
-    found = {"megatron": MEGATRON, "hf": family.hf, "trtllm": family.trtllm}[name]
+    found = SPELLED[name](family)
     if found is None:
         raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
     return found
 
 
-def without(dialect: str, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
+def without(kind: Kind, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
     """Return a config that no longer says what is optional and left behind: all tensors of it have names like those to drop."""
     left = {name for name in names if any(fnmatchcase(name, pattern) for pattern in drop)}
     said = dict(raw)
-    for pattern, keys in MEGATRON.optional.items() if left and dialect == MEGATRON.name else ():
+    for pattern, keys in MEGATRON.optional.items() if left and kind.arguments else ():
         among = {name for name in names if fnmatchcase(name, pattern)}
         if among and among <= left:
             said |= {key: become(said[key]) for key, become in keys.items() if said.get(key) is not None}
@@ -87,21 +95,22 @@ def recognise(
     Megatron's arguments name no family: it is the one that is ``asked`` for, or the first whose traits they have and whose own
     config can say the rest. Raises BadRequest where a config names another family than is asked for.
     """
-    if names_none(dialect, raw):
+    kind = KINDS[dialect]
+    if names_none(kind, raw):
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where)
         _check(config, where)
         return _that_says(config, where, asked), config
-    if dialect == MEGATRON.name:
+    if kind.arguments:
         # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
         stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
         family, config = recognise("hf", {key: said for key, said in raw.items() if key not in STORAGE}, where, given, asked)
         return family, {**config, "zero_centred": any(stored) if stored else bool(family.hf.zero_centred)}
-    family = _named(dialect, raw, where)
+    family = _named(kind, raw, where)
     if asked is not None and family is not named(asked):
         facts = {"where": where, "asked": asked, "named": family.name}
         raise BadRequest("the config names another family than --as", facts, remedy="leave out --as")
-    spelled = dialect_of(family, dialect)
+    spelled = dialect_of(family, kind.name)
     try:
         config = {**family.traits, **read(spelled.table, raw, where), **given}
         _check(config, where)
@@ -125,28 +134,20 @@ STORAGE = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")  # arguments a
 MEGATRON_KEYS = {"vocab": "vocab_size"}
 
 
-def _named(dialect: str, raw: Mapping[str, object], where: str) -> Family:
-    names = lookup(raw, "architectures") if dialect == "hf" else [lookup(raw, "architecture")]
-    model_type = lookup(raw, "model_type")
-    if names and not isinstance(names, list) and dialect == "hf":
-        facts = {"where": where, "found": repr(names)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
-        raise BadCheckpoint("the config's 'architectures' is no list", facts)
+def _named(kind: Kind, raw: Mapping[str, object], where: str) -> Family:
+    said, model_type = lookup(raw, kind.class_key), lookup(raw, "model_type")
+    if said and kind.class_type is list and not isinstance(said, list):
+        facts = {"where": where, "found": repr(said)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
+        raise BadCheckpoint(f"the config's {kind.class_key!r} is no list", facts)
+    names = said if isinstance(said, list) else [said] if said else []
     for family in FAMILIES:
-        spelled = family.hf if dialect == "hf" else family.trtllm
+        spelled = SPELLED[kind.name](family)
         if spelled is None:
             continue
-        if isinstance(names, list) and spelled.architecture in names:
+        if spelled.architecture in names or (not names and model_type and model_type == spelled.table.fixed.get("model_type")):
             return family
-        if not names and model_type == spelled.table.fixed.get("model_type"):
-            return family
-    raise NotSupported(
-        "carnet does not know this architecture",
-        {
-            "where": where,
-            "found": ", ".join(map(str, names if isinstance(names, list) else [model_type])),
-            "known": _known(dialect),
-        },
-    )
+    found = ", ".join(map(str, names or [model_type]))
+    raise NotSupported("carnet does not know this architecture", {"where": where, "found": found, "known": _known(kind)})
 
 
 def padded(dialect: Dialect, config: Config) -> Config:
@@ -154,14 +155,14 @@ def padded(dialect: Dialect, config: Config) -> Config:
     return {**config, **{name: pad(config) for name, pad in dialect.pads.items() if value(config, name)}}
 
 
-def _known(dialect: str) -> str:
-    spelled = [family.hf if dialect == "hf" else family.trtllm for family in FAMILIES]
+def _known(kind: Kind) -> str:
+    spelled = [SPELLED[kind.name](family) for family in FAMILIES]
     return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
 
 
-def names_none(dialect: str, raw: Mapping[str, object]) -> bool:
+def names_none(kind: Kind, raw: Mapping[str, object]) -> bool:
     """Say whether a config names no family: Megatron's arguments."""
-    return dialect == MEGATRON.name and not lookup(raw, "architectures")
+    return kind.arguments and not lookup(raw, KINDS["hf"].class_key)
 
 
 def named(name: str) -> Family:

@@ -10,7 +10,7 @@ from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
-from carnet.dialects.hf import KINDS, LAYER
+from carnet.dialects.hf import LAYER, LAYER_TYPES
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.model.fields import SET, Config
 from carnet.model.model import marks, mixtures, number, value
@@ -50,7 +50,7 @@ def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
         return
     found = found if isinstance(found, tuple) else (1,) * number(config, "layers")
     first = found.index(1) if 1 in found else len(found)
-    yield True, size, first, [KINDS[mark] for mark in found]
+    yield True, size, first, [LAYER_TYPES[mark] for mark in found]
 
 
 WINDOWS = (

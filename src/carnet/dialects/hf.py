@@ -9,13 +9,14 @@ from dataclasses import replace
 from carnet.dialects import yarn
 from carnet.dialects.configs import Place, Spread, Table, place
 from carnet.dialects.configs import Row as Field
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, row
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
 from carnet.model.model import number, value
 
 LAYER = "layers.{layer}."
-KINDS = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
+LAYER_TYPES = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
 Kinds = tuple[str, str]
 
 EMBED = row("embed_tokens.weight", "vocab hidden", "embed")
@@ -154,14 +155,14 @@ IDLE = frozenset(
 IGNORED = IDLE | GENERATION.keys()
 
 
-def marks_of(said: Sequence[str], config: Config, kinds: Kinds = KINDS) -> tuple[int, ...]:
+def marks_of(said: Sequence[str], config: Config, kinds: Kinds = LAYER_TYPES) -> tuple[int, ...]:
     """Return a mark a layer of ``layer_types``, 1 where it is the second kind; raise ValueError where there is not a kind a layer."""
     if len(said) != number(config, "layers"):
         raise ValueError("a kind a layer")
     return tuple(kinds.index(kind) for kind in said)
 
 
-def kinds_of(config: Config, field: str, kinds: Kinds = KINDS) -> list[list[str]]:
+def kinds_of(config: Config, field: str, kinds: Kinds = LAYER_TYPES) -> list[list[str]]:
     """Return the one ``layer_types`` that says a mark a layer, none where all layers are alike."""
     found = value(config, field)
     return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
@@ -210,12 +211,11 @@ def dialect(
     ``absent`` is the default of transformers' config class where the rows say another of a key that is null.
     """
     return Dialect(
-        name="hf",
+        kind=KINDS["hf"],
         architecture=architecture,
         prefixes=prefixes,
         rows=rows,
         stacked=False,
-        ranked=False,
         writes_tied=False,
         further=("", ""),
         zero_centred=zero_centred,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from carnet.algebra.layout import Pattern, parse
 from carnet.dialects.configs import Table
+from carnet.dialects.kinds import RANKS, Kind
 from carnet.model.fields import Condition, Config
 from carnet.model.tensors import AXES
 
@@ -30,12 +31,11 @@ class Row:
 class Dialect:
     """How one program stores one family."""
 
-    name: str  # "megatron", "hf", "trtllm"
+    kind: Kind  # of checkpoint
     architecture: str  # what its config calls the family; "" where one name serves all
     prefixes: tuple[str, ...]  # what may stand before every name; the first is written
     rows: tuple[Row, ...]
     stacked: bool  # a layer's tensors may be stored for all layers at once, the layer as first dimension
-    ranked: bool  # every rank has its own file, with its share of each tensor and its own layer numbers
     writes_tied: bool  # stores the head of a tied model a second time
     further: tuple[str, ...]  # what ``{layer}`` names start with; what instead, or also, in layers that predict further tokens
     zero_centred: bool | None  # stores norms less one; None where the config says
@@ -46,6 +46,16 @@ class Dialect:
         str, Mapping[str, Callable[[object], object]]
     ]  # name pattern -> config keys, as they are without such tensors
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
+
+    @property
+    def name(self) -> str:
+        """Return what options and documents call its kind."""
+        return self.kind.name
+
+    @property
+    def ranked(self) -> bool:
+        """Say whether every rank has its own file, with its share of each tensor and its own layer numbers."""
+        return self.kind.files == RANKS
 
 
 def modules_of(dialect: Dialect, tensor: str) -> list[str]:

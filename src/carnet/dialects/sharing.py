@@ -7,6 +7,7 @@ whose input is cut keep their biases whole, as everywhere.
 from dataclasses import replace
 from functools import cache
 
+from carnet.dialects.kinds import RANKS
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect, Row
 
@@ -26,7 +27,9 @@ def shared(dialect: Dialect) -> Dialect:
     >>> [(row.name.split(".")[-2], row.cut) for row in shared(LLAMA.hf).rows if "self_attn" in row.name][:4]
     [('q_proj', 'kv'), ('k_proj', 'kv'), ('v_proj', 'kv'), ('o_proj', 'kv')]
     """
-    return replace(dialect, ranked=True, rows=tuple(replace(row, cut=_cut(row)) for row in dialect.rows))
+    return replace(
+        dialect, kind=replace(dialect.kind, files=RANKS), rows=tuple(replace(row, cut=_cut(row)) for row in dialect.rows)
+    )
 
 
 def _cut(row: Row) -> str:

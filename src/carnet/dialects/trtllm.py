@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from carnet.dialects.configs import ANY, Choice, Table, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.hf import ACTIVATIONS, DTYPES, rope
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.model.model import number
 
@@ -179,12 +180,11 @@ def dialect(
 ) -> Dialect:
     """Write the TensorRT-LLM dialect of a family: the common rows, its own blocks, its class's config."""
     return Dialect(
-        name="trtllm",
+        kind=KINDS["trtllm"],
         architecture=architecture,
         prefixes=("transformer.",),
         rows=(*common, *blocks),
         stacked=False,
-        ranked=True,
         writes_tied=True,
         further=("", ""),
         zero_centred=False,

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from math import isclose
 
+from carnet.dialects.kinds import STORE
 from carnet.examiner.asked import OPTIONS, words
 from carnet.examiner.compare import Finding
 from carnet.examiner.document import NAME, PROVEN, SELF, WORDS, text, vocabulary_data
@@ -86,7 +87,7 @@ def _kinds(source: object) -> object:
 
 def shown(target: Inventory) -> dict[str, object]:
     """Return the words of a request that a target itself shows."""
-    ranks = ("tp", "pp", "ep") if target.dialect.ranked or target.dialect.name == "hf" else ()
+    ranks = () if target.dialect.kind.files == STORE else ("tp", "pp", "ep")
     found: dict[str, object] = {"to": target.dialect.name, **{name: number(target.config, name) for name in ranks}}
     if target.dialect.ranked:
         found["embedding"] = value(target.config, "embedding")

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from carnet.dialects.kinds import KINDS
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.account import executed
@@ -30,7 +31,7 @@ def check_containers(source: Checkpoint, target: Checkpoint) -> Iterator[Finding
             elif key != "format" and (key, text) not in known:
                 yield Finding("header metadata that the source does not have", key[:80], file, f"it says {text!r}"[:200])
     yield from _totals(target)
-    named = executed(source.config) if source.dialect == "hf" else set[tuple[str, str]]()
+    named = executed(source.config) if KINDS[source.dialect].companions else set[tuple[str, str]]()
     for key, each in sorted(executed(target.config) - named):
         yield Finding(f"{key} was added", key, CONFIG, f"loading it executes code that the source does not name: {each}"[:400])
 

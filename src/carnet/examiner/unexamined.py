@@ -19,15 +19,14 @@ from carnet.formats.wrapped import MEANT_FOR
 from carnet.inventory.survey import Inventory
 from carnet.model.keys import equal, leaves
 from carnet.model.model import value
-from carnet.quantize.configs import beside_config, in_config, of_ranks
-from carnet.quantize.reading import BESIDE, CONFIG_KEY
+from carnet.quantize.configs import BESIDE, Codes, with_codes
+from carnet.quantize.reading import CONFIG_KEY, RECORD
 
 Json = Mapping[str, object]
 
 ARGUMENTS = "the training arguments"
 NAMES = ("architectures", "model_type")  # of a Hugging Face config: which class loads it
 ENDS = ("bos", "eos", "pad")
-RECORD = "quantization"  # what a rank's config and hf_quant_config.json say of codes
 # modules that stay plain: beside.py compares what each file's list matches
 EXCLUDED = {f"{CONFIG_KEY}.ignore", f"{CONFIG_KEY}.modules_to_not_convert", f"{RECORD}.exclude_modules"}
 TOTALS = ("total_size", "total_parameters")  # of an index: containers.py compares them
@@ -38,10 +37,10 @@ TOKENIZER = ("tokenizer_type", "tokenizer_model", "tiktoken_pattern", "tiktoken_
 def check_words(source: Inventory, target: Inventory) -> Iterator[Finding]:
     """Yield what a target's configs say otherwise than they must, besides what its model is."""
     ours, theirs = source.checkpoint.config, target.checkpoint.config
-    if source.dialect.name == target.dialect.name == "megatron":
+    if source.dialect.kind.arguments and target.dialect.kind.arguments:
         both = [key for key in TOKENIZER if ours.get(key) is not None and theirs.get(key) is not None]
         yield from (_other(key, ARGUMENTS, ours[key], theirs[key]) for key in both if ours[key] != theirs[key])
-    if target.dialect.name != "hf":
+    if not target.dialect.kind.companions:
         return
     for key, right in zip(NAMES, ([target.dialect.architecture], target.dialect.table.fixed.get(NAMES[1])), strict=True):
         if theirs.get(key) != right:
@@ -50,7 +49,7 @@ def check_words(source: Inventory, target: Inventory) -> Iterator[Finding]:
     for end in ENDS:
         if value(source.config, end) is not None and value(target.config, end) is None:
             yield _other(f"{end}_token_id", CONFIG, value(source.config, end), None)
-    if source.dialect.name == "hf":
+    if source.dialect.kind.companions:
         said, found = generation(ours), generation(theirs)
         yield from (_other(key, CONFIG, said.get(key), found.get(key)) for key in GENERATION if said.get(key) != found.get(key))
 
@@ -65,16 +64,16 @@ def unexamined(source: Inventory, target: Inventory, vouched: Collection[str]) -
     ``vouched`` are the files that someone else than the target says to be right, byte for byte.
     """
     table, found = target.dialect.table, dict(target.checkpoint.config)
-    own = source.checkpoint.config if source.dialect.name == target.dialect.name else {}
+    own = source.checkpoint.config if source.dialect.kind is target.dialect.kind else {}
     try:
         said = write(table, padded(target.dialect, target.config), target.family.traits, "")
     except CarnetError:  # of a model that these words cannot say: it has its findings
         said = {}
-    if target.dialect.name == "megatron":
+    if target.dialect.kind.arguments:
         return _kept({ARGUMENTS: _strange(found, (said, own), _compared(table), {MEANT_FOR})}, vouched)
     beside, expected = found.pop(BESIDE, None), _with_codes(said, target)
     beside_expected = expected.pop(BESIDE, {})
-    hf = target.dialect.name == "hf"
+    hf = target.dialect.kind.companions
     ignored = table.ignored - GENERATION.keys() if hf else table.ignored
     compared = {*NAMES, *EXCLUDED, *_compared(table)}
     left = {CONFIG: [*_strange(found, (expected, own), compared, ignored), *_lacking(found, expected, compared, table)]}
@@ -96,16 +95,18 @@ def _compared(table: Table) -> set[str]:
 
 def _with_codes(said: Json, target: Inventory) -> dict[str, object]:
     """Return what a config says, with what the program of a style says of its codes."""
-    codes, record = target.said, said.get(RECORD)
-    if codes is not None and target.dialect.name == "trtllm" and isinstance(record, Mapping):
-        cached = {"kv_cache_quant_algo": "FP8"} if codes.cache else {}
-        own = cached if codes.recipe is None else of_ranks(codes.recipe, (), cache=codes.cache)
-        return {**said, RECORD: {**record, **own}}
-    if codes is None or codes.recipe is None:
+    codes, key = target.said, target.dialect.kind.codes_key
+    if codes is None:
         return dict(said)
-    inner = in_config(codes.recipe, (), cache=codes.cache, static=codes.static)
-    beside = beside_config(codes.recipe, (), cache=codes.cache) if codes.recipe.style == "modelopt" else {}
-    return {**said, CONFIG_KEY: inner, BESIDE: beside}
+    if codes.recipe is None:  # of a record that stands there anyhow
+        record = said.get(key)
+        return (
+            {**said, key: {**record, **({"kv_cache_quant_algo": "FP8"} if codes.cache else {})}}
+            if isinstance(record, Mapping)
+            else dict(said)
+        )
+    texts = with_codes(said, key, Codes(codes.recipe, (), codes.cache, codes.static))
+    return {**texts.pop(CONFIG), **texts}
 
 
 def _strange(found: Json, known: Sequence[Json], compared: Collection[str], ignored: Collection[str]) -> list[str]:

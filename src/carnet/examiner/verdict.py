@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from carnet.dialects.kinds import KINDS, STORE
 from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.examiner import document as documents
@@ -183,7 +184,7 @@ def _loaded(target: Path) -> tuple[Document | None, list[Finding]]:
 def _untracked(target: Path, checkpoint: Checkpoint) -> list[Finding]:
     """Return what is wrong where Megatron would not find the iteration: without its tracker file it begins with random weights."""
     below = os.path.relpath(checkpoint.root, os.path.abspath(target))
-    if checkpoint.dialect != "megatron" or below == "." or os.path.lexists(target / TRACKER):
+    if KINDS[checkpoint.dialect].files != STORE or below == "." or os.path.lexists(target / TRACKER):
         return []
     return [Finding("missing", TRACKER, TRACKER, f"nothing tells Megatron to load {below}")]
 
@@ -200,10 +201,10 @@ def _account(target: Path, checkpoint: Checkpoint, known: Sequence[Known], own: 
 
 def _lacking(source: Checkpoint, target: Checkpoint) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
     """Return the side files that a target does not have, and what it lacks."""
-    if target.dialect != "hf":
+    if not KINDS[target.dialect].companions:
         return {}, {}
     own, theirs = (frozenset(stamp.file for stamp in each.stamps) for each in (source, target))
-    left = left_behind(source.root, own, target.root) if source.dialect == "hf" else {}
+    left = left_behind(source.root, own, target.root) if KINDS[source.dialect].companions else {}
     return left, lacking(side_files(target.root, theirs), target.config.get("eos_token_id"), generation_eos(target.root))
 
 

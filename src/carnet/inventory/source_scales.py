@@ -12,6 +12,7 @@ from math import isfinite, prod
 import numpy as np
 
 from carnet.dialects.entries import Entry
+from carnet.dialects.kinds import KINDS
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
@@ -54,7 +55,7 @@ def read_source_scales(source: Inventory) -> SourceScales:
     States that a person wants dropped are not looked at, nor are those of modules without a weight.
     """
     checkpoint = source.checkpoint
-    if checkpoint.dialect != "megatron":
+    if not KINDS[checkpoint.dialect].arguments:
         return NOTHING
     dropped = {name for reason, names in source.dropped.items() if reason.startswith("--drop") for name in names}
     modules = {(unit, match["module"]) for unit, name in source.entries if (match := WEIGHT.fullmatch(name))}

@@ -17,6 +17,7 @@ from carnet.architectures.family import Family
 from carnet.architectures.known import STORAGE, dialect_of, names_none, others, recognise, without
 from carnet.dialects.configs import lookup
 from carnet.dialects.entries import Entry, as_linear, entries
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, hear_config, known_release, program
 from carnet.dialects.rows import Dialect
 from carnet.dialects.strangers import way_out
@@ -48,14 +49,14 @@ def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequ
     checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
     if config is not None:
         said = read_config(config)
-        if checkpoint.dialect == "megatron":
+        if KINDS[checkpoint.dialect].arguments:
             own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
             checkpoint = replace(checkpoint, program=program_of(said))
             said = {**own, **arguments_of(said, str(config))}
         checkpoint = replace(checkpoint, config=said)
     if written_by is None:
         return checkpoint
-    if checkpoint.dialect != "megatron":
+    if not KINDS[checkpoint.dialect].arguments:
         facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
         raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
     program(written_by, "--written-by")  # now, whatever else may be wrong
@@ -137,37 +138,37 @@ def survey(
     ``like`` is the model that this one should be: it says how much of a padded axis is padding. ``counted`` is how many tokens the
     tokenizer has that is to go along.
     """
-    where = str(checkpoint.root)
-    if checkpoint.dialect == "megatron" and not checkpoint.config:
+    where, kind = str(checkpoint.root), KINDS[checkpoint.dialect]
+    if kind.arguments and not checkpoint.config:
         facts = {
             "where": where,
             "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
         }
         remedy = "name the model's config.json, or a few lines of YAML, with --config"
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
-    said = read(checkpoint.dialect, checkpoint.config, where)
+    said = read(kind.codes_key, checkpoint.config, where)
     _refuse_wrapped(checkpoint, where)
-    own = checkpoint.config if said is None else plain(checkpoint.dialect, checkpoint.config)
-    own = without(checkpoint.dialect, own, {name for _, name in checkpoint.tensors}, drop)
-    told = _told(checkpoint, own, vocab, counted, like) if checkpoint.dialect == "megatron" else None
+    own = checkpoint.config if said is None else plain(kind.codes_key, checkpoint.config)
+    own = without(kind, own, {name for _, name in checkpoint.tensors}, drop)
+    told = _told(checkpoint, own, vocab, counted, like) if kind.arguments else None
     size = vocab if told is None else told.tokens
-    heard = hear_config(checkpoint.dialect, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
+    heard = hear_config(kind.name, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
     sized = {} if size is None else {"vocab": size}
-    family, config = recognise(checkpoint.dialect, heard.said, where, sized, checkpoint.family)
-    undecided = checkpoint.family is None and names_none(checkpoint.dialect, heard.said)
-    dialect = dialect_of(family, checkpoint.dialect)
+    family, config = recognise(kind.name, heard.said, where, sized, checkpoint.family)
+    undecided = checkpoint.family is None and names_none(kind, heard.said)
+    dialect = dialect_of(family, kind.name)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
     published = like is None  # else it is held to what the program of its style writes
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = sorted_out.kept
-    if dialect.name == "hf" and not any(f"layers.{config['layers']}." in name for _, name in kept):
+    if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
-    if dialect.name == "megatron" and config.get("padded_vocab") is None:
+    if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = _enough(_stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
-    rows = 0 if dialect.name == "megatron" else _other_rows(config, named, kept)
+    rows = 0 if kind.pads_vocabulary else _other_rows(config, named, kept)
     if rows and vocab is not None:
         told = given(vocab, rows, where)
         config["padded_vocab"] = rows

@@ -11,6 +11,7 @@ import torch
 
 from carnet import __version__
 from carnet.dialects.entries import Unit
+from carnet.dialects.kinds import KINDS, RANKS
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.inventory.source_scales import NOTHING, SourceScales
@@ -150,7 +151,7 @@ class Crossing:
 
         A tensor that was yielded belongs to who took it; one that is let go of makes room for the next.
         """
-        if self._request.to == "megatron":
+        if self._goal.dialect.kind.arguments:
             raise BadRequest("the tensors of a running module are written in place", remedy="run(states, into=model)")
         yield from self._arriving(states, self._tensors(), self._wire("stream"))
 
@@ -182,7 +183,7 @@ class Crossing:
         out, plan = Path(out), self._drawing.plan
         leader = self._control.rank == self._control.ranks[0]
         with together(self._control) as same:
-            if self._goal.units is not None and self._goal.dialect.name != "trtllm":
+            if self._goal.units is not None and KINDS[self._request.to].files != RANKS:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(out.absolute()))
@@ -230,7 +231,7 @@ class Crossing:
 
     def _land(self, into: Mapping[str, torch.Tensor] | States) -> None:
         """Find the memory of the target, and lay down what is copied where."""
-        if self._request.to == "megatron":
+        if self._goal.dialect.kind.arguments:
             self._landing = Module(self._tie(into, self._goal.holding))
         else:
             self._landing = self._tensors()

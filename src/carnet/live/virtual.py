@@ -16,6 +16,7 @@ from carnet.algebra.box import whole
 from carnet.architectures.known import dialect_of, recognise
 from carnet.dialects.configs import lookup
 from carnet.dialects.entries import Entry, Unit, entries, units
+from carnet.dialects.kinds import RANKS
 from carnet.dialects.megatron.programs import hear_config, known_release
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
@@ -30,10 +31,10 @@ from carnet.inventory.survey import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, value
-from carnet.plans.request import EMBEDDINGS, Request
+from carnet.plans.request import Request
 
 WHERE = "the running model"
-MODULES = replace(MEGATRON, stacked=False, ranked=True)  # a rank's own modules: a tensor a layer
+MODULES = replace(MEGATRON, stacked=False, kind=replace(MEGATRON.kind, files=RANKS))  # a rank's own modules: a tensor a layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,13 +170,13 @@ class Goal:
 def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Goal:
     """Return what the ranks of the target are to hold; raise CarnetError where they cannot."""
     plain = dialect_of(source.inventory.family, request.to)
-    modules = request.to == "megatron"
+    modules = plain.kind.arguments  # a program that trains is given its running modules
     if modules and request.dtype is not None:
         raise BadRequest("a running module keeps the types of its weights", remedy="leave out dtype")
     if not modules and padded is not None:
         raise BadRequest("only Megatron's modules pad the vocabulary", remedy="leave out target_padded_vocab_size")
-    if request.embedding is not None and request.to != "trtllm":
-        facts = {"to": request.to, "found": request.embedding, "known": f"{', '.join(EMBEDDINGS)}, of trtllm"}
+    if request.embedding is not None and request.embedding not in plain.kind.embeddings:
+        facts = {"to": request.to, "found": request.embedding, "known": ", ".join(plain.kind.embeddings) or "none"}
         raise BadRequest("the embedding cannot be shared in this way", facts, remedy="leave out parallel_embedding")
     fields = source.inventory.config
     places = seats(grid if modules else replace(grid, ep=1, etp=None), ranks)

@@ -58,7 +58,7 @@ def build(
         if contradicted
         else {}
     )
-    if request.to == "hf":
+    if target.kind.companions:
         generation = next((Path(asset.path).parent for asset in along.assets if asset.name == GENERATION), None)
         ended = None if generation is None else generation_eos(generation)
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
@@ -111,7 +111,7 @@ def draw(
     kept, steps = _keep(found, source)
     wanted = list(entries(target, config, None, request.spelling, among))
     shifts = _shifts(source, target, config)
-    dtypes = _dtypes(wanted, kept, request, shifts if target.name != "trtllm" else {})
+    dtypes = _dtypes(wanted, kept, request, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
     coded = choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
@@ -155,7 +155,11 @@ def draw(
 def _more(source: Inventory, target: Dialect, along: Companions) -> dict[str, object]:
     """Return what one Hugging Face config takes over from another: how texts are generated, and the code that goes along."""
     code: dict[str, object] = {} if along.auto_map is None else {"auto_map": along.auto_map}
-    return {**generation(source.checkpoint.config), **code} if source.dialect.name == "hf" == target.name else code
+    return (
+        {**generation(source.checkpoint.config), **code}
+        if source.dialect.kind is target.kind and target.kind.companions
+        else code
+    )
 
 
 def _target_config(source: Inventory, request: Request, target: Dialect) -> dict[str, Value]:
@@ -175,7 +179,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         if key in source.entries and _holds(source.entries[key], "embed")
     )
     config["dtype"] = request.dtype or embed.dtype
-    if target.name == "megatron":
+    if target.kind.pads_vocabulary:
         config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
         config["padded_vocab"] = padded_rows(number(config, "vocab"), request.tp)
     elif target.ranked:

@@ -83,7 +83,7 @@ def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
 
 def _stacked(recipe: Recipe) -> str:
     """Say why experts in one tensor are not coded; of modelopt as its exports of GPT-OSS and Llama 4 show."""
-    if recipe.style != "modelopt":
+    if not STYLES[recipe.style].stacks_experts:
         return f"{recipe.style} codes a module for each expert, and these are one tensor"
     if recipe.scale.kind == "power":
         return f"modelopt's blocks of {recipe.scheme} lie along the outputs of experts in one tensor, not along their inputs"

@@ -11,6 +11,7 @@ from math import prod
 from carnet.algebra.box import Box, intersect, whole
 from carnet.architectures.family import Family
 from carnet.dialects.entries import Entry, entries
+from carnet.dialects.kinds import KINDS
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.stored import Key, dense_strides
@@ -43,7 +44,6 @@ class Coding:
     source_scales: SourceScales  # what the checkpoint itself says: it counts where a person says nothing
 
 
-DYNAMIC = {("compressed-tensors", "fp8"), ("compressed-tensors", "nvfp4")}  # may do without a scale of activations
 OPTIONS = {  # fields of a request that mean nothing unless something is quantized
     "style": "--style",
     "cache": "--kv-cache",
@@ -53,7 +53,6 @@ OPTIONS = {  # fields of a request that mean nothing unless something is quantiz
     "exclude": "--exclude",
 }
 LARGEST = 3.4028235e38  # of f32
-STYLE = {"hf": "modelopt", "trtllm": "trtllm"}  # unless asked otherwise
 
 
 def asked(
@@ -81,10 +80,10 @@ def asked(
 
 def _recipe(scheme: str, style: str | None, to: str) -> Recipe:
     """Return the recipe of a scheme in a style that the target may have."""
-    known = [name for name in STYLES if (name == "trtllm") == (to == "trtllm")] if to in STYLE else []
+    known = KINDS[to].styles
     if not known:
         raise BadRequest(f"a target of the kind {to!r} holds no codes", {"option": "--quantize"}, remedy="leave out --quantize")
-    style = style or STYLE[to]
+    style = style or known[0]
     if style not in known:
         facts = {"option": "--style", "target": to, "known": ", ".join(known)}
         raise BadRequest(f"a target of the kind {to!r} has no style {style!r}", facts)
@@ -105,7 +104,7 @@ def _static(recipe: Recipe, activations: str | None) -> bool:
         raise BadRequest(f"the scales of activations cannot be {activations!r}", {**facts, "known": "static, dynamic"})
     if activations == "static" and not has:
         raise BadRequest("the scheme has no place for a scale of activations", facts, remedy="leave out --activations")
-    if activations == "dynamic" and has and (recipe.style, recipe.scheme) not in DYNAMIC:
+    if activations == "dynamic" and has and recipe.scheme not in STYLES[recipe.style].dynamic:
         raise BadRequest("the scheme needs a scale of activations", facts, remedy="use --activations static, with --amax FILE")
     return has and activations != "dynamic"
 
@@ -252,7 +251,7 @@ def _input(coding: Coding, one: Coded) -> float:
     if own is not None:
         return own
     if not found:
-        dynamic = (coding.recipe.style, coding.recipe.scheme) in DYNAMIC
+        dynamic = coding.recipe.scheme in STYLES[coding.recipe.style].dynamic
         raise _unknown(coding, one.entry, "input", ", or use --activations dynamic" if dynamic else "")
     return input_scale(coding.recipe, max(found), one.own)
 
@@ -292,7 +291,7 @@ def _cache_scale(coding: Coding, entry: Entry, tensor: str, what: str) -> float:
 def _unknown(coding: Coding, entry: Entry, what: str, otherwise: str) -> BadRequest:
     """Return the refusal where calibration is needed and does not say enough."""
     facts = {"tensor": entry.name}
-    if coding.recipe.style != "trtllm":  # the file has the names of Hugging Face modules
+    if STYLES[coding.recipe.style].hf_modules:  # whose names the file has
         facts["looked for"] = f"{entry.name.removesuffix('weight')}{what}_amax"
     remedy = f"name a file with --amax (carnet calibrate makes one){otherwise}"
     whose = {"input": "activations", "k": "cached keys", "v": "cached values"}[what]

@@ -9,11 +9,13 @@ from carnet.algebra.box import Box, whole
 from carnet.architectures.family import Family
 from carnet.architectures.known import padded
 from carnet.dialects.entries import Entry
+from carnet.dialects.kinds import STORE
 from carnet.dialects.megatron.needs import NOTHING, Needs, needs
 from carnet.dialects.megatron.programs import program
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import write
 from carnet.dtypes import BY_NAME
+from carnet.formats.folder import CONFIG
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
@@ -24,7 +26,7 @@ from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, scratch
 from carnet.planner.store import chunks, states
 from carnet.plans.request import Request
-from carnet.quantize.configs import beside_config, in_config, of_ranks
+from carnet.quantize.configs import Codes, with_codes
 from carnet.quantize.styles import Kept
 from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile
 
@@ -59,7 +61,7 @@ def target_files(
 
     ``ranks`` are the units that have a file each, where the target has such.
     """
-    if target.name == "megatron" and not target.ranked:
+    if target.kind.files == STORE:
         return _store(target, wanted, dtypes, config, request)
     scales: dict[Key, list[Kept]] = {}
     for scaled in cache.values():
@@ -148,23 +150,15 @@ def target_texts(
     more: Mapping[str, object],
 ) -> tuple[TextFile, ...]:
     """Return config.json, with what it says ``more``, what stands beside it about quantized weights, and the index of several files."""
-    if target.name == "megatron":
+    if target.kind.arguments:
         return store_texts(ITERATION)
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
     said |= more
-    texts = []
+    written = {CONFIG: said}
     if coding is not None:
         ignored = plain_modules(coding.recipe, target, config, wanted, coded)
-        if target.name == "trtllm":
-            record = said["quantization"]
-            assert isinstance(record, dict), "the config of a rank has a record of this name"
-            record |= of_ranks(coding.recipe, ignored, cache=coding.cache)
-        else:
-            said["quantization_config"] = in_config(coding.recipe, ignored, cache=coding.cache, static=coding.static)
-            if coding.recipe.style == "modelopt":
-                beside = beside_config(coding.recipe, ignored, cache=coding.cache)
-                texts.append(TextFile("hf_quant_config.json", _json(beside)))
-    texts.insert(0, TextFile("config.json", _json(said)))
+        written = with_codes(said, target.kind.codes_key, Codes(coding.recipe, ignored, coding.cache, coding.static))
+    texts = [TextFile(name, _json(text)) for name, text in written.items()]
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         total = sum(file.nbytes - file.tensors[0].offset for file in files)

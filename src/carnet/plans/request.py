@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Required, Self, TypedDict, get_args, get_origin, get_type_hints
 
+from carnet.dialects.kinds import KINDS
 from carnet.errors import BadOption, BadRequest
 from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word
 
-TARGETS = ("hf", "trtllm", "megatron")
-EMBEDDINGS = ("none", "rows", "columns")  # how ranks may share the embedding
+TARGETS = tuple(KINDS)
+EMBEDDINGS = tuple(dict.fromkeys(way for kind in KINDS.values() for way in kind.embeddings))
 SPELLINGS = ("te", "local")  # whose names a Megatron target has
 CACHES = ("fp8",)
 ACTIVATIONS = ("static", "dynamic")
@@ -99,7 +100,7 @@ class Request:
             raise BadOption("a crossing needs to know what its target is for", {"lacking": "to", "known": ", ".join(TARGETS)})
         read = {option: READERS[option](option, value) for option, value in options.items() if option not in ASIDE}
         made = cls(**{FIELDS.get(option, option): value for option, value in read.items()})
-        if made.read_by is not None and made.to != "megatron":
+        if made.read_by is not None and not KINDS[made.to].arguments:
             raise BadOption("read_by is for a target of the kind 'megatron'", {"to": made.to}, remedy="leave it out")
         return made
 

@@ -4,7 +4,8 @@ modelopt 0.47 writes ``quantization_config`` into config.json and hf_quant_confi
 alone; DeepSeek's published models likewise; TensorRT-LLM's per-rank config has a ``quantization`` record.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from carnet.quantize.recipes import Recipe
 
@@ -56,37 +57,54 @@ PRESSED: Mapping[str, tuple[str, Json, Json | None]] = {
     "int8-channel": ("int-quantized", {"strategy": "channel", "type": "int"}, {**TOKEN, "type": "int"}),
     "int4-group": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 128, "type": "int"}, None),
 }
+# scheme -> what is said of activations that have no stored scale, where they could have one
+DYNAMIC: Mapping[str, Json | None] = {"fp8": TOKEN, "nvfp4": None}
 CACHE: Json = {"dynamic": False, "num_bits": 8, "type": "float"}
 
 
-def in_config(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: bool) -> Json:
-    """Return config.json's ``quantization_config``; ``ignored`` names the linear modules that stay as they are."""
-    if recipe.style == "deepseek":
-        blocks: Json = {
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "quant_method": "fp8",
-            "weight_block_size": [*recipe.block],
-        }
-        return {**blocks, **({"modules_to_not_convert": [*ignored]} if ignored else {})}
-    if recipe.style == "compressed-tensors":
-        return _pressed(recipe, ignored, cache=cache, static=static)
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """What a config is to say of codes."""
+
+    recipe: Recipe
+    ignored: Sequence[str]  # the linear modules that stay as they are
+    cache: bool  # scales of an FP8 cache of keys and values are stored
+    static: bool  # activations have a scale that is stored
+
+
+def with_codes(said: Mapping[str, object], key: str, codes: Codes) -> dict[str, Json]:
+    """Return the texts of a target that say what is coded: name -> text; ``said`` is config.json without, ``key`` where it says it."""
+    record = said.get(key)
+    own = WRITERS[codes.recipe.style](codes)
+    texts = {"config.json": {**said, key: {**(record if isinstance(record, dict) else {}), **own}}}
+    return texts | ({BESIDE: _beside(codes)} if codes.recipe.style in WITH_BESIDE else {})
+
+
+def _blocks(codes: Codes) -> Json:
+    blocks: Json = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [*codes.recipe.block],
+    }
+    return {**blocks, **({"modules_to_not_convert": [*codes.ignored]} if codes.ignored else {})}
+
+
+def _modelopt(codes: Codes) -> Json:
     said: Json = {}
-    if recipe.scheme in BITS:
-        numbers: Json = {"dynamic": False, "num_bits": BITS[recipe.scheme], "type": "float"}
-        numbers |= {"group_size": GROUPS[recipe.scheme]} if recipe.scheme in GROUPS else {}
+    if codes.recipe.scheme in BITS:
+        numbers: Json = {"dynamic": False, "num_bits": BITS[codes.recipe.scheme], "type": "float"}
+        numbers |= {"group_size": GROUPS[codes.recipe.scheme]} if codes.recipe.scheme in GROUPS else {}
         said["config_groups"] = {"group_0": {"input_activations": numbers, "weights": numbers, "targets": ["Linear"]}}
-    said |= {"ignore": [*ignored], "quant_algo": ALGORITHMS[recipe.scheme]}
-    said |= {"kv_cache_scheme": CACHE} if cache else {}
+    said |= {"ignore": [*codes.ignored], "quant_algo": ALGORITHMS[codes.recipe.scheme]}
+    said |= {"kv_cache_scheme": CACHE} if codes.cache else {}
     return {**said, "producer": PRODUCER, "quant_method": "modelopt"}
 
 
-def _pressed(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: bool) -> Json:
-    format_, weights, inputs = PRESSED[recipe.scheme]
-    if recipe.scheme == "fp8" and not static:
-        inputs = TOKEN
-    if recipe.scheme == "nvfp4" and not static:
-        inputs = None
+def _pressed(codes: Codes) -> Json:
+    format_, weights, inputs = PRESSED[codes.recipe.scheme]
+    if not codes.static:
+        inputs = DYNAMIC.get(codes.recipe.scheme, inputs)
     group: Json = {
         "format": format_,
         "input_activations": None if inputs is None else {**ARGUMENTS, **inputs},
@@ -98,8 +116,8 @@ def _pressed(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: boo
         "config_groups": {"group_0": group},
         "format": format_,
         "global_compression_ratio": None,
-        "ignore": [*ignored],
-        "kv_cache_scheme": {**ARGUMENTS, "observer": "static_minmax"} if cache else None,
+        "ignore": [*codes.ignored],
+        "kv_cache_scheme": {**ARGUMENTS, "observer": "static_minmax"} if codes.cache else None,
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "sparsity_config": {},
@@ -108,14 +126,25 @@ def _pressed(recipe: Recipe, ignored: Sequence[str], *, cache: bool, static: boo
     }
 
 
-def beside_config(recipe: Recipe, ignored: Sequence[str], *, cache: bool) -> Json:
-    """Return modelopt's hf_quant_config.json."""
-    groups: Json = {"group_size": GROUPS[recipe.scheme]} if recipe.scheme in GROUPS else {}
-    said: Json = {"quant_algo": ALGORITHMS[recipe.scheme], "kv_cache_quant_algo": "FP8" if cache else None, **groups}
-    return {"producer": PRODUCER, "quantization": {**said, "exclude_modules": [*ignored]}}
+def _beside(codes: Codes) -> Json:
+    groups: Json = {"group_size": GROUPS[codes.recipe.scheme]} if codes.recipe.scheme in GROUPS else {}
+    said: Json = {
+        "quant_algo": ALGORITHMS[codes.recipe.scheme],
+        "kv_cache_quant_algo": "FP8" if codes.cache else None,
+        **groups,
+    }
+    return {"producer": PRODUCER, "quantization": {**said, "exclude_modules": [*codes.ignored]}}
 
 
-def of_ranks(recipe: Recipe, ignored: Sequence[str], *, cache: bool) -> Json:
-    """Return what differs in the ``quantization`` record of a TensorRT-LLM config."""
-    algorithms: Json = {"quant_algo": ALGORITHMS[recipe.scheme], "kv_cache_quant_algo": "FP8" if cache else None}
-    return {**algorithms, "exclude_modules": [*ignored]}
+def _of_ranks(codes: Codes) -> Json:
+    algorithms: Json = {"quant_algo": ALGORITHMS[codes.recipe.scheme], "kv_cache_quant_algo": "FP8" if codes.cache else None}
+    return {**algorithms, "exclude_modules": [*codes.ignored]}
+
+
+WRITERS: Mapping[str, Callable[[Codes], Json]] = {
+    "modelopt": _modelopt,
+    "compressed-tensors": _pressed,
+    "deepseek": _blocks,
+    "trtllm": _of_ranks,
+}
+BESIDE, WITH_BESIDE = "hf_quant_config.json", ("modelopt",)  # a second file with the same in other words, and who writes it

@@ -5,17 +5,17 @@ Facts: modelopt 0.47 torch/export/convert_hf_config.py (hf_quant_config.json and
 quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's published models, TensorRT-LLM's QuantConfig.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BITS, GROUPS, PRESSED
+from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BESIDE, BITS, GROUPS, PRESSED
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import STYLES, Style
 
 Json = Mapping[str, object]
 
-CONFIG_KEY, BESIDE = "quantization_config", "hf_quant_config.json"  # the second is a file of modelopt's, kept under its name
+CONFIG_KEY, RECORD = "quantization_config", "quantization"  # where a config.json says it, and a rank's
 CONFIG = "config.json"
 
 # ways out of a refusal; a config that is given stands in place of config.json and of modelopt's file
@@ -44,31 +44,37 @@ class Said:
     targets: tuple[str, ...] = ()  # the modules that alone are quantized; all linear ones where none is named
 
 
-def plain(dialect: str, config: Json) -> Json:
-    """Return a config without what it says about quantized weights: the family's tables know nothing of that."""
-    if dialect == "hf":
-        return {key: value for key, value in config.items() if key not in (CONFIG_KEY, BESIDE)}
-    record = config.get("quantization")
-    if dialect != "trtllm" or not isinstance(record, Mapping):
-        return config
-    return {**config, "quantization": {**record, "quant_algo": None, "kv_cache_quant_algo": None}}
+def plain(key: str, config: Json) -> Json:
+    """Return a config without what it says under ``key`` about quantized weights: the family's tables know nothing of that."""
+    return READERS[key][1](config) if key else config
 
 
-def read(dialect: str, config: Json, where: str) -> Said | None:
-    """Return what a config says, None where it says nothing; raise NotSupported where that is not known."""
-    if dialect == "hf":
-        found = {
-            key: _hf(_record(config, key, where), key, where) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None
-        }
-        facts = {key: _facts(said) for key, said in found.items()}
-        if len({*facts.values()}) > 1:
-            what = f"config.json and {BESIDE} disagree about the quantized weights"
-            raise BadCheckpoint(what, {"where": where, **facts}, remedy=MENDED)
-        said = [each for each in found.values() if each is not None]
-        return replace(said[0], lists={file: names for each in said for file, names in each.lists.items()}) if said else None
-    if dialect == "trtllm" and isinstance(config.get("quantization"), Mapping):
-        return _ranks(_record(config, "quantization", where), where)
-    return None
+def read(key: str, config: Json, where: str) -> Said | None:
+    """Return what a config says under ``key``, None where it says nothing; raise NotSupported where that is not known."""
+    return READERS[key][0](config, where) if key else None
+
+
+def _plain_folder(config: Json) -> Json:
+    return {key: value for key, value in config.items() if key not in (CONFIG_KEY, BESIDE)}
+
+
+def _plain_ranks(config: Json) -> Json:
+    record = config.get(RECORD)
+    return (
+        {**config, RECORD: {**record, "quant_algo": None, "kv_cache_quant_algo": None}}
+        if isinstance(record, Mapping)
+        else config
+    )
+
+
+def _of_folder(config: Json, where: str) -> Said | None:
+    found = {key: _hf(_record(config, key, where), key, where) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None}
+    facts = {key: _facts(said) for key, said in found.items()}
+    if len({*facts.values()}) > 1:
+        what = f"config.json and {BESIDE} disagree about the quantized weights"
+        raise BadCheckpoint(what, {"where": where, **facts}, remedy=MENDED)
+    said = [each for each in found.values() if each is not None]
+    return replace(said[0], lists={file: names for each in said for file, names in each.lists.items()}) if said else None
 
 
 def _facts(said: Said | None) -> str:
@@ -294,11 +300,21 @@ def _is_static(group: Json, scheme: str, key: str, where: str) -> bool:
 USUAL = tuple("*lm_head *router *vocab_embedding *position_embedding *block_embedding *shared_expert_gate *fused_a".split())
 
 
-def _ranks(record: Json, where: str) -> Said | None:
-    _cache_word(record, "kv_cache_quant_algo", "quantization", where)
-    recipe = _algorithm(record, "trtllm", "quantization", where)
+def _ranks(config: Json, where: str) -> Said | None:
+    record = config.get(RECORD)
+    if not isinstance(record, Mapping):
+        return None
+    _cache_word(record, "kv_cache_quant_algo", RECORD, where)
+    recipe = _algorithm(record, "trtllm", RECORD, where)
     cache = record.get("kv_cache_quant_algo") is not None
     if recipe is not None:
-        _only(record, "quantization", where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
+        _only(record, RECORD, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
     ignored = USUAL if record.get("exclude_modules") is None else _names(record, "exclude_modules", where)
     return _said("trtllm", recipe, {CONFIG: ignored}, cache=cache)
+
+
+# where a config says of codes -> what reads it, and what leaves it out
+READERS: Mapping[str, tuple[Callable[[Json, str], Said | None], Callable[[Json], Json]]] = {
+    CONFIG_KEY: (_of_folder, _plain_folder),
+    RECORD: (_ranks, _plain_ranks),
+}

@@ -46,11 +46,16 @@ class Style:
     heads_asked: tuple[int | None, ...] = (None,)  # the names of the head of which an engine must be told one: a slice of all
     codes_conv1d: bool = False  # transformers' Conv1D is coded too, and stored as a linear layer
     whole_experts: bool = False  # the experts of a layer are one module: coded whole or not at all
+    dynamic: frozenset[str] = frozenset()  # schemes that may do without a stored scale of activations
+    shapes: Mapping[str, str] = field(default_factory=dict)  # scheme -> shape of its scales, where it is not "rows columns"
+    stacks_experts: bool = False  # codes of experts in one tensor have names of their own, which carnet does not write
+    hf_modules: bool = True  # modules have the names that transformers gives them
+    packed: str = ""  # what codes are called where several share an item; "" where that is no other name
     one_cache: bool = False  # keys and values have one scale, which is never below one
 
     def codes_of(self, recipe: Recipe) -> str:
         """Return what the codes of a recipe are called."""
-        return "weight_packed" if self.name == "compressed-tensors" and recipe.packing else self.codes
+        return self.packed if self.packed and recipe.packing else self.codes
 
 
 LEFT = frozenset(("plain", "gate", "head"))  # roles of linear layers that no program codes, and every one must be told so
@@ -71,6 +76,8 @@ STYLES = {
         by_patterns=True,
         only_where={"embed": {"embed_root": False}},  # Gemma's is of another class: it multiplies what it looks up
         heads_named=1,
+        shapes={"fp8-channel": "rows", "fp8-block": "rows 1 columns 1"},
+        stacks_experts=True,
         codes_conv1d=True,
     ),
     "compressed-tensors": Style(
@@ -87,6 +94,8 @@ STYLES = {
         lists=LEFT,
         one_module=True,
         heads_named=None,
+        dynamic=frozenset(("fp8", "nvfp4")),
+        packed="weight_packed",
         heads_asked=(-1, None),  # that of transformers, the last
     ),
     "deepseek": Style(
@@ -118,6 +127,7 @@ STYLES = {
         lists=LEFT,  # takes the place of TensorRT-LLM's own list: quantization/quantize.py quantize_layers
         heads_asked=(1,),
         whole_experts=True,
+        hf_modules=False,
         one_cache=True,
     ),
 }
@@ -165,8 +175,5 @@ def _scales_shape(
     rows, columns = grid(recipe, matrix)
     if recipe.block == (0, 0):
         return (*experts, 1) if experts else scalar
-    if recipe.style == "modelopt" and recipe.scheme == "fp8-channel":
-        return (rows,)
-    if recipe.style == "modelopt" and recipe.scheme == "fp8-block":
-        return (rows, 1, columns, 1)
-    return (*experts, rows, columns)
+    sizes = {"rows": rows, "columns": columns, "1": 1}
+    return (*experts, *(sizes[word] for word in STYLES[recipe.style].shapes.get(recipe.scheme, "rows columns").split()))

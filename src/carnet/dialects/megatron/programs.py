@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.dialects.configs import lookup, read
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.releases import (
     ACCEPTABLE,
     ARGUMENTS,
@@ -115,7 +116,7 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
 
 def hear_config(dialect: str, own: Arguments, where: str, writer: str, era: str, accept: Sequence[str]) -> Heard:
     """Return the training arguments of a checkpoint as its program computed with them; any other config as it stands."""
-    if dialect != "megatron" or lookup(own, "architectures"):
+    if not KINDS[dialect].arguments or lookup(own, KINDS["hf"].class_key):
         return Heard(dict(own), {}, {})
     return hear(own, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
 

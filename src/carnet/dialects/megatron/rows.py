@@ -9,6 +9,7 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 from collections.abc import Callable
 
 from carnet.dialects.configs import Table
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.megatron.table import FIELDS, GUARDS
 from carnet.dialects.rows import Dialect, fuse, row
@@ -205,12 +206,11 @@ OPTIONAL: dict[str, dict[str, Callable[[object], object]]] = {
 }
 
 MEGATRON = Dialect(
-    name="megatron",
+    kind=KINDS["megatron"],
     architecture="",
     prefixes=("", "model.", "module.", "model.module.", "model.module.module."),
     rows=ROWS,
     stacked=True,
-    ranked=False,
     writes_tied=False,
     # the module's own name since megatron-core 0.17: rename_mtp_inner_layer_keys in fsdp_dtensor_checkpoint.py
     further=(LAYER, "mtp.layers.{layer}.transformer_layer.", "mtp.layers.{layer}.mtp_model_layer."),

@@ -1,0 +1,59 @@
+"""What the checkpoints of one program are, whatever the family: how files are cut, what stands beside the weights, which codes
+they take.
+
+A new kind is a row here and a file with its rows; what reads, plans, writes and examines asks for a column, never for a name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SHARDS, RANKS, STORE = "shards", "ranks", "store"  # how files are cut: by size; one a rank; a store of chunks below a folder
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of checkpoint, as a source and as a target."""
+
+    name: str  # what options and documents call it
+    files: str  # SHARDS, RANKS or STORE
+    class_key: str  # where its config names the class of the model; "" for training arguments, which name none
+    class_type: type = str  # of what stands there: a name, or a list of names
+    codes_key: str = ""  # where its config says of quantized weights; "" where no weights are
+    styles: tuple[str, ...] = ()  # whose codes a target may hold; the first unless another is asked for
+    embeddings: tuple[str, ...] = ()  # how ranks may share the embedding, where a person may say
+    companions: bool = False  # what else lies in the folder is for the same program: tokenizer, code, how texts are generated
+    rounds_sums: bool = False  # a norm that one is added to, or taken from, is rounded to its type; elsewhere it becomes f32
+    pads_vocabulary: bool = False  # the ranks' multiple of rows is stored
+    omits_further: bool = False  # layers that predict further tokens are left out, and their number stays in the config
+
+    @property
+    def arguments(self) -> bool:
+        """Say whether its config is the arguments of a training: of a program that has releases, and without a family's name."""
+        return not self.class_key
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "hf",
+            SHARDS,
+            "architectures",
+            list,
+            codes_key="quantization_config",
+            styles=("modelopt", "compressed-tensors", "deepseek"),
+            companions=True,
+            omits_further=True,
+        ),
+        Kind(
+            "trtllm",
+            RANKS,
+            "architecture",
+            codes_key="quantization",
+            styles=("trtllm",),
+            embeddings=("none", "rows", "columns"),
+            rounds_sums=True,
+        ),
+        Kind("megatron", STORE, "", pads_vocabulary=True),
+    )
+}
