@@ -110,6 +110,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_o
         "loaded = {name for name in sys.modules if name.split('.')[0] in ('numpy', 'rich', 'ml_dtypes', 'xxhash', 'torch')}\n"
         "own = {name for name in sys.modules if name.startswith('carnet.') and not name.startswith('carnet.cli')}\n"
         "loaded |= own - {'carnet.plans', 'carnet.plans.options', 'carnet.plans.request', 'carnet.errors'}\n"
+        "loaded -= {'carnet.dialects', 'carnet.dialects.kinds'}\n"
         "print(sorted(loaded), file=sys.stderr)"
     )
     result = carnet_in_a_shell(code=code)
@@ -155,7 +156,7 @@ def test_options_in_python_are_written_as_on_the_command_line():
     one = carnet.plan(MEGATRON, to="hf", quantize="fp8-channel", exclude="*.o_proj")
     assert one == carnet.plan(MEGATRON, to="hf", quantize="fp8-channel", exclude=["*.o_proj"])
     assert one.request["exclude"] == ["*.o_proj"]
-    assert carnet.plan(str(MEGATRON), to="hf", shard_size="64KiB").request["shard"] == 65536
+    assert carnet.plan(str(MEGATRON), to="hf", shard_size="64KiB").request["shard_size"] == 65536
 
 
 @pytest.mark.parametrize("options", [{}, {"quantize": "fp8-channel"}], ids=str)
@@ -860,7 +861,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
 )
 def test_a_size_is_read_as_people_write_it(word, nbytes, tmp_path):
     assert call("plan", MEGATRON, "--to", "hf", "--shard-size", word, "-o", tmp_path / word).exit_code == 0
-    assert json.loads((tmp_path / word).read_text().splitlines()[0])["request"]["shard"] == nbytes
+    assert json.loads((tmp_path / word).read_text().splitlines()[0])["request"]["shard_size"] == nbytes
 
 
 # --- quantizing ----------------------------------------------------------------------------------------------------------------

@@ -823,7 +823,7 @@ def test_a_target_of_fewer_rows_whose_document_claims_that_they_were_asked_for(s
         resealed(target, claim(vocab=200))
     else:
         data = json.loads((target / "carnet.json").read_text())
-        data["request"]["vocab"] = 200
+        data["request"]["vocab_size"] = 200
         (target / "carnet.json").write_text(json.dumps(data, indent=1) + "\n")
     assert ("vocab", "config field differs") in findings(source, target)
 
@@ -838,17 +838,17 @@ def test_a_document_that_names_the_target_s_own_config(proven, tmp_path):
 CLAIMS = {
     "dtype": claim(dtype="f16"),
     "drop": lambda data: (claim(drop=["*q_proj*"])(data), data["dropped"].update({"--drop *q_proj*": ["x"]})),
-    "vocab": claim(vocab=200),
-    "cache_scale": claim(cache_scale=2.0, cache="fp8"),
+    "vocab_size": claim(vocab_size=200),
+    "kv_scale": claim(kv_scale=2.0, kv_cache="fp8"),
 }
 
 
-@pytest.mark.parametrize("field", ["dtype", "drop", "vocab"])
+@pytest.mark.parametrize("field", ["dtype", "drop", "vocab_size"])
 def test_a_request_that_the_document_alone_knows_is_a_finding_that_names_the_option(field, proven, tmp_path):
     source, target = proven("hf", tmp_path)
     resealed(target, CLAIMS[field])
     (found,) = [f for f in carnet.verify(source, target).findings if f.where == f"request.{field}"]
-    option = {"dtype": "--dtype f16", "drop": "--drop '*q_proj*'", "vocab": "--vocab-size 200"}[field]
+    option = {"dtype": "--dtype f16", "drop": "--drop '*q_proj*'", "vocab_size": "--vocab-size 200"}[field]
     assert (found.what, f"repeat {option}" in found.detail) == ("the carnet names another request", True)
 
 
@@ -1315,7 +1315,7 @@ def test_a_document_that_cannot_be_read_is_a_finding_where_the_source_is_named(d
     elif damage == "a folder":
         document.mkdir()
     else:
-        document.write_text(text[:100] if damage == "cut off" else text.replace('"carnet": 2', '"carnet": 1'))
+        document.write_text(text[:100] if damage == "cut off" else text.replace('"carnet": 3', '"carnet": 2'))
     assert ("carnet.json", "the carnet cannot be believed") in findings(source, target)
     with pytest.raises(CarnetError):
         carnet.verify(target)

@@ -32,8 +32,8 @@ from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
 from carnet.plans import saved
-from carnet.plans.options import PathLike, local, nbytes, patterns, whole
-from carnet.plans.request import MEMORY, Options, Request, as_data, memory_of
+from carnet.plans.options import PathLike, local
+from carnet.plans.request import MEMORY, Options, Request, as_data, gathered, memory_of, only
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]
@@ -56,6 +56,7 @@ class Inspection:
 class Comparison(TypedDict, total=False):
     """What a target was asked to be, where neither its source nor a plan says it: the same words as for the crossing."""
 
+    request: PathLike | None  # a file of options, of which those count that are listed here
     dtype: str | None
     drop: str | Sequence[str]
     vocab_size: int | None
@@ -63,29 +64,41 @@ class Comparison(TypedDict, total=False):
     family: str | None
     kv_scale: float | None
     amax: PathLike | None
+    tokenizer: PathLike | None  # folder whose tokenizer was brought along
     written_by: str | None
     read_by: str | None
     accept: str | Sequence[str]
 
 
-def inspect(
-    path: PathLike,
-    *,
-    drop: str | Sequence[str] = (),
-    vocab_size: int | None = None,
-    config: PathLike | None = None,
-    family: str | None = None,
-    written_by: str | None = None,
-    accept: str | Sequence[str] = (),
-) -> Inspection:
+class Verifying(Comparison, total=False):
+    """The options of ``carnet.verify``."""
+
+    plan: PathLike | None
+    seal: bool
+    memory: int | str
+
+
+class Looking(TypedDict, total=False):
+    """The options of ``carnet.inspect``, which mean what they do for a crossing."""
+
+    drop: str | Sequence[str]
+    vocab_size: int | None
+    config: PathLike | None
+    family: str | None
+    written_by: str | None
+    accept: str | Sequence[str]
+
+
+def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
     """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
 
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
-    dropped, vocab = patterns("drop", drop), None if vocab_size is None else whole("vocab_size", vocab_size)
-    checkpoint = _opened(local("ckpt", path), config, written_by, patterns("accept", accept), family)
+    only(Looking.__optional_keys__, options)
+    said = Request.of({**options, "to": "hf"})
+    checkpoint = _opened(local("ckpt", path), said.config, said.written_by, said.accept, said.family)
     try:
-        return Inspection(checkpoint, take(checkpoint, dropped, vocab), None)
+        return Inspection(checkpoint, take(checkpoint, said.drop, said.vocab_size), None)
     except CarnetError as refusal:
         return Inspection(checkpoint, None, refusal)
 
@@ -110,13 +123,13 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     ``carnet.Options``. Raises CarnetError where anything of the source is unknown, lacking or has no place in the target, and
     BadOption where an option says what it never can.
     """
-    request, memory, amax = Request.of(options), memory_of(options), options.get("amax")
-    checkpoint = _opened(local("ckpt", path), options.get("config"), request.written_by, request.accept, request.family)
-    lent = options.get("tokenizer")
+    said = gathered(options)
+    request, memory, lent = Request.of(said), memory_of(said), said.get("tokenizer")
+    checkpoint = _opened(local("ckpt", path), request.config, request.written_by, request.accept, request.family)
     folder = None if lent is None else local("tokenizer", lent)
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
-    measured = {} if amax is None else read_amax(local("amax", amax))
+    measured = {} if request.amax is None else read_amax(Path(request.amax))
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
@@ -149,7 +162,6 @@ def verify(
     out: PathLike | None = None,
     *,
     plan: PathLike | None = None,
-    tokenizer: PathLike | None = None,
     seal: bool = False,
     memory: int | str = MEMORY,
     progress: Progress | None = None,
@@ -163,12 +175,12 @@ def verify(
     wrote it left the document unfinished.
     ``memory`` (bytes) is the peak of private memory that it may use. ``progress`` gets bytes done and bytes in all, on this thread.
     """
-    alone = out is None
-    told = tokenizer is not None or any(value not in (None, ()) for value in options.values())
+    alone, space, tokenizer = out is None, memory_of({"memory": memory}), options.get("tokenizer")
+    told = any(value not in (None, ()) for value in options.values())
     if alone and (told or seal or plan is not None):
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:
-        return recheck(local("out", source), nbytes("memory", memory), progress or _silent)
+        return recheck(local("out", source), space, progress or _silent)
     if plan is not None and told:
         raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
     ours, target, known = local("ckpt", source), local("out", out), list[Known]()
@@ -176,17 +188,19 @@ def verify(
         made = saved.load(local("plan", plan))
         request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
     else:
-        request = _request(ours, open_checkpoint(target).dialect, tokenizer, options)
+        request, tokenizer = _request(ours, open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=local("tokenizer", tokenizer))]
-    proof = _examine(ours, target, request, known, nbytes("memory", memory), progress)
+    proof = _examine(ours, target, request, known, space, progress)
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
 
-def _request(source: Path, to: str, tokenizer: PathLike | None, options: Comparison) -> Mapping[str, object]:
-    """Return what options ask of a target, as a plan would keep it."""
-    tokens = None if tokenizer is None else _tokens(_opened(source, options.get("config")), to, local("tokenizer", tokenizer))
-    return as_data(replace(Request.of({"to": to, **options}), tokens=None if tokens is None else tokens.count))
+def _request(source: Path, to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
+    """Return what options ask of a target, as a plan would keep it, and the folder of its tokenizer."""
+    said = {name: value for name, value in gathered(options).items() if name in Comparison.__optional_keys__}
+    tokenizer = said.get("tokenizer")
+    tokens = None if tokenizer is None else _tokens(_opened(source, said.get("config")), to, local("tokenizer", tokenizer))
+    return as_data(replace(Request.of({**said, "to": to}), tokens=None if tokens is None else tokens.count)), tokenizer
 
 
 def _sealed(target: Path, proof: Proof) -> Verdict:
@@ -225,7 +239,7 @@ def cross(
     """
     target = local("out", out, out=True)
     made = plan(path, **options)
-    memory = memory_of(options)
+    memory = memory_of(gathered(options))
     writing, examining = _phases(made, progress or _silent)
     with _written(made, target, writing, phase, device) as (staging, publish_it):
         if phase is not None:
@@ -290,12 +304,13 @@ def _examine(
     staged: bool = False,
 ) -> Proof:
     asked = asked_of(request)
+    said = asked.request
     try:
-        opened = _opened(source, asked.config, asked.written_by, asked.accept, asked.family)
-        inventory = take(opened, asked.drop, asked.vocab, asked.tokens)
+        opened = _opened(source, said.config, said.written_by, said.accept, said.family)
+        inventory = take(opened, said.drop, said.vocab_size, said.tokens)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
-    checkpoint = _meant(open_checkpoint(target), asked.read_by)
+    checkpoint = _meant(open_checkpoint(target), said.read_by)
     if (
         inventory.dialect.kind.companions
         and checkpoint.dialect == inventory.dialect.name
@@ -307,7 +322,7 @@ def _examine(
         target,
         checkpoint=checkpoint,
         source_path=source,
-        needs=lambda arrived: _needs(arrived, asked.read_by, request.get("spelling") == "local"),
+        needs=lambda arrived: _needs(arrived, said.read_by, said.spelling == "local"),
         asked=asked,
         request=request,
         known=known,

@@ -13,18 +13,18 @@ import pytest
 import carnet
 from carnet.architectures.known import dialect_of, recognise
 from carnet.dialects.configs import Choice, Flagged, Place, Spread, Table
+from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.inventory.survey import Inventory, take
 from carnet.model.fields import BY_NAME, FIELDS
 from carnet.model.model import canonical_shapes, matters
-from carnet.plans.request import TARGETS
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
 
 SPOKEN = [(name, dialect) for name, sample in SAMPLES.items() for dialect in sample.dialects.split()]
 FILES = [pair for pair in SPOKEN if pair[1] != "megatron"]  # safetensors, which a test can damage tensor by tensor
 SPOKEN_OF = {(family_of(name).name, dialect) for name, dialect in SPOKEN}
-UNSPOKEN = [(name, dialect) for name in SAMPLES for dialect in TARGETS if (family_of(name).name, dialect) not in SPOKEN_OF]
+UNSPOKEN = [(name, dialect) for name in SAMPLES for dialect in KINDS if (family_of(name).name, dialect) not in SPOKEN_OF]
 NONSENSE = "no such word"
 
 

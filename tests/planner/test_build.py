@@ -417,7 +417,7 @@ def wanted(name, model, embedding):
     if name == "hf":
         return Request("hf"), hf(model)[2]
     tp, pp = int(name.split()[1][2:]), int(name.split()[2][2:])
-    return Request("trtllm", tp=tp, pp=pp, embedding=embedding), trtllm(model, tp=tp, pp=pp, embedding=embedding)[2]
+    return Request("trtllm", tp=tp, pp=pp, parallel_embedding=embedding), trtllm(model, tp=tp, pp=pp, embedding=embedding)[2]
 
 
 @settings(deadline=None, max_examples=6)
@@ -438,7 +438,12 @@ def test_a_model_that_went_abroad_and_came_back_is_the_same_with_the_configs_tha
     model = data.draw(models(family))
     dialect, config, tensors = hf(model)
     home = tensors
-    for request in (Request("trtllm", tp=4, embedding="rows"), Request("hf"), Request("trtllm", tp=2, pp=2), Request("hf")):
+    for request in (
+        Request("trtllm", tp=4, parallel_embedding="rows"),
+        Request("hf"),
+        Request("trtllm", tp=2, pp=2),
+        Request("hf"),
+    ):
         source = chunked(dialect, config, tensors, seed=data.draw(st.integers(0, 1 << 16)))
         plan = build(source.checkpoint, request)
         tensors = carried_out(plan, source.files)
@@ -453,7 +458,7 @@ TIED = make_model("llama", LLAMA_SIZES, tied=True, biases=False)
 
 def test_one_file_becomes_many_where_a_file_may_hold_less():
     source = chunked(*hf(LLAMA))
-    plan = build(source.checkpoint, Request("hf", shard=300))
+    plan = build(source.checkpoint, Request("hf", shard_size=300))
     assert_same(carried_out(plan, source.files), hf(LLAMA)[2])
     index = json.loads(next(text.text for text in plan.texts if text.name == "model.safetensors.index.json"))
     assert index["weight_map"] == {tensor.name: file.name for file in plan.files for tensor in file.tensors}
@@ -671,7 +676,7 @@ def test_an_object_that_nobody_knows_is_refused_by_name():
 
 
 def test_a_target_for_everybody_is_not_cut_for_ranks():
-    for request in (Request("hf", tp=2), Request("hf", pp=2), Request("hf", embedding="rows")):
+    for request in (Request("hf", tp=2), Request("hf", pp=2), Request("hf", parallel_embedding="rows")):
         with pytest.raises(BadRequest, match="is not cut for ranks"):
             build(chunked(*hf(LLAMA)).checkpoint, request)
 

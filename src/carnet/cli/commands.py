@@ -8,33 +8,29 @@ import gc
 import shutil
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import click
 
 from carnet import __version__
 from carnet.cli.edge import REMEMBERS, code_of, heed, heeded, stop_at_once, unwind
 from carnet.cli.options import (
+    Grouped,
     Here,
-    accept_option,
     checkpoint,
     choice,
-    config_option,
+    comparison_options,
+    crossing_options,
     device_option,
-    drop_option,
     existing_file,
-    family_option,
+    existing_folder,
     json_option,
-    memory_option,
-    quantize_options,
-    read_option,
-    target_options,
-    vocab_option,
-    written_option,
+    options,
 )
 from carnet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
+    from carnet.api import Looking, Verifying
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
     from carnet.plans.request import Options
@@ -45,6 +41,17 @@ RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used
 
 class Verb(click.Command):
     """A command whose examples keep their lines in --help, and whose refusals are one clear error."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in groups, first those that most people need."""
+        groups: dict[str, list[tuple[str, str]]] = {"": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
+            if record is not None:
+                groups.setdefault(param.group if isinstance(param, Grouped) else "", []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group or "Options"):
+                formatter.write_dl(records)
 
     def format_epilog(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples as they stand."""
@@ -66,6 +73,15 @@ class Verb(click.Command):
         except CarnetError as error:
             refused(error, as_json=as_json)
             ctx.exit(1)
+
+    def make_context(self, *args: Any, **given: Any) -> click.Context:  # noqa: ANN401  as click's own
+        """Read the words of a command; an option that was not said is not handed on, so that a request has its default."""
+        ctx = super().make_context(*args, **given)
+        unsaid = [
+            param.name for param in self.params if isinstance(param, Grouped) and ctx.params.get(param.name or "") in (None, ())
+        ]
+        ctx.params = {name: value for name, value in ctx.params.items() if name not in unsaid}
+        return ctx
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command; turn a refusal into a message and an exit code."""
@@ -130,33 +146,16 @@ def main() -> None:
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
-@drop_option
-@vocab_option
-@config_option
-@family_option
-@written_option
-@accept_option
+@options("config", "family", "vocab_size", "drop", "written_by", "accept")
 @json_option
 @click.pass_context
-def inspect(
-    ctx: click.Context,
-    ckpt: str,
-    tensors: bool,
-    drop: tuple[str, ...],
-    vocab_size: int | None,
-    config: str | None,
-    family: str | None,
-    written_by: str | None,
-    accept: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **options: "Unpack[Looking]") -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api
     from carnet.report.data import dump, inspection_data
     from carnet.report.terminal import inspection_lines
 
-    options = {"config": config, "family": family, "written_by": written_by}
-    found = api.inspect(ckpt, drop=drop, vocab_size=vocab_size, accept=accept, **options)
+    found = api.inspect(ckpt, **options)
     if as_json:
         data = inspection_data(found)
         click.echo(dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")}))
@@ -174,8 +173,7 @@ def inspect(
     "carnet plan checkpoints/llama --to hf --quantize fp8 --kv-cache fp8 --amax amax.safetensors",
 )
 @checkpoint
-@target_options
-@quantize_options
+@crossing_options
 @click.option("-o", "--output", type=Here(dir_okay=False), help="Save the plan to this file.")
 @json_option
 def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Options]") -> None:
@@ -216,29 +214,18 @@ def run(plan_file: str, out: str, device: str) -> None:
     "carnet verify checkpoints/llama out/llama --plan llama.plan\ncarnet verify out/llama",
 )
 @checkpoint
-@click.argument("out", required=False, type=Here(exists=True, file_okay=False))
+@click.argument("out", required=False, type=existing_folder)
 @click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
-@click.option("--dtype", metavar="[bf16|fp16|fp32]", help="What the weights were cast to.")
-@drop_option
-@vocab_option
-@config_option
-@family_option
-@click.option("--amax", type=existing_file, help="What `carnet calibrate` had found.")
-@click.option("--kv-scale", type=float, help="The scale of the FP8 cache, where one was named.")
-@click.option("--tokenizer", type=Here(exists=True, file_okay=False), help="Folder whose tokenizer went along.")
+@comparison_options
 @click.option("--seal", is_flag=True, help="Write carnet.json into a target that is equal, whoever wrote it.")
-@written_option
-@read_option
-@accept_option
-@memory_option
 @json_option
 @click.pass_context
-def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **options: object) -> None:
+def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **options: "Unpack[Verifying]") -> None:
     """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
     from carnet import api
 
     with progress_bar("examining") as (progress, _):
-        verdict = api.verify(ckpt, out, progress=progress, **options)  # type: ignore[arg-type]  # click has checked the types
+        verdict = api.verify(ckpt, out, progress=progress, **options)
     _tell(ctx, verdict, as_json=as_json)
 
 
@@ -250,8 +237,7 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
 )
 @checkpoint
 @click.argument("out", type=Here())
-@target_options
-@quantize_options
+@crossing_options
 @device_option
 @json_option
 @click.pass_context
@@ -269,7 +255,7 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: 
     epilog="carnet calibrate models/llama --data texts.jsonl -o amax.safetensors\n"
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8 --amax amax.safetensors",
 )
-@click.argument("hf_dir", type=Here(exists=True, file_okay=False))
+@click.argument("hf_dir", type=existing_folder)
 @click.option("--data", required=True, type=existing_file, help='Texts, one {"text": "..."} a line.')
 @click.option("-o", "--output", required=True, type=Here(dir_okay=False), help="The file for --amax.")
 @click.option("--samples", default=512, show_default=True, type=click.IntRange(1), help="Texts to read, at most.")
@@ -292,13 +278,12 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     epilog="carnet fits checkpoints/llama --spec modelopt\ncarnet fits checkpoints/llama --spec te --tp 8 --pp 2 --json",
 )
 @checkpoint
-@choice("--spec", ("modelopt", "te", "local"), required=True, help="What the model is built of.")
+@choice("--spec", known=("modelopt", "te", "local"), required=True, help="What the model is built of.")
 @click.option("--tp", type=click.IntRange(1), help="ranks that share each layer of the model.  [default: 1]")
 @click.option("--pp", type=click.IntRange(1), help="its pipeline stages.  [default: 1]")
 @click.option("--ep", type=click.IntRange(1), help="ranks that share its experts.  [default: 1]")
 @click.option("--parts", is_flag=True, help="List every part of a parameter with the box that fills it.")
-@config_option
-@written_option
+@options("config", "written_by")
 @json_option
 @click.pass_context
 def fits(
@@ -309,9 +294,9 @@ def fits(
     pp: int | None,
     ep: int | None,
     parts: bool,
-    config: str | None,
-    written_by: str | None,
     as_json: bool,
+    config: str | None = None,
+    written_by: str | None = None,
 ) -> None:
     """Prove that a Megatron checkpoint fills the model of a spec, and is used up by it. Only headers are read, no GPU is needed.
 

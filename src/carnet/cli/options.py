@@ -1,29 +1,33 @@
-"""The options that commands have in common. Names, words and defaults are those of a request; here is how a person writes them."""
+"""The options of commands, made from the table of a request, whose names, words and defaults they have."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
 
 from carnet.errors import BadOption
-from carnet.plans.options import DTYPES, local, nbytes, near
-from carnet.plans.request import ACTIVATIONS, CACHES, EMBEDDINGS, MEMORY, SPELLINGS, TARGETS, Request
+from carnet.plans.options import local, nbytes, near
+from carnet.plans.request import ASIDE, MACHINE, OPTIONS, flag_of
 
-DEFAULT = Request(to="hf")
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
 
 
+class Grouped(click.Option):
+    """An option that help lists in a group."""
+
+    def __init__(self, *names: Any, group: str = "", **given: Any) -> None:  # noqa: ANN401  as click's own
+        """Take what click takes, and the group."""
+        super().__init__(*names, **given)
+        self.group = group
+
+
 def choice(
-    name: str,
+    *names: str,
     known: Iterable[str] | Callable[[], Iterable[str]],
-    *,
     help: str,  # noqa: A002  as click's own
-    metavar: str | None = None,
-    default: str | None = None,
-    required: bool = False,
-    param: str | None = None,
+    **given: Any,  # noqa: ANN401  as click's own
 ) -> Decorator:
     """Return an option that is one of some words, which may be asked for only when they are needed; a wrong one is answered with those
     that are near.
@@ -36,10 +40,8 @@ def choice(
                 return said
         raise click.BadParameter(f"{value!r} is none of {', '.join(words)}{near(value, words)}")
 
-    shown = metavar if callable(known) or metavar is not None else f"[{'|'.join(known)}]"
-    given: dict[str, Any] = {} if default is None else {"default": default, "show_default": True}
-    names = [name] if param is None else [name, param]
-    return click.option(*names, type=convert, metavar=shown, required=required, help=help, **given)
+    shown = {} if callable(known) else {"metavar": f"[{'|'.join(known)}]"}
+    return click.option(*names, type=convert, help=help, cls=Grouped, **{**shown, **given})
 
 
 def size(value: str | int) -> int:
@@ -67,22 +69,34 @@ class Here(click.Path):
             raise click.BadParameter(wrong.message.removesuffix(".") + near(last, there), ctx, param) from wrong
 
 
-def _styles() -> list[str]:
-    from carnet.quantize.recipes import by_style
+existing_file, existing_folder = Here(exists=True, dir_okay=False), Here(exists=True, file_okay=False)
+TYPES: Mapping[str, Mapping[str, Any]] = {
+    "whole": {"type": click.IntRange(1)},
+    "size": {"type": size, "metavar": "SIZE"},
+    "number": {"type": float},
+    "path": {"type": existing_file},
+    "folder": {"type": existing_folder},
+    "patterns": {"multiple": True},
+    "program": {},
+}
+SHOWN = {"memory": "512M", "shard_size": "5G", "spelling": "te", "tp": "1", "pp": "1", "ep": "1"}  # defaults, as help has them
 
-    return [*by_style()]
+
+def option(name: str, text: str | None = None) -> Decorator:
+    """Return one option of a request, ``text`` in place of its help; what is not said is None, or no pattern."""
+    made = {**OPTIONS, **ASIDE}[name]
+    said = made.help if text is None else text
+    if name in SHOWN:
+        said += f"  [default: {SHOWN[name]}]"
+    given: dict[str, Any] = {"group": made.group, **({"metavar": made.metavar} if made.metavar else {})}
+    if made.value == "word":
+        return choice(flag_of(name), name, known=made.words if made.metavar else [*made.words()], help=said, **given)
+    return click.option(flag_of(name), name, help=said, cls=Grouped, **{**TYPES[made.value], **given})
 
 
-def _schemes() -> list[str]:
-    from carnet.quantize.recipes import schemes
-
-    return schemes()
-
-
-def _families() -> list[str]:
-    from carnet.architectures.known import FAMILIES
-
-    return [family.name for family in FAMILIES]
+def options(*names: str, **texts: str) -> Decorator:
+    """Return several options of a request in one decorator, some with a help of their own."""
+    return together(*(option(name, texts.get(name)) for name in names))
 
 
 def together(*options: Decorator) -> Decorator:
@@ -96,90 +110,23 @@ def together(*options: Decorator) -> Decorator:
     return add
 
 
-existing_file = Here(exists=True, dir_okay=False)
-checkpoint = click.argument("ckpt", type=Here(exists=True, file_okay=False))
+checkpoint = click.argument("ckpt", type=existing_folder)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-drop_option = click.option(
-    "--drop", multiple=True, metavar="PATTERN", help="Leave behind the stored tensors with names like this. May be repeated."
-)
-vocab_option = click.option(
-    "--vocab-size", type=click.IntRange(1), help="True size of the vocabulary, where the checkpoint does not say it."
-)
-config_option = click.option(
-    "--config", type=existing_file, help="config.json or YAML in place of the checkpoint's own arguments."
-)
-memory_option = click.option(
-    "--memory", default=MEMORY, type=size, metavar="SIZE", help="Peak of private memory: 512M, 2GiB.  [default: 512M]"
-)
-family_option = choice(
-    "--as",
-    _families,
-    param="family",
-    metavar="FAMILY",
-    help="Whose model it is, where Megatron's arguments fit several families; `carnet inspect` says which.",
-)
-written_option = click.option(
-    "--written-by",
-    metavar="PROGRAM",
-    help="What trained a Megatron checkpoint, where it does not show: megatron-lm==0.17, megatron-bridge, nemo.",
-)
-read_option = click.option(
-    "--read-by", metavar="PROGRAM", help="megatron: what will load the target.  [default: megatron-lm, any since 0.16]"
-)
-accept_option = click.option(
-    "--accept", multiple=True, metavar="ARGUMENT", help="Do without what this argument of Megatron's does. May be repeated."
-)
 device_option = choice(
     "--device",
-    ("cpu", "cuda"),
+    known=("cpu", "cuda"),
     default="cpu",
-    help="Where to quantize; cuda needs carnet[cuda].",
+    group=MACHINE,
+    help="Where to quantize; cuda needs carnet[cuda].  [default: cpu]",
 )
-quantize_options = together(
-    choice(
-        "--quantize",
-        _schemes,
-        metavar="SCHEME",
-        help="Write the linear layers' weights as codes and scales; see below.",
-    ),
-    choice(
-        "--style",
-        _styles,
-        metavar="STYLE",
-        help="Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
-    ),
-    choice("--kv-cache", CACHES, help="Store scales for a cache of keys and values in FP8."),
-    click.option("--kv-scale", type=float, help="That scale, the same for all layers, where --amax does not say it."),
-    choice(
-        "--activations",
-        ACTIVATIONS,
-        help="Store a scale for activations, or leave it to the engine.  [default: as the scheme has it]",
-    ),
-    click.option("--amax", type=existing_file, help="What `carnet calibrate` found: activations, keys and values."),
-    click.option("--exclude", multiple=True, metavar="PATTERN", help="Modules to leave as they are, by name. May be repeated."),
-)
-target_options = together(
-    choice("--to", TARGETS, required=True, help="What the target is for."),
-    click.option("--tp", default=DEFAULT.tp, show_default=True, type=click.IntRange(1), help="ranks that share each layer."),
-    click.option("--pp", default=DEFAULT.pp, show_default=True, type=click.IntRange(1), help="pipeline stages."),
-    click.option("--ep", default=DEFAULT.ep, show_default=True, type=click.IntRange(1), help="ranks that share experts."),
-    choice("--dtype", DTYPES, metavar="[bf16|fp16|fp32]", help="Cast the weights.  [default: as they are]"),
-    memory_option,
-    choice(
-        "--parallel-embedding",
-        EMBEDDINGS,
-        help="trtllm: share the embedding among the ranks.  [default: as NVIDIA's converter does]",
-    ),
-    choice("--spelling", SPELLINGS, default=DEFAULT.spelling, help="megatron: whose names."),
-    drop_option,
-    vocab_option,
-    config_option,
-    family_option,
-    written_option,
-    read_option,
-    accept_option,
-    click.option(
-        "--shard-size", default=DEFAULT.shard, type=size, metavar="SIZE", help="hf: bytes of a file at most.  [default: 5G]"
-    ),
-    click.option("--tokenizer", type=Here(exists=True, file_okay=False), help="Folder whose tokenizer goes along."),
+crossing_options = options("to", "tokenizer", "request", *(name for name in OPTIONS if name != "to"), "memory")
+comparison_options = options(
+    "tokenizer",
+    "request",
+    *(name for name, option in OPTIONS.items() if option.compared),
+    "memory",
+    dtype="What the weights were cast to.",
+    tokenizer="Folder whose tokenizer went along.",
+    amax="What `carnet calibrate` had found.",
+    kv_scale="The scale of the FP8 cache, where one was named.",
 )

@@ -69,7 +69,7 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
             entry = target.inventory.entries[key]
             readers = tuple(sorted({reader for name in entry.reading.tensors[0] for reader in name.fellows()}))
             seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
-            own = own_type(source, target, entry, asked.dtype)
+            own = own_type(source, target, entry, asked.request.dtype)
             right = input_scale(recipe, max(seen), own) if seen else _brought(source, recipe, readers, own)
             if right is not None:
                 right = float(np.float64(right).astype(array_type(stored.dtype)))
@@ -111,7 +111,7 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
         found = float(numbers(target.shelves, stored).reshape(-1)[0])
         tensors = [name for name in entry.reading.tensors[0] if name.tensor.cached]
         seen = [amax for name in tensors if (amax := known.get((name, name.tensor.cached))) is not None]
-        right = asked.cache_scale
+        right = asked.request.kv_scale
         if right is None and seen:
             right = max(1.0, max(seen) / LARGEST) if style.one_cache else max(seen) / LARGEST
         if right is not None:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from math import isclose
 
 from carnet.dialects.kinds import STORE
-from carnet.examiner.asked import OPTIONS, words
+from carnet.examiner.asked import COMPARED, words
 from carnet.examiner.compare import Finding
 from carnet.examiner.document import NAME, PROVEN, SELF, WORDS, text, vocabulary_data
 from carnet.formats.side_files import KINDS, UNKNOWN
@@ -47,7 +47,7 @@ def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *,
     words_agree = all(said.get(key) == now.get(key) for key in WORDS)
     other = [
         name
-        for name in OPTIONS
+        for name in COMPARED
         if not _means_the_same(name, claimed.get(name), asked.get(name), said, source, target)
         and not (name in ("written_by", "read_by", "accept") and words_agree)
     ]
@@ -57,7 +57,7 @@ def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *,
         if claimed.get(name) is not None and claimed[name] != expected:
             detail = f"it says {claimed[name]!r}, the target is {expected!r}"
             yield Finding("the carnet claims otherwise", f"request.{name}", NAME, detail)
-    skipped = {"config", "vocabulary"} if {"config", "vocab", "tokens"} & {*other} else set[str]()  # then it has been said
+    skipped = {"config", "vocabulary"} if {"config", "vocab_size", "tokens"} & {*other} else set[str]()  # then it has been said
     skipped |= {"dropped"} if said.get("state") != PROVEN else set()  # a plan knows of scales that it leaves behind
     for key in (
         now.keys() - UNSEEN - skipped
@@ -90,7 +90,7 @@ def shown(target: Inventory) -> dict[str, object]:
     ranks = () if target.dialect.kind.files == STORE else ("tp", "pp", "ep")
     found: dict[str, object] = {"to": target.dialect.name, **{name: number(target.config, name) for name in ranks}}
     if target.dialect.ranked:
-        found["embedding"] = value(target.config, "embedding")
+        found["parallel_embedding"] = value(target.config, "embedding")
     recipe = None if target.said is None else target.said.recipe
     if recipe is not None:
         found |= {"quantize": recipe.scheme, "style": recipe.style}
@@ -105,7 +105,7 @@ def _means_the_same(name: str, claimed: object, asked: object, said: Json, sourc
     if name == "dtype":
         own = {source.checkpoint.tensors[key].dtype for key in source.entries if key not in source.coded}
         return (own | ({str(value(source.config, "dtype"))} if source.coded else set())) == set(either)
-    if name == "vocab":
+    if name == "vocab_size":
         return either == [number(source.config, "vocab")]
     if name == "tokens":
         return said.get("vocabulary") in (None, vocabulary_data(source.vocabulary))
@@ -139,7 +139,7 @@ def _of_tensors(dropped: object) -> object:
 def _hint(name: str, claimed: Json, asked: Json) -> str:
     theirs, ours = (" ".join(words({name: each.get(name)})) for each in (claimed, asked))
     if not theirs:
-        return f"it says nothing of {OPTIONS[name]}, and this comparison was asked for {ours}"
+        return f"it says nothing of {COMPARED[name]}, and this comparison was asked for {ours}"
     return f"it says {theirs}, which this comparison was not asked for; if the crossing was, repeat {theirs}"
 
 

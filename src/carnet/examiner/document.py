@@ -32,7 +32,7 @@ from carnet.inventory.survey import Inventory
 from carnet.steps import Plan
 
 NAME = "carnet.json"
-VERSION = 2
+VERSION = 3
 JOURNAL = "journal.jsonl"  # of a crossing that is still being written
 PROVEN, WRITTEN = "proven", "written, not verified"
 BLOCK = 1 << 20  # bytes of a buffer that are looked at together

@@ -80,7 +80,7 @@ def examine(
         return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}), None
     ours, theirs = side(source, means.block), side(target, means.block)
     names = [*ours.shapes]
-    findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.dtype)]
+    findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.request.dtype)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
     ours = replace(ours, source_scales=read_source_scales(source)) if target.coded else ours
@@ -96,7 +96,11 @@ def examine(
         largest = each(shared, lambda name: amax(ours, name), lambda _: 0, means.threads, tally.add)
         amaxes, clues = dict(zip(shared, largest, strict=True)), Clues(means.whole)
         judged = each(
-            codes, lambda key: judge(ours, theirs, key, asked.dtype, amaxes, clues), coded.__getitem__, means.threads, tally.add
+            codes,
+            lambda key: judge(ours, theirs, key, asked.request.dtype, amaxes, clues),
+            coded.__getitem__,
+            means.threads,
+            tally.add,
         )
         for one in judged:
             findings += one.findings

@@ -175,8 +175,8 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
         raise BadRequest("a running module keeps the types of its weights", remedy="leave out dtype")
     if not modules and padded is not None:
         raise BadRequest("only Megatron's modules pad the vocabulary", remedy="leave out target_padded_vocab_size")
-    if request.embedding is not None and request.embedding not in plain.kind.embeddings:
-        facts = {"to": request.to, "found": request.embedding, "known": ", ".join(plain.kind.embeddings) or "none"}
+    if request.parallel_embedding is not None and request.parallel_embedding not in plain.kind.embeddings:
+        facts = {"to": request.to, "found": request.parallel_embedding, "known": ", ".join(plain.kind.embeddings) or "none"}
         raise BadRequest("the embedding cannot be shared in this way", facts, remedy="leave out parallel_embedding")
     fields = source.inventory.config
     places = seats(grid if modules else replace(grid, ep=1, etp=None), ranks)

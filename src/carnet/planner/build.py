@@ -48,7 +48,7 @@ def build(
     ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
-    source = take(checkpoint, request.drop, request.vocab, request.tokens)
+    source = take(checkpoint, request.drop, request.vocab_size, request.tokens)
     target = dialect_of(source.family, request.to)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
@@ -189,7 +189,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             )
         config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp}
         config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": _embedding(request, target)}
-    elif (request.tp, request.pp, request.ep, request.embedding or "none") != (1, 1, 1, "none"):
+    elif (request.tp, request.pp, request.ep, request.parallel_embedding or "none") != (1, 1, 1, "none"):
         raise BadRequest(
             f"a target of the kind {target.name!r} is not cut for ranks",
             remedy="leave out --tp, --pp, --ep and --parallel-embedding",
@@ -199,7 +199,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
 
 def _embedding(request: Request, target: Dialect) -> str:
     """Return how ranks share the embedding: as asked, or as the family's class does where there is more than one."""
-    return request.embedding or (target.embedding if request.tp > 1 else "none")
+    return request.parallel_embedding or (target.embedding if request.tp > 1 else "none")
 
 
 def _holds(entry: Entry, tensor: str) -> bool:

@@ -22,7 +22,7 @@ from carnet.model.tensors import Canonical, canonical
 from carnet.planner.choosing import Coded
 from carnet.planner.given_scales import activation_scale, weight_scale
 from carnet.planner.pieces import Shelf, cut
-from carnet.plans.request import Request
+from carnet.plans.request import Request, flag_of
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
@@ -44,14 +44,8 @@ class Coding:
     source_scales: SourceScales  # what the checkpoint itself says: it counts where a person says nothing
 
 
-OPTIONS = {  # fields of a request that mean nothing unless something is quantized
-    "style": "--style",
-    "cache": "--kv-cache",
-    "cache_scale": "--kv-scale",
-    "activations": "--activations",
-    "amax": "--amax",
-    "exclude": "--exclude",
-}
+# options that mean nothing unless something is quantized
+BESIDE = ("style", "kv_cache", "kv_scale", "activations", "amax", "exclude")
 LARGEST = 3.4028235e38  # of f32
 
 
@@ -60,22 +54,22 @@ def asked(
 ) -> Coding | None:
     """Return what a request asks of quantizing, None where it asks nothing; ``source_scales`` None where they are to be read."""
     if request.quantize is None:
-        for name, option in OPTIONS.items():
+        for name in BESIDE:
             if getattr(request, name) not in (None, ()):
-                raise BadRequest("nothing is quantized", {"option": option}, remedy="add --quantize SCHEME")
+                raise BadRequest("nothing is quantized", {"option": flag_of(name)}, remedy="add --quantize SCHEME")
         return None
     recipe = _recipe(request.quantize, request.style, request.to)
     style = STYLES[recipe.style]
-    if request.cache is not None and not style.cache[0]:
+    if request.kv_cache is not None and not style.cache[0]:
         raise BadRequest(f"the style {style.name!r} has no place for the scales of a cache", {"option": "--kv-cache"})
-    if request.cache_scale is not None and request.cache is None:
+    if request.kv_scale is not None and request.kv_cache is None:
         raise BadRequest("nothing needs the scale of a cache", {"option": "--kv-scale"}, remedy="add --kv-cache fp8")
-    if request.cache_scale is not None and not 0 < request.cache_scale < LARGEST:
-        raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.cache_scale})
+    if request.kv_scale is not None and not 0 < request.kv_scale < LARGEST:
+        raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.kv_scale})
     static = _static(recipe, request.activations)
     amaxes = _amaxes(source.family, source.config, calibration)
     source_scales = read_source_scales(source) if source_scales is None else source_scales
-    return Coding(recipe, request.cache is not None, request.cache_scale, static, request.exclude, amaxes, source_scales)
+    return Coding(recipe, request.kv_cache is not None, request.kv_scale, static, request.exclude, amaxes, source_scales)
 
 
 def _recipe(scheme: str, style: str | None, to: str) -> Recipe:

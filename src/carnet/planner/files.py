@@ -67,7 +67,7 @@ def target_files(
     for scaled in cache.values():
         scales.setdefault(scaled.beside, []).append(scaled.kept)
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
-    files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard)
+    files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard_size)
     units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
     laid = dict(zip(units, ((file, tensor) for file in files for tensor in file.tensors), strict=True))
     assembled, matrices = scratch(coded)

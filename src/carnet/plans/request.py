@@ -1,22 +1,21 @@
 """What a person asks for: the options of a crossing, and the request that follows from them.
 
-An option is one line of ``Options``, one field of ``Request`` with its default, and one option of the command line. What a person may
-write in more than one way is read once, in ``Request.of``; plans and documents keep the request as plain values.
+An option is one field of ``Request`` (its default, what it may be, how its help reads, who can use it) and one line of ``Options`` (its
+type, for type checkers). The command line, ``--request FILE`` and Python are read by the same table; plans and documents keep the
+request as plain values under the same names.
 """
 
+import json
+import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Required, Self, TypedDict, get_args, get_origin, get_type_hints
 
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
-from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word
+from carnet.plans.options import DTYPES, PathLike, local, located, nbytes, near, number, patterns, whole, word
 
-TARGETS = tuple(KINDS)
-EMBEDDINGS = tuple(dict.fromkeys(way for kind in KINDS.values() for way in kind.embeddings))
-SPELLINGS = ("te", "local")  # whose names a Megatron target has
-CACHES = ("fp8",)
-ACTIVATIONS = ("static", "dynamic")
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
 
@@ -37,16 +36,17 @@ class Common(TypedDict, total=False):
 class Options(Common, total=False):
     """The options of ``carnet.plan`` and ``carnet.cross``; what they mean stands at the fields of ``Request``."""
 
+    request: PathLike  # a file with any of the others, which stand over it
     to: Required[str]
     tp: int
     pp: int
     ep: int
-    memory: int | str  # bytes, or a size as on the command line: the peak of private memory that the crossing may use
+    memory: int | str
     spelling: str
     drop: str | Sequence[str]
     vocab_size: int | None
     shard_size: int | str
-    tokenizer: PathLike | None  # folder whose tokenizer goes along
+    tokenizer: PathLike | None
     config: PathLike | None
     amax: PathLike | None
     written_by: str | None
@@ -54,54 +54,213 @@ class Options(Common, total=False):
     accept: Sequence[str]
 
 
-ASIDE = {"memory", "tokenizer"}  # options of a crossing that are no part of what its target is
-FIELDS = {  # option -> field, where a request says it shorter
-    "parallel_embedding": "embedding",
-    "vocab_size": "vocab",
-    "shard_size": "shard",
-    "kv_cache": "cache",
-    "kv_scale": "cache_scale",
+MOST, SOURCE, TARGET, NUMBERS, MACHINE = (
+    "",
+    "Source",
+    "Target",
+    "Numbers",
+    "Machine",
+)  # groups of options, "" for what most people need
+Words = Callable[[], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How a person writes an option: what the command line, its help and a file of options are made from."""
+
+    value: str  # "word", "whole", "size", "number", "path", "folder", "patterns" or "program"
+    group: str
+    help: str
+    words: Words = tuple  # what a word may be, or what it stands for too; asked for when it is needed
+    flag: str = ""  # on the command line, where it is not the option's name
+    metavar: str = ""
+    compared: bool = False  # steers a comparison: `carnet verify` has it too
+    used_by: Callable[[Kind], bool] = lambda kind: True  # which kinds of targets it is for
+
+    def read(self, name: str, value: object) -> Any:  # noqa: ANN401  of the type of its field
+        """Return what carnet works with; raise BadOption where it can never be that."""
+        if self.value == "word":
+            known = self.words()
+            return word(name, value, known if isinstance(known, Mapping) else {each: each for each in known})
+        return READERS[self.value](name, value)
+
+
+def _program(name: str, value: object) -> str:
+    from carnet.dialects.megatron.programs import program
+
+    program(str(value), name)
+    return str(value)
+
+
+READERS: Mapping[str, Callable[[str, object], Any]] = {
+    "whole": whole,
+    "size": nbytes,
+    "number": number,
+    "path": located,
+    "folder": located,
+    "patterns": patterns,
+    "program": _program,
 }
+
+
+def _families() -> Iterable[str]:
+    from carnet.architectures.known import FAMILIES
+
+    return [family.name for family in FAMILIES]
+
+
+def _schemes() -> Iterable[str]:
+    from carnet.quantize.recipes import schemes
+
+    return schemes()
+
+
+def _styles() -> Iterable[str]:
+    from carnet.quantize.recipes import by_style
+
+    return [*by_style()]
+
+
+def _embeddings() -> Iterable[str]:
+    return [*dict.fromkeys(way for kind in KINDS.values() for way in kind.embeddings)]
+
+
+def _is(default: object, value: str, group: str, text: str, **more: Any) -> Any:  # noqa: ANN401  a field of its own type
+    return field(default=default, metadata={"option": Option(value, group, text, **more)})
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A wish for a target."""
 
-    to: str  # "hf", "trtllm" or "megatron"
-    tp: int = 1  # ranks that share every layer
-    pp: int = 1  # pipeline stages
-    ep: int = 1  # ranks that share the experts; they are among the tp
-    dtype: str | None = None  # carnet's name of the element type to cast to; None keeps each tensor's own
-    spelling: str = "te"  # megatron: the names of Transformer Engine's spec, or of the local one
-    embedding: str | None = None  # trtllm: none (a copy on every rank), rows or columns shared; None as the family's class does
-    drop: tuple[str, ...] = ()  # patterns of source names to leave behind
-    vocab: int | None = None  # true size of the vocabulary where the source does not say it
+    to: str = _is("", "word", MOST, "What the target is for.", words=lambda: tuple(KINDS))
+    tp: int = _is(1, "whole", MOST, "Ranks that share each layer.")
+    pp: int = _is(1, "whole", MOST, "Pipeline stages.")
+    dtype: str | None = _is(
+        None,
+        "word",
+        MOST,
+        "Cast the weights.  [default: as they are]",
+        words=lambda: DTYPES,
+        metavar="[bf16|fp16|fp32]",
+        compared=True,
+    )
+    quantize: str | None = _is(
+        None, "word", MOST, "Write the linear layers' weights as codes and scales; see below.", words=_schemes, metavar="SCHEME"
+    )
+    config: str | None = _is(
+        None, "path", SOURCE, "config.json or YAML in place of the checkpoint's own arguments.", compared=True
+    )
+    family: str | None = _is(
+        None,
+        "word",
+        SOURCE,
+        "Whose model it is, where Megatron's arguments fit several families; `carnet inspect` says which.",
+        words=_families,
+        flag="--as",
+        metavar="FAMILY",
+        compared=True,
+    )
+    vocab_size: int | None = _is(
+        None, "whole", SOURCE, "True size of the vocabulary, where the checkpoint does not say it.", compared=True
+    )
     tokens: int | None = None  # how many the tokenizer has that goes along, where that is sure
-    shard: int = 5_000_000_000  # hf: bytes of one file, at most (one tensor may be larger); transformers' own default
-    config: str | None = None  # path of a config that stands in place of the source's own
-    family: str | None = None  # whose model the source is, where its config names none; None for the first that it could be
-    quantize: str | None = None  # scheme: carnet.quantize.recipes
-    style: str | None = None  # whose names and arithmetic: "modelopt", "compressed-tensors", "deepseek"; trtllm has its own
-    cache: str | None = None  # "fp8" for scales of the cache of keys and values
-    cache_scale: float | None = None  # the scale of that cache in all layers, in place of what calibration found
-    activations: str | None = None  # "static" or "dynamic" (no scale is stored for them); None as the scheme has it
-    amax: str | None = None  # path of what calibration found
-    exclude: tuple[str, ...] = ()  # patterns of module names that stay as they are
-    written_by: str | None = None  # the program whose words a Megatron source's arguments are
-    read_by: str | None = None  # megatron: the program that will load the target; None for any release since 0.16
-    accept: tuple[str, ...] = ()  # arguments of a Megatron source whose effect the target may be without
+    drop: tuple[str, ...] = _is(
+        (),
+        "patterns",
+        SOURCE,
+        "Leave behind the stored tensors with names like this. May be repeated.",
+        metavar="PATTERN",
+        compared=True,
+    )
+    written_by: str | None = _is(
+        None,
+        "program",
+        SOURCE,
+        "What trained a Megatron checkpoint, where it does not show: megatron-lm==0.17, megatron-bridge, nemo.",
+        metavar="PROGRAM",
+        compared=True,
+    )
+    accept: tuple[str, ...] = _is(
+        (),
+        "patterns",
+        SOURCE,
+        "Do without what this argument of Megatron's does. May be repeated.",
+        metavar="ARGUMENT",
+        compared=True,
+    )
+    ep: int = _is(1, "whole", TARGET, "Ranks that share the experts; they are among the tp.")
+    parallel_embedding: str | None = _is(
+        None,
+        "word",
+        TARGET,
+        "How ranks share the embedding.  [default: as NVIDIA's converter does]",
+        words=_embeddings,
+        used_by=lambda kind: bool(kind.embeddings),
+    )
+    shard_size: int = _is(  # transformers' own default
+        5_000_000_000, "size", TARGET, "Bytes of a file at most.", used_by=lambda kind: kind.files == SHARDS
+    )
+    spelling: str = _is(
+        "te",
+        "word",
+        TARGET,
+        "Whose names: Transformer Engine's layers, or the local ones.",
+        words=lambda: ("te", "local"),
+        used_by=lambda kind: kind.arguments,
+    )
+    read_by: str | None = _is(
+        None,
+        "program",
+        TARGET,
+        "What will load the target.  [default: megatron-lm, any since 0.16]",
+        metavar="PROGRAM",
+        compared=True,
+        used_by=lambda kind: kind.arguments,
+    )
+    style: str | None = _is(
+        None,
+        "word",
+        NUMBERS,
+        "Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
+        words=_styles,
+        metavar="STYLE",
+    )
+    activations: str | None = _is(
+        None,
+        "word",
+        NUMBERS,
+        "Store a scale for activations, or leave it to the engine.  [default: as the scheme has it]",
+        words=lambda: ("static", "dynamic"),
+    )
+    amax: str | None = _is(None, "path", NUMBERS, "What `carnet calibrate` found: activations, keys and values.", compared=True)
+    exclude: tuple[str, ...] = _is(
+        (), "patterns", NUMBERS, "Modules to leave as they are, by name. May be repeated.", metavar="PATTERN"
+    )
+    kv_cache: str | None = _is(
+        None, "word", NUMBERS, "Store scales for a cache of keys and values in FP8.", words=lambda: ("fp8",)
+    )
+    kv_scale: float | None = _is(
+        None, "number", NUMBERS, "That scale, the same for all layers, where --amax does not say it.", compared=True
+    )
 
     @classmethod
     def of(cls, options: Mapping[str, object]) -> Self:
-        """Return what ``Options`` ask for; raise BadRequest where that makes no sense, whatever the checkpoint."""
-        only(Options.__required_keys__ | Options.__optional_keys__, options)
-        if "to" not in options:
-            raise BadOption("a crossing needs to know what its target is for", {"lacking": "to", "known": ", ".join(TARGETS)})
-        read = {option: READERS[option](option, value) for option, value in options.items() if option not in ASIDE}
-        made = cls(**{FIELDS.get(option, option): value for option, value in read.items()})
-        if made.read_by is not None and not KINDS[made.to].arguments:
-            raise BadOption("read_by is for a target of the kind 'megatron'", {"to": made.to}, remedy="leave it out")
+        """Return what ``Options`` ask for; raise BadOption where that makes no sense, whatever the checkpoint."""
+        only({**OPTIONS, **ASIDE}, options)
+        read = {
+            name: OPTIONS[name].read(name, value)
+            for name, value in options.items()
+            if name in OPTIONS and (value is not None or DEFAULTS[name] is not None)
+        }
+        if "to" not in read:
+            raise BadOption("a crossing needs to know what its target is for", {"lacking": "to", "known": ", ".join(KINDS)})
+        made, kind = cls(**read), KINDS[read["to"]]
+        for name, option in OPTIONS.items():
+            if not option.used_by(kind) and getattr(made, name) != DEFAULTS[name]:
+                fit = [each.name for each in KINDS.values() if option.used_by(each)]
+                what = f"{name} is for a target of the kind {' or '.join(map(repr, fit))}"
+                raise BadOption(what, {"to": kind.name, "option": flag_of(name)}, remedy="leave it out")
         return made
 
     @classmethod
@@ -109,79 +268,73 @@ class Request:
         """Return the request that a plan or a document keeps; raise BadRequest where it keeps none."""
         if not isinstance(data, Mapping):
             raise BadRequest("a request is a mapping", {"found": type(data).__name__})
-        only(set(cls.__dataclass_fields__), data)
-        for field, kind in get_type_hints(cls).items():
-            if field in data and not _is(data[field], kind):
-                raise BadRequest(f"{field!r} of a request cannot be {data[field]!r}")
+        only(DEFAULTS, data)
+        for name, kind in get_type_hints(cls).items():
+            if name in data and not _fits(data[name], kind):
+                raise BadRequest(f"{name!r} of a request cannot be {data[name]!r}")
         if "to" not in data:
             raise BadRequest("a request says what its target is for", {"lacking": "to"})
         plain: dict[str, Any] = {**data, **{name: tuple(value) for name, value in data.items() if isinstance(value, list)}}
         return cls(**plain)
 
 
+DEFAULTS: Mapping[str, Any] = {each.name: each.default for each in fields(Request)}
+OPTIONS: Mapping[str, Option] = {each.name: each.metadata["option"] for each in fields(Request) if "option" in each.metadata}
+ASIDE: Mapping[str, Option] = {  # options of a crossing that are no part of what its target is
+    "tokenizer": Option("folder", MOST, "Folder whose tokenizer goes along.", compared=True),
+    "memory": Option("size", MACHINE, "Peak of private memory: 512M, 2GiB."),
+    "request": Option("path", MOST, "TOML with any of these options, by their names; what is said beside it counts more."),
+}
+
+
+def flag_of(name: str) -> str:
+    """Return what an option is called on the command line.
+
+    >>> flag_of("family"), flag_of("kv_scale")
+    ('--as', '--kv-scale')
+    """
+    return {**OPTIONS, **ASIDE}[name].flag or f"--{name.replace('_', '-')}"
+
+
+def gathered(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return options with those of the file that ``request`` names, which count where nothing else is said."""
+    said = {name: value for name, value in options.items() if name != "request"}
+    asked = options.get("request")
+    return said if asked is None else {**read_request(local("request", asked)), **said}
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """Return the options of a TOML file, or those that `plan --json` and a document give back; paths are seen from its folder."""
+    try:
+        raw = path.read_bytes().decode()
+        found: object = json.loads(raw) if raw.lstrip().startswith("{") else tomllib.loads(raw)
+    except OSError as error:
+        raise BadOption("the request cannot be read", {"where": path, "reason": error.strerror}) from error
+    except ValueError as error:  # of UTF-8, of JSON and of TOML
+        raise BadOption("the request is no TOML", {"where": path, "reason": str(error)}) from error
+    if isinstance(found, Mapping) and isinstance(found.get("request"), Mapping):
+        found = found["request"]
+    if not isinstance(found, Mapping):
+        raise BadOption("the request is no table of options", {"where": path})
+    said = {str(key).replace("-", "_"): value for key, value in found.items() if value is not None and key != "tokens"}
+    said = {"family" if name == "as" else name: value for name, value in said.items()}
+    known = {**OPTIONS, **ASIDE}
+    only(known.keys() - {"request"}, said)
+    for name, value in said.items():
+        if known[name].value in ("path", "folder") and isinstance(value, str):
+            said[name] = str(path.parent / local(name, value))
+    return said
+
+
 def as_data(request: Request) -> Mapping[str, object]:
     """Return a request as plain values, for the plan and the document."""
-    plain = {name: getattr(request, name) for name in Request.__dataclass_fields__}
+    plain = {name: getattr(request, name) for name in DEFAULTS}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
 
 def memory_of(options: Mapping[str, object]) -> int:
     """Return the bytes of private memory that a crossing may use."""
     return nbytes("memory", options.get("memory", MEMORY))
-
-
-Reader = Callable[[str, object], Any]
-
-
-def _among(known: Iterable[str], *, needed: bool = False) -> Callable[[str, object], str | None]:
-    return lambda name, value: None if value is None and not needed else word(name, value, {each: each for each in known})
-
-
-def _style(name: str, value: object) -> str | None:
-    from carnet.quantize.recipes import by_style
-
-    return _among(by_style())(name, value)
-
-
-def _scheme(name: str, value: object) -> str | None:
-    from carnet.quantize.recipes import schemes
-
-    return _among(schemes())(name, value)
-
-
-def _family(name: str, value: object) -> str | None:
-    from carnet.architectures.known import FAMILIES
-
-    return _among(family.name for family in FAMILIES)(name, value)
-
-
-def _program(name: str, value: object) -> str | None:
-    from carnet.dialects.megatron.programs import program
-
-    if value is not None:
-        program(str(value), name)
-    return None if value is None else str(value)
-
-
-READERS: Mapping[str, Reader] = {  # option -> how what a person gives is read
-    "to": _among(TARGETS, needed=True),
-    **dict.fromkeys(("tp", "pp", "ep"), whole),
-    "dtype": lambda name, value: None if value is None else word(name, value, DTYPES),
-    "spelling": _among(SPELLINGS, needed=True),
-    "parallel_embedding": _among(EMBEDDINGS),
-    **dict.fromkeys(("drop", "exclude"), patterns),
-    "vocab_size": lambda name, value: None if value is None else whole(name, value),
-    "shard_size": nbytes,
-    **dict.fromkeys(("config", "amax"), located),
-    "family": _family,
-    "quantize": _scheme,
-    "style": _style,
-    "kv_cache": _among(CACHES),
-    "kv_scale": number,
-    "activations": _among(ACTIVATIONS),
-    "accept": patterns,
-    **dict.fromkeys(("written_by", "read_by"), _program),
-}
 
 
 def only(known: Iterable[str], said: Iterable[str]) -> None:
@@ -191,7 +344,7 @@ def only(known: Iterable[str], said: Iterable[str]) -> None:
             raise BadOption(f"no option is called {name!r}{near(str(name), known)}")
 
 
-def _is(value: object, kind: object) -> bool:
+def _fits(value: object, kind: object) -> bool:
     """Say whether a plain value is of the kind of a field; a list stands for a tuple."""
     if get_origin(kind) is tuple:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -6,6 +6,7 @@ from math import isfinite, prod
 from typing import Any
 
 from carnet.api import Inspection
+from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.errors import folded, printable
 from carnet.examiner.document import layouts
 from carnet.examiner.examine import Quality
@@ -13,17 +14,12 @@ from carnet.examiner.verdict import Verdict
 from carnet.formats.stored import Stored, label_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
-from carnet.plans.request import Request, as_data
+from carnet.plans.request import OPTIONS, Request, as_data
 from carnet.report.data import coded, quantized_as
 from carnet.report.tables import TIED, table
 from carnet.steps import Plan, kind
 
-SHOWN = {"hf": ("to",), "trtllm": ("to", "tp", "pp"), "megatron": ("to", "tp", "pp", "ep", "spelling")}  # of a request, always
-MOOT = {
-    "hf": ("spelling", "tokens"),
-    "trtllm": ("spelling", "shard", "tokens"),
-    "megatron": ("shard", "tokens"),
-}  # and what means nothing there
+DATA = as_data(Request())  # a request of which nothing is said
 LABEL = 18  # columns of a label
 MOST = 10  # findings that a person reads
 RIGHT = ("bytes", "tensors", "parts")  # columns of numbers
@@ -104,18 +100,12 @@ def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
 
 def _target(plan: Plan) -> str:
     """Return what was asked for: what every target of the kind has, and what is not as it is by itself."""
-    to = Request.from_data(plan.request).to
-    default, said = as_data(Request(to)), []
+    kind, said = KINDS[Request.from_data(plan.request).to], []
+    always = ["to", *(("tp", "pp") if kind.files != SHARDS else ()), *(("ep", "spelling") if kind.arguments else ())]
     for name, value in plan.request.items():
-        if name in SHOWN[to] or (value != default[name] and name not in MOOT[to]):
-            words = (
-                ", ".join(value)
-                if isinstance(value, list)
-                else size(value)
-                if isinstance(value, int) and name == "shard"
-                else value
-            )
-            said.append(f"{name}{TIED}{words}")
+        if name in always or (name in OPTIONS and value != DATA[name] and OPTIONS[name].used_by(kind)):
+            words = ", ".join(value) if isinstance(value, list) else value
+            said.append(f"{name}{TIED}{size(value) if OPTIONS[name].value == 'size' and isinstance(value, int) else words}")
     return "  ".join(said)
 
 
