@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Required, Self, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
@@ -37,7 +37,7 @@ class Options(Common, total=False):
     """The options of ``carnet.plan`` and ``carnet.cross``; what they mean stands at the fields of ``Request``."""
 
     request: PathLike  # a file with any of the others, which stand over it
-    to: Required[str]
+    to: str
     tp: int
     pp: int
     ep: int
