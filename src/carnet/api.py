@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from carnet import __version__
 from carnet.dialects.kinds import KINDS
@@ -33,7 +33,7 @@ from carnet.planner.build import build
 from carnet.planner.proof import reprove
 from carnet.plans import saved
 from carnet.plans.options import PathLike, local
-from carnet.plans.request import MEMORY, Options, Request, as_data, gathered, memory_of, only
+from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, gathered, memory_of, only
 from carnet.steps import Plan, TextFile
 
 Progress = Callable[[int, int], None]
@@ -51,42 +51,6 @@ class Inspection:
     def __repr__(self) -> str:
         what = f"refused: {self.refusal.what}" if self.inventory is None and self.refusal is not None else repr(self.inventory)
         return f"Inspection({str(self.checkpoint.root)!r}, {self.checkpoint.dialect} ({self.checkpoint.format}), {what})"
-
-
-class Comparison(TypedDict, total=False):
-    """What a target was asked to be, where neither its source nor a plan says it: the same words as for the crossing."""
-
-    request: PathLike | None  # a file of options, of which those count that are listed here
-    dtype: str | None
-    drop: str | Sequence[str]
-    vocab_size: int | None
-    config: PathLike | None
-    family: str | None
-    kv_scale: float | None
-    amax: PathLike | None
-    tokenizer: PathLike | None  # folder whose tokenizer was brought along
-    written_by: str | None
-    read_by: str | None
-    accept: str | Sequence[str]
-
-
-class Verifying(Comparison, total=False):
-    """The options of ``carnet.verify``."""
-
-    plan: PathLike | None
-    seal: bool
-    memory: int | str
-
-
-class Looking(TypedDict, total=False):
-    """The options of ``carnet.inspect``, which mean what they do for a crossing."""
-
-    drop: str | Sequence[str]
-    vocab_size: int | None
-    config: PathLike | None
-    family: str | None
-    written_by: str | None
-    accept: str | Sequence[str]
 
 
 def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:

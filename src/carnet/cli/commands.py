@@ -30,10 +30,9 @@ from carnet.cli.options import (
 from carnet.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from carnet.api import Looking, Verifying
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.plans.request import Options
+    from carnet.plans.request import Looking, Options, Verifying
 
 
 RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used by the next

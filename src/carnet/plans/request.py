@@ -54,6 +54,42 @@ class Options(Common, total=False):
     accept: Sequence[str]
 
 
+class Comparison(TypedDict, total=False):
+    """What a target was asked to be, where neither its source nor a plan says it: the same words as for the crossing."""
+
+    request: PathLike | None  # a file of options, of which those count that are listed here
+    dtype: str | None
+    drop: str | Sequence[str]
+    vocab_size: int | None
+    config: PathLike | None
+    family: str | None
+    kv_scale: float | None
+    amax: PathLike | None
+    tokenizer: PathLike | None  # folder whose tokenizer was brought along
+    written_by: str | None
+    read_by: str | None
+    accept: str | Sequence[str]
+
+
+class Verifying(Comparison, total=False):
+    """The options of ``carnet.verify``."""
+
+    plan: PathLike | None
+    seal: bool
+    memory: int | str
+
+
+class Looking(TypedDict, total=False):
+    """The options of ``carnet.inspect``, which mean what they do for a crossing."""
+
+    drop: str | Sequence[str]
+    vocab_size: int | None
+    config: PathLike | None
+    family: str | None
+    written_by: str | None
+    accept: str | Sequence[str]
+
+
 MOST, SOURCE, TARGET, NUMBERS, MACHINE = (
     "",
     "Source",
