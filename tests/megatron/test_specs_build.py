@@ -10,6 +10,8 @@ import pytest
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.extensions import transformer_engine
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_layer_specs, get_gpt_mtp_block_spec
 from megatron.core.post_training.modelopt.gpt import model_specs as gpt
 from megatron.core.post_training.modelopt.mamba import model_specs as mamba
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
@@ -34,6 +36,7 @@ from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid
 from tests.megatron.conftest import BASE, DELTA, HYBRID, MLA, MODELS, MOE, PLACES, SPARSE, newer
 
 pytestmark = pytest.mark.referee
+ENDS = {"embedding.word_embeddings.weight", "decoder.final_layernorm.weight", "output_layer.weight"}
 
 
 @pytest.fixture
@@ -41,6 +44,11 @@ def one_rank():
     """A process that is all of Megatron's world while a test runs, and builds on the meta device."""
     with _playing(WHOLE, FIRST), _on("meta"):
         yield
+
+
+def names(model):
+    """Return the names of a model's parameters."""
+    return {name for name, _ in model.named_parameters()}
 
 
 def given(function):
@@ -116,12 +124,29 @@ def test_mixtures_are_every_nth_layer_from_the_first_or_those_of_a_list(often, e
 
 
 @pytest.mark.parametrize("often", [1, [0, 1, 1, 0]])
-def test_a_model_without_layers_as_for_eagle_offline_has_a_spec(often, one_rank):
+def test_a_model_without_layers_as_for_eagle_offline_is_built(often, one_rank):
     """Megatron-LM's model_builder.py takes the layers from the config that it has read; its own spec fails where a list marked them."""
     config = config_of({**BASE, **MOE, "moe_layer_freq": often})
     config.num_layers = 0
-    assert get_gpt_modelopt_spec(config).layer_specs == []
-    assert get_gpt_modelopt_spec(config).layer_norm is Norm
+    spec = get_gpt_modelopt_spec(config)
+    assert (spec.layer_specs, spec.layer_norm) == ([], Norm)
+    assert names(GPTModel(config, spec, 64, 16, position_embedding_type="rope")) == ENDS
+
+
+def test_a_base_of_the_spec_is_frozen_while_layers_for_further_tokens_are_trained(one_rank):
+    """As modelopt_gpt_hybrid_builder joins them and freezes one side: by the names of parameters and of what has an expert_bias."""
+    said = {**BASE, **MOE, "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": True}
+    config = config_of({**said, "mtp_num_layers": 1})
+    further = get_gpt_mtp_block_spec(
+        config, get_gpt_decoder_layer_specs(config, use_transformer_engine=False)[-1], use_transformer_engine=False
+    )
+    model = GPTModel(config, get_gpt_modelopt_spec(config), 64, 16, mtp_block_spec=further)
+    plain = config_of(said)
+    base = names(GPTModel(plain, get_gpt_modelopt_spec(plain), 64, 16))
+    assert {name for name in names(model) if "mtp.layers." not in name} == base
+    assert names(model) - base
+    routed = {name for name, module in model.named_modules() if hasattr(module, "expert_bias")}
+    assert {name.partition(".")[0] for name in routed} == {"decoder", "mtp"}
 
 
 @pytest.mark.parametrize("often", [0, [0, 1], [0, 1, 2, 0], "[0, 1, 1, 0]", None])
@@ -255,9 +280,9 @@ def test_latent_attention_has_a_spec_where_the_stack_has_a_place(monkeypatch, on
     assert layer.submodules.sharded_state_dict_keys_map.keys().isdisjoint({"input_layernorm."})
     config = config_of({**BASE, **MLA, "qk_layernorm": False})
     model = build_module(layer, config=config, layer_number=1)
-    names = {name for name, _ in model.named_parameters()}
+    found = names(model)
     inner = ("linear_proj", "linear_q_down_proj", "linear_q_up_proj", "linear_kv_down_proj", "linear_kv_up_proj")
-    assert names == {"input_layernorm.weight", *(f"self_attention.{name}.weight" for name in inner)}
+    assert found == {"input_layernorm.weight", *(f"self_attention.{name}.weight" for name in inner)}
 
 
 @pytest.mark.parametrize(("pattern", "lost"), [("M*-E", {}), ("M+-E", {1: "MLA"}), ("MG|-D/M+", {1: "GDN", 3: "DS_ATTENTION"})])

@@ -280,13 +280,22 @@ def cut_evenly(axis: str, size: int, world: int, rank: int) -> Share:
     return Share(rank * step, (rank + 1) * step, size)
 
 
+def round_up(size: int, multiple: int) -> int:
+    """Return the next multiple of a number.
+
+    >>> round_up(97, 2), round_up(98, 2)
+    (98, 98)
+    """
+    return -(-size // multiple) * multiple
+
+
 def cut_padded(size: int, world: int, rank: int) -> Share:
     """Return a rank's share of an axis that is padded up to a multiple of the world.
 
     >>> cut_padded(97, 2, 1)
     Share(start=49, stop=98, size=97)
     """
-    step = -(-size // world)
+    step = round_up(size, world) // world
     return Share(rank * step, (rank + 1) * step, size)
 
 

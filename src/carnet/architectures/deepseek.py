@@ -6,14 +6,15 @@ transformers: modeling_deepseek_v3.py; vLLM wants topk_method and scoring_func b
 experts is a number of them times the width of one: a model in between is padded with zeros, which changes nothing it computes.
 """
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.algebra.layout import round_up
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
 from carnet.dialects.yarn import YARN
-from carnet.model.fields import Config
+from carnet.model.fields import MIXED, Config
 from carnet.model.model import marks, mixtures, number, value
 
 ATTENTION = (
@@ -89,7 +90,7 @@ def _group_topk(said: object, config: Config) -> int:
 
 def _whole_experts(config: Config) -> int:
     """Return the width of as many shared experts as the model's width needs."""
-    return -(-number(config, "shared_ffn") // number(config, "moe_ffn")) * number(config, "moe_ffn")
+    return round_up(number(config, "shared_ffn"), number(config, "moe_ffn"))
 
 
 ROWS = (
@@ -151,7 +152,7 @@ NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet move
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={**LLAMA_TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
     hf=hf.dialect(
         "DeepseekV3ForCausalLM",
@@ -194,7 +195,7 @@ DEEPSEEK_V3 = Family(
 # code scales the weights of the experts or norms them, never both: normed ones are refused. A group counts as its best expert.
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={**LLAMA_TRAITS, "latent": True},
     hf=hf.dialect(
         "DeepseekV2ForCausalLM",

@@ -6,12 +6,12 @@ transformers: modeling_falcon.py. TensorRT-LLM: tensorrt_llm/models/falcon/confi
 from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import ANY, Choice, Spread, place
+from carnet.dialects.megatron.rows import QKV, QKV_BIAS
 from carnet.dialects.rows import fuse, row
 from carnet.model.fields import Condition
 from carnet.model.model import number
 
 LAYER = "h.{layer}."
-QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 NEW: Condition = {"new_decoder": True}
 OLD: Condition = {"new_decoder": False}
 
@@ -31,7 +31,7 @@ HF_ROWS = (
     row(LAYER + "ln_mlp.bias", "hidden", "mlp_norm_bias", when=BOTH),
     # per KV head, be there one, a few or one for each query: its queries, its key, its value
     fuse(LAYER + "self_attention.query_key_value.weight", "(kv *) hidden", QKV),
-    fuse(LAYER + "self_attention.query_key_value.bias", "(kv *)", {f"{name}_bias": axes for name, axes in QKV.items()}),
+    fuse(LAYER + "self_attention.query_key_value.bias", "(kv *)", QKV_BIAS),
     row(LAYER + "self_attention.dense.weight", "hidden (kv rep dim)", "attention.o"),
     row(LAYER + "self_attention.dense.bias", "hidden", "attention.o_bias"),
     row(LAYER + "mlp.dense_h_to_4h.weight", "ffn hidden", "mlp.up"),

@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 
 from carnet.dialects.rows import Dialect
-from carnet.model.fields import SET, Condition, Config
+from carnet.model.fields import Condition, Config
 
 LLAMA_TRAITS: Config = {"norm": "rms", "gated": True, "position": "rope"}
-OF_EXPERTS: Condition = {"experts": SET}  # a mixture: a dense model is never one
 
 
 @dataclass(frozen=True, slots=True)

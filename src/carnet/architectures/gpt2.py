@@ -11,15 +11,14 @@ from carnet.dialects.rows import fuse, row
 from carnet.model.model import number
 
 LAYER = "h.{layer}."
-QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
 
 HF_ROWS = (
     row("wte.weight", "vocab hidden", "embed"),
     row("wpe.weight", "position hidden", "position"),
     row(LAYER + "ln_1.weight", "hidden", "attention_norm"),
     row(LAYER + "ln_1.bias", "hidden", "attention_norm_bias"),
-    fuse(LAYER + "attn.c_attn.weight", "hidden *", QKV),
-    fuse(LAYER + "attn.c_attn.bias", "*", {f"{name}_bias": axes for name, axes in QKV.items()}),
+    fuse(LAYER + "attn.c_attn.weight", "hidden *", trtllm.QKV),
+    fuse(LAYER + "attn.c_attn.bias", "*", trtllm.QKV_BIAS),
     row(LAYER + "attn.c_proj.weight", "(kv rep dim) hidden", "attention.o"),
     row(LAYER + "attn.c_proj.bias", "hidden", "attention.o_bias"),
     row(LAYER + "ln_2.weight", "hidden", "mlp_norm"),

@@ -10,10 +10,9 @@ from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Table, place
 from carnet.dialects.hf import LAYER
+from carnet.dialects.megatron.rows import QKV, QKV_BIAS
 from carnet.dialects.rows import fuse, row
 from carnet.model.model import number
-
-QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 
 ROWS = (
     row("embed_in.weight", "vocab hidden", "embed"),
@@ -22,7 +21,7 @@ ROWS = (
     row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
     # per head: its query, its key, its value
     fuse(LAYER + "attention.query_key_value.weight", "(kv *) hidden", QKV),
-    fuse(LAYER + "attention.query_key_value.bias", "(kv *)", {f"{name}_bias": axes for name, axes in QKV.items()}),
+    fuse(LAYER + "attention.query_key_value.bias", "(kv *)", QKV_BIAS),
     row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o"),
     row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
     row(LAYER + "mlp.dense_h_to_4h.weight", "ffn hidden", "mlp.up"),

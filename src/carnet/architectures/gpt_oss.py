@@ -7,12 +7,12 @@ projection alternate. The gate is x sigmoid(1.702 x) whatever ``hidden_act`` say
 
 from dataclasses import replace
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Place, Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
-from carnet.model.fields import Config
+from carnet.model.fields import MIXED, Config
 from carnet.model.model import number
 
 EXPERTS = LAYER + "mlp.experts."
@@ -43,7 +43,7 @@ def _windows(said: list[str] | None, config: Config) -> tuple[int, ...]:
 
 GPT_OSS = Family(
     name="gpt_oss",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={
         **LLAMA_TRAITS,
         "activation": "gelu_quick",

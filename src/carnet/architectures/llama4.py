@@ -6,12 +6,12 @@ goes into it. Neighbouring dimensions of a head are rotated together, as in Meta
 
 from collections.abc import Iterator
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
-from carnet.model.fields import Config
+from carnet.model.fields import MIXED, Config
 from carnet.model.model import marks, mixtures, number, value
 
 MLP = "feed_forward."
@@ -81,7 +81,7 @@ KINDS = ("full_attention", "chunked_attention")
 
 LLAMA4 = Family(
     name="llama4",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={
         **LLAMA_TRAITS,
         "router_score": "sigmoid",

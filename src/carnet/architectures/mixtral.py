@@ -3,13 +3,14 @@
 transformers: modeling_mixtral.py. TensorRT-LLM: tensorrt_llm/models/llama/config.py, which builds Mixtral from Llama's class.
 """
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import place
+from carnet.model.fields import MIXED
 
 MIXTRAL = Family(
     name="mixtral",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits=LLAMA_TRAITS,
     hf=hf.dialect(
         "MixtralForCausalLM",

@@ -3,14 +3,15 @@
 transformers: modeling_olmoe.py, where the width of a head follows from the norms' width.
 """
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
 from carnet.dialects.configs import place
+from carnet.model.fields import MIXED
 from carnet.model.model import number
 
 OLMOE = Family(
     name="olmoe",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "whole"},
     hf=hf.dialect(
         "OlmoeForCausalLM",

@@ -12,8 +12,6 @@ from carnet.dialects.rows import fuse, row
 from carnet.model.fields import Config, Value
 from carnet.model.model import number, value
 
-QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
-
 
 def _rotated(config: Config) -> int:
     """Return how much of a head is rotated, in whole dimensions."""
@@ -36,7 +34,7 @@ PHI3 = Family(
         "phi3",
         (
             *(hf.EMBED, *hf.NORMS),
-            fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", QKV),
+            fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", trtllm.QKV),
             row(LAYER + "self_attn.o_proj.weight", "hidden (kv rep dim)", "attention.o"),
             fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
             row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),

@@ -6,13 +6,13 @@ tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 
 from collections.abc import Iterator
 
-from carnet.architectures.family import LLAMA_TRAITS, OF_EXPERTS, Family
+from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER, LAYER_TYPES
 from carnet.dialects.rows import Dialect, Row, fuse, row
-from carnet.model.fields import SET, Config
+from carnet.model.fields import MIXED, SET, Config
 from carnet.model.model import marks, mixtures, number, value
 
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
@@ -166,7 +166,7 @@ QWEN3 = Family(
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "head"},
     hf=hf.dialect(
         "Qwen3MoeForCausalLM",
@@ -198,7 +198,7 @@ QWEN3_MOE = Family(
 # a shared expert beside the others, weighed by the sigmoid of a gate of its own
 QWEN2_MOE = Family(
     name="qwen2_moe",
-    needs=OF_EXPERTS,
+    needs=MIXED,
     traits={**LLAMA_TRAITS, "shared_gate": True},
     hf=hf.dialect(
         "Qwen2MoeForCausalLM",

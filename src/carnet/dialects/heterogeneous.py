@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from carnet.algebra.layout import round_up
 from carnet.dialects.configs import Json, Spread
 from carnet.errors import NotSupported
 from carnet.model.fields import Condition, Config, Value
@@ -125,7 +126,7 @@ def _width(mlp: Json, hidden: int) -> int:
         return size(said)
     if not isinstance(multiple, int | float) or isinstance(multiple, bool):
         raise TypeError("a multiple")
-    width = size(-(-int(2 * round(multiple, 6) * hidden / 3) // 256) * 256)
+    width = size(round_up(int(2 * round(multiple, 6) * hidden / 3), 256))
     if said not in {None, width}:
         raise ValueError("one width")
     return width

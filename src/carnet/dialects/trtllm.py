@@ -17,6 +17,7 @@ from carnet.model.model import number
 LAYER = "layers.{layer}."
 
 QKV = {"attention.q": "kv rep dim", "attention.k": "kv dim", "attention.v": "kv dim"}
+QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
 
 COMMON = (
     row("vocab_embedding.weight", "vocab hidden", "embed", cut="embedding"),
@@ -24,7 +25,7 @@ COMMON = (
     row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
     row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
     fuse(LAYER + "attention.qkv.weight", "* hidden", QKV, cut="kv"),
-    fuse(LAYER + "attention.qkv.bias", "*", {f"{name}_bias": axes for name, axes in QKV.items()}, cut="kv"),
+    fuse(LAYER + "attention.qkv.bias", "*", QKV_BIAS, cut="kv"),
     row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
     row(LAYER + "post_layernorm.weight", "hidden", "mlp_norm", when={"parallel_residual": False}),

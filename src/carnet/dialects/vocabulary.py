@@ -12,6 +12,7 @@ megatron/training/tokenizer/tokenizer.py at 0.16, since 0.17 megatron/core/token
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from carnet.algebra.layout import round_up
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
 from carnet.model.fields import Config
 from carnet.model.model import number, value
@@ -91,7 +92,7 @@ def padded_rows(tokens: int, ranks: int, multiple: int = MULTIPLE) -> int:
     >>> padded_rows(50257, 2)
     50432
     """
-    return -(-tokens // (multiple * ranks)) * multiple * ranks
+    return round_up(tokens, multiple * ranks)
 
 
 def counts_anew(release: str) -> bool | None:

@@ -25,10 +25,10 @@ from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
-from carnet.formats.megatron import TRACKER
 from carnet.formats.side_files import side_files
 from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
+from carnet.formats.torch_dist_files import TRACKER
 from carnet.inventory.survey import Inventory
 
 Progress = Callable[[int, int], None]

@@ -9,8 +9,9 @@ from pathlib import Path
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.files import digest_of, list_names
 from carnet.formats.folder import CONFIG, read_folder
-from carnet.formats.megatron import TRACKER, find_iteration, read_megatron
+from carnet.formats.megatron import find_iteration, read_megatron
 from carnet.formats.stored import Checkpoint
+from carnet.formats.torch_dist_files import TRACKER
 
 # what is no model, or none that is read, by a file of it: what that is, and what to do
 OTHERS = {

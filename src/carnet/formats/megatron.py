@@ -23,11 +23,12 @@ from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
 from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
+from carnet.formats.torch_dist_files import TRACKER
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import object_item
 from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
 
-TRACKER = "latest_checkpointed_iteration.txt"
+STORE, PER_RANK = "torch_dist", "torch (per rank)"  # the forms that megatron-core loads by itself
 COMMON_FILE = "common.pt"
 COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 _FOLDER = re.compile(r"iter_\d{7,}|release")
@@ -100,7 +101,7 @@ def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     notes["ranks"] = ", ".join(f"{axis} {size}" for axis, size in ranks.sizes.items())
     tensors = dict(sorted(ranks.tensors.items()))
     objects = dict(sorted(ranks.objects.items()))
-    found = root, "megatron", "torch (per rank)", config, tensors, objects, stamps, digest, notes
+    found = root, "megatron", PER_RANK, config, tensors, objects, stamps, digest, notes
     return Checkpoint(*found, program=program_of(config))
 
 
@@ -114,7 +115,7 @@ def _read_store(root: Path, locate: Callable[[str], bool]) -> tuple[str, Store]:
         store = read_plain_store(root, locate)
         if COMMON_ITEM not in store.places:
             return "torch_dcp", store
-    return "torch_dist", read_store(root, locate)
+    return STORE, read_store(root, locate)
 
 
 def _below(folder: str, store: Store) -> Store:

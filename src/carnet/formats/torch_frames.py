@@ -20,11 +20,12 @@ from carnet.formats.torch_opcodes import PROTOCOL, STOP, Global, integer, named,
 
 ALIGNMENT = 64  # bytes: torch's default, serialization.config.save.storage_alignment
 
-_LOCAL = struct.Struct("<4s5H3I2H")  # an entry's header before its data
-_CENTRAL = struct.Struct("<4s6H3I5H2I")  # the same entry in the directory
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR64 = struct.Struct("<4sIQI")
-_END = struct.Struct("<4s4H2IH")
+# what a zip is made of, after the four bytes that say which
+LOCAL = struct.Struct("<4s5H3I2H")  # an entry's header before its data
+CENTRAL = struct.Struct("<4s6H3I5H2I")  # the same entry in the directory
+END64 = struct.Struct("<4sQ2H2I4Q")
+LOCATOR64 = struct.Struct("<4sIQI")
+END = struct.Struct("<4s4H2IH")
 _FULL = 0xFFFFFFFF  # from here on a number stands in a zip64 field
 _UTF8, _TRAILED = 0x800, 0x8  # flags of an entry: its name is UTF-8, its checksum and sizes follow the data
 _UNTYPED = ("f8_e4m3", "f8_e5m2")  # types without a storage class of their own: torch/_tensor.py, _rebuild_tensor_v3
@@ -143,10 +144,10 @@ def _zip(folder: str, pickled: bytes, hole: _Hole | None) -> tuple[bytes, bytes]
 def _header(entry: _Entry) -> bytes:
     """Return an entry's local header, filled up so that the data begins aligned (caffe2/serialize/inline_container.cc)."""
     wide = _wide(entry, packed=0)  # torch has not packed anything yet where it writes the header
-    begin = entry.start + _LOCAL.size + len(entry.name) + len(wide) + 4
+    begin = entry.start + LOCAL.size + len(entry.name) + len(wide) + 4
     padding = -begin % ALIGNMENT
     extra = wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding
-    return _LOCAL.pack(b"PK\3\4", 0, _flags(entry), 0, 0, 0, 0, 0, 0, len(entry.name), len(extra)) + entry.name + extra
+    return LOCAL.pack(b"PK\3\4", 0, _flags(entry), 0, 0, 0, 0, 0, 0, len(entry.name), len(extra)) + entry.name + extra
 
 
 def _trailer(entry: _Entry) -> bytes:
@@ -174,8 +175,8 @@ def _directory(entries: Sequence[_Entry], begin: int) -> bytes:
         wide, size = _wide(entry, packed=entry.nbytes), min(entry.nbytes, _FULL)
         lengths = (len(entry.name), len(wide), 0)
         fields = (0, 0, _flags(entry), 0, 0, 0, entry.crc, size, size, *lengths, 0, 0, 0, min(entry.start, _FULL))
-        parts += _CENTRAL.pack(b"PK\1\2", *fields) + entry.name + wide
+        parts += CENTRAL.pack(b"PK\1\2", *fields) + entry.name + wide
     count, size = len(entries), len(parts)
-    parts += _END64.pack(b"PK\6\6", _END64.size - 12, 0x31E, 45, 0, 0, count, count, size, begin)
-    parts += _LOCATOR64.pack(b"PK\6\7", 0, begin + size, 1)
-    return bytes(parts + _END.pack(b"PK\5\6", 0, 0, count, count, size, min(begin, _FULL), 0))
+    parts += END64.pack(b"PK\6\6", END64.size - 12, 0x31E, 45, 0, 0, count, count, size, begin)
+    parts += LOCATOR64.pack(b"PK\6\7", 0, begin + size, 1)
+    return bytes(parts + END.pack(b"PK\5\6", 0, 0, count, count, size, min(begin, _FULL), 0))

@@ -18,6 +18,7 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint
 from carnet.formats.files import OpenFile, read_at, shown
 from carnet.formats.pickles import load
+from carnet.formats.torch_frames import CENTRAL, END, END64, LOCAL, LOCATOR64
 from carnet.formats.torch_pickles import PickledTensor, Storage, lenient, storage_of, strict
 
 HEAD, TAIL = 2048, 2048  # bytes read at once from each end of an item: enough for all of what torch writes around one tensor
@@ -25,11 +26,6 @@ DIRECTORY_LIMIT = 64 << 20  # bytes
 ENTRIES_LIMIT = 500_000  # a rank of the largest models has some thousand storages
 PICKLE_LIMIT = 256 << 20  # bytes
 
-_END = struct.Struct("<4s4H2IH")  # end of central directory
-_END64 = struct.Struct("<4sQ2H2I4Q")
-_LOCATOR64 = struct.Struct("<4sIQI")
-_CENTRAL = struct.Struct("<4s6H3I5H2I")  # one entry of the directory
-_LOCAL = struct.Struct("<4s5H3I2H")  # the same entry's header before its data
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF
 
 
@@ -107,8 +103,8 @@ def storage_bytes(archive: Archive, storage: Storage) -> bytes:
 
 def open_archive(file: OpenFile, offset: int, nbytes: int) -> Archive:
     """Return the directory of a zip that fills ``nbytes`` bytes of a file from ``offset``."""
-    if nbytes < _END.size or offset < 0 or offset + nbytes > file.stamp.nbytes:
-        found = {"expected": f"at least {_END.size} bytes, inside the file", "found": f"{nbytes} bytes"}
+    if nbytes < END.size or offset < 0 or offset + nbytes > file.stamp.nbytes:
+        found = {"expected": f"at least {END.size} bytes, inside the file", "found": f"{nbytes} bytes"}
         raise _bad(Span(file, offset, nbytes, b"", b""), "is no torch.save zip", found)
     head = read_at(file, offset, min(HEAD, nbytes))
     # one read serves a small item whole
@@ -123,7 +119,7 @@ def open_archive(file: OpenFile, offset: int, nbytes: int) -> Archive:
         raise _bad(span, "has a damaged zip directory", {"reason": shown(str(error))}) from None
     prefix = entries[0].name.partition("/")[0] + "/" if entries else ""
     named = {entry.name.removeprefix(prefix): entry for entry in entries if entry.name.startswith(prefix)}
-    if len(named) != len(entries) or any(entry.start + _LOCAL.size + entry.nbytes > begin for entry in entries):
+    if len(named) != len(entries) or any(entry.start + LOCAL.size + entry.nbytes > begin for entry in entries):
         raise _bad(span, "has a damaged zip directory", {"reason": "entries double, reach into it or lie in two folders"})
     return Archive(span, named, begin)
 
@@ -165,10 +161,10 @@ def _content(archive: Archive, entry: ZipEntry) -> bytes:
 
 def _data_start(archive: Archive, entry: ZipEntry) -> int:
     """Return where an entry's data begins, once its local header agrees with the directory."""
-    raw = _between(archive.span, entry.start, _LOCAL.size)
-    magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = _LOCAL.unpack(raw)
-    name = _between(archive.span, entry.start + _LOCAL.size, name_size)
-    start = entry.start + _LOCAL.size + int(name_size) + int(extra_size)
+    raw = _between(archive.span, entry.start, LOCAL.size)
+    magic, _, flags, method, _, _, crc, packed, size, name_size, extra_size = LOCAL.unpack(raw)
+    name = _between(archive.span, entry.start + LOCAL.size, name_size)
+    start = entry.start + LOCAL.size + int(name_size) + int(extra_size)
     # with flag 8 the sizes may follow the data instead (zero here); full 32 bits say that they are in a zip64 field
     free = (0, _FULL32) if flags & 8 else (_FULL32,)
     agree = (packed in free or packed == entry.nbytes) and (size in free or size == entry.nbytes)
@@ -193,20 +189,20 @@ def _between(span: Span, start: int, nbytes: int) -> bytes:
 
 def _directory_place(span: Span) -> tuple[int, int, int]:
     """Return start, size (bytes from the start of the zip) and number of entries of the directory."""
-    at = span.nbytes - _END.size
-    magic, disk, first, here, count, size, begin, comment = _END.unpack(_between(span, at, _END.size))
+    at = span.nbytes - END.size
+    magic, disk, first, here, count, size, begin, comment = END.unpack(_between(span, at, END.size))
     if magic != b"PK\5\6" or disk not in (0, _FULL16) or first not in (0, _FULL16) or here != count or comment:
         raise ValueError("no end record")
     if count == _FULL16 or _FULL32 in (size, begin):
-        at -= _LOCATOR64.size
-        magic, disk, record, _ = _LOCATOR64.unpack(_between(span, at, _LOCATOR64.size))
-        if magic != b"PK\6\7" or disk or record + _END64.size > at:
+        at -= LOCATOR64.size
+        magic, disk, record, _ = LOCATOR64.unpack(_between(span, at, LOCATOR64.size))
+        if magic != b"PK\6\7" or disk or record + END64.size > at:
             raise ValueError("no zip64 locator")
-        magic, _, _, _, disk, first, here, count, size, begin = _END64.unpack(_between(span, record, _END64.size))
+        magic, _, _, _, disk, first, here, count, size, begin = END64.unpack(_between(span, record, END64.size))
         if magic != b"PK\6\6" or disk or first or here != count:
             raise ValueError("no zip64 end record")
         at = record
-    if begin + size > at or size > DIRECTORY_LIMIT or count > ENTRIES_LIMIT or count * _CENTRAL.size > size:
+    if begin + size > at or size > DIRECTORY_LIMIT or count > ENTRIES_LIMIT or count * CENTRAL.size > size:
         raise ValueError("the directory does not fit")
     return begin, size, count
 
@@ -214,9 +210,9 @@ def _directory_place(span: Span) -> tuple[int, int, int]:
 def _directory(raw: bytes, count: int) -> list[ZipEntry]:
     entries, position = [], 0
     for _ in range(count):
-        fields = _CENTRAL.unpack_from(raw, position)
+        fields = CENTRAL.unpack_from(raw, position)
         magic, _, _, flags, method, _, _, crc, packed, size, name_size, extra_size, comment_size, disk, _, _, start = fields
-        position += _CENTRAL.size
+        position += CENTRAL.size
         name = raw[position : position + name_size].decode("utf-8")
         extra = raw[position + name_size : position + name_size + extra_size]
         position += name_size + extra_size + comment_size

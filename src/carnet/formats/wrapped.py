@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from carnet.algebra.layout import round_up
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.files import Sighting, check_inside, read_whole, shown
 from carnet.formats.jsons import CONFIG, parse_object
@@ -190,7 +191,7 @@ def _say_vocabulary(model: dict[str, object]) -> None:
     if not pad:
         model["padded_vocab_size"] = size
     elif type(unit) is int and type(ranks) is int and unit > 0 and ranks > 0:
-        model["padded_vocab_size"] = -(-size // (unit * ranks)) * unit * ranks
+        model["padded_vocab_size"] = round_up(size, unit * ranks)
 
 
 def parse_yaml(data: bytes, name: str, where: object) -> dict[str, object]:

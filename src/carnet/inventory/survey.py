@@ -13,6 +13,7 @@ from heapq import nsmallest
 from pathlib import Path
 
 from carnet.algebra.box import Box, uncovered, whole
+from carnet.algebra.layout import round_up
 from carnet.architectures.family import Family
 from carnet.architectures.known import STORAGE, dialect_of, names_none, others, recognise, without
 from carnet.dialects.configs import lookup
@@ -165,7 +166,7 @@ def survey(
     if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
-        config["padded_vocab"] = _enough(_stored_rows(checkpoint), config, where)
+        config["padded_vocab"] = _enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     rows = 0 if kind.pads_vocabulary else _other_rows(config, named, kept)
@@ -200,7 +201,7 @@ def survey(
 def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:
     """Return the vocabulary of a Megatron checkpoint: as a person says, its arguments tell, or the model has that it should be."""
     where, padded = str(checkpoint.root), own.get("padded_vocab_size")
-    rows = padded if type(padded) is int and padded > 0 else _stored_rows(checkpoint)
+    rows = padded if type(padded) is int and padded > 0 else stored_rows(checkpoint)
     if not rows:
         return None if vocab is None else Vocabulary(vocab, vocab, "--vocab-size")
     if vocab is not None:
@@ -216,7 +217,7 @@ def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | N
         return Vocabulary(min(rows, number(like, "vocab")), rows, "the model that it should be")
 
 
-def _stored_rows(checkpoint: Checkpoint) -> int:
+def stored_rows(checkpoint: Checkpoint) -> int:
     """Return how many rows the tensor-parallel ranks' parts of the embedding have together."""
     found = {unit.split("-")[0]: stored for (unit, name), stored in checkpoint.tensors.items() if name.endswith(EMBEDDING)}
     return sum(stored.shape[0] for stored in found.values() if stored.shape)
@@ -238,7 +239,7 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
         stored = kept[key].shape
         if any(view.tensor in ("embed", "head") for view in entry.views) and stored[1:] == entry.stored[1:] != ():
             found.add(stored[0] * (1 if entry.stored[0] == size else world))
-    return found.pop() if len(found) == 1 and not found <= {-(-size // world) * world, size} else 0
+    return found.pop() if len(found) == 1 and not found <= {round_up(size, world), size} else 0
 
 
 def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:

@@ -13,6 +13,7 @@ from math import prod
 from typing import assert_never
 
 from carnet.algebra.box import Box
+from carnet.algebra.layout import round_up
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
 from carnet.live.virtual import Source
@@ -50,7 +51,7 @@ class Transfer:
     @property
     def nbytes(self) -> int:
         """Return what it takes of a bucket."""
-        return -(-prod(self.box.shape) * BY_NAME[self.dtype].nbytes // ALIGN) * ALIGN
+        return round_up(prod(self.box.shape) * BY_NAME[self.dtype].nbytes, ALIGN)
 
 
 class Atlas:

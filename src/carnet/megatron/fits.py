@@ -16,12 +16,13 @@ from carnet.algebra.box import Box, volume, whole
 from carnet.architectures.known import recognise
 from carnet.dialects.configs import lookup
 from carnet.dialects.megatron.programs import hear_config
-from carnet.dialects.megatron.releases import ACCEPTABLE
+from carnet.dialects.megatron.releases import ACCEPTABLE, PATTERNS
 from carnet.dialects.megatron.rows import DROPPED, MEGATRON
 from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.formats.megatron import PER_RANK, STORE
 from carnet.formats.stored import Checkpoint, Key, Stored, label_of
-from carnet.inventory.survey import opened
+from carnet.inventory.survey import opened, stored_rows
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.fused import Saver
 from carnet.megatron.meta import WHOLE, Cut
@@ -30,9 +31,6 @@ from carnet.megatron.post_training.modelopt.hybrid.model_specs import misplaced
 from carnet.plans.options import local
 
 SPECS = ("modelopt", "te", "local")
-# the forms that megatron-core loads by itself, as formats/megatron.py calls them
-STORE, PER_RANK = "torch_dist", "torch (per rank)"
-EMBEDDING, FIRST_UNIT = "embedding.word_embeddings.weight", "tp0-pp0-ep0-vp0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,9 @@ def fits(
         raise BadRequest(f"{spec!r} is no spec that carnet knows", {"known": ", ".join(SPECS)})
     checkpoint = _open(local("ckpt", path), None if config is None else local("config", config), written_by)
     kept, objects, dropped = _sorted(checkpoint)
-    said = _arguments(checkpoint, kept)
+    said = _arguments(checkpoint)
     cut = _cut(checkpoint, kept, said, (tp, pp, ep))
-    pattern = said.get("hybrid_override_pattern") or said.get("hybrid_layer_pattern") or ""
+    pattern = said.get(PATTERNS[0]) or said.get(PATTERNS[1]) or ""
     lost = misplaced(str(pattern)) if describes_hybrid(said) else {}
     if lost:
         nowhere = tuple(Misfit("no place", f"decoder.layers.{layer}", "nothing", why) for layer, why in lost.items())
@@ -225,14 +223,12 @@ def _prefix(checkpoint: Checkpoint) -> str:
     return ""
 
 
-def _arguments(checkpoint: Checkpoint, kept: Mapping[Key, Stored]) -> dict[str, object]:
+def _arguments(checkpoint: Checkpoint) -> dict[str, object]:
     """Return the training arguments of a checkpoint as its program used them, a Hugging Face config in place of them translated."""
     where = str(checkpoint.root)
     # what routes tokens otherwise has no weights: it is nothing to refuse a spec for
     said = hear_config("megatron", checkpoint.config, where, checkpoint.program, checkpoint.era, [*ACCEPTABLE]).said
-    rows = sum(
-        stored.shape[0] for (unit, name), stored in kept.items() if name == EMBEDDING and "-pp0-ep0-vp0" in (unit or FIRST_UNIT)
-    )
+    rows = stored_rows(checkpoint)
     if lookup(said, "architectures"):
         _, canonical = recognise("megatron", said, where, {})
         said = write(MEGATRON.table, {**canonical, "padded_vocab": rows or canonical["vocab"]}, {}, where)

@@ -22,12 +22,12 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from carnet.dialects.megatron.releases import PATTERNS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.megatron.hybrids import GatedDeltaNet, HybridModel, mamba_context_parallel, mamba_mixer
 from carnet.megatron.models import Arguments, config_of, describes_hybrid, keywords_of
 from carnet.megatron.modules import HAVE_TE, define_forgotten
 
-PATTERNS = ("hybrid_override_pattern", "hybrid_layer_pattern")  # the latter since 0.17
 Spec = Callable[[TransformerConfig, int | None], TransformerBlockSubmodules | ModuleSpec]  # of a config and a virtual stage
 
 

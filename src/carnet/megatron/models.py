@@ -20,37 +20,27 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.torch_norm import L2Norm
 
 from carnet.dialects.megatron.programs import CORE, release_of
+from carnet.dialects.megatron.releases import ACCEPTABLE, BY_NAME, PATTERNS, names_hybrid
 from carnet.dialects.megatron.table import DESCRIBED, HYBRID_SPEC
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.wrapped import MEANT_FOR
+from carnet.formats.wrapped import RENAMED as FIELDS
 
 Arguments = Mapping[str, object]
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-# arguments that fill the field of the same name in TransformerConfig or MLATransformerConfig, where it has one
-SAME = (
-    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "kv_channels", "params_dtype", "bf16", "fp16"),
-    *("num_query_groups", "normalization", "layernorm_epsilon", "layernorm_zero_centered_gamma", "add_bias_linear"),
-    *("add_qkv_bias", "qk_layernorm", "qk_l2_norm", "softmax_scale", "softmax_type", "window_size", "window_attn_skip_freq"),
-    *("attention_output_gate", "apply_residual_connection_post_layernorm", "rotary_interleaved", "no_rope_freq"),
-    *("mrope_section", "glu_linear_offset", "activation_func_clamp_value", "experimental_attention_variant"),
-    *("multi_latent_attention", "q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim", "v_head_dim", "rope_type"),
-    *("rotary_base", "rotary_percent", "rotary_scaling_factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
-    *("mscale", "mscale_all_dim", "mtp_num_layers", "mtp_use_repeated_layer", "moe_layer_freq", "moe_ffn_hidden_size"),
-    *("moe_shared_expert_intermediate_size", "moe_shared_expert_gate", "moe_router_topk", "moe_router_pre_softmax"),
-    *("moe_router_score_function", "moe_router_topk_scaling_factor", "moe_router_enable_expert_bias", "moe_router_num_groups"),
-    *("moe_router_group_topk", "moe_router_topk_limited_devices", "moe_router_load_balancing_type", "moe_apply_probs_on_input"),
-    *("moe_latent_size", "mamba_state_dim", "mamba_head_dim", "mamba_num_groups", "mamba_num_heads", "is_hybrid_model"),
-    *("linear_attention_freq", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim"),
-    *("linear_num_key_heads", "linear_num_value_heads", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk"),
-    *("dsa_indexer_topk_freq", "dsa_indexer_skip_topk_offset", "dsa_indexer_k_norm_epsilon", "dsa_indexer_rope_interleaved"),
+# beside those that say what a model computes: layers that carnet has no family for, and how stages and stores share them
+OTHERS = (
+    *("bf16", "fp16", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"),
+    *("linear_num_value_heads", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_topk_freq"),
+    *("dsa_indexer_skip_topk_offset", "dsa_indexer_k_norm_epsilon", "dsa_indexer_rope_interleaved"),
     *("hetereogenous_dist_checkpoint", "pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split"),
-    *("account_for_loss_in_pipeline_split", "use_mup", "enable_mhc_connections"),
+    "account_for_loss_in_pipeline_split",
 )
-RENAMED = {  # argument -> field of the config
-    "num_experts": "num_moe_experts",
-    "decoder_first_pipeline_num_layers": "num_layers_in_first_pipeline_stage",
-    "decoder_last_pipeline_num_layers": "num_layers_in_last_pipeline_stage",
+# arguments that fill the field of the same name in TransformerConfig or MLATransformerConfig, where it has one
+SAME = BY_NAME.keys() - ACCEPTABLE.keys() | {*OTHERS}
+# argument -> field of the config; how training kept its weights concerns nobody here
+RENAMED = {argument: name for name, argument in FIELDS if name != "fp8_param"} | {
     "norm_epsilon": "layernorm_epsilon",  # before 0.16
     "apply_layernorm_1p": "layernorm_zero_centered_gamma",
 }
@@ -89,12 +79,8 @@ KEYWORDS = (
     ("rope_scaling_factor", "rope_scaling_factor", ""),
 )
 TIED = "untie_embeddings_and_output_weights", "share_embeddings_and_output_weights"  # each is what the other is not
-HYBRID_KEYWORDS = (  # the same, of a hybrid: the pattern's name changed in 0.17
-    ("hybrid_override_pattern", "hybrid_override_pattern", "hybrid_override_pattern"),
-    ("hybrid_layer_pattern", "hybrid_layer_pattern", "hybrid_layer_pattern"),
-    ("hybrid_attention_ratio", "hybrid_attention_ratio", "hybrid_attention_ratio"),
-    ("hybrid_mlp_ratio", "hybrid_mlp_ratio", "hybrid_mlp_ratio"),
-)
+# the same, of a hybrid
+HYBRID_KEYWORDS = tuple((name, name, name) for name in (*PATTERNS, "hybrid_attention_ratio", "hybrid_mlp_ratio"))
 
 
 def arguments(model: object) -> dict[str, object]:
@@ -193,8 +179,7 @@ def keywords_of(said: Arguments, *, hybrid: bool) -> dict[str, object]:
 
 def describes_hybrid(said: Arguments) -> bool:
     """Say whether training arguments describe a hybrid: its layers' pattern, its spec, its flag."""
-    pattern = any(said.get(name) is not None for name, *_ in HYBRID_KEYWORDS[:2])
-    return bool(pattern or said.get("is_hybrid_model") or "mamba" in str(said.get("spec")) or "hybrid" in str(said.get("spec")))
+    return bool(said.get("is_hybrid_model")) or names_hybrid(said)
 
 
 def _typed(value: object) -> object:
@@ -206,7 +191,7 @@ def _typed(value: object) -> object:
 
 def is_hybrid(model: object) -> bool:
     """Say whether a model is a MambaModel, called HybridModel since 0.17."""
-    return hasattr(model, "hybrid_override_pattern") or hasattr(model, "hybrid_layer_pattern")
+    return any(hasattr(model, name) for name in PATTERNS)
 
 
 def _unwrapped(model: object) -> torch.nn.Module:

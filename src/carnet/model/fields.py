@@ -8,6 +8,7 @@ Value = str | int | float | bool | tuple[int, ...] | None
 Config = Mapping[str, Value]  # field name -> value; a field that is absent has its neutral value
 SET = object()  # in a condition: any value but none, zero, false and the empty word
 Condition = Mapping[str, object]  # field, or what a layer is -> the value that it must have, or SET
+MIXED: Condition = {"experts": SET}  # a mixture: a dense model is never one
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ ARGUMENTS = (
     _row("moe_router_quantile_balancing_ema", float, default=0.0, since="0.19", where="827 (0.20)"),
     _row("gdp_num_householder", int, default=3, since="0.20", carried=FROM_0_20, where="1272 (0.20)"),
 )
+PATTERNS = ("hybrid_override_pattern", "hybrid_layer_pattern")  # the latter since 0.17
 BY_NAME = {row.name: row for row in ARGUMENTS}
 
 # arguments that say nothing about the model, and when they were saved
@@ -224,14 +225,14 @@ def _yarn(said: Arguments) -> bool:
     return said.get("position_embedding_type") == "yarn" and not _latent(said)
 
 
-def _hybrid(said: Arguments) -> bool:
-    patterns = (said.get(name) for name in ("hybrid_override_pattern", "hybrid_layer_pattern"))
+def names_hybrid(said: Arguments) -> bool:
+    """Say whether arguments name the layers of a hybrid, or its spec."""
     spec = str(said.get("spec"))
-    return any(pattern is not None for pattern in patterns) or "mamba" in spec or "hybrid" in spec
+    return any(said.get(name) is not None for name in PATTERNS) or "mamba" in spec or "hybrid" in spec
 
 
 def _scaled(said: Arguments) -> bool:
-    return bool(said.get("use_rope_scaling")) and not (_latent(said) or _yarn(said) or _hybrid(said))
+    return bool(said.get("use_rope_scaling")) and not (_latent(said) or _yarn(said) or names_hybrid(said))
 
 
 def _fused_swiglu(said: Arguments) -> bool:
@@ -258,7 +259,7 @@ IDLE = (
     # GPTModel has the keyword, and no builder hands the argument on: gpt_builders.py:96, argument_utils.py:464 (0.19.0)
     Idle("rope_scaling_factor", 8.0, _scaled),
     # MambaModel and HybridModel have no such keyword; GPTModel makes no plain rotary positions where there are others
-    Idle("use_rope_scaling", False, lambda said: _latent(said) or _yarn(said) or _hybrid(said), core=True),
+    Idle("use_rope_scaling", False, lambda said: _latent(said) or _yarn(said) or names_hybrid(said), core=True),
     Idle("rotary_seq_len_interpolation_factor", None, _yarn, core=True),
     Idle("rotary_seq_len_interpolation_factor", None, lambda said: True, until="0.18"),
     # YarnRotaryEmbedding rotates whole heads: yarn_rotary_pos_embedding.py; latent attention has it where rope_type is None, too

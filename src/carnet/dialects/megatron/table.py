@@ -13,7 +13,8 @@ from carnet.dialects.configs import ANY, Choice, Flagged, Spread, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text, spread
 from carnet.dialects.hf import TOKENS
-from carnet.model.fields import SET, Condition, Config
+from carnet.dialects.megatron.releases import PATTERNS
+from carnet.model.fields import MIXED, SET, Condition, Config
 from carnet.model.model import blocks, marks, mixtures, number, value
 
 LATENT: Condition = {"latent": True}
@@ -25,7 +26,6 @@ YARN: Condition = {"latent": True, "rope_type": "yarn"}
 OUTER_YARN: Condition = {"latent": False, "rope_type": "yarn"}
 POSITIONS = (("rope", "rope"), ("learned", "learned_absolute"), ("none", "none"))
 HYBRID: Condition = {"hybrid": True}
-MIXED: Condition = {"experts": SET}
 UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their sizes, whatever the other arguments say
 
 
@@ -71,8 +71,7 @@ def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
 
 
 HYBRID_KEYS = (
-    "hybrid_override_pattern",
-    "hybrid_layer_pattern",
+    *PATTERNS,
     "spec",
     "is_hybrid_model",
     "hybrid_attention_ratio",

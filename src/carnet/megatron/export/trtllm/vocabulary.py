@@ -11,7 +11,7 @@ Every rank computes from the numbers alone what it sends and receives. Megatron'
 import torch
 import torch.distributed as dist
 
-from carnet.algebra.layout import Share, cut_evenly, cut_padded
+from carnet.algebra.layout import Share, cut_evenly, cut_padded, round_up
 from carnet.errors import BadCheckpoint
 
 
@@ -21,7 +21,7 @@ def pad_vocab_size(vocab_size: int, tp_size: int) -> int:
     >>> pad_vocab_size(97, 2), pad_vocab_size(98, 2)
     (98, 98)
     """
-    return cut_padded(vocab_size, tp_size, tp_size - 1).stop
+    return round_up(vocab_size, tp_size)
 
 
 def padded(table: torch.Tensor, rows: int) -> torch.Tensor:
