@@ -27,11 +27,6 @@ ATTENTION = (
     fuse(LAYER + "self_attn.kv_b_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}),
     row(LAYER + "self_attn.o_proj.weight", "hidden (kv v)", "mla.o"),
 )
-SHARED = (
-    row(LAYER + "mlp.shared_experts.gate_proj.weight", "shared_ffn hidden", "shared.gate"),
-    row(LAYER + "mlp.shared_experts.up_proj.weight", "shared_ffn hidden", "shared.up"),
-    row(LAYER + "mlp.shared_experts.down_proj.weight", "hidden shared_ffn", "shared.down"),
-)
 # layers that predict further tokens follow the others, each with the embedding and the head once more
 FURTHER = (
     row(LAYER + "enorm.weight", "hidden", "mtp.embed_norm"),
@@ -95,8 +90,8 @@ def _whole_experts(config: Config) -> int:
 
 ROWS = (
     *(hf.EMBED, *hf.NORMS, *ATTENTION, *hf.GATED_MLP),
-    *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate"),
-    *(*SHARED, hf.FINAL_NORM, hf.HEAD),
+    *hf.experts(),
+    *(*hf.gated("mlp.shared_experts", "shared", "shared_ffn"), hf.FINAL_NORM, hf.HEAD),
 )
 FIELDS: tuple[Field, ...] = (
     place("layers", "num_hidden_layers"),

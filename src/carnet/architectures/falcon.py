@@ -7,7 +7,7 @@ from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import ANY, Choice, Spread, place
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import biased, fuse, row
 from carnet.model.fields import Condition
 from carnet.model.model import number
 
@@ -23,29 +23,21 @@ HF_ROWS = (
     row("word_embeddings.weight", "vocab hidden", "embed"),
     *(row(LAYER + "input_layernorm.weight", "hidden", "attention_norm", when=when) for when in (ONE, AFTER)),
     *(row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", when=when) for when in (ONE, AFTER)),
-    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm", when=AFTER),
-    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias", when=AFTER),
-    row(LAYER + "ln_attn.weight", "hidden", "attention_norm", when=BOTH),
-    row(LAYER + "ln_attn.bias", "hidden", "attention_norm_bias", when=BOTH),
-    row(LAYER + "ln_mlp.weight", "hidden", "mlp_norm", when=BOTH),
-    row(LAYER + "ln_mlp.bias", "hidden", "mlp_norm_bias", when=BOTH),
+    *biased(LAYER + "post_attention_layernorm", "hidden", "mlp_norm", when=AFTER),
+    *biased(LAYER + "ln_attn", "hidden", "attention_norm", when=BOTH),
+    *biased(LAYER + "ln_mlp", "hidden", "mlp_norm", when=BOTH),
     # per KV head, be there one, a few or one for each query: its queries, its key, its value
     fuse(LAYER + "self_attention.query_key_value.weight", "(kv *) hidden", QKV),
     fuse(LAYER + "self_attention.query_key_value.bias", "(kv *)", QKV_BIAS),
-    row(LAYER + "self_attention.dense.weight", "hidden (kv rep dim)", "attention.o"),
-    row(LAYER + "self_attention.dense.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "mlp.dense_h_to_4h.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + "mlp.dense_h_to_4h.bias", "ffn", "mlp.up_bias"),
-    row(LAYER + "mlp.dense_4h_to_h.weight", "hidden ffn", "mlp.down"),
-    row(LAYER + "mlp.dense_4h_to_h.bias", "hidden", "mlp.down_bias"),
-    row("ln_f.weight", "hidden", "final_norm"),
-    row("ln_f.bias", "hidden", "final_norm_bias"),
+    *biased(LAYER + "self_attention.dense", "hidden (kv rep dim)", "attention.o"),
+    *biased(LAYER + "mlp.dense_h_to_4h", "ffn hidden", "mlp.up"),
+    *biased(LAYER + "mlp.dense_4h_to_h", "hidden ffn", "mlp.down"),
+    *biased("ln_f", "hidden", "final_norm"),
     hf.HEAD,
 )
 TRTLLM_ROWS = (
     *trtllm.PLAIN_MLP,
-    row("layers.{layer}.mlp_layernorm.weight", "hidden", "mlp_norm", when=BOTH),
-    row("layers.{layer}.mlp_layernorm.bias", "hidden", "mlp_norm_bias", when=BOTH),
+    *biased("layers.{layer}.mlp_layernorm", "hidden", "mlp_norm", when=BOTH),
 )
 
 

@@ -21,14 +21,7 @@ CAUSAL: dict[str, tuple[object, ...]] = {"use_bidirectional_attention": (False,)
 
 FIELDS: tuple[Field, ...] = (
     # the classes have sizes of their own where a config is silent, 256 for a head: they must be said
-    place("layers", "num_hidden_layers"),
-    place("hidden", "hidden_size"),
-    place("heads", "num_attention_heads"),
-    place("kv_heads", "num_key_value_heads"),
-    place("head_dim", "head_dim"),
-    place("ffn", "intermediate_size"),
-    place("vocab", "vocab_size"),
-    place("positions", "max_position_embeddings"),
+    *hf.SAID_SIZES,
     place("norm_eps", "rms_norm_eps", default=1e-6),
     place("qkv_bias", "attention_bias", default=False),
     place("out_bias", "attention_bias", default=False),

@@ -9,7 +9,7 @@ from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import row
+from carnet.dialects.rows import biased, row
 from carnet.model.fields import Value
 from carnet.model.model import number
 
@@ -22,16 +22,12 @@ HF_ROWS = (
     row("norm.bias", "hidden", "final_norm_bias"),
 )
 NEMOTRON_MLP = (
-    row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + "mlp.up_proj.bias", "ffn", "mlp.up_bias"),
-    row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
-    row(LAYER + "mlp.down_proj.bias", "hidden", "mlp.down_bias"),
+    *biased(LAYER + "mlp.up_proj", "ffn hidden", "mlp.up"),
+    *biased(LAYER + "mlp.down_proj", "hidden ffn", "mlp.down"),
 )
 STARCODER2_MLP = (
-    row(LAYER + "mlp.c_fc.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + "mlp.c_fc.bias", "ffn", "mlp.up_bias"),
-    row(LAYER + "mlp.c_proj.weight", "hidden ffn", "mlp.down"),
-    row(LAYER + "mlp.c_proj.bias", "hidden", "mlp.down_bias"),
+    *biased(LAYER + "mlp.c_fc", "ffn hidden", "mlp.up"),
+    *biased(LAYER + "mlp.c_proj", "hidden ffn", "mlp.down"),
 )
 
 TRTLLM_FIELDS: tuple[Field, ...] = (

@@ -7,7 +7,7 @@ tensorrt_llm/models/gpt/config.py.
 from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import place
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import biased, fuse, row
 from carnet.model.model import number
 
 LAYER = "h.{layer}."
@@ -15,20 +15,17 @@ LAYER = "h.{layer}."
 HF_ROWS = (
     row("wte.weight", "vocab hidden", "embed"),
     row("wpe.weight", "position hidden", "position"),
-    row(LAYER + "ln_1.weight", "hidden", "attention_norm"),
-    row(LAYER + "ln_1.bias", "hidden", "attention_norm_bias"),
+    *biased(LAYER + "ln_1", "hidden", "attention_norm"),
     fuse(LAYER + "attn.c_attn.weight", "hidden *", trtllm.QKV),
     fuse(LAYER + "attn.c_attn.bias", "*", trtllm.QKV_BIAS),
     row(LAYER + "attn.c_proj.weight", "(kv rep dim) hidden", "attention.o"),
     row(LAYER + "attn.c_proj.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "ln_2.weight", "hidden", "mlp_norm"),
-    row(LAYER + "ln_2.bias", "hidden", "mlp_norm_bias"),
+    *biased(LAYER + "ln_2", "hidden", "mlp_norm"),
     row(LAYER + "mlp.c_fc.weight", "hidden ffn", "mlp.up"),
     row(LAYER + "mlp.c_fc.bias", "ffn", "mlp.up_bias"),
     row(LAYER + "mlp.c_proj.weight", "ffn hidden", "mlp.down"),
     row(LAYER + "mlp.c_proj.bias", "hidden", "mlp.down_bias"),
-    row("ln_f.weight", "hidden", "final_norm"),
-    row("ln_f.bias", "hidden", "final_norm_bias"),
+    *biased("ln_f", "hidden", "final_norm"),
     hf.HEAD,
 )
 ACTIVATIONS = (("gelu_tanh", "gelu_new"), ("gelu_tanh", "gelu_pytorch_tanh"), ("gelu_tanh", "gelu_fast"), ("gelu", "gelu"))

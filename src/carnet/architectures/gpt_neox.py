@@ -11,7 +11,7 @@ from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Table, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import biased, fuse, row
 from carnet.model.model import number
 
 ROWS = (
@@ -22,14 +22,10 @@ ROWS = (
     # per head: its query, its key, its value
     fuse(LAYER + "attention.query_key_value.weight", "(kv *) hidden", QKV),
     fuse(LAYER + "attention.query_key_value.bias", "(kv *)", QKV_BIAS),
-    row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o"),
-    row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "mlp.dense_h_to_4h.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + "mlp.dense_h_to_4h.bias", "ffn", "mlp.up_bias"),
-    row(LAYER + "mlp.dense_4h_to_h.weight", "hidden ffn", "mlp.down"),
-    row(LAYER + "mlp.dense_4h_to_h.bias", "hidden", "mlp.down_bias"),
-    row("final_layer_norm.weight", "hidden", "final_norm"),
-    row("final_layer_norm.bias", "hidden", "final_norm_bias"),
+    *biased(LAYER + "attention.dense", "hidden (kv rep dim)", "attention.o"),
+    *biased(LAYER + "mlp.dense_h_to_4h", "ffn hidden", "mlp.up"),
+    *biased(LAYER + "mlp.dense_4h_to_h", "hidden ffn", "mlp.down"),
+    *biased("final_layer_norm", "hidden", "final_norm"),
     row("/embed_out.weight", "vocab hidden", "head"),
     row("/lm_head.weight", "vocab hidden", "head", spelling="module"),  # the class's own name; transformers saves the other one
 )
@@ -68,10 +64,7 @@ TRTLLM_TABLE = Table(
     guards={trtllm.SHARED: (False,)},
     ignored=trtllm.IGNORED,
 )
-TRTLLM_NORMS = (
-    row(LAYER + "post_attention_layernorm.weight", "hidden", "mlp_norm"),
-    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
-)
+TRTLLM_NORMS = (*biased(LAYER + "post_attention_layernorm", "hidden", "mlp_norm"),)
 
 GPT_NEOX = Family(
     name="gpt_neox",

@@ -17,15 +17,11 @@ from carnet.model.model import marks, mixtures, number, value
 MLP = "feed_forward."
 ROWS = (
     *(hf.EMBED, *hf.NORMS, *hf.ATTENTION),
-    row(LAYER + MLP + "gate_proj.weight", "ffn hidden", "mlp.gate"),
-    row(LAYER + MLP + "up_proj.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + MLP + "down_proj.weight", "hidden ffn", "mlp.down"),
+    *hf.gated("feed_forward", "mlp", "ffn"),
     row(LAYER + MLP + "router.weight", "expert hidden", "moe.router"),
     fuse(LAYER + MLP + "experts.gate_up_proj", "expert hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}),
     row(LAYER + MLP + "experts.down_proj", "expert moe_ffn hidden", "moe.down"),
-    row(LAYER + MLP + "shared_expert.gate_proj.weight", "shared_ffn hidden", "shared.gate"),
-    row(LAYER + MLP + "shared_expert.up_proj.weight", "shared_ffn hidden", "shared.up"),
-    row(LAYER + MLP + "shared_expert.down_proj.weight", "hidden shared_ffn", "shared.down"),
+    *hf.gated("feed_forward.shared_expert", "shared", "shared_ffn"),
     *(hf.FINAL_NORM, hf.HEAD),
 )
 

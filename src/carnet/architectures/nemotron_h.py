@@ -10,7 +10,7 @@ from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import biased, fuse, row
 from carnet.model.fields import Config, Value
 from carnet.model.model import blocks, number
 
@@ -36,10 +36,8 @@ ROWS = (
     row(MIXER + "k_proj.weight", "(kv dim) hidden", "attention.k"),
     row(MIXER + "v_proj.weight", "(kv dim) hidden", "attention.v"),
     row(MIXER + "o_proj.weight", "hidden (kv rep dim)", "attention.o"),
-    row(MIXER + "up_proj.weight", "ffn hidden", "mlp.up"),
-    row(MIXER + "up_proj.bias", "ffn", "mlp.up_bias"),
-    row(MIXER + "down_proj.weight", "hidden ffn", "mlp.down"),
-    row(MIXER + "down_proj.bias", "hidden", "mlp.down_bias"),
+    *biased(MIXER + "up_proj", "ffn hidden", "mlp.up"),
+    *biased(MIXER + "down_proj", "hidden ffn", "mlp.down"),
     row(MIXER + "gate.weight", "expert hidden", "moe.router"),
     row(MIXER + "gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32"),
     row(MIXER + "experts.{expert}.up_proj.weight", "moe_ffn hidden", "moe.up"),

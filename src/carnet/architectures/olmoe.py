@@ -16,7 +16,7 @@ OLMOE = Family(
     hf=hf.dialect(
         "OlmoeForCausalLM",
         "olmoe",
-        (*hf.LLAMA_ROWS, *hf.WHOLE_QK_NORMS, *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate")),
+        (*hf.LLAMA_ROWS, *hf.WHOLE_QK_NORMS, *hf.experts()),
         (
             *(field for field in hf.SIZES if field.field != "head_dim"),
             place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),

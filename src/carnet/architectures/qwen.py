@@ -171,7 +171,7 @@ QWEN3_MOE = Family(
     hf=hf.dialect(
         "Qwen3MoeForCausalLM",
         "qwen3_moe",
-        (*hf.LLAMA_ROWS, *hf.QK_NORMS, *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate")),
+        (*hf.LLAMA_ROWS, *hf.QK_NORMS, *hf.experts()),
         (
             *hf.LLAMA_FIELDS,
             *BIASES,
@@ -204,10 +204,8 @@ QWEN2_MOE = Family(
         "Qwen2MoeForCausalLM",
         "qwen2_moe",
         (
-            *(*hf.LLAMA_ROWS, *hf.experts("mlp", "gate_proj", "up_proj", "down_proj", "gate")),
-            row(LAYER + "mlp.shared_expert.gate_proj.weight", "shared_ffn hidden", "shared.gate"),
-            row(LAYER + "mlp.shared_expert.up_proj.weight", "shared_ffn hidden", "shared.up"),
-            row(LAYER + "mlp.shared_expert.down_proj.weight", "hidden shared_ffn", "shared.down"),
+            *(*hf.LLAMA_ROWS, *hf.experts()),
+            *hf.gated("mlp.shared_expert", "shared", "shared_ffn"),
             row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),
         ),
         (

@@ -44,10 +44,19 @@ WHOLE_QK_NORMS = (
     row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
     row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
 )
+
+
+def gated(at: str, part: str, width: str) -> tuple[Row, ...]:
+    """Write the weights of an MLP with a gate, so many wide, at the module ``at``."""
+    return (
+        row(f"{LAYER}{at}.gate_proj.weight", f"{width} hidden", f"{part}.gate"),
+        row(f"{LAYER}{at}.up_proj.weight", f"{width} hidden", f"{part}.up"),
+        row(f"{LAYER}{at}.down_proj.weight", f"hidden {width}", f"{part}.down"),
+    )
+
+
 GATED_MLP = (
-    row(LAYER + "mlp.gate_proj.weight", "ffn hidden", "mlp.gate"),
-    row(LAYER + "mlp.up_proj.weight", "ffn hidden", "mlp.up"),
-    row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+    *gated("mlp", "mlp", "ffn"),
     row(LAYER + "mlp.gate_proj.bias", "ffn", "mlp.gate_bias"),
     row(LAYER + "mlp.up_proj.bias", "ffn", "mlp.up_bias"),
     row(LAYER + "mlp.down_proj.bias", "hidden", "mlp.down_bias"),
@@ -64,7 +73,9 @@ ACTIVATIONS = (
 LLAMA_ROWS = (EMBED, *NORMS, *ATTENTION, *GATED_MLP, FINAL_NORM, HEAD)
 
 
-def experts(at: str, gate: str, up: str, down: str, router: str) -> tuple[Row, ...]:
+def experts(
+    at: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", router: str = "gate"
+) -> tuple[Row, ...]:
     """Write the rows of a mixture whose experts have tensors of their own, below the module ``at``."""
     each = f"{LAYER}{at}.experts.{{expert}}."
     return (
@@ -87,6 +98,8 @@ SIZES = (
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),
 )
+# of classes with defaults of their own, which must be said
+SAID_SIZES = tuple(replace(field, default=...) if field.field in ("kv_heads", "head_dim") else field for field in SIZES)
 # of classes that have no key for the width of a head, though their models read one
 SIZES_WITHOUT_HEAD = tuple(replace(field, omit=True) if field.field == "head_dim" else field for field in SIZES)
 TOKENS = (

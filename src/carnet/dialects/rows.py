@@ -81,6 +81,12 @@ def row(
     return fuse(name, text, part, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further, when=when, stored=stored)
 
 
+def biased(module: str, text: str, tensor: str, *, when: Mapping[str, object] | None = None) -> tuple[Row, Row]:
+    """Write the rows of a module's weight and of its bias, which is as long as the weight's first dimension."""
+    bias = text.split(maxsplit=1)[0]
+    return row(f"{module}.weight", text, tensor, when=when), row(f"{module}.bias", bias, f"{tensor}_bias", when=when)
+
+
 def fuse(
     name: str,
     text: str,

@@ -11,7 +11,7 @@ from carnet.dialects.configs import ANY, Choice, Table, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.hf import ACTIVATIONS, DTYPES, rope
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.rows import Dialect, Row, fuse, row
+from carnet.dialects.rows import Dialect, Row, biased, fuse, row
 from carnet.model.model import number
 
 LAYER = "layers.{layer}."
@@ -22,18 +22,15 @@ QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
 COMMON = (
     row("vocab_embedding.weight", "vocab hidden", "embed", cut="embedding"),
     row("position_embedding.weight", "position hidden", "position"),
-    row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
-    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
+    *biased(LAYER + "input_layernorm", "hidden", "attention_norm"),
     fuse(LAYER + "attention.qkv.weight", "* hidden", QKV, cut="kv"),
     fuse(LAYER + "attention.qkv.bias", "*", QKV_BIAS, cut="kv"),
     row(LAYER + "attention.dense.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "attention.dense.bias", "hidden", "attention.o_bias"),
-    row(LAYER + "post_layernorm.weight", "hidden", "mlp_norm", when={"parallel_residual": False}),
-    row(LAYER + "post_layernorm.bias", "hidden", "mlp_norm_bias", when={"parallel_residual": False}),
+    *biased(LAYER + "post_layernorm", "hidden", "mlp_norm", when={"parallel_residual": False}),
     row(LAYER + "mlp.proj.weight", "hidden ffn", "mlp.down", cut="ffn"),
     row(LAYER + "mlp.proj.bias", "hidden", "mlp.down_bias"),
-    row("ln_f.weight", "hidden", "final_norm"),
-    row("ln_f.bias", "hidden", "final_norm_bias"),
+    *biased("ln_f", "hidden", "final_norm"),
     row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
 )
 WITHOUT_POST_NORM = tuple(row for row in COMMON if "post_layernorm" not in row.name)
