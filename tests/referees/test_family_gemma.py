@@ -10,21 +10,13 @@ from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig
 
 import carnet
 from carnet.errors import CarnetError
+from tests.referees.sizes import GROUPED
 
 pytestmark = pytest.mark.referee
 
 GOLDEN = Path(__file__).parents[1] / "goldens/trtllm/gemma"
 BUFFERS = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 40,
-    "intermediate_size": 56,
-    "num_hidden_layers": 5,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 24,
-}
+SIZES = {**GROUPED, "intermediate_size": 56, "head_dim": 24}
 KINDS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention"]
 ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 500000.0, "factor": 4.0},

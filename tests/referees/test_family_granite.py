@@ -8,28 +8,17 @@ from transformers import GraniteConfig
 
 import carnet
 from carnet.errors import CarnetError
+from tests.referees.sizes import DENSE
 
 pytestmark = pytest.mark.referee
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 40,
-    "intermediate_size": 56,
-    "num_hidden_layers": 5,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 FACTORS = {"embedding_multiplier": 12.0, "attention_multiplier": 0.015625, "residual_multiplier": 0.22, "logits_scaling": 0.5}
 WIDE = {"head_dim": 24}  # the class has no such key, the model reads it
 MODELS = {
-    "plain": GraniteConfig(**SIZES),
-    "every factor": GraniteConfig(**SIZES, **FACTORS),
+    "plain": GraniteConfig(**DENSE),
+    "every factor": GraniteConfig(**DENSE, **FACTORS),
     "factors, wide heads, biases, tied": GraniteConfig(
-        **SIZES, **FACTORS, **WIDE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+        **DENSE, **FACTORS, **WIDE, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
     ),
 }
 

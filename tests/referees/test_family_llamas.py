@@ -5,12 +5,10 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 import carnet
 from carnet.errors import NotSupported
+from tests.referees.sizes import HEADS, TOKENS
 
 pytestmark = pytest.mark.referee
 
-SIZES = {"vocab_size": 97, "hidden_size": 40, "num_hidden_layers": 5, "max_position_embeddings": 128}
-HEADS = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": False}
-TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 # Qwen2's heads are as wide as their part of the stream
 QWEN2 = {name: value for name, value in HEADS.items() if name != "head_dim"}
 MODELS = {

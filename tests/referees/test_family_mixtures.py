@@ -6,12 +6,10 @@ from safetensors.torch import load_file
 from transformers import GptOssConfig, Llama4TextConfig, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
 
 import carnet
+from tests.referees.sizes import HEADS, TOKENS
 
 pytestmark = pytest.mark.referee
 
-SIZES = {"vocab_size": 97, "hidden_size": 40, "num_hidden_layers": 5, "max_position_embeddings": 128}
-HEADS = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "tie_word_embeddings": False}
-TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}
 PLAIN = {name: value for name, value in HEADS.items() if name != "head_dim"}
 # transformers' grouped product wants rows of whole 16 bytes: 20 floats
 QWEN = {"intermediate_size": 56, "moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}

@@ -6,34 +6,15 @@ from transformers import Olmo2Config
 
 import carnet
 from carnet.errors import CarnetError
+from tests.referees.sizes import DENSE, LLAMA3
 
 pytestmark = pytest.mark.referee
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 40,
-    "intermediate_size": 56,
-    "num_hidden_layers": 5,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
 WIDE = {"head_dim": 24}  # the class has no such key, the model reads it
 MODELS = {
-    "plain": Olmo2Config(**SIZES),
-    "wide heads, biases, tied": Olmo2Config(**SIZES, **WIDE, attention_bias=True, tie_word_embeddings=True),
-    "angles stretched": Olmo2Config(**SIZES, rope_parameters=ROPE),
+    "plain": Olmo2Config(**DENSE),
+    "wide heads, biases, tied": Olmo2Config(**DENSE, **WIDE, attention_bias=True, tie_word_embeddings=True),
+    "angles stretched": Olmo2Config(**DENSE, rope_parameters=LLAMA3),
 }
 
 

@@ -9,21 +9,11 @@ from transformers import Phi3Config
 
 import carnet
 from carnet.errors import NotSupported
+from tests.referees.sizes import DENSE
 
 pytestmark = pytest.mark.referee
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 56,
-    "num_hidden_layers": 5,
-    "max_position_embeddings": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+SIZES = {**DENSE, "hidden_size": 48}
 WIDE = {"head_dim": 20}  # the class has no such key, the model reads it
 MODELS = {
     "plain": Phi3Config(**SIZES),

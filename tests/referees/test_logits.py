@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, GPT2Config, LlamaConfig
 
 import carnet
+from tests.referees.sizes import GROUPED, LLAMA3
 
 pytestmark = [
     pytest.mark.referee,
@@ -48,26 +49,16 @@ def tokens_of(name):
     return 250 if name.startswith("v019") else 251
 
 
-ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-# no size of a matrix equals another, so that no two axes can be taken for each other; 97 tokens and 5 layers divide by nothing
-SIZES = {"vocab_size": 97, "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 5, "max_position_embeddings": 128}
-LLAMA = {**SIZES, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "bos_token_id": 1, "eos_token_id": 2}
+LLAMA = {**GROUPED, "intermediate_size": 56, "head_dim": 24, "bos_token_id": 1, "eos_token_id": 2}
 GPT2 = {"vocab_size": 97, "n_embd": 48, "n_head": 4, "n_layer": 5, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
 MODELS = {
     "plain llama": LlamaConfig(**LLAMA, tie_word_embeddings=False),
-    "llama, rotary angles stretched": LlamaConfig(**LLAMA, rope_parameters=ROPE, tie_word_embeddings=False),
+    "llama, rotary angles stretched": LlamaConfig(**LLAMA, rope_parameters=LLAMA3, tie_word_embeddings=False),
     "llama, linear rotary scaling": LlamaConfig(
         **LLAMA, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}, tie_word_embeddings=False
     ),
     "llama, a bias everywhere": LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
-    "llama, all at once and tied": LlamaConfig(**LLAMA, rope_parameters=ROPE, attention_bias=True, tie_word_embeddings=True),
+    "llama, all at once and tied": LlamaConfig(**LLAMA, rope_parameters=LLAMA3, attention_bias=True, tie_word_embeddings=True),
     "llama, every head its own keys": LlamaConfig(**{**LLAMA, "num_key_value_heads": 4}, tie_word_embeddings=True),
     "gpt2": GPT2Config(**GPT2),
     "gpt2 with a head of its own": GPT2Config(**GPT2, tie_word_embeddings=False),
