@@ -34,10 +34,8 @@ from carnet.planner.proof import reprove
 from carnet.plans import saved
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, gathered, memory_of, only
+from carnet.pool import Phase, Progress
 from carnet.steps import Plan, TextFile
-
-Progress = Callable[[int, int], None]
-Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, repr=False)

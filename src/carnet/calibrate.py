@@ -7,7 +7,7 @@ the modules of the checkpoint. It is the one module of carnet that runs a model:
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,6 +23,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed,
 from carnet.formats.amax import read_amax
 from carnet.formats.opening import check_plain_file, open_regular, replace_file
 from carnet.plans.options import PathLike
+from carnet.pool import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,6 @@ INSTALL = "pip install 'carnet[modelopt]'"
 # the projection that keys and values come from; where one makes both, the first
 KEYS = ("k_proj", "qkv_proj", "query_key_value", "c_attn")
 VALUES = ("v_proj", "qkv_proj", "query_key_value", "c_attn")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

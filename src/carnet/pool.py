@@ -7,6 +7,8 @@ from queue import SimpleQueue
 
 Message = int | BaseException | None  # bytes done, why a worker failed, or: a worker left
 Tell = Callable[[int], None]
+Progress = Callable[[int, int], None]  # done and in all
+Phase = Callable[[str], None]  # the name of what begins
 Maker = Callable[[Tell], AbstractContextManager[Callable[[int], None]]]
 
 

@@ -1,11 +1,10 @@
 """How far a command is: a bar on a terminal, nothing in a pipe."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[int, int], None]  # done and in all
-Phase = Callable[[str], None]  # the name of what begins
+from carnet.pool import Phase, Progress
 
 WIDTH = len("examining")  # the longest name of a phase: the bar stays where it is
 

@@ -4,7 +4,7 @@ It starts from two folders, whoever wrote them, and knows nothing of a plan. Wha
 value for casts, and zeros where a target pads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.algebra.box import Box
@@ -29,8 +29,8 @@ from carnet.inventory.survey import Inventory, survey
 from carnet.model.fields import FIELDS
 from carnet.model.model import matters, value
 from carnet.model.tensors import Canonical
+from carnet.pool import Progress
 
-Progress = Callable[[int, int], None]
 NOTHING = Asked()
 WORST = 5  # stored weights that are named for what they lose
 

@@ -30,8 +30,8 @@ from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.inventory.survey import Inventory
+from carnet.pool import Progress
 
-Progress = Callable[[int, int], None]
 DOCUMENT = "the carnet"  # as one who says what files hold
 PLAN = "the plan"
 NEARLY_ALL = 0.9  # of the tensors: where so many differ, the target is another model

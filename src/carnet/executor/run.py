@@ -38,10 +38,8 @@ from carnet.executor.staging import (
     written,
 )
 from carnet.executor.work import work
+from carnet.pool import Phase, Progress
 from carnet.steps import Plan, Put
-
-Progress = Callable[[int, int], None]
-Phase = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
