@@ -9,7 +9,7 @@ from carnet.dialects.configs import ANY, Choice, Spread, place
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
 from carnet.dialects.rows import biased, fuse, row
 from carnet.model.fields import Condition
-from carnet.model.model import number
+from carnet.model.model import head_share, number
 
 LAYER = "h.{layer}."
 NEW: Condition = {"new_decoder": True}
@@ -78,7 +78,7 @@ FALCON = Family(
             # what the other decoder reads is there and means nothing
             Spread("kv_heads", "multi_query", False, lambda said, c: c["kv_heads"], lambda c: (True,), NEW),
             Spread("kv_heads", "num_kv_heads", None, lambda said, c: c["kv_heads"], lambda c: (c["heads"],), OLD),
-            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("head_dim", default=head_share),
             place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
             place("vocab", "vocab_size"),
             place("positions", "max_position_embeddings", default=2048),

@@ -23,8 +23,7 @@ FIELDS: tuple[Field, ...] = (
     # the classes have sizes of their own where a config is silent, 256 for a head: they must be said
     *hf.SAID_SIZES,
     place("norm_eps", "rms_norm_eps", default=1e-6),
-    place("qkv_bias", "attention_bias", default=False),
-    place("out_bias", "attention_bias", default=False),
+    *hf.ATTENTION_BIASES,
     place("tied", "tie_word_embeddings", default=True),
     hf.DTYPE,
     *hf.TOKENS,

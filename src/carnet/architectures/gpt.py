@@ -11,7 +11,7 @@ from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import biased, row
 from carnet.model.fields import Value
-from carnet.model.model import number
+from carnet.model.model import head_share
 
 TRAITS: dict[str, Value] = {"norm": "layer", "gated": False, "position": "rope"}
 
@@ -56,8 +56,7 @@ NEMOTRON = Family(
             place(
                 "rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", "rope_percent", default=0.5
             ),
-            place("qkv_bias", "attention_bias", default=False),
-            place("out_bias", "attention_bias", default=False),
+            *hf.ATTENTION_BIASES,
             place("mlp_bias", "mlp_bias", default=False),
             hf.TIED,
             hf.DTYPE,
@@ -88,7 +87,7 @@ STARCODER2 = Family(
         (*HF_ROWS, *STARCODER2_MLP),
         (
             *(field for field in hf.SIZES if field.field != "head_dim"),
-            place("head_dim", "head_dim", default=lambda c: number(c, "hidden") // number(c, "heads"), omit=True),
+            place("head_dim", "head_dim", default=head_share, omit=True),
             place("norm_eps", "norm_epsilon", default=1e-5),
             place("activation", "hidden_act", default="gelu_tanh", words=hf.ACTIVATIONS),
             *hf.ROPE,

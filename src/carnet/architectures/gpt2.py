@@ -8,7 +8,7 @@ from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import place
 from carnet.dialects.rows import biased, fuse, row
-from carnet.model.model import number
+from carnet.model.model import head_share, number
 
 LAYER = "h.{layer}."
 
@@ -49,7 +49,7 @@ GPT2 = Family(
             place("hidden", "n_embd"),
             place("heads", "n_head"),
             place("kv_heads", default=lambda c: c["heads"]),
-            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("head_dim", default=head_share),
             place("ffn", "n_inner", default=lambda c: 4 * number(c, "hidden")),
             place("vocab", "vocab_size"),
             place("positions", "n_positions"),

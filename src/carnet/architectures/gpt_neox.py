@@ -12,7 +12,7 @@ from carnet.dialects.configs import Table, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
 from carnet.dialects.rows import biased, fuse, row
-from carnet.model.model import number
+from carnet.model.model import head_share, number
 
 ROWS = (
     row("embed_in.weight", "vocab hidden", "embed"),
@@ -38,7 +38,7 @@ TRTLLM_TABLE = Table(
         place("hidden", "hidden_size"),
         place("heads", "num_attention_heads"),
         place("kv_heads", default=lambda c: c["heads"]),
-        place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+        place("head_dim", default=head_share),
         place("ffn", default=lambda c: 4 * number(c, "hidden")),
         place("vocab", "vocab_size"),
         place("positions", "max_position_embeddings"),
@@ -78,7 +78,7 @@ GPT_NEOX = Family(
             place("hidden", "hidden_size"),
             place("heads", "num_attention_heads"),
             place("kv_heads", default=lambda c: c["heads"]),
-            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("head_dim", default=head_share),
             place("ffn", "intermediate_size"),
             place("vocab", "vocab_size"),
             place("positions", "max_position_embeddings"),

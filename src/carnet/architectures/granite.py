@@ -35,8 +35,7 @@ GRANITE = Family(
             *hf.ROPE,
             hf.DTYPE,
             *hf.TOKENS,
-            place("qkv_bias", "attention_bias", default=False),
-            place("out_bias", "attention_bias", default=False),
+            *hf.ATTENTION_BIASES,
             place("mlp_bias", "mlp_bias", default=False),
             place("embed_scale", "embedding_multiplier", default=1.0),
             # a config that is silent means 1, not one over the root of a head's width

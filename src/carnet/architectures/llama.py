@@ -19,8 +19,7 @@ LLAMA = Family(
         (
             *hf.LLAMA_FIELDS,
             # transformers' attention_bias gives all four projections a bias
-            place("qkv_bias", "attention_bias", default=False),
-            place("out_bias", "attention_bias", default=False),
+            *hf.ATTENTION_BIASES,
             place("mlp_bias", "mlp_bias", default=False),
             hf.TIED,
         ),

@@ -7,7 +7,7 @@ from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
 from carnet.dialects.configs import place
 from carnet.model.fields import MIXED
-from carnet.model.model import number
+from carnet.model.model import head_share
 
 OLMOE = Family(
     name="olmoe",
@@ -19,14 +19,13 @@ OLMOE = Family(
         (*hf.LLAMA_ROWS, *hf.WHOLE_QK_NORMS, *hf.experts()),
         (
             *(field for field in hf.SIZES if field.field != "head_dim"),
-            place("head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+            place("head_dim", default=head_share),
             place("norm_eps", "rms_norm_eps", default=1e-5),
             place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
             *hf.ROPE,
             hf.DTYPE,
             *hf.TOKENS,
-            place("qkv_bias", "attention_bias", default=False),
-            place("out_bias", "attention_bias", default=False),
+            *hf.ATTENTION_BIASES,
             hf.TIED,
             place("experts", "num_experts", "num_local_experts"),
             place("topk", "num_experts_per_tok", default=8),

@@ -18,7 +18,6 @@ from carnet.model.model import marks, mixtures, number, value
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
 # of mixtures transformers' releases make different layers of them
 NO_WINDOW: dict[str, tuple[object, ...]] = {"use_sliding_window": (False,)}
-BIASES = (place("qkv_bias", "attention_bias", default=False), place("out_bias", "attention_bias", default=False))
 Windows = tuple[bool, int | None, int, list[str] | None]  # what use_sliding_window and WINDOW_KEYS say
 
 
@@ -152,7 +151,7 @@ QWEN3 = Family(
         "Qwen3ForCausalLM",
         "qwen3",
         (*hf.LLAMA_ROWS, *hf.QK_NORMS),
-        (*hf.LLAMA_FIELDS, *BIASES, hf.TIED, *WINDOWS),
+        (*hf.LLAMA_FIELDS, *hf.ATTENTION_BIASES, hf.TIED, *WINDOWS),
         absent={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
     ),
     trtllm=_trtllm(
@@ -174,7 +173,7 @@ QWEN3_MOE = Family(
         (*hf.LLAMA_ROWS, *hf.QK_NORMS, *hf.experts()),
         (
             *hf.LLAMA_FIELDS,
-            *BIASES,
+            *hf.ATTENTION_BIASES,
             hf.TIED,
             place("experts", "num_experts", "num_local_experts"),
             place("topk", "num_experts_per_tok"),

@@ -13,7 +13,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, row
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
-from carnet.model.model import number, value
+from carnet.model.model import head_share, number, value
 
 LAYER = "layers.{layer}."
 LAYER_TYPES = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
@@ -93,7 +93,7 @@ SIZES = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    place("head_dim", "head_dim", default=lambda c: number(c, "hidden") // number(c, "heads")),
+    place("head_dim", "head_dim", default=head_share),
     place("ffn", "intermediate_size"),
     place("vocab", "vocab_size"),
     place("positions", "max_position_embeddings"),
@@ -102,6 +102,8 @@ SIZES = (
 SAID_SIZES = tuple(replace(field, default=...) if field.field in ("kv_heads", "head_dim") else field for field in SIZES)
 # of classes that have no key for the width of a head, though their models read one
 SIZES_WITHOUT_HEAD = tuple(replace(field, omit=True) if field.field == "head_dim" else field for field in SIZES)
+# one flag gives the four projections of the attention a bias
+ATTENTION_BIASES = tuple(place(name, "attention_bias", default=False) for name in ("qkv_bias", "out_bias"))
 TOKENS = (
     place("bos", "bos_token_id", default=None),
     place("eos", "eos_token_id", default=None),

@@ -12,7 +12,7 @@ from carnet.dialects.configs import Row as Field
 from carnet.dialects.hf import ACTIVATIONS, DTYPES, rope
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, biased, fuse, row
-from carnet.model.model import number
+from carnet.model.model import head_share, number
 
 LAYER = "layers.{layer}."
 
@@ -63,7 +63,7 @@ SIZES: tuple[Field, ...] = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    place("head_dim", "head_size", default=lambda c: number(c, "hidden") // number(c, "heads")),
+    place("head_dim", "head_size", default=head_share),
     ROTATED,
     place("ffn", "intermediate_size", default=lambda c: 4 * number(c, "hidden")),
     place("vocab", "vocab_size"),

@@ -27,6 +27,11 @@ def number(config: Config, name: str) -> int:
     return found
 
 
+def head_share(config: Config) -> int:
+    """Return how wide a head is where all of them share the model's width."""
+    return number(config, "hidden") // number(config, "heads")
+
+
 MIXERS = {"*": "attention", "M": "mamba", "L": "linear"}
 MLPS = {"-": "dense", "E": "moe", "l": "linear"}
 WIDTHS = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn"}  # field -> the field that says it for every layer

@@ -15,7 +15,7 @@ from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text, spr
 from carnet.dialects.hf import TOKENS
 from carnet.dialects.megatron.releases import PATTERNS
 from carnet.model.fields import MIXED, SET, Condition, Config
-from carnet.model.model import blocks, marks, mixtures, number, value
+from carnet.model.model import blocks, head_share, marks, mixtures, number, value
 
 LATENT: Condition = {"latent": True}
 HEADS: Condition = {"latent": False}
@@ -168,7 +168,7 @@ FIELDS: tuple[Field, ...] = (
     place("rope_dim", "qk_pos_emb_head_dim", only=LATENT),
     place("v_dim", "v_head_dim", only=LATENT),
     place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim"), only=LATENT),
-    place("head_dim", "kv_channels", default=lambda c: number(c, "hidden") // number(c, "heads"), only=HEADS),
+    place("head_dim", "kv_channels", default=head_share, only=HEADS),
     place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
     spread("ffn", DESCRIBED, read_text, spelled_text, UNLIKE),
     place("vocab", "vocab_size"),
