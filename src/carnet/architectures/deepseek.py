@@ -32,9 +32,9 @@ FURTHER = (
     row(LAYER + "enorm.weight", "hidden", "mtp.embed_norm"),
     row(LAYER + "hnorm.weight", "hidden", "mtp.hidden_norm"),
     row(LAYER + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
-    row(LAYER + "embed_tokens.weight", "vocab hidden", "embed", only_further=True),
+    row(LAYER + "embed_tokens.weight", "vocab hidden", "embed", when={"is_mtp": True}),
     row(LAYER + "shared_head.norm.weight", "hidden", "mtp.final_norm"),
-    row(LAYER + "shared_head.head.weight", "vocab hidden", "head", only_further=True),
+    row(LAYER + "shared_head.head.weight", "vocab hidden", "head", when={"is_mtp": True}),
 )
 BIAS = row(LAYER + "mlp.gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32")
 

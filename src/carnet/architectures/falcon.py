@@ -17,7 +17,7 @@ OLD: Condition = {"new_decoder": False}
 
 # the norms are called otherwise where the MLP has one of its own beside the attention's
 BOTH = {"parallel_residual": True, "one_norm": False}
-ONE = {"one_norm": True}
+ONE = {"parallel_residual": True, "one_norm": True}
 AFTER = {"parallel_residual": False}
 HF_ROWS = (
     row("word_embeddings.weight", "vocab hidden", "embed"),

@@ -27,7 +27,9 @@ ROWS = (
     *biased(LAYER + "mlp.dense_4h_to_h", "hidden ffn", "mlp.down"),
     *biased("final_layer_norm", "hidden", "final_norm"),
     row("/embed_out.weight", "vocab hidden", "head"),
-    row("/lm_head.weight", "vocab hidden", "head", spelling="module"),  # the class's own name; transformers saves the other one
+    row(
+        "/lm_head.weight", "vocab hidden", "head", written={"spelling": "module"}
+    ),  # the class's own name; transformers saves the other one
 )
 
 # The class reads little and builds the rest: both branches at once, biases everywhere, an MLP four times as wide. Its config is written

@@ -31,7 +31,7 @@ MAMBA = (
 )
 ROWS = (
     *MAMBA,
-    row(LAYER + "norm.weight", "hidden", "mlp_norm"),
+    row(LAYER + "norm.weight", "hidden", "mlp_norm", when={"mixer": ""}),  # a layer has one of the two
     row(MIXER + "q_proj.weight", "(kv rep dim) hidden", "attention.q"),
     row(MIXER + "k_proj.weight", "(kv dim) hidden", "attention.k"),
     row(MIXER + "v_proj.weight", "(kv dim) hidden", "attention.v"),

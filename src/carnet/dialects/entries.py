@@ -188,14 +188,12 @@ def entries(
         inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
         for row in dialect.rows:
             for kind, known, same in inside if "{layer}" in row.name else [(config, top, [0])]:
-                if row.only_further and not kind["is_mtp"]:
+                if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, "spelling": spelling})):
                     continue
-                if present is None and not holds(row.when, kind):
-                    continue
-                if _applies(row, dialect, known, config, present, spelling, unit.also):
+                if _applies(row, dialect, known, config, present, unit.also):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
                     for at, entry in _of_row(job, same):
-                        found[at].setdefault(entry.name, entry)
+                        found[at][entry.name] = entry
         taken: set[str] = set()
         for entry in (entry for group in found.values() for entry in group.values()):
             if entry.name not in taken:  # the first row of a name whose tensors exist
@@ -212,7 +210,7 @@ def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]
         (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred)
         for row in dialect.rows
         for kind, known in (inside if "{layer}" in row.name else [(config, top)])
-        if holds(row.when, kind) and all(part in known for part, _ in row.pattern.parts)
+        if holds({**row.when, **row.written}, {**kind, "spelling": ""}) and all(part in known for part, _ in row.pattern.parts)
     )
 
 
@@ -247,13 +245,12 @@ def _applies(
     known: Mapping[str, Tensor],
     config: Config,
     present: Present,
-    spelling: str,
     also: Collection[str],
 ) -> bool:
     parts = [part for part, _ in row.pattern.parts]
     again = [part for part in parts if part not in known and value(config, "tied") and TIED.get(part) in known]
     wanted = dialect.writes_tied or any(part in also for part in again)
-    if present is None and ((again and not wanted) or row.spelling not in ("", spelling)):
+    if present is None and again and not wanted:
         return False
     return all(part in known or part in again for part in parts)
 

@@ -3,14 +3,15 @@
 Rows have no direction. A source is read by the rows whose names are there; a target is written by the rows of one spelling.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from carnet.algebra.layout import Pattern, parse
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import RANKS, Kind
-from carnet.model.fields import Condition, Config
-from carnet.model.tensors import AXES
+from carnet.model.fields import SET, Condition, Config
+from carnet.model.tensors import AXES, BY_PART
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,9 @@ class Row:
     name: str  # without the dialect's prefix, "/" before one that never has it; ``{layer}`` and ``{expert}`` for their numbers
     pattern: Pattern
     cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
-    spelling: str  # "" in every spelling; else only in the named one ("te", "local")
     dtype: str  # element type whatever the others have; "" for the model's own
-    only_further: bool  # only in layers that predict further tokens
-    when: Condition  # what a layer must be for a target to have it; a source is read by what is there
+    when: Condition  # what a layer must be for the name to mean this
+    written: Condition  # of several names for one thing: where a target has this one; a source's names say themselves
     stored: Pattern | None  # the shape in the file, where the pattern's is another view of the same elements in the same order
 
 
@@ -47,6 +47,12 @@ class Dialect:
     ]  # name pattern -> config keys, as they are without such tensors
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
+    def __post_init__(self) -> None:
+        """Refuse rows of one name that could both apply."""
+        unclear = [*_alike(self.rows)]
+        if unclear:
+            raise ValueError(f"two rows of {self.name} {self.architecture} apply to one layer: {', '.join(unclear)}")
+
     @property
     def name(self) -> str:
         """Return what options and documents call its kind."""
@@ -56,6 +62,30 @@ class Dialect:
     def ranked(self) -> bool:
         """Say whether every rank has its own file, with its share of each tensor and its own layer numbers."""
         return self.kind.files == RANKS
+
+
+def _alike(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the names under which two rows mean different things of one layer: nothing would say which."""
+    needs = {id(row): _needs(row) for row in rows}
+    named: dict[str, list[Row]] = {}
+    for row in rows:
+        for other in named.setdefault(row.name, []):
+            same = row.pattern == other.pattern and row.written != other.written  # one thing, written in one case or the other
+            apart = any(_excludes(*pair) for pair in product(needs[id(row)], needs[id(other)]))
+            if not same and not apart:
+                yield row.name
+        named[row.name].append(row)
+
+
+def _needs(row: Row) -> list[tuple[str, object]]:
+    """Return the facts that a layer has wherever a row applies: its own, and those of the tensors in it."""
+    of_tensors = [fact for part, _ in row.pattern.parts for fact in BY_PART[part].when.items()]
+    return [*row.when.items(), *of_tensors]
+
+
+def _excludes(one: tuple[str, object], other: tuple[str, object]) -> bool:
+    (name, wanted), (again, found) = one, other
+    return name == again and (not found if wanted is SET else not wanted if found is SET else wanted != found)
 
 
 def modules_of(dialect: Dialect, tensor: str) -> list[str]:
@@ -70,15 +100,14 @@ def row(
     tensor: str,
     *,
     cut: str = "",
-    spelling: str = "",
     dtype: str = "",
-    only_further: bool = False,
-    when: Mapping[str, object] | None = None,
+    when: Condition | None = None,
+    written: Condition | None = None,
     stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
     part = {tensor: ""}
-    return fuse(name, text, part, cut=cut, spelling=spelling, dtype=dtype, only_further=only_further, when=when, stored=stored)
+    return fuse(name, text, part, cut=cut, dtype=dtype, when=when, written=written, stored=stored)
 
 
 def biased(module: str, text: str, tensor: str, *, when: Mapping[str, object] | None = None) -> tuple[Row, Row]:
@@ -93,12 +122,11 @@ def fuse(
     parts: Mapping[str, str],
     *,
     cut: str = "",
-    spelling: str = "",
     dtype: str = "",
-    only_further: bool = False,
-    when: Mapping[str, object] | None = None,
+    when: Condition | None = None,
+    written: Condition | None = None,
     stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     shape = parse(stored, parts, AXES) if stored else None
-    return Row(name, parse(text, parts, AXES), cut, spelling, dtype, only_further, when or {}, shape)
+    return Row(name, parse(text, parts, AXES), cut, dtype, when or {}, written or {}, shape)

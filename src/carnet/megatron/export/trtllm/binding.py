@@ -61,7 +61,7 @@ def dialects(layer: TRTLLMLayers, *, gated: bool) -> tuple[Dialect, Dialect]:
     """
     every = set().union(*(_tensors(each) for each in ROWS[gated]))
     own = next(each for each in ROWS[gated] if _spelled(each) == layer.value)
-    sources = [each for each in MEGATRON.rows if each.spelling != MODULE and _tensors(own) <= _tensors(each) <= every]
+    sources = [each for each in MEGATRON.rows if each.written != MODULE and _tensors(own) <= _tensors(each) <= every]
     module = own.name.split(".")[:-2]
     targets = [each for each in ROWS[gated] if each.name.split(".")[:-2] == module and _tensors(each) <= _tensors(sources[0])]
     plain = [replace(each, name=each.name.removesuffix(EXPERT)) for each in targets]
