@@ -1,8 +1,11 @@
 """The code of docs/add-a-family.md does what its text says."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import carnet
 from carnet.architectures.family import Family
 from carnet.architectures.qwen import QWEN3
 from carnet.dialects.configs import read
@@ -12,6 +15,8 @@ from carnet.model.fields import BY_NAME
 
 PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
 CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
+SOURCE = Path(carnet.__file__).parent
+OTHERS = {"__init__.py", "__main__.py", "known.py"}  # of the architectures, those that are no family
 CONFIG = {
     "model_type": "qwen3",
     "hidden_size": 32,
@@ -40,3 +45,23 @@ def test_the_family_of_the_tutorial_is_qwen3_in_under_25_lines():
     assert ("model.layers.2.self_attn.q_norm.weight", (16,)) in [tensor[:2] for tensor in tensors]
     ours, there = write(family.hf.table, config, family.traits, "x"), write(QWEN3.hf.table, config, QWEN3.traits, "x")
     assert ours == {key: said for key, said in there.items() if said is not None}
+
+
+def helpers(tree: ast.AST) -> Iterator[str]:
+    """Yield what a family's file takes from carnet: names that it imports, and what it asks imported modules for."""
+    modules = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("carnet"):
+            names = {each.name for each in node.names}
+            modules |= names if node.module == "carnet.dialects" else set()
+            yield from names if node.module != "carnet.dialects" else ()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+            yield node.attr
+
+
+def test_the_page_names_every_helper_that_a_family_uses():
+    files = [path for path in (SOURCE / "architectures").glob("*.py") if path.name not in OTHERS]
+    used = {name for path in files for name in helpers(ast.parse(path.read_text()))}
+    assert len(used) > 50
+    assert used - set(re.findall(r"\b\w+\b", PAGE.read_text())) == set()
