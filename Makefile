@@ -27,12 +27,13 @@ test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST)  ## run every test, the ref
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
 	@$(VLLM)/bin/pytest tests/vllm $(ARGS)
 
-check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, docs current
+check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, one door to the disk, docs current
 	@$(FULL)/bin/ruff format --check --quiet --output-format concise . || { echo "not formatted: run make format"; exit 1; }
 	@$(FULL)/bin/ruff check --quiet --output-format concise .
 	@$(FULL)/bin/mypy
 	@$(FULL)/bin/lint-imports --no-logo --no-cache
 	@$(FULL)/bin/python tools/check_sizes.py
+	@$(FULL)/bin/python tools/check_doors.py
 	@$(FULL)/bin/python tools/check_names.py
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py
 

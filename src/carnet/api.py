@@ -17,25 +17,25 @@ from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
-from carnet.executor.journal import Crossing
 from carnet.executor.memory import choose_window, promised_memory
 from carnet.executor.run import coder_on, write
-from carnet.executor.staging import Staging, owned, publish, put_file, remove
+from carnet.executor.staging import owned
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of
-from carnet.formats.opening import replace_file
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
 from carnet.planner.proof import reprove
 from carnet.plans import saved
-from carnet.plans.options import PathLike, local
+from carnet.plans.options import local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, gathered, memory_of, only
 from carnet.pool import Phase, Progress
 from carnet.steps import Plan, TextFile
+from carnet.storage.protocol import Crossing, Draft, Folder
+from carnet.storage.schemes import PathLike, folder_at
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -88,10 +88,10 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     said = gathered(options)
     request, memory, lent = Request.of(said), memory_of(said), said.get("tokenizer")
     checkpoint = _opened(local("ckpt", path), request.config, request.written_by, request.accept, request.family)
-    folder = None if lent is None else local("tokenizer", lent)
+    folder = None if lent is None else folder_at(local("tokenizer", lent))
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
-    measured = {} if request.amax is None else read_amax(Path(request.amax))
+    measured = {} if request.amax is None else read_amax(request.amax)
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
@@ -112,11 +112,11 @@ def run(
     ``device`` is where matrices are quantized: "cpu" or "cuda"; the bytes are the same.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
-    target = local("out", out, out=True)
-    made = plan if isinstance(plan, Plan) else saved.load(local("plan", plan))
-    with _written(made, target, progress, phase, device) as (_, publish_it):
+    said = local("out", out, out=True)
+    made = plan if isinstance(plan, Plan) else saved.load(Path(local("plan", plan)))
+    with _written(made, folder_at(said), progress, phase, device) as (_, publish_it):
         publish_it()
-    return target
+    return Path(said)
 
 
 def verify(
@@ -137,35 +137,39 @@ def verify(
     wrote it left the document unfinished.
     ``memory`` (bytes) is the peak of private memory that it may use. ``progress`` gets bytes done and bytes in all, on this thread.
     """
-    alone, space, tokenizer = out is None, memory_of({"memory": memory}), options.get("tokenizer")
+    space, tokenizer = memory_of({"memory": memory}), options.get("tokenizer")
     told = any(value not in (None, ()) for value in options.values())
-    if alone and (told or seal or plan is not None):
+    if out is None and (told or seal or plan is not None):
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:
-        return recheck(local("out", source), space, progress or _silent)
+        alone = local("out", source)
+        return replace(recheck(folder_at(alone), space, progress or _silent), target=alone)
     if plan is not None and told:
         raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
-    ours, target, known = local("ckpt", source), local("out", out), list[Known]()
+    known, said = list[Known](), (local("ckpt", source), local("out", out))
+    ours, target = map(folder_at, said)
     if plan is not None:
-        made = saved.load(local("plan", plan))
+        made = saved.load(Path(local("plan", plan)))
         request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
     else:
         request, tokenizer = _request(ours, open_checkpoint(target).dialect, options)
     if tokenizer is not None:
-        known = [Known("--tokenizer", folder=local("tokenizer", tokenizer))]
+        known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
     proof = _examine(ours, target, request, known, space, progress)
+    proof = replace(proof, verdict=replace(proof.verdict, source=said[0], target=said[1]))
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
 
-def _request(source: Path, to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
+def _request(source: Folder, to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
     """Return what options ask of a target, as a plan would keep it, and the folder of its tokenizer."""
     said = {name: value for name, value in gathered(options).items() if name in Comparison.__optional_keys__}
     tokenizer = said.get("tokenizer")
-    tokens = None if tokenizer is None else _tokens(_opened(source, said.get("config")), to, local("tokenizer", tokenizer))
+    lent = None if tokenizer is None else folder_at(local("tokenizer", tokenizer))
+    tokens = None if lent is None else _tokens(_opened(source, said.get("config")), to, lent)
     return as_data(replace(Request.of({**said, "to": to}), tokens=None if tokens is None else tokens.count)), tokenizer
 
 
-def _sealed(target: Path, proof: Proof) -> Verdict:
+def _sealed(target: Folder, proof: Proof) -> Verdict:
     """Write the document that a target deserves; one that its own run left open stays so where the disk cannot be written to."""
     if proof.data is None:
         return proof.verdict
@@ -178,7 +182,7 @@ def _sealed(target: Path, proof: Proof) -> Verdict:
             f"nobody says what a {'tensor' if is_tensor else 'file'} of the target must hold", facts, remedy=remedy
         )
     try:
-        _store(target, proof.data)
+        target.put(documents.NAME, [documents.text(proof.data).encode()])
     except MachineFailed:
         if proof.unfinished:
             return proof.verdict
@@ -199,19 +203,19 @@ def cross(
 
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
     """
-    target = local("out", out, out=True)
+    said = local("out", out, out=True)
     made = plan(path, **options)
     memory = memory_of(gathered(options))
     writing, examining = _phases(made, progress or _silent)
-    with _written(made, target, writing, phase, device) as (staging, publish_it):
+    with _written(made, folder_at(said), writing, phase, device) as (staging, publish_it):
         if phase is not None:
             phase("examining")
         known = [Known(PLAN, documents.planned(made), whole=True)]
-        proof = _examine(Path(path), staging.folder, made.request, known, memory, examining, staged=True)
+        proof = _examine(folder_at(made.source), folder_at(staging.where), made.request, known, memory, examining, staged=True)
         if proof.data is not None:
-            put_file(documents.NAME, [documents.text(proof.data).encode()], staging, sync=True)
+            staging.put(documents.NAME, [documents.text(proof.data).encode()], sync=True)
             publish_it()
-    return replace(proof.verdict, target=str(target))
+    return replace(proof.verdict, source=local("ckpt", path), target=said)
 
 
 def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
@@ -231,10 +235,10 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
 
 @contextmanager
 def _written(
-    made: Plan, out: Path, progress: Progress | None, phase: Phase | None, device: str
-) -> Iterator[tuple[Staging, Callable[[], None]]]:
+    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None, device: str
+) -> Iterator[tuple[Draft, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
-    source, coder = Path(made.source), coder_on(device)
+    source, coder = folder_at(made.source), coder_on(device)
     checkpoint = open_checkpoint(source)
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
@@ -244,20 +248,20 @@ def _written(
         try:
             write(made, source, staging, progress=progress, phase=phase, coder=coder)
             check_unchanged(source, checkpoint.stamps)
-            yield staging, partial(_publish, made, checkpoint, staging)
+            yield staging, partial(_publish, checkpoint, staging)
         except BadCheckpoint:
-            remove(made, staging)  # what was written is of no state that the source ever had, or never will be right
+            staging.discard()  # what was written is of no state that the source ever had, or never will be right
             raise
 
 
-def _publish(made: Plan, source: Checkpoint, staging: Staging) -> None:
+def _publish(source: Checkpoint, staging: Draft) -> None:
     check_unchanged(source.root, source.stamps)
-    publish(made, staging)
+    staging.publish()
 
 
 def _examine(
-    source: Path,
-    target: Path,
+    source: Folder,
+    target: Folder,
     request: Mapping[str, object],
     known: Sequence[Known],
     memory: int,
@@ -299,7 +303,7 @@ def _silent(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def _with_claims(error: CarnetError, target: Path) -> CarnetError:
+def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
     """Return a refusal of a source, with the options that the target's document names: perhaps one of them was forgotten."""
     try:
         said = documents.load(target)
@@ -325,36 +329,28 @@ def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[
 
 
 def _opened(
-    path: PathLike,
+    path: PathLike | Folder,
     config: PathLike | None,
     written_by: str | None = None,
     accept: Sequence[str] = (),
     family: str | None = None,
 ) -> Checkpoint:
-    return opened(Path(path), None if config is None else local("config", config), written_by, accept, family)
+    return opened(path, None if config is None else local("config", config), written_by, accept, family)
 
 
-def _store(folder: Path, data: Mapping[str, object]) -> None:
-    path = folder / documents.NAME
-    try:
-        replace_file(path, [documents.text(data).encode()])
-    except OSError as error:
-        raise MachineFailed("the carnet cannot be written", {"where": path, "reason": error.strerror}) from error
-
-
-def _companions(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Companions:
+def _companions(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Companions:
     """Return what goes along with the weights: all that is beside them in a folder of the same layout, or the tokenizer alone."""
     if checkpoint.dialect == to and KINDS[to].companions:
         return companions(checkpoint.root, checkpoint.config, _own(checkpoint), tokenizer)
     lent = {} if tokenizer is None else tokenizer_files(tokenizer)
-    return Companions(tuple(asset(name, path) for name, path in lent.items()))
+    return Companions(tuple(asset(folder, name) for name, folder in lent.items()))
 
 
 def _own(checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(stamp.file for stamp in checkpoint.stamps)
 
 
-def _tokens(checkpoint: Checkpoint, to: str, tokenizer: Path | None) -> Tokens | None:
+def _tokens(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Tokens | None:
     """Return what is known of the tokens; Megatron's folders have no generation config that could keep the ids."""
     if tokenizer is not None:
         return tokens_of(tokenizer)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from carnet.api import inspect
 from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.amax import read_amax
-from carnet.formats.opening import check_plain_file, open_regular, replace_file
-from carnet.plans.options import PathLike
 from carnet.pool import Progress
+from carnet.storage.opening import check_plain_file, reading, replace_file
+from carnet.storage.schemes import PathLike
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def read_texts(path: Path, samples: int) -> list[str]:
     """Return the first texts of a file of JSON lines."""
     found: list[str] = []
     try:
-        with open(open_regular(path), encoding="utf-8") as file:
+        with TextIOWrapper(reading(path), encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue

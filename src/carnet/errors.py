@@ -66,6 +66,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def shown(text: str) -> str:
+    """Return a text from a file as it may go to a terminal: one line, printable, not endless.
+
+    >>> shown("a\\x1b[31m")
+    'a\\\\x1b[31m'
+    """
+    clean = printable(text)
+    return clean if len(clean) <= 200 else clean[:197] + "..."
+
+
 class BadCheckpoint(CarnetError):
     """The bytes of a checkpoint are damaged, incomplete or hostile: its producer must act."""
 

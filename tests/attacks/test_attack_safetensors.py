@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.safetensors import read_header
+from carnet.storage.schemes import folder_at
 
 
 def refusal(root, kind: type[CarnetError] = BadCheckpoint) -> str:
@@ -63,7 +64,7 @@ LIES = [
 def test_a_lying_header_is_an_error_that_names_the_tensor_or_the_file(tmp_path, forge, header, data, line):
     (tmp_path / "bad.safetensors").write_bytes(forge(header, b"\0" * data))
     with pytest.raises(BadCheckpoint) as error:
-        read_header(tmp_path, "bad.safetensors")
+        read_header(folder_at(tmp_path), "bad.safetensors")
     assert str(error.value).splitlines()[0] == line
 
 
@@ -78,7 +79,7 @@ def test_the_real_library_refuses_these_too(tmp_path, forge, header, data, line)
 def test_a_header_longer_than_its_file_is_an_error_and_is_not_read(tmp_path, length):
     (tmp_path / "bad.safetensors").write_bytes(struct.pack("<Q", length) + b"{}")
     with pytest.raises(BadCheckpoint) as error:
-        read_header(tmp_path, "bad.safetensors")
+        read_header(folder_at(tmp_path), "bad.safetensors")
     assert str(error.value).splitlines()[0] == "the header of bad.safetensors has an impossible length"
 
 
@@ -87,7 +88,7 @@ def test_a_header_of_more_than_100_megabytes_is_an_error_even_where_the_file_has
         file.write(struct.pack("<Q", 100_000_001) + b"{")
         file.truncate(200_000_000)  # sparse
     with pytest.raises(BadCheckpoint, match="impossible length"):
-        read_header(tmp_path, "bad.safetensors")
+        read_header(folder_at(tmp_path), "bad.safetensors")
 
 
 def test_an_unknown_element_type_is_refused_with_the_known_ones(hf, forge):

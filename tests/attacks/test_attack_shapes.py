@@ -29,6 +29,7 @@ from carnet.errors import CarnetError
 from carnet import api
 from carnet.executor import run
 from carnet.formats.safetensors import read_header
+from carnet.storage.schemes import folder_at
 from carnet.plans import saved
 
 before = private()
@@ -85,7 +86,7 @@ def test_a_deep_text_is_refused_by_its_shape(tmp_path, opened, where):
 def test_a_wide_header_is_refused_by_its_shape(tmp_path, unit):
     header = filled(unit, 60 << 20)
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    said = refusal(f"read_header(Path({str(tmp_path)!r}), 'a.safetensors')")
+    said = refusal(f"read_header(folder_at({str(tmp_path)!r}), 'a.safetensors')")
     assert said == "the header of a.safetensors is too large for what it should hold"
 
 
@@ -129,9 +130,7 @@ def test_a_sparse_tokenizer_is_read_piece_by_piece(tmp_path):
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 30)
     assert (
-        refusal(
-            f"from carnet.formats.companions import asset; asset('a', Path({str(tmp_path)!r}) / 'tokenizer.json')", 16 << 20
-        )
+        refusal(f"from carnet.formats.companions import asset; asset(folder_at({str(tmp_path)!r}), 'tokenizer.json')", 16 << 20)
         == "no refusal"
     )
 

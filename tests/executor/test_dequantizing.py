@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load
 
-from carnet.executor.journal import Crossing
 from carnet.executor.run import write
 from carnet.executor.staging import owned
 from carnet.formats.safetensors import layout_file
@@ -17,6 +16,7 @@ from carnet.formats.stored import dense_strides
 from carnet.quantize.arithmetic import decode, factors, pack
 from carnet.quantize.recipes import PER_BYTE, RECIPES, Recipe, grid
 from carnet.steps import Encoding, Make, Place, Plan
+from carnet.storage.protocol import Crossing
 
 HEADER = 24  # bytes before the codes
 
@@ -83,5 +83,5 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
         plan = Plan(folder, "f", {}, "toy", (file,), (), (), (step,), {}, {}, 0, window, 2)
         with owned(plan, Crossing("p"), source, Path(folder) / "out") as staging:
             write(plan, source, staging)
-            found = load((staging.folder / file.name).read_bytes())["w"]
+            found = load(Path(staging.where, file.name).read_bytes())["w"]
     assert found.tobytes() == np.ascontiguousarray(expected).tobytes()

@@ -12,8 +12,8 @@ import pytest
 import carnet
 from carnet.calibrate import calibrate
 from carnet.errors import BadRequest, CarnetError, MachineFailed
-from carnet.executor.staging import staging_of
 from carnet.plans import saved
+from carnet.storage.drafts import staging_of
 
 
 def everything(folder: Path):

@@ -14,7 +14,7 @@ from tests.peak import SAMPLED
 CHILD = f"""
 {SAMPLED}
 import pickle
-from carnet.executor.journal import Crossing
+from carnet.storage.protocol import Crossing
 from carnet.executor.run import write
 from carnet.executor.staging import owned
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 
 import carnet
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.executor.staging import staging_of
 from carnet.plans import saved
+from carnet.storage.drafts import staging_of
 
 
 def is_source(out, source):
@@ -37,7 +37,6 @@ KILLED = """
 import json, os, shutil, signal, sys
 from pathlib import Path
 import carnet
-from carnet.executor import staging
 from carnet.plans import saved
 
 verb, base = sys.argv[1], Path(sys.argv[2])

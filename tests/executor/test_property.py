@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from carnet.executor.jobs import Windows, jobs_of
-from carnet.executor.journal import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import owned, publish
+from carnet.executor.staging import owned
+from carnet.storage.protocol import Crossing
 
 WINDOWS = st.sampled_from((64, 200, 1000, 4096, 1 << 20))
 
@@ -18,7 +18,7 @@ WINDOWS = st.sampled_from((64, 200, 1000, 4096, 1 << 20))
 def placed(case, out, progress=None):
     with owned(case.plan, Crossing("p"), case.source, out) as staging:
         found = write(case.plan, case.source, staging, progress=progress)
-        publish(case.plan, staging)
+        staging.publish()
     return found
 
 

@@ -13,11 +13,12 @@ import pytest
 import xxhash
 
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
-from carnet.executor import journal as journals
-from carnet.executor.journal import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import owned, publish, staging_of
+from carnet.executor.staging import owned
 from carnet.steps import AssetFile, Move, Same, TextFile
+from carnet.storage import journal as journals
+from carnet.storage.drafts import staging_of
+from carnet.storage.protocol import Crossing
 
 SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
 
@@ -32,7 +33,7 @@ def run(case, out, *, place=False, name="p", progress=None, **changes):
     with owned(plan, Crossing(name), case.source, out) as staging:
         found = write(plan, case.source, staging, progress=progress)
         if place:
-            publish(plan, staging)
+            staging.publish()
     return found
 
 
@@ -54,7 +55,7 @@ def test_the_target_is_not_there_until_it_is_published(case, out):
     with owned(case.plan, Crossing("p"), case.source, out) as staging:
         write(case.plan, case.source, staging)
         assert not out.exists()
-        publish(case.plan, staging)
+        staging.publish()
     assert finished(case, out)
     assert not staging_of(out).exists()
 
@@ -254,14 +255,14 @@ def test_assets_are_taken_over_and_a_changed_one_is_refused(case, out, tmp_path)
 
 CHILD = """
 import pickle, sys
-from carnet.executor.journal import Crossing
+from carnet.storage.protocol import Crossing
 from carnet.executor.run import write
-from carnet.executor.staging import owned, publish
+from carnet.executor.staging import owned
 plan, folder = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[1]).parent
 print("ready", flush=True)
 with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
     write(plan, folder / "source", staging)
-    publish(plan, staging)
+    staging.publish()
 """
 
 

@@ -169,7 +169,7 @@ def test_a_state_that_was_cut_off_or_changed_is_refused_or_says_something(tmp_pa
         refused = 0
         for data in broken:
             try:
-                found = extra_state.scales_in(data, "state", tmp_path)
+                found = extra_state.scales_in(data, "state", str(tmp_path))
             except CarnetError:
                 refused += 1
             else:

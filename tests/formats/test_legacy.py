@@ -87,7 +87,7 @@ def held(checkpoint: Checkpoint, tensor: Stored) -> torch.Tensor:
     """Return a tensor from nothing but its offset and strides."""
     (chunk,) = tensor.chunks
     dtype = getattr(torch, BY_NAME[tensor.dtype].torch)
-    raw = (checkpoint.root / chunk.file).read_bytes()[chunk.offset :]
+    raw = Path(str(checkpoint.root), chunk.file).read_bytes()[chunk.offset :]
     flat = torch.frombuffer(bytearray(raw[: len(raw) // dtype.itemsize * dtype.itemsize]), dtype=dtype)
     return flat.as_strided(tensor.shape, chunk.strides)
 

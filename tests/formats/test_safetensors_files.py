@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from carnet.dtypes import BY_NAME, DTYPES
 from carnet.formats.safetensors import layout_file, read_header, render_header
+from carnet.storage.schemes import folder_at
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 FILES = sorted(path.relative_to(GOLDENS).as_posix() for path in GOLDENS.glob("**/*.safetensors"))
@@ -23,7 +24,7 @@ FILES = sorted(path.relative_to(GOLDENS).as_posix() for path in GOLDENS.glob("**
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_tensor_is_where_the_real_library_finds_it(name):
-    header = read_header(GOLDENS, name)
+    header = read_header(folder_at(GOLDENS), name)
     data = (GOLDENS / name).read_bytes()
     with safe_open(GOLDENS / name, "pt") as real:
         assert {entry.name for entry in header.entries} == set(real.keys())
@@ -38,12 +39,12 @@ def test_every_tensor_is_where_the_real_library_finds_it(name):
 
 def test_a_file_without_tensors_has_an_empty_header(tmp_path):
     save_file({}, tmp_path / "a.safetensors")
-    assert read_header(tmp_path, "a.safetensors").entries == ()
+    assert read_header(folder_at(tmp_path), "a.safetensors").entries == ()
 
 
 def test_a_scalar_and_an_empty_tensor_have_places(tmp_path):
     save_file({"s": torch.tensor(3.0), "e": torch.ones(0, 4)}, tmp_path / "a.safetensors")
-    header = read_header(tmp_path, "a.safetensors")
+    header = read_header(folder_at(tmp_path), "a.safetensors")
     assert {entry.name: (entry.shape, entry.nbytes) for entry in header.entries} == {"s": ((), 4), "e": ((0, 4), 0)}
 
 
@@ -102,7 +103,7 @@ def test_what_is_laid_out_reads_back_as_it_was(tmp_path_factory, table, metadata
     folder = tmp_path_factory.mktemp("written")
     tensors = [(name, dtype, tuple(shape)) for name, (dtype, shape) in table.items()]
     written(folder / "a.safetensors", tensors, metadata)
-    header = read_header(folder, "a.safetensors")
+    header = read_header(folder_at(folder), "a.safetensors")
     found = {entry.name: (entry.dtype, list(entry.shape)) for entry in header.entries}
     assert found == table
     assert dict(header.metadata) == metadata
@@ -123,4 +124,4 @@ def test_a_header_reads_the_same_whatever_the_order_of_its_names(tmp_path):
         }
     ).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + np.arange(3, dtype="u1").tobytes())
-    assert [entry.name for entry in read_header(tmp_path, "a.safetensors").entries] == ["early", "late"]
+    assert [entry.name for entry in read_header(folder_at(tmp_path), "a.safetensors").entries] == ["early", "late"]

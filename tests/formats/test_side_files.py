@@ -6,7 +6,9 @@ import re
 import pytest
 
 from carnet.errors import BadCheckpoint
+from carnet.formats.files import read_whole
 from carnet.formats.side_files import check_asset, kind_of, side_files
+from carnet.storage.schemes import folder_at
 
 PUBLISHED = {  # names in folders as they are published, and what becomes of them in a target of the same layout
     "tokenizer": """tokenizer.json tokenizer_config.json tokenizer.4.7.0.json special_tokens_map.json added_tokens.json vocab.json
@@ -61,7 +63,7 @@ def test_folders_of_which_nothing_goes_along_are_one_name(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert side_files(tmp_path, {"config.json"}) == [
+    assert side_files(folder_at(tmp_path), {"config.json"}) == [
         "1_Pooling/config.json",
         "custom_generate/generate.py",
         "original/",
@@ -75,7 +77,8 @@ def test_a_file_of_the_hugging_face_cache_is_read(tmp_path):
     root = tmp_path / "models--x/snapshots/1234"
     root.mkdir(parents=True)
     (root / "tokenizer.json").symlink_to("../../blobs/ab12")
-    assert check_asset(root, "tokenizer.json").read_text() == "{}"
+    check_asset(folder_at(root), "tokenizer.json")
+    assert read_whole(folder_at(root), "tokenizer.json")[0] == b"{}"
 
 
 @pytest.mark.parametrize("what", ["fifo", "link out", "folder", "link to nothing", "ring"])
@@ -102,4 +105,4 @@ def test_what_is_no_file_of_the_folder_is_refused(tmp_path, what):
         else "cannot be read"
     )
     with pytest.raises(BadCheckpoint, match=re.escape(said)):
-        check_asset(root, "tokenizer.json")
+        check_asset(folder_at(root), "tokenizer.json")

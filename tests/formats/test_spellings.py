@@ -217,7 +217,7 @@ def test_experts_without_a_gate_are_views_too(tensor, expert, grouped, tmp_path)
         stored = checkpoint.tensors[entry.unit, entry.name]
         assert entry.stored == stored.shape
         (chunk,) = stored.chunks
-        raw = bytearray((checkpoint.root / chunk.file).read_bytes()[chunk.offset :][: 2 * math.prod(stored.shape)])
+        raw = bytearray(Path(str(checkpoint.root), chunk.file).read_bytes()[chunk.offset :][: 2 * math.prod(stored.shape)])
         held = torch.frombuffer(raw, dtype=torch.bfloat16).reshape(entry.shape)
         (view,) = entry.views
         strides = [step * held.stride(dim) for dim, step in view.places]

@@ -14,6 +14,7 @@ from carnet.errors import BadCheckpoint
 from carnet.formats import json_stream
 from carnet.formats.json_stream import leaves
 from carnet.formats.tokenizers import tokens_of
+from carnet.storage.schemes import folder_at
 
 WORDS = ["<s>", "</s>", "<pad>", 'quo"te', "back\\slash", "ü 語", "a", "b", "ab"]
 MODELS = {
@@ -35,7 +36,7 @@ def saved(folder, model, added=(), **special):
 @pytest.mark.parametrize("model", MODELS)
 def test_tokens_are_counted_as_transformers_counts_them(tmp_path, model, added):
     fast = saved(tmp_path, MODELS[model], added, bos_token="<s>", eos_token=added[-1] if added else "</s>", pad_token="<pad>")
-    found = tokens_of(tmp_path)
+    found = tokens_of(folder_at(tmp_path))
     assert (found.count, found.reach) == (len(fast), len(fast))
     assert {end: said.get("the tokenizer") for end, said in found.ids.items()} == {
         "bos": (fast.bos_token_id,),
@@ -47,13 +48,13 @@ def test_tokens_are_counted_as_transformers_counts_them(tmp_path, model, added):
 def test_a_special_token_that_is_added_while_loading_leaves_the_number_open(tmp_path):
     saved(tmp_path, MODELS["bpe"])
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|new|>"}))
-    assert tokens_of(tmp_path).count is None
+    assert tokens_of(folder_at(tmp_path)).count is None
 
 
 def test_slow_files_are_counted(tmp_path):
     (tmp_path / "vocab.json").write_text(json.dumps({word: at for at, word in enumerate(WORDS)}))
     (tmp_path / "added_tokens.json").write_text(json.dumps({"<|end|>": len(WORDS)}))
-    assert tokens_of(tmp_path).count == len(WORDS) + 1
+    assert tokens_of(folder_at(tmp_path)).count == len(WORDS) + 1
 
 
 def test_pieces_of_a_sentencepiece_model_are_counted(tmp_path):
@@ -61,20 +62,20 @@ def test_pieces_of_a_sentencepiece_model_are_counted(tmp_path):
     pieces = b"".join(bytes([10, len(each) + 2, 10, len(each)]) + each for each in map(str.encode, WORDS))
     (tmp_path / "tokenizer.model").write_bytes(pieces + b"\x12\x03abc")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-    found = tokens_of(tmp_path)
+    found = tokens_of(folder_at(tmp_path))
     assert (found.count, found.ids["eos"]) == (len(WORDS), {"the tokenizer": (1,)})
 
 
 def test_tekken_says_how_many_of_its_tokens_it_uses(tmp_path):
     said = {"config": {"default_vocab_size": 12, "default_num_special_tokens": 2}, "vocab": [{"rank": at} for at in range(20)]}
     (tmp_path / "tekken.json").write_text(json.dumps(said))
-    assert tokens_of(tmp_path).count == 12
+    assert tokens_of(folder_at(tmp_path)).count == 12
 
 
 @pytest.mark.parametrize("text", ["IQ== 0\nIg== 1\n", ""])
 def test_a_list_of_ranks_leaves_the_number_open(tmp_path, text):
     (tmp_path / "tokenizer.model").write_text(text)
-    assert (tokens_of(tmp_path).count, tokens_of(tmp_path).reach) == (None, 0)
+    assert (tokens_of(folder_at(tmp_path)).count, tokens_of(folder_at(tmp_path)).reach) == (None, 0)
 
 
 VALUES = st.recursive(
@@ -99,14 +100,14 @@ def test_the_leaves_of_a_file_are_those_that_json_reads(tmp_path_factory, value,
     text = json.dumps(value, indent=indent, ensure_ascii=plain).encode("utf-8", "surrogatepass")
     (folder / "x.json").write_bytes(text)
     if b"\xed" not in text:  # half of a surrogate pair, which is no UTF-8
-        assert [*leaves(folder, "x.json")] == [*written_out(value)]
+        assert [*leaves(folder_at(folder), "x.json")] == [*written_out(value)]
 
 
 @pytest.mark.parametrize("text", ["{", "]", '"abc', '{"a" 1', "nul", "[" * 99, ":", '{"a": tru}', "1" * 9999])
 def test_what_is_no_json_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(BadCheckpoint):
-        [*leaves(tmp_path, "x.json")]
+        [*leaves(folder_at(tmp_path), "x.json")]
 
 
 def test_a_text_without_end_is_not_read_into_memory(tmp_path):
@@ -114,7 +115,7 @@ def test_a_text_without_end_is_not_read_into_memory(tmp_path):
         file.write(b'["')
         file.truncate(json_stream.LONGEST * 4)
     with pytest.raises(BadCheckpoint, match="holds a text that is too long"):
-        [*leaves(tmp_path, "x.json")]
+        [*leaves(folder_at(tmp_path), "x.json")]
 
 
 logging.getLogger("transformers").setLevel(logging.ERROR)

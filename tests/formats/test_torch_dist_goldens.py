@@ -38,7 +38,7 @@ def rebuilt(checkpoint: Checkpoint, tensor: Stored) -> torch.Tensor:
     dtype = getattr(torch, BY_NAME[tensor.dtype].torch)
     result = torch.empty(tensor.shape, dtype=dtype)
     for chunk in tensor.chunks:
-        raw = bytearray((checkpoint.root / chunk.file).read_bytes()[chunk.offset :])
+        raw = bytearray(Path(str(checkpoint.root), chunk.file).read_bytes()[chunk.offset :])
         raw = raw[: len(raw) // dtype.itemsize * dtype.itemsize]
         piece = torch.frombuffer(raw, dtype=dtype).as_strided(chunk.box.shape, chunk.strides)
         place = tuple(slice(start, start + size) for start, size in zip(chunk.box.start, chunk.box.shape, strict=True))
@@ -148,7 +148,7 @@ def test_every_tensor_is_what_torch_loads_optimizer_included(golden):
         name: torch.empty(tensor.shape, dtype=getattr(torch, BY_NAME[tensor.dtype].torch))
         for (_, name), tensor in checkpoint.tensors.items()
     }
-    load(state, storage_reader=FileSystemReader(checkpoint.root), no_dist=True)
+    load(state, storage_reader=FileSystemReader(str(checkpoint.root)), no_dist=True)
     for name, expected in state.items():
         found = rebuilt(checkpoint, checkpoint.tensors["", name])
         assert torch.equal(found.flatten().view(torch.uint8), expected.flatten().view(torch.uint8)), name
@@ -157,7 +157,7 @@ def test_every_tensor_is_what_torch_loads_optimizer_included(golden):
 @pytest.mark.parametrize("golden", NAMES)
 def test_names_shapes_and_objects_are_what_torch_s_own_metadata_says(golden):
     checkpoint = open_checkpoint(GOLDENS / golden)
-    metadata = pickle.loads((checkpoint.root / ".metadata").read_bytes())
+    metadata = pickle.loads(Path(str(checkpoint.root), ".metadata").read_bytes())
     shapes = {name: tuple(entry.size) for name, entry in metadata.state_dict_metadata.items() if hasattr(entry, "size")}
     assert {name: tensor.shape for (_, name), tensor in checkpoint.tensors.items()} == shapes
     assert set(checkpoint.objects) == set(metadata.state_dict_metadata) - set(shapes)
@@ -216,6 +216,8 @@ def test_the_notes_say_which_megatron_wrote_it():
 
 def test_every_file_of_the_iteration_is_stamped():
     checkpoint = open_checkpoint(GOLDENS / "llama_tp2pp2")
-    present = sorted(path.name for path in checkpoint.root.iterdir())
+    present = sorted(path.name for path in Path(str(checkpoint.root)).iterdir())
     assert [stamp.file for stamp in checkpoint.stamps] == present
-    assert [stamp.nbytes for stamp in checkpoint.stamps] == [(checkpoint.root / name).stat().st_size for name in present]
+    assert [stamp.nbytes for stamp in checkpoint.stamps] == [
+        Path(str(checkpoint.root), name).stat().st_size for name in present
+    ]

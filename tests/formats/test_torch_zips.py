@@ -15,19 +15,19 @@ import pytest
 import torch
 
 from carnet.dtypes import BY_NAME, DTYPES
-from carnet.formats.files import open_file
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import TensorItem, object_item, tensor_item
+from carnet.storage.schemes import folder_at
 
 
 def located(path: Path, offset: int = 0) -> TensorItem:
-    with open_file(path.parent, path.name) as file:
-        return tensor_item(file, offset, file.stamp.nbytes - offset)
+    file = folder_at(path.parent).open(path.name)
+    return tensor_item(file, offset, file.stamp.nbytes - offset)
 
 
 def read(path: Path) -> object:
-    with open_file(path.parent, path.name) as file:
-        return object_item(file, 0, file.stamp.nbytes)[0]
+    file = folder_at(path.parent).open(path.name)
+    return object_item(file, 0, file.stamp.nbytes)[0]
 
 
 @pytest.mark.parametrize("dtype", [dtype.name for dtype in DTYPES])

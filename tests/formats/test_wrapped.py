@@ -124,7 +124,7 @@ def content(root: Path, name: str) -> torch.Tensor:
     """Return a tensor from the bytes that its one chunk names."""
     checkpoint = open_checkpoint(root)
     (chunk,) = checkpoint.tensors["", name].chunks
-    raw = (checkpoint.root / chunk.file).read_bytes()[chunk.offset : chunk.offset + 48]
+    raw = Path(str(checkpoint.root), chunk.file).read_bytes()[chunk.offset : chunk.offset + 48]
     return torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).reshape(4, 6)
 
 
@@ -199,7 +199,7 @@ def test_nemo_s_files_are_named_from_its_root(nemo):
     assert torch.equal(content(nemo, "module.decoder.weight"), WEIGHT)
     stamps = [stamp.file for stamp in checkpoint.stamps]
     assert stamps == ["context/model.yaml", "weights/.metadata", "weights/__0_0.distcp", "weights/metadata.json"]
-    assert all((checkpoint.root / name).stat().st_size for name in stamps)
+    assert all(Path(str(checkpoint.root), name).stat().st_size for name in stamps)
 
 
 def test_nemo_without_a_model_yaml_has_no_config(nemo):

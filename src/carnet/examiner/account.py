@@ -6,24 +6,18 @@ over is a finding where a loader would take weights from it or execute it, and i
 """
 
 import json
-import os
-import re
-import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from carnet.errors import CarnetError, MachineFailed
+from carnet.errors import CarnetError, shown
 from carnet.examiner.compare import Finding
-from carnet.examiner.frames import file_digest
-from carnet.formats.files import shown
+from carnet.formats.files import digest_file
 from carnet.formats.jsons import read_object
 from carnet.formats.side_files import UNKNOWN, Kind, kind_of
+from carnet.storage.protocol import FILE, Folder, walk
 
-HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snapshot in the Hugging Face cache lead
 WORDS = "tokenizer"  # along with it goes what a target by another program may have, and nobody can compare
 MACHINERY = {"journal.jsonl", "journal.jsonl.new"}  # what a run that was killed at its last moment leaves behind
-SPECIAL = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 MAP = "auto_map"  # of a config: loading it runs code
 # so does an implementation that is a repository (transformers/integrations/hub_kernels.py fetches and imports it)
 KERNELS = ("_attn_implementation", "attn_implementation", "_experts_implementation", "experts_implementation")
@@ -36,7 +30,7 @@ class Known:
 
     who: str  # "the plan", "the source", "the carnet"
     files: Mapping[str, str] = field(default_factory=dict)  # path below the target -> digest
-    folder: Path | None = None
+    folder: Folder | None = None
     whole: bool = False  # the target holds nothing else
     accused: bool = False  # the target itself: it can contradict a file, and nobody else has said that a file is right
 
@@ -52,7 +46,7 @@ class Account:
 
 
 def account(
-    base: Path, *, data: Collection[str], read: Collection[str], known: Sequence[Known], own: Collection[str]
+    base: Folder, *, data: Collection[str], read: Collection[str], known: Sequence[Known], own: Collection[str]
 ) -> Account:
     """Account for every file below a folder.
 
@@ -62,15 +56,15 @@ def account(
     findings: list[Finding] = []
     files, beside, unsure, seen = dict[str, str](), list[str](), list[str](), set[str]()
     strict, planned = any(each.whole for each in known), any(each.whole and not each.accused for each in known)
-    for name, odd in _walk(base):
+    for name, there in walk(base):
         label, kind = shown(name), _kind(name)
         seen.add(name)
-        if odd and not (odd == "a link" and not strict and os.path.isfile(base / name)):
-            findings.append(Finding("not a file", label, label, f"{odd}; a target is made of files"))
+        if there != FILE and not (there == "a link" and not strict and base.kind(name) == FILE):
+            findings.append(Finding("not a file", label, label, f"{there}; a target is made of files"))
         elif name in data or name in own:
             continue
         else:
-            digest = file_digest(base, name)
+            digest = digest_file(base, name)[1]
             problem, told = _compared(base, name, digest, known, meant=name in read)
             if problem is not None:
                 findings.append(problem)
@@ -104,26 +98,9 @@ def _kind(name: str) -> Kind:
     return last if kind is UNKNOWN and not last.loaded else kind
 
 
-def _walk(base: Path) -> Iterator[tuple[str, str]]:
-    """Yield the path below a folder of everything in it, and what it is, where it is no plain file; links are not followed."""
-    left = [""]
-    while left:
-        folder = left.pop()
-        try:
-            found = sorted(os.scandir(base / folder), key=lambda each: each.name)
-        except OSError as error:
-            raise MachineFailed("a folder cannot be listed", {"where": base / folder, "reason": error.strerror}) from error
-        for each in found:
-            name = f"{folder}/{each.name}" if folder else each.name
-            if each.is_dir(follow_symlinks=False):
-                left.append(name)
-            elif each.is_symlink():
-                yield name, "" if HUB.fullmatch(os.readlink(each.path)) and os.path.isfile(each.path) else "a link"
-            else:
-                yield name, SPECIAL.get(stat.S_IFMT(each.stat(follow_symlinks=False).st_mode), "")
-
-
-def _compared(base: Path, name: str, digest: str, known: Sequence[Known], *, meant: bool) -> tuple[Finding | None, list[Known]]:
+def _compared(
+    base: Folder, name: str, digest: str, known: Sequence[Known], *, meant: bool
+) -> tuple[Finding | None, list[Known]]:
     """Return what is wrong with a file, and who said what it must hold."""
     told = list[Known]()
     for each in known:
@@ -133,9 +110,9 @@ def _compared(base: Path, name: str, digest: str, known: Sequence[Known], *, mea
             return Finding("file differs", label, label, f"{each.who} has {expected}, found {digest}"), []
         if expected is not None:
             told.append(each)
-        if each.folder is None or meant or told or not os.path.isfile(each.folder / name):
+        if each.folder is None or meant or told or each.folder.kind(name) != FILE:
             continue
-        theirs = file_digest(each.folder, name)
+        theirs = digest_file(each.folder, name)[1]
         if theirs != digest and not _same_json(each.folder, base, name):
             return Finding("file differs", shown(name), shown(name), _detail(each.who, name, digest, theirs, known)), []
         told.append(each)
@@ -148,7 +125,7 @@ def _detail(who: str, name: str, digest: str, theirs: str, known: Sequence[Known
     return f"{who} has {theirs}, found {digest}{hint}"
 
 
-def _same_json(ours: Path, theirs: Path, name: str) -> bool:
+def _same_json(ours: Folder, theirs: Folder, name: str) -> bool:
     """Say whether two JSON files say the same, however they are written."""
     if not name.endswith(".json"):
         return False
@@ -167,7 +144,7 @@ def _unknown(label: str, kind: Kind, known: Sequence[Known], told: Sequence[Know
     return f"not in {who}", label, label, f"{kind.what}: a loader may read or execute it{hint}"
 
 
-def _executed(base: Path, name: str) -> str:
+def _executed(base: Folder, name: str) -> str:
     """Return the key by which a config names code, "" where it names none."""
     if not name.endswith(".json"):
         return ""

@@ -6,11 +6,10 @@ what it is compared with.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from shlex import quote
 
+from carnet.errors import shown
 from carnet.formats.amax import read_amax
-from carnet.formats.files import shown as printable
 from carnet.plans.request import OPTIONS, Request, flag_of
 
 ANY = Request()
@@ -32,7 +31,7 @@ FILES = ("config", "amax")  # fields of a request that name a file
 def asked_of(request: Mapping[str, object]) -> Asked:
     """Return what steers a comparison of a request that is kept as plain values: in a plan, or made of options."""
     asked = Request.from_data(request)
-    return Asked(asked, {} if asked.amax is None else read_amax(Path(asked.amax)))
+    return Asked(asked, {} if asked.amax is None else read_amax(asked.amax))
 
 
 def words(said: Mapping[str, object]) -> list[str]:
@@ -53,4 +52,4 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def _quoted(value: object) -> str:
-    return quote(printable(str(value)))
+    return quote(shown(str(value)))

@@ -14,7 +14,7 @@ from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered
 from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
-from carnet.examiner.shelves import BLOCK, Shelves, blocks, region
+from carnet.examiner.shelves import BLOCK, Shelves, blocks, region, shelves_of
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
 from carnet.inventory.source_scales import NOTHING, SourceScales
@@ -88,7 +88,7 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
     racks = {name: Rack(parts, lambda part: part.box) for name, parts in found.items()}
-    return Side(inventory, Shelves(inventory.checkpoint.root, block), found, racks, canonical_shapes(inventory.config))
+    return Side(inventory, shelves_of(inventory.checkpoint, block), found, racks, canonical_shapes(inventory.config))
 
 
 def read(of: Side, part: Part, box: Box) -> Array:

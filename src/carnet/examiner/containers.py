@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 from carnet.dialects.kinds import KINDS
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
 from carnet.examiner.account import executed
 from carnet.examiner.compare import Finding
-from carnet.formats.files import list_names
 from carnet.formats.folder import CONFIG, INDEX
 from carnet.formats.jsons import read_object
 from carnet.formats.safetensors import read_header
 from carnet.formats.stored import Checkpoint
+from carnet.storage.protocol import names_in
 
 FORMATS = (None, "pt")  # transformers and vLLM take the others for tensors of another framework
 
@@ -43,7 +42,7 @@ def _metadata(of: Checkpoint) -> dict[str, dict[str, str]]:
 
 def _totals(target: Checkpoint) -> Iterator[Finding]:
     """Compare the sums in an index; its map is compared when the folder is opened."""
-    if INDEX not in list_names(Path(target.root)):
+    if INDEX not in names_in(target.root):
         return
     try:
         said = read_object(target.root, INDEX).get("metadata")

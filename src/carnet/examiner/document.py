@@ -5,13 +5,12 @@ behind under which name. A target can be checked against it alone, long after th
 """
 
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TypedDict
 
@@ -24,18 +23,19 @@ from carnet.errors import BadCheckpoint
 from carnet.examiner.asked import FILES
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, Quality
-from carnet.examiner.shelves import Shelves, close, digest
+from carnet.examiner.shelves import digest, shelves_of
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
 from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory.survey import Inventory
 from carnet.steps import Plan
+from carnet.storage.protocol import Folder
+from carnet.storage.schemes import file_at, folder_at
 
 NAME = "carnet.json"
 VERSION = 3
 JOURNAL = "journal.jsonl"  # of a crossing that is still being written
 PROVEN, WRITTEN = "proven", "written, not verified"
-BLOCK = 1 << 20  # bytes of a buffer that are looked at together
 SELF = "self"  # the key of the digest over all others
 
 
@@ -136,7 +136,7 @@ def draft(plan: Plan, version: str, words: Mapping[str, object] = MappingProxyTy
                 "state": WRITTEN,
                 "request": request_data(plan.request),
                 "family": plan.family,
-                "source": {"name": Path(plan.source).name, "fingerprint": plan.fingerprint},
+                "source": {"name": folder_at(plan.source).name, "fingerprint": plan.fingerprint},
                 "target": {"files": planned(plan)},
                 "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
                 **_said_words(words),
@@ -160,7 +160,8 @@ def request_data(request: Mapping[str, object]) -> dict[str, object]:
 
 
 def _file(path: str) -> dict[str, str]:
-    return {"name": Path(path).name, "digest": digest_file(Path(path).parent, Path(path).name)[1]}
+    folder, name = file_at(path)
+    return {"name": name, "digest": digest_file(folder, name)[1]}
 
 
 def sealed(data: Mapping[str, object]) -> dict[str, object]:
@@ -175,9 +176,9 @@ def text(data: Mapping[str, object]) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
 
 
-def load(out: Path) -> Document | None:
+def load(out: Folder) -> Document | None:
     """Return the document of a target, None where it has none; raise BadCheckpoint where it cannot be read."""
-    if not os.path.lexists(out / NAME):
+    if not out.kind(NAME):
         return None
     raw = read_whole(out, NAME, TABLE_LIMIT)[0]
     data = parse_object(raw, NAME, out, TABLE)
@@ -247,13 +248,13 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
 def _buffers(of: Inventory) -> dict[str, object]:
     """Return the tensors of a target that are no weights, as the others are described."""
     labels = {label_of(key): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
-    shelves, found = Shelves(of.checkpoint.root, BLOCK), dict[str, object]()
+    shelves, found = shelves_of(of.checkpoint), dict[str, object]()
     for reason, names in of.dropped.items():
         for label in names:
             if label in labels:
                 stored = labels[label]
                 found[label] = {**facts(stored, digest(shelves, stored)), "layout": reason}
-    close(shelves)
+    shelves.files.close()
     return found
 
 

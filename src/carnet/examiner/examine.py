@@ -21,7 +21,7 @@ from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.means import Means, Tally, each
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import jobs, nbytes, work_off
-from carnet.examiner.shelves import blocks, close, region
+from carnet.examiner.shelves import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory.source_scales import read_source_scales
@@ -107,8 +107,8 @@ def examine(
         wrong, unsure = check_buffers(ours, theirs)
         findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *wrong]
     finally:
-        close(ours.shelves)
-        close(theirs.shelves)
+        ours.shelves.files.close()
+        theirs.shelves.files.close()
     casts = {(a, b) for name in names for a in _types(ours, name) for b in _types(theirs, name)}
     found = Examination(
         tuple(findings),

@@ -7,21 +7,18 @@ Tensors and frame together are every byte of a file::
     +--------+-----------+----------+-----+----------+
 """
 
-import os
 import struct
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from math import prod
-from pathlib import Path
 
 import xxhash
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import MachineFailed
-from carnet.formats.files import OpenFile, open_file, shown
+from carnet.formats.files import contents
 from carnet.formats.stored import Checkpoint, dense_strides
+from carnet.storage.protocol import Folder
 
-STEP = 4 << 20  # bytes that are read at a time
 Extent = tuple[int, int]  # first byte, one past the last
 
 
@@ -37,19 +34,14 @@ def frames(checkpoint: Checkpoint) -> dict[str, str]:
     return {file: _digest(checkpoint.root, file, extents) for file, extents in sorted(found.items())}
 
 
-def file_digest(root: Path, name: str) -> str:
-    """Return the digest of a whole file."""
-    return _digest(root, name, [])
-
-
-def _digest(root: Path, name: str, extents: list[Extent]) -> str:
+def _digest(root: Folder, name: str, extents: list[Extent]) -> str:
     hasher = xxhash.xxh3_128()
-    with open_file(root, name) as file:
-        for start, end in gaps(extents, file.stamp.nbytes):
-            if extents:  # of a file that is all frame the digest is that of its bytes
-                hasher.update(struct.pack("<QQ", start, end))
-            for piece in _pieces(file, start, end):
-                hasher.update(piece)
+    file = root.open(name)
+    for start, end in gaps(extents, file.stamp.nbytes):
+        if extents:  # of a file that is all frame the digest is that of its bytes
+            hasher.update(struct.pack("<QQ", start, end))
+        for piece in contents(file, start, end):
+            hasher.update(piece)
     return hasher.hexdigest()
 
 
@@ -66,13 +58,3 @@ def gaps(extents: list[Extent], nbytes: int) -> Iterator[Extent]:
         at = max(at, end)
     if at < nbytes:
         yield at, nbytes
-
-
-def _pieces(file: OpenFile, start: int, end: int) -> Iterator[bytes]:
-    try:
-        while start < end and (piece := os.pread(file.fd, min(STEP, end - start), start)):
-            yield piece
-            start += len(piece)
-    except OSError as error:
-        facts: Mapping[str, object] = {"where": file.root, "reason": error.strerror}
-        raise MachineFailed(f"cannot read {shown(file.stamp.file)}", facts) from error

@@ -1,26 +1,17 @@
-"""The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest.
+"""The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest."""
 
-Files are read into memory of a bounded size and never mapped: a mapped file that somebody truncates kills the process.
-"""
-
-import os
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from carnet.algebra.box import Box, Rack, intersect, slices, volume, whole
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadCheckpoint, MachineFailed
 from carnet.examiner.unfold import Array
-from carnet.formats.files import OpenFile, open_file, shown
-from carnet.formats.stored import Chunk, Stored, dense_strides
+from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+from carnet.storage.protocol import File, Opened
 
 BLOCK = 1 << 20  # bytes of one side that are looked at together, where memory allows
 RUN = 32 << 10  # bytes: runs this long are read one by one, shorter ones with what lies between them
@@ -29,67 +20,18 @@ OPEN = 64  # files that stay open
 FEW = 8  # chunks that are all looked at for what they share with a box
 
 
-@dataclass(slots=True)
-class _Held:
-    """A file that is open, and how many threads read from it just now."""
-
-    file: OpenFile
-    opened: AbstractContextManager[OpenFile]
-    readers: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Shelves:
     """The files of a checkpoint. Arrays hold unsigned integers of the element's size: bits are compared, not numbers."""
 
-    root: Path
+    files: Opened[File]
     block: int = BLOCK  # bytes that are looked at together
-    held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)  # the last used ones, open
-    lock: threading.Lock = field(default_factory=threading.Lock)
     racks: dict[tuple[object, ...], Rack[Chunk]] = field(default_factory=dict)  # of stored tensors that have many chunks
 
 
-def close(shelves: Shelves) -> None:
-    """Close all files."""
-    with shelves.lock:
-        while shelves.held:
-            shelves.held.popitem()[1].opened.__exit__(None, None, None)
-
-
-@contextmanager
-def _reading(shelves: Shelves, name: str) -> Iterator[OpenFile]:
-    """Give an open file; those that nobody has read for the longest time are closed."""
-    with shelves.lock:
-        held = shelves.held.get(name)
-        if held is None:
-            opened = open_file(shelves.root, name)
-            held = shelves.held[name] = _Held(opened.__enter__(), opened)
-        held.readers += 1
-        shelves.held.move_to_end(name)
-        idle = [other for other, each in shelves.held.items() if not each.readers][: max(0, len(shelves.held) - OPEN)]
-        for other in idle:
-            shelves.held.pop(other).opened.__exit__(None, None, None)
-    try:
-        yield held.file
-    finally:
-        with shelves.lock:
-            held.readers -= 1
-
-
-def fill(shelves: Shelves, name: str, offset: int, into: memoryview) -> None:
-    """Fill a buffer from a place in a file."""
-    done = 0
-    with _reading(shelves, name) as file:
-        while done < len(into):
-            try:
-                got = os.preadv(file.fd, [into[done:]], offset + done)
-            except OSError as error:
-                facts = {"where": shelves.root, "reason": error.strerror}
-                raise MachineFailed(f"cannot read {shown(name)}", facts) from error
-            if not got:
-                facts = {"where": shelves.root, "expected": f"at least {offset + len(into):,} bytes"}
-                raise BadCheckpoint(f"{shown(name)} ends early: it changed while it was read", facts)
-            done += got
+def shelves_of(checkpoint: Checkpoint, block: int = BLOCK) -> Shelves:
+    """Return the files of a checkpoint; threads may share them."""
+    return Shelves(Opened(checkpoint.root.open, OPEN), block)
 
 
 def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
@@ -127,12 +69,12 @@ def _gather(shelves: Shelves, file: str, offset: int, strides: tuple[int, ...], 
         run *= into.shape[axes - 1]
         axes -= 1
     if axes == 0 and into.flags.c_contiguous:
-        fill(shelves, file, offset, into.reshape(-1).view(np.uint8).data)
+        shelves.files(file).read_into(offset, into.reshape(-1).view(np.uint8).data)
         return
     reach = 1 + sum((size - 1) * stride for size, stride in zip(into.shape, strides, strict=True))
     if run * item < RUN and reach * item <= SPAN:
         raw = np.empty(reach * item, np.uint8)
-        fill(shelves, file, offset, raw.data)
+        shelves.files(file).read_into(offset, raw.data)
         into[...] = np.ndarray(into.shape, into.dtype, raw.data, 0, tuple(stride * item for stride in strides))
         return
     if axes == 0:
@@ -157,7 +99,7 @@ def digest(shelves: Shelves, stored: Stored) -> str:
             buffer = memoryview(bytearray(min(left, shelves.block)))
             while left:
                 piece = buffer[: min(left, len(buffer))]
-                fill(shelves, chunk.file, at, piece)
+                shelves.files(chunk.file).read_into(at, piece)
                 hasher.update(piece)
                 at, left = at + len(piece), left - len(piece)
         else:

@@ -1,10 +1,8 @@
 """The verdict on a target: its weights against the source, everything else in its folder, and the claims of its document."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from carnet.dialects.kinds import KINDS, STORE
@@ -20,7 +18,7 @@ from carnet.examiner.document import NAME, Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
-from carnet.examiner.shelves import Shelves, close, digest
+from carnet.examiner.shelves import digest, shelves_of
 from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -31,6 +29,7 @@ from carnet.formats.tokenizers import generation_eos
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.inventory.survey import Inventory
 from carnet.pool import Progress
+from carnet.storage.protocol import Folder
 
 DOCUMENT = "the carnet"  # as one who says what files hold
 PLAN = "the plan"
@@ -98,10 +97,10 @@ class Proof:
 
 def examine_target(
     source: Inventory,
-    target: Path,
+    target: Folder,
     *,
     checkpoint: Checkpoint,
-    source_path: Path,
+    source_path: Folder,
     needs: Callable[[Inventory], Mapping[str, object]],
     asked: Asked,
     request: Mapping[str, object],
@@ -171,7 +170,7 @@ def examine_target(
     return Proof(verdict, documents.sealed({**data, "request": said.data["request"]}), unfinished=True)
 
 
-def _loaded(target: Path) -> tuple[Document | None, list[Finding]]:
+def _loaded(target: Folder) -> tuple[Document | None, list[Finding]]:
     """Return the document of a target, and what is wrong with it; where it cannot be read at all that is one more finding."""
     try:
         said = documents.load(target)
@@ -181,17 +180,22 @@ def _loaded(target: Path) -> tuple[Document | None, list[Finding]]:
     return (None, []) if said is None else (said, [*said.problems])
 
 
-def _untracked(target: Path, checkpoint: Checkpoint) -> list[Finding]:
+def _untracked(target: Folder, checkpoint: Checkpoint) -> list[Finding]:
     """Return what is wrong where Megatron would not find the iteration: without its tracker file it begins with random weights."""
-    below = os.path.relpath(checkpoint.root, os.path.abspath(target))
-    if KINDS[checkpoint.dialect].files != STORE or below == "." or os.path.lexists(target / TRACKER):
+    below = _below(target, checkpoint)
+    if KINDS[checkpoint.dialect].files != STORE or not below or target.kind(TRACKER):
         return []
-    return [Finding("missing", TRACKER, TRACKER, f"nothing tells Megatron to load {below}")]
+    return [Finding("missing", TRACKER, TRACKER, f"nothing tells Megatron to load {below[:-1]}")]
 
 
-def _account(target: Path, checkpoint: Checkpoint, known: Sequence[Known], own: Collection[str]) -> Account:
-    root = os.path.relpath(checkpoint.root, os.path.abspath(target))
-    below = "" if root == "." else f"{root}/"
+def _below(target: Folder, checkpoint: Checkpoint) -> str:
+    """Return where a checkpoint lies in its target, with a slash at the end: "" or "iter_0000001/"."""
+    below = str(checkpoint.root).removeprefix(str(target)).strip("/")
+    return f"{below}/" if below else ""
+
+
+def _account(target: Folder, checkpoint: Checkpoint, known: Sequence[Known], own: Collection[str]) -> Account:
+    below = _below(target, checkpoint)
     data = {below + chunk.file for stored in checkpoint.tensors.values() for chunk in stored.chunks}
     # a rank whose layers do nothing has a file that holds no tensor
     data |= {below + stamp.file for stamp in checkpoint.stamps if stamp.file.endswith(".safetensors")}
@@ -214,7 +218,7 @@ def _is_unfinished(said: Document, source: Inventory) -> bool:
     return not said.proven and isinstance(of, Mapping) and of.get("fingerprint") == fingerprint(source.checkpoint)
 
 
-def recheck(target: Path, memory: int, progress: Progress) -> Verdict:
+def recheck(target: Folder, memory: int, progress: Progress) -> Verdict:
     """Compare a target with its own document alone; ``memory`` and ``progress`` are as for ``examine_target``."""
     said = documents.load(target)
     if said is None or not said.proven:
@@ -237,7 +241,7 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
         raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root})
     findings = list[Finding]()
     held = {label_of(key): stored for key, stored in checkpoint.tensors.items() if stored.chunks}
-    digests = _digests(checkpoint.root, {label: held[label] for label in tensors if label in held}, means, progress)
+    digests = _digests(checkpoint, {label: held[label] for label in tensors if label in held}, means, progress)
     for label, expected in tensors.items():
         if label not in held:
             findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
@@ -256,12 +260,12 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
     return findings
 
 
-def _digests(root: Path, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
+def _digests(checkpoint: Checkpoint, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
     """Return the digest of every stored tensor."""
-    shelves, stored = Shelves(root, means.block), [*tensors.values()]
+    shelves, stored = shelves_of(checkpoint, means.block), [*tensors.values()]
     tally = Tally(progress, sum(one.nbytes for one in stored))
     try:
         found = each(stored, lambda one: digest(shelves, one), lambda one: one.nbytes, means.threads, tally.add)
     finally:
-        close(shelves)
+        shelves.files.close()
     return dict(zip(tensors, found, strict=True))

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.errors import BadRequest
-from carnet.executor import files
 from carnet.executor.casts import cast, shift
 from carnet.executor.desk import Bytes, Desk
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
 from carnet.steps import Measure, Move, Same
+from carnet.storage.protocol import File
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,16 @@ def gather(desk: Desk, wants: Iterable[Want]) -> None:
     parts = heapq.merge(*(_blocks(each, size) for each in wants), key=lambda each: (each.file, each.piece.source))
     for low, high, group in _groups(parts, size):
         desk.tell(0)
-        file = files.opened(desk.sources, group[0].file)
+        file = desk.sources(group[0].file)
         if group[0].pack:
             _read_runs(desk, file, group[0].piece)
             _place(desk, replace(group[0], piece=packed(group[0].piece)))
             continue
         if len(group) == 1 and _as_it_is(group[0]):
             place = group[0].piece.target
-            files.read(file, low, desk.window.data[place : place + high - low])
+            file.read_into(low, desk.window.data[place : place + high - low])
             continue
-        files.read(file, low, desk.block.data[: high - low])
+        file.read_into(low, desk.block.data[: high - low])
         for each in group:
             _place(desk, replace(each, piece=replace(each.piece, source=each.piece.source - low)))
 
@@ -89,12 +89,12 @@ def _as_it_is(each: Want) -> bool:
     return each.types[0] == each.types[1] and not each.add and run(each.piece) == span(each.piece)
 
 
-def _read_runs(desk: Desk, file: files.File, piece: Piece) -> None:
+def _read_runs(desk: Desk, file: File, piece: Piece) -> None:
     outer, width = reads(piece)
     spread = Piece(piece.source, 0, tuple(axis for axis in piece.axes[:outer] if axis[1]), (width, width))
     buffer, place = desk.block.data, 0
     for begin, _ in runs(spread):
-        files.read(file, begin, buffer[place : place + width])
+        file.read_into(begin, buffer[place : place + width])
         place += width
 
 

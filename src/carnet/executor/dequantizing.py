@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.executor import files
 from carnet.executor.desk import Bytes, Desk
-from carnet.executor.files import opened
 from carnet.executor.geometry import Piece, Tile, clip
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
@@ -187,13 +185,13 @@ def _numbers(desk: Desk, place: Place, rows: Span, columns: Span) -> Array:
 
 def _read(desk: Desk, name: str, begin: int, pitch: int, size: tuple[int, int], buffer: Bytes) -> Array:
     """Return bytes of a file: so many lines of such a width, ``pitch`` bytes from one to the next."""
-    file = opened(desk.sources, name)
+    file = desk.sources(name)
     lines, width = size
     reach = (lines - 1) * pitch + width
     if lines == 1 or (pitch - width <= GAP and reach <= buffer.size):
-        files.read(file, begin, buffer.data[:reach])
+        file.read_into(begin, buffer.data[:reach])
         return np.ndarray(size, np.uint8, buffer.data, 0, (pitch, 1))
     buffer = buffer if lines * width <= buffer.size else np.empty(lines * width, np.uint8)
     for line in range(lines):
-        files.read(file, begin + line * pitch, buffer.data[line * width : (line + 1) * width])
+        file.read_into(begin + line * pitch, buffer.data[line * width : (line + 1) * width])
     return np.ndarray(size, np.uint8, buffer.data, 0, (width, 1))

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.executor.files import Folder
 from carnet.quantize.recipes import Recipe
 from carnet.steps import Plan
+from carnet.storage.protocol import File, Opened, Target
 
 Bytes = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -57,8 +57,8 @@ class Desk:
     """One worker's belongings."""
 
     plan: Plan
-    sources: Folder
-    targets: Folder
+    sources: Opened[File]
+    targets: Opened[Target]
     window: Bytes  # bytes of the target being assembled
     block: Bytes  # bytes of the source just read
     temporary: Bytes  # temporaries of casts

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 
-from carnet.executor.staging import Staging, flush
+from carnet.storage.protocol import Draft
 
 
 @contextmanager
-def flushing(staging: Staging) -> Iterator[Callable[[set[str]], None]]:
+def flushing(draft: Draft) -> Iterator[Callable[[set[str]], None]]:
     """Give a function that takes names of files that have new bytes; raise what the disk said, at the end."""
     names: SimpleQueue[set[str] | None] = SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        flushed = thread.submit(_serve, staging, names)
+        flushed = thread.submit(_serve, draft, names)
         try:
             yield names.put
         finally:
@@ -25,7 +25,7 @@ def flushing(staging: Staging) -> Iterator[Callable[[set[str]], None]]:
     flushed.result()
 
 
-def _serve(staging: Staging, names: "SimpleQueue[set[str] | None]") -> None:
+def _serve(draft: Draft, names: "SimpleQueue[set[str] | None]") -> None:
     while (first := names.get()) is not None:
         dirty = set(first)
         try:
@@ -34,6 +34,6 @@ def _serve(staging: Staging, names: "SimpleQueue[set[str] | None]") -> None:
         except Empty:
             more = set()
         for name in sorted(dirty):
-            flush(staging.base, staging.folder, name)
+            draft.flush(name)
         if more is None:
             return

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
-from carnet.executor import files
 from carnet.executor.assemble import gather, want
 from carnet.executor.dequantizing import largest_weight
 from carnet.executor.desk import Desk
-from carnet.executor.files import opened
 from carnet.executor.geometry import Tile, clip, linear
 from carnet.executor.jobs import cuts
 from carnet.formats.stored import dense_strides
@@ -151,17 +149,17 @@ def put(desk: Desk, step: Put) -> None:
     """Write numbers that the plan knows."""
     values = step.values * int(np.prod(step.shape)) if len(step.values) == 1 else step.values
     made = np.array(values, np.float64).astype(array_type(step.target.dtype))
-    files.write(opened(desk.targets, step.target.file), step.target.offset, memoryview(made.tobytes()))
+    desk.targets(step.target.file).write(step.target.offset, memoryview(made.tobytes()))
 
 
 def _write(desk: Desk, place: Place, values: Array, at: tuple[int, int]) -> None:
     """Write rows and columns of a dense matrix into its file, from ``at`` on."""
-    file = opened(desk.targets, place.file)
+    file = desk.targets(place.file)
     values = np.ascontiguousarray(values)
     item, pitch = values.dtype.itemsize, place.strides[0]
     begin = place.offset + (at[0] * pitch + at[1]) * item
     if values.shape[1] == pitch:
-        files.write(file, begin, values.reshape(-1).view(np.uint8).data)
+        file.write(begin, values.reshape(-1).view(np.uint8).data)
         return
     for row, line in enumerate(values):
-        files.write(file, begin + row * pitch * item, line.view(np.uint8).data)
+        file.write(begin + row * pitch * item, line.view(np.uint8).data)

@@ -5,41 +5,27 @@
     OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  then assets, then texts: config.json last
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
 from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
-from carnet.executor import journal as journals
 from carnet.executor.desk import Amaxes, Coder, Desk
-from carnet.executor.files import Folder, close
+from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import Gauge, Job, jobs_of, touched
-from carnet.executor.journal import Journal
 from carnet.executor.memory import block_size
 from carnet.executor.quantizing import put
-from carnet.executor.staging import (
-    Staging,
-    clear,
-    create,
-    flush,
-    intact,
-    put_asset,
-    put_file,
-    refuse_full,
-    remove,
-    targets,
-    written,
-)
+from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
 from carnet.pool import Phase, Progress
 from carnet.steps import Plan, Put
+from carnet.storage.protocol import Draft, Folder, Opened
+from carnet.storage.schemes import PathLike, folder_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +39,8 @@ class Written:
 
 def write(
     plan: Plan,
-    source: Path,
-    staging: Staging,
+    source: PathLike | Folder,
+    staging: Draft,
     *,
     progress: Progress | None = None,
     phase: Phase | None = None,
@@ -67,27 +53,26 @@ def write(
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
     BadCheckpoint where the source is not what the plan saw.
     """
-    begin = phase or _unsaid
+    begin, root = phase or _unsaid, folder_at(source)
     jobs = jobs_of(plan)
     nbytes = sum(job.nbytes for job in jobs)
-    if staging.folder == staging.out:
+    if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
-    journal = _prepared(plan, staging)
+    done = _prepared(plan, staging)
     try:
-        _run(plan, source, staging, jobs, journal, (progress or _silent, begin), coder)
+        _run(plan, root, staging, jobs, done, (progress or _silent, begin), coder)
     except (BadCheckpoint, BadRequest):
-        remove(plan, staging)  # trying again would end the same way
+        staging.discard()  # trying again would end the same way
         raise
-    _put_known(plan, source, staging)
+    _put_known(plan, root, staging)
     for raw in plan.raws:
-        put_file(raw.name, [raw.data], staging)
+        staging.put(raw.name, [raw.data])
     for asset in plan.assets:
         put_asset(asset, staging)
-    for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):
-        put_file(text.name, [text.text.encode()], staging)
+    put_texts(plan, staging)
     begin("flushing")
     _flush(plan, staging)
-    return Written(nbytes, len(jobs), len(journal.done))
+    return Written(nbytes, len(jobs), len(done))
 
 
 def coder_on(device: str) -> Coder | None:
@@ -114,31 +99,27 @@ def _unsaid(name: str) -> None:
     """Show nothing."""
 
 
-def _prepared(plan: Plan, staging: Staging) -> Journal:
-    """Make the staging folder fit to be written: as an earlier run left it, or from nothing."""
-    found = staging.journal
-    if found.fresh or not intact(plan, staging):
-        clear(plan, staging)
-        journals.begin(found, staging.crossing)
-        found = Journal(found.file, frozenset(), fresh=True)
-    refuse_full(plan, staging)
-    for file in plan.files:
-        create(file, staging)
-    return found
+def _prepared(plan: Plan, staging: Draft) -> frozenset[int]:
+    """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done."""
+    counts = not staging.fresh and intact(plan, staging)
+    if not counts:
+        staging.restart()
+    prepare(plan, staging)
+    return staging.done if counts else frozenset()
 
 
 def _run(
     plan: Plan,
-    source: Path,
-    staging: Staging,
+    source: Folder,
+    staging: Draft,
     jobs: Sequence[Job],
-    journal: Journal,
+    finished: frozenset[int],
     tell: tuple[Progress, Phase],
     coder: Coder | None,
 ) -> None:
     progress, begin = tell
     total = sum(job.nbytes for job in jobs)
-    done = sum(jobs[number].nbytes for number in journal.done if number < len(jobs))
+    done = sum(jobs[number].nbytes for number in finished if number < len(jobs))
 
     def add(nbytes: int) -> None:
         nonlocal done
@@ -152,18 +133,18 @@ def _run(
         def serve(number: int) -> None:
             work(desk, jobs[number])
             if not isinstance(jobs[number], Gauge):  # what was measured is in memory alone
-                journals.note(journal, number)
+                staging.note(number)
             dirty(touched(jobs[number]))
 
         try:
             yield serve
         finally:
-            close(desk.sources)
-            close(desk.targets)
+            desk.sources.close()
+            desk.targets.close()
 
     amaxes = Amaxes()
     gauges = [number for number, job in enumerate(jobs) if isinstance(job, Gauge)]
-    left = [number for number, job in enumerate(jobs) if number not in journal.done and not isinstance(job, Gauge)]
+    left = [number for number, job in enumerate(jobs) if number not in finished and not isinstance(job, Gauge)]
     phases = {"scales": gauges, "writing": left} if left else {}  # a scale is known before the first code is written
     progress(done if left else total, total)
     with flushing(staging) as dirty:
@@ -173,29 +154,29 @@ def _run(
             pool.run(numbers, min(plan.threads, max(1, len(numbers))), worker, add)
 
 
-def _desk(plan: Plan, source: Path, staging: Staging, amaxes: Amaxes, tell: pool.Tell) -> Desk:
+def _desk(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Desk:
     block = block_size(plan.window)
     window, read, temporary = (np.empty(size, np.uint8) for size in (plan.window, block, block))
-    sources, written = Folder(source, os.O_RDONLY), targets(staging.base, staging.folder)
-    return Desk(plan, sources, written, window, read, temporary, amaxes, tell)
+    targets = Opened(lambda name: staging.open(contained(name)))
+    return Desk(plan, sources(source), targets, window, read, temporary, amaxes, tell)
 
 
-def _put_known(plan: Plan, source: Path, staging: Staging) -> None:
+def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
     desk = _desk(plan, source, staging, Amaxes(), lambda nbytes: None)
     for step in plan.steps:
         if isinstance(step, Put):
             put(desk, step)
-    close(desk.targets)
+    desk.targets.close()
 
 
-def _flush(plan: Plan, staging: Staging) -> None:
+def _flush(plan: Plan, staging: Draft) -> None:
     names = written(plan)
 
     @contextmanager
     def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
         def serve(number: int) -> None:
             tell(0)
-            flush(staging.base, staging.folder, names[number])
+            staging.flush(names[number])
 
         yield serve
 

@@ -10,7 +10,6 @@ from carnet.executor import files
 from carnet.executor.assemble import gather, want
 from carnet.executor.dequantizing import dequantize, pieces_of
 from carnet.executor.desk import Desk
-from carnet.executor.files import opened
 from carnet.executor.geometry import clip, linear, run, runs, segments, volume
 from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows, cuts
 from carnet.executor.quantizing import code, measure
@@ -35,7 +34,7 @@ def work(desk: Desk, job: Job) -> None:
 
 
 def _direct(desk: Desk, job: Direct) -> None:
-    source, target = opened(desk.sources, job.step.source.file), opened(desk.targets, job.step.target.file)
+    source, target = desk.sources(job.step.source.file), desk.targets(job.step.target.file)
     spare, size = desk.window.data, run(job.piece)
     for begin, end in runs(job.piece):
         done = 0
@@ -50,10 +49,10 @@ def _windows(desk: Desk, job: Windows) -> None:
     _assemble(desk, job.parts)
     base = 0
     for part in job.parts:
-        file = opened(desk.targets, part.file)
+        file = desk.targets(part.file)
         first, lines, width, pitch = segments(part.tile)
         for place in range(first, first + lines * pitch, pitch):
-            files.write(file, place, desk.window.data[base : base + width])
+            file.write(place, desk.window.data[base : base + width])
             base += width
         desk.tell(volume(part.tile))
 

@@ -7,13 +7,15 @@ get_relative_import_files in transformers/dynamic_module_utils.py.
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from operator import itemgetter
+from pathlib import PurePosixPath
 
-from carnet.errors import BadRequest
-from carnet.formats.files import digest_file, read_whole, shown
+from carnet.errors import BadRequest, shown
+from carnet.formats.files import digest_file, read_whole
 from carnet.formats.jsons import read_object
 from carnet.formats.side_files import CODE, TOKENIZER, Kind, check_asset, kind_of, side_files
 from carnet.steps import AssetFile
+from carnet.storage.protocol import FILE, Folder
 
 SMALL = 64 << 20  # bytes of a config or of code
 CONFIGS = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
@@ -34,7 +36,7 @@ class Companions:
         return [asset.name for asset in self.assets]
 
 
-def companions(root: Path, config: Mapping[str, object], own: frozenset[str], tokenizer: Path | None) -> Companions:
+def companions(root: Folder, config: Mapping[str, object], own: frozenset[str], tokenizer: Folder | None) -> Companions:
     """Return the companions of a Hugging Face model; those of its tokenizer are those of ``tokenizer`` where that is given.
 
     ``own`` are the names of the files that hold its weights.
@@ -42,7 +44,7 @@ def companions(root: Path, config: Mapping[str, object], own: frozenset[str], to
     references = config.get("auto_map")
     code = {*_code(root, _modules(references)), *(_tokenizer_code(root) if tokenizer is None else ())}
     folders = {str(PurePosixPath(name).parent) for name in code} - {"."}
-    goes: dict[str, Path] = {}
+    goes: dict[str, Folder] = {}  # name -> the folder that it is in
     left: list[str] = []
     lent = {} if tokenizer is None else tokenizer_files(tokenizer)
     kinds = {kind_of(name).what for name in lent}
@@ -53,22 +55,23 @@ def companions(root: Path, config: Mapping[str, object], own: frozenset[str], to
         if shown(name) == name and (
             name in code or kind.along == "model" or (kind.along == "tokenizer" and _kept(kind, lent, kinds))
         ):
-            goes[name] = check_asset(root, name)
+            check_asset(root, name)
+            goes[name] = root
         else:
             left.append(name)
     clash = next((name for name in goes.keys() & lent.keys() if kind_of(name) == CODE), None)
-    if clash is not None and _digest(goes[clash]) != _digest(lent[clash]):
+    if clash is not None and digest_file(goes[clash], clash) != digest_file(lent[clash], clash):
         facts = {"file": clash, "one": goes[clash], "other": lent[clash]}
         raise BadRequest("the model and the tokenizer bring different code of one name", facts, remedy="make them one file")
-    assets = tuple(asset(name, path) for name, path in sorted({**goes, **lent}.items()))
+    assets = tuple(asset(folder, name) for name, folder in sorted({**goes, **lent}.items(), key=itemgetter(0)))
     here = _with_code(references, set(code))
     return Companions(assets, _by_kind(left), here)
 
 
-def left_behind(root: Path, own: frozenset[str], target: Path) -> dict[str, tuple[str, ...]]:
+def left_behind(root: Folder, own: frozenset[str], target: Folder) -> dict[str, tuple[str, ...]]:
     """Return the side files of a model that a target of the same layout does not have: what they are -> their names."""
     names = side_files(root, own)
-    return _by_kind(name for name in names if kind_of(name).along != "anew" and not (target / name).exists())
+    return _by_kind(name for name in names if kind_of(name).along != "anew" and not target.kind(name))
 
 
 def _by_kind(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -79,16 +82,19 @@ def _by_kind(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {what: tuple(each) for what, each in sorted(found.items())}
 
 
-def tokenizer_files(root: Path) -> dict[str, Path]:
-    """Return the files of a folder's tokenizer, with processors, templates, the generation config and the code that they name."""
+def tokenizer_files(root: Folder) -> dict[str, Folder]:
+    """Return the files of a tokenizer, processors, templates, the generation config and the code that they name: name -> folder."""
     names = [name for name in side_files(root, frozenset()) if kind_of(name).along == "tokenizer"]
     if not any(kind_of(name) == TOKENIZER for name in names):
         facts = {"where": root, "looked for": "tokenizer.json, tokenizer_config.json, tokenizer.model, ..."}
         raise BadRequest("the folder holds no tokenizer", facts)
-    return {name: check_asset(root, name) for name in (*names, *_tokenizer_code(root))}
+    found = (*names, *_tokenizer_code(root))
+    for name in found:
+        check_asset(root, name)
+    return dict.fromkeys(found, root)
 
 
-def _kept(kind: Kind, lent: Mapping[str, Path], kinds: set[str]) -> bool:
+def _kept(kind: Kind, lent: Mapping[str, Folder], kinds: set[str]) -> bool:
     """Say whether a file of the source's tokenizer goes along: another tokenizer brings all, but for what it has nothing of."""
     return not lent or (kind.what in ("processors", "generation") and kind.what not in kinds)
 
@@ -107,19 +113,15 @@ def lacking(names: Collection[str], eos: object, generation: object) -> dict[str
     return {"lacks": "; ".join(lines)} if lines else {}
 
 
-def asset(name: str, path: Path) -> AssetFile:
+def asset(root: Folder, name: str) -> AssetFile:
     """Return a file that is to be taken over, with its digest."""
-    return AssetFile(name, str(path.absolute()), *_digest(path))
+    return AssetFile(name, str(root / name), *digest_file(root, name))
 
 
-def _digest(path: Path) -> tuple[int, str]:
-    return digest_file(path.parent, path.name)
-
-
-def _tokenizer_code(root: Path) -> set[str]:
+def _tokenizer_code(root: Folder) -> set[str]:
     found = set[str]()
     for name in CONFIGS:
-        if (root / name).is_file():
+        if root.kind(name) == FILE:
             check_asset(root, name)
             found |= _code(root, _modules(read_object(root, name, SMALL).get("auto_map")))
     return found
@@ -133,13 +135,13 @@ def _modules(references: object) -> Iterator[str]:
                 yield f"{reference.split('.')[0]}.py"
 
 
-def _code(root: Path, modules: Iterator[str]) -> set[str]:
+def _code(root: Folder, modules: Iterator[str]) -> set[str]:
     """Return the files of code that are here, with those that they import from beside themselves."""
     found, todo = set[str](), [*modules]
     while todo:
         name = todo.pop()
         parts = PurePosixPath(name).parts
-        if name in found or ".." in parts or name.startswith("/") or not (root / name).is_file():
+        if name in found or ".." in parts or name.startswith("/") or root.kind(name) != FILE:
             continue
         check_asset(root, name)
         found.add(name)

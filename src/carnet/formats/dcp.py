@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Self
 
 from carnet.algebra.box import Box
-from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.files import shown
+from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.jsons import is_text
 from carnet.formats.pickles import Forbidden, Sealed, load
 from carnet.formats.torch_pickles import DTYPE_GLOBALS, TENSOR_GLOBALS, is_shape

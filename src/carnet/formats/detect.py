@@ -1,17 +1,17 @@
 """Open a checkpoint of any kind: the kind is read off the content, never off the path's name."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 
 from carnet.errors import BadRequest, NotSupported
-from carnet.formats.files import digest_of, list_names
+from carnet.formats.files import digest_of
 from carnet.formats.folder import CONFIG, read_folder
 from carnet.formats.megatron import find_iteration, read_megatron
 from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist_files import TRACKER
+from carnet.storage.protocol import FILE, FOLDER, Folder, names_in
+from carnet.storage.schemes import PathLike, folder_at
 
 # what is no model, or none that is read, by a file of it: what that is, and what to do
 OTHERS = {
@@ -24,19 +24,20 @@ OTHERS = {
 ADAPTER = "adapter_model*"  # holds no model
 
 
-def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> Checkpoint:
+def open_checkpoint(path: PathLike | Folder, locate: Callable[[str], bool] | None = None) -> Checkpoint:
     """Return what the headers of a checkpoint say, of whatever kind it is; no tensor is read.
 
     ``locate`` tells for which tensors of a Megatron checkpoint the bytes are wanted; None means all but the optimizer's.
     Raises BadRequest where the path is no checkpoint, BadCheckpoint where it is a damaged one, NotSupported, MachineFailed.
     """
-    root = Path(os.path.abspath(path))  # resolve() would follow links into the Hugging Face cache
-    if not os.path.isdir(root) and os.path.lexists(root):
+    root = folder_at(path)
+    kind = root.kind()
+    if kind not in ("", FOLDER):
         _refuse_others(root, [root.name])
-    if not os.path.isdir(root):
-        fault = "is not a folder" if os.path.lexists(root) else "does not exist"
+    if kind != FOLDER:
+        fault = "is not a folder" if kind else "does not exist"
         raise BadRequest(f"{path} {fault}", {"expected": "the folder of a checkpoint"})
-    names = list_names(root)
+    names = names_in(root)
     _refuse_others(root, names)
     shards = any(name.endswith(".safetensors") for name in names)
     # a Megatron folder may carry a config.json for other programs; it has no safetensors
@@ -51,13 +52,13 @@ def open_checkpoint(path: Path, locate: Callable[[str], bool] | None = None) -> 
         "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
     }
     remedy = "name the folder that holds one of these files"
-    if inside := [name for name in names if any(os.path.isfile(root / name / mark) for mark in (TRACKER, CONFIG))]:
+    if inside := [name for name in names if any((root / name).kind(mark) == FILE for mark in (TRACKER, CONFIG))]:
         facts["inside"] = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
         remedy = f"name a checkpoint: {root / inside[0]}"
     raise BadRequest("no checkpoint of a known kind is here", facts, remedy=remedy)
 
 
-def _refuse_others(root: Path, names: Sequence[str]) -> None:
+def _refuse_others(root: Folder, names: Sequence[str]) -> None:
     """Refuse by its name what is of another kind, where nothing beside it is a model."""
     if any(name.endswith(".safetensors") and not fnmatchcase(name, ADAPTER) for name in names):
         return
@@ -77,6 +78,6 @@ def is_model(name: str) -> bool:
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:
-    """Return one hex digest of all headers, sizes and times: a plan that was made for another state of the files is refused."""
-    stamps = [[stamp.file, stamp.nbytes, stamp.mtime_ns] for stamp in checkpoint.stamps]
+    """Return one hex digest of all headers, sizes and versions: a plan that was made for another state of the files is refused."""
+    stamps = [[stamp.file, stamp.nbytes, stamp.version] for stamp in checkpoint.stamps]
     return digest_of(json.dumps([checkpoint.digest, stamps]).encode())

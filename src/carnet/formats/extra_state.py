@@ -14,31 +14,29 @@ _split_extra_state. What is multiplied by a scale becomes a code, so a scale her
 ModelOpt packs a table of its own, with the other inside of it: modelopt/torch/opt/plugins/megatron.py.
 """
 
-import os
 import pickle
 import re
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.dtypes import BY_NAME, array_type
-from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.files import OpenFile, list_names, open_file, read_at, shown
+from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.legacy import rank_folders, read_ranks
 from carnet.formats.pickles import Forbidden, Resolve, Sealed, load, series
-from carnet.formats.stored import Checkpoint, Stamp, Stored, label_of
+from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.torch_dist import read_plain_store
 from carnet.formats.torch_pickles import TENSOR_GLOBALS, Inert, PickledTensor, Storage, placeholder, storage_of
 from carnet.formats.torch_zip import storage_bytes, value_item
 from carnet.formats.wrapped import NEMO_WEIGHTS
+from carnet.storage.memory import MemoryFile
+from carnet.storage.protocol import Folder, Stamp, names_in, read_at
 
 NAME = re.compile(r"(?P<module>.+)\._extra_state(?:/shard_(?P<at>\d+(?:\.\d+)*)_\d+(?:\.\d+)*)?")
 LIMIT = 64 << 20  # bytes of one state: 128 experts with a history of 1024 steps have 6 MB
@@ -72,14 +70,14 @@ def read_states(
     found: dict[Place, dict[tuple[int, ...], Scales]] = {}
     for unit, name, data in _packed(checkpoint, lambda unit, name: _is_state(name) and wants(unit, name)):
         match = NAME.fullmatch(name)
-        scales = scales_in(data, label_of((unit, name)), checkpoint.root) if data else None
+        scales = scales_in(data, label_of((unit, name)), str(checkpoint.root)) if data else None
         if match is not None and scales is not None:
             at = tuple(map(int, match["at"].split("."))) if match["at"] else ()
             found.setdefault((unit, match["module"]), {})[at] = scales
     return found
 
 
-def read_numbers(root: Path, stored: Stored) -> Numbers:
+def read_numbers(root: Folder, stored: Stored) -> Numbers:
     """Return the elements of a small stored tensor."""
     made = np.zeros(stored.shape, array_type(stored.dtype))
     for chunk in stored.chunks:
@@ -89,8 +87,8 @@ def read_numbers(root: Path, stored: Stored) -> Numbers:
         reach = 1 + sum((size - 1) * stride for size, stride in zip(chunk.box.shape, chunk.strides, strict=True))
         if reach * item > LIMIT:
             raise BadCheckpoint(f"{shown(stored.name)} is too large to be read at once", {"where": root})
-        with open_file(root, chunk.file) as file:
-            raw = read_at(file, chunk.offset, reach * item)
+        file = root.open(chunk.file)
+        raw = read_at(file, chunk.offset, reach * item)
         inside = tuple(slice(low, low + size) for low, size in zip(chunk.box.start, chunk.box.shape, strict=True))
         steps = tuple(stride * item for stride in chunk.strides)
         made[inside] = np.ndarray(chunk.box.shape, made.dtype, raw, 0, steps)
@@ -102,30 +100,30 @@ def _packed(checkpoint: Checkpoint, wants: Callable[[str, str], bool]) -> Iterat
     root = checkpoint.root
     for (unit, name), stored in checkpoint.tensors.items():
         if wants(unit, name) and stored.dtype == "u8":
-            _check_size(prod(stored.shape), name, root)
+            _check_size(prod(stored.shape), name, str(root))
             yield unit, name, read_numbers(root, stored).tobytes()
-    if rank_folders(list_names(root)):
+    if rank_folders(names_in(root)):
         for label, value in read_ranks(root, lambda name: False, _is_state).values.items():
             unit, _, name = label.partition("/")
             if wants(unit, name):
-                yield unit, name, _bytes(value, _nothing, label, root)
+                yield unit, name, _bytes(value, _nothing, label, str(root))
     elif any(wants("", name) for name in checkpoint.objects):
-        folder = root if os.path.lexists(root / ".metadata") else root / NEMO_WEIGHTS
+        folder = root if root.kind(".metadata") else root / NEMO_WEIGHTS
         for name, item in read_plain_store(folder, lambda name: False).places.items():
             if wants("", name):
-                _check_size(item.nbytes, name, root)
-                with open_file(folder, item.file) as file:
-                    value, archive = value_item(file, item.offset, item.nbytes)
-                    yield "", name, _bytes(value, partial(storage_bytes, archive), name, root)
+                _check_size(item.nbytes, name, str(root))
+                file = folder.open(item.file)
+                value, archive = value_item(file, item.offset, item.nbytes)
+                yield "", name, _bytes(value, partial(storage_bytes, archive), name, str(root))
 
 
 def _is_state(name: str) -> bool:
     return NAME.fullmatch(name) is not None
 
 
-def _check_size(nbytes: int, name: str, root: Path) -> None:
+def _check_size(nbytes: int, name: str, where: str) -> None:
     if nbytes > LIMIT:
-        facts = {"where": root, "expected": f"at most {LIMIT} bytes", "found": f"{nbytes} bytes"}
+        facts = {"where": where, "expected": f"at most {LIMIT} bytes", "found": f"{nbytes} bytes"}
         raise BadCheckpoint(f"{shown(name)} is too large for a module's state", facts)
 
 
@@ -133,7 +131,7 @@ def _nothing(storage: Storage) -> bytes:
     raise ValueError(f"a storage {storage.key} out of place")
 
 
-def _bytes(value: object, fetch: Fetch, name: str, root: Path) -> bytes:
+def _bytes(value: object, fetch: Fetch, name: str, where: str) -> bytes:
     """Return the bytes of a state: a file in memory, a tensor of bytes, or nothing."""
     while isinstance(value, list) and len(value) == 1:  # megatron-core stores a list of all objects of a name
         value = value[0]
@@ -149,10 +147,10 @@ def _bytes(value: object, fetch: Fetch, name: str, root: Path) -> bytes:
         if isinstance(content, Inert) and content.name in ("builtins.bytes", "__builtin__.bytes"):
             content = b""
         if isinstance(content, bytes):
-            _check_size(len(content), name, root)
+            _check_size(len(content), name, where)
             return content
     found = value.name if isinstance(value, Inert) else type(value).__name__
-    facts = {"where": root, "expected": "bytes, a tensor of bytes or nothing", "found": shown(found)}
+    facts = {"where": where, "expected": "bytes, a tensor of bytes or nothing", "found": shown(found)}
     raise BadCheckpoint(f"{shown(name)} is no state of a module", facts)
 
 
@@ -165,7 +163,7 @@ def _numbers(tensor: PickledTensor, fetch: Fetch) -> Numbers:
     return np.array(np.ndarray(tensor.shape, kind, raw, tensor.offset * item, tuple(step * item for step in tensor.strides)))
 
 
-def scales_in(data: bytes, name: str, root: Path, *, wrapped: bool = False) -> Scales | None:
+def scales_in(data: bytes, name: str, where: str, *, wrapped: bool = False) -> Scales | None:
     """Return what the bytes of a state say, None where they say nothing; a wrapped one lies in another.
 
     Raises BadCheckpoint where they are no state that Transformer Engine writes.
@@ -173,35 +171,23 @@ def scales_in(data: bytes, name: str, root: Path, *, wrapped: bool = False) -> S
     what = f"the state {shown(name)}"
     try:
         if data[:2] == b"PK":
-            with _in_memory(data, name, root) as file:
-                value, archive = value_item(file, 0, len(data), _resolve)
-                return _said(value, partial(storage_bytes, archive), name, root, wrapped=wrapped)
+            file = MemoryFile(where, Stamp(what, len(data), ""), data)
+            value, archive = value_item(file, 0, len(data), _resolve)
+            return _said(value, partial(storage_bytes, archive), name, where, wrapped=wrapped)
         held: dict[str, bytes] = {}
-        value = load(data, what, root, _with_storages(held, what, root), _no_storage)
-        return _said(value, lambda storage: held[storage.key], name, root, wrapped=wrapped)
+        value = load(data, what, where, _with_storages(held, what, where), _no_storage)
+        return _said(value, lambda storage: held[storage.key], name, where, wrapped=wrapped)
     except (ValueError, TypeError, KeyError, MemoryError) as error:
-        raise BadCheckpoint(f"{what} is damaged", {"where": root, "reason": shown(str(error))}) from None
+        raise BadCheckpoint(f"{what} is damaged", {"where": where, "reason": shown(str(error))}) from None
 
 
-@contextmanager
-def _in_memory(data: bytes, name: str, root: Path) -> Iterator[OpenFile]:
-    """Open bytes as the readers of zips take them."""
-    fd = os.memfd_create("state", os.MFD_CLOEXEC)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(data)
-        yield OpenFile(fd, root, Stamp(f"the state {shown(name)}", len(data), 0))
-    finally:
-        os.close(fd)
-
-
-def _said(value: object, fetch: Fetch, name: str, root: Path, *, wrapped: bool) -> Scales | None:
+def _said(value: object, fetch: Fetch, name: str, where: str, *, wrapped: bool) -> Scales | None:
     """Return the scales of a table."""
     if isinstance(value, dict) and "extra_state" in value and "scale_fwd" not in value:  # ModelOpt's, around the other
         if wrapped:
             raise ValueError("it holds a state in a state in a state")
-        data = _bytes(value["extra_state"], fetch, name, root)
-        return scales_in(data, name, root, wrapped=True) if data else None
+        data = _bytes(value["extra_state"], fetch, name, where)
+        return scales_in(data, name, where, wrapped=True) if data else None
     if value is None or (isinstance(value, dict) and "scale_fwd" not in value):  # of a recipe that keeps none
         return None
     if not isinstance(value, dict):
@@ -210,7 +196,7 @@ def _said(value: object, fetch: Fetch, name: str, root: Path, *, wrapped: bool) 
     largest = extra.get("fp8_max_fwd", LARGEST) if isinstance(extra, dict) else LARGEST
     if largest != LARGEST:
         found = largest if isinstance(largest, float | int) else type(largest).__name__
-        facts = {"where": root, "fp8_max_fwd": found, "expected": LARGEST}
+        facts = {"where": where, "fp8_max_fwd": found, "expected": LARGEST}
         raise NotSupported(f"the state {shown(name)} scales weights to another format than e4m3", facts)
     scale, history = (_table(value.get(key), fetch) for key in ("scale_fwd", "amax_history_fwd"))
     if scale is None or scale.ndim != 1 or not len(scale) or len(scale) % SLOTS:
@@ -277,14 +263,14 @@ def _resolve(module: str, name: str) -> object:
         raise Forbidden(module, name) from None
 
 
-def _with_storages(held: dict[str, bytes], what: str, root: Path) -> Resolve:
+def _with_storages(held: dict[str, bytes], what: str, where: str) -> Resolve:
     """Return the allow-list with storages that are pickled as bytes, in torch's form without a zip; ``held`` takes their bytes."""
 
     class _Loaded(Sealed):
         def __new__(cls, data: object) -> Storage:  # type: ignore[misc]
             if not isinstance(data, bytes):
                 raise pickle.UnpicklingError("a storage without bytes")
-            storage, raw = _unzipped(data, str(len(held)), what, root)
+            storage, raw = _unzipped(data, str(len(held)), what, where)
             held[storage.key] = raw
             if sum(map(len, held.values())) > LIMIT:  # the same bytes, loaded again and again
                 raise pickle.UnpicklingError("storages that do not fit")
@@ -293,10 +279,10 @@ def _with_storages(held: dict[str, bytes], what: str, root: Path) -> Resolve:
     return lambda module, name: _Loaded if (module, name) in _LOADERS else _resolve(module, name)
 
 
-def _unzipped(data: bytes, key: str, what: str, root: Path) -> tuple[Storage, bytes]:
+def _unzipped(data: bytes, key: str, what: str, where: str) -> tuple[Storage, bytes]:
     """Return the one storage that torch.save wrote without a zip: five pickles, the number of elements, the elements."""
     pickles, rest = series(data, 5)
-    magic, protocol, system, value, keys = (load(each, what, root, _resolve, _old_storage) for each in pickles)
+    magic, protocol, system, value, keys = (load(each, what, where, _resolve, _old_storage) for each in pickles)
     if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise pickle.UnpicklingError("a storage of an unknown form")
     if not isinstance(value, Storage) or keys != [value.key] or len(rest) < 8:

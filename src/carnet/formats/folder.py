@@ -6,15 +6,15 @@ shard index gives must be one of the folder's own plain names.
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from carnet.algebra.box import whole
-from carnet.errors import BadCheckpoint, NotSupported
+from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats import jsons
-from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, list_names, read_whole, shown, sum_up
+from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, read_whole, sum_up
 from carnet.formats.jsons import parse_object
 from carnet.formats.safetensors import Entry, Header, read_header
 from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+from carnet.storage.protocol import Folder, names_in
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 BESIDE = "hf_quant_config.json"  # what modelopt says about quantized weights, in a file of its own
@@ -24,7 +24,7 @@ _OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model).*\.(bin|
 _RANKS = 1 << 16  # no machine has more
 
 
-def read_folder(root: Path) -> Checkpoint:
+def read_folder(root: Folder) -> Checkpoint:
     """Return the checkpoint of a folder with a config.json; what the config says decides which kind it is."""
     raw, seen = read_whole(root, CONFIG)
     config = parse_object(raw, CONFIG, root, jsons.CONFIG)
@@ -33,14 +33,14 @@ def read_folder(root: Path) -> Checkpoint:
     return _read_shards(root, config, seen)
 
 
-def _read_ranks(root: Path, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
+def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
     """Return a TensorRT-LLM checkpoint: rank0.safetensors up to the world's size."""
     mapping = config["mapping"]
     world = mapping.get("world_size") if isinstance(mapping, dict) else None
     if type(world) is not int or not 0 < world < _RANKS:
         raise BadCheckpoint("config.json has no usable mapping.world_size", {"where": root, "found": shown(str(world))})
     expected = [f"rank{rank}.safetensors" for rank in range(world)]
-    _compare(expected, [name for name in list_names(root) if _RANK.fullmatch(name)], "files of ranks", root)
+    _compare(expected, [name for name in names_in(root) if _RANK.fullmatch(name)], "files of ranks", root)
     headers = [read_header(root, name) for name in expected]
     tensors = {
         (f"rank{rank}", entry.name): _stored(f"rank{rank}", entry, name)
@@ -52,9 +52,9 @@ def _read_ranks(root: Path, config: Mapping[str, object], seen: Sighting) -> Che
     return Checkpoint(root, "trtllm", "safetensors", config, tensors, {}, stamps, digest, notes)
 
 
-def _read_shards(root: Path, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
+def _read_shards(root: Folder, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
     """Return a Hugging Face checkpoint: one file, or shards with or without an index."""
-    names = list_names(root)
+    names = names_in(root)
     files, index, sightings = _shards(root, names)
     headers = {name: read_header(root, name) for name in files}
     tensors: dict[tuple[str, str], Stored] = {}
@@ -77,7 +77,7 @@ def _read_shards(root: Path, config: Mapping[str, object], seen: Sighting) -> Ch
     return Checkpoint(root, "hf", "safetensors", config, tensors, {}, stamps, digest, notes)
 
 
-def _shards(root: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str] | None, list[Sighting]]:
+def _shards(root: Folder, names: Sequence[str]) -> tuple[list[str], dict[str, str] | None, list[Sighting]]:
     """Return the model's files, the index (tensor -> file) where there is one, and what was read for it."""
     numbered = [name for name in names if _SHARD.fullmatch(name)]
     present = [name for name in names if name == SINGLE] + numbered
@@ -106,7 +106,7 @@ def _shards(root: Path, names: Sequence[str]) -> tuple[list[str], dict[str, str]
     return present, None, []
 
 
-def _check_numbers(numbered: Sequence[str], root: Path) -> None:
+def _check_numbers(numbered: Sequence[str], root: Folder) -> None:
     """Raise BadCheckpoint where numbered shards without an index are not a complete set."""
     totals = {match[2] for name in numbered if (match := _SHARD.fullmatch(name))}
     if not numbered:
@@ -122,7 +122,7 @@ def _check_numbers(numbered: Sequence[str], root: Path) -> None:
     _compare(expected, numbered, "shards", root)
 
 
-def _index(parsed: Mapping[str, object], root: Path) -> dict[str, str]:
+def _index(parsed: Mapping[str, object], root: Folder) -> dict[str, str]:
     """Return the weight map of an index whose every file name is plain."""
     weights = parsed.get("weight_map")
     if not isinstance(weights, dict) or not weights or not all(isinstance(name, str) for name in weights.values()):
@@ -132,7 +132,7 @@ def _index(parsed: Mapping[str, object], root: Path) -> dict[str, str]:
     return weights
 
 
-def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Stored], root: Path) -> None:
+def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Stored], root: Folder) -> None:
     """Raise BadCheckpoint unless the index and the files say the same of every tensor."""
     found = {name: tensor.chunks[0].file for (_, name), tensor in tensors.items()}
     for name in sorted(index.keys() | found.keys()):
@@ -141,7 +141,7 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Sto
             raise BadCheckpoint(f"{INDEX} and the files disagree on {shown(name)!r}", facts)
 
 
-def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Path) -> None:
+def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Folder) -> None:
     """Raise BadCheckpoint where files are missing or too many."""
     missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
     facts: dict[str, object] = {"where": root}

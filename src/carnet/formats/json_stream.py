@@ -7,10 +7,9 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
-from carnet.errors import BadCheckpoint
-from carnet.formats.files import OpenFile, open_file, read_at, shown
+from carnet.errors import BadCheckpoint, shown
+from carnet.storage.protocol import File, Folder, read_at
 
 Way = tuple[str | int, ...]
 LIMIT = 512 << 20  # bytes of a file
@@ -20,7 +19,7 @@ DEEPEST = 16
 LEXEME = re.compile(r'\s*("[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s"{}\[\],:]+)', re.DOTALL)
 
 
-def leaves(root: Path, name: str, skip: Way = ()) -> Iterator[tuple[Way, object]]:
+def leaves(root: Folder, name: str, skip: Way = ()) -> Iterator[tuple[Way, object]]:
     """Yield every text, number, bool and null of a file with its path; an empty object or list yields nothing.
 
     Nothing below ``skip`` is yielded.
@@ -66,32 +65,32 @@ def leaves(root: Path, name: str, skip: Way = ()) -> Iterator[tuple[Way, object]
         raise _broken(root, name)
 
 
-def _broken(root: Path, name: str) -> BadCheckpoint:
+def _broken(root: Folder, name: str) -> BadCheckpoint:
     return BadCheckpoint(f"{shown(name)} is not valid JSON", {"where": root})
 
 
-def _lexemes(root: Path, name: str) -> Iterator[str]:
-    with open_file(root, name) as file:
-        if file.stamp.nbytes > LIMIT:
-            facts = {"where": root, "expected": f"at most {LIMIT} bytes", "found": f"{file.stamp.nbytes} bytes"}
-            raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts)
-        rest = ""
-        for piece in _pieces(file):
-            text, at = rest + piece, 0
-            while (found := LEXEME.match(text, at)) is not None and found.end() < len(text):
-                yield found[1]
-                at = found.end()
-            rest = text[at:]  # what the end of the piece cuts through
-            if len(rest) > LONGEST:
-                raise BadCheckpoint(f"{shown(name)} holds a text that is too long", {"where": root})
-        found = LEXEME.match(rest)
-        if found is not None:
+def _lexemes(root: Folder, name: str) -> Iterator[str]:
+    file = root.open(name)
+    if file.stamp.nbytes > LIMIT:
+        facts = {"where": root, "expected": f"at most {LIMIT} bytes", "found": f"{file.stamp.nbytes} bytes"}
+        raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts)
+    rest = ""
+    for piece in _pieces(file):
+        text, at = rest + piece, 0
+        while (found := LEXEME.match(text, at)) is not None and found.end() < len(text):
             yield found[1]
-        if rest[0 if found is None else found.end() :].strip():
-            raise _broken(root, name)
+            at = found.end()
+        rest = text[at:]  # what the end of the piece cuts through
+        if len(rest) > LONGEST:
+            raise BadCheckpoint(f"{shown(name)} holds a text that is too long", {"where": root})
+    found = LEXEME.match(rest)
+    if found is not None:
+        yield found[1]
+    if rest[0 if found is None else found.end() :].strip():
+        raise _broken(root, name)
 
 
-def _pieces(file: OpenFile) -> Iterator[str]:
+def _pieces(file: File) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for offset in range(0, file.stamp.nbytes, CHUNK):
         yield decoder.decode(read_at(file, offset, min(CHUNK, file.stamp.nbytes - offset)))

@@ -10,15 +10,15 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.errors import BadCheckpoint
-from carnet.formats.files import TEXT_LIMIT, read_whole, shown
+from carnet.errors import BadCheckpoint, shown
+from carnet.formats.files import TEXT_LIMIT, read_whole
 from carnet.formats.impostors import name_impostor
+from carnet.storage.protocol import Folder
 
 DEPTH = 64
 CONFIG = 96 << 20  # bytes of memory that a config, or one line of something longer, may take once it is parsed
@@ -38,7 +38,7 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no JSON number")
 
 
-def read_object(root: Path, name: str, limit: int = TEXT_LIMIT) -> dict[str, object]:
+def read_object(root: Folder, name: str, limit: int = TEXT_LIMIT) -> dict[str, object]:
     """Return the object that a JSON file of a folder holds; ``limit`` is in bytes."""
     return parse_object(read_whole(root, name, limit)[0], name, root)
 

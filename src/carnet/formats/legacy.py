@@ -9,21 +9,20 @@ A *unit* is one virtual chunk of one rank, ``tp1-pp0-ep0-vp0``: all four numbers
 A single number after TT is a pipeline rank or an expert rank: the arguments say which.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 from carnet.algebra.box import whole
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.files import OpenFile, Sighting, check_inside, digest_of, list_names, open_file, read_at, shown
+from carnet.errors import BadCheckpoint, NotSupported, shown
+from carnet.formats.files import Sighting, check_inside, digest_of
 from carnet.formats.jsons import is_text
 from carnet.formats.stored import Chunk, Stored
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import Archive, locate_storage, object_item, open_archive
+from carnet.storage.protocol import File, Folder, names_in, read_at
 
 MODEL_FILE, OPTIMIZER_FILE = "model_optim_rng.pt", "distrib_optim.pt"
 READ = frozenset({"args", "checkpoint_version", "iteration"})  # what is taken out of a rank's file beside the model
@@ -64,12 +63,12 @@ def rank_folders(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.startswith(_PREFIX)]
 
 
-def read_ranks(root: Path, locate: Callable[[str], bool], keep: Callable[[str], bool] = lambda name: False) -> Ranks:
+def read_ranks(root: Folder, locate: Callable[[str], bool], keep: Callable[[str], bool] = lambda name: False) -> Ranks:
     """Return what a folder of ranks holds; tensors that ``locate`` does not want have no chunks, ``keep`` names objects to return.
 
     Raises BadCheckpoint where ranks are missing, or contradict each other or the arguments.
     """
-    folders = rank_folders(list_names(root))
+    folders = rank_folders(names_in(root))
     first = _read_file(root, folders[0], locate, keep)
     world = _world(first.common, root)
     _check_chunks(first, root)
@@ -100,38 +99,36 @@ def read_ranks(root: Path, locate: Callable[[str], bool], keep: Callable[[str], 
     return Ranks(tensors, objects, first.common, named, seen, values)
 
 
-def _read_file(root: Path, folder: str, locate: Callable[[str], bool], keep: Callable[[str], bool]) -> _File:
+def _read_file(root: Folder, folder: str, locate: Callable[[str], bool], keep: Callable[[str], bool]) -> _File:
     """Read one rank's file, and look whether an optimizer's lies beside it."""
     name = f"{folder}/{MODEL_FILE}"
     check_inside(root, name, "the folder's listing")
-    with open_file(root, name) as file:
-        _refuse_old(file)
-        state, pickled = object_item(file, 0, file.stamp.nbytes)
-        archive = open_archive(file, 0, file.stamp.nbytes)
-        # a key that is no text may be too deep to hash
-        if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
-            facts = {"where": root, "expected": "a table with args, model, ...", "found": type(state).__name__}
-            raise BadCheckpoint(f"{shown(name)} holds no state of a rank", facts)
-        models = _models(state, root / name)
-        values: list[dict[str, object]] = [{} for _ in models]
-        chunks = [
-            _chunk(part, archive, root / name, locate, _Keep(keep, kept)) for part, kept in zip(models, values, strict=True)
-        ]
-        seen = [Sighting(file.stamp, digest_of(pickled))]
+    file = root.open(name)
+    _refuse_old(file)
+    state, pickled = object_item(file, 0, file.stamp.nbytes)
+    archive = open_archive(file, 0, file.stamp.nbytes)
+    # a key that is no text may be too deep to hash
+    if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
+        facts = {"where": root, "expected": "a table with args, model, ...", "found": type(state).__name__}
+        raise BadCheckpoint(f"{shown(name)} holds no state of a rank", facts)
+    models = _models(state, root / name)
+    values: list[dict[str, object]] = [{} for _ in models]
+    chunks = [_chunk(part, archive, root / name, locate, _Keep(keep, kept)) for part, kept in zip(models, values, strict=True)]
+    seen = [Sighting(file.stamp, digest_of(pickled))]
     others = {key: _nbytes(value) for key, value in state.items() if key not in READ and not _is_model(key)}
     beside = f"{folder}/{OPTIMIZER_FILE}"
-    if os.path.lexists(root / beside):
+    if root.kind(beside):
         check_inside(root, beside, "the folder's listing")
-        with open_file(root, beside) as file:
-            seen.append(Sighting(file.stamp, ""))
-            others[OPTIMIZER_FILE] = file.stamp.nbytes
+        file = root.open(beside)
+        seen.append(Sighting(file.stamp, ""))
+        others[OPTIMIZER_FILE] = file.stamp.nbytes
     return _File({key: value for key, value in state.items() if key in READ}, chunks, others, tuple(seen), values)
 
 
-def _refuse_old(file: OpenFile) -> None:
+def _refuse_old(file: File) -> None:
     """Refuse what torch wrote before 1.6: bare pickles with the tensors' bytes after them."""
     if file.stamp.nbytes > 2 and read_at(file, 0, 2)[:1] == b"\x80":
-        facts = {"where": file.root / file.stamp.file, "found": "a bare pickle, as torch wrote before 1.6"}
+        facts = {"where": f"{file.where}/{file.stamp.file}", "found": "a bare pickle, as torch wrote before 1.6"}
         remedy = "load it with torch.load and save it again with torch.save"
         raise NotSupported("the old file format of torch.save is not read", facts, remedy=remedy)
 
@@ -140,7 +137,7 @@ def _is_model(key: str) -> bool:
     return _CHUNK.fullmatch(key) is not None
 
 
-def _models(state: Mapping[str, object], where: Path) -> list[object]:
+def _models(state: Mapping[str, object], where: Folder) -> list[object]:
     """Return the states of a rank's virtual chunks: model, or model0, model1, ..."""
     keys = [key for key in state if _is_model(key)]
     expected = ["model"] if len(keys) == 1 and "model" in keys else [f"model{number}" for number in range(len(keys))]
@@ -158,7 +155,9 @@ class _Keep:
     values: dict[str, object]
 
 
-def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], bool], keep: _Keep) -> dict[str, Stored | int]:
+def _chunk(
+    part: object, archive: Archive, where: Folder, locate: Callable[[str], bool], keep: _Keep
+) -> dict[str, Stored | int]:
     """Return one virtual chunk's values under their dotted names: tensors, and the bytes of what is none."""
     result: dict[str, Stored | int] = {}
     waiting = [("", part, 0)]
@@ -187,7 +186,7 @@ def _chunk(part: object, archive: Archive, where: Path, locate: Callable[[str], 
     return result
 
 
-def _stored(name: str, tensor: PickledTensor, archive: Archive, where: Path, *, wanted: bool) -> Stored:
+def _stored(name: str, tensor: PickledTensor, archive: Archive, where: Folder, *, wanted: bool) -> Stored:
     """Return a tensor with the place of its bytes; its unit is still to be said."""
     reach = 0  # elements between the first and the last of the axes seen so far
     for stride, size in sorted(zip(tensor.strides, tensor.shape, strict=True)):
@@ -231,7 +230,7 @@ def _inside(item: object) -> list[object]:
     return [item.fields] if isinstance(item, Namespace) else list(item) if isinstance(item, (list, tuple)) else []
 
 
-def _world(common: Mapping[str, object], where: Path) -> World | None:
+def _world(common: Mapping[str, object], where: Folder) -> World | None:
     """Return the sizes that the arguments say, or None where there are no arguments."""
     arguments = common.get("args")
     if arguments is None:
@@ -252,7 +251,7 @@ def _world(common: Mapping[str, object], where: Path) -> World | None:
     return tensor, pipeline, expert
 
 
-def _check_chunks(file: _File, where: Path) -> None:
+def _check_chunks(file: _File, where: Folder) -> None:
     """Raise BadCheckpoint where there are more or fewer virtual chunks than the arguments say."""
     arguments = file.common.get("args")
     said = arguments.fields.get("virtual_pipeline_model_parallel_size") if isinstance(arguments, Namespace) else None
@@ -262,7 +261,7 @@ def _check_chunks(file: _File, where: Path) -> None:
         raise BadCheckpoint("a rank's virtual chunks are not all here, or too many", facts)
 
 
-def _size(arguments: Namespace, name: str, where: Path) -> int:
+def _size(arguments: Namespace, name: str, where: Folder) -> int:
     found = arguments.fields.get(name)
     if found is None:  # arguments older than the axis
         return 1
@@ -291,7 +290,7 @@ def _expected(world: World) -> dict[str, World]:
     }
 
 
-def _compare(placed: Mapping[str, World], folders: Sequence[str], root: Path) -> None:
+def _compare(placed: Mapping[str, World], folders: Sequence[str], root: Folder) -> None:
     """Raise BadCheckpoint where the folders are not those of the ranks."""
     missing, extra = sorted(placed.keys() - set(folders)), sorted(set(folders) - placed.keys())
     if missing or extra:
@@ -302,7 +301,7 @@ def _compare(placed: Mapping[str, World], folders: Sequence[str], root: Path) ->
         raise BadCheckpoint("the ranks' folders are not all here, or too many", facts, remedy="copy the checkpoint again")
 
 
-def _by_content(files: Mapping[str, _File], root: Path) -> dict[str, World]:
+def _by_content(files: Mapping[str, _File], root: Folder) -> dict[str, World]:
     """Return every folder's ranks without arguments.
 
     Expert-parallel ranks hold the same names, pipeline ranks never do: the first alone has the embedding.
@@ -327,7 +326,7 @@ def _by_content(files: Mapping[str, _File], root: Path) -> dict[str, World]:
     return placed
 
 
-def _agree(first: _File, other: _File, folder: str, root: Path) -> None:
+def _agree(first: _File, other: _File, folder: str, root: Folder) -> None:
     """Raise BadCheckpoint where two ranks' files are not of one saving."""
     for what, one, two in (
         ("the parallel sizes", _world(first.common, root), _world(other.common, root)),

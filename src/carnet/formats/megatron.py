@@ -11,14 +11,12 @@ The training arguments, which megatron pickles as a Namespace, become plain valu
 types read ``torch.bfloat16``, members of the program's own enums ``ModelType(1)``. Where there are none, the config is empty.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from carnet.errors import BadCheckpoint, BadRequest
-from carnet.formats.files import Sighting, check_inside, digest_of, list_names, open_file, read_whole, shown, sum_up
+from carnet.errors import BadCheckpoint, BadRequest, shown
+from carnet.formats.files import Sighting, check_inside, digest_of, read_whole, sum_up
 from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
 from carnet.formats.stored import Checkpoint
@@ -27,6 +25,7 @@ from carnet.formats.torch_dist_files import TRACKER
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import object_item
 from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
+from carnet.storage.protocol import FOLDER, Folder, names_in
 
 STORE, PER_RANK = "torch_dist", "torch (per rank)"  # the forms that megatron-core loads by itself
 COMMON_FILE = "common.pt"
@@ -49,15 +48,15 @@ class _Arguments:
     era: str = ""  # what the store's form says of the release of Megatron-LM
 
 
-def find_iteration(root: Path) -> Path | None:
+def find_iteration(root: Folder) -> Folder | None:
     """Return the folder of the iteration that a path means, or None where it is no Megatron checkpoint.
 
     Raises BadCheckpoint where the tracker file points nowhere, BadRequest where there is a choice.
     """
-    names = list_names(root)
+    names = names_in(root)
     if ".metadata" in names or "metadata.json" in names or rank_folders(names) or _is_nemo(root, names):
         return root
-    folders = [name for name in names if _FOLDER.fullmatch(name) and os.path.isdir(root / name)]
+    folders = [name for name in names if _FOLDER.fullmatch(name) and root.kind(name) == FOLDER]
     if TRACKER in names:
         return root / _tracked(root, folders)
     if len(folders) > 1:
@@ -66,9 +65,9 @@ def find_iteration(root: Path) -> Path | None:
     return root / folders[0] if folders else None
 
 
-def read_megatron(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
+def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     """Return the checkpoint of one iteration's folder."""
-    names = list_names(root)
+    names = names_in(root)
     if rank_folders(names):
         return _read_legacy(root, locate)
     if _is_nemo(root, names):
@@ -91,7 +90,7 @@ def read_megatron(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     )
 
 
-def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
+def _read_legacy(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     """Return the checkpoint of a folder with a file a rank."""
     ranks = read_ranks(root, locate)
     arguments = ranks.common.get("args")
@@ -105,13 +104,13 @@ def _read_legacy(root: Path, locate: Callable[[str], bool]) -> Checkpoint:
     return Checkpoint(*found, program=program_of(config))
 
 
-def _is_nemo(root: Path, names: Sequence[str]) -> bool:
-    return NEMO_WEIGHTS in names and NEMO_CONTEXT in names and os.path.lexists(root / NEMO_WEIGHTS / ".metadata")
+def _is_nemo(root: Folder, names: Sequence[str]) -> bool:
+    return NEMO_WEIGHTS in names and NEMO_CONTEXT in names and root.kind(f"{NEMO_WEIGHTS}/.metadata") != ""
 
 
-def _read_store(root: Path, locate: Callable[[str], bool]) -> tuple[str, Store]:
+def _read_store(root: Folder, locate: Callable[[str], bool]) -> tuple[str, Store]:
     """Return what a folder's data files hold, and what the folder is: megatron-core's own form has a metadata.json."""
-    if not any(os.path.lexists(root / name) for name in ("metadata.json", COMMON_FILE)):
+    if not any(root.kind(name) for name in ("metadata.json", COMMON_FILE)):
         store = read_plain_store(root, locate)
         if COMMON_ITEM not in store.places:
             return "torch_dcp", store
@@ -128,7 +127,7 @@ def _below(folder: str, store: Store) -> Store:
     return Store(tensors, store.objects, {}, sightings)
 
 
-def _tracked(root: Path, folders: Sequence[str]) -> str:
+def _tracked(root: Folder, folders: Sequence[str]) -> str:
     """Return the folder that the tracker file names."""
     content = read_whole(root, TRACKER, 4096)[0].decode("ascii", "replace").strip()
     plain = content.isascii() and content.isdigit() and len(content) < 20
@@ -141,7 +140,7 @@ def _tracked(root: Path, folders: Sequence[str]) -> str:
     raise BadCheckpoint(f"{TRACKER} says {shown(content)!r}, which is not here", facts, remedy=remedy)
 
 
-def _read_arguments(root: Path, store: Store, names: Sequence[str], *, plain: bool) -> _Arguments:
+def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: bool) -> _Arguments:
     """Return the arguments that a folder itself holds, or the wrapping program's config beside it."""
     said = _read_objects(root, store) if plain else _read_common(root, store)
     if said.config or RUN_CONFIG not in names:
@@ -151,7 +150,7 @@ def _read_arguments(root: Path, store: Store, names: Sequence[str], *, plain: bo
     return replace(said, config=config, writer=writer, seen=(*said.seen, seen), program="megatron-bridge")
 
 
-def _read_objects(root: Path, store: Store) -> _Arguments:
+def _read_objects(root: Folder, store: Store) -> _Arguments:
     """Return the arguments of a plain torch.distributed.checkpoint, where each is an object of its own."""
     found, inner = {}, b""
     for name in sorted(READ):
@@ -164,20 +163,20 @@ def _read_objects(root: Path, store: Store) -> _Arguments:
     return _Arguments(config, "torch.distributed.checkpoint", found, [], inner)
 
 
-def _read_common(root: Path, store: Store) -> _Arguments:
+def _read_common(root: Folder, store: Store) -> _Arguments:
     """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
     seen, inner = [], b""
     if COMMON_ITEM in store.places:
         era = ">=0.19"
         value, inner = read_object(root, store.places[COMMON_ITEM])
         common = value[0] if isinstance(value, list) and len(value) == 1 else value
-    elif not os.path.lexists(root / COMMON_FILE):
+    elif not root.kind(COMMON_FILE):
         return _Arguments({}, "megatron-core (no common state)", {}, [])
     else:
         era = "<0.19"
-        with open_file(root, COMMON_FILE) as file:
-            common, pickled = object_item(file, 0, file.stamp.nbytes)
-            seen = [Sighting(file.stamp, digest_of(pickled))]
+        file = root.open(COMMON_FILE)
+        common, pickled = object_item(file, 0, file.stamp.nbytes)
+        seen = [Sighting(file.stamp, digest_of(pickled))]
     if not isinstance(common, dict):
         raise BadCheckpoint("the common state is no table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
@@ -202,7 +201,7 @@ class _Plain:
     A pickle may share one value in many places: written out, a few hundred bytes can become terabytes.
     """
 
-    def __init__(self, where: Path) -> None:
+    def __init__(self, where: Folder) -> None:
         self._where = where
         self._left = _NODES
 

@@ -15,8 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from carnet.errors import BadCheckpoint, CarnetError, MachineFailed
-from carnet.formats.files import shown
+from carnet.errors import BadCheckpoint, CarnetError, MachineFailed, shown
 
 Resolve = Callable[[str, str], object]  # (module, name) -> what stands for it; raises Forbidden
 NodeReader = Callable[[object], object]  # persistent id -> what stands for it; raises pickle.UnpicklingError

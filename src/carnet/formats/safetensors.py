@@ -15,14 +15,14 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from carnet.dtypes import BY_NAME, BY_SAFETENSORS
-from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.files import OpenFile, Sighting, digest_of, open_file, read_at, shown
+from carnet.errors import BadCheckpoint, NotSupported, shown
+from carnet.formats.files import Sighting, digest_of
 from carnet.formats.impostors import NEEDED, name_impostor
 from carnet.formats.jsons import parse_object
 from carnet.steps import TargetFile, TargetTensor
+from carnet.storage.protocol import File, Folder, read_at
 
 HEADER_LIMIT = 100_000_000  # bytes: MAX_HEADER_SIZE of safetensors/src/tensor.rs
 
@@ -47,18 +47,18 @@ class Header:
     seen: Sighting
 
 
-def read_header(root: Path, name: str) -> Header:
+def read_header(root: Folder, name: str) -> Header:
     """Return the header of the file ``name`` below ``root``; raise BadCheckpoint where a byte of it is unaccounted for."""
-    with open_file(root, name) as file:
-        raw = _raw_header(file)
-        facts = {"where": root / name}
-        parsed = parse_object(raw, f"the header of {shown(name)}", root)
-        metadata = _metadata(parsed.pop("__metadata__", {}), facts)
-        start = 8 + len(raw)
-        entries = [_entry(key, value, start, facts) for key, value in parsed.items()]
-        entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
-        _check_contiguous(entries, start, file)
-        return Header(tuple(entries), metadata, Sighting(file.stamp, digest_of(raw)))
+    file = root.open(name)
+    raw = _raw_header(file)
+    facts = {"where": root / name}
+    parsed = parse_object(raw, f"the header of {shown(name)}", root)
+    metadata = _metadata(parsed.pop("__metadata__", {}), facts)
+    start = 8 + len(raw)
+    entries = [_entry(key, value, start, facts) for key, value in parsed.items()]
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    _check_contiguous(entries, start, file)
+    return Header(tuple(entries), metadata, Sighting(file.stamp, digest_of(raw)))
 
 
 def layout_file(name: str, tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> TargetFile:
@@ -100,9 +100,9 @@ def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
     return BY_NAME[dtype].nbytes * math.prod(shape)
 
 
-def _raw_header(file: OpenFile) -> bytes:
+def _raw_header(file: File) -> bytes:
     """Return the JSON bytes, once their length is known to be possible."""
-    facts: dict[str, object] = {"where": file.root / file.stamp.file}
+    facts: dict[str, object] = {"where": f"{file.where}/{file.stamp.file}"}
     if file.stamp.nbytes < 8:
         found = {"expected": "at least 8 bytes", "found": f"{file.stamp.nbytes} bytes"}
         raise BadCheckpoint(f"{shown(file.stamp.file)} is too short for a safetensors file", facts | found)
@@ -111,7 +111,7 @@ def _raw_header(file: OpenFile) -> bytes:
     if length > limit:
         impostor = name_impostor(read_at(file, 0, min(NEEDED, file.stamp.nbytes)))
         if impostor is not None:
-            raise BadCheckpoint(f"{shown(file.stamp.file)} is {impostor[0]}", {"where": file.root}, remedy=impostor[1])
+            raise BadCheckpoint(f"{shown(file.stamp.file)} is {impostor[0]}", {"where": file.where}, remedy=impostor[1])
         found = {"expected": f"at most {limit} bytes", "found": f"{length} bytes"}
         raise BadCheckpoint(f"the header of {shown(file.stamp.file)} has an impossible length", facts | found)
     raw = read_at(file, 8, length)
@@ -158,15 +158,15 @@ def _naturals(value: object) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _check_contiguous(entries: Sequence[Entry], start: int, file: OpenFile) -> None:
+def _check_contiguous(entries: Sequence[Entry], start: int, file: File) -> None:
     """Raise BadCheckpoint unless the tensors follow each other from the header to the end of the file."""
     end = start
     for entry in entries:
         if entry.offset != end:
             fault = "overlaps the tensor before it" if entry.offset < end else "leaves a hole before it"
-            facts = {"where": file.root / file.stamp.file, "expected": f"byte {end}", "found": f"byte {entry.offset}"}
+            facts = {"where": f"{file.where}/{file.stamp.file}", "expected": f"byte {end}", "found": f"byte {entry.offset}"}
             raise BadCheckpoint(f"the tensor {shown(entry.name)!r} {fault}", facts)
         end += entry.nbytes
     if end != file.stamp.nbytes:
-        facts = {"where": file.root, "expected": f"{end} bytes", "found": f"{file.stamp.nbytes} bytes"}
+        facts = {"where": file.where, "expected": f"{end} bytes", "found": f"{file.stamp.nbytes} bytes"}
         raise BadCheckpoint(f"{shown(file.stamp.file)} is not as long as its header says", facts, remedy="copy the file again")

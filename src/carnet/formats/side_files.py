@@ -4,16 +4,13 @@ The table says what a loader reads or executes, and what goes along to another f
 Names: transformers/utils/__init__.py and hub.py, mistral_common, tiktoken, sentence-transformers, and folders as they are published.
 """
 
-import os
-import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Literal
 
-from carnet.errors import BadCheckpoint
-from carnet.formats.files import list_names, shown
+from carnet.errors import BadCheckpoint, shown
+from carnet.storage.protocol import FILE, FOLDER, Folder, walk
 
 DEPTH = 4  # of folders in folders
 Along = Literal["tokenizer", "model", "named", "anew", ""]
@@ -120,44 +117,32 @@ def kind_of(name: str) -> Kind:
     return next((kind for kind in (TRAINING, *KINDS) if any(_is(name, pattern) for pattern in kind.names)), UNKNOWN)
 
 
-def side_files(root: Path, own: Collection[str], enter: Collection[str] = ()) -> list[str]:
+def side_files(root: Folder, own: Collection[str], enter: Collection[str] = ()) -> list[str]:
     """Return the paths below a folder of every file that is none of its ``own``, sorted.
 
     Only folders of which something goes along are looked into, and those to ``enter``; any other is one name with a slash at its end.
     """
-    return [name for name in _walk(root, "", frozenset(enter), DEPTH) if name not in own]
+
+    def enters(name: str) -> bool:
+        known = name in enter or "/" in name or kind_of(f"{name}/x.jinja").along in ("model", "tokenizer")
+        return known and name.count("/") < DEPTH
+
+    found = [f"{name}/" if kind == FOLDER else name for name, kind in walk(root, enters)]
+    return sorted(name for name in found if name not in own)
 
 
-def _walk(root: Path, above: str, enter: Collection[str], depth: int) -> Iterator[str]:
-    for each in list_names(root / above):
-        name = f"{above}{each}"
-        path = root / name
-        if path.is_symlink() or not path.is_dir():
-            yield name
-        elif depth and (name in enter or above or kind_of(f"{name}/x.jinja").along in ("model", "tokenizer")):
-            yield from _walk(root, f"{name}/", enter, depth - 1)
-        else:
-            yield f"{name}/"
-
-
-def check_asset(root: Path, name: str) -> Path:
-    """Return the path of a side file that is to be read; refuse what is no regular file, and a link that leads elsewhere.
-
-    A link may stay in the folder or, as every file of the Hugging Face cache, lead from ``snapshots/x`` to ``blobs`` beside it.
-    """
-    path = root / name
-    try:
-        real, home = path.resolve(strict=True), root.resolve(strict=True)
-        regular = stat.S_ISREG(os.stat(real).st_mode)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadCheckpoint(f"{shown(name)} cannot be read", {"where": root, "reason": error}) from None
-    if not regular:
-        raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root})
-    cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
-    if not (real.is_relative_to(home) or real.is_relative_to(cache)):
+def check_asset(root: Folder, name: str) -> None:
+    """Refuse to read a side file that is no regular file, or a link that leads elsewhere."""
+    kind = root.kind(name)
+    if kind in ("", "a link"):
+        raise BadCheckpoint(
+            f"{shown(name)} cannot be read", {"where": root, "found": "a link that leads nowhere" if kind else "nothing"}
+        )
+    if kind != FILE:
+        raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root, "found": kind})
+    if not root.holds(name):
         facts = {"where": root, "expected": "a file of this folder"}
         raise BadCheckpoint(f"{shown(name)} is a link that leads out of the folder", facts, remedy="put the file itself there")
-    return path
 
 
 def _is(name: str, pattern: str) -> bool:

@@ -7,12 +7,12 @@ a byte. An *extent* of a tensor is a chunk: a box of the tensor's own indices an
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from carnet.algebra.box import Box
 from carnet.algebra.strided import within
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
+from carnet.storage.protocol import Folder, Stamp
 
 Key = tuple[str, str]  # (unit, name) of a stored tensor
 
@@ -70,20 +70,10 @@ class Coded:
 
 
 @dataclass(frozen=True, slots=True)
-class Stamp:
-    """What tells that a file is still the same."""
-
-    file: str  # path below the root
-    nbytes: int  # size in bytes
-    mtime_ns: int  # time of last change, nanoseconds
-    identity: tuple[int, int, int] = (0, 0, 0)  # of this very file on this machine: device, inode, time of any change at all
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """Everything that the headers of a checkpoint say."""
 
-    root: Path  # the folder that all ``file`` paths are below
+    root: Folder  # the folder that all ``file`` paths are below
     dialect: str  # "megatron", "hf" or "trtllm": whose names these are
     format: str  # how the bytes lie, for people: "torch_dist", "safetensors", ...
     config: Mapping[str, object]  # config.json, or the training arguments, as plain values

@@ -5,13 +5,12 @@ Only what is sure is said: where code or a list of ranks has the last word, the 
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from carnet.errors import BadCheckpoint
-from carnet.formats.files import OpenFile, list_names, open_file, read_at
 from carnet.formats.json_stream import leaves
 from carnet.formats.jsons import read_object
 from carnet.formats.side_files import check_asset
+from carnet.storage.protocol import File, Folder, names_in, read_at
 
 Ids = tuple[int, ...]
 SMALL = 64 << 20  # bytes of a config
@@ -28,9 +27,9 @@ class Tokens:
     ids: Mapping[str, Mapping[str, Ids]]  # "eos" -> who says it -> the ids
 
 
-def tokens_of(root: Path) -> Tokens:
+def tokens_of(root: Folder) -> Tokens:
     """Read a folder's tokenizer and the configs beside it."""
-    names = set(list_names(root))
+    names = set(names_in(root))
     said: dict[str, dict[str, object]] = {
         name: _table(root, name) for name in ("tokenizer_config.json", "special_tokens_map.json") if name in names
     }
@@ -51,12 +50,12 @@ def tokens_of(root: Path) -> Tokens:
     return Tokens(reach if sure else None, reach, ids)
 
 
-def generation_ids(root: Path) -> dict[str, dict[str, Ids]]:
+def generation_ids(root: Folder) -> dict[str, dict[str, Ids]]:
     """Return the ids that a folder's generation config says: "eos" -> who says it -> the ids."""
     return _said_ids(root, GENERATION)
 
 
-def generation_eos(root: Path) -> Ids | None:
+def generation_eos(root: Folder) -> Ids | None:
     """Return the ids that end a text by a folder's generation config; None where it says none, or cannot be read."""
     try:
         return next(iter(generation_ids(root).get("eos", {}).values()), None)
@@ -64,7 +63,7 @@ def generation_eos(root: Path) -> Ids | None:
         return None
 
 
-def _config_ids(root: Path) -> dict[str, dict[str, Ids]]:
+def _config_ids(root: Folder) -> dict[str, dict[str, Ids]]:
     """Return the ids of a tokenizer folder's config.json, which is no part of the tokenizer and may be anything."""
     try:
         return _said_ids(root, "config.json")
@@ -72,12 +71,12 @@ def _config_ids(root: Path) -> dict[str, dict[str, Ids]]:
         return {}
 
 
-def _said_ids(root: Path, name: str) -> dict[str, dict[str, Ids]]:
-    table = _table(root, name) if name in list_names(root) else {}
+def _said_ids(root: Folder, name: str) -> dict[str, dict[str, Ids]]:
+    table = _table(root, name) if name in names_in(root) else {}
     return {end: {name: ids} for end in ENDS if (ids := _ids(table.get(f"{end}_token_id")))}
 
 
-def _table(root: Path, name: str) -> dict[str, object]:
+def _table(root: Folder, name: str) -> dict[str, object]:
     check_asset(root, name)
     return read_object(root, name, SMALL)
 
@@ -113,7 +112,7 @@ def _ids(found: object) -> Ids:
     return tuple(one for one in each if one is not None) if None not in each else ()
 
 
-def _vocabulary(root: Path, names: set[str], wanted: set[str]) -> Iterator[tuple[int, str | None]]:
+def _vocabulary(root: Folder, names: set[str], wanted: set[str]) -> Iterator[tuple[int, str | None]]:
     """Yield the id of every token that the first of these files names, with its text where that is wanted."""
     for name, read in (
         ("tokenizer.json", _fast),
@@ -130,7 +129,7 @@ def _vocabulary(root: Path, names: set[str], wanted: set[str]) -> Iterator[tuple
             return
 
 
-def _fast(root: Path, name: str) -> Iterator[tuple[int, str | None]]:
+def _fast(root: Folder, name: str) -> Iterator[tuple[int, str | None]]:
     """Read tokenizer.json: an object text -> id, or a list of [text, score]; then tokens that were added."""
     added: dict[object, dict[object, object]] = {}
     for way, value in leaves(root, name, skip=("model", "merges")):
@@ -148,34 +147,34 @@ def _fast(root: Path, name: str) -> Iterator[tuple[int, str | None]]:
             yield number, _text(token)
 
 
-def _plain(root: Path, name: str) -> Iterator[tuple[int, str | None]]:
+def _plain(root: Folder, name: str) -> Iterator[tuple[int, str | None]]:
     for way, value in leaves(root, name):
         if len(way) == 1 and (number := _number(value)) is not None:
             yield number, str(way[0])
 
 
-def _tekken(root: Path, name: str) -> Iterator[tuple[int, str | None]]:
+def _tekken(root: Folder, name: str) -> Iterator[tuple[int, str | None]]:
     """Read tekken.json, which names more tokens than it uses: mistral_common/tokens/tokenizers/tekken.py."""
     said = {way[1]: value for way, value in leaves(root, name, skip=("vocab",)) if way[0] == "config" and len(way) == 2}
     size = _number(said.get("default_vocab_size"))
     yield from ((number, None) for number in range(min(size or 0, 1 << 24)))
 
 
-def _pieces(root: Path, name: str) -> Iterator[tuple[int, str | None]]:
+def _pieces(root: Folder, name: str) -> Iterator[tuple[int, str | None]]:
     """Read a SentencePiece model, a protobuf whose field 1 is a piece: sentencepiece_model.proto."""
-    with open_file(root, name) as file:
-        if file.stamp.nbytes == 0 or read_at(file, 0, 1) != b"\n":
-            return  # tiktoken's list of ranks, which leaves the special tokens to code
-        at, piece = 0, 0
-        while at < file.stamp.nbytes:
-            tag, at = _varint(file, at)
-            if tag & 7 != 2:
-                raise BadCheckpoint(f"{name} is no SentencePiece model", {"where": root})
-            length, at = _varint(file, at)
-            if tag >> 3 == 1:
-                yield piece, _piece_text(read_at(file, at, min(length, 1 << 16)))
-                piece += 1
-            at += length
+    file = root.open(name)
+    if file.stamp.nbytes == 0 or read_at(file, 0, 1) != b"\n":
+        return  # tiktoken's list of ranks, which leaves the special tokens to code
+    at, piece = 0, 0
+    while at < file.stamp.nbytes:
+        tag, at = _varint(file, at)
+        if tag & 7 != 2:
+            raise BadCheckpoint(f"{name} is no SentencePiece model", {"where": root})
+        length, at = _varint(file, at)
+        if tag >> 3 == 1:
+            yield piece, _piece_text(read_at(file, at, min(length, 1 << 16)))
+            piece += 1
+        at += length
 
 
 def _piece_text(data: bytes) -> str | None:
@@ -183,7 +182,7 @@ def _piece_text(data: bytes) -> str | None:
     return data[2 : 2 + data[1]].decode("utf-8", "replace") if data[:1] == b"\n" and len(data) > 1 and data[1] < 128 else None
 
 
-def _varint(file: OpenFile, at: int) -> tuple[int, int]:
+def _varint(file: File, at: int) -> tuple[int, int]:
     """Return a number in base 128 and where it ends."""
     data = read_at(file, at, min(10, file.stamp.nbytes - at))
     value = 0
@@ -191,4 +190,4 @@ def _varint(file: OpenFile, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * place
         if byte < 128:
             return value, at + place + 1
-    raise BadCheckpoint(f"{file.stamp.file} is no SentencePiece model", {"where": file.root})
+    raise BadCheckpoint(f"{file.stamp.file} is no SentencePiece model", {"where": file.where})

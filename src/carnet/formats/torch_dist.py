@@ -9,20 +9,19 @@
 """
 
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from pathlib import Path
 
 from carnet.algebra.box import Box, overlap, tiles, uncovered, whole
 from carnet.dtypes import BY_TORCH
-from carnet.errors import BadCheckpoint, NotSupported
+from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.dcp import METADATA_LIMIT, Item, StoreMetadata, TensorEntry, parse_metadata
-from carnet.formats.files import Sighting, check_inside, open_file, read_whole, shown
+from carnet.formats.files import Sighting, check_inside, read_whole
 from carnet.formats.jsons import CONFIG, parse_object
 from carnet.formats.stored import Chunk, Stored
-from carnet.formats.torch_zip import TensorItem, object_item, tensor_item
+from carnet.formats.torch_zip import TensorItem, ends, object_item, tensor_item
+from carnet.storage.protocol import Folder
 
 Locate = Callable[[str], bool]  # tensor name -> whether its bytes are wanted
 
@@ -37,7 +36,7 @@ class Store:
     sightings: tuple[Sighting, ...]
 
 
-def read_store(root: Path, locate: Locate) -> Store:
+def read_store(root: Folder, locate: Locate) -> Store:
     """Return what a torch_dist folder holds; tensors that ``locate`` does not want have no chunks and are not opened."""
     backend, seen_backend = read_whole(root, "metadata.json")
     _check_backend(parse_object(backend, "metadata.json", root, CONFIG), root)
@@ -45,7 +44,7 @@ def read_store(root: Path, locate: Locate) -> Store:
     return replace(store, sightings=(seen_backend, *store.sightings))
 
 
-def read_plain_store(root: Path, locate: Locate) -> Store:
+def read_plain_store(root: Folder, locate: Locate) -> Store:
     """Return what a folder of torch.distributed.checkpoint holds: the same without megatron-core's metadata.json."""
     raw, seen_metadata = read_whole(root, ".metadata", METADATA_LIMIT)
     metadata = parse_metadata(raw, root)
@@ -64,10 +63,10 @@ def read_plain_store(root: Path, locate: Locate) -> Store:
     return Store(tensors, objects, places, (seen_metadata, *stamps))
 
 
-def read_object(root: Path, item: Item) -> tuple[object, bytes]:
+def read_object(root: Folder, item: Item) -> tuple[object, bytes]:
     """Return the plain object of one item, and the pickle that says so."""
-    with open_file(root, item.file) as file:
-        return object_item(file, item.offset, item.nbytes)
+    file = root.open(item.file)
+    return object_item(file, item.offset, item.nbytes)
 
 
 # what megatron/core/dist_checkpointing/core.py CheckpointingConfig may say; any other word stops megatron-core, too
@@ -79,7 +78,7 @@ BACKENDS: Mapping[str, object] = {
 }
 
 
-def _check_backend(description: Mapping[str, object], root: Path) -> None:
+def _check_backend(description: Mapping[str, object], root: Folder) -> None:
     said = {"sharded_backend": None, **description}
     for key, found in said.items():
         if key not in BACKENDS or found != BACKENDS[key]:
@@ -91,7 +90,7 @@ def _check_backend(description: Mapping[str, object], root: Path) -> None:
             )
 
 
-def _check_names(metadata: StoreMetadata, root: Path) -> None:
+def _check_names(metadata: StoreMetadata, root: Folder) -> None:
     """Raise BadCheckpoint where an item belongs to nothing, or a pickled object has no item."""
     for name, start in metadata.items:
         if name not in (metadata.objects if start is None else metadata.tensors):
@@ -101,14 +100,14 @@ def _check_names(metadata: StoreMetadata, root: Path) -> None:
             raise BadCheckpoint(f"{shown(name)!r} is stored in no file", {"where": root})
 
 
-def _check_files(root: Path, items: Iterable[Item]) -> list[Sighting]:
+def _check_files(root: Folder, items: Iterable[Item]) -> list[Sighting]:
     """Return the sightings of all data files, once every item lies inside its file and beside the others."""
     ordered = sorted(items, key=lambda item: (item.file, item.offset))
     sightings = []
     for name, group in groupby(ordered, key=lambda item: item.file):
         check_inside(root, name, ".metadata")
-        with open_file(root, name) as file:
-            sightings.append(Sighting(file.stamp, ""))
+        file = root.open(name)
+        sightings.append(Sighting(file.stamp, ""))
         held = list(group)
         for one, other in pairwise(held):
             if one.offset + one.nbytes > other.offset:
@@ -121,7 +120,7 @@ def _check_files(root: Path, items: Iterable[Item]) -> list[Sighting]:
     return sightings
 
 
-def _check_chunks(name: str, entry: TensorEntry, metadata: StoreMetadata, root: Path) -> None:
+def _check_chunks(name: str, entry: TensorEntry, metadata: StoreMetadata, root: Folder) -> None:
     """Raise BadCheckpoint unless the chunks tile the tensor and each is stored."""
     if not _is_grid(entry.shape, entry.boxes) and not tiles(whole(entry.shape), entry.boxes):
         doubled, missing = overlap(entry.boxes), uncovered(whole(entry.shape), entry.boxes)
@@ -149,7 +148,7 @@ def _is_grid(shape: tuple[int, ...], boxes: Sequence[Box]) -> bool:
     return all(all(axis[low] == reach for axis, low, reach in zip(sizes, box.start, box.shape, strict=True)) for box in boxes)
 
 
-def _dtype(name: str, entry: TensorEntry, root: Path, *, known: bool) -> str:
+def _dtype(name: str, entry: TensorEntry, root: Folder, *, known: bool) -> str:
     """Return carnet's name of an element type, or torch's where the tensor is not to be read."""
     spelled = entry.dtype.removeprefix("torch.")
     found = BY_TORCH.get(spelled)
@@ -158,24 +157,24 @@ def _dtype(name: str, entry: TensorEntry, root: Path, *, known: bool) -> str:
     return found.name if found else spelled
 
 
-def _locate(root: Path, wanted: Mapping[str, TensorEntry], metadata: StoreMetadata) -> dict[str, list[Chunk]]:
+def _locate(root: Folder, wanted: Mapping[str, TensorEntry], metadata: StoreMetadata) -> dict[str, list[Chunk]]:
     """Return the chunks of the wanted tensors, reading the heads of their items in file order."""
     jobs = [(metadata.items[name, box.start], name, box) for name, entry in wanted.items() for box in entry.boxes]
     jobs.sort(key=lambda job: (job[0].file, job[0].offset))
     chunks: dict[str, list[Chunk]] = {}
     for name, group in groupby(jobs, key=lambda job: job[0].file):
-        with open_file(root, name) as file:
-            os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_RANDOM)  # two small reads an item: no read-ahead
-            for item, tensor, box in group:
-                found = tensor_item(file, item.offset, item.nbytes)
-                _check_item(found, tensor, wanted[tensor], box, root / name)
-                chunks.setdefault(tensor, []).append(Chunk(box, name, found.offset, found.strides))
-    for held in chunks.values():
-        held.sort(key=lambda chunk: chunk.box.start)
+        file, held = root.open(name), list(group)
+        file.expect(place for item, _, _ in held for place in ends(item.offset, item.nbytes))
+        for item, tensor, box in held:
+            holds = tensor_item(file, item.offset, item.nbytes)
+            _check_item(holds, tensor, wanted[tensor], box, root / name)
+            chunks.setdefault(tensor, []).append(Chunk(box, name, holds.offset, holds.strides))
+    for found in chunks.values():
+        found.sort(key=lambda chunk: chunk.box.start)
     return chunks
 
 
-def _check_item(found: TensorItem, tensor: str, entry: TensorEntry, box: Box, where: Path) -> None:
+def _check_item(found: TensorItem, tensor: str, entry: TensorEntry, box: Box, where: Folder) -> None:
     """Raise BadCheckpoint where an item holds something else than .metadata says."""
     known = BY_TORCH.get(entry.dtype.removeprefix("torch."))
     if known is not None and (found.dtype != known.name or found.shape != box.shape):

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadCheckpoint
-from carnet.formats.files import OpenFile, read_at, shown
+from carnet.errors import BadCheckpoint, shown
 from carnet.formats.pickles import load
 from carnet.formats.torch_frames import CENTRAL, END, END64, LOCAL, LOCATOR64
 from carnet.formats.torch_pickles import PickledTensor, Storage, lenient, storage_of, strict
+from carnet.storage.protocol import File, read_at
 
 HEAD, TAIL = 2048, 2048  # bytes read at once from each end of an item: enough for all of what torch writes around one tensor
 DIRECTORY_LIMIT = 64 << 20  # bytes
@@ -53,7 +53,7 @@ class ZipEntry:
 class Span:
     """The bytes of a zip in a file, its two ends already read."""
 
-    file: OpenFile
+    file: File
     offset: int  # bytes, from the start of the file to the start of the zip
     nbytes: int
     head: bytes
@@ -69,7 +69,7 @@ class Archive:
     end: int  # bytes, from the start of the zip to the directory: no entry reaches beyond
 
 
-def tensor_item(file: OpenFile, offset: int, nbytes: int) -> TensorItem:
+def tensor_item(file: File, offset: int, nbytes: int) -> TensorItem:
     """Return what and where the one tensor in a zip at ``offset`` is; no global but those of tensors is accepted."""
     archive = open_archive(file, offset, nbytes)
     tensor = _unpickled(archive, strict)
@@ -80,15 +80,13 @@ def tensor_item(file: OpenFile, offset: int, nbytes: int) -> TensorItem:
     return TensorItem(tensor.dtype, tensor.shape, tensor.strides, start)
 
 
-def object_item(file: OpenFile, offset: int, nbytes: int) -> tuple[object, bytes]:
+def object_item(file: File, offset: int, nbytes: int) -> tuple[object, bytes]:
     """Return the plain object that a zip at ``offset`` holds, and the pickle that says so."""
     archive = open_archive(file, offset, nbytes)
     return _unpickled(archive, lenient), _pickle(archive)
 
 
-def value_item(
-    file: OpenFile, offset: int, nbytes: int, resolve: Callable[[str, str], object] = lenient
-) -> tuple[object, Archive]:
+def value_item(file: File, offset: int, nbytes: int, resolve: Callable[[str, str], object] = lenient) -> tuple[object, Archive]:
     """Return what a zip at ``offset`` holds out of another allow-list, and the zip that its tensors lie in."""
     archive = open_archive(file, offset, nbytes)
     return _unpickled(archive, resolve), archive
@@ -101,14 +99,18 @@ def storage_bytes(archive: Archive, storage: Storage) -> bytes:
     return _between(archive.span, start, storage.length * itemsize)
 
 
-def open_archive(file: OpenFile, offset: int, nbytes: int) -> Archive:
+def ends(offset: int, nbytes: int) -> list[tuple[int, int]]:
+    """Return the places (offset, bytes) of a zip that are read first; one read serves a small item whole."""
+    return [(offset, min(HEAD, nbytes)), *([(offset + nbytes - TAIL, TAIL)] if nbytes > HEAD else [])]
+
+
+def open_archive(file: File, offset: int, nbytes: int) -> Archive:
     """Return the directory of a zip that fills ``nbytes`` bytes of a file from ``offset``."""
     if nbytes < END.size or offset < 0 or offset + nbytes > file.stamp.nbytes:
         found = {"expected": f"at least {END.size} bytes, inside the file", "found": f"{nbytes} bytes"}
         raise _bad(Span(file, offset, nbytes, b"", b""), "is no torch.save zip", found)
-    head = read_at(file, offset, min(HEAD, nbytes))
-    # one read serves a small item whole
-    tail = head if nbytes <= HEAD else read_at(file, offset + nbytes - TAIL, TAIL)
+    read = [read_at(file, *place) for place in ends(offset, nbytes)]
+    head, tail = read[0], read[-1]
     span = Span(file, offset, nbytes, head, tail)
     if head[:4] != b"PK\3\4":
         raise _bad(span, "is no torch.save zip", {"expected": "PK\\x03\\x04", "found": repr(head[:4])})
@@ -140,7 +142,7 @@ def locate_storage(archive: Archive, storage: Storage, itemsize: int) -> int:
 
 
 def _unpickled(archive: Archive, resolve: Callable[[str, str], object]) -> object:
-    return load(_pickle(archive), _what(archive.span), archive.span.file.root, resolve, storage_of)
+    return load(_pickle(archive), _what(archive.span), archive.span.file.where, resolve, storage_of)
 
 
 def _pickle(archive: Archive) -> bytes:
@@ -247,4 +249,4 @@ def _what(span: Span) -> str:
 
 
 def _bad(span: Span, fault: str, facts: Mapping[str, object]) -> BadCheckpoint:
-    return BadCheckpoint(f"{_what(span)} {fault}", {"where": span.file.root, **facts})
+    return BadCheckpoint(f"{_what(span)} {fault}", {"where": span.file.where, **facts})

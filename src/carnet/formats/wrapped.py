@@ -9,17 +9,17 @@ Both write the fields of megatron-core's TransformerConfig; Megatron-LM saves it
 YAML is read as JSON is: texts, numbers, lists and tables. No tag is followed, ``_target_`` is a text like any other.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import yaml
 
 from carnet.algebra.layout import round_up
-from carnet.errors import BadCheckpoint, BadRequest, NotSupported
-from carnet.formats.files import Sighting, check_inside, read_whole, shown
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported, shown
+from carnet.formats.files import Sighting, check_inside, read_whole
 from carnet.formats.jsons import CONFIG, parse_object
+from carnet.storage.protocol import FILE, Folder
+from carnet.storage.schemes import PathLike, file_at
 
 RUN_CONFIG = "run_config.yaml"  # Megatron-Bridge: training/utils/checkpoint_utils.py
 NEMO_CONTEXT, NEMO_MODEL, NEMO_WEIGHTS = "context", "context/model.yaml", "weights"
@@ -59,15 +59,15 @@ ACTIVATIONS: Mapping[tuple[str, bool], Mapping[str, object]] = {
 _LLAMA31 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
 
 
-def read_config(path: Path) -> Mapping[str, object]:
+def read_config(path: PathLike) -> Mapping[str, object]:
     """Return the plain values of a JSON or YAML file that a person names; raise BadRequest where there is no such file."""
-    path = Path(os.path.abspath(path))
-    if not os.path.isfile(path):
-        fault = "is not a file" if os.path.lexists(path) else "does not exist"
-        raise BadRequest(f"{path} {fault}", {"expected": "a config in JSON or YAML"})
-    data = read_whole(path.parent, path.name, YAML_LIMIT)[0]
-    is_json = path.suffix == ".json" or (path.suffix not in (".yaml", ".yml") and data.lstrip()[:1] == b"{")
-    return parse_object(data, path.name, path.parent, CONFIG) if is_json else parse_yaml(data, path.name, path.parent)
+    folder, name = file_at(path)
+    if folder.kind(name) != FILE:
+        fault = "is not a file" if folder.kind(name) else "does not exist"
+        raise BadRequest(f"{folder / name} {fault}", {"expected": "a config in JSON or YAML"})
+    data = read_whole(folder, name, YAML_LIMIT)[0]
+    is_json = name.endswith(".json") or (not name.endswith((".yaml", ".yml")) and data.lstrip()[:1] == b"{")
+    return parse_object(data, name, folder, CONFIG) if is_json else parse_yaml(data, name, folder)
 
 
 def arguments_of(config: Mapping[str, object], where: object) -> dict[str, object]:
@@ -102,7 +102,7 @@ def program_of(config: Mapping[str, object]) -> str:
     return meant if isinstance(meant, str) else ""
 
 
-def read_bridge(root: Path) -> tuple[dict[str, object], Sighting]:
+def read_bridge(root: Folder) -> tuple[dict[str, object], Sighting]:
     """Return the arguments that Megatron-Bridge's run_config.yaml says."""
     check_inside(root, RUN_CONFIG, "the folder's listing")
     data, seen = read_whole(root, RUN_CONFIG, YAML_LIMIT)
@@ -112,10 +112,10 @@ def read_bridge(root: Path) -> tuple[dict[str, object], Sighting]:
     return translate(model, root / RUN_CONFIG), seen
 
 
-def read_nemo(root: Path) -> tuple[dict[str, object], list[Sighting]]:
+def read_nemo(root: Folder) -> tuple[dict[str, object], list[Sighting]]:
     """Return the arguments that NeMo 2's context/model.yaml says; nothing where it is not there."""
     check_inside(root, NEMO_MODEL, "the folder's listing")
-    if not os.path.lexists(root / NEMO_MODEL):  # io.json says the same in a form of fiddle's own
+    if not root.kind(NEMO_MODEL):  # io.json says the same in a form of fiddle's own
         return {}, []
     data, seen = read_whole(root, NEMO_MODEL, YAML_LIMIT)
     config = parse_yaml(data, NEMO_MODEL, root).get("config")

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from heapq import nsmallest
-from pathlib import Path
 
 from carnet.algebra.box import Box, uncovered, whole
 from carnet.algebra.layout import round_up
@@ -31,6 +30,8 @@ from carnet.inventory.sorting import Sorted, check_cache, check_lists, sort_out,
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
 from carnet.quantize.reading import Said, plain, read
+from carnet.storage.protocol import Folder
+from carnet.storage.schemes import PathLike
 
 WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
     "_orig_mod.": (
@@ -45,7 +46,9 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
-def opened(path: Path, config: Path | None, written_by: str | None, accept: Sequence[str], family: str | None) -> Checkpoint:
+def opened(
+    path: PathLike | Folder, config: PathLike | None, written_by: str | None, accept: Sequence[str], family: str | None
+) -> Checkpoint:
     """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows."""
     checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
     if config is not None:

@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def _source_scales(where: str, unit: str, entries: Mapping[Key, Entry], held: Ma
     for name, value in held.items():
         match = NAME.fullmatch(name)
         data = _bytes(value) if match is not None else b""
-        scales = scales_in(data, name, Path(where)) if data else None
+        scales = scales_in(data, name, where) if data else None
         if match is not None and scales is not None:
             found[unit, match["module"]] = {(): scales}
 

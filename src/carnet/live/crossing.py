@@ -27,6 +27,7 @@ from carnet.live.wire import Acts, Buckets, Wire
 from carnet.planner.build import Drawing, draw
 from carnet.plans.request import Request
 from carnet.steps import Fill, Step, TargetTensor, TextFile
+from carnet.storage.schemes import folder_at
 
 States = State | Sequence[State] | None
 
@@ -186,7 +187,7 @@ class Crossing:
             if self._goal.units is not None and KINDS[self._request.to].files != RANKS:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
-            same(str(out.absolute()))
+            same(str(folder_at(out)))
         note = documents.draft(plan, __version__)
         plan = replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts))
         with ExitStack() as stack:
@@ -210,16 +211,17 @@ class Crossing:
         found = moves(self._drawing.plan, self._atlas, self._source, writers.of, self._bucket)
         wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True), self._buckets)
         with together(self._control):
-            folder = saving.opened(out)
+            files = saving.opened(out)
         refusal: Exception | None = None
         for name, tensor in self._arriving(states, landing, wire):
             try:
                 if refusal is None:
-                    saving.write(folder, *own[name], tensor)
+                    file, place = own[name]
+                    saving.write(files(file), place, tensor)
             except CarnetError as error:
                 refusal = error  # the others still wait for what comes from here
         with together(self._control):
-            saving.close(folder)
+            files.close()
             if refusal is not None:
                 raise refusal
 

@@ -3,7 +3,6 @@
 The target is laid out as ever. A tensor goes to one rank, which writes it into its place; the target appears when all have.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
@@ -13,13 +12,12 @@ from secrets import token_hex
 import torch
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest
-from carnet.executor import files, staging
-from carnet.executor.journal import Crossing
-from carnet.formats.opening import FOLDER
+from carnet.executor import staging
 from carnet.live.checking import flat_bytes
 from carnet.live.moves import Spot
 from carnet.steps import Plan, TargetTensor
+from carnet.storage.protocol import Crossing, Draft, Opened, Target
+from carnet.storage.schemes import folder_at
 
 
 class Writers:
@@ -49,49 +47,31 @@ def _nbytes(tensor: TargetTensor) -> int:
 
 
 @contextmanager
-def begun(plan: Plan, out: Path) -> Iterator[staging.Staging]:
+def begun(plan: Plan, out: Path) -> Iterator[Draft]:
     """Own the folder beside the target, with every file in its full size; remove it where the target does not come about."""
-    folder = staging.staging_of(out)
-    if os.path.lexists(folder):
-        raise BadRequest(f"{folder} exists", remedy="remove it, or choose another target")
     # nobody goes on where such a save stopped: its crossing comes never again
     with staging.owned(plan, Crossing(f"live {token_hex(8)}"), None, out) as held:
         try:
-            staging.refuse_full(plan, held)
-            for file in plan.files:
-                staging.create(file, held)
+            staging.prepare(plan, held)
             yield held
         except BaseException:
-            staging.remove(plan, held)
+            held.discard()
             raise
 
 
-def opened(out: Path) -> files.Folder:
-    """Return the folder in which the files of a target are written."""
-    folder = staging.staging_of(out)
-    try:
-        return staging.targets(os.open(folder, FOLDER), folder)
-    except OSError as error:
-        raise files.explained(error, str(folder)) from error
+def opened(out: Path) -> Opened[Target]:
+    """Return the files of a target that the leader owns."""
+    return Opened(folder_at(out).joined())
 
 
-def write(folder: files.Folder, file: str, place: TargetTensor, tensor: torch.Tensor) -> None:
+def write(target: Target, place: TargetTensor, tensor: torch.Tensor) -> None:
     """Write one tensor into its place."""
-    data = flat_bytes(tensor.detach()).cpu().numpy()
-    files.write(files.opened(folder, file), place.offset, data.data)
+    target.write(place.offset, flat_bytes(tensor.detach()).cpu().numpy().data)
 
 
-def close(folder: files.Folder) -> None:
-    """Close the files of a target and its folder."""
-    files.close(folder)
-    assert folder.base is not None
-    os.close(folder.base)
-
-
-def end(plan: Plan, held: staging.Staging) -> None:
+def end(plan: Plan, held: Draft) -> None:
     """Write the small files, bring all to the disk, and put the target in place."""
-    for text in sorted(plan.texts, key=lambda text: text.name == "config.json"):
-        staging.put_file(text.name, [text.text.encode()], held)
+    staging.put_texts(plan, held)
     for name in staging.written(plan):
-        staging.flush(held.base, held.folder, name)
-    staging.publish(plan, held)
+        held.flush(name)
+    held.publish()

@@ -32,6 +32,7 @@ from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, value
 from carnet.plans.request import Request
+from carnet.storage.posix import PosixFolder
 
 WHERE = "the running model"
 MODULES = replace(MEGATRON, stacked=False, kind=replace(MEGATRON.kind, files=RANKS))  # a rank's own modules: a tensor a layer
@@ -87,7 +88,7 @@ def describe(
     that a person names, where the config names none.
     """
     types = {pattern: named(word).name for pattern, word in dtypes.items()}
-    raw = read_config(Path(config)) if isinstance(config, str | Path) else dict(config)
+    raw = read_config(config) if isinstance(config, str | Path) else dict(config)
     said = arguments_of(raw, WHERE)
     writer = written_by or program_of(raw)
     told = _told(said, padded, known_release(writer, era))
@@ -121,7 +122,7 @@ def describe(
     if lost is not None:
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": found.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
-    checkpoint = Checkpoint(Path(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
+    checkpoint = Checkpoint(PosixFolder(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
     inventory = Inventory(checkpoint, found, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
     return Source(inventory, Holding(places, held), owners, offsets)
 

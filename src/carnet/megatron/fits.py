@@ -181,7 +181,7 @@ def data(found: Fit) -> dict[str, object]:
 # --- the checkpoint ------------------------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, config: Path | None, written_by: str | None) -> Checkpoint:
+def _open(path: str, config: str | None, written_by: str | None) -> Checkpoint:
     """Return a checkpoint of Megatron's in a form that megatron-core loads by itself."""
     checkpoint = opened(path, config, written_by, (), None)
     if checkpoint.format not in {STORE, PER_RANK}:

@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from carnet.algebra.box import Box, Line, along, intersect, overlap, uncovered, volume, whole
 from carnet.algebra.layout import View
@@ -32,6 +31,7 @@ from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate, views_of
 from carnet.planner.proof import Extent, prove
 from carnet.plans.request import Request, as_data
 from carnet.steps import Fill, Make, Move, Place, Plan, Same, Step, TargetFile, TargetTensor
+from carnet.storage.schemes import file_at
 
 NOTHING = Companions()
 
@@ -59,7 +59,7 @@ def build(
         else {}
     )
     if target.kind.companions:
-        generation = next((Path(asset.path).parent for asset in along.assets if asset.name == GENERATION), None)
+        generation = next((file_at(asset.path)[0] for asset in along.assets if asset.name == GENERATION), None)
         ended = None if generation is None else generation_eos(generation)
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
     plan = draw(source, target, request, said=said, along=along, calibration=calibration or {}).plan

@@ -21,6 +21,7 @@ from carnet.formats.torch_dist_files import frames_of
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, codes_shape, grid
 from carnet.steps import Encoding, Fill, Make, Measure, Move, Place, Plan, Put, Same, Space, Step, TargetFile
+from carnet.storage.schemes import is_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     if not (0 < plan.window <= plan.memory < 1 << 62 and 0 < plan.threads <= 256):
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
     for path in (plan.source, *(asset.path for asset in plan.assets)):
-        if not path.startswith("/") or "\0" in path:
+        if not is_place(path) or "\0" in path:
             raise BadRequest("the plan names a place that is none", {"path": path})
     names = [file.name for file in plan.files] + [raw.name for raw in plan.raws]
     names += [text.name for text in plan.texts] + [asset.name for asset in plan.assets]

@@ -11,8 +11,7 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from carnet.errors import BadOption, NotSupported
-
-PathLike = str | os.PathLike[str]
+from carnet.storage.schemes import SCHEMES, folder_at
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -35,13 +34,13 @@ OF_HUBS = ("ckpt", "hf_dir", "tokenizer")  # what people are used to name by an 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def local(name: str, path: object, *, out: bool = False) -> Path:
-    """Return the path of something on this machine; raise NotSupported for a URL, with how to bring it here, or there.
+def local(name: str, path: object, *, out: bool = False) -> str:
+    """Return the path of something that a store of carnet's has; raise NotSupported for a URL, with how to bring it here, or there.
 
     What can only be a model's name on a hub is a BadOption.
 
-    >>> local("ckpt", "./models/llama").name
-    'llama'
+    >>> local("ckpt", "./models/llama")
+    './models/llama'
     """
     if not isinstance(path, str | os.PathLike):
         raise _wrong(name, path, "a path")
@@ -53,8 +52,10 @@ def local(name: str, path: object, *, out: bool = False) -> Path:
         remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
         raise BadOption(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
-        return Path(said)
+        return said
     scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
+    if scheme in SCHEMES:
+        return url
     if scheme == "file":
         raise NotSupported(f"{name} is a URL", {"found": url}, remedy=f"/{found[3].lstrip('/')}")
     there = TOOLS.get(scheme, ("", ""))[out].format(url=url, path=found[3].strip("/"))
@@ -65,7 +66,7 @@ def local(name: str, path: object, *, out: bool = False) -> Path:
 
 def located(name: str, value: object) -> str | None:
     """Return a path that holds wherever it is read again."""
-    return None if value is None else str(local(name, value).absolute())
+    return None if value is None else str(folder_at(local(name, value)))
 
 
 def nbytes(name: str, value: object) -> int:

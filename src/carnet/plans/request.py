@@ -14,7 +14,9 @@ from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
-from carnet.plans.options import DTYPES, PathLike, local, located, nbytes, near, number, patterns, whole, word
+from carnet.plans.options import DTYPES, local, located, nbytes, near, number, patterns, whole, word
+from carnet.storage.opening import reading
+from carnet.storage.schemes import PathLike, is_place
 
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
@@ -336,13 +338,14 @@ def gathered(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options with those of the file that ``request`` names, which count where nothing else is said."""
     said = {name: value for name, value in options.items() if name != "request"}
     asked = options.get("request")
-    return said if asked is None else {**read_request(local("request", asked)), **said}
+    return said if asked is None else {**read_request(Path(local("request", asked))), **said}
 
 
 def read_request(path: Path) -> dict[str, Any]:
     """Return the options of a TOML file, or those that `plan --json` and a document give back; paths are seen from its folder."""
     try:
-        raw = path.read_bytes().decode()
+        with reading(path) as file:
+            raw = file.read().decode()
         found: object = json.loads(raw) if raw.lstrip().startswith("{") else tomllib.loads(raw)
     except OSError as error:
         raise BadOption("the request cannot be read", {"where": path, "reason": error.strerror}) from error
@@ -358,7 +361,8 @@ def read_request(path: Path) -> dict[str, Any]:
     only(known.keys() - {"request"}, said)
     for name, value in said.items():
         if known[name].value in ("path", "folder") and isinstance(value, str):
-            said[name] = str(path.parent / local(name, value))
+            there = local(name, value)
+            said[name] = there if is_place(there) else str(path.parent / there)
     return said
 
 

@@ -23,7 +23,6 @@ import xxhash
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.formats.jsons import TABLE, is_text, parse
-from carnet.formats.opening import open_regular, replace_file
 from carnet.steps import (
     AssetFile,
     Encoding,
@@ -43,6 +42,7 @@ from carnet.steps import (
     TargetTensor,
     TextFile,
 )
+from carnet.storage.opening import reading, replace_file
 
 VERSION = 2
 MAGIC = b'{"carnet-plan":'
@@ -106,7 +106,7 @@ def digest(plan: Plan) -> str:
 def save(plan: Plan, path: Path) -> None:
     """Write a plan; the file appears whole or not at all. What is there is replaced where it is a plan or empty, and else refused."""
     try:
-        with suppress(FileNotFoundError), open(open_regular(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as there:
+        with suppress(FileNotFoundError), reading(path, os.O_NOFOLLOW) as there:
             if not MAGIC.startswith(there.read(len(MAGIC))[: len(MAGIC)]):
                 raise BadRequest(f"{path} exists and is no plan", remedy="choose another file")
         replace_file(path, _sealed(plan))
@@ -127,7 +127,7 @@ def _sealed(plan: Plan) -> Iterator[bytes]:
 def load(path: Path) -> Plan:
     """Read a plan and check that it is whole; a line at a time is in memory."""
     try:
-        with open(open_regular(path), "rb") as file:
+        with reading(path) as file:
             end = _end(file, path)
             file.seek(0)
             return _plan(_rows(file, end, path), path)

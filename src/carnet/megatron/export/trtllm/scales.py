@@ -7,7 +7,6 @@ the inverse of each. Nothing in a state is executed.
 import io
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from carnet.megatron.refusals import NoScales, NoState
 INPUT_SCALE = ".activation_scaling_factor"
 KV_SCALE = ".kv_cache_scaling_factor"
 QKV = ".attention.qkv"
-MEMORY = Path("the state dict")  # for messages
+MEMORY = "the state dict"  # for messages
 
 
 def load_scaling_factors(

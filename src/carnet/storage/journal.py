@@ -22,10 +22,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from carnet.errors import BadRequest, MachineFailed
-from carnet.executor.files import File, append, explained
-from carnet.formats.files import shown
-from carnet.formats.opening import NEW, open_regular
+from carnet.errors import BadRequest, MachineFailed, shown
+from carnet.storage.opening import NEW, explained, open_regular
+from carnet.storage.protocol import Crossing
 
 NAME = "journal.jsonl"
 YOUNG = NAME + ".new"  # it gets its name when its first line is there
@@ -34,11 +33,11 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """What is written from what: its work goes on where that of the same crossing stopped."""
+class File:
+    """An open file."""
 
-    plan: str  # digest
-    source: str = ""  # digest of what tells that no file of the source has changed
+    descriptor: int
+    name: str  # for messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +99,16 @@ def end(journal: Journal) -> None:
     """Write that all is on the disk and examined, so that the folder may become the target."""
     append(journal.file, _line({"whole": True}))
     os.fsync(journal.file.descriptor)
+
+
+def append(file: File, data: bytes) -> None:
+    """Add bytes to the end of a file in one go."""
+    try:
+        done = os.write(file.descriptor, data)
+    except OSError as error:
+        raise explained(error, file.name) from error
+    if done < len(data):
+        raise MachineFailed("the disk is full", {"where": file.name}, remedy="free space and run again: it resumes")
 
 
 def is_there(base: int) -> bool:

@@ -12,10 +12,29 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+from carnet.errors import BadRequest, CarnetError, MachineFailed
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
+def explained(error: OSError, name: str) -> CarnetError:
+    """Return what the machine said as an error that names the file and a way out."""
+    facts = {"where": name, "found": error.strerror or str(error)}
+    if isinstance(error, NotPlain) or error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return BadRequest("a file of its own is needed here", facts, remedy="move away what is there, or choose another target")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return MachineFailed("the disk is full", facts, remedy="free space and run the same command again: it resumes")
+    if error.errno == errno.EFBIG:
+        return MachineFailed("a file may not grow that large", facts, remedy="raise the limit and run again: it resumes")
+    if error.errno == errno.ENOENT:
+        return MachineFailed("a file vanished", facts, remedy="bring it back and run the same command again: it resumes")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return MachineFailed("a file may not be opened or written", facts, remedy="change its permissions")
+    return MachineFailed("the machine could not read or write a file", facts)
 
 
 class NotPlain(OSError):
@@ -35,6 +54,11 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, dir_fd: int | No
         os.close(descriptor)
         raise
     return descriptor
+
+
+def reading(path: str | Path, flags: int = 0) -> BinaryIO:
+    """Open a regular file that stands alone, a plan or a text."""
+    return open(open_regular(path, os.O_RDONLY | flags), "rb")
 
 
 def check_plain_file(found: os.stat_result, *, writes: bool) -> None:

@@ -1,0 +1,191 @@
+"""What a store answers: the folders of a checkpoint, files that are read by ranges of bytes, and targets that are being written.
+
+A folder is a folder of a disk or a prefix of a bucket. It is shown by its path or URL, which ``schemes.folder_at`` takes again.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, Protocol, Self, TypeVar
+
+FILE, FOLDER = "file", "folder"  # kinds of what has a name; any other is in words, "a FIFO", and nothing is ""
+OPEN = 16  # files that stay open: they are read in the order in which they lie
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What tells that a file is still the same."""
+
+    file: str  # path below a folder, with forward slashes
+    nbytes: int
+    version: str  # changes when it is written, and is the same on every machine: its time, an etag
+    identity: str = ""  # of this very file on this machine, and of any change to it
+
+
+class File(Protocol):
+    """A file that is open for reading, by as many threads as like; it closes with the last reference to it."""
+
+    @property
+    def where(self) -> str:
+        """Return the path or URL of the folder in which it was opened."""
+
+    @property
+    def stamp(self) -> Stamp:
+        """Return what it was when it was opened."""
+
+    def read_into(self, offset: int, into: memoryview) -> None:
+        """Fill a buffer from a place; raise BadCheckpoint where the file ends before."""
+
+    def expect(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Hear that these places (offset, bytes) will be read, one by one, and little else."""
+
+
+class Folder(Protocol):
+    """A folder of a store."""
+
+    @property
+    def name(self) -> str:
+        """Return the last part of its path."""
+
+    def __str__(self) -> str:
+        """Return its path or URL."""
+
+    def __truediv__(self, name: str) -> Self:
+        """Return a folder below."""
+
+    def kind(self, name: str = "") -> str:
+        """Return what has a name below, or the folder itself; links are followed."""
+
+    def entries(self) -> list[tuple[str, str]]:
+        """Return name and kind of everything directly in it, sorted; a link is "a link", but for a file's in a cache of downloads."""
+
+    def holds(self, name: str) -> bool:
+        """Say whether a name leads, by whatever links, to a place below, or into the cache of downloads that the folder is part of."""
+
+    def open(self, name: str) -> File:
+        """Open a file: BadCheckpoint where it is missing or no regular file, MachineFailed where it cannot be read."""
+
+    def put(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write a small file in place of what has the name: it is whole or as it was. Raises MachineFailed."""
+
+    def owned(self, names: Collection[str], crossing: "Crossing", source: "Folder | None") -> AbstractContextManager["Draft"]:
+        """Own this folder as a target of files of these names, new or as an earlier run of the same crossing left it.
+
+        Raises BadRequest, with nothing touched, where the target exists or lies in its source, where another run holds it, where
+        another plan began it or nobody of carnet's did, and where something lies in it that has none of these names.
+        """
+
+    def joined(self) -> Callable[[str], "Target"]:
+        """Return what opens files of the target that another process owns, for writing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """What is written from what: its work goes on where that of the same crossing stopped."""
+
+    plan: str  # digest
+    source: str = ""  # digest of what tells that no file of the source has changed
+
+
+class Target(Protocol):
+    """A file of a draft, open for writing in any order by as many threads as like; it closes with the last reference to it."""
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write a whole buffer to a place."""
+
+    def copy(self, source: File, begin: int, end: int, nbytes: int) -> int:
+        """Copy at most so many bytes of a file from ``begin`` to ``end`` here; return how many, 0 where only memory can."""
+
+
+class Draft(Protocol):
+    """A target that is being written: nobody sees it until it is published, and until then one crossing owns it."""
+
+    @property
+    def where(self) -> str:
+        """Return the path or URL of the folder in which it can be read meanwhile."""
+
+    @property
+    def whole(self) -> bool:
+        """Say whether an earlier run was killed just after publishing it."""
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Return the jobs that an earlier run noted, where what it wrote still counts."""
+
+    @property
+    def fresh(self) -> bool:
+        """Say whether nothing counts that an earlier run wrote."""
+
+    def note(self, job: int) -> None:
+        """Remember that a job is done."""
+
+    def restart(self) -> None:
+        """Remove what earlier runs wrote, and forget their jobs."""
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, None where it is not there."""
+
+    def reserve(self, sizes: Iterable[tuple[str, int]]) -> None:
+        """Raise MachineFailed where there is less room than what files of these sizes (bytes) still need."""
+
+    def create(self, name: str, nbytes: int, parts: Iterable[tuple[int, bytes]]) -> None:
+        """Make a file in its full size, zeros but for some parts (offset, bytes); one that is there keeps what is in it."""
+
+    def open(self, name: str) -> Target:
+        """Open a file that was created."""
+
+    def put(self, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
+        """Write a small file in order, so that it is whole or not there."""
+
+    def flush(self, name: str) -> None:
+        """Bring a file, a folder, or (named "") the draft's own folder to where it outlives the machine's power."""
+
+    def discard(self) -> None:
+        """Remove what carnet wrote."""
+
+    def publish(self) -> None:
+        """Put the target in place: from one moment to the next everything is there. Raises BadRequest where somebody was faster."""
+
+
+def names_in(folder: Folder) -> list[str]:
+    """Return the names of everything directly in a folder, sorted."""
+    return [name for name, _ in folder.entries()]
+
+
+def walk(folder: Folder, enter: Callable[[str], bool] = lambda name: True) -> Iterator[tuple[str, str]]:
+    """Yield the path below a folder and the kind of everything in it, but of folders that are entered."""
+    left = [""]
+    while left:
+        above = left.pop()
+        for name, kind in (folder / above if above else folder).entries():
+            path = f"{above}/{name}" if above else name
+            if kind == FOLDER and enter(path):
+                left.append(path)
+            else:
+                yield path, kind
+
+
+def read_at(file: File, offset: int, nbytes: int) -> bytes:
+    """Return exactly this many bytes of a file."""
+    found = bytearray(nbytes)
+    file.read_into(offset, memoryview(found))
+    return bytes(found)
+
+
+T = TypeVar("T")
+
+
+class Opened(Generic[T]):
+    """Files by name, the last used ones open. Threads may share it: who reads a file keeps it open."""
+
+    def __init__(self, opens: Callable[[str], T], most: int = OPEN) -> None:
+        self._file = lru_cache(most)(opens)
+
+    def __call__(self, name: str) -> T:
+        """Return a file, opened now or before."""
+        return self._file(name)
+
+    def close(self) -> None:
+        """Close what nobody reads."""
+        self._file.cache_clear()
