@@ -11,7 +11,8 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from carnet.errors import BadOption, NotSupported
-from carnet.storage.schemes import SCHEMES, folder_at
+
+PathLike = str | os.PathLike[str]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
@@ -53,6 +54,8 @@ def local(name: str, path: object, *, out: bool = False) -> str:
         raise BadOption(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
         return said
+    from carnet.storage.schemes import SCHEMES  # not sooner: --help need not know a store
+
     scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
     if scheme in SCHEMES:
         return url
@@ -66,6 +69,8 @@ def local(name: str, path: object, *, out: bool = False) -> str:
 
 def located(name: str, value: object) -> str | None:
     """Return a path that holds wherever it is read again."""
+    from carnet.storage.schemes import folder_at
+
     return None if value is None else str(folder_at(local(name, value)))
 
 

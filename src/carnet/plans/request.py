@@ -14,9 +14,7 @@ from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
-from carnet.plans.options import DTYPES, local, located, nbytes, near, number, patterns, whole, word
-from carnet.storage.opening import reading
-from carnet.storage.schemes import PathLike, is_place
+from carnet.plans.options import DTYPES, PathLike, local, located, nbytes, near, number, patterns, whole, word
 
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
@@ -343,6 +341,9 @@ def gathered(options: Mapping[str, object]) -> dict[str, Any]:
 
 def read_request(path: Path) -> dict[str, Any]:
     """Return the options of a TOML file, or those that `plan --json` and a document give back; paths are seen from its folder."""
+    from carnet.storage.opening import reading  # not sooner: --help need not know a store
+    from carnet.storage.schemes import is_place
+
     try:
         with reading(path) as file:
             raw = file.read().decode()
