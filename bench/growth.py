@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import carnet
 from bench.measure import record, table
-from carnet.planner.proof import reprove
+from carnet.planner.reproof import reprove
 
 HIDDEN, HEADS, DIM, FFN, VOCAB = 32, 32, 8, 64, 64
 ROUNDS = 3

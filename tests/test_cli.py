@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -691,9 +694,7 @@ DAMAGES = {
     "cut off within a line": lambda text: text[: len(text) // 2],
     "cut off before the last line": lambda text: "".join(text.splitlines(keepends=True)[:-1]),
     "empty": lambda text: "",
-    "one step twice": lambda text: text.replace(
-        '["move"', '["move","embed",[0],[1],["a",0,[1],"f32","file"],["b",0,[1],"f32","file"],0.0]\n["move"', 1
-    ),
+    "the steps of a file twice": lambda text: re.sub(r'(\n{"steps".*)', r"\1\1", text, count=1),
     "one number changed": lambda text: text.replace('model.safetensors",', 'model.safetensors",1', 1),
     "another program's json": lambda text: '{"hello": 1}\n{"digest": "0"}\n',
     "no json": lambda text: "hello\n",
@@ -718,8 +719,8 @@ CLIMBS = {
     "a file of weights": lambda line: line.replace('{"file":"rank0', '{"file":"../rank0'),
     "an absolute file": lambda line: line.replace('{"file":"rank0', '{"file":"/tmp/rank0'),
     "a config": lambda line: line.replace('{"text":"config.json"', '{"text":"a/../../config.json"'),
-    "a step's source": lambda line: line.replace('["model.safetensors",', '["../model.safetensors",'),
-    "a step's target": lambda line: line.replace('["rank1.safetensors",', '["../rank1.safetensors",'),
+    "a step's source": lambda line: re.sub(r'(?<=[\[,])"model(?=\.safetensors"[],])', '"../model', line),
+    "a step's target": lambda line: re.sub(r'(?<=[\[,])"rank1(?=\.safetensors"[],])', '"../rank1', line),
     "nothing at all": lambda line: line.replace('{"file":"rank0.safetensors"', '{"file":""'),
 }
 
@@ -764,33 +765,61 @@ def test_a_plan_whose_first_line_was_edited_and_sealed_again_is_refused_without_
         assert "another carnet made it" in result.stderr
 
 
-STEPS = {
-    "an offset beyond the source": lambda step: step[4].__setitem__(1, 1 << 40),
-    "an offset below zero": lambda step: step[4].__setitem__(1, -8),
-    "an offset beyond the target": lambda step: step[5].__setitem__(1, 1 << 40),
-    "a target offset below zero": lambda step: step[5].__setitem__(1, -8),
-    "a stride that leaves the source": lambda step: step[4].__setitem__(2, [1 << 40] * len(step[4][2])),
-    "a stride too few": lambda step: step[4].__setitem__(2, step[4][2][1:]),
-    "a shape of words": lambda step: step.__setitem__(3, ["a"] * len(step[3])),
-    "a shape below zero": lambda step: step.__setitem__(3, [-1] * len(step[3])),
-    "a shape too large": lambda step: step.__setitem__(3, [1 << 40] * len(step[3])),
-    "another file": lambda step: step[4].__setitem__(0, "nothing.safetensors"),
-    "a target file that the plan lacks": lambda step: step[5].__setitem__(0, "rank9.safetensors"),
-    "the target's element type": lambda step: step[5].__setitem__(3, "f32"),
-    "no element type": lambda step: step[5].__setitem__(3, "f7"),
-    "another kind": lambda step: step.__setitem__(0, "fill"),
-    "a field too few": lambda step: step.pop(),
+STEPS: dict[str, Callable[[Any, Any], object]] = {  # a row, and its form: ["move", shape, source, target, what is added]
+    "an offset beyond the source": lambda row, _: row.update(source_at=1 << 40),
+    "an offset below zero": lambda row, _: row.update(source_at=-8),
+    "an offset beyond the target": lambda row, _: row.update(target_at=1 << 40),
+    "a target offset below zero": lambda row, _: row.update(target_at=-8),
+    "a stride that leaves the source": lambda _, form: form[2].__setitem__(0, [1 << 40] * len(form[2][0])),
+    "a stride too few": lambda _, form: form[2].__setitem__(0, form[2][0][1:]),
+    "a shape of words": lambda _, form: form.__setitem__(1, ["a"] * len(form[1])),
+    "a shape below zero": lambda _, form: form.__setitem__(1, [-1] * len(form[1])),
+    "a shape too large": lambda _, form: form.__setitem__(1, [1 << 40] * len(form[1])),
+    "another file": lambda row, _: row.update(source="nothing.safetensors"),
+    "a target file that the plan lacks": lambda row, _: row.update(target="rank9.safetensors"),
+    "the target's element type": lambda _, form: form[3].__setitem__(1, "f32"),
+    "no element type": lambda _, form: form[3].__setitem__(1, "f7"),
+    "another kind": lambda _, form: form.__setitem__(0, "fill"),
+    "a field too few": lambda _, form: form.pop(),
 }
+
+
+def edited(line: str, tensor: str, change: Callable[[Any, Any], object]) -> str:
+    """Change the first step of a tensor, of which a block says a number in each column or one for all."""
+    block = json.loads(line)
+    columns = [name for name, said in block.items() if name not in ("steps", "number", "forms", "names", "starts", "mores")]
+    for name in columns:
+        block[name] = block[name] if isinstance(block[name], list) else [block[name]] * block["number"]
+    at = block["tensor"].index(block["names"].index(tensor))
+    row = {name: block[name][at] for name in columns}
+    form = json.loads(json.dumps(block["forms"][row["form"]]))
+    change(row, form)
+    block["forms"].append(form)
+    row["form"] = len(block["forms"]) - 1
+    for name in ("source", "target"):
+        if isinstance(row[name], str):
+            block["names"].append(row[name])
+            row[name] = len(block["names"]) - 1
+    for name in columns:
+        block[name][at] = row[name]
+    return json.dumps(block, separators=(",", ":"))
+
+
+def test_a_step_that_was_edited_to_what_it_was_is_the_step(plan, hf, tmp_path):
+    lines = plan.read_text().splitlines()[:-1]
+    at = next(i for i, line in enumerate(lines) if line.startswith('{"steps"') and '"layers.1.mlp.up"' in line)
+    lines[at] = edited(lines[at], "layers.1.mlp.up", lambda row, form: None)
+    plan.write_text(sealed(lines))
+    assert call("run", plan, tmp_path / "out").exit_code == 0
+    assert call("verify", hf, tmp_path / "out").exit_code == 0
 
 
 @pytest.mark.parametrize("which", STEPS)
 def test_a_plan_whose_step_was_edited_and_sealed_again_never_becomes_a_proven_target(which, plan, hf, tmp_path):
     """`run` may refuse it or write it; what it writes is not the source, and no traceback is shown either way."""
     lines = plan.read_text().splitlines()[:-1]
-    at = next(i for i, line in enumerate(lines) if line.startswith('["move","layers.1.mlp.up"'))
-    step = json.loads(lines[at])
-    STEPS[which](step)
-    lines[at] = json.dumps(step, separators=(",", ":"))
+    at = next(i for i, line in enumerate(lines) if line.startswith('{"steps"') and '"layers.1.mlp.up"' in line)
+    lines[at] = edited(lines[at], "layers.1.mlp.up", STEPS[which])
     plan.write_text(sealed(lines))
     if call("run", plan, tmp_path / "out").exit_code == 0:
         assert call("verify", hf, tmp_path / "out").exit_code == 3

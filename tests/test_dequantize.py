@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import carnet
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError
 from carnet.plans import saved
+from carnet.plans.columns import Steps
 from carnet.quantize.recipes import RECIPES
 from carnet.steps import Make, Measure
 
@@ -294,7 +295,7 @@ def test_a_forged_encoding_is_refused_before_anything_is_read(remark, change, co
     for kind in (Make, Measure):
         number, step = next((number, step) for number, step in enumerate(plan.steps) if isinstance(step, kind))
         forged = replace(step, encoding=change(step.encoding))
-        other = replace(plan, steps=(*plan.steps[:number], forged, *plan.steps[number + 1 :]))
+        other = replace(plan, steps=Steps.of([*plan.steps[:number], forged, *plan.steps[number + 1 :]]))
         with pytest.raises(BadRequest, match="a step of the plan reads codes"):
             carnet.run(other, tmp_path / "out")
 
@@ -308,7 +309,7 @@ def test_a_box_outside_of_its_matrix_is_refused(coded, tmp_path):
         replace(step.source, strides=tuple(2 * stride for stride in step.source.strides)),
         replace(step.source, dtype="bf16"),
     ):
-        other = replace(plan, steps=(*plan.steps[:number], replace(step, source=source), *plan.steps[number + 1 :]))
+        other = replace(plan, steps=Steps.of([*plan.steps[:number], replace(step, source=source), *plan.steps[number + 1 :]]))
         with pytest.raises(CarnetError):
             carnet.run(other, tmp_path / "out")
 

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from carnet.api import Inspection, cross, inspect, plan, run, verify
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
     from carnet.examiner.verdict import Verdict
+    from carnet.plans.columns import Plan
     from carnet.plans.request import Options
-    from carnet.steps import Plan
 
 _HOMES = {
     "carnet.api": ("Inspection", "Verdict", "cross", "inspect", "plan", "run", "verify"),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.request": ("Options",),
-    "carnet.steps": ("Plan",),
+    "carnet.plans.columns": ("Plan",),
 }
 
 

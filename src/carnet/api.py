@@ -28,12 +28,13 @@ from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
-from carnet.planner.proof import reprove
+from carnet.planner.reproof import reprove
 from carnet.plans import saved
+from carnet.plans.columns import Plan
 from carnet.plans.options import local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, gathered, memory_of, only
 from carnet.pool import Phase, Progress
-from carnet.steps import Plan, TextFile
+from carnet.steps import TextFile
 from carnet.storage.protocol import Crossing, Draft, Folder
 from carnet.storage.schemes import PathLike, folder_at
 

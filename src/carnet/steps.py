@@ -1,6 +1,6 @@
 """A *plan* is data: which bytes of the source become which bytes of the target. A *step* is one of its rows.
 
-This record is the whole contract between the planner, which opens no file, and the executor, which knows no architecture.
+These records are the whole contract between the planner, which opens no file, and the executor, which knows no architecture.
 A step moves one box of one canonical tensor. Its two places give, per axis of that box, the stride in the source and in the
 target, so that the move is ``target[...] = source[...]`` on two strided arrays of the same shape::
 
@@ -8,8 +8,8 @@ target, so that the move is ``target[...] = source[...]`` on two strided arrays 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 # bytes of a file; its codes where two are in a byte; no file but memory, where a matrix is assembled that is quantized
 Space = Literal["file", "packed", "scratch"]
@@ -180,37 +180,3 @@ class AssetFile:
     path: str  # absolute path to read
     nbytes: int
     digest: str  # xxh3-128 of the content, hex
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Plan:
-    """Everything that a crossing will do."""
-
-    source: str  # absolute path of the checkpoint's root
-    fingerprint: str  # of the source's headers, sizes and times: a run refuses another one
-    request: Mapping[str, object]  # what was asked for: target dialect, tp, pp, dtype, drop ... as given
-    family: str  # name of the family that ties both sides
-    files: tuple[TargetFile, ...]
-    texts: tuple[TextFile, ...]  # written last
-    assets: tuple[AssetFile, ...]
-    steps: tuple[Step, ...]
-    dropped: Mapping[str, tuple[str, ...]]  # reason -> names of what is left behind
-    proof: Mapping[str, int]  # counts that the coverage proof established
-    memory: int  # bytes: the promised peak of private memory
-    window: int  # bytes of one buffer
-    threads: int  # workers, each with its own buffer
-    raws: tuple[RawFile, ...] = ()  # a store's metadata
-    scratch: TargetFile = NO_SCRATCH  # the matrices that are quantized
-    notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
-    unused: Mapping[str, str] = field(
-        default_factory=dict
-    )  # argument of the source's -> what it says and the program did not do
-    accepted: Mapping[str, str] = field(default_factory=dict)  # argument -> what the source does and the target need not
-    needs: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # what the program that loads the target must be told, as plain values
-
-    def __repr__(self) -> str:
-        nbytes = sum(file.nbytes for file in self.files)
-        target = f"to {self.request.get('to')!r}: {len(self.steps):,} steps, {len(self.files):,} files, {nbytes:,} bytes"
-        return f"Plan({self.source!r} {target})"

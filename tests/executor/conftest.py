@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 from carnet.algebra.box import Box, intersect
 from carnet.dtypes import BY_NAME, array_type
 from carnet.formats.safetensors import render_header
-from carnet.steps import Fill, Move, Place, Plan, Same, Step, TargetFile, TargetTensor, TextFile
+from carnet.plans.columns import Plan, Steps
+from carnet.steps import Fill, Move, Place, Same, Step, TargetFile, TargetTensor, TextFile
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -59,7 +60,7 @@ class Crossing:
 
 
 def make_plan(source: Path, files, steps, *, window=1 << 20, threads=2, texts=(TextFile("config.json", "{}\n"),), assets=()):
-    return Plan(str(source), "f", {}, "toy", tuple(files), tuple(texts), assets, tuple(steps), {}, {}, 0, window, threads)
+    return Plan(str(source), "f", {}, "toy", tuple(files), tuple(texts), assets, Steps.of(steps), {}, {}, 0, window, threads)
 
 
 def make_file(name: str, tensors: list[tuple[str, str, tuple[int, ...]]]) -> TargetFile:

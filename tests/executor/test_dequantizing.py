@@ -13,9 +13,10 @@ from carnet.executor.run import write
 from carnet.executor.staging import owned
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import dense_strides
+from carnet.plans.columns import Plan, Steps
 from carnet.quantize.arithmetic import decode, factors, pack
 from carnet.quantize.recipes import PER_BYTE, RECIPES, Recipe, grid
-from carnet.steps import Encoding, Make, Place, Plan
+from carnet.steps import Encoding, Make, Place
 from carnet.storage.protocol import Crossing
 
 HEADER = 24  # bytes before the codes
@@ -80,7 +81,7 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
         source = Path(folder) / "source"
         source.mkdir()
         (source / "a.bin").write_bytes(content)
-        plan = Plan(folder, "f", {}, "toy", (file,), (), (), (step,), {}, {}, 0, window, 2)
+        plan = Plan(folder, "f", {}, "toy", (file,), (), (), Steps.of([step]), {}, {}, 0, window, 2)
         with owned(plan, Crossing("p"), source, Path(folder) / "out") as staging:
             write(plan, source, staging)
             found = load(Path(staging.where, file.name).read_bytes())["w"]

@@ -8,6 +8,7 @@ import pytest
 
 from carnet.errors import BadRequest
 from carnet.executor.memory import LEAST, choose_window, promised_memory
+from carnet.plans.request import MEMORY
 from tests.peak import SAMPLED
 
 # anonymous memory is sampled beside the run: VmHWM would count the pages of libraries too
@@ -44,6 +45,10 @@ def test_the_measured_peak_stays_inside_the_promise(halves, tmp_path, tensors, r
     promised = promised_memory(8 << 20, 4, len(case.plan.steps))
     print("measured", int(child.stdout) >> 20, "promised", promised >> 20)
     assert int(child.stdout) <= promised
+
+
+def test_a_trillion_weights_in_codes_are_written_inside_the_default_budget():
+    assert choose_window(MEMORY, 209_435)[0] == 8 << 20  # Kimi-K2's shape, 384 experts in 60 layers, to NVFP4
 
 
 def test_a_large_budget_gets_the_largest_window():

@@ -15,6 +15,7 @@ import xxhash
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor.run import write
 from carnet.executor.staging import owned
+from carnet.plans.columns import Steps
 from carnet.steps import AssetFile, Move, Same, TextFile
 from carnet.storage import journal as journals
 from carnet.storage.drafts import staging_of
@@ -214,19 +215,20 @@ def test_copies_that_differ_stop_the_run_and_both_are_named(case, out):
     assert isinstance(copy, Move)
     same = Same("t0", (0, 0), (2, 2048), copy.source, replace(copy.source, file="other.bin", offset=0))
     with pytest.raises(BadCheckpoint, match="two copies of t0 differ") as caught:
-        run(case, out, steps=(*case.plan.steps, same))
+        run(case, out, steps=Steps.of([*case.plan.steps, same]))
     assert str(caught.value).splitlines()[1:3] == ["  where     all.bin", "  other     other.bin"]
 
 
 def test_a_value_out_of_range_names_its_tensor(tmp_path, out, crossing):
-    from carnet.steps import Move, Place, Plan, TargetFile, TargetTensor
+    from carnet.plans.columns import Plan
+    from carnet.steps import Move, Place, TargetFile, TargetTensor
 
     source = tmp_path / "source"
     source.mkdir()
     (source / "a").write_bytes(bytes.fromhex("000080470000803f"))  # 65536.0 and 1.0
     cast = Move("final.norm", (0,), (2,), Place("a", 0, (1,), "f32"), Place("o", 72, (1,), "f16"))
     file = TargetFile("o", 76, (TargetTensor("n", "f16", (2,), 72),), {})
-    plan = Plan(str(source), "", {}, "toy", (file,), (), (), (cast,), {}, {}, 0, 1 << 16, 1)
+    plan = Plan(str(source), "", {}, "toy", (file,), (), (), Steps.of([cast]), {}, {}, 0, 1 << 16, 1)
     refused = pytest.raises(BadRequest, match=r"final\.norm is out of range for f16")
     with refused, owned(plan, Crossing("p"), source, out) as staging:
         write(plan, source, staging)
@@ -237,7 +239,7 @@ def test_no_name_leads_out_of_the_target(case, out, name):
     with pytest.raises(BadRequest, match="outside of its folder"):
         run(case, out, texts=(TextFile(name, ""),))
     with pytest.raises(BadRequest, match="outside of its folder"):
-        run(case, out, files=(replace(case.plan.files[0], name=name),), steps=())
+        run(case, out, files=(replace(case.plan.files[0], name=name),), steps=Steps.of([]))
 
 
 def test_assets_are_taken_over_and_a_changed_one_is_refused(case, out, tmp_path):

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from carnet.architectures.gpt2 import GPT2
 from carnet.architectures.known import FAMILIES, dialect_of
 from carnet.architectures.llama import LLAMA
-from carnet.dialects.entries import entries, units
+from carnet.dialects.entries import entries
 from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.units import units
 from carnet.errors import BadRequest
 from carnet.model.model import canonical_shapes, layers
 from tests.families.samples import FAMILY, SAMPLES, cut, family_of, ranked

@@ -7,9 +7,9 @@ import pytest
 
 from carnet.algebra.layout import JOIN
 from carnet.architectures.known import FAMILIES, dialect_of
-from carnet.dialects.entries import Unit
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.units import Unit
 from carnet.model.tensors import AXES, BY_PART, LINEAR, PLAIN, READERS, TENSORS
 
 DIALECTS = {"megatron": MEGATRON} | {

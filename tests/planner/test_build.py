@@ -20,8 +20,9 @@ from carnet.algebra.box import Box
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Stored
 from carnet.planner.build import build
+from carnet.plans.columns import Plan
 from carnet.plans.request import Request
-from carnet.steps import Fill, Make, Measure, Move, Plan, Put, Same, kind
+from carnet.steps import Fill, Make, Measure, Move, Put, Same, kind
 
 NOWHERE = Path("/a/folder/that/does/not/exist")
 NUMPY: Mapping[str, np.dtype[np.generic]] = {

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from carnet.algebra.box import Box
 from carnet.errors import CarnetError
-from carnet.planner.proof import Extent, prove
+from carnet.planner.proof import prove as prove_columns
+from carnet.planner.touches import Extent, Extents
+from carnet.plans.columns import Steps
 from carnet.steps import Encoding, Fill, Make, Move, Place, Same, TargetFile, TargetTensor
 
 # A is stored in two halves: its first two rows as they are, the others transposed; a second file repeats the first half.
@@ -53,6 +55,10 @@ STEPS = (
 WRITES = "the plan does not write every element of a target tensor exactly once"
 READS = "the plan does not use every element of a source tensor"
 NOWHERE = "a step of the plan touches bytes that belong to no tensor"
+
+
+def prove(files, extents, steps):
+    return prove_columns(files, Extents.of(extents), Steps.of(steps))
 
 
 def without(number):

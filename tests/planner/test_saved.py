@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from carnet.errors import BadRequest, MachineFailed
+from carnet.plans.columns import Plan, Steps
 from carnet.plans.saved import digest, lines, load, save
 from carnet.steps import (
     AssetFile,
@@ -20,7 +21,6 @@ from carnet.steps import (
     Measure,
     Move,
     Place,
-    Plan,
     Put,
     RawFile,
     Same,
@@ -34,7 +34,7 @@ TARGET = Place("rank0.safetensors", 1504, (1, 4), "bf16")
 CODES, SCALES = Place("model.safetensors", 1024, (128, 1), "u8"), Place("model.safetensors", 96, (4, 1), "bf16")
 ENCODING = Encoding("compressed-tensors/int4-group", (512, 512), 1024, SCALES, None)
 OWN = Encoding("modelopt/fp8", (4, 2), 1504, replace(TARGET, offset=1520), SCALES)
-ASSEMBLED = replace(SOURCE, file="scratch", space="scratch")
+ASSEMBLED = replace(SOURCE, file="scratch", offset=0, space="scratch")
 PLAN = Plan(
     source="/models/llama",
     fingerprint="9f00",
@@ -48,16 +48,18 @@ PLAN = Plan(
     ),
     texts=(TextFile("config.json", '{\n  "a": 1\n}\n'), TextFile("note.txt", "ü 語 \r\n\t end")),
     assets=(AssetFile("tokenizer.json", "/t/tokenizer.json", 12, "ab" * 16),),
-    steps=(
-        Move("layers.0.attention.q", (0, 0), (4, 2), SOURCE, TARGET),
-        Move("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
-        Fill("head", (2, 8), TARGET),
-        Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
-        Make("dequantize", "up", (0, 0), (4, 2), CODES, TARGET, ENCODING),
-        Measure("up", (0, 0), (4, 2), CODES, "up", replace(ENCODING, recipe="modelopt/nvfp4", outer=SCALES)),
-        Measure("down", (0, 0), (4, 2), SOURCE, "down"),
-        Make("quantize", "up", (0, 0), (4, 2), ASSEMBLED, TARGET, OWN, ("up", "down")),
-        Put("up_scale", (), replace(SCALES, strides=()), (0.5,)),
+    steps=Steps.of(
+        [
+            Move("layers.0.attention.q", (0, 0), (4, 2), SOURCE, TARGET),
+            Move("b", (), (), replace(SOURCE, strides=()), replace(TARGET, strides=(), dtype="f32")),
+            Fill("head", (2, 8), TARGET),
+            Same("embed", (1, 0), (1, 8), SOURCE, replace(SOURCE, file="iter_1/__1_0.distcp")),
+            Make("dequantize", "up", (0, 0), (4, 2), CODES, TARGET, ENCODING),
+            Measure("up", (0, 0), (4, 2), CODES, "up", replace(ENCODING, recipe="modelopt/nvfp4", outer=SCALES)),
+            Measure("down", (0, 0), (4, 2), SOURCE, "down"),
+            Make("quantize", "up", (0, 0), (4, 2), ASSEMBLED, TARGET, OWN, ("up", "down")),
+            Put("up_scale", (), replace(SCALES, strides=()), (0.5,)),
+        ]
     ),
     dropped={"module extra state": ("a._extra_state", "b._extra_state"), "random state": ()},
     proof={"source bytes": 12, "copies checked equal": 1},
@@ -94,8 +96,8 @@ def test_what_was_loaded_is_of_the_same_types_down_to_each_tuple(path):
 
 def test_a_plan_is_lines_of_json_in_this_order():
     found = [json.loads(line) for line in lines(PLAN)]
-    assert found[0]["carnet-plan"] == 2
-    assert [next(iter(row)) if isinstance(row, dict) else row[0] for row in found] == [
+    assert found[0]["carnet-plan"] == 3
+    kinds = [
         "carnet-plan",
         "file",
         "file",
@@ -103,26 +105,48 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "text",
         "text",
         "asset",
-        "move",
-        "move",
-        "fill",
-        "same",
-        "make",
-        "measure",
-        "measure",
-        "make",
-        "put",
+        "steps",
+        "steps",
+        "steps",
+        "steps",
+        "steps",
+        "steps",
     ]
+    assert [next(iter(row)) for row in found] == kinds
     assert found[1]["tensors"] == [["a.weight", "bf16", [4, 2], 1504], ["b", "f32", [], 1520]]
-    assert found[7] == [
-        "move",
-        "layers.0.attention.q",
-        [0, 0],
-        [4, 2],
-        ["iter_1/__0_0.distcp", 704, [8, 1], "bf16", "file"],
-        ["rank0.safetensors", 1504, [1, 4], "bf16", "file"],
-        0.0,
+    assert [row["steps"] for row in found[7:]] == [
+        "rank0.safetensors",
+        "",
+        "rank0.safetensors",
+        "",
+        "rank0.safetensors",
+        "model.safetensors",
     ]
+    assert found[7] == {
+        "steps": "rank0.safetensors",
+        "number": 3,
+        "forms": [
+            ["move", [4, 2], [[8, 1], "bf16", "file"], [[1, 4], "bf16", "file"], 0.0],
+            ["move", [], [[], "bf16", "file"], [[], "f32", "file"], 0.0],
+            ["fill", [2, 8], [[1, 4], "bf16", "file"]],
+        ],
+        "names": ["iter_1/__0_0.distcp", "rank0.safetensors", "layers.0.attention.q", "b", "head"],
+        "starts": [[0, 0], []],
+        "mores": [[]],
+        "form": [0, 1, 2],
+        "tensor": [2, 3, 4],
+        "start": [0, 1, 1],
+        "more": 0,
+        "source": [0, 0, -1],
+        "target": 1,
+        "scales": -1,
+        "outer": -1,
+        "source_at": [704, 704, 0],
+        "target_at": 1504,
+        "first": 0,
+        "scales_at": 0,
+        "outer_at": 0,
+    }
 
 
 def test_the_last_line_is_the_digest_of_those_before_it(path):
@@ -134,7 +158,8 @@ def test_the_last_line_is_the_digest_of_those_before_it(path):
 def test_a_plan_that_differs_in_one_field_has_another_digest(field):
     other = {
         **dict.fromkeys(("source", "fingerprint", "family"), "x"),
-        **dict.fromkeys(("files", "texts", "assets", "steps"), ()),
+        **dict.fromkeys(("files", "texts", "assets"), ()),
+        "steps": Steps.of([]),
         "scratch": TargetFile("scratch", 0, (), {}, "scratch"),
         "raws": (RawFile(".metadata", b"x"),),
         "request": {},
@@ -177,7 +202,7 @@ PLANS = st.builds(
     ).map(tuple),
     st.lists(st.builds(TextFile, NAMES, st.text(PLAIN, max_size=20)), max_size=2).map(tuple),
     st.lists(st.builds(AssetFile, NAMES, TEXT, NUMBERS, TEXT), max_size=2).map(tuple),
-    st.lists(STEPS, max_size=4).map(tuple),
+    st.lists(STEPS, max_size=4).map(Steps.of),
     st.dictionaries(TEXT, st.lists(TEXT, max_size=2).map(tuple)),
     st.dictionaries(TEXT, NUMBERS),
     NUMBERS,
@@ -191,6 +216,27 @@ PLANS = st.builds(
 def test_any_plan_that_was_saved_and_loaded_is_the_plan(path, plan):
     save(plan, path)
     assert load(path) == plan
+
+
+def test_a_worker_reads_its_own_files_and_what_looks_at_the_source(path):
+    save(PLAN, path)
+    first, second = load(path, ["rank0.safetensors"]), load(path, ["model.safetensors"])
+    assert [file.name for file in first.files] == ["rank0.safetensors"]
+    assert [*first.steps] == [step for step in PLAN.steps if not isinstance(step, Put)]
+    assert first.scratch == PLAN.scratch
+    assert [*second.steps] == [step for step in PLAN.steps if isinstance(step, Same | Measure | Put)]
+    assert second.scratch.tensors == ()
+    assert (second.texts, second.proof) == (PLAN.texts, PLAN.proof)
+
+
+def test_lines_of_other_files_are_not_parsed(path):
+    rows = saved(PLAN, path)[:-1]
+    rows[-1] = rows[-1].rstrip()[:-1] + b', "rubbish}\n'
+    body = b"".join(rows)
+    path.write_bytes(body + json.dumps({"digest": xxhash.xxh3_128(body).hexdigest()}).encode() + b"\n")
+    assert len(load(path, ["rank0.safetensors"]).steps) == len(PLAN.steps) - 1
+    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        load(path)
 
 
 STRANGE = [
@@ -297,31 +343,59 @@ FORGED = [
     ("a target file that is the folder", at(1, "file", ".")),
     ("a text above the folder", at(4, "text", "a/../../config.json")),
     ("an asset above the folder", at(6, "asset", "../tokenizer.json")),
-    ("a step that reads above the folder", at(7, 4, 0, "../../etc/passwd")),
-    ("a step that reads from the root", at(7, 4, 0, "/etc/passwd")),
-    ("a step that writes above the folder", at(7, 5, 0, "../x")),
-    ("a comparison above the folder", at(10, 5, 0, "../x")),
-    ("a step of a kind that nobody knows", at(7, 0, "execute")),
-    ("a step with a field too few", lambda rows: rows[7].pop()),
-    ("a step with a field too many", lambda rows: rows[7].append(1)),
-    ("a place that is a number", at(7, 4, 7)),
-    ("a space that nobody knows", at(7, 4, 4, "network")),
-    ("a space that is a list", at(7, 4, 4, [])),
-    ("a place with a field too few", lambda rows: rows[7][4].pop()),
-    ("an element type that nobody knows", at(7, 4, 3, "f4")),
+    ("a step that reads above the folder", at(7, "names", 0, "../../etc/passwd")),
+    ("a step that reads from the root", at(7, "names", 0, "/etc/passwd")),
+    ("a step that writes above the folder", at(7, "names", 1, "../x")),
+    ("a comparison above the folder", lambda rows: rows[8]["names"].__setitem__(rows[8]["target"], "../x")),
+    ("a name that is a number", at(7, "names", 0, 7)),
+    ("a step of a kind that nobody knows", at(7, "forms", 0, 0, "execute")),
+    ("a form that is a word", at(7, "forms", 0, "move")),
+    ("a form with a field too few", lambda rows: rows[7]["forms"][0].pop()),
+    ("a form with a field too many", lambda rows: rows[7]["forms"][0].append(1)),
+    ("a place that is a number", at(7, "forms", 0, 2, 7)),
+    ("a space that nobody knows", at(7, "forms", 0, 2, 2, "network")),
+    ("a space that is a list", at(7, "forms", 0, 2, 2, [])),
+    ("a place with a field too few", lambda rows: rows[7]["forms"][0][2].pop()),
+    ("an element type that nobody knows", at(7, "forms", 0, 2, 1, "f4")),
+    ("a stride that is a half", at(7, "forms", 0, 2, 0, 0, 0.5)),
     ("a tensor of a type that nobody knows", at(1, "tensors", 0, 1, "f4")),
-    ("a function that nobody knows", at(11, 1, "execute")),
-    ("a function that is a list", at(11, 1, [])),
-    ("codes without an encoding", at(11, 7, None)),
-    ("an encoding with a field too few", lambda rows: rows[11][7].pop()),
-    ("an encoding that is a word", at(11, 7, "modelopt/fp8")),
-    ("a matrix of three dimensions", at(11, 7, 1, [4, 4, 4])),
-    ("a matrix that begins nowhere", at(11, 7, 2, "0")),
-    ("scales above the folder", at(11, 7, 3, 0, "../x")),
-    ("no scales", at(11, 7, 3, None)),
+    ("a function that nobody knows", at(9, "forms", 0, 1, "execute")),
+    ("a function that is a list", at(9, "forms", 0, 1, [])),
+    ("codes without an encoding", at(9, "forms", 0, 5, None)),
+    ("an encoding with a field too few", lambda rows: rows[9]["forms"][0][5].pop()),
+    ("an encoding that is a word", at(9, "forms", 0, 5, "modelopt/fp8")),
+    ("a matrix of three dimensions", at(9, "forms", 0, 5, 1, [4, 4, 4])),
+    ("a matrix that begins nowhere", at(9, "first", "0")),
+    ("scales above the folder", lambda rows: rows[9]["names"].__setitem__(rows[9]["scales"], "../x")),
+    ("no scales", at(9, "forms", 0, 5, 2, None)),
+    ("scales in no file", at(9, "scales", -1)),
+    ("a form that is not in the table", at(7, "form", 0, 3)),
+    ("a form before the table", at(7, "form", 0, -1)),
+    ("a tensor that is not in the table", at(7, "tensor", 5)),
+    ("a source in no file", at(7, "source", -1)),
+    ("a file that is not in the table", at(7, "target", 5)),
+    ("an offset below zero", at(7, "target_at", -1)),
+    ("an offset that no file has", at(7, "target_at", (1 << 62) + 1)),
+    ("an offset that no machine has", at(7, "target_at", 1 << 80)),
+    ("an offset that is a half", at(7, "target_at", 0.5)),
+    ("an offset that is true", at(7, "target_at", True)),
+    ("a column that is a word", at(7, "target_at", "0")),
+    ("a column too short", lambda rows: rows[7]["form"].pop()),
+    ("a column too long", lambda rows: rows[7]["form"].append(0)),
+    ("a column of columns", lambda rows: rows[7].__setitem__("form", [rows[7]["form"]])),
+    ("a column of unequal columns", at(7, "form", 0, [0, 1])),
+    ("no column", lambda rows: rows[7].pop("outer_at")),
+    ("more steps than are there", at(7, "number", 4)),
+    ("more steps than a block has", at(7, "number", 1 << 40)),
+    ("no steps", at(7, "number", 0)),
+    ("steps in half", at(7, "number", 1.5)),
+    ("a start that is a number", at(7, "starts", 0, 0)),
+    ("a value that is a word", lambda rows: rows[12].__setitem__("mores", [["0"]])),
+    ("a scale that is a word", at(11, "mores", 0, 0, "0.5")),
+    ("nothing of what a scale follows from", at(11, "mores", 0, [])),
     ("two scratch spaces", at(1, "kind", "scratch")),
     ("no scratch space", lambda rows: rows.pop(3)),
-    ("another version", at(0, "carnet-plan", 3)),
+    ("another version", at(0, "carnet-plan", 4)),
     ("no version", lambda rows: rows[0].pop("carnet-plan")),
     ("no window", lambda rows: rows[0].pop("window")),
     ("a row that is a number", lambda rows: rows.append(7)),
@@ -341,7 +415,7 @@ def test_a_forged_plan_is_refused_for(path, remark, change):
 def test_a_plan_of_an_older_version_is_refused_in_plain_words(path):
     with pytest.raises(BadRequest) as caught:
         load(forged(path, at(0, "carnet-plan", 1)))
-    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 2"
+    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 3"
     assert caught.value.remedy == "make it again with `carnet plan`"
 
 

@@ -4,18 +4,17 @@ The same entries describe a source and a target. For a source, the rows whose na
 is chosen); for a target, the rows of one spelling.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from carnet.algebra.box import Box
-from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, cut_unevenly, fold, view
+from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, fold, view
 from carnet.dialects.rows import Dialect, Row
-from carnet.errors import BadCheckpoint, BadRequest
+from carnet.dialects.units import Among, Present, Unit, units
+from carnet.errors import BadRequest
 from carnet.model.fields import Config, Value
 from carnet.model.model import holds, layers, number, sizes, tensors, value
-from carnet.model.tensors import AXES, TIED, Axis, Canonical, Tensor
+from carnet.model.tensors import AXES, TIED, Canonical, Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +31,81 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Like:
+    """What the stored tensors of a row have in common that differ in their names alone: those of all layers of a kind."""
+
+    shape: tuple[int, ...]  # elements
+    stored: tuple[int, ...]  # the shape in the file: another view of the same elements, or the same
+    views: tuple[View, ...]  # disjoint, of no name; together with the padding they are the whole tensor
+    padding: tuple[Box, ...]  # stored boxes that hold no weight
+    dtype: str  # element type whatever the others have; "" for the model's own
+    pattern: Pattern  # the same once more, as the row says it
+    shares: Mapping[str, Share]
+    parts: tuple[tuple[str, ...], ...]
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One stored tensor."""
 
     unit: str  # the rank that holds it: "rank3"; "" where names are global
     name: str
-    shape: tuple[int, ...]  # elements
-    views: tuple[View, ...]  # disjoint; together with the padding they are the whole tensor
-    padding: tuple[Box, ...]  # stored boxes that hold no weight
-    padded: str  # the canonical tensor whose axis is padded; "" for none
-    dtype: str  # element type whatever the others have; "" for the model's own
-    reading: Reading  # the same once more, as the row says it
-    stored: tuple[int, ...]  # the shape in the file: another view of the same elements, or the same
+    like: Like
+    tensors: tuple[tuple[Canonical, ...], ...]  # per index of the layer dimension (one, if there is none): that in each part
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return its shape, in elements."""
+        return self.like.shape
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """Return its shape in the file."""
+        return self.like.stored
+
+    @property
+    def dtype(self) -> str:
+        """Return its element type whatever the others have; "" for the model's own."""
+        return self.like.dtype
+
+    @property
+    def padding(self) -> tuple[Box, ...]:
+        """Return the stored boxes that hold no weight."""
+        return self.like.padding
+
+    @property
+    def padded(self) -> str:
+        """Name the canonical tensor whose axis is padded; "" for none."""
+        return self.tensors[0][0] if self.like.padding and len(self.tensors) == 1 else ""
+
+    @property
+    def names(self) -> tuple[Canonical, ...]:
+        """Name the canonical tensor of each view."""
+        return self.tensors[0] if len(self.tensors) == 1 else tuple([name for names in self.tensors for name in names])
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Return where the canonical tensors lie in it."""
+        return tuple([View(n, v.box, v.origin, v.places) for n, v in zip(self.names, self.like.views, strict=True)])
+
+    @property
+    def reading(self) -> Reading:
+        """Return what the row says of it."""
+        return Reading(self.like.pattern, self.like.shares, self.like.parts, self.like.cut, self.tensors)
 
 
 def turned(entry: Entry) -> Entry:
     """Return a matrix with rows and columns exchanged: another stored tensor of the same numbers."""
-    pattern = replace(entry.reading.pattern, dims=entry.reading.pattern.dims[::-1])
+    like = entry.like
     views = tuple(
         replace(view, origin=view.origin[::-1], places=tuple((1 - dim, stride) for dim, stride in view.places))
-        for view in entry.views
+        for view in like.views
     )
-    padding = tuple(Box(box.start[::-1], box.shape[::-1]) for box in entry.padding)
-    reading = replace(entry.reading, pattern=pattern)
-    return replace(entry, shape=entry.shape[::-1], stored=entry.stored[::-1], views=views, padding=padding, reading=reading)
+    padding = tuple(Box(box.start[::-1], box.shape[::-1]) for box in like.padding)
+    pattern = replace(like.pattern, dims=like.pattern.dims[::-1])
+    shapes = {"shape": like.shape[::-1], "stored": like.stored[::-1]}
+    return replace(entry, like=replace(like, views=views, padding=padding, pattern=pattern, **shapes))  # type: ignore[arg-type]
 
 
 def as_linear(entry: Entry) -> Entry:
@@ -68,106 +118,12 @@ def is_conv1d(entry: Entry) -> bool:
 
     The outputs are what a canonical weight begins with, after its experts.
     """
-    axes = entry.reading.parts[0]
+    axes = entry.like.parts[0]
     outputs = axes.index("expert") + 1 if "expert" in axes else 0
-    return len(entry.shape) == 2 and len(axes) > outputs + 1 and entry.views[0].places[outputs][0] == 1
+    return len(entry.shape) == 2 and len(axes) > outputs + 1 and entry.like.views[0].places[outputs][0] == 1
 
 
-@dataclass(frozen=True, slots=True)
-class Among:
-    """A place among ranks."""
-
-    rank: int = 0
-    world: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """One file of a dialect: a rank, or everything."""
-
-    name: str
-    layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
-    base: int  # the global number of the layer that its names call 0
-    first: bool  # holds what comes before the layers
-    last: bool  # holds what comes after them
-    tensor: Among = Among()  # among the ranks that share every layer
-    expert: Among = Among()  # among those that share the experts
-    expert_tensor: Among = Among()  # among those that share each expert
-    expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
-    also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
-
-    def among(self, axis: Axis) -> Among:
-        """Return the place of this unit among the ranks that share an axis."""
-        return {"tensor": self.tensor, "expert": self.expert, "expert_tensor": self.expert_tensor}[axis.among]
-
-
-NUMBERED = re.compile(r"(?P<kind>decoder|mtp)\.layers\.(?P<layer>\d+)\.")
 BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
-Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
-
-
-def units(dialect: Dialect, config: Config, present: Present = None) -> list[Unit]:
-    """Return the files of a dialect, in the order of their ranks."""
-    labels = sorted({label for label, _ in present or () if label.startswith("tp")})
-    if dialect.ranked:
-        return _tensorrt_units(config)
-    if labels:
-        return _megatron_units(config, labels, present or ())
-    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), 0, first=True, last=True)]
-
-
-def _tensorrt_units(config: Config) -> list[Unit]:
-    """Return the ranks as TensorRT-LLM numbers them: rank = stage x tp + place; neighbours share the experts."""
-    count = number(config, "layers")
-    tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
-    if pp > count:
-        raise BadRequest(
-            f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
-        )
-    found = []
-    for stage, rank in product(range(pp), range(tp)):
-        held, last = cut_unevenly(count, pp, stage), stage == pp - 1
-        layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
-        expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
-        name, base = f"rank{stage * tp + rank}", held.start
-        found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
-    return found
-
-
-def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:
-    """Return the ranks of a per-rank checkpoint: ``tp0-pp1-ep0-vp0``; the virtual chunks of all stages follow each other.
-
-    Stages may differ in length, and layers that predict further tokens may have a stage of their own: the numbers of the layers are
-    counted from the names that are there.
-    """
-    places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
-    held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
-    further = set[tuple[int, int]]()
-    for label, name in present:
-        numbered = NUMBERED.search(name)
-        if numbered:
-            _, p, _, v = places[label]
-            if numbered["kind"] == "mtp":
-                further.add((v, p))
-            else:
-                held[v, p].add(int(numbered["layer"]))
-    starts, start = {}, 0
-    for place in sorted(held):
-        starts[place] = start
-        start += len(held[place])
-    if len(held) == 1 and start < number(config, "layers"):
-        start = number(config, "layers")  # a layer that does nothing has no names
-    if start > number(config, "layers"):
-        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
-    tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
-    found = []
-    count = number(config, "layers")
-    for label, (t, p, e, v) in places.items():
-        last, base = (v, p) == max(held), starts[v, p]
-        layers = tuple(range(base, start if last else base + len(held[v, p])))
-        layers += tuple(range(count, count + number(config, "mtp"))) if (v, p) in further else ()
-        found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
-    return found
 
 
 def entries(
@@ -286,18 +242,16 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
         )
     ):
         return  # another spelling of experts: hundreds of names need no look
+    names = {layer: (_names(parts, layer),) for layer in (same if inside else [0])}
     for held, shown in each:
         folded = fold(row.pattern, held)
         stored = fold(row.stored, held).shape if row.stored else folded.shape
-        like = tuple(_views(folded, parts, held, 0, {}))  # the layers differ in names only
+        views = tuple(_views(folded, parts, held, {}))
+        like = Like(folded.shape, stored, views, folded.padding, row.dtype, row.pattern, held, axes, row.cut)
         for layer, spelled in _spelled(job, shown, same) if inside else [(0, shown)]:
             if present is None or (unit.name, spelled) in present:
-                names = _names(parts, layer)
-                views = tuple(View(n, v.box, v.origin, v.places) for n, v in zip(names, like, strict=True))
-                reading = Reading(row.pattern, held, axes, row.cut, (names,))
-                padded = names[0] if folded.padding else ""
-                entry = Entry(unit.name, spelled, folded.shape, views, folded.padding, padded, row.dtype, reading, stored)
-                yield {"first": BEFORE, "layer": layer}.get(stage, AFTER), entry
+                at = {"first": BEFORE, "layer": layer}.get(stage, AFTER)
+                yield at, Entry(unit.name, spelled, like, names[layer])
 
 
 def _stacked(
@@ -312,10 +266,10 @@ def _stacked(
     pattern = Pattern(job.row.pattern.text, (("layer",), *job.row.pattern.dims), job.row.pattern.parts)
     held = {**shares, "layer": Share(0, len(same), len(same))}
     folded = fold(pattern, held)
-    views = tuple(v for at, layer in enumerate(same) for v in _views(folded, parts, shares, layer, {"layer": at}))
+    views = tuple(v for at, _ in enumerate(same) for v in _views(folded, parts, shares, {"layer": at}))
     stored = (len(same), *fold(job.row.stored or job.row.pattern, shares).shape)
-    reading = Reading(pattern, held, axes, job.row.cut, tuple(_names(parts, layer) for layer in same))
-    return Entry(job.unit.name, name, folded.shape, views, folded.padding, "", job.row.dtype, reading, stored)
+    like = Like(folded.shape, stored, views, folded.padding, job.row.dtype, pattern, held, axes, job.row.cut)
+    return Entry(job.unit.name, name, like, tuple(_names(parts, layer) for layer in same))
 
 
 def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -349,9 +303,9 @@ def _names(parts: list[Tensor], layer: int) -> tuple[Canonical, ...]:
     return tuple(tensor.at(layer) for tensor in parts)
 
 
-def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], layer: int, at: dict[str, int]) -> Iterator[View]:
+def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], at: dict[str, int]) -> Iterator[View]:
     for slot, tensor in zip(folded.slots, parts, strict=True):
-        yield view(slot, tensor.at(layer), tensor.axes, shares, at)
+        yield view(slot, "", tensor.axes, shares, at)
 
 
 def _checked_shares(job: _Job, parts: list[Tensor], layer: int) -> dict[str, Share]:

@@ -28,7 +28,7 @@ from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
 from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory.survey import Inventory
-from carnet.steps import Plan
+from carnet.plans.columns import Plan
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import file_at, folder_at
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.plans.columns import Plan
 from carnet.quantize.recipes import Recipe
-from carnet.steps import Plan
 from carnet.storage.protocol import File, Opened, Target
 
 Bytes = NDArray[np.uint8]

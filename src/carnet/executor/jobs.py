@@ -7,40 +7,21 @@
 * ``Check``: two places of the source that must hold the same bytes.
 """
 
-import bisect
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from math import isqrt, prod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import prod
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest
-from carnet.executor.geometry import (
-    Piece,
-    Tile,
-    blocks,
-    clip,
-    count,
-    fits,
-    linear,
-    piece_of,
-    run,
-    segments,
-    span,
-    sparse,
-    volume,
-)
-from carnet.quantize.recipes import BY_NAME as RECIPES
-from carnet.quantize.recipes import ROW, Recipe
-from carnet.steps import Fill, Make, Measure, Move, Plan, Same, Space, TargetTensor, kind
-
-LONG = 64 << 10  # bytes: from this length on a run is the kernel's
-LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
-THIN = 1 / 64  # of a window: the smallest part, however little of its source rows a tensor takes
-MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
-
-
-Writer = Move | Make | Fill  # a step that writes a box of a target tensor
+from carnet.executor.cutting import Cell, Writer, blocks_of, cells_of, runs_of
+from carnet.executor.geometry import Piece, Tile, segments, volume
+from carnet.executor.groups import Group, groups_of
+from carnet.plans.columns import Plan, Rows, Steps
+from carnet.steps import Make, Measure, Move, Same
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +76,135 @@ class Encode:
 
 
 Job = Direct | Windows | Check | Gauge | Encode
-_Where = tuple[str, int]  # source file, offset
-_Seen = tuple[_Where, int, Part]  # where a part begins in the source, bytes that it spans there, the part
+KINDS = DIRECT, WINDOWS, CHECK, GAUGE, ENCODE = range(5)
+# which step (-1: none); which block of it, or the first of how many parts; and where its source lies
+JOB = np.dtype(
+    [(name, np.int32) for name in ("kind", "step", "block", "first", "number", "file")]
+    + [("at", np.int64), ("nbytes", np.int64)]
+)
+CELL = ("group", "tensor", "cell")
+PART = np.dtype([(name, np.int32) for name in CELL])  # a cell of one of the tensors alike
+# a part, the source that it reads and how far that goes, its bytes and where they lie in the target
+SEEN = np.dtype(
+    [(name, np.int32) for name in (*CELL, "file", "target")] + [(name, np.int64) for name in ("at", "wide", "nbytes", "place")]
+)
 
 
-def jobs_of(plan: Plan) -> list[Job]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Jobs(Sequence[Job]):
+    """The jobs of a plan as columns, in the order in which their source lies on disk; each is made when it is asked for."""
+
+    steps: Steps
+    groups: Sequence[tuple[Group, Sequence[Cell]]]
+    parts: Rows  # of PART
+    rows: Rows  # of JOB
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Job: ...
+    @overload
+    def __getitem__(self, at: slice) -> "Jobs": ...
+    def __getitem__(self, at: "int | slice") -> "Job | Jobs":
+        if isinstance(at, slice):
+            return replace(self, rows=self.rows[at])
+        kind, number, block, first, count, _, _, nbytes = self.rows[at].item()
+        parts = tuple([self._part(part) for part in range(first, first + count)])
+        step = self.steps[number] if kind != WINDOWS else None
+        match kind, step:
+            case 0, Move():
+                return Direct(step, next(islice(blocks_of(step), block, None)), nbytes)
+            case 2, Same():
+                return Check(step, nbytes)
+            case 3, Measure():
+                return Gauge(step, nbytes)
+            case 4, Make():
+                return Encode(step, parts[0], nbytes)
+            case _:
+                return Windows(parts, nbytes)
+
+    def _part(self, at: int) -> Part:
+        group, tensor, cell = self.parts[at].item()
+        alike, cells = self.groups[group]
+        steps = [self.steps[int(alike.steps[tensor, number])] for number in cells[cell].steps]
+        tile = replace(cells[cell].tile, base=cells[cell].tile.base + int(alike.offsets[tensor]))
+        return Part(self.steps.names[alike.files[tensor]], tile, tuple(steps))  # type: ignore[arg-type]  # all of them write
+
+
+def jobs_of(plan: Plan) -> Jobs:
     """Return the jobs of a plan, in the order in which their source lies on disk."""
-    placed: list[tuple[_Where, Job]] = []
-    windows: list[_Seen] = []
-    coded = {step.source.offset: step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"}
-    for (space, file, tensor), steps in _by_tensor(plan).items():
-        if space == "scratch":
-            placed += _encodings(plan, tensor, steps, coded[tensor.offset])
-        elif _straight(steps):
-            placed += _direct(steps)
-        else:
-            windows += _windows(plan, file, tensor, steps)
-    placed += _together(sorted(windows, key=lambda seen: (seen[0], seen[2].file, segments(seen[2].tile))), plan.window)
-    for step in plan.steps:
-        if isinstance(step, Same | Measure) and 0 not in step.shape:
-            nbytes = prod(step.shape) * BY_NAME[step.source.dtype].nbytes
-            job = Check(step, nbytes) if isinstance(step, Same) else Gauge(step, nbytes)
-            placed.append(((step.source.file, step.source.offset), job))
-    placed.sort(key=lambda pair: pair[0])
-    return [job for _, job in placed]
+    steps, groups = plan.steps, list[tuple[Group, list[Cell]]]()
+    rows, parts, seen, coded_parts = [np.empty(0, JOB)], list[Rows](), [np.empty(0, SEEN)], 0
+    for group in groups_of(plan):
+        sample = [steps[number] for number in group.steps[0].tolist()]
+        coded = None if group.coded is None else next(steps.at(group.coded[:1]).only(Make))
+        runs = runs_of(sample) if coded is None else None
+        if runs is not None:
+            rows += [_reading(steps, group.steps[:, run.step], run.first, DIRECT, run.block, run.nbytes) for run in runs]
+            continue
+        cells = [*cells_of(group.tensor, sample, coded, plan.window)]
+        for number, cell in enumerate(cells):
+            part = np.zeros(len(group.offsets), SEEN)
+            part["group"], part["tensor"], part["cell"] = len(groups), np.arange(len(part)), number
+            job = _reading(steps, group.steps[:, cell.reader], cell.first, ENCODE, 0, volume(cell.tile))
+            part["file"], part["at"], part["wide"], part["nbytes"] = job["file"], job["at"], cell.wide, job["nbytes"]
+            if group.coded is not None:
+                job["step"], job["number"], job["first"] = group.coded, 1, coded_parts + np.arange(len(job))
+                coded_parts += len(job)
+                rows.append(job)
+                parts.append(part[[*CELL]].astype(PART))
+                continue
+            part["target"], part["place"] = group.files, group.offsets + segments(cell.tile)[0]
+            seen.append(part)
+        groups.append((group, cells))
+    rank = _ranks(steps)
+    windows = np.concatenate(seen)
+    windows = windows[np.lexsort((windows["place"], rank[windows["target"]], windows["at"], rank[windows["file"]]))]
+    rows.append(_together(windows, plan.window, coded_parts))
+    parts.append(windows[[*CELL]].astype(PART))
+    rows += _looking(steps)
+    made = np.concatenate(rows)
+    return Jobs(steps, groups, np.concatenate(parts), made[np.lexsort((made["at"], rank[made["file"]]))])
+
+
+def _reading(steps: Steps, numbers: NDArray[np.int64], first: int, kind: int, block: int, nbytes: int) -> Rows:
+    """Return a job for each of some steps, which reads from ``first`` on."""
+    made, read = np.zeros(len(numbers), JOB), steps.rows[numbers]
+    made["kind"], made["step"], made["block"], made["nbytes"] = kind, numbers, block, nbytes
+    made["file"], made["at"] = read["source"], read["source_at"] + first
+    return made
+
+
+def _ranks(steps: Steps) -> NDArray[np.int64]:
+    """Return the place of each name among all of them, in their order."""
+    rank = np.empty(len(steps.names), np.int64)
+    rank[sorted(range(len(steps.names)), key=steps.names.__getitem__)] = np.arange(len(steps.names))
+    return rank
+
+
+def _looking(steps: Steps) -> Iterator[Rows]:
+    """Yield the jobs that compare and measure."""
+    for number, form in enumerate(steps.forms):
+        if isinstance(form, Same | Measure) and 0 not in form.shape:
+            kind, nbytes = CHECK if isinstance(form, Same) else GAUGE, prod(form.shape) * BY_NAME[form.source.dtype].nbytes
+            yield _reading(steps, np.flatnonzero(steps.rows["form"] == number), 0, kind, 0, nbytes)
+
+
+def _together(windows: Rows, window: int, first: int) -> Rows:
+    """Join parts that follow each other and read mostly the same source, as long as they fit one buffer; ``first`` is the first."""
+    made = list[tuple[int, ...]]()
+    begin, number, nbytes, file, at, until = first, 0, 0, -1, 0, 0
+    for there, place, wide, size in windows[["file", "at", "wide", "nbytes"]].tolist():
+        if number and not (there == file and place < until and nbytes + size <= window):
+            made.append((WINDOWS, -1, 0, begin, number, file, at, nbytes))
+            begin, number, nbytes = begin + number, 0, 0
+        if not number:
+            file, at, until = there, place, place + wide // 2
+        number, nbytes = number + 1, nbytes + size
+    if number:
+        made.append((WINDOWS, -1, 0, begin, number, file, at, nbytes))
+    return np.array(made, JOB)
 
 
 def touched(job: Job) -> set[str]:
@@ -133,173 +219,3 @@ def touched(job: Job) -> set[str]:
             return {place.file for place in (job.step.target, encoding.scales, encoding.outer) if place is not None}
         case Check() | Gauge():
             return set()
-
-
-def _by_tensor(plan: Plan) -> dict[tuple[Space, str, TargetTensor], list[Writer]]:
-    files = (*plan.files, plan.scratch)
-    tensors = {(file.space, file.name): [tensor for tensor in file.tensors if 0 not in tensor.shape] for file in files}
-    offsets = {where: [tensor.offset for tensor in found] for where, found in tensors.items()}
-    groups: dict[tuple[Space, str, TargetTensor], list[Writer]] = defaultdict(list)
-    for step in plan.steps:
-        if not isinstance(step, Writer) or kind(step) == "quantize" or 0 in step.shape:
-            continue
-        place = step.target
-        where = place.space, place.file
-        index = bisect.bisect_right(offsets.get(where, []), place.offset) - 1
-        if index < 0:
-            raise BadRequest(f"the plan writes {step.tensor} outside of every target tensor", {"where": place.file})
-        groups[*where, tensors[where][index]].append(step)
-    return groups
-
-
-def _straight(steps: Sequence[Writer]) -> bool:
-    """Say whether a tensor's bytes come in runs that are long enough for the kernel."""
-    copied = number = 0
-    for step in steps:
-        if isinstance(step, Fill):
-            continue
-        if kind(step) != "copy":
-            return False
-        piece = piece_of(step.shape, step.source, step.target)
-        copied += count(piece) * piece.items[0]
-        number += count(piece) * piece.items[0] // run(piece)
-    return number <= 1 or copied >= number * LONG
-
-
-def _direct(steps: Sequence[Writer]) -> Iterator[tuple[_Where, Job]]:
-    # a step that fills needs no job: the file was created as one hole, which reads as zeros
-    for step in steps:
-        if isinstance(step, Move):
-            for piece in blocks(piece_of(step.shape, step.source, step.target), MOST, pack=True):
-                yield (step.source.file, piece.source), Direct(step, piece, count(piece) * piece.items[1])
-
-
-def _windows(plan: Plan, file: str, tensor: TargetTensor, steps: Sequence[Writer]) -> Iterator[_Seen]:
-    """Cut a tensor into parts that fit a buffer, each with the steps that touch it."""
-    reach = sorted((*_reach(step), number) for number, step in enumerate(steps))
-    active: list[tuple[int, int, int]] = []
-    coming = 0
-    for tile in _tiles(plan, tensor, steps):
-        low, lines, width, pitch = segments(tile)
-        while coming < len(reach) and reach[coming][0] < low + (lines - 1) * pitch + width:
-            active.append(reach[coming])
-            coming += 1
-        active = [row for row in active if row[1] > low]
-        part = Part(file, tile, tuple(steps[number] for number in sorted(number for _, _, number in active)))
-        where = _first(part)
-        if where is not None:  # else there is nothing but zeros, and those are there
-            yield *where, part
-
-
-def _encodings(plan: Plan, tensor: TargetTensor, steps: Sequence[Writer], coded: Make) -> Iterator[tuple[_Where, Job]]:
-    """Cut a matrix into tiles of whole blocks that fit a buffer beside their codes."""
-    (rows, columns), item = coded.encoding.shape, BY_NAME[tensor.dtype].nbytes
-    wide, tall = _whole_blocks(RECIPES[coded.encoding.recipe], rows, columns, plan.window // (item + 1))
-    for top in range(0, rows, tall):
-        for left in range(0, columns, wide):
-            tile = Tile(tensor.offset, columns, item, (top, min(rows, top + tall)), (left, min(columns, left + wide)))
-            part = Part("scratch", tile, tuple(steps))
-            where = _first(part)
-            if where is not None:
-                yield where[0], Encode(coded, part, volume(tile))
-
-
-def _whole_blocks(recipe: Recipe, rows: int, columns: int, most: int) -> tuple[int, int]:
-    """Return the columns and rows of a tile of whole blocks with at most so many elements: whole rows where they fit."""
-    down, along = recipe.block[0] or 1, recipe.block[1]
-    step = columns if recipe.block == ROW else along or 8  # eight: a packed item may not be cut
-    wide = columns if columns * down <= most else min(columns, max(step, most // down // step * step))
-    return wide, min(rows, max(down, most // wide // down * down))
-
-
-def _tiles(plan: Plan, tensor: TargetTensor, steps: Sequence[Writer]) -> list[Tile]:
-    """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
-
-    A range of a transposed tensor takes a little of every source row: reading for it means reading everything again and again.
-    """
-    item = BY_NAME[tensor.dtype].nbytes
-    limit = int(plan.window * _density(steps))
-    ranges = [linear(tensor.offset, item, low, high) for low, high in cuts(tensor.shape, item, limit)]
-    squares = _squares(tensor, item, limit)
-    if not squares or not all(fits(step.shape, step.target, squares[0]) for step in steps):
-        return ranges
-    return squares if _waste(ranges[0], steps) > max(LAVISH, 4 * _waste(squares[0], steps)) else ranges
-
-
-def _squares(tensor: TargetTensor, item: int, limit: int) -> list[Tile]:
-    pitch = tensor.shape[-1] if tensor.shape else 1
-    rows, side = prod(tensor.shape) // pitch, max(1, isqrt(limit // item))
-    down = [(low, min(rows, low + side)) for low in range(0, rows, side)]
-    along = [(low, min(pitch, low + side)) for low in range(0, pitch, side)]
-    return [Tile(tensor.offset, pitch, item, tall, wide) for tall in down for wide in along] if len(along) > 1 else []
-
-
-def _waste(tile: Tile, steps: Sequence[Writer]) -> float:
-    """Return how many bytes lie between the first and the last that a tile reads, for one that it needs."""
-    moves = [step for step in steps if not isinstance(step, Fill)]
-    pieces = [piece for step in moves for piece in clip(step.shape, step.source, step.target, tile)]
-    return sum(map(span, pieces)) / max(1, sum(count(piece) * piece.items[0] for piece in pieces))
-
-
-def _reach(step: Writer) -> tuple[int, int]:
-    place = step.target
-    last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
-    return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes
-
-
-def _density(steps: Sequence[Writer]) -> float:
-    """Return which share of the source bytes that are read a tensor's steps use, on average."""
-    used = wide = 0
-    for step in steps:
-        if not isinstance(step, Fill):
-            piece = piece_of(step.shape, step.source, step.target)
-            nbytes = count(piece) * piece.items[0]
-            used += nbytes
-            wide += nbytes if sparse(piece) else span(piece)
-    return max(THIN, min(1.0, used / wide)) if wide else 1.0
-
-
-def cuts(shape: Sequence[int], item: int, limit: int) -> Iterator[tuple[int, int]]:
-    """Give byte ranges of a dense array, of about equal size and of whole rows where a row fits.
-
-    >>> list(cuts((5, 4), 2, 16))
-    [(0, 8), (8, 24), (24, 40)]
-    """
-    unit = 1
-    for extent in reversed(shape):
-        if unit * extent * item > limit:
-            break
-        unit *= extent
-    units = prod(shape) // unit
-    number = -(-units // max(1, limit // (unit * item)))
-    for index in range(number):
-        yield units * index // number * unit * item, units * (index + 1) // number * unit * item
-
-
-def _first(part: Part) -> tuple[_Where, int] | None:
-    """Return where the first step of a part reads, and how far; None where zeros are all there is."""
-    for step in part.steps:
-        if not isinstance(step, Fill):
-            pieces = clip(step.shape, step.source, step.target, part.tile)
-            if pieces:
-                begin = min(piece.source for piece in pieces)
-                return (step.source.file, begin), max(piece.source + span(piece) for piece in pieces) - begin
-    return None
-
-
-def _together(parts: Iterable[_Seen], window: int) -> Iterator[tuple[_Where, Job]]:
-    """Join parts that follow each other and read mostly the same source, as long as they fit one buffer."""
-    held: list[Part] = []
-    nbytes, begin, until = 0, ("", 0), 0
-    for where, wide, part in parts:
-        size = volume(part.tile)
-        joins = where[0] == begin[0] and where[1] < until and nbytes + size <= window
-        if held and not joins:
-            yield begin, Windows(tuple(held), nbytes)
-            held, nbytes = [], 0
-        if not held:
-            begin, until = where, where[1] + wide // 2
-        held.append(part)
-        nbytes += size
-    if held:
-        yield begin, Windows(tuple(held), nbytes)

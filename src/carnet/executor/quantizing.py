@@ -17,10 +17,10 @@ from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
 from carnet.executor.assemble import gather, want
+from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import largest_weight
 from carnet.executor.desk import Desk
 from carnet.executor.geometry import Tile, clip, linear
-from carnet.executor.jobs import cuts
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.codes import Codes

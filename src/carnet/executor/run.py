@@ -5,7 +5,7 @@
     OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  then assets, then texts: config.json last
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,13 +17,14 @@ from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
 from carnet.executor.desk import Amaxes, Coder, Desk
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
-from carnet.executor.jobs import Gauge, Job, jobs_of, touched
+from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size
 from carnet.executor.quantizing import put
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
+from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
-from carnet.steps import Plan, Put
+from carnet.steps import Put
 from carnet.storage.protocol import Draft, Folder, Opened
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -55,7 +56,7 @@ def write(
     """
     begin, root = phase or _unsaid, folder_at(source)
     jobs = jobs_of(plan)
-    nbytes = sum(job.nbytes for job in jobs)
+    nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
     done = _prepared(plan, staging)
@@ -112,14 +113,15 @@ def _run(
     plan: Plan,
     source: Folder,
     staging: Draft,
-    jobs: Sequence[Job],
+    jobs: Jobs,
     finished: frozenset[int],
     tell: tuple[Progress, Phase],
     coder: Coder | None,
 ) -> None:
     progress, begin = tell
-    total = sum(job.nbytes for job in jobs)
-    done = sum(jobs[number].nbytes for number in finished if number < len(jobs))
+    nbytes = jobs.rows["nbytes"]
+    total = int(nbytes.sum())
+    done = sum(int(nbytes[number]) for number in finished if number < len(jobs))
 
     def add(nbytes: int) -> None:
         nonlocal done
@@ -131,10 +133,11 @@ def _run(
         desk = replace(_desk(plan, source, staging, amaxes, tell), coder=coder)
 
         def serve(number: int) -> None:
-            work(desk, jobs[number])
-            if not isinstance(jobs[number], Gauge):  # what was measured is in memory alone
+            job = jobs[number]
+            work(desk, job)
+            if not isinstance(job, Gauge):  # what was measured is in memory alone
                 staging.note(number)
-            dirty(touched(jobs[number]))
+            dirty(touched(job))
 
         try:
             yield serve
@@ -143,8 +146,8 @@ def _run(
             desk.targets.close()
 
     amaxes = Amaxes()
-    gauges = [number for number, job in enumerate(jobs) if isinstance(job, Gauge)]
-    left = [number for number, job in enumerate(jobs) if number not in finished and not isinstance(job, Gauge)]
+    gauges = np.flatnonzero(jobs.rows["kind"] == GAUGE).tolist()
+    left = [number for number in np.flatnonzero(jobs.rows["kind"] != GAUGE).tolist() if number not in finished]
     phases = {"scales": gauges, "writing": left} if left else {}  # a scale is known before the first code is written
     progress(done if left else total, total)
     with flushing(staging) as dirty:
@@ -163,9 +166,8 @@ def _desk(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool
 
 def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
     desk = _desk(plan, source, staging, Amaxes(), lambda nbytes: None)
-    for step in plan.steps:
-        if isinstance(step, Put):
-            put(desk, step)
+    for step in plan.steps.only(Put):
+        put(desk, step)
     desk.targets.close()
 
 

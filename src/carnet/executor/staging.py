@@ -11,7 +11,8 @@ from carnet.executor.files import contained, opened
 from carnet.formats.files import contents
 from carnet.formats.safetensors import render_header
 from carnet.formats.torch_dist_files import frames_of
-from carnet.steps import AssetFile, Plan
+from carnet.plans.columns import Plan
+from carnet.steps import AssetFile
 from carnet.storage.protocol import Crossing, Draft, Folder
 from carnet.storage.schemes import PathLike, file_at, folder_at
 

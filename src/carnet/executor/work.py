@@ -8,10 +8,11 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint
 from carnet.executor import files
 from carnet.executor.assemble import gather, want
+from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import dequantize, pieces_of
 from carnet.executor.desk import Desk
 from carnet.executor.geometry import clip, linear, run, runs, segments, volume
-from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows, cuts
+from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows
 from carnet.executor.quantizing import code, measure
 from carnet.formats.stored import dense_strides
 from carnet.steps import Fill, Make, Move, Place

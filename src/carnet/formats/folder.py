@@ -135,10 +135,10 @@ def _index(parsed: Mapping[str, object], root: Folder) -> dict[str, str]:
 def _check_index(index: Mapping[str, str], tensors: Mapping[tuple[str, str], Stored], root: Folder) -> None:
     """Raise BadCheckpoint unless the index and the files say the same of every tensor."""
     found = {name: tensor.chunks[0].file for (_, name), tensor in tensors.items()}
-    for name in sorted(index.keys() | found.keys()):
-        if index.get(name) != found.get(name):
-            facts = {"where": root, "expected": index.get(name, "not in the index"), "found": found.get(name, "in no file")}
-            raise BadCheckpoint(f"{INDEX} and the files disagree on {shown(name)!r}", facts)
+    if index != found:
+        name = min(name for name in index.keys() | found.keys() if index.get(name) != found.get(name))
+        facts = {"where": root, "expected": index.get(name, "not in the index"), "found": found.get(name, "in no file")}
+        raise BadCheckpoint(f"{INDEX} and the files disagree on {shown(name)!r}", facts)
 
 
 def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Folder) -> None:

@@ -86,13 +86,17 @@ def render_header(file: TargetFile) -> bytes:
 
 
 def _header_json(tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    said = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+    parts = [f'"__metadata__":{said(dict(metadata))}'] if metadata else []
+    known = dict[tuple[str, tuple[int, ...]], tuple[str, int]]()  # of the thousands of tensors of a file few differ in these
     offset = 0
     for name, dtype, shape in tensors:
-        end = offset + _nbytes(dtype, shape)
-        header[name] = {"dtype": BY_NAME[dtype].safetensors, "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if (dtype, shape) not in known:
+            known[dtype, shape] = said({"dtype": BY_NAME[dtype].safetensors, "shape": shape})[:-1], _nbytes(dtype, shape)
+        begun, nbytes = known[dtype, shape]
+        parts.append(f'{said(name)}:{begun},"data_offsets":[{offset},{offset + nbytes}]}}')
+        offset += nbytes
+    text = f"{{{','.join(parts)}}}".encode()
     return text + b" " * (-len(text) % 8)
 
 

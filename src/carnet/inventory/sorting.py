@@ -10,7 +10,7 @@ from carnet.dialects.entries import Entry
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.stored import Coded, Key, Stored, label_of
-from carnet.model.tensors import HEAD, LINEAR, canonical
+from carnet.model.tensors import HEAD, LINEAR
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
@@ -147,7 +147,7 @@ def unlisted(said: Said | None, named: Mapping[Key, Entry], coded: Mapping[Key, 
     if said is None or said.recipe is None:
         return []
     roles, excluded = {LINEAR, *({HEAD} & said.style.lists)}, excluding(said)
-    plain = [key for key, entry in named.items() if all(canonical(view.tensor).tensor.role in roles for view in entry.views)]
+    plain = [key for key, entry in named.items() if all(name.tensor.role in roles for name in entry.names)]
     return sorted({key[1].removesuffix(".weight") for key in plain if key not in coded and excluded(key[1]) is None})
 
 
@@ -176,8 +176,8 @@ def cache_scales(said: Said, named: Mapping[Key, Entry]) -> Iterator[tuple[Key, 
     """Yield the names of the scales of the cache, each once, with the entry that it stands beside."""
     seen: set[Key] = set()
     for key, entry in named.items() if said.cache else ():
-        for view in entry.views:
-            what = canonical(view.tensor).tensor.cached
+        for name in entry.names:
+            what = name.tensor.cached
             if what and (at := (key[0], beside(entry.name, said.style.cache["kv".index(what)]))) not in seen:
                 seen.add(at)
                 yield key, at[1]

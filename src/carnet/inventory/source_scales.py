@@ -148,7 +148,7 @@ def _quantizers(numbers: Find, where: str, entry: Entry, module: str, number: st
         for which, amax in _amaxes(numbers, where, entry, name.format(module=module, number=number)):
             if which[1] == what:
                 yield which, amax
-    cached: dict[str, str] = {name: what for view in entry.views if (what := (name := canonical(view.tensor)).tensor.cached)}
+    cached: dict[str, str] = {name: what for name in entry.names if (what := name.tensor.cached)}
     for what in sorted({*cached.values()}):
         name = f"{module.rpartition('.')[0]}.core_attention.{CACHE.format(what=what)}"
         for (tensor, _), amax in _amaxes(numbers, where, entry, name):

@@ -43,6 +43,7 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
         "merge it into its model with peft: model.merge_and_unload().save_pretrained(OUT)",
     ),
 }
+ENDS = frozenset({"embed", "head"})  # canonical tensors with the rows of the vocabulary
 EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
@@ -240,13 +241,13 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
     found = set()
     for key, entry in named.items():
         stored = kept[key].shape
-        if any(view.tensor in ("embed", "head") for view in entry.views) and stored[1:] == entry.stored[1:] != ():
+        if not ENDS.isdisjoint(entry.names) and stored[1:] == entry.stored[1:] != ():
             found.add(stored[0] * (1 if entry.stored[0] == size else world))
     return found.pop() if len(found) == 1 and not found <= {round_up(size, world), size} else 0
 
 
 def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:
-    key = next(key for key, entry in named.items() if any(view.tensor in ("embed", "head") for view in entry.views))
+    key = next(key for key, entry in named.items() if not ENDS.isdisjoint(entry.names))
     label, size = label_of(key), number(config, "vocab")
     facts = {"where": where, "tensor": label, "expected": [*named[key].stored], "found": [*kept[key].shape], "vocab_size": size}
     remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
@@ -327,11 +328,11 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
     """Yield the first canonical tensor that the stored ones do not cover."""
     boxes: dict[str, list[Box]] = defaultdict(list)
     for entry in named.values():
-        for view in entry.views:
-            boxes[view.tensor].append(view.box)
-    covered = set[tuple[tuple[int, ...], tuple[Box, ...]]]()  # sixty layers alike are looked at once
+        for name, view in zip(entry.names, entry.like.views, strict=True):
+            boxes[name].append(view.box)
+    covered = set[tuple[int, ...]]()  # sixty layers alike are looked at once
     for name, shape in canonical_shapes(config).items():
-        cut_so = shape, tuple(boxes[name])
+        cut_so = *shape, *map(id, boxes[name])
         if cut_so in covered:
             continue
         covered.add(cut_so)

@@ -13,8 +13,9 @@ import torch
 
 from carnet.algebra.box import Box, intersect, uncovered
 from carnet.algebra.layout import View
-from carnet.dialects.entries import Entry, Unit, entries
+from carnet.dialects.entries import Entry, entries
 from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.units import Unit
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.live.virtual import MODULES
 from carnet.model.fields import Config

@@ -14,7 +14,8 @@ from carnet.live.binding import Book
 from carnet.live.landing import Parts
 from carnet.live.moves import Transfer
 from carnet.live.virtual import Source
-from carnet.steps import Plan, Same
+from carnet.plans.columns import Plan
+from carnet.steps import Same
 
 WORDS = 1 << 22  # that are summed at a time
 ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # of a word's place
@@ -89,11 +90,9 @@ def copies_of(source: Source, plan: Plan) -> Iterator[Copies]:
         ranks = sorted(set(source.ranks[key]))
         if len(ranks) > 1:
             yield from ((view.tensor, view.box, ranks) for view in entry.views if volume(view.box))
-    for step in plan.steps:
-        if isinstance(step, Same):
-            places = (step.source, step.other)
-            ranks = sorted({source.holders(place.file, place.offset)[0] for place in places})
-            yield step.tensor, Box(step.start, step.shape), ranks
+    for step in plan.steps.only(Same):
+        ranks = sorted({source.holders(place.file, place.offset)[0] for place in (step.source, step.other)})
+        yield step.tensor, Box(step.start, step.shape), ranks
 
 
 def joined(box: Box, parts: Parts) -> torch.Tensor:

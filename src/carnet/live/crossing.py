@@ -10,8 +10,8 @@ from typing import Self
 import torch
 
 from carnet import __version__
-from carnet.dialects.entries import Unit
 from carnet.dialects.kinds import KINDS, RANKS
+from carnet.dialects.units import Unit
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.inventory.source_scales import NOTHING, SourceScales
@@ -51,7 +51,7 @@ class Crossing:
         self._acts: list[Acts] = []
         self._wires: dict[str, Wire] = {}
         self._drawing, self._atlas, self._moves = self._draw(states, calibration)
-        self._fills = [step for step in self._drawing.plan.steps if isinstance(step, Fill)]
+        self._fills = [*self._drawing.plan.steps.only(Fill)]
         self._steps: list[Step] = []  # of coding, in this run
         self._scales: Mapping[str, coding.Scale] = {}
         self._known = NOTHING  # what the states brought along the last time

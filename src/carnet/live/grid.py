@@ -7,7 +7,7 @@ fastest. Experts have an order of their own, in which ``etp`` and ``ep`` stand i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carnet.dialects.entries import Among, Unit
+from carnet.dialects.units import Among, Unit
 from carnet.errors import BadRequest, NotSupported
 from carnet.model.fields import Config
 from carnet.model.model import layers, number, value

@@ -17,9 +17,10 @@ from carnet.algebra.layout import round_up
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
 from carnet.live.virtual import Source
+from carnet.plans.columns import Plan
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import WHOLE
-from carnet.steps import Fill, Make, Measure, Move, Place, Plan, Put, Same, TargetTensor
+from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, TargetTensor
 
 NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
 ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
@@ -61,9 +62,7 @@ class Atlas:
         self._files = {
             (file.space, file.name): ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.scratch)
         }
-        self._coded = {
-            step.source.offset: step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"
-        }
+        self._coded = {step.source.offset: step for step in plan.steps.only(Make) if step.function == "quantize"}
 
     def _tensor(self, place: Place) -> TargetTensor:
         starts, tensors = self._files[place.space, place.file]

@@ -15,7 +15,8 @@ from carnet.dtypes import BY_NAME
 from carnet.executor import staging
 from carnet.live.checking import flat_bytes
 from carnet.live.moves import Spot
-from carnet.steps import Plan, TargetTensor
+from carnet.plans.columns import Plan
+from carnet.steps import TargetTensor
 from carnet.storage.protocol import Crossing, Draft, Opened, Target
 from carnet.storage.schemes import folder_at
 

@@ -15,12 +15,13 @@ from pathlib import Path
 from carnet.algebra.box import whole
 from carnet.architectures.known import dialect_of, recognise
 from carnet.dialects.configs import lookup
-from carnet.dialects.entries import Entry, Unit, entries, units
+from carnet.dialects.entries import Entry, entries
 from carnet.dialects.kinds import RANKS
 from carnet.dialects.megatron.programs import hear_config, known_release
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.sharing import shared
+from carnet.dialects.units import Unit, units
 from carnet.dialects.vocabulary import MULTIPLE, Vocabulary, by_config, counts_anew, padded_rows, vocabulary
 from carnet.dtypes import BY_NAME, named
 from carnet.errors import BadRequest, NotSupported
@@ -60,7 +61,7 @@ class Source:
         """Return the element type of every canonical tensor."""
         inventory = self.inventory
         stored = inventory.checkpoint.tensors
-        return {view.tensor: stored[key].dtype for key, entry in inventory.entries.items() for view in entry.views}
+        return {name: stored[key].dtype for key, entry in inventory.entries.items() for name in entry.names}
 
     def holders(self, unit: str, offset: int) -> Sequence[int]:
         """Return the ranks that hold what lies at a place of a unit."""
@@ -117,7 +118,7 @@ def describe(
         ends[entry.unit] += prod(entry.shape) * BY_NAME[dtype].nbytes
         tensors[key] = Stored(*key, dtype, entry.shape, (chunk,))
         described[key], owners[key] = entry, list(held[entry.unit][1])
-    known = {view.tensor for entry in described.values() for view in entry.views}
+    known = {name for entry in described.values() for name in entry.names}
     lost = next((name for name in canonical_shapes(fields) if name not in known), None)
     if lost is not None:
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": found.name})

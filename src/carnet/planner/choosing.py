@@ -17,7 +17,7 @@ from carnet.errors import BadRequest, NotSupported
 from carnet.formats.stored import Key
 from carnet.model.fields import Config
 from carnet.model.model import holds, value
-from carnet.model.tensors import HEAD, LINEAR, Tensor, canonical
+from carnet.model.tensors import HEAD, LINEAR, Tensor
 from carnet.quantize.recipes import Recipe, columns_of_a_block
 from carnet.quantize.styles import STYLES, Kept, Style, kept
 
@@ -35,23 +35,33 @@ def choose(
     recipe: Recipe, exclude: Sequence[str], wanted: Sequence[Entry], dtypes: Mapping[Key, str], *, static: bool
 ) -> dict[Key, Coded]:
     """Return the entries that are coded, those of a Conv1D turned round."""
-    modules = {module_of(entry) for entry in wanted}
+    modules = {module_of(entry) for entry in wanted if exclude}
     for pattern in exclude:
         if not any(_is_excluded(module, (pattern,)) for module in modules):
             example = next(module_of(entry) for entry in wanted if _linear(entry))
             raise BadRequest(f"no module of the target is called {pattern!r}", {"option": "--exclude", "example": example})
-    chosen = [entry for entry in wanted if _linear(entry) and not _is_excluded(module_of(entry), exclude)]
+    linear = {like for like, entry in _kinds(wanted).items() if _linear(entry)}
+    chosen = [entry for entry in wanted if id(entry.like) in linear and not _is_excluded(module_of(entry), exclude)]
     _refuse(recipe, chosen)
-    found = {}
+    found, alike = dict[Key, Coded](), dict[tuple[int, str], tuple[Kept, ...]]()
+    turned = {like for like, entry in _kinds(chosen).items() if is_conv1d(entry)}
     for entry in chosen:
-        own, entry = dtypes[entry.unit, entry.name], as_linear(entry)
-        tensors = tuple(kept(recipe, entry.name, entry.shape, own, static=static))
+        own, entry = dtypes[entry.unit, entry.name], as_linear(entry) if id(entry.like) in turned else entry
+        if (like := (id(entry.like), own)) not in alike:
+            alike[like] = tuple(kept(recipe, "", entry.shape, own, static=static))
+        base = entry.name.removesuffix("weight")
+        tensors = tuple([Kept(each.role, base + each.name, each.dtype, each.shape) for each in alike[like]])
         found[entry.unit, entry.name] = Coded(entry, own, tensors)
     if not found:
         raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(exclude) or "nothing"})
     if STYLES[recipe.style].whole_experts:
         _check_experts(wanted, found)
     return found
+
+
+def _kinds(wanted: Sequence[Entry]) -> dict[int, Entry]:
+    """Return one entry of each that are alike, by what they have in common: of thousands of experts a few hundred are looked at."""
+    return {id(entry.like): entry for entry in wanted}
 
 
 def module_of(entry: Entry) -> str:
@@ -66,10 +76,11 @@ def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
 
 def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
     """Refuse what carnet or the program of a style cannot code, and what its blocks do not divide; what can be left plain is named."""
+    broken = {like for like, entry in _kinds(chosen).items() if not _divides(recipe, entry)}
     for why, entries in (
         (_stacked(recipe), [*filter(_is_parameter, chosen)]),
         (f"to {recipe.style} a Conv1D is no linear layer", _conv1ds(recipe, chosen)),
-        (f"a block of {recipe.scheme} would not be whole", [entry for entry in chosen if not _divides(recipe, entry)]),
+        (f"a block of {recipe.scheme} would not be whole", [entry for entry in chosen if id(entry.like) in broken]),
     ):
         if entries:
             first = entries[0]
@@ -118,7 +129,7 @@ def _check_experts(wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> None:
 
 def tensors_of(entry: Entry) -> list[Tensor]:
     """Return what the canonical tensors in a stored one are."""
-    return [canonical(view.tensor).tensor for view in entry.views]
+    return [name.tensor for name in entry.names]
 
 
 def _linear(entry: Entry) -> bool:

@@ -4,8 +4,8 @@ A weight that is coded is first assembled in *scratch* space, by the same steps 
 whole tensor belongs to canonical tensors, never to a rank's part of one: all ranks and all fused parts have the same.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 from carnet.algebra.box import Box, intersect, whole
@@ -18,15 +18,18 @@ from carnet.formats.stored import Key, dense_strides
 from carnet.inventory.source_scales import SourceScales, read_source_scales
 from carnet.inventory.survey import Inventory
 from carnet.model.fields import Config
-from carnet.model.tensors import Canonical, canonical
+from carnet.model.tensors import Canonical
 from carnet.planner.choosing import Coded
+from carnet.planner.decoding import begun
 from carnet.planner.given_scales import activation_scale, weight_scale
-from carnet.planner.pieces import Shelf, cut
+from carnet.planner.held import Held
+from carnet.planner.pieces import cut
+from carnet.plans.columns import Gathered
 from carnet.plans.request import Request, flag_of
 from carnet.quantize.arithmetic import input_scale
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
-from carnet.steps import Encoding, Make, Measure, Place, Put, Step, TargetFile, TargetTensor
+from carnet.steps import Encoding, Make, Measure, Place, Put, TargetFile, TargetTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +115,8 @@ def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) ->
         for what in ("input", "k", "v"):
             amax = left.pop(f"{module}.{what}_amax", None)
             if amax is not None:
-                for view in entry.views:  # the experts of a layer are one canonical tensor: they share the largest
-                    found[view.tensor, what] = max(amax, found.get((view.tensor, what), 0.0))
+                for name in entry.names:  # the experts of a layer are one canonical tensor: they share the largest
+                    found[name, what] = max(amax, found.get((name, what), 0.0))
     if left:
         facts = {"name": min(left), "others": len(left) - 1}
         raise BadRequest("the calibration names a module that the model does not have", facts)
@@ -153,52 +156,87 @@ def steps(
     coded: Mapping[Key, Coded],
     matrices: Mapping[Key, list[tuple[Box, TargetTensor]]],
     laid: Mapping[tuple[str, str], tuple[TargetFile, TargetTensor]],
-    held: Mapping[str, Shelf],
+    held: Mapping[str, Held],
     cache: Mapping[Key, Scaled],
-) -> Iterator[Step]:
-    """Yield what is measured, what is coded, and the scales that are known.
+    gathered: Gathered,
+) -> None:
+    """Gather what is measured, what is coded, and the scales that are known.
 
     ``laid``: (unit, stored name) -> file and place of each tensor of the target; ``held``: where canonical tensors lie in the source.
     """
     measured: dict[str, tuple[str, int | None]] = {}
+    known = dict[tuple[int, str, int], tuple[int, tuple[int, int, int]]]()  # those of all layers have a form in common
+    joint = dict[str, list[Canonical]]()  # canonical tensor -> those that share a scale with it
+    start, scratch_ = gathered.start((0, 0)), gathered.name("scratch")
     for key, one in coded.items():
+        roles = {each.role: laid[key[0], each.name] for each in one.kept}
+        (file, codes), (_, scales), outer = roles["codes"], roles["scales"], roles.get("outer")
+        here = gathered.name(file.name)
+        over, over_at = (-1, 0) if outer is None else (here, outer[1].offset)
         for number, (box, tensor) in enumerate(matrices[key]):
-            asked = _asked(coding.recipe, one, box, held)
+            asked = _asked(coding.recipe, one, box, held, joint)
             given = weight_scale(coding.source_scales, coding.recipe, asked, one.own)
             measured |= asked if given is None else {}
-            step = _quantize(coding.recipe, one, tensor, number, {k.role: laid[key[0], k.name] for k in one.kept}, tuple(asked))
-            yield step if given is None else replace(step, amax=(), given=given)
-        for each in one.kept:
-            file, place = laid[key[0], each.name]
-            at = Place(file.name, place.offset, dense_strides(place.shape), place.dtype)
-            if each.role == "input":
-                yield Put(each.name, each.shape, at, (_input(coding, one),))
-            elif each.role == "shape":
-                yield Put(each.name, each.shape, at, tuple(map(float, one.entry.shape)))
+            alike = id(one.entry.like), one.own, number
+            if alike not in known:
+                known[alike] = _quantize(
+                    coding.recipe, one, tensor, number, {role: t for role, (_, t) in roles.items()}, gathered
+                )
+            form, (codes_gap, scales_gap, over_gap) = known[alike]
+            more = gathered.more((None, *asked) if given is None else (given,))
+            ids = form, gathered.name(one.entry.name), start, more, scratch_, here, here, over
+            at = codes.offset + codes_gap
+            gathered.row((*ids, tensor.offset, at, at, scales.offset + scales_gap, over_at + over_gap))
+        for role in ("input", "shape"):
+            if role in roles:
+                numbers = (_input(coding, one),) if role == "input" else tuple(map(float, one.entry.shape))
+                gathered.add(_put(*roles[role], numbers))
     for key, scaled in cache.items():
-        file, place = laid[key]
-        at = Place(file.name, place.offset, dense_strides(place.shape), place.dtype)
-        yield Put(scaled.kept.name, place.shape, at, (scaled.value,))
+        gathered.add(_put(*laid[key], (scaled.value,)))
+    _measure(measured, held, gathered)
+
+
+def _put(file: TargetFile, tensor: TargetTensor, numbers: tuple[float, ...]) -> Put:
+    return Put(tensor.name, tensor.shape, Place(file.name, tensor.offset, dense_strides(tensor.shape), tensor.dtype), numbers)
+
+
+def _measure(measured: Mapping[str, tuple[str, int | None]], held: Mapping[str, Held], gathered: Gathered) -> None:
+    """Gather what finds the largest magnitudes of some canonical tensors, or of one expert of them."""
+    known = dict[tuple[int, int | None], list[tuple[int, int, int, int]]]()  # number of the piece, form, start, gap
     for name, (wide, expert) in measured.items():
-        for piece in held[wide].pieces if expert is None else held[wide].between(expert, 1):
-            wanted = piece.box if expert is None else Box((expert, *piece.box.start[1:]), (1, *piece.box.shape[1:]))
-            shared = intersect(piece.box, wanted)
-            if shared is not None:
-                yield Measure(wide, shared.start, shared.shape, cut(piece, shared), name, piece.encoding)
+        cut_, spots = held[wide].cut, held[wide].spots
+        alike = id(cut_), expert
+        if alike not in known:
+            known[alike] = found = []
+            for number in range(len(spots)) if expert is None else cut_.near(expert, 1):
+                piece = cut_.pieces[number]
+                wanted = piece.box if expert is None else Box((expert, *piece.box.start[1:]), (1, *piece.box.shape[1:]))
+                shared = intersect(piece.box, wanted)
+                if shared is not None:
+                    place = cut(piece, shared)
+                    form = gathered.form(Measure("", (), shared.shape, begun(place), "", piece.encoding))
+                    found.append((number, form, gathered.start(shared.start), place.offset))
+        for number, form, start, gap in known[alike]:
+            source, scales, outer, source_at, first, scales_at, outer_at = spots[number]
+            ids = form, gathered.name(wide), start, gathered.more((name,)), source, -1, scales, outer
+            gathered.row((*ids, source_at + gap, 0, first, scales_at, outer_at))
 
 
-def _asked(recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Shelf]) -> dict[str, tuple[str, int | None]]:
+def _asked(
+    recipe: Recipe, one: Coded, box: Box, held: Mapping[str, Held], joint: dict[str, list[Canonical]]
+) -> dict[str, tuple[str, int | None]]:
     """Return what a matrix's scale follows from: a name for each canonical tensor, or for one expert of it."""
     if recipe.block != (0, 0) and not recipe.scale.outer:
         return {}
     asked = dict[str, tuple[str, int | None]]()
-    for view in one.entry.views:
-        name = canonical(view.tensor)
+    for name, view in zip(one.entry.names, one.entry.like.views, strict=True):
+        if name not in joint:
+            joint[name] = _joint(recipe, name, held)
         by_expert = name.tensor.each_expert
         expert = view.box.start[0] + box.start[0] if by_expert else None
         if by_expert and len(one.entry.shape) == 2:
             expert = view.box.start[0]
-        for tensor in _joint(recipe, name, held):
+        for tensor in joint[name]:
             asked[tensor if expert is None else f"{tensor}[{expert}]"] = (tensor, expert)
     return asked
 
@@ -212,34 +250,33 @@ def _joint(recipe: Recipe, name: Canonical, held: Collection[str]) -> list[Canon
 
 
 def _quantize(
-    recipe: Recipe,
-    one: Coded,
-    tensor: TargetTensor,
-    number: int,
-    places: Mapping[str, tuple[TargetFile, TargetTensor]],
-    asked: tuple[str, ...],
-) -> Make:
-    def place(role: str) -> Place:
-        file, stored = places[role]
-        width = stored.shape[-1] if len(stored.shape) > 1 else 1
-        if role == "scales" and recipe.block[0] != 0 and len(stored.shape) == 4:
-            width = stored.shape[2]
-        each = prod(stored.shape) // len(one_of_each) * DTYPES[stored.dtype].nbytes
-        return Place(file.name, stored.offset + number * each, (width, 1), stored.dtype)
+    recipe: Recipe, one: Coded, tensor: TargetTensor, number: int, stored: Mapping[str, TargetTensor], gathered: Gathered
+) -> tuple[int, tuple[int, int, int]]:
+    """Return the form of coding a matrix, and how many bytes after those of the first its codes, scales and the one over them lie."""
+    count = len(_matrices(one.entry))
 
-    one_of_each = _matrices(one.entry)
+    def gap(role: str) -> int:
+        return number * (prod(stored[role].shape) // count) * DTYPES[stored[role].dtype].nbytes if role in stored else 0
+
+    def place(role: str) -> Place:
+        held = stored[role]
+        width = held.shape[-1] if len(held.shape) > 1 else 1
+        if role == "scales" and recipe.block[0] != 0 and len(held.shape) == 4:
+            width = held.shape[2]
+        return Place("", 0, (width, 1), held.dtype)
+
     rows, columns = tensor.shape[-2:]
-    source = Place("scratch", tensor.offset, (columns, 1), tensor.dtype, "scratch")
-    codes, outer = place("codes"), place("outer") if "outer" in places else None
-    encoding = Encoding(recipe.name, (rows, columns), codes.offset, place("scales"), outer)
-    return Make("quantize", one.entry.name, (0, 0), (rows, columns), source, codes, encoding, asked)
+    source = Place("", 0, (columns, 1), tensor.dtype, "scratch")
+    encoding = Encoding(recipe.name, (rows, columns), 0, place("scales"), place("outer") if "outer" in stored else None)
+    form = Make("quantize", "", (), (rows, columns), source, place("codes"), encoding)
+    return gathered.form(form), (gap("codes"), gap("scales"), gap("outer"))
 
 
 def _input(coding: Coding, one: Coded) -> float:
     """Return the scale of a weight's activations: that of the largest input among what is fused or shares it."""
     names = []
-    for view in one.entry.views:
-        names += canonical(view.tensor).fellows()
+    for name in one.entry.names:
+        names += name.fellows()
     found = [amax for name in names if (amax := coding.amaxes.get((name, "input"))) is not None]
     own = activation_scale(coding.source_scales, coding.recipe, names, one.own) if not found else None
     if own is not None:
@@ -257,12 +294,12 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
     style = STYLES[coding.recipe.style]
     found: dict[Key, Scaled] = {}
     for entry in wanted:
-        for view in entry.views:
-            what = canonical(view.tensor).tensor.cached
+        for tensor in entry.names:
+            what = tensor.tensor.cached
             if not what:
                 continue
             name = beside(entry.name, style.cache["kv".index(what)])
-            scale = _cache_scale(coding, entry, view.tensor, what)
+            scale = _cache_scale(coding, entry, tensor, what)
             if style.one_cache and (entry.unit, name) in found:
                 scale = max(scale, found[entry.unit, name].value)
             dtype = dtypes[entry.unit, entry.name] if style.cache[2] == "own" else style.cache[2]

@@ -15,33 +15,54 @@ from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Chunk, Coded, Stored, dense_strides, label_of
 from carnet.inventory.survey import Inventory
 from carnet.planner.pieces import Piece, cut, pieces
-from carnet.planner.proof import Extent
+from carnet.planner.touches import Extent, Named
+from carnet.plans.columns import Gathered
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE, grid
 from carnet.steps import Encoding, Place, Same, Space
 
+Spot = tuple[int, int, int, int, int, int, int]
+"""Numbers of the files of a chunk, its scales and the scale over them; offsets: where it begins, of its first code, of those."""
 
-def coded_pieces(source: Inventory, dtype: str | None) -> tuple[list[Piece], list[Extent]]:
-    """Return the pieces of the coded matrices of a source, and what must be used up of them.
+
+def coded_pieces(
+    source: Inventory, dtype: str | None, gathered: Gathered, extents: list[Named]
+) -> Iterator[tuple[str, Piece, Spot]]:
+    """Yield the canonical tensors in the coded matrices of a source, and add what must be used up of them to ``extents``.
 
     Refuse them where nobody says what they are to become.
     """
-    found: list[Piece] = []
-    extents: dict[tuple[Space, str, int], Extent] = {}
     if source.coded and dtype is None:
         (key, one), others = next(iter(source.coded.items())), len(source.coded) - 1
         facts = {"tensor": label_of(key), "others": others, "quantized": one.recipe}
         remedy = "name the type that weights are to be dequantized to: --dtype bf16"
         raise BadRequest("the weights of the source are quantized", facts, remedy=remedy)
+    seen = set[tuple[Space, str, int]]()
+    known, forms = dict[tuple[object, ...], list[tuple[int, Piece]]](), dict[Extent, Extent]()
     for key, one in source.coded.items():
         entry = source.entries[key]
         for box, file, encoding in _matrices(one, str(source.checkpoint.root)):
-            chunk = Chunk(box, file, encoding.first, dense_strides(one.shape))
-            space = _space(encoding)
-            for view in entry.views:
-                found += [replace(piece, encoding=encoding) for piece in pieces(view, chunk, "u8", one.shape, space)]
+            scales, outer, space = encoding.scales, encoding.outer, _space(encoding)
+            like = (id(entry.like), box.start, one.recipe, one.shape, scales.strides, scales.dtype, outer and outer.dtype)
+            if like not in known:
+                open_ = Encoding(encoding.recipe, encoding.shape, 0, begun(scales), None if outer is None else begun(outer))
+                chunk = Chunk(box, "", 0, dense_strides(one.shape))
+                views = enumerate(entry.like.views)
+                found = [(at, piece) for at, view in views for piece in pieces(view, chunk, "u8", one.shape, space)]
+                known[like] = [(at, replace(piece, encoding=open_)) for at, piece in found]
+            over = (-1, 0) if outer is None else (gathered.name(outer.file), outer.offset)
+            ids = gathered.name(file), gathered.name(scales.file), over[0]
+            for at, piece in known[like]:
+                yield entry.names[at], piece, (*ids, encoding.first, encoding.first, scales.offset, over[1])
             for extent in _extents(one, entry, box, file, encoding):
-                extents[extent.space, extent.file, extent.offset] = extent
-    return found, [*extents.values()]
+                if (where := (extent.space, extent.file, extent.offset)) not in seen:  # a scale may stand over all experts
+                    seen.add(where)
+                    form = replace(extent, name="", file="", offset=0)
+                    extents.append((extent.name, forms.setdefault(form, form), extent.file, extent.offset))
+
+
+def begun(place: Place) -> Place:
+    """Return the form of a place."""
+    return Place("", 0, place.strides, place.dtype, place.space)
 
 
 def _space(encoding: Encoding) -> Space:

@@ -162,9 +162,10 @@ def target_texts(
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
         total = sum(file.nbytes - file.tensors[0].offset for file in files)
-        texts.append(
-            TextFile("model.safetensors.index.json", _json({"metadata": {"total_size": total}, "weight_map": weight_map}))
-        )
+        # as json.dumps with an indent would write it, which takes ten times as long
+        listed = json.dumps(weight_map, separators=(",\n    ", ": "))[1:-1]
+        index = f'{{\n  "metadata": {{\n    "total_size": {total}\n  }},\n  "weight_map": {{\n    {listed}\n  }}\n}}\n'
+        texts.append(TextFile("model.safetensors.index.json", index))
     return tuple(texts)
 
 

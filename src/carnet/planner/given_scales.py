@@ -15,6 +15,8 @@ def weight_scale(source_scales: SourceScales, recipe: Recipe, names: Collection[
 
     Of a scale from training only a format of the same kind is the heir: e4m3 with one scale a tensor.
     """
+    if not source_scales.scales and not source_scales.amaxes:
+        return None
     factors = [found for name in names if (found := source_scales.scales.get((name, "weight"))) is not None]
     if recipe.scheme == "fp8" and factors and len(factors) == len(names):
         return _kept(recipe, max(factors), own)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from carnet.algebra.box import Box, Line, along, intersect, subtract, volume
 from carnet.algebra.layout import View, clip
-from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME
 from carnet.formats.stored import Chunk
 from carnet.steps import Encoding, Place, Space
@@ -90,9 +89,9 @@ class Shelf(Line[Piece]):
         return self.between(*along(box, 0))
 
 
-def views_of(entry: Entry) -> Line[View]:
-    """Return the views of a stored tensor along its first dimension: those of a few of hundreds of layers."""
-    return Line(entry.views, _stored_interval)
+def views_of(views: Sequence[View]) -> Line[int]:
+    """Return the numbers of views along the first dimension of a stored tensor: those of a few of hundreds of layers."""
+    return Line(range(len(views)), lambda at: _stored_interval(views[at]))
 
 
 def _stored_interval(view: View) -> tuple[int, int]:

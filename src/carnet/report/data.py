@@ -6,6 +6,8 @@ from collections import Counter
 from math import prod
 from typing import Any
 
+import numpy as np
+
 from carnet.api import Inspection
 from carnet.dtypes import BY_NAME
 from carnet.errors import CarnetError
@@ -13,8 +15,9 @@ from carnet.examiner.document import quality_data, vocabulary_data
 from carnet.examiner.verdict import Verdict
 from carnet.formats.stored import label_of
 from carnet.inventory.survey import Inventory
+from carnet.plans.columns import Plan, Steps
 from carnet.quantize.styles import STYLES
-from carnet.steps import Fill, Make, Move, Plan, Put, kind
+from carnet.steps import Fill, Make, Move, Put, Step, kind
 
 INPUT_SCALES = {name for style in STYLES.values() for name in style.inputs.values()}
 CACHE_SCALES = {place.removeprefix("../") for style in STYLES.values() for place in style.cache[:2] if place}
@@ -68,23 +71,35 @@ def error_data(error: CarnetError) -> dict[str, object]:
 
 def coded(plan: Plan) -> dict[str, Any] | None:
     """Return how much a plan quantizes, as plain values; None where it quantizes nothing."""
-    codes = [step for step in plan.steps if isinstance(step, Make) and step.function == "quantize"]
+    codes = plan.steps.where(lambda form: isinstance(form, Make) and form.function == "quantize")
     if not codes:
         return None
-    moves = [step for step in plan.steps if isinstance(step, Move | Fill) and step.target.space == "file"]
-    kept = sum(prod(step.shape) * BY_NAME[step.target.dtype].nbytes for step in moves)
-    puts = Counter(step.tensor.rsplit(".", 1)[1] for step in plan.steps if isinstance(step, Put))
+    moves = plan.steps.where(lambda form: isinstance(form, Move | Fill) and form.target.space == "file")
+    kept = sum(nbytes * number for nbytes, number in moves.count(_written).items())
+    puts = Counter(step.tensor.rsplit(".", 1)[1] for step in plan.steps.only(Put))
     return {
-        "recipe": codes[0].encoding.recipe,
-        "weights": len({(step.target.file, step.tensor) for step in codes}),
-        "scales of the checkpoint": len({(step.target.file, step.tensor) for step in codes if step.given is not None}),
+        "recipe": next(codes.only(Make)).encoding.recipe,
+        "weights": _weights(codes),
+        "scales of the checkpoint": _weights(
+            codes.at(np.array([more[:1] != (None,) for more in codes.more])[codes.rows["more"]])
+        ),
         "input scales": sum(puts[name] for name in INPUT_SCALES),
         "cache scales": sum(puts[name] for name in CACHE_SCALES),
         "bytes before": plan.scratch.nbytes,
         "bytes after": plan.proof["target bytes"] - kept,
         "bytes kept": kept,
-        "kept": sorted({re.sub(r"^layers\.\d+\.", "", step.tensor) for step in moves}),
+        "kept": sorted({re.sub(r"^layers\.\d+\.", "", moves.names[at]) for at in set(moves.rows["tensor"].tolist())}),
     }
+
+
+def _written(step: Step) -> int:
+    """Return the bytes that a step writes."""
+    return prod(step.shape) * BY_NAME[step.target.dtype].nbytes if isinstance(step, Move | Fill) else 0
+
+
+def _weights(codes: Steps) -> int:
+    """Return how many weights are coded, of which each may be several matrices."""
+    return len(set(codes.rows[["target", "tensor"]].tolist()))
 
 
 def plan_data(plan: Plan) -> dict[str, object]:
@@ -95,7 +110,7 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "request": dict(plan.request),
         "family": plan.family,
         "quantized": coded(plan),
-        "steps": dict(Counter(kind(step) for step in plan.steps)),
+        "steps": dict(plan.steps.count(kind)),
         "files": {file.name: file.nbytes for file in plan.files},
         "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
         "unused": dict(plan.unused),

@@ -14,10 +14,11 @@ from carnet.examiner.verdict import Verdict
 from carnet.formats.stored import Stored, label_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
+from carnet.plans.columns import Plan
 from carnet.plans.request import OPTIONS, Request, as_data
 from carnet.report.data import coded, quantized_as
 from carnet.report.tables import TIED, table
-from carnet.steps import Plan, kind
+from carnet.steps import kind
 
 DATA = as_data(Request())  # a request of which nothing is said
 LABEL = 18  # columns of a label
@@ -73,7 +74,7 @@ def _shape(stored: Stored) -> str:
 
 def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
     """Yield what a plan will do."""
-    kinds = Counter(kind(step) for step in plan.steps)
+    kinds = plan.steps.count(kind)
     facts = {
         "source": plan.source,
         "family": plan.family,

@@ -13,9 +13,10 @@ import torch
 from carnet.algebra.layout import JOIN, Pattern, Share, fold
 from carnet.architectures.nemotron_nas import TRTLLM_LINEAR
 from carnet.dialects import trtllm
-from carnet.dialects.entries import Unit, entries, units
+from carnet.dialects.entries import entries
 from carnet.dialects.megatron.rows import MEGATRON, MODULE
 from carnet.dialects.rows import Dialect, Row, row
+from carnet.dialects.units import Unit, units
 from carnet.errors import BadRequest
 from carnet.live.binding import Book, strided
 from carnet.live.virtual import MODULES

@@ -1,0 +1,109 @@
+"""A *unit* is one file of a dialect: a rank with its share of the layers and of their axes, or everything."""
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from carnet.algebra.layout import cut_unevenly
+from carnet.dialects.rows import Dialect
+from carnet.errors import BadCheckpoint, BadRequest
+from carnet.model.fields import Config
+from carnet.model.model import number
+from carnet.model.tensors import Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """A place among ranks."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One file of a dialect: a rank, or everything."""
+
+    name: str
+    layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
+    base: int  # the global number of the layer that its names call 0
+    first: bool  # holds what comes before the layers
+    last: bool  # holds what comes after them
+    tensor: Among = Among()  # among the ranks that share every layer
+    expert: Among = Among()  # among those that share the experts
+    expert_tensor: Among = Among()  # among those that share each expert
+    expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
+    also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
+
+    def among(self, axis: Axis) -> Among:
+        """Return the place of this unit among the ranks that share an axis."""
+        return {"tensor": self.tensor, "expert": self.expert, "expert_tensor": self.expert_tensor}[axis.among]
+
+
+NUMBERED = re.compile(r"(?P<kind>decoder|mtp)\.layers\.(?P<layer>\d+)\.")
+Present = Collection[tuple[str, str]] | None  # (unit, name) of every stored tensor of a source; None for a target
+
+
+def units(dialect: Dialect, config: Config, present: Present = None) -> list[Unit]:
+    """Return the files of a dialect, in the order of their ranks."""
+    labels = sorted({label for label, _ in present or () if label.startswith("tp")})
+    if dialect.ranked:
+        return _tensorrt_units(config)
+    if labels:
+        return _megatron_units(config, labels, present or ())
+    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), 0, first=True, last=True)]
+
+
+def _tensorrt_units(config: Config) -> list[Unit]:
+    """Return the ranks as TensorRT-LLM numbers them: rank = stage x tp + place; neighbours share the experts."""
+    count = number(config, "layers")
+    tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
+    if pp > count:
+        raise BadRequest(
+            f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
+        )
+    found = []
+    for stage, rank in product(range(pp), range(tp)):
+        held, last = cut_unevenly(count, pp, stage), stage == pp - 1
+        layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
+        expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
+        name, base = f"rank{stage * tp + rank}", held.start
+        found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
+    return found
+
+
+def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:
+    """Return the ranks of a per-rank checkpoint: ``tp0-pp1-ep0-vp0``; the virtual chunks of all stages follow each other.
+
+    Stages may differ in length, and layers that predict further tokens may have a stage of their own: the numbers of the layers are
+    counted from the names that are there.
+    """
+    places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
+    held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
+    further = set[tuple[int, int]]()
+    for label, name in present:
+        numbered = NUMBERED.search(name)
+        if numbered:
+            _, p, _, v = places[label]
+            if numbered["kind"] == "mtp":
+                further.add((v, p))
+            else:
+                held[v, p].add(int(numbered["layer"]))
+    starts, start = {}, 0
+    for place in sorted(held):
+        starts[place] = start
+        start += len(held[place])
+    if len(held) == 1 and start < number(config, "layers"):
+        start = number(config, "layers")  # a layer that does nothing has no names
+    if start > number(config, "layers"):
+        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
+    tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
+    found = []
+    count = number(config, "layers")
+    for label, (t, p, e, v) in places.items():
+        last, base = (v, p) == max(held), starts[v, p]
+        layers = tuple(range(base, start if last else base + len(held[v, p])))
+        layers += tuple(range(count, count + number(config, "mtp"))) if (v, p) in further else ()
+        found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
+    return found

@@ -1,0 +1,112 @@
+"""Where target and source meet: a step for every box that a target tensor and a piece of the source share.
+
+What is found for one layer holds for all that lie alike on both sides: only names and offsets are other ones.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import sub
+
+from carnet.algebra.box import Box, Line, along, intersect, volume
+from carnet.dialects.entries import Entry
+from carnet.errors import CarnetError, NotSupported
+from carnet.formats.stored import Chunk, dense_strides
+from carnet.planner.decoding import begun
+from carnet.planner.held import Held
+from carnet.planner.pieces import Piece, cut, pieces, views_of
+from carnet.plans.columns import Gathered
+from carnet.steps import Fill, Make, Move, Place, TargetFile, TargetTensor
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A step of a target tensor, told from where the tensor and a piece of the source begin."""
+
+    name: int  # which of the canonical tensors that its part of the stored one may hold
+    piece: int | None  # which piece of that one in the source; None for what is filled
+    form: int
+    start: int
+    more: int
+    source: int  # from the beginning of the piece's chunk, as a place counts it
+    target: int  # bytes from the beginning of the tensor
+
+
+def meet(
+    places: Iterable[tuple[Entry, Box, TargetFile, TargetTensor]],
+    kept: Mapping[str, Held],
+    shifts: Mapping[str, float],
+    gathered: Gathered,
+) -> None:
+    """Gather the steps that write some boxes of stored tensors, each in its place."""
+    lines, kinds, known = dict[int, Line[int]](), dict[tuple[object, ...], int](), dict[tuple[object, ...], list[Cell]]()
+    for entry, part, file, tensor in places:
+        like, names = entry.like, entry.names
+        where: tuple[object, ...] = part.start, part.shape
+        which: Sequence[int] = range(len(names))
+        if part.shape != like.shape and not like.padding:  # layers of one tensor lie alike, told from where the part begins
+            if id(like) not in lines:
+                lines[id(like)] = views_of(like.views)
+            which = lines[id(like)].between(*along(part, 0))
+            views = [like.views[at] for at in which]
+            alike = [kinds.setdefault((view.box, view.places), len(kinds)) for view in views]
+            where = part.shape, *alike, *[tuple(map(sub, view.origin, part.start)) for view in views]
+        key = (id(like), *where, tensor.dtype, file.space, *[(id(kept[names[at]].cut), shifts.get(names[at])) for at in which])
+        if key not in known:
+            known[key] = [*_cells(entry, which, part, (file, tensor), kept, shifts, gathered)]
+        target = gathered.name(file.name)
+        for cell in known[key]:
+            of = names[which[cell.name]]
+            name = gathered.name(of)
+            spot = kept[of].spots[cell.piece] if cell.piece is not None else NOWHERE
+            source, scales, outer, source_at, first, scales_at, outer_at = spot
+            ids = cell.form, name, cell.start, cell.more, source, target, scales, outer
+            gathered.row((*ids, source_at + cell.source, tensor.offset + cell.target, first, scales_at, outer_at))
+
+
+NOWHERE = -1, -1, -1, 0, 0, 0, 0
+
+
+def _cells(
+    entry: Entry,
+    which: Sequence[int],
+    part: Box,
+    place: tuple[TargetFile, TargetTensor],
+    kept: Mapping[str, Held],
+    shifts: Mapping[str, float],
+    gathered: Gathered,
+) -> Iterator[Cell]:
+    """Yield the steps of a target tensor, and its padding."""
+    file, tensor = place
+    chunk = Chunk(part, "", 0, dense_strides(part.shape))
+    for number, which_ in enumerate(which):
+        name, view = entry.names[which_], entry.like.views[which_]
+        pieces_ = kept[name].cut.pieces
+        for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
+            moved = 0
+            for at in kept[name].cut.near(*along(target.box, 0)):
+                box = intersect(pieces_[at].box, target.box)
+                if box is not None:
+                    step = _step(name, box, pieces_[at], target, shifts)
+                    more = gathered.more((None,) if isinstance(step, Make) else ())
+                    form, gaps = gathered.form(step), (cut(pieces_[at], box).offset, cut(target, box).offset)
+                    yield Cell(number, at, form, gathered.start(box.start), more, *gaps)
+                    moved += volume(box)
+            if moved != volume(target.box):
+                raise CarnetError("the source does not fill the target", {"tensor": name, "file": file.name})
+    for padding in entry.padding:
+        shared = intersect(padding, part)
+        if shared is not None:
+            at_ = cut(Piece("", part, Place("", 0, chunk.strides, tensor.dtype, file.space)), shared)
+            form = gathered.form(Fill("", shared.shape, begun(at_)))
+            number = [*map(str, entry.names)].index(entry.padded)
+            yield Cell(number, None, form, gathered.start(()), gathered.more(()), 0, at_.offset)
+
+
+def _step(name: str, box: Box, source: Piece, target: Piece, shifts: Mapping[str, float]) -> Move | Make:
+    """Return the form of a step."""
+    here, there = begun(source.place), begun(target.place)
+    if source.encoding is None:
+        return Move("", (), box.shape, here, there, shifts.get(name, 0.0))
+    if name in shifts:
+        raise NotSupported(f"{name!r} is stored as codes, and one is added to it on the way")
+    return Make("dequantize", "", (), box.shape, here, there, source.encoding)
