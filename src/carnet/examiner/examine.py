@@ -12,6 +12,7 @@ from carnet.dtypes import array_type
 from carnet.errors import CarnetError
 from carnet.examiner.asked import Asked
 from carnet.examiner.beside import check_beside
+from carnet.examiner.brought import by_rows
 from carnet.examiner.buffers import check_buffers
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.compare import Finding, Side, is_judged, side
@@ -83,7 +84,7 @@ def examine(
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.request.dtype)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
-    ours = replace(ours, source_scales=read_source_scales(source)) if target.coded else ours
+    ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     todo = [*jobs(ours, theirs)]
     coded = {key: target.coded[key].codes.nbytes for key in codes}

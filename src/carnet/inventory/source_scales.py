@@ -1,7 +1,8 @@
 """Scales that a checkpoint brings along: of training in FP8 (Transformer Engine), or of quantizing after training (ModelOpt).
 
-Both stand beside the modules of Megatron, and here they are tied to canonical tensors. What a fused module says holds for each of its
-parts; where several ranks, or several modules, speak of one tensor, the largest counts: nothing is then cut off.
+Both stand beside the modules of Megatron. What a fused module says holds for each of its parts; where several ranks, or several
+modules, speak of one tensor, the largest counts: nothing is then cut off. Which canonical tensors a module holds is told by who asks:
+planner and examiner each tie for themselves, so that a wrong tie cannot pass both.
 """
 
 import re
@@ -26,6 +27,8 @@ States = Mapping[
     Key, Mapping[tuple[int, ...], Scales]
 ]  # (unit, module) -> layer and expert, where these share a name -> scales
 Find = Callable[[str, str], Numbers | None]
+# of a stored weight, and a place where its name is shared (layer, expert): whose scales stand there
+Tie = Callable[[Entry, tuple[int, ...]], Iterable[Which]]
 
 # the weight of a module; of experts in one module it has a number, of the parts of one weight a name
 WEIGHT = re.compile(r"(?P<module>.+)\.weight(?P<number>\d*)(?:_[wv]|\.\w+)?")
@@ -49,7 +52,7 @@ class SourceScales:
 NOTHING = SourceScales({}, {})
 
 
-def read_source_scales(source: Inventory) -> SourceScales:
+def read_source_scales(source: Inventory, tie: Tie) -> SourceScales:
     """Return the scales that a checkpoint of Megatron brings along; raise BadCheckpoint where one is none.
 
     States that a person wants dropped are not looked at, nor are those of modules without a weight.
@@ -72,10 +75,10 @@ def read_source_scales(source: Inventory) -> SourceScales:
         small = stored.dtype in FLOATS and 0 < prod(stored.shape) <= MANY
         return read_numbers(checkpoint.root, stored) if small else None
 
-    return tie_source_scales(source.entries, states, numbers, str(checkpoint.root))
+    return tie_source_scales(source.entries, states, numbers, str(checkpoint.root), tie)
 
 
-def tie_source_scales(entries: Mapping[Key, Entry], states: States, numbers: Find, where: str) -> SourceScales:
+def tie_source_scales(entries: Mapping[Key, Entry], states: States, numbers: Find, where: str, tie: Tie) -> SourceScales:
     """Return what stands beside entries: states of Transformer Engine, and what quantizers of ModelOpt saw.
 
     ``numbers`` finds a small tensor by unit and name, None where there is none.
@@ -88,9 +91,9 @@ def tie_source_scales(entries: Mapping[Key, Entry], states: States, numbers: Fin
             continue
         module, number = match["module"], match["number"]
         for at, said in states.get((unit, module), {}).items():
-            for which in _meant(entry, at):
+            for which in tie(entry, at):
                 _note(scales, which, _factor(where, module, said, which[1], int(number or 0)))
-        for which, amax in _quantizers(numbers, where, entry, module, f".{number}" if number else ""):
+        for which, amax in _quantizers(numbers, where, entry, module, f".{number}" if number else "", tie):
             _note(amaxes, which, amax)
     return SourceScales(scales, amaxes)
 
@@ -111,24 +114,6 @@ def _note(found: dict[Which, float], which: Which, value: float | None) -> None:
         found[which] = max(value, found.get(which, 0.0))
 
 
-def _meant(entry: Entry, at: tuple[int, ...]) -> Iterator[Which]:
-    """Yield whose scales a state beside a stored weight holds; ``at`` is its layer and its expert, where these share a name."""
-    leading = [dim[0] for dim in entry.reading.pattern.dims if dim in (("layer",), ("expert",))]
-    for view in entry.views:
-        by_expert = canonical(view.tensor).tensor.each_expert
-        first, count = (view.box.start[0], view.box.shape[0]) if by_expert else (0, 1)
-        inside = True
-        for axis, (kind, index) in enumerate(zip(leading, at, strict=False)):
-            step = index - view.origin[axis]
-            inside = inside and 0 <= step < (count if kind == "expert" else 1)
-            if kind == "expert":
-                first, count = first + step, 1
-        if inside:
-            yield view.tensor, "input"
-            for expert in range(first, first + count):
-                yield f"{view.tensor}[{expert}]" if by_expert else view.tensor, "weight"
-
-
 def _factor(where: str, module: str, said: Scales, what: str, gemm: int) -> float | None:
     """Return what a code is multiplied by, from what Transformer Engine multiplies a number by: both are f32."""
     known = said.input if what == "input" else said.weight
@@ -142,21 +127,21 @@ def _factor(where: str, module: str, said: Scales, what: str, gemm: int) -> floa
     return factor
 
 
-def _quantizers(numbers: Find, where: str, entry: Entry, module: str, number: str) -> Iterator[tuple[Which, float]]:
+def _quantizers(numbers: Find, where: str, entry: Entry, module: str, number: str, tie: Tie) -> Iterator[tuple[Which, float]]:
     """Yield the largest magnitudes that ModelOpt's quantizers of a module saw."""
     for what, name in (("weight", WEIGHTS), ("input", INPUTS)):
-        for which, amax in _amaxes(numbers, where, entry, name.format(module=module, number=number)):
+        for which, amax in _amaxes(numbers, where, entry, name.format(module=module, number=number), tie):
             if which[1] == what:
                 yield which, amax
     cached: dict[str, str] = {name: what for name in entry.names if (what := name.tensor.cached)}
     for what in sorted({*cached.values()}):
         name = f"{module.rpartition('.')[0]}.core_attention.{CACHE.format(what=what)}"
-        for (tensor, _), amax in _amaxes(numbers, where, entry, name):
+        for (tensor, _), amax in _amaxes(numbers, where, entry, name, tie):
             if cached.get(tensor) == what:
                 yield (tensor, what), amax
 
 
-def _amaxes(numbers: Find, where: str, entry: Entry, name: str) -> Iterator[tuple[Which, float]]:
+def _amaxes(numbers: Find, where: str, entry: Entry, name: str, tie: Tie) -> Iterator[tuple[Which, float]]:
     """Yield the numbers of one stored tensor: one for each layer and expert of a weight, or one for all; no others are needed."""
     found = numbers(entry.unit, name)
     if found is None:
@@ -172,5 +157,5 @@ def _amaxes(numbers: Find, where: str, entry: Entry, name: str) -> Iterator[tupl
             raise BadCheckpoint(
                 "a quantizer's largest magnitude is no magnitude", {"where": where, "tensor": name, "found": amax}
             )
-        for which in _meant(entry, at) if amax else ():
+        for which in tie(entry, at) if amax else ():
             yield which, amax

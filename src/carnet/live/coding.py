@@ -24,6 +24,7 @@ from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import Transfer, matrix_name
 from carnet.live.virtual import Source
+from carnet.planner.given_scales import by_views
 from carnet.quantize.arithmetic import whole_scale
 from carnet.quantize.codes import E4M3
 from carnet.quantize.recipes import BY_NAME, Recipe
@@ -58,7 +59,7 @@ def _source_scales(where: str, unit: str, entries: Mapping[Key, Entry], held: Ma
         plain = isinstance(value, torch.Tensor) and name.endswith("_amax") and value.numel() < MANY
         return value.detach().float().cpu().numpy() if plain and isinstance(value, torch.Tensor) else None
 
-    return tie_source_scales({key: entry for key, entry in entries.items() if key[0] == unit}, found, numbers, where)
+    return tie_source_scales({key: entry for key, entry in entries.items() if key[0] == unit}, found, numbers, where, by_views)
 
 
 def _bytes(value: object) -> bytes:

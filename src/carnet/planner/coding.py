@@ -21,7 +21,7 @@ from carnet.model.fields import Config
 from carnet.model.tensors import Canonical
 from carnet.planner.choosing import Coded
 from carnet.planner.decoding import begun
-from carnet.planner.given_scales import activation_scale, weight_scale
+from carnet.planner.given_scales import activation_scale, by_views, weight_scale
 from carnet.planner.held import Held
 from carnet.planner.pieces import cut
 from carnet.plans.columns import Gathered
@@ -71,7 +71,7 @@ def asked(
         raise BadRequest("the scale of a cache is a positive number", {"option": "--kv-scale", "found": request.kv_scale})
     static = _static(recipe, request.activations)
     amaxes = _amaxes(source.family, source.config, calibration)
-    source_scales = read_source_scales(source) if source_scales is None else source_scales
+    source_scales = read_source_scales(source, by_views) if source_scales is None else source_scales
     return Coding(recipe, request.kv_cache is not None, request.kv_scale, static, request.exclude, amaxes, source_scales)
 
 

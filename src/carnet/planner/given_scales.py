@@ -1,13 +1,33 @@
 """The scales of a checkpoint in the words of a recipe: what stands in place of what would be measured or calibrated."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from carnet.dialects.entries import Entry
 from carnet.errors import NotSupported
-from carnet.inventory.source_scales import SourceScales
+from carnet.inventory.source_scales import SourceScales, Which
+from carnet.model.tensors import canonical
 from carnet.quantize.arithmetic import input_scale, outer_scale, rounded, scales
 from carnet.quantize.recipes import WHOLE, Recipe
+
+
+def by_views(entry: Entry, at: tuple[int, ...]) -> Iterator[Which]:
+    """Yield whose scales a state beside a stored weight holds; ``at`` is its layer and its expert, where these share a name."""
+    leading = [dim[0] for dim in entry.reading.pattern.dims if dim in (("layer",), ("expert",))]
+    for view in entry.views:
+        by_expert = canonical(view.tensor).tensor.each_expert
+        first, count = (view.box.start[0], view.box.shape[0]) if by_expert else (0, 1)
+        inside = True
+        for axis, (kind, index) in enumerate(zip(leading, at, strict=False)):
+            step = index - view.origin[axis]
+            inside = inside and 0 <= step < (count if kind == "expert" else 1)
+            if kind == "expert":
+                first, count = first + step, 1
+        if inside:
+            yield view.tensor, "input"
+            for expert in range(first, first + count):
+                yield f"{view.tensor}[{expert}]" if by_expert else view.tensor, "weight"
 
 
 def weight_scale(source_scales: SourceScales, recipe: Recipe, names: Collection[str], own: str) -> float | None:
