@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from carnet import api
 from carnet.algebra.box import Box
-from carnet.examiner import shelves
+from carnet.examiner import tensor_files
 from carnet.examiner.means import BLOCKS, choose_means
 from carnet.formats.stored import Chunk, Stored
 from carnet.storage.protocol import Opened
@@ -110,7 +110,7 @@ def test_a_region_of_any_strides_is_what_lies_there(tmp_path, strides):
     stored = Stored("", "w", "bf16", shape, (Chunk(Box((0, 0), shape), "f", 64, strides),))
     whole = np.lib.stride_tricks.as_strided(data[32:], shape, tuple(2 * step for step in strides))
     for box in (Box((0, 0), shape), Box((3, 5), (200, 290)), Box((10, 0), (1, shape[1])), Box((0, 7), (shape[0], 1))):
-        found = shelves.region(shelves.Shelves(Opened(folder_at(tmp_path).open)), stored, box)
+        found = tensor_files.region(tensor_files.TensorFiles(Opened(folder_at(tmp_path).open)), stored, box)
         cut = tuple(slice(start, start + size) for start, size in zip(box.start, box.shape, strict=True))
         assert (found == whole[cut]).all()
 
@@ -161,9 +161,9 @@ def test_a_block_is_put_together_in_as_many_calls_however_many_chunks_there_are(
     def calls(number):
         np.arange(number * 4, dtype=np.uint16).tofile(tmp_path / "f")
         chunks = tuple(Chunk(Box((at, 0), (1, 4)), "f", at * 8, (4, 1)) for at in range(number))
-        shelf, stored = shelves.Shelves(Opened(folder_at(tmp_path).open)), Stored("", "w", "bf16", (number, 4), chunks)
-        assert shelves.region(shelf, stored, Box((5, 1), (3, 2))).tolist() == [[21, 22], [25, 26], [29, 30]]
-        count = calls_of(lambda: shelves.region(shelf, stored, Box((50, 1), (3, 2))))
+        held, stored = tensor_files.TensorFiles(Opened(folder_at(tmp_path).open)), Stored("", "w", "bf16", (number, 4), chunks)
+        assert tensor_files.region(held, stored, Box((5, 1), (3, 2))).tolist() == [[21, 22], [25, 26], [29, 30]]
+        count = calls_of(lambda: tensor_files.region(held, stored, Box((50, 1), (3, 2))))
         shelf.files.close()
         return count
 

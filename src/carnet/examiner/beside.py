@@ -38,7 +38,7 @@ def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
     yield from _cache(target, said, asked, {**cached, **known})
     for one in target.inventory.coded.values():
         for stored in one.others:
-            found = numbers(target.shelves, stored).reshape(-1)
+            found = numbers(target.tensor_files, stored).reshape(-1)
             if stored.name.endswith(".weight_shape") and found.tolist() != list(one.shape):
                 yield Finding("another shape", stored.name, stored.label, f"expected {list(one.shape)}, found {found.tolist()}")
     yield from _ignored(target, said)
@@ -65,7 +65,7 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
         for stored in one.others:
             if not name or not stored.name.endswith("." + name):
                 continue
-            found = float(numbers(target.shelves, stored).reshape(-1)[0])
+            found = float(numbers(target.tensor_files, stored).reshape(-1)[0])
             entry = target.inventory.entries[key]
             readers = tuple(sorted({reader for name in entry.reading.tensors[0] for reader in name.fellows()}))
             seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
@@ -108,7 +108,7 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
         entry, stored = target.inventory.entries[key], target.inventory.scales.get((key[0], name))
         if stored is None or volume(whole(stored.shape)) != 1:
             continue  # the survey has said so
-        found = float(numbers(target.shelves, stored).reshape(-1)[0])
+        found = float(numbers(target.tensor_files, stored).reshape(-1)[0])
         tensors = [name for name in entry.reading.tensors[0] if name.tensor.cached]
         seen = [amax for name in tensors if (amax := known.get((name, name.tensor.cached))) is not None]
         right = asked.request.kv_scale

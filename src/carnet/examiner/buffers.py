@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from carnet.algebra.box import Box, whole
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.compare import Finding, Side
-from carnet.examiner.shelves import blocks, digest, region
+from carnet.examiner.tensor_files import blocks, digest, region
 from carnet.formats.stored import Stored, label_of, reshaped
 from carnet.model.fields import Config
 from carnet.model.model import number, value
@@ -48,11 +48,11 @@ def _is_of_source(source: Side, target: Side, stored: Stored) -> bool:
     """Say whether the source holds the same tensor, bit for bit."""
     own = source.inventory.checkpoint.tensors.get((stored.unit, stored.name))
     same = own is not None and (own.dtype, own.shape) == (stored.dtype, stored.shape)
-    return same and own is not None and digest(source.shelves, own) == digest(target.shelves, stored)
+    return same and own is not None and digest(source.tensor_files, own) == digest(target.tensor_files, stored)
 
 
 def _values(of: Side, stored: Stored, box: Box) -> Numbers:
-    bits = np.ascontiguousarray(region(of.shelves, stored, box))
+    bits = np.ascontiguousarray(region(of.tensor_files, stored, box))
     found: Numbers = bits.view(array_type(stored.dtype)).astype(np.float64)
     return found
 
@@ -138,7 +138,7 @@ def _is_table(target: Side, stored: Stored, config: Config) -> bool | None:
     if not left:
         return None
     flat = reshaped(stored, (positions * width,))
-    for box in blocks(whole(flat.shape), max(1, target.shelves.block // 16)):
+    for box in blocks(whole(flat.shape), max(1, target.tensor_files.block // 16)):
         found = _values(target, flat, box)
         position, column = np.divmod(np.arange(box.start[0], box.start[0] + box.shape[0]), width)
         which, is_sine = (column % (width // 2), column < width // 2) if by_halves else (column // 2, column % 2 == 1)
@@ -161,7 +161,7 @@ def _is_mask(target: Side, stored: Stored, config: Config) -> bool | None:
     size = number(config, "positions")
     if stored.shape != (1, 1, size, size):
         return False
-    for box in blocks(whole(stored.shape), target.shelves.block // 8):
+    for box in blocks(whole(stored.shape), target.tensor_files.block // 8):
         rows = np.arange(box.start[2], box.start[2] + box.shape[2])[:, None]
         columns = np.arange(box.start[3], box.start[3] + box.shape[3])[None, :]
         if not (_values(target, stored, box)[0, 0] == (rows >= columns)).all():

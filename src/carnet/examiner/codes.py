@@ -8,54 +8,54 @@ from numpy.typing import NDArray
 from carnet.algebra.box import Box, whole
 from carnet.dtypes import array_type
 from carnet.examiner.scales import Array, Floats, divisors, nearest, unpacked
-from carnet.examiner.shelves import Shelves, region
+from carnet.examiner.tensor_files import TensorFiles, region
 from carnet.formats.stored import Coded, Stored
 from carnet.quantize.recipes import BY_NAME, PACKED, grid
 
 MEANT = "f32"  # the type of the numbers that codes mean
 
 
-def codes_at(shelves: Shelves, coded: Coded, box: Box) -> NDArray[np.uint8]:
+def codes_at(tensor_files: TensorFiles, coded: Coded, box: Box) -> NDArray[np.uint8]:
     """Return the codes of a box of the weight, one a byte."""
     recipe = BY_NAME[coded.recipe]
     each = PACKED[recipe.packing]
     first, last = box.start[-1] // each, -(-(box.start[-1] + box.shape[-1]) // each)
-    stored = region(shelves, coded.codes, Box((*box.start[:-1], first), (*box.shape[:-1], last - first)))
+    stored = region(tensor_files, coded.codes, Box((*box.start[:-1], first), (*box.shape[:-1], last - first)))
     skip = box.start[-1] - first * each
     return unpacked(recipe, stored)[..., skip : skip + box.shape[-1]]
 
 
-def scales_of(shelves: Shelves, coded: Coded, number: int) -> Array:
+def scales_of(tensor_files: TensorFiles, coded: Coded, number: int) -> Array:
     """Return the scales of one matrix as they are stored, in their own type: rows and columns of blocks."""
     rows, columns = grid(BY_NAME[coded.recipe], (coded.shape[-2], coded.shape[-1]))
-    found: Array = scales_at(shelves, coded, slice(number, number + 1), slice(0, rows), slice(0, columns))[0]
+    found: Array = scales_at(tensor_files, coded, slice(number, number + 1), slice(0, rows), slice(0, columns))[0]
     return found
 
 
-def scales_at(shelves: Shelves, coded: Coded, experts: slice, rows: slice, columns: slice) -> Array:
+def scales_at(tensor_files: TensorFiles, coded: Coded, experts: slice, rows: slice, columns: slice) -> Array:
     """Return some of the scales as they are stored: experts, rows and columns of blocks."""
     assert coded.scales is not None, "codes stand under scales"
     count = prod(coded.shape[:-2])
     shape = grid(BY_NAME[coded.recipe], (coded.shape[-2], coded.shape[-1]))
     if coded.scales.shape != ((count, *shape) if len(coded.shape) > 2 else shape):  # one number, spelled otherwise
-        return np.asarray(numbers(shelves, coded.scales).reshape(count, *shape)[experts, rows, columns])
+        return np.asarray(numbers(tensor_files, coded.scales).reshape(count, *shape)[experts, rows, columns])
     parts = [experts, rows, columns][3 - len(coded.scales.shape) :]
     box = Box(tuple(part.start for part in parts), tuple(part.stop - part.start for part in parts))
-    found = np.ascontiguousarray(region(shelves, coded.scales, box)).view(array_type(coded.scales.dtype))
+    found = np.ascontiguousarray(region(tensor_files, coded.scales, box)).view(array_type(coded.scales.dtype))
     return found.reshape(experts.stop - experts.start, rows.stop - rows.start, columns.stop - columns.start)
 
 
-def outer_of(shelves: Shelves, coded: Coded) -> np.float32 | None:
+def outer_of(tensor_files: TensorFiles, coded: Coded) -> np.float32 | None:
     """Return the scale that stands over those of the blocks."""
-    return None if coded.outer is None else np.float32(numbers(shelves, coded.outer).reshape(-1)[0])
+    return None if coded.outer is None else np.float32(numbers(tensor_files, coded.outer).reshape(-1)[0])
 
 
-def numbers(shelves: Shelves, stored: Stored) -> Array:
+def numbers(tensor_files: TensorFiles, stored: Stored) -> Array:
     """Return a stored tensor as numbers."""
-    return np.asarray(region(shelves, stored, whole(stored.shape))).view(array_type(stored.dtype))
+    return np.asarray(region(tensor_files, stored, whole(stored.shape))).view(array_type(stored.dtype))
 
 
-def meant(shelves: Shelves, coded: Coded, box: Box) -> Array:
+def meant(tensor_files: TensorFiles, coded: Coded, box: Box) -> Array:
     """Return the numbers, as bits, that a box of a weight's codes mean under their scales."""
     recipe = BY_NAME[coded.recipe]
     low, blocks = [], list[slice]()
@@ -64,13 +64,13 @@ def meant(shelves: Shelves, coded: Coded, box: Box) -> Array:
         low.append(within - within[0])
         blocks.append(slice(int(within[0]), int(within[-1]) + 1))
     experts = slice(box.start[0], box.start[0] + box.shape[0]) if len(box.shape) == 3 else slice(0, 1)
-    scales = scales_at(shelves, coded, experts, *blocks)
-    under: Floats = divisors(recipe, scales, outer_of(shelves, coded))
+    scales = scales_at(tensor_files, coded, experts, *blocks)
+    under: Floats = divisors(recipe, scales, outer_of(tensor_files, coded))
     if recipe.block[1] != 0:
         under = under.take(low[1], axis=2)
     if recipe.block[0] > 1:
         under = under.take(low[0], axis=1)
-    values = nearest(coded.recipe).value.take(codes_at(shelves, coded, box)).reshape(-1, *box.shape[-2:]) * under
+    values = nearest(coded.recipe).value.take(codes_at(tensor_files, coded, box)).reshape(-1, *box.shape[-2:]) * under
     # of compressed-tensors the product has the type of the scale; of the others it is f32, whatever type the scales have
     if recipe.scale.kind == "linear" and recipe.scale.stored == "own":
         values = values.astype(scales.dtype).astype(np.float32)

@@ -14,7 +14,7 @@ from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered
 from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
-from carnet.examiner.shelves import BLOCK, Shelves, blocks, region, shelves_of
+from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, region, tensor_files_of
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
 from carnet.inventory.source_scales import NOTHING, SourceScales
@@ -51,7 +51,7 @@ class Side:
     """A checkpoint, ready to be read by canonical tensor."""
 
     inventory: Inventory
-    shelves: Shelves
+    tensor_files: TensorFiles
     parts: dict[Canonical, list[Part]]  # canonical tensor -> where it lies
     racks: dict[Canonical, Rack[Part]]  # the same, to be asked for what is near a box
     shapes: dict[Canonical, tuple[int, ...]]  # of every canonical tensor
@@ -88,14 +88,14 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
     racks = {name: Rack(parts, lambda part: part.box) for name, parts in found.items()}
-    return Side(inventory, shelves_of(inventory.checkpoint, block), found, racks, canonical_shapes(inventory.config))
+    return Side(inventory, tensor_files_of(inventory.checkpoint, block), found, racks, canonical_shapes(inventory.config))
 
 
 def read(of: Side, part: Part, box: Box) -> Array:
     """Return the bits of a canonical box from one stored tensor."""
     if part.coded is None:
-        return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.shelves, part.stored))
-    return unfold(part.entry.reading, part.part, part.at, box, partial(meant, of.shelves, part.coded))
+        return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.tensor_files, part.stored))
+    return unfold(part.entry.reading, part.part, part.at, box, partial(meant, of.tensor_files, part.coded))
 
 
 def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
@@ -132,7 +132,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             continue
         wrong, first = 0, None
         hasher = xxhash.xxh3_128() if is_in_order(part) else None
-        for box in blocks(part.box, target.shelves.block // BY_NAME[part.stored.dtype].nbytes):
+        for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes):
             theirs = read(target, part, box)
             if hasher is not None:
                 hasher.update(theirs.data)

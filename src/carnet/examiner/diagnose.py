@@ -13,7 +13,7 @@ import xxhash
 from carnet.algebra.box import Box, volume
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Finding, Side, Suspect, read, whole_of
-from carnet.examiner.shelves import blocks
+from carnet.examiner.tensor_files import blocks
 from carnet.examiner.unfold import Array
 
 FEW = 16  # damages that are looked at as a whole
@@ -38,7 +38,7 @@ def _named(source: Side, target: Side, suspect: Suspect, clues: Clues) -> Findin
     part, name = suspect.part, suspect.name
     if part.stored.dtype != source.parts[name][0].stored.dtype:
         return suspect.finding
-    limit = target.shelves.block // BY_NAME[part.stored.dtype].nbytes
+    limit = target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes
     digest, anything = _print(read(target, part, box) for box in blocks(part.box, limit))
     if not anything:
         return replace(suspect.finding, what="all zero")

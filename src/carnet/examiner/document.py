@@ -23,7 +23,7 @@ from carnet.errors import BadCheckpoint
 from carnet.examiner.asked import FILES
 from carnet.examiner.compare import Finding
 from carnet.examiner.examine import Examination, Quality
-from carnet.examiner.shelves import digest, shelves_of
+from carnet.examiner.tensor_files import digest, tensor_files_of
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
 from carnet.formats.stored import Key, Stored, label_of
@@ -248,13 +248,13 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
 def _buffers(of: Inventory) -> dict[str, object]:
     """Return the tensors of a target that are no weights, as the others are described."""
     labels = {label_of(key): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
-    shelves, found = shelves_of(of.checkpoint), dict[str, object]()
+    tensor_files, found = tensor_files_of(of.checkpoint), dict[str, object]()
     for reason, names in of.dropped.items():
         for label in names:
             if label in labels:
                 stored = labels[label]
-                found[label] = {**facts(stored, digest(shelves, stored)), "layout": reason}
-    shelves.files.close()
+                found[label] = {**facts(stored, digest(tensor_files, stored)), "layout": reason}
+    tensor_files.files.close()
     return found
 
 

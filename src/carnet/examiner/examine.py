@@ -22,7 +22,7 @@ from carnet.examiner.matrix import amax, amax_names
 from carnet.examiner.means import Means, Tally, each
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import jobs, nbytes, work_off
-from carnet.examiner.shelves import blocks, region
+from carnet.examiner.tensor_files import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory.source_scales import read_source_scales
@@ -108,8 +108,8 @@ def examine(
         wrong, unsure = check_buffers(ours, theirs)
         findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *wrong]
     finally:
-        ours.shelves.files.close()
-        theirs.shelves.files.close()
+        ours.tensor_files.files.close()
+        theirs.tensor_files.files.close()
     casts = {(a, b) for name in names for a in _types(ours, name) for b in _types(theirs, name)}
     found = Examination(
         tuple(findings),
@@ -173,7 +173,7 @@ def _padding(target: Side) -> list[Finding]:
     findings = []
     for key, entry in target.inventory.entries.items():
         for box in entry.padding:
-            if any(_anything(target, key, part) for part in blocks(box, target.shelves.block // 4)):
+            if any(_anything(target, key, part) for part in blocks(box, target.tensor_files.block // 4)):
                 label = label_of(key)
                 findings.append(
                     Finding("padding is not zero", entry.padded, label, f"rows from {box.start[0]}, {box.shape[0]} of them")
@@ -185,5 +185,5 @@ def _anything(of: Side, key: Key, box: Box) -> bool:
     """Say whether a box of a stored tensor holds anything but zeros."""
     coded = of.inventory.coded.get(key)
     if coded is not None:
-        return bool(meant(of.shelves, coded, box).view(array_type(MEANT)).any())
-    return bool(region(of.shelves, of.inventory.checkpoint.tensors[key], box).any())
+        return bool(meant(of.tensor_files, coded, box).view(array_type(MEANT)).any())
+    return bool(region(of.tensor_files, of.inventory.checkpoint.tensors[key], box).any())

@@ -69,7 +69,7 @@ def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxe
     done.findings += _type(coded, own)
     with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
         for number in range(prod(coded.shape[:-2])):
-            stored = scales_of(target.shelves, coded, number)
+            stored = scales_of(target.tensor_files, coded, number)
             _judge(source, target, matrix_of(source, target, key, own, amaxes, stored, number), done, clues)
     return done
 
@@ -98,7 +98,7 @@ def _judge(source: Side, target: Side, of: Matrix, done: Judgement, clues: Clues
     nearest = rules.nearest(of.recipe.name)
     for tile in of.tiles():
         values = assemble(source, of.entry, of.box(tile), of.own)
-        codes = codes_at(target.shelves, of.coded, of.box(tile)).reshape(values.shape)
+        codes = codes_at(target.tensor_files, of.coded, of.box(tile)).reshape(values.shape)
         stored, right = of.scales[of.blocks(tile)], right_scales(of, values)
         under = spread_divisors(of, stored, of.outer, values.shape)
         quotients = quotients_of(of, values, under)

@@ -18,7 +18,7 @@ from carnet.examiner import scales as rules
 from carnet.examiner.codes import outer_of
 from carnet.examiner.compare import Side, read, sources
 from carnet.examiner.scales import Array, Floats
-from carnet.examiner.shelves import blocks
+from carnet.examiner.tensor_files import blocks
 from carnet.examiner.unfold import unfold
 from carnet.formats.stored import Coded, Key
 from carnet.model.tensors import Canonical
@@ -146,7 +146,7 @@ def amax(source: Side, name: Canonical) -> Floats:
     shape = source.shapes[name]
     by_expert = name.tensor.each_expert
     found = np.zeros(shape[0] if by_expert else 1, np.float32)
-    for box in blocks(whole(shape), source.shelves.block // 4):
+    for box in blocks(whole(shape), source.tensor_files.block // 4):
         for origin, shared in sources(source, name, box):
             kind = array_type(origin.stored.dtype)
             sizes = np.abs(np.ascontiguousarray(read(source, origin, shared)).view(kind).astype(np.float32))
@@ -175,8 +175,8 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
     trained = recipe.scheme == "fp8" and bool(marks) and all(mark in brought.scales for mark in marks)
     given = max(brought.scales[mark] for mark in marks) if trained else None
     right = rules.outer_scale(recipe, largest, own) if recipe.scale.outer else None
-    tile = min(target.shelves.block // 4, TILE)
-    return Matrix(key, entry, coded, own, at, stored, outer_of(target.shelves, coded), right, largest, amaxes, given, tile)
+    tile = min(target.tensor_files.block // 4, TILE)
+    return Matrix(key, entry, coded, own, at, stored, outer_of(target.tensor_files, coded), right, largest, amaxes, given, tile)
 
 
 def right_scales(of: Matrix, values: Floats) -> Array:

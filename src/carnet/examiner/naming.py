@@ -60,7 +60,9 @@ def lent_scales(target: Side, of: Matrix, clues: Clues) -> str | None:
     kind = _kind(of)
     with clues.lock:
         if kind not in clues.scales:
-            clues.scales[kind] = _gathered(target, kind, lambda _, other: _digest([scales_of(target.shelves, other, kind[2])]))
+            clues.scales[kind] = _gathered(
+                target, kind, lambda _, other: _digest([scales_of(target.tensor_files, other, kind[2])])
+            )
         others = [key for key in clues.scales[kind].get(_digest([of.scales]), []) if key != of.key]
     return f"the scales of {target.inventory.coded[others[0]].codes.name}" if others else None
 
@@ -85,7 +87,7 @@ def _named(source: Side, target: Side, of: Matrix, wrong: int, clues: Clues) -> 
     shape = of.coded.shape[-2:]
     found, right = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
     for tile in of.tiles():
-        found[tile] = codes_at(target.shelves, of.coded, of.box(tile)).reshape(found[tile].shape)
+        found[tile] = codes_at(target.tensor_files, of.coded, of.box(tile)).reshape(found[tile].shape)
         right[tile] = expected_codes(source, of, tile)
     if not found.any():
         return "all codes zero"
@@ -118,7 +120,7 @@ def _borrowed(source: Side, target: Side, of: Matrix, found: NDArray[np.uint8], 
     kind = _kind(of)
 
     def expected(key: Key, other: Coded) -> str:
-        scales = scales_of(target.shelves, other, kind[2])
+        scales = scales_of(target.tensor_files, other, kind[2])
         candidate = matrix_of(source, target, key, of.own, of.amaxes, scales, kind[2])
         return _digest(expected_codes(source, candidate, tile) for tile in candidate.tiles())
 

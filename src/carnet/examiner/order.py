@@ -14,7 +14,7 @@ from carnet.dialects.entries import Entry
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged
 from carnet.examiner.means import each
-from carnet.examiner.shelves import digest
+from carnet.examiner.tensor_files import digest
 from carnet.formats.stored import Stored
 from carnet.model.tensors import Canonical
 
@@ -57,7 +57,7 @@ def work_off(
     def do(at: int) -> None:
         match todo[at]:
             case Held(of, stored):
-                digests[id(of)][stored.label] = digest(of.shelves, stored)
+                digests[id(of)][stored.label] = digest(of.tensor_files, stored)
             case name:
                 one = compared[name] = compare(source, target, name)
                 digests[id(target)].update(one.digests)

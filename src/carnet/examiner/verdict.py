@@ -18,7 +18,7 @@ from carnet.examiner.document import NAME, Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
-from carnet.examiner.shelves import digest, shelves_of
+from carnet.examiner.tensor_files import digest, tensor_files_of
 from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -262,10 +262,10 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
 
 def _digests(checkpoint: Checkpoint, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
     """Return the digest of every stored tensor."""
-    shelves, stored = shelves_of(checkpoint, means.block), [*tensors.values()]
+    tensor_files, stored = tensor_files_of(checkpoint, means.block), [*tensors.values()]
     tally = Tally(progress, sum(one.nbytes for one in stored))
     try:
-        found = each(stored, lambda one: digest(shelves, one), lambda one: one.nbytes, means.threads, tally.add)
+        found = each(stored, lambda one: digest(tensor_files, one), lambda one: one.nbytes, means.threads, tally.add)
     finally:
-        shelves.files.close()
+        tensor_files.files.close()
     return dict(zip(tensors, found, strict=True))

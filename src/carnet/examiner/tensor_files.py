@@ -21,7 +21,7 @@ FEW = 8  # chunks that are all looked at for what they share with a box
 
 
 @dataclass(frozen=True, slots=True)
-class Shelves:
+class TensorFiles:
     """The files of a checkpoint. Arrays hold unsigned integers of the element's size: bits are compared, not numbers."""
 
     files: Opened[File]
@@ -29,84 +29,86 @@ class Shelves:
     racks: dict[tuple[object, ...], Rack[Chunk]] = field(default_factory=dict)  # of stored tensors that have many chunks
 
 
-def shelves_of(checkpoint: Checkpoint, block: int = BLOCK) -> Shelves:
+def tensor_files_of(checkpoint: Checkpoint, block: int = BLOCK) -> TensorFiles:
     """Return the files of a checkpoint; threads may share them."""
-    return Shelves(Opened(checkpoint.root.open, OPEN), block)
+    return TensorFiles(Opened(checkpoint.root.open, OPEN), block)
 
 
-def region(shelves: Shelves, stored: Stored, box: Box) -> Array:
+def region(tensor_files: TensorFiles, stored: Stored, box: Box) -> Array:
     """Return a box of a stored tensor, put together from its chunks."""
     bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
-    shared = [(chunk, overlap) for chunk in _near(shelves, stored, box) if (overlap := intersect(chunk.box, box)) is not None]
+    shared = [
+        (chunk, overlap) for chunk in _near(tensor_files, stored, box) if (overlap := intersect(chunk.box, box)) is not None
+    ]
     covered = sum(volume(overlap) for _, overlap in shared) == volume(box)
     made: Array = np.empty(box.shape, bits) if covered else np.zeros(box.shape, bits)
     for chunk, overlap in shared:
-        _read(shelves, chunk, overlap, made if overlap == box else made[slices(overlap, box)])
+        _read(tensor_files, chunk, overlap, made if overlap == box else made[slices(overlap, box)])
     return made
 
 
-def _near(shelves: Shelves, stored: Stored, box: Box) -> Sequence[Chunk]:
+def _near(tensor_files: TensorFiles, stored: Stored, box: Box) -> Sequence[Chunk]:
     """Return the chunks that may share something with a box."""
     if len(stored.chunks) <= FEW:
         return stored.chunks
     key = (stored.unit, stored.name, stored.shape)
-    if key not in shelves.racks:
-        shelves.racks[key] = Rack(stored.chunks, lambda chunk: chunk.box)
-    return shelves.racks[key].near(box)
+    if key not in tensor_files.racks:
+        tensor_files.racks[key] = Rack(stored.chunks, lambda chunk: chunk.box)
+    return tensor_files.racks[key].near(box)
 
 
-def _read(shelves: Shelves, chunk: Chunk, box: Box, into: Array) -> None:
+def _read(tensor_files: TensorFiles, chunk: Chunk, box: Box, into: Array) -> None:
     """Fill an array with a box of a chunk."""
     skip = sum((s - c) * stride for s, c, stride in zip(box.start, chunk.box.start, chunk.strides, strict=True))
     if into.size:
-        _gather(shelves, chunk.file, chunk.offset + skip * into.itemsize, chunk.strides, into)
+        _gather(tensor_files, chunk.file, chunk.offset + skip * into.itemsize, chunk.strides, into)
 
 
-def _gather(shelves: Shelves, file: str, offset: int, strides: tuple[int, ...], into: Array) -> None:
+def _gather(tensor_files: TensorFiles, file: str, offset: int, strides: tuple[int, ...], into: Array) -> None:
     """Fill an array whose elements lie at these strides (elements) in a file."""
     item, run, axes = into.itemsize, 1, into.ndim
     while axes and (into.shape[axes - 1] == 1 or strides[axes - 1] == run):  # the last axes that are one run
         run *= into.shape[axes - 1]
         axes -= 1
     if axes == 0 and into.flags.c_contiguous:
-        shelves.files(file).read_into(offset, into.reshape(-1).view(np.uint8).data)
+        tensor_files.files(file).read_into(offset, into.reshape(-1).view(np.uint8).data)
         return
     reach = 1 + sum((size - 1) * stride for size, stride in zip(into.shape, strides, strict=True))
     if run * item < RUN and reach * item <= SPAN:
         raw = np.empty(reach * item, np.uint8)
-        shelves.files(file).read_into(offset, raw.data)
+        tensor_files.files(file).read_into(offset, raw.data)
         into[...] = np.ndarray(into.shape, into.dtype, raw.data, 0, tuple(stride * item for stride in strides))
         return
     if axes == 0:
         dense: Array = np.empty(into.shape, into.dtype)
-        _gather(shelves, file, offset, strides, dense)
+        _gather(tensor_files, file, offset, strides, dense)
         into[...] = dense
         return
     wide = max(range(axes), key=lambda axis: (into.shape[axis] > 1, strides[axis]))
     count = 1 if run * item >= RUN else max(1, min(SPAN // max(1, strides[wide] * item), into.shape[wide] // 2))
     for at in range(0, into.shape[wide], count):
         part = into[(slice(None),) * wide + (slice(at, at + count),)]
-        _gather(shelves, file, offset + at * strides[wide] * item, strides, part)
+        _gather(tensor_files, file, offset + at * strides[wide] * item, strides, part)
 
 
-def digest(shelves: Shelves, stored: Stored) -> str:
+def digest(tensor_files: TensorFiles, stored: Stored) -> str:
     """Return the xxh3-128 of a stored tensor's bytes, chunk after chunk in the order of their boxes."""
     hasher = xxhash.xxh3_128()
     bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
     for chunk in sorted(stored.chunks, key=lambda chunk: chunk.box.start):
         if chunk.strides == dense_strides(chunk.box.shape):
             left, at = prod(chunk.box.shape) * bits.itemsize, chunk.offset
-            buffer = memoryview(bytearray(min(left, shelves.block)))
+            buffer = memoryview(bytearray(min(left, tensor_files.block)))
             while left:
                 piece = buffer[: min(left, len(buffer))]
-                shelves.files(chunk.file).read_into(at, piece)
+                tensor_files.files(chunk.file).read_into(at, piece)
                 hasher.update(piece)
                 at, left = at + len(piece), left - len(piece)
         else:
-            for box in blocks(whole(chunk.box.shape), shelves.block // bits.itemsize):
+            for box in blocks(whole(chunk.box.shape), tensor_files.block // bits.itemsize):
                 moved = Box(tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True)), box.shape)
                 made: Array = np.empty(box.shape, bits)
-                _read(shelves, chunk, moved, made)
+                _read(tensor_files, chunk, moved, made)
                 hasher.update(made.data)
     return hasher.hexdigest()
 
