@@ -164,7 +164,7 @@ def test_a_block_is_put_together_in_as_many_calls_however_many_chunks_there_are(
         held, stored = tensor_files.TensorFiles(Opened(folder_at(tmp_path).open)), Stored("", "w", "bf16", (number, 4), chunks)
         assert tensor_files.region(held, stored, Box((5, 1), (3, 2))).tolist() == [[21, 22], [25, 26], [29, 30]]
         count = calls_of(lambda: tensor_files.region(held, stored, Box((50, 1), (3, 2))))
-        shelf.files.close()
+        held.files.close()
         return count
 
     assert calls(100) == calls(10_000)
