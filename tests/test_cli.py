@@ -499,9 +499,9 @@ def test_a_models_name_on_a_hub_is_answered_with_how_to_bring_it_here(words, tmp
     monkeypatch.chdir(tmp_path)
     result = call(*words, "meta-llama/Llama-3.1-8B")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "is no folder of this machine" in result.stderr
+    assert "is not a folder of this machine" in result.stderr
     assert "hf download meta-llama/Llama-3.1-8B --local-dir FOLDER" in result.stderr
-    with pytest.raises(carnet.BadOption, match="is no folder of this machine"):
+    with pytest.raises(carnet.BadOption, match="is not a folder of this machine"):
         carnet.inspect("meta-llama/Llama-3.1-8B")
     (tmp_path / "meta-llama").mkdir()  # the folder is here, and this model is not in it
     result = call(*words, "meta-llama/Llama-3.1-8B")
@@ -710,7 +710,7 @@ def test_a_plan_that_was_cut_off_or_edited(which, plan, tmp_path):
     assert damaged != text
     plan.write_text(damaged)
     lines = refused("run", plan, tmp_path / "out")
-    assert lines[0] == "carnet: this is no plan that carnet can run"
+    assert lines[0] == "carnet: this is not a plan that carnet can run"
     assert lines[-1] == "  try: make it again with `carnet plan`"
     assert not (tmp_path / "out").exists()
 
@@ -734,7 +734,7 @@ def test_a_plan_whose_file_names_climb_out_of_their_folder(which, plan, tmp_path
     plan.write_text(sealed(damaged))
     before = sorted(path.name for path in tmp_path.iterdir())
     lines = refused("run", plan, tmp_path / "out")
-    assert lines[0] == "carnet: this is no plan that carnet can run"
+    assert lines[0] == "carnet: this is not a plan that carnet can run"
     assert "leaves the folder" in lines[2]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

@@ -248,10 +248,10 @@ def test_the_proof_counts_every_byte_of_the_codes_and_their_scales(coded):
 
 
 DAMAGED = [
-    ("a scale that is NaN", "modelopt/fp8-channel", "weight_scale", float("nan"), BadCheckpoint, "is no number"),
-    ("a scale that is infinite", "deepseek/fp8-block", "weight_scale_inv", float("inf"), BadCheckpoint, "is no number"),
-    ("an exponent that stands for no number", "modelopt/mxfp8", "weight_scale", 255, BadCheckpoint, "is no number"),
-    ("a scale over all of zero", "compressed-tensors/nvfp4", "weight_global_scale", 0.0, BadCheckpoint, "is no number"),
+    ("a scale that is NaN", "modelopt/fp8-channel", "weight_scale", float("nan"), BadCheckpoint, "is not a number"),
+    ("a scale that is infinite", "deepseek/fp8-block", "weight_scale_inv", float("inf"), BadCheckpoint, "is not a number"),
+    ("an exponent that stands for no number", "modelopt/mxfp8", "weight_scale", 255, BadCheckpoint, "is not a number"),
+    ("a scale over all of zero", "compressed-tensors/nvfp4", "weight_global_scale", 0.0, BadCheckpoint, "is not a number"),
     ("weights beyond the type", "modelopt/fp8-channel", "weight_scale", 3e38, BadRequest, "is out of range for bf16"),
 ]
 

@@ -78,7 +78,7 @@ def test_what_plan_and_document_give_back_asks_for_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('to = "hf', "is no TOML"),
+        ('to = "hf', "is not TOML"),
         ("[[to]]\n", "cannot be"),
         ('to = "hf"\ntpp = 2\n', "no option is called 'tpp'; did you mean 'tp'?"),
         ('to = "hf"\ntp = "2"\n', "tp cannot be '2'"),
@@ -87,7 +87,7 @@ def test_what_plan_and_document_give_back_asks_for_the_same(tmp_path):
         ("tp = 2\n", "needs to know what its target is for"),
         ('{"request": 3}', "no option is called 'request'"),
         ("[1]", "no option is called '1'"),
-        (b"to = '\xff'", "is no TOML"),
+        (b"to = '\xff'", "is not TOML"),
         ('to = "hf"\nconfig = {name = "config.json"}\n', "config cannot be"),
     ],
     ids=str,

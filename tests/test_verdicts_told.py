@@ -38,7 +38,7 @@ def test_of_many_findings_a_person_reads_the_kinds_and_a_few_and_a_machine_all(t
     assert len(findings) > 30
     assert lines[0].split() == ["different", str(target), "is", "not", str(LLAMA)]
     assert lines[1] == f"findings           {len(findings)}: {len(findings) - 1} elements differ, 1 missing"
-    assert "39 of 39 tensors differ: it is no copy of this source" in lines[2]
+    assert "39 of 39 tensors differ: it is not a copy of this source" in lines[2]
     assert lines[-1] == f"and {len(findings) - 10} more: --json lists them all"
     assert len(lines) == 3 + 2 + 10 + 1
     assert all(any(kind in line for line in lines[5:15]) for kind in ("missing", "elements differ"))
@@ -100,5 +100,5 @@ def test_architectures_that_are_no_list_are_called_so(target, names):
     (target / "config.json").write_text(json.dumps({**config, "architectures": names}))
     error = refusal(target)
     assert isinstance(error, BadCheckpoint)
-    assert error.what == "the config's 'architectures' is no list"
+    assert error.what == "the config's 'architectures' is not a list"
     assert Path(error.facts["where"]) == target

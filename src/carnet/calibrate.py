@@ -95,7 +95,7 @@ def _refuse_other(out: Path) -> None:
     except FileNotFoundError:
         pass
     except (OSError, CarnetError) as error:
-        raise BadRequest(f"{out} exists and is no file of magnitudes", remedy="choose another file") from error
+        raise BadRequest(f"{out} exists and is not a file of magnitudes", remedy="choose another file") from error
 
 
 def read_texts(path: Path, samples: int) -> list[str]:

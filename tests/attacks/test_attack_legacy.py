@@ -151,7 +151,7 @@ def test_bytes_of_the_other_order_are_an_error(root):
     [
         ([1, 2], "a rank's file does not hold the model's state"),
         (None, "a rank's file does not hold the model's state"),
-        ({1: torch.ones(2)}, "the model's state has a name that is no text"),
+        ({1: torch.ones(2)}, "the model's state has a name that is not text"),
         ({"a": {"b": torch.ones(2)}, "a.b": torch.ones(2)}, "the model's state has the name 'a.b' twice"),
     ],
 )
@@ -181,7 +181,7 @@ def test_a_key_that_is_nested_too_deeply_to_hash_is_only_an_error(root):
     assert first(root) == f"{PLACE} holds no state of a rank"
     # the same one level down
     rewrite(root, {"data.pkl": b"\x80\x04}\x8c\x05model})" + b"\x85" * 100_000 + b"Nss."})
-    assert first(root) == "the model's state has a name that is no text"
+    assert first(root) == "the model's state has a name that is not text"
 
 
 def test_other_values_may_contain_themselves(root):

@@ -123,7 +123,7 @@ def test_a_plan_that_would_fill_the_memory_is_refused_a_line_at_a_time(tmp_path,
 
     body = b'{"carnet-plan":1}\n' + line + b"\n"
     (tmp_path / "plan").write_bytes(body + b'{"digest":"%s"}\n' % xxhash.xxh3_128_hexdigest(body).encode())
-    assert refusal(f"saved.load(Path({str(tmp_path / 'plan')!r}))") == "this is no plan that carnet can run"
+    assert refusal(f"saved.load(Path({str(tmp_path / 'plan')!r}))") == "this is not a plan that carnet can run"
 
 
 def test_a_sparse_tokenizer_is_read_piece_by_piece(tmp_path):

@@ -153,7 +153,7 @@ def test_a_chunk_that_no_file_holds_is_an_error_about_its_tensor(megatron):
 @pytest.mark.parametrize("size", [(-1, 4), (True, 4), (1.0, 4), ("3", 4), (1 << 70, 4), tuple([1] * 65)])
 def test_an_impossible_shape_is_an_error(megatron, size):
     megatron.edit(lambda metadata: setattr(metadata.state_dict_metadata["decoder.weight"], "size", size))
-    assert "a tensor's size is no shape" in refusal(megatron)
+    assert "a tensor's size is not a shape" in refusal(megatron)
 
 
 def test_a_chunk_of_another_rank_is_an_error(megatron):

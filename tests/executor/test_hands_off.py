@@ -76,7 +76,7 @@ def test_a_journal_that_is_not_carnets_is_refused_by_name_and_nothing_beside_it_
     if beside:
         (folder / beside).write_bytes(b"years of work")
     before = everything(folder)
-    with pytest.raises(BadRequest, match=r"journal\.jsonl is no journal of carnet"):
+    with pytest.raises(BadRequest, match=r"journal\.jsonl is not a journal of carnet"):
         carnet.cross(source, out, to="hf")
     assert everything(folder) == before
 
@@ -229,7 +229,7 @@ def test_magnitudes_replace_magnitudes_and_nothing_else(source, tmp_path, kind):
     path = tmp_path / "amax.safetensors"
     plant(kind, path, tmp_path / "victim")
     before = path.lstat()
-    with pytest.raises(BadRequest, match="is no file of magnitudes"):
+    with pytest.raises(BadRequest, match="is not a file of magnitudes"):
         calibrate(source, tmp_path / "texts", path)
     assert path.lstat() == before
 

@@ -109,7 +109,7 @@ def test_a_target_is_not_begun_where_a_tensor_lacks(name, dialect, stored, tmp_p
     whole = take(open_checkpoint(source))
     key = next(key for key, entry in whole.entries.items() if any(view.tensor == "final_norm" for view in entry.views))
     if dialect == "megatron":
-        renamed(source, key[1], "optimizer.".ljust(len(key[1]), "x"))  # set aside as what is no weight
+        renamed(source, key[1], "optimizer.".ljust(len(key[1]), "x"))  # set aside as what is not a weight
     else:
         for path in source.glob("*.safetensors"):
             save_file({tensor: kept for tensor, kept in content(path).items() if tensor != key[1]}, path)

@@ -608,9 +608,9 @@ def test_a_vocabulary_given_by_hand_stands_over_the_config():
 UNKNOWN = (NotSupported, "the config sets '{}', which carnet does not know")
 STRANGE = (NotSupported, "the config sets '{}' to a value that carnet does not know")
 FOREIGN = (NotSupported, "the config sets '{}' to a value that carnet cannot carry over")
-NO_INT = (BadCheckpoint, "the config sets '{}' to something that is no int")
-NO_FLOAT = (BadCheckpoint, "the config sets '{}' to something that is no float")
-NO_BOOL = (BadCheckpoint, "the config sets '{}' to something that is no bool")
+NO_INT = (BadCheckpoint, "the config sets '{}' to something that is not an int")
+NO_FLOAT = (BadCheckpoint, "the config sets '{}' to something that is not a float")
+NO_BOOL = (BadCheckpoint, "the config sets '{}' to something that is not a bool")
 SILENT = (BadCheckpoint, "the config does not say '{}'")
 DIFFERENT = (NotSupported, "the config's '{}' differs from what the model is otherwise")
 IDLE = (NotSupported, "the config sets '{}', which means nothing beside the rest")
@@ -661,7 +661,7 @@ REFUSALS = [
         "rotary_scaling.rope_type",
     ),
     (
-        "an attention factor that is no number",
+        "an attention factor that is not a number",
         "llama hf",
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attention_factor": "x"}},
         SENSELESS,
@@ -874,7 +874,7 @@ UNREFUSED = [
     pytest.param("deepseek_v2 hf", {"topk_method": "noaux_tc"}, id="V3's choice of experts in V2"),
     pytest.param("olmoe hf", {"clip_qkv": 8.0}, id="queries that are clipped"),
     pytest.param("llama4 hf", {"attention_chunk_size": None}, id="chunks of nobody knows what"),
-    pytest.param("llama4 hf", {"moe_layers": [7]}, id="a mixture that is no layer"),
+    pytest.param("llama4 hf", {"moe_layers": [7]}, id="a mixture that is not a layer"),
     pytest.param("llama4 hf", {"no_rope_layers": [1]}, id="one mark for two layers"),
     pytest.param("gpt_oss hf", {"layer_types": ["sliding_attention"]}, id="one kind for two layers"),
     pytest.param("gpt_oss hf", {"swiglu_alpha": 1.0}, id="another gate"),

@@ -308,7 +308,12 @@ def test_a_release_that_cannot_be_told_is_left_out():
 
 UNSAYABLE = [
     ("a factor that no builder hands on", LLAMA, SCALED, "rope_scaling_factor"),
-    ("a factor that is no integer", LLAMA, {"rotary_seq_len_interpolation_factor": 2.5}, "rotary_seq_len_interpolation_factor"),
+    (
+        "a factor that is not an integer",
+        LLAMA,
+        {"rotary_seq_len_interpolation_factor": 2.5},
+        "rotary_seq_len_interpolation_factor",
+    ),
     ("a length without a flag", LATENT, {"original_max_position_embeddings": 2048}, "original_max_position_embeddings"),
     ("turns without a flag", LATENT, {"beta_fast": 8.0}, "beta_fast"),
     ("turns without a flag, slow", LATENT, {"beta_slow": 2.0}, "beta_slow"),

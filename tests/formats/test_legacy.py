@@ -351,7 +351,7 @@ def _text(two: Path) -> None:
         (_hole, "a rank's file does not hold the model's state", "model0, model2"),
         (_no_model, "a rank's file does not hold the model's state", "expected  model, or model0, model1, ..."),
         (_huge, "the training arguments say more ranks than any machine has", "1000000000, 1, 1"),
-        (_text, "the training argument 'tensor_model_parallel_size' is no size", "found     two"),
+        (_text, "the training argument 'tensor_model_parallel_size' is not a size", "found     two"),
     ],
 )
 def test_ranks_that_are_no_whole_are_named(two, damage: Callable[[Path], None], what, fact):

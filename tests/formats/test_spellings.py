@@ -75,7 +75,7 @@ def random(*, mixed: bool) -> State:
 
 
 def part(name: str, tensor: torch.Tensor, rank: int, world: int) -> torch.Tensor:
-    """Return a tensor-parallel rank's part of a weight that is no expert's, cloned as a parameter of its own."""
+    """Return a tensor-parallel rank's part of a weight that is not an expert's, cloned as a parameter of its own."""
     dim = {"embedding": 0, "output_layer": 0, "linear_qkv.weight": 0, "linear_proj.weight": 1}
     cut = next((at for word, at in dim.items() if word in name), None)
     return (tensor if cut is None else tensor.chunk(world, cut)[rank]).clone()

@@ -99,7 +99,7 @@ def test_the_leaves_of_a_file_are_those_that_json_reads(tmp_path_factory, value,
     folder = tmp_path_factory.getbasetemp()
     text = json.dumps(value, indent=indent, ensure_ascii=plain).encode("utf-8", "surrogatepass")
     (folder / "x.json").write_bytes(text)
-    if b"\xed" not in text:  # half of a surrogate pair, which is no UTF-8
+    if b"\xed" not in text:  # half of a surrogate pair, which is not UTF-8
         assert [*leaves(folder_at(folder), "x.json")] == [*written_out(value)]
 
 

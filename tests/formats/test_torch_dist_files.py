@@ -277,7 +277,7 @@ def test_a_pickle_of_objects_loads_as_them():
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a b", "os;x"])
 def test_a_global_that_is_no_name_is_not_written(name):
-    with pytest.raises(ValueError, match="is no name of Python"):
+    with pytest.raises(ValueError, match="is not a name of Python"):
         dumps(Global("torch", name) if name else Global("", ""))
 
 

@@ -258,7 +258,7 @@ def less_one(sizes):
 
 
 def odd_state(sizes):
-    """Hand over what is no state on one rank, where scales would be looked for in it."""
+    """Hand over what is not a state on one rank, where scales would be looked for in it."""
     with parallel(tp=2):
         model = build(sizes, tp=2)
         given = {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic", "timeout": 20}

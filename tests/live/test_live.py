@@ -173,7 +173,7 @@ def test_what_is_no_state_is_an_error_on_all_ranks_where_scales_are_looked_for(w
 def test_a_weight_that_is_no_number_is_refused_on_all_ranks(world, scales):
     for error in world.ask("no_number", DENSE, scales):
         assert isinstance(error, CarnetError)
-        assert "is no number, so it has no scale" in str(error)
+        assert "is not a number, so it has no scale" in str(error)
 
 
 @pytest.mark.parametrize("style", ["compressed-tensors", "modelopt"])

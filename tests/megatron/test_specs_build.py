@@ -233,7 +233,7 @@ def test_an_unknown_word_for_it_is_refused_in_megatron_cores_words(one_rank):
 
 
 def test_an_unknown_saver_is_refused(one_rank):
-    with pytest.raises(BadRequest, match="'apex' is no spec of training"):
+    with pytest.raises(BadRequest, match="'apex' is not a spec of training"):
         get_gpt_modelopt_spec(config_of(BASE), remap_te_layernorm=True, saved_by="apex")
 
 

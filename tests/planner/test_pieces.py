@@ -1,4 +1,4 @@
-"""Pieces against counting: what is kept, what is a copy, and what a shelf may leave out."""
+"""Pieces against counting: what is kept, what is a copy, and what a line may leave out."""
 
 import random
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from carnet.algebra.box import Box, intersect, overlap
 from carnet.algebra.layout import View
 from carnet.formats.stored import Chunk, dense_strides
-from carnet.planner.pieces import Piece, Shelf, cut, pieces, separate
+from carnet.planner.pieces import Piece, PieceLine, cut, pieces, separate
 from carnet.steps import Place
 
 SIDE = 6
@@ -79,10 +79,10 @@ def test_a_kept_piece_still_points_at_the_bytes_that_it_had(case):
 @given(some_pieces(), st.randoms(use_true_random=False))
 def test_a_shelf_leaves_out_no_piece_that_shares_something(case, chance):
     rank, found = case
-    shelf = Shelf(found)
+    line = PieceLine(found)
     start = tuple(chance.randrange(SIDE) for _ in range(rank))
     asked = Box(start, tuple(chance.randint(1, SIDE - s) for s in start))
-    near = list(shelf.near(asked))
+    near = list(line.near(asked))
     touching = [each for each in found if intersect(each.box, asked) is not None]
     assert all(each in near for each in touching)
     assert len(near) <= len(found)
@@ -91,22 +91,22 @@ def test_a_shelf_leaves_out_no_piece_that_shares_something(case, chance):
 @given(some_pieces())
 def test_a_shelf_keeps_every_piece_in_order_of_its_first_axis(case):
     rank, found = case
-    shelf = Shelf(found)
-    assert sorted(map(repr, shelf.pieces)) == sorted(map(repr, found))
+    line = PieceLine(found)
+    assert sorted(map(repr, line.pieces)) == sorted(map(repr, found))
     if rank:
-        starts = [each.box.start[0] for each in shelf.pieces]
+        starts = [each.box.start[0] for each in line.pieces]
         assert starts == sorted(starts)
 
 
 def test_a_shelf_of_a_thousand_slices_looks_at_the_few_beside_the_box():
     slices = [piece(Box((2 * n, 0), (2, 4))) for n in range(1000)]
     random.Random(0).shuffle(slices)
-    assert [each.box.start[0] for each in Shelf(slices).near(Box((100, 0), (4, 4)))] in ([100, 102], [98, 100, 102])
+    assert [each.box.start[0] for each in PieceLine(slices).near(Box((100, 0), (4, 4)))] in ([100, 102], [98, 100, 102])
 
 
 def test_a_long_piece_is_near_what_lies_far_behind_its_start():
     long, short = piece(Box((0,), (100,))), piece(Box((50,), (1,)))
-    assert long in Shelf([short, long]).near(Box((99,), (1,)))
+    assert long in PieceLine([short, long]).near(Box((99,), (1,)))
 
 
 CUTS = [

@@ -261,7 +261,7 @@ def elements(extent, boxes=None):
 
 
 def is_whole(steps):
-    """Say by counting bytes whether each target element is written once, and each source element that is no padding is read."""
+    """Say by counting bytes whether each target element is written once, and each source element that is not a padding is read."""
     written, read = Counter(), set()
     for step in steps:
         if not isinstance(step, Same):

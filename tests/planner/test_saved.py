@@ -235,7 +235,7 @@ def test_lines_of_other_files_are_not_parsed(path):
     body = b"".join(rows)
     path.write_bytes(body + json.dumps({"digest": xxhash.xxh3_128(body).hexdigest()}).encode() + b"\n")
     assert len(load(path, ["rank0.safetensors"]).steps) == len(PLAN.steps) - 1
-    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+    with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
         load(path)
 
 
@@ -263,13 +263,13 @@ def test_a_folder_may_have_this_in_its_name(path, character):
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chance=st.randoms(use_true_random=False))
 def test_a_plan_with_one_flipped_bit_is_refused(path, chance):
-    path.unlink(missing_ok=True)  # what was damaged at its beginning is no plan that another may replace
+    path.unlink(missing_ok=True)  # what was damaged at its beginning is not a plan that another may replace
     save(PLAN, path)
     content = bytearray(path.read_bytes())
     at = chance.choice([place for place, byte in enumerate(content) if byte != ord("\n")])
     content[at] ^= 1 << chance.randrange(8)
     path.write_bytes(content)
-    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+    with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
         load(path)
 
 
@@ -278,7 +278,7 @@ def test_a_plan_with_one_flipped_bit_in_a_line_end_is_refused(path):
     content = path.read_bytes()
     for at, bit in itertools.product([place for place, byte in enumerate(content) if byte == ord("\n")], range(8)):
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
             load(path)
 
 
@@ -286,7 +286,7 @@ def test_a_plan_that_lost_any_one_line_is_refused(path):
     rows = saved(PLAN, path)
     for at in range(len(rows)):
         path.write_bytes(b"".join(rows[:at] + rows[at + 1 :]))
-        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
             load(path)
 
 
@@ -294,7 +294,7 @@ def test_a_plan_in_which_any_two_lines_changed_places_is_refused(path):
     rows = saved(PLAN, path)
     for at in range(len(rows) - 1):
         path.write_bytes(b"".join([*rows[:at], rows[at + 1], rows[at], *rows[at + 2 :]]))
-        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
             load(path)
 
 
@@ -302,7 +302,7 @@ def test_a_plan_with_any_one_line_twice_is_refused(path):
     rows = saved(PLAN, path)
     for at in range(len(rows)):
         path.write_bytes(b"".join([*rows[: at + 1], *rows[at:]]))
-        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
             load(path)
 
 
@@ -310,7 +310,7 @@ def test_a_plan_that_ends_early_is_refused_wherever_it_ends(path):
     content = b"".join(saved(PLAN, path))
     for length in range(len(content) - 1):  # the very last byte is a line end
         path.write_bytes(content[:length])
-        with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+        with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
             load(path)
 
 
@@ -408,7 +408,7 @@ FORGED = [
 def test_a_forged_plan_is_refused_for(path, remark, change):
     with pytest.raises(BadRequest) as caught:
         load(forged(path, change))
-    assert caught.value.what == "this is no plan that carnet can run"
+    assert caught.value.what == "this is not a plan that carnet can run"
     assert caught.value.facts["where"] == path
 
 
@@ -438,7 +438,7 @@ NO_PLANS = [
 @pytest.mark.parametrize(("remark", "content"), NO_PLANS, ids=[row[0] for row in NO_PLANS])
 def test_this_is_no_plan(path, remark, content):
     path.write_bytes(content)
-    with pytest.raises(BadRequest, match="this is no plan that carnet can run"):
+    with pytest.raises(BadRequest, match="this is not a plan that carnet can run"):
         load(path)
 
 

@@ -152,7 +152,7 @@ UNKNOWN = {
     "another method": ({"quant_method": "awq", "bits": 4}, "quant_method"),
     "no method": ({"bits": 4}, "quant_method"),
     "another algorithm": ({**MODELOPT, "quant_algo": "W4A8_AWQ"}, "quant_algo"),
-    "an algorithm that is no word": ({**MODELOPT, "quant_algo": 8}, "quant_algo"),
+    "an algorithm that is not a word": ({**MODELOPT, "quant_algo": 8}, "quant_algo"),
     "several algorithms": ({**MODELOPT, "quant_algo": "MIXED_PRECISION"}, "quant_algo"),
     "another cache": ({**MODELOPT, "kv_cache_quant_algo": "NVFP4"}, "kv_cache_quant_algo"),
     "another group": ({**MODELOPT, "quant_algo": "NVFP4", "group_size": 32}, "group_size"),

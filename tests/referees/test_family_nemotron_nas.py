@@ -509,8 +509,8 @@ REFUSED = [
     ("a width in words", changed("ffn", ffn_mult="4"), BadCheckpoint, LIST),
     ("two widths", changed("ffn", intermediate_size=512), BadCheckpoint, LIST),
     ("a layer too few", LAYERS[:-1], BadCheckpoint, LIST),
-    ("a layer that is no record", [*LAYERS[:-1], 3], BadCheckpoint, LIST),
-    ("a part that is no record", [*LAYERS[:-1], {"attention": [], "ffn": {}}], BadCheckpoint, LIST),
+    ("a layer that is not a record", [*LAYERS[:-1], 3], BadCheckpoint, LIST),
+    ("a part that is not a record", [*LAYERS[:-1], {"attention": [], "ffn": {}}], BadCheckpoint, LIST),
     ("a layer without an MLP's record", [*LAYERS[:-1], {"attention": LAYERS[-1]["attention"]}], BadCheckpoint, LIST),
 ]
 

@@ -111,7 +111,7 @@ CASES = {
 
 
 def save(config, folder):
-    """Save a model of random weights, the bias that chooses experts included, wide enough that attention is no mere average."""
+    """Save a model of random weights, the bias that chooses experts included, wide enough that attention is not a mere average."""
     torch.manual_seed(17)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -208,7 +208,7 @@ def _padding(pattern: Pattern, shape: tuple[int, ...], shares: Mapping[str, Shar
 def view(slot: Slot, tensor: str, axes: Sequence[str], shares: Mapping[str, Share], at: Mapping[str, int]) -> View:
     """Tie a slot to a canonical tensor's axes.
 
-    ``shares`` gives the box along each axis; ``at`` gives, for an axis of the slot that is no axis of the tensor (the layer of a
+    ``shares`` gives the box along each axis; ``at`` gives, for an axis of the slot that is not an axis of the tensor (the layer of a
     stacked weight), the index at which this tensor lies, counted from the start of the share.
     """
     origin = list(slot.origin)

@@ -5,7 +5,7 @@ the key and value rows::
 
     index = offset + kv * 6 + rep * 2 + dim        q q q q k v  q q q q k v ...
 
-An interval of the dimension that cuts through this is no box of (kv, rep, dim), but always a few boxes.
+An interval of the dimension that cuts through this is not a box of (kv, rep, dim), but always a few boxes.
 """
 
 from collections.abc import Sequence

@@ -138,7 +138,7 @@ def _named(kind: Kind, raw: Mapping[str, object], where: str) -> Family:
     said, model_type = lookup(raw, kind.class_key), lookup(raw, "model_type")
     if said and kind.class_type is list and not isinstance(said, list):
         facts = {"where": where, "found": repr(said)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
-        raise BadCheckpoint(f"the config's {kind.class_key!r} is no list", facts)
+        raise BadCheckpoint(f"the config's {kind.class_key!r} is not a list", facts)
     names = said if isinstance(said, list) else [said] if said else []
     for family in FAMILIES:
         spelled = SPELLED[kind.name](family)

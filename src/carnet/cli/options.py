@@ -38,7 +38,7 @@ def choice(
         for said in (value, value.lower()):
             if said in words:
                 return said
-        raise click.BadParameter(f"{value!r} is none of {', '.join(words)}{near(value, words)}")
+        raise click.BadParameter(f"{value!r} is not one of {', '.join(words)}{near(value, words)}")
 
     shown = {} if callable(known) else {"metavar": f"[{'|'.join(known)}]"}
     return click.option(*names, type=convert, help=help, cls=Grouped, **{**shown, **given})
@@ -49,7 +49,7 @@ def size(value: str | int) -> int:
     try:
         return nbytes("a size", value)
     except BadOption:
-        raise click.BadParameter(f"{value!r} is no size; write 512M (decimal), 512MiB or a number of bytes") from None
+        raise click.BadParameter(f"{value!r} is not a size; write 512M (decimal), 512MiB or a number of bytes") from None
 
 
 class Here(click.Path):

@@ -233,7 +233,9 @@ def _switch(key: str, found: object, where: str) -> bool:
     """Return the value of a key that is either set or not."""
     if found is None or isinstance(found, bool):
         return bool(found)
-    raise BadCheckpoint(f"the config sets {key!r} to something that is no bool", {"where": where, "found": f"{found!r}"[:80]})
+    raise BadCheckpoint(
+        f"the config sets {key!r} to something that is not a bool", {"where": where, "found": f"{found!r}"[:80]}
+    )
 
 
 def each_of(row: Spread, value: object) -> tuple[object, ...]:

@@ -53,7 +53,7 @@ class Document:
 
     @property
     def files(self) -> Mapping[str, str]:
-        """Return the digests of the files beside the weights; what is no text is none that a file has."""
+        """Return the digests of the files beside the weights; what is not text is none that a file has."""
         target = self.data.get("target")
         files = target.get("files") if isinstance(target, Mapping) else None
         return {name: str(digest) for name, digest in files.items()} if isinstance(files, Mapping) else {}
@@ -185,7 +185,7 @@ def load(out: Folder) -> Document | None:
     if data.get("carnet") != VERSION:
         facts = {"where": out / NAME, "version": str(data.get("carnet"))[:20], "known": VERSION}
         raise BadCheckpoint(
-            "this is no carnet that this version can read",
+            "this is not a carnet that this version can read",
             facts,
             remedy="remove it; carnet verify CKPT OUT --seal writes a new one",
         )

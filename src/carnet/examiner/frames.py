@@ -30,7 +30,7 @@ def frames(checkpoint: Checkpoint) -> dict[str, str]:
             nbytes = (
                 prod(chunk.box.shape) * BY_NAME[stored.dtype].nbytes if chunk.strides == dense_strides(chunk.box.shape) else 0
             )
-            found[chunk.file].append((chunk.offset, chunk.offset + nbytes))  # what is no run of bytes counts to the frame
+            found[chunk.file].append((chunk.offset, chunk.offset + nbytes))  # what is not a run of bytes counts to the frame
     return {file: _digest(checkpoint.root, file, extents) for file, extents in sorted(found.items())}
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from carnet.errors import BadRequest
 from carnet.executor.casts import cast, shift
-from carnet.executor.desk import Bytes, Desk
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
+from carnet.executor.worker import Bytes, Worker
 from carnet.steps import Measure, Move, Same
 from carnet.storage.protocol import File
 
@@ -41,24 +41,24 @@ def want(step: Move | Measure | Same, file: str, piece: Piece, types: tuple[str,
     return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, add, sparse(piece))
 
 
-def gather(desk: Desk, wants: Iterable[Want]) -> None:
+def gather(worker: Worker, wants: Iterable[Want]) -> None:
     """Bring every piece into the window, in the order in which the source lies on disk."""
-    size = desk.block.size
+    size = worker.block.size
     parts = heapq.merge(*(_blocks(each, size) for each in wants), key=lambda each: (each.file, each.piece.source))
     for low, high, group in _groups(parts, size):
-        desk.tell(0)
-        file = desk.sources(group[0].file)
+        worker.tell(0)
+        file = worker.sources(group[0].file)
         if group[0].pack:
-            _read_runs(desk, file, group[0].piece)
-            _place(desk, replace(group[0], piece=packed(group[0].piece)))
+            _read_runs(worker, file, group[0].piece)
+            _place(worker, replace(group[0], piece=packed(group[0].piece)))
             continue
         if len(group) == 1 and _as_it_is(group[0]):
             place = group[0].piece.target
-            file.read_into(low, desk.window.data[place : place + high - low])
+            file.read_into(low, worker.window.data[place : place + high - low])
             continue
-        file.read_into(low, desk.block.data[: high - low])
+        file.read_into(low, worker.block.data[: high - low])
         for each in group:
-            _place(desk, replace(each, piece=replace(each.piece, source=each.piece.source - low)))
+            _place(worker, replace(each, piece=replace(each.piece, source=each.piece.source - low)))
 
 
 def _blocks(each: Want, size: int) -> Iterator[Want]:
@@ -89,26 +89,26 @@ def _as_it_is(each: Want) -> bool:
     return each.types[0] == each.types[1] and not each.add and run(each.piece) == span(each.piece)
 
 
-def _read_runs(desk: Desk, file: File, piece: Piece) -> None:
+def _read_runs(worker: Worker, file: File, piece: Piece) -> None:
     outer, width = reads(piece)
     spread = Piece(piece.source, 0, tuple(axis for axis in piece.axes[:outer] if axis[1]), (width, width))
-    buffer, place = desk.block.data, 0
+    buffer, place = worker.block.data, 0
     for begin, _ in runs(spread):
         file.read_into(begin, buffer[place : place + width])
         place += width
 
 
-def _place(desk: Desk, each: Want) -> None:
+def _place(worker: Worker, each: Want) -> None:
     piece = each.piece
-    source = _bits(desk.block, piece.items[0], piece.source, piece, side=1)
-    target = _bits(desk.window, piece.items[1], piece.target, piece, side=2)
+    source = _bits(worker.block, piece.items[0], piece.source, piece, side=1)
+    target = _bits(worker.window, piece.items[1], piece.target, piece, side=2)
     if each.add:
         done = shift(source, target, each.types, each.add)
     elif each.types[0] == each.types[1]:
         np.copyto(target, source)
         done = True
     else:
-        done = cast(source, target, each.types, desk.temporary)
+        done = cast(source, target, each.types, worker.temporary)
     if not done:
         facts = {"tensor": each.tensor, "found": f"a finite {each.types[0]} value beyond the largest of {each.types[1]}"}
         raise BadRequest(f"a value of {each.tensor} is out of range for {each.types[1]}", facts, remedy="ask for another dtype")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.executor.desk import Bytes, Desk
 from carnet.executor.geometry import Piece, Tile, clip
+from carnet.executor.worker import Bytes, Worker
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, Recipe
@@ -55,32 +55,34 @@ def pieces_of(step: Make | Measure, target: Place, tile: Tile) -> list[Piece]:
     return clip(step.shape, Place(step.source.file, 2 * row * columns + column, strides, "u8"), target, tile)
 
 
-def dequantize(desk: Desk, step: Make, piece: Piece, base: int) -> None:
+def dequantize(worker: Worker, step: Make, piece: Piece, base: int) -> None:
     """Bring a piece into the window, where its own target begins at ``base``."""
-    for part, values in _decoded(desk, step.tensor, step.source.file, step.encoding, piece, step.target.dtype):
+    for part, values in _decoded(worker, step.tensor, step.source.file, step.encoding, piece, step.target.dtype):
         shape, strides = tuple(axis[0] for axis in part.axes), tuple(axis[2] for axis in part.axes)
-        np.copyto(np.ndarray(shape, values.dtype, desk.window.data, base + part.target, strides), values)
+        np.copyto(np.ndarray(shape, values.dtype, worker.window.data, base + part.target, strides), values)
 
 
-def largest_weight(desk: Desk, step: Measure) -> float:
-    """Return the largest magnitude in a box of codes, NaN where one is no number."""
+def largest_weight(worker: Worker, step: Measure) -> float:
+    """Return the largest magnitude in a box of codes, NaN where one is not a number."""
     assert step.encoding is not None, "codes are read with an encoding"
     dense = Place("", 0, dense_strides(step.shape), "f32")
     size = int(np.prod(step.shape))
     found = [0.0]
     for piece in pieces_of(step, dense, Tile(0, size + 1, 4, (0, 1), (0, size))):
-        for _, values in _decoded(desk, step.tensor, step.source.file, step.encoding, piece, "f32"):
+        for _, values in _decoded(worker, step.tensor, step.source.file, step.encoding, piece, "f32"):
             found.append(float(np.abs(values).max()))
-            desk.tell(values.size)
+            worker.tell(values.size)
     return float(np.max(found))
 
 
-def _decoded(desk: Desk, tensor: str, file: str, encoding: Encoding, piece: Piece, to: str) -> Iterator[tuple[Piece, Array]]:
+def _decoded(
+    worker: Worker, tensor: str, file: str, encoding: Encoding, piece: Piece, to: str
+) -> Iterator[tuple[Piece, Array]]:
     """Yield the parts of a piece that are decoded together, each with its numbers in its own axes."""
     pitch = 2 * encoding.shape[1]
-    for whole in _parts(piece, pitch, min(SHEET, desk.block.size)):
-        desk.tell(0)
-        sheet = _sheet(desk, tensor, file, encoding, *_reach(whole, pitch), to)
+    for whole in _parts(piece, pitch, min(SHEET, worker.block.size)):
+        worker.tell(0)
+        sheet = _sheet(worker, tensor, file, encoding, *_reach(whole, pitch), to)
         for part in _parts(whole, pitch, TILE):
             values = _rectangle(sheet, *_reach(part, pitch), to)
             if sheet.large and np.isinf(values.astype(np.float64)).any():
@@ -123,19 +125,19 @@ def _parts(piece: Piece, pitch: int, most: int) -> Iterator[Piece]:
         yield from _parts(Piece(piece.source + first * stride, piece.target + first * far, axes, piece.items), pitch, most)
 
 
-def _sheet(desk: Desk, tensor: str, file: str, encoding: Encoding, rows: Span, columns: Span, to: str) -> Sheet:
+def _sheet(worker: Worker, tensor: str, file: str, encoding: Encoding, rows: Span, columns: Span, to: str) -> Sheet:
     recipe = BY_NAME[encoding.recipe]
     each = PER_BYTE[recipe.packing]
     left, right = _bytes(recipe, columns)
     first = (encoding.first + rows[0] * encoding.shape[1]) // each + left
-    codes = _read(desk, file, first, encoding.shape[1] // each, (rows[1] - rows[0], right - left), desk.block)
+    codes = _read(worker, file, first, encoding.shape[1] // each, (rows[1] - rows[0], right - left), worker.block)
     (top, bottom), (start, stop) = _blocks(encoding, recipe, rows, columns)
-    scales = _numbers(desk, encoding.scales, (top, bottom), (start, stop))
-    outer = None if encoding.outer is None else float(_numbers(desk, encoding.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
+    scales = _numbers(worker, encoding.scales, (top, bottom), (start, stop))
+    outer = None if encoding.outer is None else float(_numbers(worker, encoding.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
     factors = arithmetic.factors(recipe, scales, outer)
     if not isfinite(float(np.abs(factors).max())):
         facts = {"tensor": tensor, "where": encoding.scales.file, "found": "a scale that is NaN or infinite"}
-        raise BadCheckpoint(f"a scale of {tensor} is no number", facts)
+        raise BadCheckpoint(f"a scale of {tensor} is not a number", facts)
     large = arithmetic.is_large(recipe, factors, encoding.scales.dtype, to)
     return Sheet(recipe, encoding, rows[0], left * each, codes, factors, large)
 
@@ -175,17 +177,17 @@ def _rectangle(sheet: Sheet, rows: Span, columns: Span, to: str) -> Array:
     return made[:, columns[0] - left * each : columns[1] - left * each]
 
 
-def _numbers(desk: Desk, place: Place, rows: Span, columns: Span) -> Array:
+def _numbers(worker: Worker, place: Place, rows: Span, columns: Span) -> Array:
     item, pitch = DTYPES[place.dtype].nbytes, place.strides[0]
     begin = place.offset + (rows[0] * pitch + columns[0]) * item
     size = rows[1] - rows[0], (columns[1] - columns[0]) * item
-    lines = _read(desk, place.file, begin, pitch * item, size, np.empty(size[0] * max(size[1], pitch * item), np.uint8))
+    lines = _read(worker, place.file, begin, pitch * item, size, np.empty(size[0] * max(size[1], pitch * item), np.uint8))
     return np.ascontiguousarray(lines).view(array_type(place.dtype))
 
 
-def _read(desk: Desk, name: str, begin: int, pitch: int, size: tuple[int, int], buffer: Bytes) -> Array:
+def _read(worker: Worker, name: str, begin: int, pitch: int, size: tuple[int, int], buffer: Bytes) -> Array:
     """Return bytes of a file: so many lines of such a width, ``pitch`` bytes from one to the next."""
-    file = desk.sources(name)
+    file = worker.sources(name)
     lines, width = size
     reach = (lines - 1) * pitch + width
     if lines == 1 or (pitch - width <= GAP and reach <= buffer.size):

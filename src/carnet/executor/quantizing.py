@@ -19,8 +19,8 @@ from carnet.errors import BadCheckpoint
 from carnet.executor.assemble import gather, want
 from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import largest_weight
-from carnet.executor.desk import Desk
 from carnet.executor.geometry import Tile, clip, linear
+from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic
 from carnet.quantize.codes import Codes
@@ -32,20 +32,22 @@ Box = tuple[slice, slice]  # rows and columns
 TILE = 1 << 16  # elements that are coded at a time: their temporaries stay in the processor's cache
 
 
-def measure(desk: Desk, step: Measure) -> None:
+def measure(worker: Worker, step: Measure) -> None:
     """Find the largest magnitude of a box and remember it under its name."""
     if step.encoding is not None:
-        desk.amaxes.note(step.amax, largest_weight(desk, step))
+        worker.amaxes.note(step.amax, largest_weight(worker, step))
         return
     own = step.source.dtype
     item = DTYPES[own].nbytes
     dense = Place("", 0, dense_strides(step.shape), own)
-    for low, high in cuts(step.shape, item, desk.window.size // 8 * 8):
+    for low, high in cuts(step.shape, item, worker.window.size // 8 * 8):
         pieces = clip(step.shape, step.source, dense, linear(0, item, low, high))
-        gather(desk, [want(step, step.source.file, piece, (own, own), 0) for piece in pieces])
-        bits = desk.window[: high - low].view(f"u{item}")
-        desk.amaxes.note(step.amax, _largest(bits, own) if desk.coder is None or own != "bf16" else desk.coder.measure(bits))
-        desk.tell(high - low)
+        gather(worker, [want(step, step.source.file, piece, (own, own), 0) for piece in pieces])
+        bits = worker.window[: high - low].view(f"u{item}")
+        worker.amaxes.note(
+            step.amax, _largest(bits, own) if worker.coder is None or own != "bf16" else worker.coder.measure(bits)
+        )
+        worker.tell(high - low)
 
 
 def _largest(bits: NDArray[np.unsignedinteger], own: str) -> float:
@@ -55,31 +57,31 @@ def _largest(bits: NDArray[np.unsignedinteger], own: str) -> float:
     return float(np.array([magnitude], bits.dtype).view(array_type(own)).astype(np.float32)[0])
 
 
-def code(desk: Desk, step: Make, tile: Tile) -> None:
+def code(worker: Worker, step: Make, tile: Tile) -> None:
     """Code what the window holds of a matrix, and write codes and scales."""
     recipe = BY_NAME[step.encoding.recipe]
     (top, bottom), (left, right) = tile.rows, tile.columns
     rows, columns = bottom - top, right - left
     nbytes = rows * columns * tile.item
-    bits = desk.window[:nbytes].view(f"u{tile.item}").reshape(rows, columns)
-    packed = desk.window[nbytes : nbytes + rows * columns // PACKED[recipe.packing] * DTYPES[codes_dtype(recipe)].nbytes]
+    bits = worker.window[:nbytes].view(f"u{tile.item}").reshape(rows, columns)
+    packed = worker.window[nbytes : nbytes + rows * columns // PACKED[recipe.packing] * DTYPES[codes_dtype(recipe)].nbytes]
     codes: Array = packed.view(f"u{DTYPES[codes_dtype(recipe)].nbytes}").reshape(rows, -1)
-    # where the scale is known nothing was measured: what is no number is still to be refused
-    largest = desk.amaxes.largest(step.amax) if step.given is None else _largest(bits, step.source.dtype)
+    # where the scale is known nothing was measured: what is not a number is still to be refused
+    largest = worker.amaxes.largest(step.amax) if step.given is None else _largest(bits, step.source.dtype)
     if recipe.block == WHOLE:
-        _whole(desk, step, recipe, bits, codes, largest, first=not top and not left)
+        _whole(worker, step, recipe, bits, codes, largest, first=not top and not left)
     else:
-        _blocks(desk, step, recipe, bits, codes, largest, (top, left))
-    _write(desk, step.target, codes, (top, left // PACKED[recipe.packing]))
-    desk.tell(nbytes)
+        _blocks(worker, step, recipe, bits, codes, largest, (top, left))
+    _write(worker, step.target, codes, (top, left // PACKED[recipe.packing]))
+    worker.tell(nbytes)
 
 
-def _whole(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
+def _whole(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, *, first: bool) -> None:
     own = step.source.dtype
     _refuse_infinite(step, largest)
     stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
-    if desk.coder is not None and desk.coder.takes(recipe, own):
-        desk.coder.whole(recipe, bits, divisor, codes)
+    if worker.coder is not None and worker.coder.takes(recipe, own):
+        worker.coder.whole(recipe, bits, divisor, codes)
     elif bits.dtype.itemsize == 2:
         table = _table(recipe.name, own, divisor)
         for low in range(0, bits.size, TILE):
@@ -88,7 +90,7 @@ def _whole(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, la
         for box in _boxes(recipe, bits.shape):
             codes[box] = arithmetic.encode(recipe, bits[box], own, np.full((1, 1), divisor, np.float32))
     if first:
-        _write(desk, step.encoding.scales, stored, (0, 0))
+        _write(worker, step.encoding.scales, stored, (0, 0))
 
 
 @lru_cache(maxsize=64)
@@ -96,7 +98,7 @@ def _table(recipe: str, own: str, divisor: float) -> Codes:
     return arithmetic.lookup(BY_NAME[recipe], own, divisor)
 
 
-def _blocks(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, at: tuple[int, int]) -> None:
+def _blocks(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Array, largest: float, at: tuple[int, int]) -> None:
     own, outer = step.source.dtype, None
     if step.encoding.outer is not None:
         _refuse_infinite(step, largest)
@@ -104,20 +106,20 @@ def _blocks(desk: Desk, step: Make, recipe: Recipe, bits: Array, codes: Array, l
         whole = float(arithmetic.rounded(np.full(1, largest, np.float32), "own", own)[0])
         outer = float(arithmetic.outer_scale(recipe, whole, own)) if step.given is None else step.given
         if at == (0, 0):
-            _write(desk, step.encoding.outer, np.full((1, 1), outer, np.float32), (0, 0))
+            _write(worker, step.encoding.outer, np.full((1, 1), outer, np.float32), (0, 0))
     rows, columns = bits.shape
     down, along = recipe.block[0], recipe.block[1] or columns
-    if desk.coder is not None and desk.coder.takes(recipe, own):
-        stored, most = desk.coder.blocks(recipe, bits, outer, codes)
+    if worker.coder is not None and worker.coder.takes(recipe, own):
+        stored, most = worker.coder.blocks(recipe, bits, outer, codes)
         _refuse_infinite(step, most)
-        _write(desk, step.encoding.scales, stored, (at[0] // down, at[1] // along))
+        _write(worker, step.encoding.scales, stored, (at[0] // down, at[1] // along))
         return
     amax = np.empty(grid(recipe, (rows, columns)), np.float32)
     for box in _boxes(recipe, bits.shape):
         amax[_cut(box, down, along)] = arithmetic.block_amax(bits[box], own, recipe.block)
     _refuse_infinite(step, float(amax.max()))
     stored, divisors = arithmetic.scales(recipe, amax, own, outer)
-    _write(desk, step.encoding.scales, stored, (at[0] // down, at[1] // along))
+    _write(worker, step.encoding.scales, stored, (at[0] // down, at[1] // along))
     for box in _boxes(recipe, bits.shape):
         made = arithmetic.encode(recipe, bits[box], own, divisors[_cut(box, down, along)])
         codes[_cut(box, 1, PACKED[recipe.packing])] = arithmetic.pack(recipe, made).view(codes.dtype)
@@ -142,19 +144,19 @@ def _boxes(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[Box]:
 def _refuse_infinite(step: Make, largest: float) -> None:
     if not isfinite(largest):
         facts = {"tensor": step.tensor, "found": "NaN or infinity"}
-        raise BadCheckpoint(f"a weight of {step.tensor} is no number, so it has no scale", facts)
+        raise BadCheckpoint(f"a weight of {step.tensor} is not a number, so it has no scale", facts)
 
 
-def put(desk: Desk, step: Put) -> None:
+def put(worker: Worker, step: Put) -> None:
     """Write numbers that the plan knows."""
     values = step.values * int(np.prod(step.shape)) if len(step.values) == 1 else step.values
     made = np.array(values, np.float64).astype(array_type(step.target.dtype))
-    desk.targets(step.target.file).write(step.target.offset, memoryview(made.tobytes()))
+    worker.targets(step.target.file).write(step.target.offset, memoryview(made.tobytes()))
 
 
-def _write(desk: Desk, place: Place, values: Array, at: tuple[int, int]) -> None:
+def _write(worker: Worker, place: Place, values: Array, at: tuple[int, int]) -> None:
     """Write rows and columns of a dense matrix into its file, from ``at`` on."""
-    file = desk.targets(place.file)
+    file = worker.targets(place.file)
     values = np.ascontiguousarray(values)
     item, pitch = values.dtype.itemsize, place.strides[0]
     begin = place.offset + (at[0] * pitch + at[1]) * item

@@ -14,7 +14,6 @@ import numpy as np
 
 from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
-from carnet.executor.desk import Amaxes, Coder, Desk
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
@@ -22,6 +21,7 @@ from carnet.executor.memory import block_size
 from carnet.executor.quantizing import put
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
+from carnet.executor.worker import Amaxes, Coder, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
 from carnet.steps import Put
@@ -129,12 +129,12 @@ def _run(
         progress(done, total)
 
     @contextmanager
-    def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
-        desk = replace(_desk(plan, source, staging, amaxes, tell), coder=coder)
+    def hire(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
+        worker = replace(_worker(plan, source, staging, amaxes, tell), coder=coder)
 
         def serve(number: int) -> None:
             job = jobs[number]
-            work(desk, job)
+            work(worker, job)
             if not isinstance(job, Gauge):  # what was measured is in memory alone
                 staging.note(number)
             dirty(touched(job))
@@ -142,8 +142,8 @@ def _run(
         try:
             yield serve
         finally:
-            desk.sources.close()
-            desk.targets.close()
+            worker.sources.close()
+            worker.targets.close()
 
     amaxes = Amaxes()
     gauges = np.flatnonzero(jobs.rows["kind"] == GAUGE).tolist()
@@ -154,32 +154,32 @@ def _run(
         for name, numbers in phases.items():
             if numbers:
                 begin(name)
-            pool.run(numbers, min(plan.threads, max(1, len(numbers))), worker, add)
+            pool.run(numbers, min(plan.threads, max(1, len(numbers))), hire, add)
 
 
-def _desk(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Desk:
+def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Worker:
     block = block_size(plan.window)
     window, read, temporary = (np.empty(size, np.uint8) for size in (plan.window, block, block))
     targets = Opened(lambda name: staging.open(contained(name)))
-    return Desk(plan, sources(source), targets, window, read, temporary, amaxes, tell)
+    return Worker(plan, sources(source), targets, window, read, temporary, amaxes, tell)
 
 
 def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
-    desk = _desk(plan, source, staging, Amaxes(), lambda nbytes: None)
+    worker = _worker(plan, source, staging, Amaxes(), lambda nbytes: None)
     for step in plan.steps.only(Put):
-        put(desk, step)
-    desk.targets.close()
+        put(worker, step)
+    worker.targets.close()
 
 
 def _flush(plan: Plan, staging: Draft) -> None:
     names = written(plan)
 
     @contextmanager
-    def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
+    def hire(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
         def serve(number: int) -> None:
             tell(0)
             staging.flush(names[number])
 
         yield serve
 
-    pool.run(range(len(names)), plan.threads, worker, lambda nbytes: None)
+    pool.run(range(len(names)), plan.threads, hire, lambda nbytes: None)

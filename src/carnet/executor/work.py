@@ -10,62 +10,62 @@ from carnet.executor import files
 from carnet.executor.assemble import gather, want
 from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import dequantize, pieces_of
-from carnet.executor.desk import Desk
 from carnet.executor.geometry import clip, linear, run, runs, segments, volume
 from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows
 from carnet.executor.quantizing import code, measure
+from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
 from carnet.steps import Fill, Make, Move, Place
 
 
-def work(desk: Desk, job: Job) -> None:
+def work(worker: Worker, job: Job) -> None:
     """Do a job; when this returns, its bytes are with the kernel."""
     match job:
         case Direct():
-            _direct(desk, job)
+            _direct(worker, job)
         case Windows():
-            _windows(desk, job)
+            _windows(worker, job)
         case Check():
-            _check(desk, job)
+            _check(worker, job)
         case Gauge():
-            measure(desk, job.step)
+            measure(worker, job.step)
         case Encode():
-            _assemble(desk, (job.part,))
-            code(desk, job.step, job.part.tile)
+            _assemble(worker, (job.part,))
+            code(worker, job.step, job.part.tile)
 
 
-def _direct(desk: Desk, job: Direct) -> None:
-    source, target = desk.sources(job.step.source.file), desk.targets(job.step.target.file)
-    spare, size = desk.window.data, run(job.piece)
+def _direct(worker: Worker, job: Direct) -> None:
+    source, target = worker.sources(job.step.source.file), worker.targets(job.step.target.file)
+    spare, size = worker.window.data, run(job.piece)
     for begin, end in runs(job.piece):
         done = 0
         while done < size:
             moved = files.copy(source, begin + done, target, end + done, min(size - done, files.CHUNK), spare)
             done += moved
-            desk.tell(moved)
+            worker.tell(moved)
 
 
-def _windows(desk: Desk, job: Windows) -> None:
+def _windows(worker: Worker, job: Windows) -> None:
     """Assemble the parts side by side in the window, then write each where it belongs."""
-    _assemble(desk, job.parts)
+    _assemble(worker, job.parts)
     base = 0
     for part in job.parts:
-        file = desk.targets(part.file)
+        file = worker.targets(part.file)
         first, lines, width, pitch = segments(part.tile)
         for place in range(first, first + lines * pitch, pitch):
-            file.write(place, desk.window.data[base : base + width])
+            file.write(place, worker.window.data[base : base + width])
             base += width
-        desk.tell(volume(part.tile))
+        worker.tell(volume(part.tile))
 
 
-def _assemble(desk: Desk, parts: Iterable[Part]) -> None:
+def _assemble(worker: Worker, parts: Iterable[Part]) -> None:
     """Bring the bytes of some parts side by side into the window."""
     wants, coded, base = [], [], 0
     for part in parts:
         for step in part.steps:
             match step:
                 case Fill():
-                    desk.window[base : base + volume(part.tile)] = 0
+                    worker.window[base : base + volume(part.tile)] = 0
                 case Make():
                     coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
                 case Move():
@@ -73,36 +73,36 @@ def _assemble(desk: Desk, parts: Iterable[Part]) -> None:
                     for piece in clip(step.shape, step.source, step.target, part.tile):
                         wants.append(want(step, step.source.file, piece, types, base))
         base += volume(part.tile)
-    gather(desk, wants)
+    gather(worker, wants)
     for step, piece, at in coded:
-        dequantize(desk, step, piece, at)
+        dequantize(worker, step, piece, at)
 
 
-def _check(desk: Desk, job: Check) -> None:
+def _check(worker: Worker, job: Check) -> None:
     """Gather both places, each into its half of the window, and compare the halves."""
     step = job.step
     dtype = step.source.dtype
     item = BY_NAME[dtype].nbytes
-    half = desk.window.size // 16 * 8
+    half = worker.window.size // 16 * 8
     dense = Place("", 0, dense_strides(step.shape), dtype)
     for low, high in cuts(step.shape, item, half):
         wants = []
         for place, base in ((step.source, 0), (step.other, half)):
             for piece in clip(step.shape, place, dense, linear(0, item, low, high)):
                 wants.append(want(step, place.file, piece, (dtype, dtype), base))
-        gather(desk, wants)
-        if not _equal(desk, high - low, half):
+        gather(worker, wants)
+        if not _equal(worker, high - low, half):
             facts = {"where": step.source.file, "other": step.other.file, "expected": "the same bytes in both"}
             remedy = "find out which of the two is damaged; weights that were trained apart must not be tied by the config"
             raise BadCheckpoint(f"two copies of {step.tensor} differ", facts, remedy=remedy)
-        desk.tell(high - low)
+        worker.tell(high - low)
 
 
-def _equal(desk: Desk, size: int, half: int) -> bool:
-    unequal = desk.temporary.view(np.bool_)
+def _equal(worker: Worker, size: int, half: int) -> bool:
+    unequal = worker.temporary.view(np.bool_)
     for low in range(0, size, unequal.size):
         high = min(size, low + unequal.size)
-        found = np.not_equal(desk.window[low:high], desk.window[half + low : half + high], out=unequal[: high - low])
+        found = np.not_equal(worker.window[low:high], worker.window[half + low : half + high], out=unequal[: high - low])
         if found.any():
             return False
     return True

@@ -12,7 +12,7 @@ from carnet.storage.schemes import PathLike, file_at
 def read_amax(path: PathLike) -> dict[str, float]:
     """Return every scalar of a file: ``model.layers.0.self_attn.q_proj.input_amax`` -> the largest magnitude seen.
 
-    Raises BadRequest where one is no f32 scalar, or no magnitude.
+    Raises BadRequest where one is not an f32 scalar, or no magnitude.
     """
     folder, name = file_at(path)
     header, file = read_header(folder, name), folder.open(name)

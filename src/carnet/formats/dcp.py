@@ -168,11 +168,11 @@ def _table(value: object) -> dict[object, object]:
 
 
 def _name(value: object) -> str:
-    return value if isinstance(value, str) and is_text(value) else _refuse(f"a name is no text but {type(value).__name__}")
+    return value if isinstance(value, str) and is_text(value) else _refuse(f"a name is not text but {type(value).__name__}")
 
 
 def _shape(value: object, what: str) -> tuple[int, ...]:
-    return value if isinstance(value, tuple) and is_shape(value) else _refuse(f"{what} is no shape")
+    return value if isinstance(value, tuple) and is_shape(value) else _refuse(f"{what} is not a shape")
 
 
 def _tensor(value: object) -> TensorEntry:

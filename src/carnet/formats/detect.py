@@ -13,7 +13,7 @@ from carnet.formats.torch_dist_files import TRACKER
 from carnet.storage.protocol import FILE, FOLDER, Folder, names_in
 from carnet.storage.schemes import PathLike, folder_at
 
-# what is no model, or none that is read, by a file of it: what that is, and what to do
+# what is not a model, or none that is read, by a file of it: what that is, and what to do
 OTHERS = {
     "*.gguf": ("a GGUF file, llama.cpp's format", "name the Hugging Face folder that it was made from"),
     "adapter_config.json": (
@@ -28,7 +28,7 @@ def open_checkpoint(path: PathLike | Folder, locate: Callable[[str], bool] | Non
     """Return what the headers of a checkpoint say, of whatever kind it is; no tensor is read.
 
     ``locate`` tells for which tensors of a Megatron checkpoint the bytes are wanted; None means all but the optimizer's.
-    Raises BadRequest where the path is no checkpoint, BadCheckpoint where it is a damaged one, NotSupported, MachineFailed.
+    Raises BadRequest where the path is not a checkpoint, BadCheckpoint where it is a damaged one, NotSupported, MachineFailed.
     """
     root = folder_at(path)
     kind = root.kind()

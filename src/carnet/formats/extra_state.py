@@ -151,7 +151,7 @@ def _bytes(value: object, fetch: Fetch, name: str, where: str) -> bytes:
             return content
     found = value.name if isinstance(value, Inert) else type(value).__name__
     facts = {"where": where, "expected": "bytes, a tensor of bytes or nothing", "found": shown(found)}
-    raise BadCheckpoint(f"{shown(name)} is no state of a module", facts)
+    raise BadCheckpoint(f"{shown(name)} is not a state of a module", facts)
 
 
 def _numbers(tensor: PickledTensor, fetch: Fetch) -> Numbers:
@@ -191,7 +191,7 @@ def _said(value: object, fetch: Fetch, name: str, where: str, *, wrapped: bool) 
     if value is None or (isinstance(value, dict) and "scale_fwd" not in value):  # of a recipe that keeps none
         return None
     if not isinstance(value, dict):
-        raise TypeError(f"it is no table but {type(value).__name__}")
+        raise TypeError(f"it is not a table but {type(value).__name__}")
     extra = value.get("extra_fp8_variables")
     largest = extra.get("fp8_max_fwd", LARGEST) if isinstance(extra, dict) else LARGEST
     if largest != LARGEST:
@@ -200,11 +200,11 @@ def _said(value: object, fetch: Fetch, name: str, where: str, *, wrapped: bool) 
         raise NotSupported(f"the state {shown(name)} scales weights to another format than e4m3", facts)
     scale, history = (_table(value.get(key), fetch) for key in ("scale_fwd", "amax_history_fwd"))
     if scale is None or scale.ndim != 1 or not len(scale) or len(scale) % SLOTS:
-        raise ValueError(f"scale_fwd is no table of {SLOTS} slots")
+        raise ValueError(f"scale_fwd is not a table of {SLOTS} slots")
     if not (np.isfinite(scale) & (scale > 0)).all():
-        raise ValueError("a scale is no positive number")
+        raise ValueError("a scale is not a positive number")
     if history is not None and (history.ndim != 2 or history.shape[1] != len(scale)):
-        raise ValueError("amax_history_fwd is no history of the same slots")
+        raise ValueError("amax_history_fwd is not a history of the same slots")
     seen = np.zeros(len(scale), np.bool_) if history is None else (history != 0).any(axis=0)
     known = [float(each) if each != 1 or ever else None for each, ever in zip(scale, seen, strict=True)]  # 1: as made
     each = len(scale) // SLOTS

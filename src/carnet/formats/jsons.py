@@ -35,7 +35,7 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def _refuse_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def read_object(root: Folder, name: str, limit: int = TEXT_LIMIT) -> dict[str, object]:
@@ -58,7 +58,7 @@ def parse_object(data: bytes, name: str, where: object, memory: int = TABLE) -> 
 
 
 def parse(data: bytes, name: str, where: object, memory: int, constant: Callable[[str], object] = _refuse_constant) -> object:
-    """Return any value of JSON; its texts may hold what is no text (halves of surrogates), as names of files do.
+    """Return any value of JSON; its texts may hold what is not text (halves of surrogates), as names of files do.
 
     ``constant`` says what NaN and Infinity are, which JSON does not have and Python writes.
     """
@@ -124,7 +124,7 @@ def _scanned(chunk: NDArray[np.uint8], begin: _State) -> tuple[int, int, _State]
     marks, escaped = chunk[_MARKS[chunk]], 0
     if begin.escaped or (chunk == ord("\\")).any():  # a quote is none after an odd number of backslashes
         place = np.arange(len(chunk))
-        last = np.maximum.accumulate(np.where(chunk == ord("\\"), -1 - begin.escaped, place))  # that is no backslash, so far
+        last = np.maximum.accumulate(np.where(chunk == ord("\\"), -1 - begin.escaped, place))  # that is not a backslash, so far
         odd = (place - last) % 2 == 1  # an odd run of backslashes ends here
         hidden = np.concatenate(([bool(begin.escaped)], odd[:-1]))
         marks, escaped = chunk[_MARKS[chunk] & ~hidden], int(odd[-1])

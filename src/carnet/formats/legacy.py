@@ -55,7 +55,7 @@ class _File:
     chunks: Sequence[Mapping[str, Stored | int]]  # for each virtual chunk: name -> tensor, or bytes of what is none
     others: Mapping[str, int]  # what stands beside the model: name -> bytes
     sightings: tuple[Sighting, ...]
-    values: Sequence[Mapping[str, object]]  # for each virtual chunk: what is no tensor and was asked for
+    values: Sequence[Mapping[str, object]]  # for each virtual chunk: what is not a tensor and was asked for
 
 
 def rank_folders(names: Sequence[str]) -> list[str]:
@@ -107,7 +107,7 @@ def _read_file(root: Folder, folder: str, locate: Callable[[str], bool], keep: C
     _refuse_old(file)
     state, pickled = object_item(file, 0, file.stamp.nbytes)
     archive = open_archive(file, 0, file.stamp.nbytes)
-    # a key that is no text may be too deep to hash
+    # a key that is not text may be too deep to hash
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         facts = {"where": root, "expected": "a table with args, model, ...", "found": type(state).__name__}
         raise BadCheckpoint(f"{shown(name)} holds no state of a rank", facts)
@@ -173,7 +173,7 @@ def _chunk(
         for key, value in table.items():
             name = f"{prefix}{key}" if isinstance(key, str) and is_text(key) else ""
             if not name or name in result:
-                fault = f"the name {shown(name)!r} twice" if name else "a name that is no text"
+                fault = f"the name {shown(name)!r} twice" if name else "a name that is not text"
                 raise BadCheckpoint(f"the model's state has {fault}", {"where": where})
             if isinstance(value, dict):
                 waiting.append((f"{name}.", value, depth + 1))
@@ -266,7 +266,7 @@ def _size(arguments: Namespace, name: str, where: Folder) -> int:
     if found is None:  # arguments older than the axis
         return 1
     if type(found) is not int or found < 1:
-        raise BadCheckpoint(f"the training argument {name!r} is no size", {"where": where, "found": _brief(found)})
+        raise BadCheckpoint(f"the training argument {name!r} is not a size", {"where": where, "found": _brief(found)})
     return found
 
 
@@ -310,7 +310,7 @@ def _by_content(files: Mapping[str, _File], root: Folder) -> dict[str, World]:
     for folder in files:
         match = _NAME.fullmatch(folder)
         if match is None:
-            raise BadCheckpoint(f"{shown(folder)!r} is no name of a rank's folder", {"where": root})
+            raise BadCheckpoint(f"{shown(folder)!r} is not a name of a rank's folder", {"where": root})
         numbers[folder] = [int(number) for number in match.groups() if number is not None]
     if len({len(found) for found in numbers.values()}) != 1:
         raise BadCheckpoint("the ranks' folders are of several kinds", {"where": root, "found": ", ".join(list(files)[:8])})

@@ -49,7 +49,7 @@ class _Arguments:
 
 
 def find_iteration(root: Folder) -> Folder | None:
-    """Return the folder of the iteration that a path means, or None where it is no Megatron checkpoint.
+    """Return the folder of the iteration that a path means, or None where it is not a Megatron checkpoint.
 
     Raises BadCheckpoint where the tracker file points nowhere, BadRequest where there is a choice.
     """
@@ -178,7 +178,7 @@ def _read_common(root: Folder, store: Store) -> _Arguments:
         common, pickled = object_item(file, 0, file.stamp.nbytes)
         seen = [Sighting(file.stamp, digest_of(pickled))]
     if not isinstance(common, dict):
-        raise BadCheckpoint("the common state is no table", {"where": root, "found": type(common).__name__})
+        raise BadCheckpoint("the common state is not a table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
     config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
     place = COMMON_FILE if seen else "common_state"

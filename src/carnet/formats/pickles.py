@@ -163,7 +163,7 @@ def _after_counted(data: bytes, position: int, code: int) -> int:
     """Return where the instruction after one with a counted argument begins."""
     layout = _LENGTHS.get(code)
     if layout is None:
-        raise pickle.UnpicklingError(f"instruction {code:#04x} at byte {position} is none that torch writes")
+        raise pickle.UnpicklingError(f"instruction {code:#04x} at byte {position} is not one that torch writes")
     (length,) = struct.unpack_from(layout, data, position + 1)
     end = position + 1 + struct.calcsize(layout) + int(length)
     if end > len(data):

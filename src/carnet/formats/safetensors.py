@@ -153,7 +153,7 @@ def _entry(name: str, value: object, start: int, facts: Mapping[str, object]) ->
 
 
 def _naturals(value: object) -> tuple[int, ...] | None:
-    """Return a list of sizes or offsets, or None where one is no integer from 0 to 2**63."""
+    """Return a list of sizes or offsets, or None where one is not an integer from 0 to 2**63."""
     if not isinstance(value, list) or len(value) > 64:
         return None
     # a JSON true is an int to Python

@@ -132,7 +132,7 @@ def side_files(root: Folder, own: Collection[str], enter: Collection[str] = ()) 
 
 
 def check_asset(root: Folder, name: str) -> None:
-    """Refuse to read a side file that is no regular file, or a link that leads elsewhere."""
+    """Refuse to read a side file that is not a regular file, or a link that leads elsewhere."""
     kind = root.kind(name)
     if kind in ("", "a link"):
         raise BadCheckpoint(

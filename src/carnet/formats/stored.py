@@ -104,7 +104,7 @@ def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 def reshaped(stored: Stored, shape: tuple[int, ...]) -> Stored:
     """Return a tensor as another shape of the same elements in the same order.
 
-    Raises NotSupported where a chunk is no run of elements, as one of some columns.
+    Raises NotSupported where a chunk is not a run of elements, as one of some columns.
 
     >>> rows = Stored("", "w", "bf16", (2, 6), (Chunk(Box((0, 0), (2, 6)), "f", 64, (6, 1)),))
     >>> [(chunk.box, chunk.strides) for chunk in reshaped(rows, (3, 2, 2)).chunks]

@@ -169,7 +169,7 @@ def _pieces(root: Folder, name: str) -> Iterator[tuple[int, str | None]]:
     while at < file.stamp.nbytes:
         tag, at = _varint(file, at)
         if tag & 7 != 2:
-            raise BadCheckpoint(f"{name} is no SentencePiece model", {"where": root})
+            raise BadCheckpoint(f"{name} is not a SentencePiece model", {"where": root})
         length, at = _varint(file, at)
         if tag >> 3 == 1:
             yield piece, _piece_text(read_at(file, at, min(length, 1 << 16)))
@@ -190,4 +190,4 @@ def _varint(file: File, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * place
         if byte < 128:
             return value, at + place + 1
-    raise BadCheckpoint(f"{file.stamp.file} is no SentencePiece model", {"where": file.where})
+    raise BadCheckpoint(f"{file.stamp.file} is not a SentencePiece model", {"where": file.where})

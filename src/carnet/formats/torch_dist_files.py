@@ -52,7 +52,7 @@ class StoreChunk:
 
 @dataclass(frozen=True, slots=True)
 class StoreFiles:
-    """The files of a store but for the training arguments: where every chunk will lie, and what is no chunk."""
+    """The files of a store but for the training arguments: where every chunk will lie, and what is not a chunk."""
 
     files: tuple[TargetFile, ...]  # .distcp; a TargetTensor here is a chunk, with the chunk's shape
     raws: tuple[RawFile, ...]  # .metadata, and the .distcp files of nothing but empty states
@@ -112,7 +112,7 @@ def layout_store(
 
 
 def frames_of(file: TargetFile) -> Iterator[tuple[int, bytes]]:
-    """Give every byte of a data file that is no chunk's: offset and bytes, in order, once for each gap between two chunks.
+    """Give every byte of a data file that is not a chunk's: offset and bytes, in order, once for each gap between two chunks.
 
     Raises BadRequest where the file's places are not those that ``layout_store`` gives.
     """

@@ -84,7 +84,7 @@ def text(value: str) -> bytes:
 def named(value: Global) -> bytes:
     """Return the instruction that pushes a global."""
     if not (value.module + value.name).replace(".", "").replace("_", "").isalnum():
-        raise ValueError(f"{value} is no name of Python")
+        raise ValueError(f"{value} is not a name of Python")
     return f"c{value.module}\n{value.name}\n".encode("ascii")
 
 

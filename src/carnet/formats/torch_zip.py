@@ -108,12 +108,12 @@ def open_archive(file: File, offset: int, nbytes: int) -> Archive:
     """Return the directory of a zip that fills ``nbytes`` bytes of a file from ``offset``."""
     if nbytes < END.size or offset < 0 or offset + nbytes > file.stamp.nbytes:
         found = {"expected": f"at least {END.size} bytes, inside the file", "found": f"{nbytes} bytes"}
-        raise _bad(Span(file, offset, nbytes, b"", b""), "is no torch.save zip", found)
+        raise _bad(Span(file, offset, nbytes, b"", b""), "is not a torch.save zip", found)
     read = [read_at(file, *place) for place in ends(offset, nbytes)]
     head, tail = read[0], read[-1]
     span = Span(file, offset, nbytes, head, tail)
     if head[:4] != b"PK\3\4":
-        raise _bad(span, "is no torch.save zip", {"expected": "PK\\x03\\x04", "found": repr(head[:4])})
+        raise _bad(span, "is not a torch.save zip", {"expected": "PK\\x03\\x04", "found": repr(head[:4])})
     try:
         begin, size, count = _directory_place(span)
         entries = _directory(_between(span, begin, size), count)

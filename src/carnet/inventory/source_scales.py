@@ -19,7 +19,6 @@ from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Numbers, Scales, read_numbers, read_states
 from carnet.formats.stored import Key, label_of
 from carnet.inventory.survey import Inventory
-from carnet.model.tensors import canonical
 
 # (canonical tensor, or one expert of it: "layers.0.moe.up[3]", "weight"), or (canonical tensor, "input", "k" or "v")
 Which = tuple[str, str]
@@ -155,7 +154,7 @@ def _amaxes(numbers: Find, where: str, entry: Entry, name: str, tie: Tie) -> Ite
         amax = float(found[at].reshape(-1)[0])
         if not (isfinite(amax) and amax >= 0):
             raise BadCheckpoint(
-                "a quantizer's largest magnitude is no magnitude", {"where": where, "tensor": name, "found": amax}
+                "a quantizer's largest magnitude is not a magnitude", {"where": where, "tensor": name, "found": amax}
             )
         for which in tie(entry, at) if amax else ():
             yield which, amax

@@ -257,7 +257,7 @@ def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: M
 def _drop(
     checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...]
 ) -> tuple[dict[str, tuple[str, ...]], dict[Key, Stored]]:
-    """Set aside what is no weight, and what was asked to be left behind: reason -> names, and the rest."""
+    """Set aside what is not a weight, and what was asked to be left behind: reason -> names, and the rest."""
     said = {pattern: f"--drop {pattern}" for pattern in asked}
     reasons = {**said, **dialect.dropped, **said}  # first in order and in meaning, also where the dialect has the same pattern
     dropped: dict[str, list[str]] = defaultdict(list)

@@ -105,7 +105,7 @@ def _tables(module: torch.nn.Module) -> Iterator[Mapping[str, Any]]:
         yield each._buffers  # noqa: SLF001
 
 
-class Book:
+class Located:
     """Where boxes of canonical tensors lie in the memory of a rank."""
 
     def __init__(self) -> None:
@@ -135,7 +135,7 @@ def _inside(box: Box, outer: Box) -> tuple[slice, ...]:
     return tuple(slice(low - at, low - at + size) for low, at, size in zip(box.start, outer.start, box.shape, strict=True))
 
 
-def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], state: State, rank: int) -> None:
+def bind(located: Located, unit: Unit, config: Config, dtypes: Mapping[str, str], state: State, rank: int) -> None:
     """Note where everything lies that a unit must hold.
 
     ``dtypes``: canonical tensor -> element type. Raises CarnetError where the state is not the one that was described.
@@ -148,12 +148,12 @@ def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], stat
     if unknown:
         facts = {**where, "tensor": unknown[0], "in all": len(unknown)}
         raise NotSupported("the running model holds a tensor that carnet does not know", facts)
-    book.entries |= {(unit.name, name): entry for name, entry in named.items()}
+    located.entries |= {(unit.name, name): entry for name, entry in named.items()}
     for name, entry in named.items():
         tensor = held[name].detach()
         if not _is_plain(tensor) or (tuple(tensor.shape) == entry.stored != entry.shape and not tensor.is_contiguous()):
             kind = f"{type(tensor).__name__} on {tensor.device}, {tensor.layout}, strides {_strides(tensor)}"
-            raise NotSupported(f"{name!r} is no tensor whose memory can be handed on", {**where, "found": kind})
+            raise NotSupported(f"{name!r} is not a tensor whose memory can be handed on", {**where, "found": kind})
         if tuple(tensor.shape) != entry.stored:
             facts = {**where, "expected": list(entry.stored), "found": list(tensor.shape)}
             raise BadCheckpoint(f"the shape of {name!r} is not the one that the config and the grid say", facts)
@@ -163,12 +163,14 @@ def bind(book: Book, unit: Unit, config: Config, dtypes: Mapping[str, str], stat
                 facts = {**where, "expected": wanted, "found": CARNET.get(tensor.dtype, str(tensor.dtype))}
                 remedy = 'say so on every rank: dtypes={"*router.weight": "f32"}'
                 raise BadRequest(f"the element type of {name!r} is not the config's", facts, remedy=remedy)
-            book.add(view.tensor, view.box, strided(tensor, entry.shape, view))
+            located.add(view.tensor, view.box, strided(tensor, entry.shape, view))
         for box in entry.padding:
-            book.padding.append(tensor[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))])
+            located.padding.append(
+                tensor[tuple(slice(low, low + size) for low, size in zip(box.start, box.shape, strict=True))]
+            )
     for entry in entries(MODULES, config, None, "te", [unit]):
         for view in entry.views:
-            hole = book.lacks(view.tensor, view.box)
+            hole = located.lacks(view.tensor, view.box)
             if hole is not None:
                 facts = {
                     **where,

@@ -10,7 +10,7 @@ import xxhash
 
 from carnet.algebra.box import Box, volume
 from carnet.errors import BadCheckpoint, MachineFailed
-from carnet.live.binding import Book
+from carnet.live.binding import Located
 from carnet.live.landing import Parts
 from carnet.live.moves import Transfer
 from carnet.live.virtual import Source
@@ -53,12 +53,12 @@ def read_again(
     copies: Sequence[Copies],
     read: Callable[[Transfer], torch.Tensor],
     find: Callable[[Transfer], Parts],
-    book: Book,
+    located: Located,
 ) -> Digests:
     """Return the digests of what a rank sent (``read`` returns it), of what came to it (``find`` says where), and of its copies."""
     left = {at: digest(read(move)) for at, move in enumerate(moves) if move.sender == rank}
     came = {at: digest(joined(move.box, find(move))) for at, move in enumerate(moves) if move.receiver == rank}
-    held = {at: digest(joined(box, book.find(name, box))) for at, (name, box, ranks) in enumerate(copies) if rank in ranks}
+    held = {at: digest(joined(box, located.find(name, box))) for at, (name, box, ranks) in enumerate(copies) if rank in ranks}
     return left, came, held
 
 

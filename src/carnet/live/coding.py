@@ -20,7 +20,7 @@ from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.formats.stored import Key
 from carnet.inventory.source_scales import SourceScales, largest_of, tie_source_scales
-from carnet.live.binding import CARNET, TORCH, Book, chunks_of, tensors_of
+from carnet.live.binding import CARNET, TORCH, Located, chunks_of, tensors_of
 from carnet.live.control import Control
 from carnet.live.moves import Transfer, matrix_name
 from carnet.live.virtual import Source
@@ -80,7 +80,7 @@ class Scale:
     stored: float  # as the target keeps it
 
 
-def measure(control: Control, source: Source, book: Book, steps: Iterable[Step]) -> dict[str, float]:
+def measure(control: Control, source: Source, located: Located, steps: Iterable[Step]) -> dict[str, float]:
     """Return the largest magnitude under each name that a plan measures, over all ranks; infinity where there is no number."""
     wanted = [step for step in steps if isinstance(step, Measure)]
     names = {name: at for at, name in enumerate(sorted({step.amax for step in wanted}))}
@@ -88,7 +88,7 @@ def measure(control: Control, source: Source, book: Book, steps: Iterable[Step])
     at, found = [], []
     for step in wanted:
         if source.holders(step.source.file, step.source.offset)[0] == control.rank:
-            for _, view in book.find(step.tensor, Box(step.start, step.shape)):
+            for _, view in located.find(step.tensor, Box(step.start, step.shape)):
                 at.append(names[step.amax])
                 found.append(_largest(view))
     if found:
@@ -98,12 +98,12 @@ def measure(control: Control, source: Source, book: Book, steps: Iterable[Step])
     return {name: every[place] for name, place in names.items()}
 
 
-def refuse_infinite(book: Book, moves: Iterable[Transfer], steps: Iterable[Step]) -> None:
+def refuse_infinite(located: Located, moves: Iterable[Transfer], steps: Iterable[Step]) -> None:
     """Refuse weights that are no numbers where the scale is known and nothing was measured, of the moves that this rank sends."""
     given = {matrix_name(step): step.tensor for step in steps if isinstance(step, Make) and step.given is not None}
     names, found = [], []
     for move in moves:
-        for _, view in book.find(move.tensor, move.box) if move.code in given else ():
+        for _, view in located.find(move.tensor, move.box) if move.code in given else ():
             names.append(given[move.code])
             found.append(_largest(view))
     for name, value in zip(names, _floats(found) if found else (), strict=True):
@@ -112,7 +112,7 @@ def refuse_infinite(book: Book, moves: Iterable[Transfer], steps: Iterable[Step]
 
 
 def _no_number(tensor: str) -> BadCheckpoint:
-    return BadCheckpoint(f"a weight of {tensor} is no number, so it has no scale", {"tensor": tensor})
+    return BadCheckpoint(f"a weight of {tensor} is not a number, so it has no scale", {"tensor": tensor})
 
 
 def _floats(found: Sequence[torch.Tensor]) -> np.ndarray[Any, Any]:
@@ -131,7 +131,7 @@ def _largest(view: torch.Tensor) -> torch.Tensor:
 
 
 def scales(steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.device) -> dict[str, Scale]:
-    """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is no number."""
+    """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is not a number."""
     coded = [step for step in steps if isinstance(step, Make)]
     found = []
     for step in coded:

@@ -23,7 +23,7 @@ class Control:
         self.ranks: Sequence[int] = dist.get_process_group_ranks(dist.group.WORLD if group is None else group)
         self.rank, self.seconds = dist.get_rank(), timeout
         if self.rank not in self.ranks:
-            raise BadRequest("this rank is none of the group", {"rank": self.rank, "group": str(self.ranks)})
+            raise BadRequest("this rank is not in the group", {"rank": self.rank, "group": str(self.ranks)})
         backend = dist.get_backend(group)
         self.on_gpu = "nccl" in backend
         self._talk = self.wire = group

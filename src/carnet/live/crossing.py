@@ -16,15 +16,15 @@ from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.live import coding, saving
-from carnet.live.binding import TORCH, Book, State, Watch, bind, chunks_of
+from carnet.live.binding import TORCH, Located, State, Watch, bind, chunks_of
 from carnet.live.checking import Digests, compare, copies_of, joined, read_again
 from carnet.live.control import Control, together
 from carnet.live.grid import unit_name
 from carnet.live.landing import Module, Tensors
-from carnet.live.moves import Atlas, Transfer, by_tensor, moves, rounds, traffic
-from carnet.live.virtual import Goal, Holding, Source
+from carnet.live.moves import TargetIndex, Transfer, by_tensor, moves, rounds, traffic
+from carnet.live.virtual import Destination, Placement, Source
 from carnet.live.wire import Acts, Buckets, Wire
-from carnet.planner.build import Drawing, draw
+from carnet.planner.build import Planned, make_plan
 from carnet.plans.request import Request
 from carnet.steps import Fill, Step, TargetTensor, TextFile
 from carnet.storage.schemes import folder_at
@@ -39,56 +39,62 @@ class Crossing:
         self,
         control: Control,
         source: Source,
-        goal: Goal,
+        destination: Destination,
         request: Request,
         bucket: int,
         calibration: Mapping[str, float],
         states: States,
     ) -> None:
-        self._control, self._source, self._goal, self._request, self._bucket = control, source, goal, request, bucket
-        self._book, self._watch, self._watch_target = Book(), Watch(()), Watch(())
+        self._control, self._source, self._destination, self._request, self._bucket = (
+            control,
+            source,
+            destination,
+            request,
+            bucket,
+        )
+        self._located, self._watch, self._watch_target = Located(), Watch(()), Watch(())
         self._landing: Module | Tensors
         self._acts: list[Acts] = []
         self._wires: dict[str, Wire] = {}
-        self._drawing, self._atlas, self._moves = self._draw(states, calibration)
-        self._fills = [*self._drawing.plan.steps.only(Fill)]
+        self._planned, self._index, self._moves = self._draw(states, calibration)
+        self._fills = [*self._planned.plan.steps.only(Fill)]
         self._steps: list[Step] = []  # of coding, in this run
         self._scales: Mapping[str, coding.Scale] = {}
         self._known = NOTHING  # what the states brought along the last time
 
-    def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Drawing, Atlas, list[Transfer]]:
+    def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Planned, TargetIndex, list[Transfer]]:
         """Draw the plan; where something is quantized, with the scales that the states bring along."""
         source_scales = NOTHING
         if self._request.quantize is not None and self._bring(states):
             self._bind(states)
             source_scales = self._source_scales(states)
-        goal = self._goal
+        destination = self._destination
         with together(self._control):
-            units = None if goal.units is None else list(goal.units)
-            made = draw(
+            units = None if destination.units is None else list(destination.units)
+            made = make_plan(
                 self._source.inventory,
-                goal.dialect,
+                destination.dialect,
                 self._request,
                 among=units,
-                said=goal.said,
+                said=destination.said,
                 calibration=calibration,
                 source_scales=source_scales,
             )
-            atlas = Atlas(made.plan)
-            found = list(moves(made.plan, atlas, self._source, lambda spot: goal.holders(spot.file), self._bucket))
-        return made, atlas, found
+            index = TargetIndex(made.plan)
+            found = list(moves(made.plan, index, self._source, lambda spot: destination.holders(spot.file), self._bucket))
+        return made, index, found
 
     # --- what it is ----------------------------------------------------------------------------------------------------------
 
     @property
     def texts(self) -> dict[str, str]:
         """Return the small files of the target: ``config.json`` and what stands beside it."""
-        return {text.name: text.text for text in self._drawing.plan.texts}
+        return {text.name: text.text for text in self._planned.plan.texts}
 
     @property
     def family(self) -> str:
         """Name the family of the model."""
-        return self._drawing.plan.family
+        return self._planned.plan.family
 
     def traffic(self) -> Mapping[str, int]:
         """Return what a run amounts to: rounds, bytes sent from rank to rank and kept where they are, and the buckets of this rank."""
@@ -137,14 +143,14 @@ class Crossing:
         Also compares what several ranks hold of the source. Raises MachineFailed where something arrived otherwise than it left,
         BadCheckpoint where copies differ; on all ranks.
         """
-        copies = list(copies_of(self._source, self._drawing.plan))
+        copies = list(copies_of(self._source, self._planned.plan))
 
         def read(move: Transfer) -> torch.Tensor:
-            return self._dress(move, joined(move.box, self._book.find(move.tensor, move.box))).to(TORCH[move.dtype])
+            return self._dress(move, joined(move.box, self._located.find(move.tensor, move.box))).to(TORCH[move.dtype])
 
         found: Digests = {}, {}, {}
         with together(self._control):
-            found = read_again(self._control.rank, self._moves, copies, read, self._landing.find, self._book)
+            found = read_again(self._control.rank, self._moves, copies, read, self._landing.find, self._located)
         return compare(dict(zip(self._control.ranks, self._control.gather(found), strict=True)), self._moves, copies)
 
     def stream(self, states: States = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -152,7 +158,7 @@ class Crossing:
 
         A tensor that was yielded belongs to who took it; one that is let go of makes room for the next.
         """
-        if self._goal.dialect.kind.arguments:
+        if self._destination.dialect.kind.arguments:
             raise BadRequest("the tensors of a running module are written in place", remedy="run(states, into=model)")
         yield from self._arriving(states, self._tensors(), self._wire("stream"))
 
@@ -181,10 +187,10 @@ class Crossing:
         The bytes are those of a crossing of files. The ranks of the target write: of a target that is whole on several, each a part.
         Raises CarnetError on all ranks where one cannot write; then there is no target.
         """
-        out, plan = Path(out), self._drawing.plan
+        out, plan = Path(out), self._planned.plan
         leader = self._control.rank == self._control.ranks[0]
         with together(self._control) as same:
-            if self._goal.units is not None and KINDS[self._request.to].files != RANKS:
+            if self._destination.units is not None and KINDS[self._request.to].files != RANKS:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(folder_at(out)))
@@ -200,15 +206,15 @@ class Crossing:
         return out
 
     def _write(self, out: Path, states: States) -> None:
-        writers = saving.Writers(self._drawing.plan, self._goal.holders)
+        writers = saving.Writers(self._planned.plan, self._destination.holders)
         own = writers.tensors.get(self._control.rank, {})
         landing = Tensors(
             {name: tensor for name, (_, tensor) in own.items()},
-            self._atlas,
+            self._index,
             [file for file, _ in own.values()],
             self._control.device(),
         )
-        found = moves(self._drawing.plan, self._atlas, self._source, writers.of, self._bucket)
+        found = moves(self._planned.plan, self._index, self._source, writers.of, self._bucket)
         wire = Wire(self._control, rounds(by_tensor(found), self._bucket, kept=True), self._buckets)
         with together(self._control):
             files = saving.opened(out)
@@ -229,12 +235,12 @@ class Crossing:
 
     def _bind(self, states: States) -> None:
         """Tie the tensors of this rank to what it should hold."""
-        self._book, self._watch = self._tie(states, self._source.holding), Watch(states)
+        self._located, self._watch = self._tie(states, self._source.placement), Watch(states)
 
     def _land(self, into: Mapping[str, torch.Tensor] | States) -> None:
         """Find the memory of the target, and lay down what is copied where."""
-        if self._goal.dialect.kind.arguments:
-            self._landing = Module(self._tie(into, self._goal.holding))
+        if self._destination.dialect.kind.arguments:
+            self._landing = Module(self._tie(into, self._destination.placement))
         else:
             self._landing = self._tensors()
             with together(self._control):
@@ -247,7 +253,7 @@ class Crossing:
         self._acts = list(self._lay(self._wire("all"), self._landing))
 
     def _lay(self, wire: Wire, landing: Module | Tensors) -> Iterator[Acts]:
-        return (wire.lay(one, self._book, landing.find, self._dress) for one in wire.rounds)
+        return (wire.lay(one, self._located, landing.find, self._dress) for one in wire.rounds)
 
     def _weigh(self, states: States) -> None:
         """Find the scales of this run."""
@@ -255,29 +261,34 @@ class Crossing:
             return
         source_scales = self._source_scales(states) if self._bring(states) else NOTHING
         if source_scales != self._known or not self._steps:
-            self._known, self._steps = source_scales, list(self._drawing.coding(source_scales))
-        amaxes = coding.measure(self._control, self._source, self._book, self._steps)
+            self._known, self._steps = source_scales, list(self._planned.coding(source_scales))
+        amaxes = coding.measure(self._control, self._source, self._located, self._steps)
         with together(self._control):
-            coding.refuse_infinite(self._book, (move for move in self._moves if move.sender == self._control.rank), self._steps)
+            coding.refuse_infinite(
+                self._located, (move for move in self._moves if move.sender == self._control.rank), self._steps
+            )
             self._scales = coding.scales(self._steps, amaxes, self._control.device())
 
-    def _tie(self, states: object, holding: Holding) -> Book:
+    def _tie(self, states: object, placement: Placement) -> Located:
         """Return where everything lies that a rank of one side must hold."""
         with together(self._control):
-            book, chunks, units = Book(), chunks_of(states), self._units(holding)
-            config = {**self._source.inventory.config, **(self._goal.said if holding is self._goal.holding else {})}
+            located, chunks, units = Located(), chunks_of(states), self._units(placement)
+            config = {
+                **self._source.inventory.config,
+                **(self._destination.said if placement is self._destination.placement else {}),
+            }
             dtypes = self._source.dtypes
             if len(chunks) != len(units):
                 facts = {"on": f"rank {self._control.rank}", "expected": len(units), "found": len(chunks)}
                 raise BadRequest("a rank must hand over a state for each of its chunks, and no other", facts)
             for unit, state in zip(units, chunks, strict=True):
-                bind(book, unit, config, dtypes, state, self._control.rank)
-        return book
+                bind(located, unit, config, dtypes, state, self._control.rank)
+        return located
 
-    def _units(self, holding: Holding) -> list[Unit]:
-        seat = holding.seats.get(self._control.rank)
-        names = [] if seat is None else [unit_name(seat, chunk) for chunk in range(len(holding.units))]
-        return [holding.units[name][0] for name in names if name in holding.units]
+    def _units(self, placement: Placement) -> list[Unit]:
+        seat = placement.seats.get(self._control.rank)
+        names = [] if seat is None else [unit_name(seat, chunk) for chunk in range(len(placement.units))]
+        return [placement.units[name][0] for name in names if name in placement.units]
 
     def _bring(self, states: States) -> bool:
         """Say whether the states of any rank may have scales of their own."""
@@ -287,8 +298,8 @@ class Crossing:
         return self._control.any(found)
 
     def _source_scales(self, states: States) -> SourceScales:
-        units = [unit.name for unit in self._units(self._source.holding)]
-        return coding.source_scales_of(self._control, self._book.entries, list(zip(units, chunks_of(states), strict=True)))
+        units = [unit.name for unit in self._units(self._source.placement)]
+        return coding.source_scales_of(self._control, self._located.entries, list(zip(units, chunks_of(states), strict=True)))
 
     def _rounds(self, way: str) -> list[list[Transfer]]:
         if way == "all":
@@ -305,9 +316,9 @@ class Crossing:
         return Buckets(self._control, self._moves, self._bucket)
 
     def _tensors(self) -> Tensors:
-        held = [file for file in self._drawing.plan.files if self._control.rank in self._goal.holders(file.name)]
+        held = [file for file in self._planned.plan.files if self._control.rank in self._destination.holders(file.name)]
         wanted: dict[str, TargetTensor] = {tensor.name: tensor for file in held for tensor in file.tensors}
-        return Tensors(wanted, self._atlas, [file.name for file in held], self._control.device())
+        return Tensors(wanted, self._index, [file.name for file in held], self._control.device())
 
     def _dress(self, move: Transfer, view: torch.Tensor) -> torch.Tensor:
         if move.code:

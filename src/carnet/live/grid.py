@@ -57,7 +57,7 @@ def seats(grid: Grid, ranks: Sequence[int]) -> dict[int, Seat]:
     sizes = {"tp": grid.tp, "cp": grid.cp, "ep": 1, "dp": _copies(grid, ranks, grid.tp * grid.cp * grid.pp), "pp": grid.pp}
     inner = {"tp": etp, "cp": 1, "ep": grid.ep, "dp": _copies(grid, ranks, etp * grid.ep * grid.pp), "pp": grid.pp}
     if sorted(order) != sorted(sizes):
-        raise BadRequest(f"{grid.order!r} is no order of ranks", {"expected": f"the words of {ORDER}"})
+        raise BadRequest(f"{grid.order!r} is not an order of ranks", {"expected": f"the words of {ORDER}"})
     found = {}
     for at, rank in enumerate(ranks):
         dense, expert = _places(at, order, sizes), _places(at, order, inner)

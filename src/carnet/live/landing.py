@@ -9,8 +9,8 @@ import torch
 
 from carnet.errors import BadRequest
 from carnet.live import coding
-from carnet.live.binding import CARNET, TORCH, Book
-from carnet.live.moves import Atlas, Spot, Transfer, matrix_name
+from carnet.live.binding import CARNET, TORCH, Located
+from carnet.live.moves import Spot, TargetIndex, Transfer, matrix_name
 from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, Step, TargetTensor
 
 Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and where in memory
@@ -19,25 +19,27 @@ Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and 
 class Module:
     """The tensors of a running module, found as a source's are: by what they mean."""
 
-    def __init__(self, book: Book) -> None:
-        self._book = book
+    def __init__(self, located: Located) -> None:
+        self._located = located
         self.held: dict[str, torch.Tensor] = {}  # none by name
 
     def find(self, move: Transfer) -> Parts:
         """Yield where the parts of a box go."""
-        return self._book.find(move.tensor, move.box)
+        return self._located.find(move.tensor, move.box)
 
     def settle(self, _: Iterable[Step], __: Mapping[str, coding.Scale]) -> None:
         """Write zeros where the module pads its vocabulary."""
-        for padding in self._book.padding:
+        for padding in self._located.padding:
             padding.zero_()
 
 
 class Tensors:
     """Tensors by name, made when they are first asked for, unless they are given."""
 
-    def __init__(self, wanted: Mapping[str, TargetTensor], atlas: Atlas, files: Sequence[str], device: torch.device) -> None:
-        self._wanted, self._atlas, self._files, self._device = wanted, atlas, frozenset(files), device
+    def __init__(
+        self, wanted: Mapping[str, TargetTensor], index: TargetIndex, files: Sequence[str], device: torch.device
+    ) -> None:
+        self._wanted, self._index, self._files, self._device = wanted, index, frozenset(files), device
         self.held: dict[str, torch.Tensor] = {}
 
     @property
@@ -79,7 +81,7 @@ class Tensors:
         for step in steps:
             place = step.encoding.scales if isinstance(step, Make) else step.target if isinstance(step, Fill | Put) else None
             if place is not None and place.file in self._files:
-                found.setdefault(self._atlas.at(place).name, []).append(step)
+                found.setdefault(self._index.at(place).name, []).append(step)
         return found
 
     def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale]) -> None:
@@ -105,7 +107,7 @@ class Tensors:
 
     def _at(self, place: Place, shape: Sequence[int]) -> Iterator[torch.Tensor]:
         if place.file in self._files:
-            spot = self._atlas.at(place)
+            spot = self._index.at(place)
             yield _view(self._tensor(spot.name), spot, shape)
 
     def _tensor(self, name: str) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Transfer:
         return round_up(prod(self.box.shape) * BY_NAME[self.dtype].nbytes, ALIGN)
 
 
-class Atlas:
+class TargetIndex:
     """Find the tensor at a place of a target file."""
 
     def __init__(self, plan: Plan) -> None:
@@ -94,7 +94,7 @@ def matrix_name(step: Make) -> str:
 
 
 def moves(
-    plan: Plan, atlas: Atlas, source: Source, receivers: Callable[[Spot], Sequence[int]], bucket: int
+    plan: Plan, index: TargetIndex, source: Source, receivers: Callable[[Spot], Sequence[int]], bucket: int
 ) -> Iterator[Transfer]:
     """Yield all moves of a plan, in the order of the target; a box larger than a bucket (bytes) is cut.
 
@@ -111,7 +111,7 @@ def moves(
                 continue
             case _:
                 assert_never(step)
-        spot, dtype, code = atlas.spot(step)
+        spot, dtype, code = index.spot(step)
         holders = source.holders(step.source.file, step.source.offset)
         for receiver in receivers(spot):
             sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))

@@ -72,9 +72,9 @@ def plan(
                 accept=request.accept,
                 family=request.family,
             )
-            goal = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)
+            destination = aim(described, request, target, _ranks(target, control), target_padded_vocab_size)
             same(described.inventory.checkpoint.digest, request, target, memory, calibration)
-        return Crossing(control, described, goal, request, bucket, calibration or {}, states)
+        return Crossing(control, described, destination, request, bucket, calibration or {}, states)
     except BaseException:
         control.close()
         raise

@@ -40,7 +40,7 @@ MODULES = replace(MEGATRON, stacked=False, kind=replace(MEGATRON.kind, files=RAN
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class Placement:
     """What the ranks of one side hold."""
 
     seats: Mapping[int, Seat]  # global rank -> its place
@@ -52,7 +52,7 @@ class Source:
     """A running model."""
 
     inventory: Inventory
-    holding: Holding
+    placement: Placement
     ranks: Mapping[Key, Sequence[int]]  # (unit, described name) -> all ranks that hold the same
     offsets: Mapping[str, tuple[Sequence[int], Sequence[str]]]  # unit -> where its tensors begin, and their names
 
@@ -125,7 +125,7 @@ def describe(
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(PosixFolder(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
     inventory = Inventory(checkpoint, found, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
-    return Source(inventory, Holding(places, held), owners, offsets)
+    return Source(inventory, Placement(places, held), owners, offsets)
 
 
 def _told(said: Mapping[str, object], padded: int | None, release: str) -> Vocabulary | None:
@@ -155,21 +155,21 @@ def _dtype(entry: Entry, fields: Config, dtypes: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class Destination:
     """Where a running model goes."""
 
     dialect: Dialect
     units: Sequence[Unit] | None  # None where every rank has all of it
-    holding: Holding
+    placement: Placement
     ranks: Sequence[int]
     said: Mapping[str, Value]  # fields that the request does not tell
 
     def holders(self, file: str) -> Sequence[int]:
         """Return the ranks that a file of the plan stands for."""
-        return self.ranks if self.units is None else self.holding.units[file.removesuffix(".safetensors")][1]
+        return self.ranks if self.units is None else self.placement.units[file.removesuffix(".safetensors")][1]
 
 
-def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Goal:
+def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Destination:
     """Return what the ranks of the target are to hold; raise CarnetError where they cannot."""
     plain = dialect_of(source.inventory.family, request.to)
     modules = plain.kind.arguments  # a program that trains is given its running modules
@@ -185,12 +185,12 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
     if modules:
         said: dict[str, Value] = {"padded_vocab": _padded({**fields, "padded_vocab": None}, {}, grid, padded)}
         held = megatron_units(grid, {**fields, **said}, places)
-        return Goal(MODULES, [unit for unit, _ in held.values()], Holding(places, held), ranks, said)
+        return Destination(MODULES, [unit for unit, _ in held.values()], Placement(places, held), ranks, said)
     if grid.vp > 1 or grid.cp > 1 or grid.etp is not None or grid.layers is not None:
         what = "no chunks, no context parallel, no ranks of an expert and no stages of its own"
         raise BadRequest(f"a target of the kind {request.to!r} has {what}")
     if (grid.tp, grid.pp, grid.ep) == (1, 1, 1) and not plain.ranked:
-        return Goal(plain, None, Holding(places, {}), ranks, {})
+        return Destination(plain, None, Placement(places, {}), ranks, {})
     dialect = plain if plain.ranked else shared(plain)
     made = units(dialect, {**fields, "tp": grid.tp, "pp": grid.pp, "ep": grid.ep})
     if not plain.ranked:
@@ -200,4 +200,4 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
     of = {
         unit.name: [rank for rank, seat in places.items() if seat.pp * grid.tp + seat.tp == at] for at, unit in enumerate(made)
     }
-    return Goal(dialect, made, Holding(places, {unit.name: (unit, of[unit.name]) for unit in made}), ranks, {})
+    return Destination(dialect, made, Placement(places, {unit.name: (unit, of[unit.name]) for unit in made}), ranks, {})

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from carnet.algebra.box import Box
-from carnet.live.binding import TORCH, Book
+from carnet.live.binding import TORCH, Located
 from carnet.live.control import Control, watched
 from carnet.live.landing import Parts
 from carnet.live.moves import Transfer
@@ -92,7 +92,7 @@ class Wire:
         sides = zip(*[(sum(one.sends), sum(one.receives)) for one in self.rounds] or [(0, 0)], strict=True)
         self._out, self._in = (buckets.take(side, list(sizes)) for side, sizes in enumerate(sides))
 
-    def lay(self, one: Round, book: Book, find: Find, dress: Dressed) -> Acts:
+    def lay(self, one: Round, located: Located, find: Find, dress: Dressed) -> Acts:
         """Return what is copied where in a round: good as long as the memory is the same."""
         out, into = self._out[one.turn], self._in[one.turn]
         sent, got = _starts(one.sends), _starts(one.receives)
@@ -100,10 +100,10 @@ class Wire:
         acts = Acts()
         for move in one.moves:
             if move.sender == move.receiver:
-                acts.stays += [act for inside, view in find(move) for act in _pass_on(book, move, inside, view, dress)]
+                acts.stays += [act for inside, view in find(move) for act in _pass_on(located, move, inside, view, dress)]
             elif move.sender == self._control.rank:
                 box = _slice(out, move, sent, at[move.receiver])
-                acts.packs += [_read(box[inside], view, move, dress) for inside, view in book.find(move.tensor, move.box)]
+                acts.packs += [_read(box[inside], view, move, dress) for inside, view in located.find(move.tensor, move.box)]
             else:
                 box = _slice(into, move, got, at[move.sender])
                 acts.unpacks += [_copy(view, box[inside]) for inside, view in find(move)]
@@ -179,8 +179,8 @@ def _is_even(tensor: torch.Tensor) -> bool:
     return all(size % each == 0 for size in sizes) and tensor.data_ptr() % 8 == 0
 
 
-def _pass_on(book: Book, move: Transfer, inside: tuple[slice, ...], out: torch.Tensor, dress: Dressed) -> list[Act]:
+def _pass_on(located: Located, move: Transfer, inside: tuple[slice, ...], out: torch.Tensor, dress: Dressed) -> list[Act]:
     """Return what brings a part of a box that stays on its rank to its place."""
     starts = [low + (part.start or 0) for low, part in zip(move.box.start, inside, strict=False)] or move.box.start
     box = Box(tuple(starts), tuple(out.shape))
-    return [_read(out[within], view, move, dress) for within, view in book.find(move.tensor, box)]
+    return [_read(out[within], view, move, dress) for within, view in located.find(move.tensor, box)]

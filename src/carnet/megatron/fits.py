@@ -83,7 +83,7 @@ def fits(
     does, and where no such model can be built.
     """
     if spec not in SPECS:
-        raise BadRequest(f"{spec!r} is no spec that carnet knows", {"known": ", ".join(SPECS)})
+        raise BadRequest(f"{spec!r} is not a spec that carnet knows", {"known": ", ".join(SPECS)})
     checkpoint = _open(local("ckpt", path), None if config is None else local("config", config), written_by)
     kept, objects, dropped = _sorted(checkpoint)
     said = _arguments(checkpoint)

@@ -95,7 +95,7 @@ def arguments(model: object) -> dict[str, object]:
     config = getattr(model, "config", None)
     if not isinstance(config, TransformerConfig) or not hasattr(model, "vocab_size"):
         expected = "a GPTModel or a MambaModel of megatron-core, or what wraps one"
-        raise BadRequest("this is no model that carnet knows", {"found": type(model).__name__, "expected": expected})
+        raise BadRequest("this is not a model that carnet knows", {"found": type(model).__name__, "expected": expected})
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     fields.pop("activation_func")
     renamed = {new: old for old, new in RENAMED.items() if old not in OLDER}
@@ -183,7 +183,7 @@ def describes_hybrid(said: Arguments) -> bool:
 
 
 def _typed(value: object) -> object:
-    """Return a value as a config has it: the element types are no texts there, a window is no list."""
+    """Return a value as a config has it: the element types are no texts there, a window is not a list."""
     if isinstance(value, str) and value.startswith("torch."):
         return getattr(torch, value.removeprefix("torch."))
     return value

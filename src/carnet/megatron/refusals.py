@@ -42,7 +42,7 @@ class NoScales(BadRequest, KeyError):
 
 
 class NoTensor(Refused, AttributeError, TypeError):
-    """A value that is no tensor: asserted where ranks convert, asked for its shape elsewhere."""
+    """A value that is not a tensor: asserted where ranks convert, asked for its shape elsewhere."""
 
 
 class NoState(BadCheckpoint, RuntimeError, AttributeError, KeyError, IndexError, UnpicklingError):

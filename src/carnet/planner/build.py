@@ -63,7 +63,7 @@ def build(
         generation = next((file_at(asset.path)[0] for asset in along.assets if asset.name == GENERATION), None)
         ended = None if generation is None else generation_eos(generation)
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
-    plan = draw(source, target, request, said=said, along=along, calibration=calibration or {}).plan
+    plan = make_plan(source, target, request, said=said, along=along, calibration=calibration or {}).plan
     return replace(plan, notes={**plan.notes, **notes}, dropped={**plan.dropped, **along.left})
 
 
@@ -83,14 +83,14 @@ def _compared(tokens: Tokens, model: Vocabulary) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class Planned:
     """A plan, and what makes its coding steps anew where the scales that a source brings along have changed."""
 
     plan: Plan
     coding: Callable[[SourceScales], Steps]
 
 
-def draw(
+def make_plan(
     source: Inventory,
     target: Dialect,
     request: Request,
@@ -100,7 +100,7 @@ def draw(
     along: Companions = NOTHING,
     calibration: Mapping[str, float] | None = None,
     source_scales: SourceScales | None = None,
-) -> Drawing:
+) -> Planned:
     """Return the proven plan that brings an inventory into a dialect.
 
     ``among`` are the units of the target, None for those of the request; ``said`` are fields that the target has otherwise than the
@@ -152,7 +152,7 @@ def draw(
         accepted=source.heard.accepted,
         needs=made.needs.data,
     )
-    return Drawing(plan, lambda source_scales: code(source_scales, gathered.anew()).steps())
+    return Planned(plan, lambda source_scales: code(source_scales, gathered.anew()).steps())
 
 
 def _more(source: Inventory, target: Dialect, along: Companions) -> dict[str, object]:

@@ -79,7 +79,7 @@ def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
     broken = {like for like, entry in _kinds(chosen).items() if not _divides(recipe, entry)}
     for why, entries in (
         (_stacked(recipe), [*filter(_is_parameter, chosen)]),
-        (f"to {recipe.style} a Conv1D is no linear layer", _conv1ds(recipe, chosen)),
+        (f"to {recipe.style} a Conv1D is not a linear layer", _conv1ds(recipe, chosen)),
         (f"a block of {recipe.scheme} would not be whole", [entry for entry in chosen if id(entry.like) in broken]),
     ):
         if entries:

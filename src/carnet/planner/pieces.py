@@ -58,7 +58,7 @@ def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Pie
     """
     if len(found) == 1:
         return [*found], []
-    kept = Shelf([])
+    kept = PieceLine([])
     copies = []
     for piece in found:
         rest = [piece.box]
@@ -73,7 +73,7 @@ def separate(found: Sequence[Piece]) -> tuple[list[Piece], list[tuple[Piece, Pie
     return kept.pieces, copies
 
 
-class Shelf(Line[Piece]):
+class PieceLine(Line[Piece]):
     """Pieces of one tensor along its first axis: a few of hundreds of experts."""
 
     def __init__(self, found: Iterable[Piece]) -> None:

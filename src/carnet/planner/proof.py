@@ -103,7 +103,7 @@ def _boxes(extent: Extent, mark: Footprint) -> list[Box]:
     shape, _, _ = mark
     origin, places = _taken_apart(extent, mark)
     if any(length > 1 and not stride for length, (_, stride) in zip(shape, places, strict=True)):
-        return []  # one element written many times is no box
+        return []  # one element written many times is not a box
     return stored_boxes(View("", Box((0,) * len(shape), shape), tuple(origin), tuple(places)), extent.shape)
 
 

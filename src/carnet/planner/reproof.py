@@ -29,11 +29,11 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
     for path in (plan.source, *(asset.path for asset in plan.assets)):
         if not is_place(path) or "\0" in path:
-            raise BadRequest("the plan names a place that is none", {"path": path})
+            raise BadRequest("the plan names a place that is not valid", {"path": path})
     names = [file.name for file in plan.files] + [raw.name for raw in plan.raws]
     names += [text.name for text in plan.texts] + [asset.name for asset in plan.assets]
     if len(set(names)) != len(names) or any("\0" in name for name in names):
-        raise BadRequest("files of the plan have one name, or what is none", {"files": len(names)})
+        raise BadRequest("files of the plan have the same name, or one that is not valid", {"files": len(names)})
     for file in plan.files:
         if not _is_laid_out(file):
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
@@ -79,8 +79,8 @@ def _prove_form(form: Step, steps: Steps, sizes: Ints, largest: int, measured: s
     assembled = [(form.shape, form.source, "source")] if isinstance(form, Make) and form.function == "quantize" else []
     for shape, place, column in (*used, *writes(form), *assembled):
         if len(shape) != len(place.strides) or min((0, *shape, *place.strides)) < 0:
-            _refuse("a step of the plan is none", steps, column)
-        _refuse_any(rows[f"{column}_at"] < 0, "a step of the plan is none", steps, column)
+            _refuse("a step of the plan is not valid", steps, column)
+        _refuse_any(rows[f"{column}_at"] < 0, "a step of the plan is not valid", steps, column)
     for shape, place, column in used:
         if 0 not in shape:
             reach = 1 + sum((length - 1) * stride for length, stride in zip(shape, place.strides, strict=True))

@@ -112,7 +112,7 @@ def _check(form: Step, rows: NDArray[np.void], names: tuple[str, ...], more: tup
     for column in used:
         for name in sorted(set(rows[column].tolist())):
             if name < 0 or below(names[name]) != names[name]:
-                raise ValueError("a file of steps is none")
+                raise ValueError("a file of steps is not valid")
     fits = MORE[type(form)]
     if not all(fits(more[each]) for each in sorted(set(rows["more"].tolist()))):
         raise ValueError("a row of steps does not say what its form leaves open")
@@ -140,7 +140,7 @@ def _column(name: str, said: object, number: int, least: int, most: int) -> NDAr
     """Return a column: a number for each row, or one for all."""
     found: NDArray[Any] = np.array(said)
     if found.dtype.kind != "i" or found.shape not in ((), (number,)) or found.min() < least or found.max() > most:
-        raise ValueError(f"the column {name} is none")
+        raise ValueError(f"the column {name} is not valid")
     return found
 
 
@@ -167,13 +167,13 @@ def _part(kind: type[Step], name: str, value: object) -> object:
             return value
         case "add" if type(value) is float:
             return value
-    raise ValueError(f"{name} is none")
+    raise ValueError(f"{name} is not valid")
 
 
 def _place(value: object) -> Place:
     strides, dtype, space = list_of("place", value)
     if space not in get_args(Space):
-        raise ValueError("a space that is none")
+        raise ValueError("an unknown space")
     return Place("", 0, numbers_of("strides", strides), dtype_of(dtype), space)
 
 

@@ -51,7 +51,7 @@ def local(name: str, path: object, *, out: bool = False) -> str:
     found = STORE.fullmatch(said)
     if found is None and not out and name.lower() in OF_HUBS and HUB_NAME.fullmatch(said) and not Path(said).parent.exists():
         remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
-        raise BadOption(f"{name} is no folder of this machine", {"found": said}, remedy=remedy)
+        raise BadOption(f"{name} is not a folder of this machine", {"found": said}, remedy=remedy)
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
         return said
     from carnet.storage.schemes import SCHEMES  # not sooner: --help need not know a store

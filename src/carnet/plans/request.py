@@ -351,11 +351,11 @@ def read_request(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadOption("the request cannot be read", {"where": path, "reason": error.strerror}) from error
     except ValueError as error:  # of UTF-8, of JSON and of TOML
-        raise BadOption("the request is no TOML", {"where": path, "reason": str(error)}) from error
+        raise BadOption("the request is not TOML", {"where": path, "reason": str(error)}) from error
     if isinstance(found, Mapping) and isinstance(found.get("request"), Mapping):
         found = found["request"]
     if not isinstance(found, Mapping):
-        raise BadOption("the request is no table of options", {"where": path})
+        raise BadOption("the request is not a table of options", {"where": path})
     said = {str(key).replace("-", "_"): value for key, value in found.items() if value is not None and key != "tokens"}
     said = {"family" if name == "as" else name: value for name, value in said.items()}
     known = {**OPTIONS, **ASIDE}

@@ -81,7 +81,7 @@ def save(plan: Plan, path: Path) -> None:
     try:
         with suppress(FileNotFoundError), reading(path, os.O_NOFOLLOW) as there:
             if not MAGIC.startswith(there.read(len(MAGIC))[: len(MAGIC)]):
-                raise BadRequest(f"{path} exists and is no plan", remedy="choose another file")
+                raise BadRequest(f"{path} exists and is not a plan", remedy="choose another file")
         replace_file(path, _sealed(plan))
     except OSError as error:
         raise MachineFailed("the plan cannot be written", {"where": path, "reason": error.strerror}) from error
@@ -145,7 +145,7 @@ def _rows(file: BinaryIO, end: int, path: Path, files: Collection[str] | None) -
             continue
         row = parse(line, "a line", path, TABLE, float)
         if not isinstance(row, dict):
-            raise TypeError("a line is no table")
+            raise TypeError("a line is not a table")
         yield row
 
 
@@ -227,7 +227,7 @@ def _said(name: str, value: object) -> str | list[str]:
 
 def _not_a_plan(path: Path, reason: str) -> BadRequest:
     return BadRequest(
-        "this is no plan that carnet can run", {"where": path, "reason": reason}, remedy="make it again with `carnet plan`"
+        "this is not a plan that carnet can run", {"where": path, "reason": reason}, remedy="make it again with `carnet plan`"
     )
 
 

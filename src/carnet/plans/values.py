@@ -29,28 +29,28 @@ def texts_of(name: str, value: object) -> dict[str, str]:
 def natural(name: str, value: object) -> int:
     """Return a number of bytes or elements."""
     if type(value) is not int or not 0 <= value <= 1 << 62:
-        raise TypeError(f"{name} is no number from 0 to 2**62")
+        raise TypeError(f"{name} is not a number from 0 to 2**62")
     return value
 
 
 def text_of(name: str, value: object) -> str:
     """Return a text that can be written."""
     if not isinstance(value, str) or not is_text(value):
-        raise TypeError(f"{name} is no text")
+        raise TypeError(f"{name} is not text")
     return value
 
 
 def path_of(name: str, value: object) -> str:
     """Return a path of some machine, whose bytes need not be Unicode."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} is no path")
+        raise TypeError(f"{name} is not a path")
     os.fsencode(value)
     return value
 
 
 def _is(kind: type, name: str, value: object) -> None:
     if type(value) is not kind:
-        raise TypeError(f"{name} is no {kind.__name__}")
+        raise TypeError(f"{name} is not a {kind.__name__}")
 
 
 def dtype_of(word: object) -> str:
@@ -69,5 +69,5 @@ def below(name: object) -> str:
 def numbers_of(name: str, value: object) -> tuple[int, ...]:
     """Return a tuple of integers."""
     if not isinstance(value, list) or not all(type(each) is int and abs(each) <= 1 << 62 for each in value):
-        raise TypeError(f"{name} is no list of integers")
+        raise TypeError(f"{name} is not a list of integers")
     return tuple(value)

@@ -87,7 +87,7 @@ def _facts(said: Said | None) -> str:
 def _record(config: Json, key: str, where: str) -> Json:
     found = config[key]
     if not isinstance(found, Mapping):
-        raise BadCheckpoint(f"{key} is no record", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
+        raise BadCheckpoint(f"{key} is not a record", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
     return found
 
 
@@ -131,7 +131,7 @@ def _only(record: Json, key: str, where: str, values: Mapping[str, Collection[ob
 def _names(record: Json, key: str, where: str) -> tuple[str, ...]:
     found = record.get(key) or ()
     if not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
-        raise BadCheckpoint(f"{key} is no list of names", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
+        raise BadCheckpoint(f"{key} is not a list of names", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
     return tuple(found)
 
 
@@ -188,7 +188,7 @@ def _groups(record: Json, key: str, where: str) -> list[tuple[str, Json]]:
     groups = record.get("config_groups") or {}
     if not isinstance(groups, Mapping) or not all(isinstance(group, Mapping) for group in groups.values()):
         facts = {"where": where, "found": repr(groups)[:80]}
-        raise BadCheckpoint(f"{key}.config_groups is no record of groups", facts, remedy=MENDED)
+        raise BadCheckpoint(f"{key}.config_groups is not a record of groups", facts, remedy=MENDED)
     return [(f"{key}.config_groups.{name}", group) for name, group in groups.items()]
 
 

@@ -156,7 +156,7 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
             told = [f"{count:,} {what}" for what, count in kinds.most_common()]
             said |= {"findings": f"{len(verdict.findings):,}: {_few(told)}"}
         if verdict.is_other and found is not None:
-            said["another model"] = f"{found.different:,} of {found.tensors:,} tensors differ: it is no copy of this source"
+            said["another model"] = f"{found.different:,} of {found.tensors:,} tensors differ: it is not a copy of this source"
         yield from _facts(said, width)
         worst = verdict.few(MOST)
         rows = [(finding.what, finding.where, finding.stored, finding.detail) for finding in worst]

@@ -286,7 +286,7 @@ def refuse_taken(out: Path) -> None:
     if out.is_mount():  # nothing can be renamed to it
         raise BadRequest(f"{out} is a mount point", remedy=f"choose a folder in it: {out / 'model'}")
     if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
-        raise BadRequest(f"{staging} exists and is no folder", remedy="remove it")
+        raise BadRequest(f"{staging} exists and is not a folder", remedy="remove it")
 
 
 def _refuse_overlap(source: Path, out: Path) -> None:

@@ -7,8 +7,8 @@ One JSON value a line: the plan, the source and the boot of the machine; who hol
     0
     2
 
-A line is one append, and a last line without an end is no line. The first line is there as soon as the journal has its name: what
-begins otherwise is no journal, and nothing beside it is touched. A first line that comes again begins anew. Bytes that were written
+A line is one append, and a last line without an end is not a line. The first line is there as soon as the journal has its name: what
+begins otherwise is not a journal, and nothing beside it is touched. A first line that comes again begins anew. Bytes that were written
 before the machine went down may not have reached the disk, and those of a source that changed are no longer right: what was done in
 another boot, or of another state of the source, counts for nothing. The lock on the journal is the kernel's: it ends with its process.
 """
@@ -61,8 +61,8 @@ def boot_id() -> str | None:
 def held(base: int, folder: Path, crossing: Crossing, *, begin: bool = True) -> Iterator[Journal | None]:
     """Open, lock and read the journal in an open folder, or give None where there is none and the caller should look again.
 
-    An empty folder gets one, if ``begin``. Raises BadRequest where it is no journal, another plan's, or somebody holds it; then nothing
-    was changed.
+    An empty folder gets one, if ``begin``. Raises BadRequest where it is not a journal, another plan's, or somebody holds it; then
+    nothing was changed.
     """
     try:
         descriptor = _opened(base, folder, crossing, begin=begin)
@@ -182,7 +182,7 @@ def _check(file: File, *, whole: bool) -> None:
     if first != MAGIC and (whole or not MAGIC.startswith(first)):
         facts = {"expected": MAGIC.decode() + "...", "found": first.decode("ascii", "backslashreplace") or "an empty file"}
         remedy = "see what its folder holds and move it away, or choose another target"
-        raise BadRequest(f"{file.name} is no journal of carnet", facts, remedy=remedy)
+        raise BadRequest(f"{file.name} is not a journal of carnet", facts, remedy=remedy)
 
 
 def _lock(file: File) -> None:
@@ -211,7 +211,7 @@ def _lines(file: File) -> Iterator[object]:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
             raise BadRequest(
-                f"{file.name} is no journal of carnet", {"found": repr(line[:80])}, remedy="move it away"
+                f"{file.name} is not a journal of carnet", {"found": repr(line[:80])}, remedy="move it away"
             ) from error
 
 

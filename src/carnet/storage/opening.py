@@ -38,7 +38,7 @@ def explained(error: OSError, name: str) -> CarnetError:
 
 
 class NotPlain(OSError):
-    """The name is there and is no regular file of its own; ``strerror`` says what it is."""
+    """The name is there and is not a regular file of its own; ``strerror`` says what it is."""
 
 
 def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, dir_fd: int | None = None) -> int:
@@ -62,7 +62,7 @@ def reading(path: str | Path, flags: int = 0) -> BinaryIO:
 
 
 def check_plain_file(found: os.stat_result, *, writes: bool) -> None:
-    """Raise NotPlain where something is no regular file, or is to be written and has a second name."""
+    """Raise NotPlain where something is not a regular file, or is to be written and has a second name."""
     if not stat.S_ISREG(found.st_mode):
         raise NotPlain(errno.EINVAL, f"it is {KINDS.get(stat.S_IFMT(found.st_mode), 'a device')}, not a file")
     if writes and found.st_nlink > 1:

@@ -32,7 +32,7 @@ UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their
 def _pattern(said: tuple[Any, ...]) -> str | None:
     """Return what the layers of a hybrid are, a letter each, as in megatron/core/ssm/mamba_hybrid_layer_allocation.py.
 
-    It is empty where all are Mamba-2, None where the model is no hybrid.
+    It is empty where all are Mamba-2, None where the model is not a hybrid.
     """
     old, new, spec, flag, *ratios = said
     patterns = {str(each).replace("|", "") for each in (old, new) if each is not None}  # a bar is where a pipeline stage ends

@@ -18,7 +18,7 @@ from carnet.dialects.megatron.rows import MEGATRON, MODULE
 from carnet.dialects.rows import Dialect, Row, row
 from carnet.dialects.units import Unit, units
 from carnet.errors import BadRequest
-from carnet.live.binding import Book, strided
+from carnet.live.binding import Located, strided
 from carnet.live.virtual import MODULES
 from carnet.megatron.export.trtllm.trtllm_layers import TRTLLMLayers, numbered
 from carnet.megatron.refusals import Misshapen, Uneven
@@ -111,9 +111,9 @@ def recut(
     if held.shape != tuple(value.shape):
         shape = {"layout": pattern.text, "found": list(value.shape), "config": dict(heads)}
         raise Misshapen(f"{numbered(layer.value, number)} has a shape that its layer cannot have", shape)
-    book = Book()
+    located = Located()
     for view in held.views:
-        book.add(view.tensor, view.box, strided(value, held.shape, view))
+        located.add(view.tensor, view.box, strided(value, held.shape, view))
     try:
         wanted = [*entries(target, fields, None, "", [replace(unit, base=at) for unit in units(target, fields)])]
     except BadRequest as refusal:
@@ -126,7 +126,7 @@ def recut(
         made = treat(entry.name, value[:0]).new_empty(entry.shape)
         for view in entry.views:
             into = strided(made, entry.shape, view)
-            for inside, part in book.find(view.tensor, view.box):
+            for inside, part in located.find(view.tensor, view.box):
                 into[inside] = treat(entry.name, part)
         shown = made.squeeze(entry.reading.pattern.dims.index(("hidden",))) if narrow else made
         yield entry.name, rank if entry.reading.cut else None, shown

@@ -90,7 +90,7 @@ def _read(state: object, key: str) -> tuple[torch.Tensor, ...]:
             raise NotSupported("experts in FP8 have a scale each", {"tensor": key}, remedy="fp8_quantized=False")
         scales = torch.tensor([1.0 if each is None else each for each in (said.input[0], said.weight[0])])
     if not (scales.isfinite() & (scales > 0)).all():
-        raise NoState(f"{key} holds a scale that is no positive number", {"found": scales.tolist()})
+        raise NoState(f"{key} holds a scale that is not a positive number", {"found": scales.tolist()})
     return scales[:1], scales[1:]
 
 
@@ -108,4 +108,4 @@ def _bytes(state: object, key: str) -> bytes:
         return state.getvalue()
     if isinstance(state, torch.Tensor) and state.dtype == torch.uint8:
         return state.cpu().numpy().tobytes()
-    raise NoState(f"{key} is no state of a module", {"expected": "a file in memory or bytes", "found": type(state).__name__})
+    raise NoState(f"{key} is not a state of a module", {"expected": "a file in memory or bytes", "found": type(state).__name__})

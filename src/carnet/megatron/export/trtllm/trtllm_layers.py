@@ -68,14 +68,16 @@ class TRTLLMLayers(Word):
         """Rename the keys of a state dict, in place, to the names that TensorRT-LLM has; extra states are left out.
 
         Raises NotSupported for an adapter, which the original leaves out in silence; ValueError for a name that the dictionary lacks
-        and for two names of one tensor; AssertionError for a value that is no layer and for a layer without a number where
+        and for two names of one tensor; AssertionError for a value that is not a layer and for a layer without a number where
         ``state_dict_split_by_layer_numbers`` says that all have one.
         """
         renamed: dict[str, Any] = {}
         for name, value in model_state_dict.items():
             if ADAPTER in name:
                 facts = {"tensor": name}
-                raise NotSupported("an adapter is no layer of the engine", facts, remedy="merge the adapters into their layers")
+                raise NotSupported(
+                    "an adapter is not a layer of the engine", facts, remedy="merge the adapters into their layers"
+                )
             if STATE in name:
                 continue
             known, number = TRTLLMLayers.return_layer_name_and_number(name)

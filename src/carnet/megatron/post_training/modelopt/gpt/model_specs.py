@@ -58,7 +58,7 @@ def get_gpt_modelopt_spec(
         facts = {"found": real_quant_cfg, "known": ", ".join(REAL_QUANT)}
         raise refusals.Unmapped(f"RealQuantTransformerLayer does not support {real_quant_cfg}", facts)
     if saved_by not in get_args(Saver):
-        raise refusals.Unmapped(f"{saved_by!r} is no spec of training", {"known": ", ".join(get_args(Saver))})
+        raise refusals.Unmapped(f"{saved_by!r} is not a spec of training", {"known": ", ".join(get_args(Saver))})
     mask = AttnMaskType.arbitrary if use_arbitrary_attention_mask else AttnMaskType.causal
     latent = config.multi_latent_attention
     if latent:
@@ -101,7 +101,7 @@ def moe_pattern(config: TransformerConfig) -> list[int]:
         return [int(layer % often == 0) for layer in range(count)]
     if isinstance(often, Sequence) and not isinstance(often, str) and len(often) == count and set(often) <= {0, 1}:
         return [*often]
-    raise refusals.Pattern("moe_layer_freq is no number and no list of a mark a layer", {"found": often, "layers": count})
+    raise refusals.Pattern("moe_layer_freq is neither a number nor a list of a mark a layer", {"found": often, "layers": count})
 
 
 def _refuse_strange(config: TransformerConfig) -> None:

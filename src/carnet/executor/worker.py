@@ -1,4 +1,4 @@
-"""A *desk* is what one worker has: its open files and its buffers, made once and used for every job."""
+"""A *worker* is what one worker has: its open files and its buffers, made once and used for every job."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -53,7 +53,7 @@ class Amaxes:
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
+class Worker:
     """One worker's belongings."""
 
     plan: Plan
