@@ -486,7 +486,7 @@ def test_a_word_that_is_wrong_is_answered_with_the_one_that_is_near(option, word
     to = () if option == "--to" else ("--to", "hf")
     result = call("plan", MEGATRON, *to, option, word)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert f"Invalid value for '{option}': '{word}' is none of " in result.stderr
+    assert f"Invalid value for '{option}': '{word}' is not one of " in result.stderr
     assert f"did you mean '{meant}'?" in result.stderr
     with pytest.raises(carnet.BadOption, match=f"{option[2:].replace('-', '_')} cannot be '{word}'; did you mean '{meant}'"):
         carnet.plan(MEGATRON, **{"to": "hf", option[2:].replace("-", "_"): word})

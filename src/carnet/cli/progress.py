@@ -1,16 +1,19 @@
 """How far a command is: a bar on a terminal, nothing in a pipe."""
 
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from carnet.pool import Phase, Progress
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from carnet.pool import Phase, Progress
 
 WIDTH = len("examining")  # the longest name of a phase: the bar stays where it is
 
 
 @contextmanager
-def progress_bar(what: str, *, bytes_: bool = True) -> Iterator[tuple[Progress | None, Phase]]:
+def progress_bar(what: str, *, bytes_: bool = True) -> "Iterator[tuple[Progress | None, Phase]]":
     """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe.
 
     Yields what takes the amount done and that in all, and what takes the name of a phase. What was done before the first call
