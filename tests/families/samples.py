@@ -6,7 +6,7 @@ A new family is a line in ``SAMPLES``; what it may be besides, where both sides 
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import gcd, prod
 from pathlib import Path
@@ -22,9 +22,11 @@ from carnet.dialects.entries import Entry, entries
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import write
 from carnet.errors import NotSupported
-from carnet.inventory.survey import is_zero_centred
+from carnet.inventory.survey import less_one
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, layers, mixtures, number, value
+from carnet.model.model import marks as mixtures_of
+from carnet.model.tensors import NORM, canonical
 
 Fields = dict[str, Value]
 Part = Callable[[Random, int, Config], Fields]  # draws fields; every axis that ranks share is a multiple of the second
@@ -168,6 +170,22 @@ def states(random: Random, ranks: int, _: Config) -> Fields:
     }
 
 
+def deltas(random: Random, ranks: int, config: Config) -> Fields:
+    """Layers of Gated DeltaNet, value heads in groups that share a key; the last layer attends, and others may."""
+    keys = ranks * random.randint(1, 2)
+    marks = [*(random.randint(0, 1) for _ in range(number(config, "layers") - 1)), 1]
+    mixers = "".join("G*"[mark] for mark in marks)
+    return {
+        "gdn_keys": keys,
+        "gdn_values": keys * random.randint(1, 3),
+        "gdn_key_dim": random.randint(1, 3),
+        "gdn_value_dim": random.randint(1, 3),
+        "gdn_conv": random.randint(1, 4),
+        "linear_kind": "gdn",
+        "blocks": mixtures(mixtures_of(config), mixers),
+    }
+
+
 def one_group(_: Random, __: int, ___: Config) -> Fields:
     """The gated norm takes all heads at once, as Megatron's does where there is one group."""
     return {"ssm_groups": 1, "ssm_norm_groups": 1}
@@ -258,6 +276,10 @@ SAMPLES: dict[str, Sample] = {
     ),
     "qwen3_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen), SILU),
     "qwen3_moe, some layers dense": Sample("hf megatron", (*MLP, experts, two_chosen, dense_anywhere), SILU),
+    "qwen3_next": Sample("hf megatron", (*MLP, experts, two_chosen, one_shared, deltas), SILU),
+    "qwen3_next, some layers dense": Sample(
+        "hf megatron", (*MLP, experts, two_chosen, one_shared, dense_anywhere, deltas), SILU
+    ),
     "llama4": Sample("hf", (*MLP, experts, one_shared, dense_between, chunks), {**SILU, **SHARPENED, "qk_norm": "plain"}),
     "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
@@ -369,7 +391,7 @@ def cut(model: Model, dialect: str, random: Random) -> dict[str, object]:
         return {"shard_size": random.choice((1, 300, 5_000_000_000))}
     # Megatron's ranks do not share a KV head, nor a group of states
     alone = [number(layer, "kv_heads") for layer in layers(config) if layer["mixer"] in ("attention", "mla")]
-    alone = [*alone, number(config, "ssm_groups")] if dialect == "megatron" else []
+    alone = [*alone, number(config, "ssm_groups"), number(config, "gdn_keys")] if dialect == "megatron" else []
     widest = gcd(model.ranks, *alone)
     tp = random.choice([n for n in (1, 2, 4) if widest % n == 0])
     pp = random.randint(1, number(config, "layers"))
@@ -405,7 +427,7 @@ def save(
     files: dict[str, File] = {unit: {} for unit in units}  # of a rank whose layers do nothing, too
     for entry in entries(spelled, config, None):
         dtype = entry.dtype or str(config["dtype"])
-        stored = fill(entry, weights, dtype, centred=is_zero_centred(spelled, config))
+        stored = fill(entry, weights, dtype, centred=less_one(spelled, config))
         file = f"{entry.unit}.safetensors" if spelled.ranked else "model.safetensors"
         files.setdefault(file, {})[entry.name] = (TYPES[dtype][0], entry.shape, stored.tobytes())
     folder.mkdir()
@@ -428,7 +450,7 @@ def numbers(model: Model, random: Random, *, finite: bool = False) -> dict[str, 
     item = TYPES[str(model.config["dtype"])][1]
     found: dict[str, np.ndarray] = {}
     for name, shape in canonical_shapes(model.config).items():
-        if name.tensor.less_one or ".router" in name:
+        if name.tensor.role == NORM or ".router" in name:
             # one and less are exact in every type, and so is their difference
             found[name] = 1 + generator.integers(0, 128, shape) / 128
         elif finite:
@@ -438,7 +460,7 @@ def numbers(model: Model, random: Random, *, finite: bool = False) -> dict[str, 
     return found
 
 
-def fill(entry: Entry, weights: Mapping[str, np.ndarray], dtype: str, *, centred: bool) -> np.ndarray:
+def fill(entry: Entry, weights: Mapping[str, np.ndarray], dtype: str, *, centred: Container[str]) -> np.ndarray:
     """Return a stored tensor, each element put where the views say it is."""
     item = TYPES[dtype][1]
     stored = np.zeros(entry.shape, item)
@@ -446,7 +468,7 @@ def fill(entry: Entry, weights: Mapping[str, np.ndarray], dtype: str, *, centred
         box = tuple(slice(start, start + length) for start, length in zip(view.box.start, view.box.shape, strict=True))
         part = weights[view.tensor][box]
         if part.dtype == np.float64:
-            part = (part - (centred and view.tensor.endswith("norm"))).astype(item)
+            part = (part - (canonical(view.tensor).tensor.part in centred)).astype(item)
         index = [np.full(view.box.shape, origin) for origin in view.origin]
         for axis, (dim, stride) in enumerate(view.places):
             index[dim] = index[dim] + np.indices(view.box.shape)[axis] * stride

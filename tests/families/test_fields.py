@@ -555,6 +555,15 @@ MIXTURES = {
         shared_expert_intermediate_size=24,
         decoder_sparse_step=2,
     ),
+    "qwen3_next hf": hf_like(
+        "Qwen3NextForCausalLM",
+        "qwen3_next",
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=6,
+        full_attention_interval=3,
+        linear_num_value_heads=48,
+    ),
     "olmoe hf": hf_like("OlmoeForCausalLM", "olmoe", num_experts=4),
     "deepseek_v2 hf": hf_like("DeepseekV2ForCausalLM", "deepseek_v2", **MLA_HF),
     "deepseek_v3 hf": hf_like(
@@ -618,7 +627,23 @@ COMBINED = (NotSupported, "the config's combination of {} is not known")
 CONTRADICTS = (BadCheckpoint, "the config contradicts itself")
 SENSELESS = (BadCheckpoint, "the config sets '{}' to what makes no sense")
 ACTIVATIONS = "swiglu, squared_relu, quick_geglu, openai_gelu, bias_gelu_fusion"
+DIVIDE = "the value heads do not divide among the key heads"
 REFUSALS = [
+    (
+        "linear attention of a kind that nobody knows",
+        "llama megatron",
+        {"experimental_attention_variant": "dsa"},
+        STRANGE,
+        "experimental_attention_variant",
+    ),
+    (
+        "linear attention in no layers",
+        "llama megatron",
+        {"experimental_attention_variant": "gdn"},
+        SENSELESS,
+        "experimental_attention_variant",
+    ),
+    ("value heads that do not divide", "qwen3_next hf", {"linear_num_value_heads": 40}, (BadCheckpoint, DIVIDE), ""),
     ("an unknown key", "llama hf", {"sliding_window": 4}, UNKNOWN, "sliding_window"),
     (
         "an unknown key inside a known one",
@@ -960,12 +985,9 @@ def test_a_flag_that_is_null_is_not_set():
 
 # a value of each guard under which the weights mean something else
 GUARDED = {
-    "attention_output_gate": True,
     "qk_l2_norm": True,
     "rotary_interleaved": True,
     "no_rope_freq": 4,
-    "experimental_attention_variant": "dsa",
-    "linear_attention_freq": 4,
     "glu_linear_offset": 1.0,
     "activation_func_clamp_value": 7.0,
     "mrope_section": [16, 24, 24],
@@ -1016,11 +1038,19 @@ def test_megatron_crosses_where_a_guard_is_null_or_at_rest(key):
 
 OSS_YARN = {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}}
 # what Megatron must be told, and what it must not be: it takes a number of experts or of layers to be there for a mixture or a layer
+DELTA = [("full_attention", "linear_attention")[mark] for mark in (0, 1, 1, 0, 1, 0)]
 WRITTEN = [
     ("no experts", "llama hf", {}, "num_experts", None),
     ("no further tokens", "llama hf", {}, "mtp_num_layers", None),
     ("no shared experts", "mixtral hf", {}, "moe_shared_expert_intermediate_size", None),
     ("a mixture in every layer", "mixtral hf", {}, "moe_layer_freq", 1),
+    ("no linear attention", "mixtral hf", {}, "linear_attention_freq", None),
+    ("none of any kind", "mixtral hf", {}, "experimental_attention_variant", None),
+    ("every third layer attends", "qwen3_next hf", {}, "linear_attention_freq", 3),
+    ("others have Gated DeltaNet", "qwen3_next hf", {}, "experimental_attention_variant", "gated_delta_net"),
+    ("layers of any kind", "qwen3_next hf", {"layer_types": DELTA}, "linear_attention_freq", [0, 1, 1, 0, 1, 0]),
+    ("value heads", "qwen3_next hf", {}, "linear_num_value_heads", 48),
+    ("an attention with a gate", "qwen3_next hf", {}, "attention_output_gate", True),
     ("no groups of experts", "mixtral hf", {}, "moe_router_num_groups", None),
     ("no window", "llama hf", {}, "window_size", None),
     ("a window", "mistral hf", {"sliding_window": 128}, "window_size", [127, 0]),

@@ -10,6 +10,8 @@ import pytest
 import carnet
 from carnet.architectures.known import recognise
 from carnet.architectures.llama import LLAMA
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.inventory.survey import less_one
 from carnet.model.model import canonical_shapes, layers, number, value
 from tests.families.samples import SAMPLES, TYPES, cut, draw, load, numbers, ranked, said, save, says
 from tests.live.engine_parts import parts_of
@@ -34,7 +36,7 @@ def content(model, random, *, centred, router):
         own = "f32" if name.endswith("router_bias") else router if name.endswith("moe.router") else dtype
         part = weights[name]
         if part.dtype == np.float64:
-            part = (part - (centred and name.tensor.less_one)).astype(TYPES[own][1])
+            part = (part - (name.tensor.part in centred)).astype(TYPES[own][1])
         found[name] = LIVE[own], shape, part.tobytes()
     return found
 
@@ -116,7 +118,7 @@ def draw_cases(name, tmp_path, random, count):
                 config = arguments
         fields = recognise("megatron", config, "", {})[1]
         router = random.choice(("f32", str(model.config["dtype"])))
-        weights.append(content(model, Random(seed), centred=bool(value(fields, "zero_centred")), router=router))
+        weights.append(content(model, Random(seed), centred=less_one(MEGATRON, fields), router=router))
         sizes = {field: number(model.config, field) for field in ("layers", "mtp", "vocab")}
         sizes |= {"hybrid": bool(value(fields, "hybrid")), "padding": 0.3}
         for to in ("hf", "shared", "trtllm", "megatron"):
@@ -199,7 +201,7 @@ def test_what_a_stage_holds_again_is_read_and_written(world, name, wanted, sourc
     options = {"padded_vocab_size": 256, "target_padded_vocab_size": 512}
     case = {"weights": 0, "config": config, "to": "megatron", "options": options, "source": source, "target": target}
     case |= {"spelling": spellings(Random(1)), "into": spellings(Random(2)), "model": sizes | {"padded": 256}}
-    weights = content(model, Random(5), centred=False, router=model.config["dtype"])
+    weights = content(model, Random(5), centred=(), router=model.config["dtype"])
     assert world.run("cross_families", [weights], [case]) == [[[]]] * 4
 
 
@@ -224,7 +226,7 @@ def plain(tmp_path):
     spelling = spellings(random) | {"prefix": "", "strided": False}
     case = {"config": config, "source": {"tp": 2, "ranks": [0, 1]}, "target": {"ranks": [2]}, "spelling": spelling}
     padded = {"padded": -(-sizes["vocab"] // 256) * 256}
-    return content(model, random, centred=False, router=model.config["dtype"]), case | {"model": sizes | padded}
+    return content(model, random, centred=(), router=model.config["dtype"]), case | {"model": sizes | padded}
 
 
 def test_a_state_that_is_wrong_on_one_rank_is_refused_on_all(world, plain):

@@ -29,6 +29,7 @@ HYBRID = {"n_routed_experts": 4, "num_experts_per_tok": 3, "layers_block_type": 
 MAMBA2 = {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 12, "vocab_size": 97}
 MODELS = {
     **BASES,
+    "qwen3_next": (hf.Qwen3NextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (hf.OlmoeConfig, {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
@@ -49,6 +50,7 @@ CHANGES = {
     "qwen2_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
     "qwen3_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
     "nemotron_h": ({}, HEADS, HYBRID),
+    "qwen3_next": ({}, HEADS, {"decoder_sparse_step": 2, "full_attention_interval": 3, "linear_num_value_heads": 64}),
 }
 TABLE = [(name, change) for name, changes in CHANGES.items() for change in changes]
 

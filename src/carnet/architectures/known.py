@@ -21,6 +21,7 @@ from carnet.architectures.olmo import OLMO2
 from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from carnet.architectures.qwen3_next import QWEN3_NEXT
 from carnet.dialects.configs import lookup, read, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
@@ -58,6 +59,7 @@ FAMILIES = (
     MAMBA2,
     NEMOTRON_H,
     NEMOTRON_NAS,
+    QWEN3_NEXT,
 )
 
 
@@ -123,13 +125,16 @@ def recognise(
 
 def _check(config: Config, where: str) -> None:
     """Refuse sizes that do not go together."""
-    heads, kv_heads = value(config, "heads"), value(config, "kv_heads")
-    if isinstance(heads, int) and isinstance(kv_heads, int) and heads % kv_heads:
-        raise BadCheckpoint(
-            "the query heads do not divide among the KV heads", {"where": where, "heads": heads, "kv_heads": kv_heads}
-        )
+    for many, few, what in SHARING:
+        heads, groups = value(config, many), value(config, few)
+        if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+            raise BadCheckpoint(f"the {what}", {"where": where, many: heads, few: groups})
 
 
+SHARING = (  # heads -> those that they divide among
+    ("heads", "kv_heads", "query heads do not divide among the KV heads"),
+    ("gdn_values", "gdn_keys", "value heads do not divide among the key heads"),
+)
 STORAGE = ("layernorm_zero_centered_gamma", "apply_layernorm_1p")  # arguments about storage, whatever the model is
 MEGATRON_KEYS = {"vocab": "vocab_size"}
 

@@ -24,7 +24,7 @@ MAMBA = (
     row(MIXER + "dt_bias", "(group head)", "mamba.dt_bias"),
     row(MIXER + "A_log", "(group head)", "mamba.a_log"),
     row(MIXER + "D", "(group head)", "mamba.d"),
-    row(MIXER + "norm.weight", "(group head wide)", "mamba.gated_norm"),
+    row(MIXER + "norm.weight", "(group head wide)", "mamba.gated_norm", whole=True),
     row(MIXER + "out_proj.weight", "hidden (group head wide)", "mamba.o"),
     row("norm_f.weight", "hidden", "final_norm"),
     hf.HEAD,

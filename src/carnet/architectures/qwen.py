@@ -62,20 +62,24 @@ WINDOWS = (
 )
 
 
-def _mixtures(said: tuple[list[int], int], config: Config) -> str | None:
-    """Return the blocks: every step-th layer is a mixture, but for those that are listed."""
-    dense, step = said
+def mixed(dense: list[int], step: int, config: Config) -> list[bool]:
+    """Return a mark a layer: every step-th layer is a mixture, but for those that are listed."""
     if not all(type(layer) is int for layer in (*dense, step)) or step < 1:
         raise ValueError("numbers of layers and a step")
-    return mixtures([layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))])
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))]
+
+
+def dense(config: Config) -> list[int]:
+    """Return the numbers of the layers that are no mixture."""
+    return [layer for layer, mark in enumerate(marks(config)) if not mark]
 
 
 MIXTURES = Spread(
     "blocks",
     "mlp_only_layers",
     ([], 1),
-    _mixtures,
-    lambda c: (([layer for layer, mixed in enumerate(marks(c)) if not mixed], 1),),
+    lambda said, config: mixtures(mixed(said[0], said[1], config)),
+    lambda c: ((dense(c), 1),),
     more=("decoder_sparse_step",),
 )
 

@@ -163,7 +163,7 @@ def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]
     inside = [(layer, tensors(config, layer)) for layer in kinds]
     top = tensors(config, config)
     return frozenset(
-        (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred)
+        (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred and not row.whole)
         for row in dialect.rows
         for kind, known in (inside if "{layer}" in row.name else [(config, top)])
         if holds({**row.when, **row.written}, {**kind, "spelling": ""}) and all(part in known for part, _ in row.pattern.parts)
@@ -226,7 +226,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     axes = tuple(tensor.axes for tensor in parts)
     stacked = name.replace("{layer}.", "")
     # Megatron numbers the layers of such models, alike or not
-    named = value(job.config, "hybrid") or value(job.config, "layer_ffn")
+    named = value(job.config, "blocks") or value(job.config, "layer_ffn")
     alike = not named and same[-1] < number(job.config, "layers")
     usual = inside and job.dialect.stacked and alike
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):

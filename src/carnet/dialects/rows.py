@@ -24,6 +24,7 @@ class Row:
     dtype: str  # element type whatever the others have; "" for the model's own
     when: Condition  # what a layer must be for the name to mean this
     written: Condition  # of several names for one thing: where a target has this one; a source's names say themselves
+    whole: bool  # a norm that is stored as it is where the dialect's others are stored less one
     stored: Pattern | None  # the shape in the file, where the pattern's is another view of the same elements in the same order
 
 
@@ -103,11 +104,12 @@ def row(
     dtype: str = "",
     when: Condition | None = None,
     written: Condition | None = None,
+    whole: bool = False,
     stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that holds one canonical tensor, named within its layer."""
     part = {tensor: ""}
-    return fuse(name, text, part, cut=cut, dtype=dtype, when=when, written=written, stored=stored)
+    return fuse(name, text, part, cut=cut, dtype=dtype, when=when, written=written, whole=whole, stored=stored)
 
 
 def biased(module: str, text: str, tensor: str, *, when: Mapping[str, object] | None = None) -> tuple[Row, Row]:
@@ -125,8 +127,9 @@ def fuse(
     dtype: str = "",
     when: Condition | None = None,
     written: Condition | None = None,
+    whole: bool = False,
     stored: str = "",
 ) -> Row:
     """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
     shape = parse(stored, parts, AXES) if stored else None
-    return Row(name, parse(text, parts, AXES), cut, dtype, when or {}, written or {}, shape)
+    return Row(name, parse(text, parts, AXES), cut, dtype, when or {}, written or {}, whole, shape)

@@ -121,7 +121,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
     """Compare one canonical tensor everywhere the target has it."""
     shape = source.shapes[name]
     done = Compared()
-    shift = source.inventory.zero_centred - target.inventory.zero_centred if name.tensor.less_one else 0
+    shift = (name.tensor.part in source.inventory.less_one) - (name.tensor.part in target.inventory.less_one)
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
         done.found.append(

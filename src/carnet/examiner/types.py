@@ -28,7 +28,7 @@ def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Findi
 def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str | None) -> set[str]:
     """Return the types that a stored tensor may have. Rows with a type of their own keep it; so does f32, which holds a sum exactly."""
     own = {_own(source, origin) for origin in source.parts[name]} if asked is None else {asked}
-    summed = name.tensor.less_one and source.inventory.zero_centred != target.inventory.zero_centred
+    summed = name.tensor.part in source.inventory.less_one ^ target.inventory.less_one
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 
 

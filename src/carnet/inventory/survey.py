@@ -29,6 +29,7 @@ from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
+from carnet.model.tensors import BY_PART, NORM
 from carnet.quantize.reading import Said, plain, read
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike
@@ -82,6 +83,7 @@ class Inventory:
     coded: Mapping[Key, Coded]  # the entries that are stored as codes, by the name of the weight
     scales: Mapping[Key, Stored]  # what is no part of a weight: scales of activations and of the cache, shapes
     vocabulary: Vocabulary
+    less_one: frozenset[str]  # the norms that are stored less one, named within their layer
     heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
     others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
 
@@ -104,7 +106,7 @@ class Inventory:
 
     @property
     def zero_centred(self) -> bool:
-        """Say whether the norms are stored less one."""
+        """Say whether norms are stored less one."""
         return is_zero_centred(self.dialect, self.config)
 
 
@@ -199,7 +201,9 @@ def survey(
     told = told or by_config(config)
     could = others(family, config, where) if undecided else {}
     scales = sorted_out.scales
-    return Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, heard, could), problems
+    centred = less_one(dialect, config)
+    made = Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, centred, heard, could)
+    return made, problems
 
 
 def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:
@@ -350,3 +354,10 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
 def is_zero_centred(dialect: Dialect, config: Config) -> bool:
     """Say whether a dialect stores the norms of a model less one."""
     return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred
+
+
+def less_one(dialect: Dialect, config: Config) -> frozenset[str]:
+    """Return the norms that a dialect stores less one, named within their layer: all, or none, but for those of rows that say so."""
+    rows = dialect.rows if is_zero_centred(dialect, config) else ()
+    parts = (part for row in rows if not row.whole for part, _ in row.pattern.parts)
+    return frozenset(part for part in parts if BY_PART[part].role == NORM)

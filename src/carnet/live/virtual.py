@@ -28,7 +28,7 @@ from carnet.errors import BadRequest, NotSupported
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.survey import Inventory
+from carnet.inventory.survey import Inventory, less_one
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, value
@@ -124,7 +124,8 @@ def describe(
         raise NotSupported(f"no model of Megatron has {lost!r}", {"where": WHERE, "family": found.name})
     digest = digest_of(json.dumps([fields, list(map(str, tensors.items())), list(owners.values())], default=str).encode())
     checkpoint = Checkpoint(PosixFolder(WHERE), "megatron", "live", raw, tensors, {}, (), digest, {})
-    inventory = Inventory(checkpoint, found, MODULES, fields, described, {}, None, {}, {}, told or by_config(fields), heard)
+    vocabulary_of, centred = told or by_config(fields), less_one(MODULES, fields)
+    inventory = Inventory(checkpoint, found, MODULES, fields, described, {}, None, {}, {}, vocabulary_of, centred, heard)
     return Source(inventory, Placement(places, held), owners, offsets)
 
 

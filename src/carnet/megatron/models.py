@@ -31,8 +31,7 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 # beside those that say what a model computes: layers that carnet has no family for, and how stages and stores share them
 OTHERS = (
-    *("bf16", "fp16", "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"),
-    *("linear_num_value_heads", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_topk_freq"),
+    *("bf16", "fp16", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_topk_freq"),
     *("dsa_indexer_skip_topk_offset", "dsa_indexer_k_norm_epsilon", "dsa_indexer_rope_interleaved"),
     *("hetereogenous_dist_checkpoint", "pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split"),
     "account_for_loss_in_pipeline_split",

@@ -32,7 +32,7 @@ def head_share(config: Config) -> int:
     return number(config, "hidden") // number(config, "heads")
 
 
-MIXERS = {"*": "attention", "M": "mamba", "L": "linear"}
+MIXERS = {"*": "attention", "M": "mamba", "G": "gdn", "L": "linear"}
 MLPS = {"-": "dense", "E": "moe", "l": "linear"}
 WIDTHS = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn"}  # field -> the field that says it for every layer
 
@@ -62,15 +62,20 @@ def matters(config: Config, name: str) -> bool:
     return concerns(config, name) and not (moot is not None and moot(config))
 
 
-def mixtures(found: Sequence[int]) -> str | None:
-    """Return the blocks of a model that has a mixture where the mark is set, and a plain MLP elsewhere."""
-    return None if all(found) else " ".join("*E" if mark else "*-" for mark in found)
+def mixtures(found: Sequence[int], mixers: str = "") -> str | None:
+    """Return the blocks of a model that has a mixture where the mark is set, and a plain MLP elsewhere; attention but for ``mixers``.
+
+    >>> mixtures([1, 0], "G*"), mixtures([1, 1])
+    ('GE *-', None)
+    """
+    words = [mixer + "-E"[mark] for mixer, mark in zip(mixers or "*" * len(found), found, strict=True)]
+    return None if set(words) == {"*E"} else " ".join(words)
 
 
 def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
-    A record is the config with ``mixer`` (attention, mla, mamba, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
+    A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
     ``shared``, ``q_compressed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {

@@ -58,6 +58,13 @@ AXES = {
         Axis("wide", "ssm_head_dim"),
         Axis("state", "ssm_state"),
         Axis("conv", "ssm_conv"),
+        Axis("key", "gdn_keys", cut="evenly"),
+        Axis(
+            "value", lambda field: field("gdn_values") // max(1, field("gdn_keys"))
+        ),  # those of one key head follow each other
+        Axis("key_dim", "gdn_key_dim"),
+        Axis("value_dim", "gdn_value_dim"),
+        Axis("gdn_conv", "gdn_conv"),
     )
 }
 
@@ -74,7 +81,6 @@ class Tensor:
     when: Condition  # what must hold for it to exist
     reads: str = ""  # of a linear layer: those of a layer with the same word read the same activations
     cached: str = ""  # what is kept of what it computes: "k" or "v"
-    less_one: bool = False  # some dialects store it less one
 
     @property
     def each_expert(self) -> bool:
@@ -133,6 +139,7 @@ STATE = "state"  # numbers of a kind of their own
 
 GQA: dict[str, Any] = {"mixer": "attention"}
 MAMBA: dict[str, Any] = {"mixer": "mamba"}
+GDN: dict[str, Any] = {"mixer": "gdn"}
 MLA: dict[str, Any] = {"mixer": "mla"}
 DENSE: dict[str, Any] = {"mlp": "dense"}
 MOE: dict[str, Any] = {"mlp": "moe"}
@@ -142,9 +149,7 @@ SHARED: dict[str, Any] = {"mlp": "moe", "shared": True}
 def _row(role: str, part: str, axes: str, reads: str = "", cached: str = "", *, stage: str = "layer", **when: object) -> Tensor:
     outputs, _, inputs = axes.partition("|")
     every = (*outputs.split(), *inputs.split())
-    # the norm inside a Mamba mixer is mamba_ssm's, which knows nothing of less one: megatron/core/ssm/mamba_mixer.py ExtendedRMSNorm
-    less_one = role == NORM and when != MAMBA
-    return Tensor(part, every, len(outputs.split()), role, stage, when, reads, cached, less_one)
+    return Tensor(part, every, len(outputs.split()), role, stage, when, reads, cached)
 
 
 _linear, _plain, _gate, _norm, _bias, _state = (partial(_row, role) for role in (LINEAR, PLAIN, GATE, NORM, BIAS, STATE))
@@ -158,10 +163,12 @@ TENSORS = (
     _norm("attention_norm", "hidden", norm_before=True, mixer=SET),
     _bias("attention_norm_bias", "hidden", norm="layer", mixer=SET),
     _linear("attention.q", "kv rep dim | hidden", "attention", **GQA),
+    _linear("attention.gate", "kv rep dim | hidden", "attention", attention_gate=True, **GQA),
     _linear("attention.k", "kv dim | hidden", "attention", "k", **GQA),
     _linear("attention.v", "kv dim | hidden", "attention", "v", **GQA),
     _linear("attention.o", "hidden | kv rep dim", **GQA),
     _bias("attention.q_bias", "kv rep dim", qkv_bias=True, **GQA),
+    _bias("attention.gate_bias", "kv rep dim", attention_gate=True, qkv_bias=True, **GQA),
     _bias("attention.k_bias", "kv dim", qkv_bias=True, **GQA),
     _bias("attention.v_bias", "kv dim", qkv_bias=True, **GQA),
     _bias("attention.o_bias", "hidden", out_bias=True, **GQA),
@@ -197,6 +204,19 @@ TENSORS = (
     _state("mamba.d", "group head", **MAMBA),
     _norm("mamba.gated_norm", "group head wide", **MAMBA),
     _linear("mamba.o", "hidden | group head wide", **MAMBA),
+    _linear("gdn.q", "key key_dim | hidden", "gdn", **GDN),
+    _linear("gdn.k", "key key_dim | hidden", "gdn", **GDN),
+    _linear("gdn.v", "key value value_dim | hidden", "gdn", **GDN),
+    _linear("gdn.z", "key value value_dim | hidden", "gdn", **GDN),
+    _plain("gdn.b", "key value | hidden", **GDN),
+    _plain("gdn.a", "key value | hidden", **GDN),
+    _row(CONVOLUTION, "gdn.conv_q", "key key_dim | gdn_conv", **GDN),
+    _row(CONVOLUTION, "gdn.conv_k", "key key_dim | gdn_conv", **GDN),
+    _row(CONVOLUTION, "gdn.conv_v", "key value value_dim | gdn_conv", **GDN),
+    _bias("gdn.dt_bias", "key value", **GDN),
+    _state("gdn.a_log", "key value", **GDN),
+    _norm("gdn.out_norm", "value_dim", **GDN),
+    _linear("gdn.o", "hidden | key value value_dim", **GDN),
     _plain("linear_mixer", "hidden | hidden_in", mixer="linear"),
     _norm("mlp_norm", "hidden", norm_before=True, one_norm=False, mlp=SET),
     _bias("mlp_norm_bias", "hidden", norm="layer", one_norm=False, mlp=SET),

@@ -17,7 +17,7 @@ from carnet.formats.stored import Checkpoint, Key
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
-from carnet.inventory.survey import Inventory, is_zero_centred, others_of, take
+from carnet.inventory.survey import Inventory, less_one, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, value
 from carnet.planner.choosing import choose
@@ -237,5 +237,7 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Held], request: Request,
 
 def _shifts(source: Inventory, target: Dialect, config: Config) -> dict[str, float]:
     """Return what is added to a tensor on the way: one to a norm that only the source stores less one."""
-    shift = source.zero_centred - is_zero_centred(target, config)
-    return {name: float(shift) for name in canonical_shapes(source.config) if name.tensor.less_one} if shift else {}
+    there = less_one(target, config)
+    differ = source.less_one ^ there
+    shapes = canonical_shapes(source.config) if differ else ()
+    return {name: -1.0 if name.tensor.part in there else 1.0 for name in shapes if name.tensor.part in differ}

@@ -20,11 +20,24 @@ PLAIN = {"gated": False}  # without a gate
 MTP = "mtp.layers.{layer}."
 
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
-QKV_BIAS = {f"{name}_bias": axes for name, axes in QKV.items()}
+GATED_QKV = {"attention.q": "rep dim", "attention.gate": "rep dim", "attention.k": "dim", "attention.v": "dim"}
+QKV_BIAS, GATED_QKV_BIAS = ({f"{name}_bias": axes for name, axes in each.items()} for each in (QKV, GATED_QKV))
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
-# Megatron keeps apart what others join: one letter, or two, for each part
+DELTA = LAYER + "self_attention."
+DELTA_IN_PROJ = {
+    "gdn.q": "key key_dim",
+    "gdn.k": "key key_dim",
+    "gdn.v": "key value value_dim",
+    "gdn.z": "key value value_dim",
+    "gdn.b": "key value",
+    "gdn.a": "key value",
+}
+DELTA_CONV = {"gdn.conv_q": "key key_dim", "gdn.conv_k": "key key_dim", "gdn.conv_v": "key value value_dim"}
+# Megatron keeps apart what others join: one letter, or a word, for each part
 PARTS = tuple(zip(("z", "x", "B", "C", "dt"), IN_PROJ.items(), strict=True))
+DELTA_PARTS = tuple(zip(("query", "key", "value", "z", "beta", "alpha"), DELTA_IN_PROJ.items(), strict=True))
+DELTA_CHANNELS = tuple(zip(("query", "key", "value"), DELTA_CONV.items(), strict=True))
 CHANNELS = tuple(zip(("x", "B", "C"), CONV.items(), strict=True))
 EXPERT_GATE_UP = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
 EXPERT_GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in EXPERT_GATE_UP.items()}
@@ -60,8 +73,11 @@ ROWS = (
     row(LAYER + "mlp.layer_norm_weight", "hidden", "mlp_norm", written={"mlp": "linear"}),
     row(LAYER + "mlp.weight", "hidden hidden_in", "linear_mlp", cut="hidden"),
     row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias", written=MODULE),
-    fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKV, cut="kv"),
-    fuse(LAYER + "self_attention.linear_qkv.bias", "(kv *)", QKV_BIAS, cut="kv"),
+    *(
+        fuse(f"{LAYER}self_attention.linear_qkv.{name}", text, parts, when={"attention_gate": gate}, cut="kv")
+        for gate, weight, bias in ((False, QKV, QKV_BIAS), (True, GATED_QKV, GATED_QKV_BIAS))
+        for name, text, parts in (("weight", "(kv *) hidden", weight), ("bias", "(kv *)", bias))
+    ),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
     row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
@@ -77,8 +93,19 @@ ROWS = (
     row(LAYER + "mixer.dt_bias", "(group head)", "mamba.dt_bias", cut="group"),
     row(LAYER + "mixer.A_log", "(group head)", "mamba.a_log", cut="group"),
     row(LAYER + "mixer.D", "(group head)", "mamba.d", cut="group"),
-    row(LAYER + "mixer.norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
+    # mamba_ssm's, which knows nothing of less one: megatron/core/ssm/mamba_mixer.py ExtendedRMSNorm
+    row(LAYER + "mixer.norm.weight", "(group head wide)", "mamba.gated_norm", cut="group", whole=True),
     row(LAYER + "mixer.out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
+    # Gated DeltaNet: megatron/core/ssm/gated_delta_net.py
+    row(LAYER + "self_attention.in_proj.layer_norm_weight", "hidden", "attention_norm", written={"mixer": "gdn"}),
+    *(row(f"{DELTA}in_proj.weight.{at}", f"({axes}) hidden", tensor, cut="key") for at, (tensor, axes) in DELTA_PARTS),
+    *(row(f"{DELTA}conv1d.weight.{at}", f"({axes}) 1 gdn_conv", tensor, cut="key") for at, (tensor, axes) in DELTA_CHANNELS),
+    fuse(DELTA + "in_proj.weight", "* hidden", DELTA_IN_PROJ, cut="key", written=MODULE),
+    fuse(DELTA + "conv1d.weight", "* 1 gdn_conv", DELTA_CONV, cut="key", written=MODULE),
+    row(DELTA + "dt_bias", "(key value)", "gdn.dt_bias", cut="key"),
+    row(DELTA + "A_log", "(key value)", "gdn.a_log", cut="key"),
+    row(DELTA + "out_norm.weight", "value_dim", "gdn.out_norm"),
+    row(DELTA + "out_proj.weight", "hidden (key value value_dim)", "gdn.o", cut="key"),
     row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", written={"mlp": "dense"}),
     row(LAYER + "mlp.linear_fc1.layer_norm_weight", "hidden", "mlp_norm", written={"mlp": "moe", "spelling": "local"}),
     row(LAYER + "mlp.linear_fc1.layer_norm_bias", "hidden", "mlp_norm_bias"),

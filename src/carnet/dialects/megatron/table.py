@@ -4,8 +4,8 @@ Names in the saved arguments: megatron/training/arguments.py; what they do: mega
 core_transformer_config_from_args in the former.
 """
 
-from collections.abc import Iterator
-from itertools import permutations
+from collections.abc import Callable, Iterator
+from itertools import permutations, product
 from typing import Any
 
 from carnet.dialects import yarn
@@ -26,6 +26,14 @@ YARN: Condition = {"latent": True, "rope_type": "yarn"}
 OUTER_YARN: Condition = {"latent": False, "rope_type": "yarn"}
 POSITIONS = (("rope", "rope"), ("learned", "learned_absolute"), ("none", "none"))
 HYBRID: Condition = {"hybrid": True}
+DELTA = (("gdn", "gated_delta_net"), ("gdn", "gdn"))  # the latter since 0.20
+DELTA_SIZES = (
+    ("gdn_conv", "conv_kernel_dim", 4),
+    ("gdn_key_dim", "key_head_dim", 128),
+    ("gdn_value_dim", "value_head_dim", 128),
+    ("gdn_keys", "num_key_heads", 16),
+    ("gdn_values", "num_value_heads", 32),
+)
 UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their sizes, whatever the other arguments say
 
 
@@ -49,7 +57,7 @@ def _pattern(said: tuple[Any, ...]) -> str | None:
 
 def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
     """Return what each layer is: as a pattern or a text says, or every n-th is a mixture, or those with a 1 in the list."""
-    often, *hybrid, text, path = said
+    often, full, *hybrid, text, path = said
     pattern, count = _pattern((*hybrid,)), number(config, "layers")
     described = MEANINGS["blocks"](read_text((text, path), config), config)
     if described is not None:
@@ -58,16 +66,23 @@ def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
         return str(described)
     if pattern is not None:
         pattern = pattern or count * "M"
-        if len(pattern) != count or not set(pattern) <= set("M*-E"):
+        if len(pattern) != count or not set(pattern) <= set("M*-EG"):
             raise ValueError("a letter a layer")
         return " ".join(pattern)
-    if not number(config, "experts"):
-        return None
-    if isinstance(often, int):
-        return mixtures([layer % often == 0 for layer in range(count)])
-    if len(often) != count or not all(type(mark) is int and mark in {0, 1} for mark in often):
+    mixed = _each(often, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
+    every = value(config, "linear_kind") == "gdn"
+    delta = _each(full, lambda layer, step: (layer + 1) % step > 0, count) if every else [0] * count
+    alike = not number(config, "experts") and not any(delta)
+    return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
+
+
+def _each(said: object, rule: Callable[[int, int], bool], count: int) -> list[int]:
+    """Return a mark a layer: those of the list, or what a rule makes of a step."""
+    if type(said) is int:
+        return [int(rule(layer, said)) for layer in range(count)]
+    if not isinstance(said, list) or len(said) != count or not all(type(mark) is int and mark in {0, 1} for mark in said):
         raise ValueError("one mark a layer")
-    return mixtures(often)
+    return said
 
 
 HYBRID_KEYS = (
@@ -89,8 +104,11 @@ def _hybrid(config: Config) -> tuple[object, ...]:
 
 
 def _frequencies(config: Config) -> Iterator[tuple[object, ...]]:
-    yield 1, *_hybrid(config), *spelled_text(config)
-    yield [*marks(config)], *_hybrid(config), *spelled_text(config)
+    delta = ["G" in word for word in blocks(config)]
+    steps = [delta.index(False) + 1] if any(delta) and not all(delta) else []  # one number where that says the same
+    full = (*steps, [*map(int, delta)]) if value(config, "linear_kind") == "gdn" else (None,)
+    for often, freq in product((1, [*marks(config)]), full):
+        yield often, freq, *_hybrid(config), *spelled_text(config)
 
 
 def _window(said: list[int] | None, _: Config) -> int | None:
@@ -109,12 +127,7 @@ def _left(config: Config) -> list[int] | None:
 
 def _windowed(said: int | list[int] | None, config: Config) -> tuple[int, ...] | None:
     """Return a mark a layer: all but every n-th have the window, or those with a 1 in the list."""
-    count = number(config, "layers")
-    if isinstance(said, int):
-        return tuple(int((layer + 1) % said > 0) for layer in range(count))
-    if said is not None and (len(said) != count or not all(type(mark) is int and mark in {0, 1} for mark in said)):
-        raise ValueError("one mark a layer")
-    return None if said is None else tuple(said)
+    return None if said is None else tuple(_each(said, lambda layer, step: (layer + 1) % step > 0, number(config, "layers")))
 
 
 def _marks(config: Config) -> list[int] | None:
@@ -146,7 +159,17 @@ FIELDS: tuple[Field, ...] = (
         more=HYBRID_KEYS[1:],
     ),
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
-    Spread("blocks", "moe_layer_freq", (1, *NO_HYBRID, None, None), _blocks, _frequencies, more=(*HYBRID_KEYS, *DESCRIBED)),
+    place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
+    Spread(
+        *("blocks", "moe_layer_freq", (1, None, *NO_HYBRID, None, None), _blocks, _frequencies),
+        more=("linear_attention_freq", *HYBRID_KEYS, *DESCRIBED),
+    ),
+    # they have values in all arguments, and a meaning where there is such a layer
+    *(
+        place(field, f"linear_{key}", default=default, only=only)
+        for only in (HYBRID, {"linear_kind": "gdn"})
+        for field, key, default in DELTA_SIZES
+    ),
     place("ssm_state", "mamba_state_dim", default=128, only=HYBRID),
     place("ssm_head_dim", "mamba_head_dim", default=64, only=HYBRID),
     place("ssm_groups", "mamba_num_groups", default=8, only=HYBRID),
@@ -281,6 +304,7 @@ FIELDS: tuple[Field, ...] = (
         (((True,), (True,)),),
         {"activation": "gelu_tanh", "gated": False, "moe_bias": False},
     ),
+    place("attention_gate", "attention_output_gate", default=False, omit=True),
     place("zero_centred", "layernorm_zero_centered_gamma", "apply_layernorm_1p", default=False),
     # the same flag has latent attention norm its compressed parts: gpt_layer_specs.py; no known family goes without
     Choice(("latent",), (("qk_layernorm", True),), (((True,), (True,)),), LATENT),
@@ -334,13 +358,10 @@ LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 
 # arguments that change what the weights mean, with the values that carnet carries over
 GUARDS: dict[str, tuple[object, ...]] = {
-    "attention_output_gate": (False,),
     "qk_l2_norm": (False,),
     "rotary_interleaved": (False,),
     "no_rope_freq": (0,),
     "mrope_section": (),
-    "experimental_attention_variant": (),
-    "linear_attention_freq": (),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (),
     "moe_latent_size": (),
