@@ -14,10 +14,15 @@ from carnet.model.fields import Value
 from tests.families.samples import FAMILY, SAMPLES, Fields, family_of, said
 
 WIDTH = 128  # rows and columns of a block
-WIDE = """hidden head_dim ffn moe_ffn shared_ffn nope_dim rope_dim v_dim kv_lora q_lora ssm_head_dim ssm_state attention_root""".split()
+WIDE = """
+    hidden head_dim ffn moe_ffn shared_ffn nope_dim rope_dim v_dim kv_lora q_lora ssm_head_dim ssm_state
+    gdn_key_dim gdn_value_dim attention_root
+""".split()
 EVERY: Fields = {"positions": 128, "vocab": 96, "bos": None, "eos": None, "pad": 0, "norm_eps": 1e-5, "dtype": "bf16"}
 SMALL = {"window": 8, "chunk": 16}  # shorter than the text
 OF: dict[str, Fields] = {  # a sample's own
+    "qwen3_next": {"blocks": "GE *E"},
+    "qwen3_next, some layers dense": {"blocks": "G- *E"},
     "nemotron_h": {"layers": 3, "blocks": "M * -"},
     "nemotron_h, mixtures": {"layers": 3, "blocks": "E M *"},
 }

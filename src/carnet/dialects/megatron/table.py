@@ -57,7 +57,7 @@ def _pattern(said: tuple[Any, ...]) -> str | None:
 
 def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
     """Return what each layer is: as a pattern or a text says, or every n-th is a mixture, or those with a 1 in the list."""
-    often, full, *hybrid, text, path = said
+    full, often, *hybrid, text, path = said
     pattern, count = _pattern((*hybrid,)), number(config, "layers")
     described = MEANINGS["blocks"](read_text((text, path), config), config)
     if described is not None:
@@ -107,8 +107,8 @@ def _frequencies(config: Config) -> Iterator[tuple[object, ...]]:
     delta = ["G" in word for word in blocks(config)]
     steps = [delta.index(False) + 1] if any(delta) and not all(delta) else []  # one number where that says the same
     full = (*steps, [*map(int, delta)]) if value(config, "linear_kind") == "gdn" else (None,)
-    for often, freq in product((1, [*marks(config)]), full):
-        yield often, freq, *_hybrid(config), *spelled_text(config)
+    for freq, often in product(full, (1, [*marks(config)])):
+        yield freq, often, *_hybrid(config), *spelled_text(config)
 
 
 def _window(said: list[int] | None, _: Config) -> int | None:
@@ -161,8 +161,8 @@ FIELDS: tuple[Field, ...] = (
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
     place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
     Spread(
-        *("blocks", "moe_layer_freq", (1, None, *NO_HYBRID, None, None), _blocks, _frequencies),
-        more=("linear_attention_freq", *HYBRID_KEYS, *DESCRIBED),
+        *("blocks", "linear_attention_freq", (None, 1, *NO_HYBRID, None, None), _blocks, _frequencies),
+        more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED),
     ),
     # they have values in all arguments, and a meaning where there is such a layer
     *(
