@@ -13,7 +13,7 @@ from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER, LAYER_TYPES
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.model.fields import MIXED, SET, Config
-from carnet.model.model import marks, mixtures, number, value
+from carnet.model.model import mixtures, number, value
 
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
 # of mixtures transformers' releases make different layers of them
@@ -62,24 +62,12 @@ WINDOWS = (
 )
 
 
-def mixed(dense: list[int], step: int, config: Config) -> list[bool]:
-    """Return a mark a layer: every step-th layer is a mixture, but for those that are listed."""
-    if not all(type(layer) is int for layer in (*dense, step)) or step < 1:
-        raise ValueError("numbers of layers and a step")
-    return [layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))]
-
-
-def dense(config: Config) -> list[int]:
-    """Return the numbers of the layers that are no mixture."""
-    return [layer for layer, mark in enumerate(marks(config)) if not mark]
-
-
 MIXTURES = Spread(
     "blocks",
     "mlp_only_layers",
     ([], 1),
-    lambda said, config: mixtures(mixed(said[0], said[1], config)),
-    lambda c: ((dense(c), 1),),
+    lambda said, config: mixtures(hf.mixed(said[0], said[1], config)),
+    lambda c: ((hf.dense(c), 1),),
     more=("decoder_sparse_step",),
 )
 

@@ -5,7 +5,6 @@ than they store, but for the one that is gated. Layers that predict further toke
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.architectures.qwen import dense, mixed
 from carnet.dialects import hf
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
@@ -44,7 +43,7 @@ def _blocks(said: tuple[list[int], int, list[str] | None, int], config: Config) 
     without, step, listed, every = said
     count = number(config, "layers")
     attends = hf.marks_of(listed, config, KINDS) if listed else [(layer + 1) % every == 0 for layer in range(count)]
-    return mixtures(mixed(without, step, config), "".join("G*"[mark] for mark in attends))
+    return mixtures(hf.mixed(without, step, config), "".join("G*"[mark] for mark in attends))
 
 
 QWEN3_NEXT = Family(
@@ -73,7 +72,7 @@ QWEN3_NEXT = Family(
             place("router_normed", "norm_topk_prob", default=True),
             Spread(
                 *("blocks", "mlp_only_layers", ([], 1, None, 4), _blocks),
-                lambda c: ((dense(c), 1, [KINDS["*" in word] for word in blocks(c)], None),),
+                lambda c: ((hf.dense(c), 1, [KINDS["*" in word] for word in blocks(c)], None),),
                 more=("decoder_sparse_step", "layer_types", "full_attention_interval"),
             ),
         ),

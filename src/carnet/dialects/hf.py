@@ -13,7 +13,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, row
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
-from carnet.model.model import head_share, number, value
+from carnet.model.model import head_share, marks, number, value
 
 LAYER = "layers.{layer}."
 LAYER_TYPES = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
@@ -181,6 +181,18 @@ def kinds_of(config: Config, field: str, kinds: Kinds = LAYER_TYPES) -> list[lis
     """Return the one ``layer_types`` that says a mark a layer, none where all layers are alike."""
     found = value(config, field)
     return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
+
+
+def mixed(dense: list[int], step: int, config: Config) -> list[bool]:
+    """Return a mark a layer: every step-th layer is a mixture, but for those that are listed: Qwen's rule."""
+    if not all(type(layer) is int for layer in (*dense, step)) or step < 1:
+        raise ValueError("numbers of layers and a step")
+    return [layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))]
+
+
+def dense(config: Config) -> list[int]:
+    """Return the numbers of the layers that are no mixture."""
+    return [layer for layer, mark in enumerate(marks(config)) if not mark]
 
 
 def generation(config: Mapping[str, object]) -> dict[str, object]:
