@@ -13,6 +13,7 @@ FULL := .venv
 LIGHT := .venv-demo
 VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
+CONFIGS := 0.12.0# aiconfigurator-core, for the configs of published models that it brings: 82 MB
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 
 help:  ## show this list
@@ -21,7 +22,7 @@ help:  ## show this list
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
-test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST)  ## run every test, the referees included
+test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
@@ -78,6 +79,12 @@ $(FULL)/.ready: pyproject.toml constraints.txt
 $(FULL)/megatron-core-$(NEWEST): $(FULL)/.ready
 	@rm -rf $(FULL)/megatron-core-*
 	@$(FULL)/$(PIP) install --target $@ --no-deps --ignore-requires-python --python-version 3.12 --only-binary :all: megatron-core==$(NEWEST)
+	@touch $@
+
+# without what it asks for, and not on the path: tests look at its data alone
+$(FULL)/aiconfigurator-core-$(CONFIGS): $(FULL)/.ready
+	@rm -rf $(FULL)/aiconfigurator-core-*
+	@$(FULL)/$(PIP) install --target $@ --no-deps --only-binary :all: aiconfigurator-core==$(CONFIGS)
 	@touch $@
 
 # not editable: the demo runs the wheel that a user would get

@@ -9,7 +9,9 @@ An error names the thing that is wrong, lists the facts aligned, and ends with o
 """
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+MOST = 12  # obstacles that are told one by one, besides the first
 
 
 class CarnetError(Exception):
@@ -55,6 +57,49 @@ def folded(text: str, width: int | None, indent: int) -> list[str]:
     first, rest = text[:indent], text[indent:]
     pieces = textwrap.wrap(rest, max(20, width - indent), break_long_words=False, break_on_hyphens=False) or [""]
     return [(first if at == 0 else " " * indent) + piece for at, piece in enumerate(pieces)]
+
+
+class Obstacles:
+    """What stands in a person's way, gathered so that nobody meets one after the other: the first counts, the others stand in it.
+
+    >>> found = Obstacles()
+    >>> with found:
+    ...     raise CarnetError("the file is too short", {"where": "a.bin"})
+    >>> with found:
+    ...     raise CarnetError("the config sets 'a', which carnet does not know", {"found": 3}, remedy="--accept a")
+    >>> found.stop()
+    Traceback (most recent call last):
+    carnet.errors.CarnetError: the file is too short
+      where     a.bin
+      also      the config sets 'a', which carnet does not know: 3; try: --accept a
+    """
+
+    def __init__(self, errors: Iterable[CarnetError] = ()) -> None:
+        self.errors = list(errors)
+
+    def __enter__(self) -> None:
+        """Go on after what is refused within."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if isinstance(error, CarnetError):
+            self.errors.append(error)
+        return isinstance(error, CarnetError)
+
+    def stop(self) -> None:
+        """Raise the first of them, if there is any, with a line for each of the others."""
+        if not self.errors:
+            return
+        first, *others = self.errors
+        said = [line for line in dict.fromkeys(map(_in_a_line, others)) if line != _in_a_line(first)]
+        first.facts |= {f"also {at}" if at > 1 else "also": line for at, line in enumerate(said[:MOST], 1)}
+        first.facts |= {"and": f"{len(said) - MOST} more"} if len(said) > MOST else {}
+        raise first
+
+
+def _in_a_line(error: CarnetError) -> str:
+    found = f": {error.facts['found']}" if "found" in error.facts else ""
+    further = [str(line) for label, line in error.facts.items() if label.split()[0] == "also"]
+    return "; also ".join([f"{error.what}{found}" + (f"; try: {error.remedy}" if error.remedy else ""), *further])
 
 
 def printable(text: str) -> str:

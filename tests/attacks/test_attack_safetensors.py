@@ -164,7 +164,7 @@ def test_a_whole_file_beside_shards_is_a_choice_that_is_not_made(hf):
     assert refusal(hf).splitlines()[0] == "it is not clear which files are the model"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1, "a": 2}', '{"a": Infinity}', "[" * 100_000, '"x"', "\xff"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1, "a": 2}', '{"a": NaN}', "[" * 100_000, '"x"', "\xff"])
 def test_a_broken_config_is_an_error_that_names_it(hf, content):
     (hf / "config.json").write_text(content, encoding="latin-1")
     assert refusal(hf).startswith("config.json is ")

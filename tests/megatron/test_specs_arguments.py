@@ -8,9 +8,9 @@ from megatron.core import __version__ as installed
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.torch_norm import L2Norm
 
-from carnet.architectures.known import recognise
+from carnet.architectures.known import hear_config, recognise
 from carnet.dialects.configs import read
-from carnet.dialects.megatron.programs import hear_config
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.megatron.table import HYBRID_SPEC
 from carnet.errors import BadRequest
@@ -91,7 +91,7 @@ def test_a_model_on_a_cpu_is_recognised_as_the_arguments_that_it_was_built_of(na
 def test_what_a_model_says_is_what_it_computes_whatever_megatron_lm_hands_on(name):
     said = arguments(filled(SAID[name], spec))
     assert program_of(said) == "megatron-core==" + installed.rpartition(".")[0]
-    heard = hear_config("megatron", said, "here", program_of(said), "", ())
+    heard = hear_config(KINDS["megatron"], said, "here", program_of(said), "", ())
     assert understood(heard.said) == understood(SAID[name])
     assert heard.unused == {}
 
@@ -100,7 +100,7 @@ def test_a_limit_that_the_fused_kernel_has_not_is_none_of_the_model():
     limited = {**BASE, "activation_func_clamp_value": 0.01}
     for fused in (True, False):
         said = arguments(filled({**limited, "bias_swiglu_fusion": fused}, spec))
-        heard = hear_config("megatron", said, "here", program_of(said), "", ()).said
+        heard = hear_config(KINDS["megatron"], said, "here", program_of(said), "", ()).said
         assert (heard["activation_func_clamp_value"] is None) == fused
 
 

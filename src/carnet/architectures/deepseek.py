@@ -178,7 +178,8 @@ DEEPSEEK_V3 = Family(
             "norm_topk_prob": True,
         },
         fixed={"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "attention_bias": False},
-        guards={"rope_interleave": (True,)},
+        # as Kimi-K2 calls itself: the same class under a name that transformers does not know
+        guards={"model_type": ("deepseek_v3", "kimi_k2"), "rope_interleave": (True,)},
         ignored=IGNORED,
         pads={"shared_ffn": _whole_experts},
     ),

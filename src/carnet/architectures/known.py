@@ -1,6 +1,6 @@
 """Every family that carnet knows, and how one is recognised."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
@@ -22,14 +22,16 @@ from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_NEXT
-from carnet.dialects.configs import lookup, read, unsaid
+from carnet.dialects.configs import lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
+from carnet.dialects.megatron.programs import Heard, hear, program
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import misfits
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.model.fields import BY_NAME, Config, Value
+from carnet.model.keys import left_out
 from carnet.model.model import concerns, holds, value
 
 FAMILIES = (
@@ -87,6 +89,25 @@ def without(kind: Kind, raw: Mapping[str, object], names: Collection[str], drop:
         if among and among <= left:
             said |= {key: become(said[key]) for key, become in keys.items() if said.get(key) is not None}
     return said
+
+
+def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, era: str, accept: Sequence[str]) -> Heard:
+    """Return training arguments as their program computed with them; a family's own config without what a person accepts.
+
+    Raises NotSupported where the config names a class that carnet does not know, before anything else is looked at.
+    """
+    if names_none(kind, raw):
+        return hear(raw, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
+    spoken = KINDS["hf"] if kind.arguments else kind
+    own = {key: said for key, said in raw.items() if not (kind.arguments and key in STORAGE)}
+    found = strange(dialect_of(_named(spoken, own, where), spoken.name).table, own)
+    accepted = {key for key in found for name in accept if key == name or key.startswith(f"{name}.")}
+    for name in accept:
+        if not any(key == name or key.startswith(f"{name}.") for key in accepted):
+            facts = {"where": where, "option": "--accept", "not known": ", ".join(found) or "nothing"}
+            raise BadRequest(f"the config sets no {name!r} that carnet does not know", facts)
+    idle = {key: f"{said!r}: carnet does not know it" for key, said in found.items() if not (said or key in accepted)}
+    return Heard(left_out(raw, accepted), idle, {key: f"{found[key]!r}: carnet does not know it" for key in accepted})
 
 
 def recognise(
@@ -149,10 +170,17 @@ def _named(kind: Kind, raw: Mapping[str, object], where: str) -> Family:
         spelled = SPELLED[kind.name](family)
         if spelled is None:
             continue
-        if spelled.architecture in names or (not names and model_type and model_type == spelled.table.fixed.get("model_type")):
+        if spelled.architecture in names or (not names and model_type and model_type in types_of(spelled)):
             return family
-    found = ", ".join(map(str, names or [model_type]))
-    raise NotSupported("carnet does not know this architecture", {"where": where, "found": found, "known": _known(kind)})
+    found = " or ".join(repr(each)[:80] for each in names or [model_type] if each)
+    what = f"carnet does not know the architecture {found}" if found else "the config names no architecture"
+    raise NotSupported(what, {"where": where, "known": _known(kind)})
+
+
+def types_of(dialect: Dialect) -> tuple[object, ...]:
+    """Return what a class may be called in a config, the name that is written first; nothing where configs do not say it."""
+    table, key = dialect.table, "model_type"
+    return table.guards.get(key, (table.fixed[key],) if key in table.fixed else ())
 
 
 def padded(dialect: Dialect, config: Config) -> Config:

@@ -89,7 +89,8 @@ def _expanded(said: tuple[int, int], config: Config) -> int:
     return heads
 
 
-INFINITE = float("inf"), {"__float__": "Infinity"}  # as Python's json writes it, and as transformers 5 does
+# as Python's json writes it, as transformers 5 does, and as published models do for whom JSON has no such number
+INFINITE = float("inf"), {"__float__": "Infinity"}, 1e308
 GUARDS: dict[str, tuple[object, ...]] = {
     "time_step_limit": tuple([0.0, spelled] for spelled in INFINITE),
     "use_bias": (False,),
@@ -162,8 +163,10 @@ NEMOTRON_H = Family(
                 more=PATTERN[1:],
             ),
             *(field for field in hf.SIZES_WITHOUT_HEAD if field.field not in {"layers", "head_dim"}),
-            place("head_dim", "head_dim", default=128),
+            place("head_dim", "head_dim", "attention_head_dim", default=128),
             place("norm_eps", "layer_norm_epsilon", default=1e-5),
+            # published configs say it once more, under names that no program reads
+            *(place("norm_eps", key, default=lambda c: c["norm_eps"], omit=True) for key in ("norm_eps", "rms_norm_eps")),
             place("activation", "mlp_hidden_act", default="relu2", words=(*hf.ACTIVATIONS, ("relu2", "relu2"))),
             place("mlp_bias", "mlp_bias", default=False),
             place("ssm_state", "ssm_state_size", default=128),
@@ -196,11 +199,12 @@ NEMOTRON_H = Family(
             "mamba_hidden_act": ("silu",),
             "moe_latent_size": (),
             "n_shared_experts": (1,),
-            "num_nextn_predict_layers": (0,),
             "sliding_window": (),
             "time_step_min": (0.001,),  # transformers' class computes with no smaller step
         },
-        ignored=f"{IGNORED} expand mamba_ssm_cache_dtype moe_shared_expert_overlap mtp_layers_block_type num_logits_to_keep"
+        # no layer has positions; whether there are layers that predict further tokens the tensors say
+        ignored=f"{IGNORED} rope_theta partial_rotary_factor expand mamba_ssm_cache_dtype moe_shared_expert_overlap"
+        " num_nextn_predict_layers mtp_layers_block_type num_logits_to_keep"
         " output_router_logits use_mamba_kernels mtp_hybrid_override_pattern",
         prefixes=("backbone.", "model.", ""),
     ),

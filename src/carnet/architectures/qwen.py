@@ -174,7 +174,7 @@ QWEN3_MOE = Family(
             MIXTURES,
         ),
         absent={"num_key_value_heads": 4},
-        guards=NO_WINDOW,
+        guards={**NO_WINDOW, "use_qk_norm": (True,)},  # as Qwen3-Coder says of all models of the class
         ignored=f"{' '.join(WINDOW_KEYS)} output_router_logits router_aux_loss_coef",
     ),
     trtllm=_trtllm(

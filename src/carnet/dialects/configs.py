@@ -4,13 +4,15 @@ Reading and writing walk the same rows, so there is no direction to get wrong. W
 so is a field that a model has and a target has no row for (``saying``).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as having
+from difflib import get_close_matches
+from math import isfinite
 from types import EllipsisType
 from typing import Any
 
-from carnet.errors import BadCheckpoint, NotSupported
+from carnet.errors import BadCheckpoint, NotSupported, Obstacles
 from carnet.model.fields import BY_NAME, NOTHING, SET, Condition, Config, Value
 from carnet.model.keys import equal, leaves
 from carnet.model.model import concerns
@@ -20,6 +22,8 @@ Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key m
 
 ANY = ...  # in a Choice: this key is not looked at, and not written; SET: it has a value, which a Place reads and writes
 
+NEAR = 0.87  # how alike two keys are where one may be the other mistyped; of letters in the same order, twice those of both
+NAMES: Mapping[type, str] = {int: "an int", float: "a float", bool: "a bool", str: "a str"}
 SENSELESS = (TypeError, ValueError, IndexError, KeyError, ArithmeticError)  # what a Spread raises of a value that means nothing
 
 
@@ -102,11 +106,26 @@ def place(
 
 def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     """Return the canonical fields that a config says."""
-    if table.closed:
-        _refuse_unknown(table, raw, where)
+    unknown = [*_unknown(table, raw, where)] if table.closed else []
+    found = Obstacles(unknown)
     raw = {**raw, **unsaid(table, raw)}
     config: dict[str, Value] = {}
     for row in table.rows:
+        with found:
+            _read_row(row, raw, config, where, broken=len(found.errors) > len(unknown))
+    if table.closed and len(found.errors) == len(unknown):
+        found.errors += _idle(table, raw, config, where)
+    found.errors += _foreign(table, raw, config, where)
+    found.stop()
+    for together, (instead, idle) in NOTHING:
+        if all(name in config and equal(config[name], wanted) for name, wanted in together.items()):
+            config = {name: value for name, value in config.items() if name not in idle} | dict(instead)
+    return config
+
+
+def _read_row(row: Row, raw: Json, config: dict[str, Value], where: str, *, broken: bool) -> None:
+    """Read what one row says; after a ``broken`` one it may look in vain for that one's field."""
+    try:
         match row:
             case Place():
                 _read_place(row, raw, config, where)
@@ -120,21 +139,10 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
                     config[row.field] = (
                         _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
                     )
-    if table.closed:
-        _refuse_idle(table, raw, config, where)
-    for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
-        found = lookup(raw, key)
-        if found is None and any(v is True for v in values) and _stands(raw, key):
-            found = False  # which null is to a program that looks whether it is set
-        if found is not None and not any(equal(found, v) for v in values) and not _is_written(table, key, config):
-            raise NotSupported(
-                f"the config sets {key!r} to a value that carnet cannot carry over",
-                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
-            )
-    for together, (instead, idle) in NOTHING:
-        if all(name in config and equal(config[name], wanted) for name, wanted in together.items()):
-            config = {name: value for name, value in config.items() if name not in idle} | dict(instead)
-    return config
+    except (AssertionError, BadCheckpoint, *SENSELESS) as error:
+        in_vain = isinstance(error.__cause__ if isinstance(error, BadCheckpoint) else error, (AssertionError, *SENSELESS))
+        if not (broken and in_vain):
+            raise
 
 
 def unsaid(table: Table, raw: Json) -> dict[str, object]:
@@ -223,7 +231,7 @@ def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:
 def _of_its_kind(name: str, value: Value) -> Value:
     """Return what a row's keys mean, if a field can have such a value."""
     field = BY_NAME[name]
-    strange = value is not None and not isinstance(value, tuple | field.kind)
+    strange = value is not None and (not isinstance(value, tuple | field.kind) or _is_infinite(value))
     if strange or (type(value) is int and field.least is not None and value < field.least):
         raise ValueError(name)
     return value
@@ -302,7 +310,7 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
         return tuple(value)
     if field.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
         return float(value)
-    if isinstance(value, field.kind) and not (field.kind is int and isinstance(value, bool)):
+    if isinstance(value, field.kind) and not (field.kind is int and isinstance(value, bool)) and not _is_infinite(value):
         if isinstance(value, int) and field.kind is int and field.least is not None and value < field.least:
             raise BadCheckpoint(
                 f"the config sets {key!r} to less than {field.least}", {"where": where, "found": f"{value!r}"[:80]}
@@ -312,29 +320,61 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
                 f"the config sets {key!r} to more than {field.most}", {"where": where, "found": f"{value!r}"[:80]}
             )
         return value
+    kind = "a finite number" if _is_infinite(value) and field.kind is float else NAMES[field.kind]
     raise BadCheckpoint(
-        f"the config sets {key!r} to something that is no {field.kind.__name__}", {"where": where, "found": f"{value!r}"[:80]}
+        f"the config sets {key!r} to something that is not {kind}", {"where": where, "found": f"{value!r}"[:80]}
     )
 
 
-def _refuse_unknown(table: Table, raw: Json, where: str) -> None:
-    known = {key for row in table.rows for key in keys_of(row)} | {*table.fixed, *table.written, *table.guards}
-    for key in leaves(raw):
-        top = key.split(".")[0]
-        if key not in known and top not in table.ignored:
-            raise NotSupported(
+def _is_infinite(value: object) -> bool:
+    return isinstance(value, float) and not isfinite(value)
+
+
+def strange(table: Table, raw: Json) -> dict[str, object]:
+    """Return the keys of a config that its table does not name, with what they are set to; null and empty records count, too."""
+    known = _known(table)
+    records = {key.rpartition(".")[0] for key in known}
+    empty = [key for key, value in raw.items() if not value and key not in records]
+    keys = dict.fromkeys([*leaves(raw), *empty])
+    return {key: lookup(raw, key) for key in keys if key not in known and key.split(".")[0] not in table.ignored}
+
+
+def _known(table: Table) -> set[str]:
+    return {key for row in table.rows for key in keys_of(row)} | {*table.fixed, *table.written, *table.guards}
+
+
+def _unknown(table: Table, raw: Json, where: str) -> Iterator[NotSupported]:
+    """Yield a refusal of each key that nobody knows; a neutral value asks for nothing, but where a key is a known one mistyped."""
+    for key, value in strange(table, raw).items():
+        meant = get_close_matches(key, {*_known(table), *table.ignored}, 1, NEAR)
+        if value or (meant and value is not None):
+            remedy = f"--accept {key}, if it means nothing for the weights"
+            yield NotSupported(
                 f"the config sets {key!r}, which carnet does not know",
-                {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
-                remedy="remove the field if it means nothing for the weights, and tell us about it",
+                {"where": where, "found": f"{value!r}"[:80]},
+                remedy=f"is {meant[0]!r} meant? else {remedy}" if meant else remedy,
             )
 
 
-def _refuse_idle(table: Table, raw: Json, config: Config, where: str) -> None:
-    """Refuse a key that is set and means nothing beside the others: a factor of rope without its type."""
+def _idle(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSupported]:
+    """Yield a refusal of each key that is set and means nothing beside the others: a factor of rope without its type."""
     read_keys = {key for row in table.rows if applies(row, config) for key in keys_of(row)}
     for key in sorted({key for row in table.rows for key in keys_of(row)} - read_keys):
         if lookup(raw, key) is not None:
-            raise NotSupported(
+            yield NotSupported(
                 f"the config sets {key!r}, which means nothing beside the rest",
                 {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
+            )
+
+
+def _foreign(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSupported]:
+    """Yield a refusal of each key that is set to another value than those that are known."""
+    for key, values in {**{k: (v,) for k, v in table.fixed.items()}, **table.guards}.items():
+        found = lookup(raw, key)
+        if found is None and any(v is True for v in values) and _stands(raw, key):
+            found = False  # which null is to a program that looks whether it is set
+        if found is not None and not any(equal(found, v) for v in values) and not _is_written(table, key, config):
+            yield NotSupported(
+                f"the config sets {key!r} to a value that carnet cannot carry over",
+                {"where": where, "found": repr(found), "expected": " or ".join(repr(v) for v in values) or "not set"},
             )

@@ -18,7 +18,7 @@ from carnet.dialects.configs import (
     fields_of,
     spellings_of,
 )
-from carnet.errors import NotSupported
+from carnet.errors import NotSupported, Obstacles
 from carnet.model.fields import BY_NAME, SET, Config, Value
 from carnet.model.keys import equal, put
 from carnet.model.model import concerns, matters
@@ -35,8 +35,7 @@ class Misfit:
 def write(table: Table, config: Config, traits: Config, where: str) -> dict[str, object]:
     """Return the config that says these canonical fields; refuse one that it cannot say."""
     out, found = _written(table, config, traits, where)
-    for misfit in found:
-        raise misfit.error
+    Obstacles(misfit.error for misfit in found).stop()
     return out
 
 

@@ -7,7 +7,7 @@ on are known by the tables.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from carnet.architectures.known import padded
+from carnet.architectures.known import padded, types_of
 from carnet.dialects.configs import Table, keys_of, lookup
 from carnet.dialects.hf import GENERATION, generation
 from carnet.dialects.writing import write
@@ -42,9 +42,9 @@ def check_words(source: Inventory, target: Inventory) -> Iterator[Finding]:
         yield from (_other(key, ARGUMENTS, ours[key], theirs[key]) for key in both if ours[key] != theirs[key])
     if not target.dialect.kind.companions:
         return
-    for key, right in zip(NAMES, ([target.dialect.architecture], target.dialect.table.fixed.get(NAMES[1])), strict=True):
-        if theirs.get(key) != right:
-            detail = f"expected {right!r}, found {theirs.get(key)!r}"
+    for key, right in zip(NAMES, (([target.dialect.architecture],), types_of(target.dialect)), strict=True):
+        if theirs.get(key) not in right:
+            detail = f"expected {right[0]!r}, found {theirs.get(key)!r}"
             yield Finding("the config does not name the model's class", key, CONFIG, detail[:200])
     for end in ENDS:
         if value(source.config, end) is not None and value(target.config, end) is None:

@@ -27,7 +27,7 @@ _RANKS = 1 << 16  # no machine has more
 def read_folder(root: Folder) -> Checkpoint:
     """Return the checkpoint of a folder with a config.json; what the config says decides which kind it is."""
     raw, seen = read_whole(root, CONFIG)
-    config = parse_object(raw, CONFIG, root, jsons.CONFIG)
+    config = parse_object(raw, CONFIG, root, jsons.CONFIG, jsons.infinity)
     if "mapping" in config and "architecture" in config:
         return _read_ranks(root, config, seen)
     return _read_shards(root, config, seen)

@@ -38,18 +38,29 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a JSON number")
 
 
+def infinity(text: str) -> float:
+    """Return what Python writes where a number is infinite; raise ValueError for what is no number at all.
+
+    >>> infinity("-Infinity")
+    -inf
+    """
+    return _refuse_constant(text) if text == "NaN" else float(text)
+
+
 def read_object(root: Folder, name: str, limit: int = TEXT_LIMIT) -> dict[str, object]:
-    """Return the object that a JSON file of a folder holds; ``limit`` is in bytes."""
-    return parse_object(read_whole(root, name, limit)[0], name, root)
+    """Return the object that a JSON file of a folder holds, as Python writes it; ``limit`` is in bytes."""
+    return parse_object(read_whole(root, name, limit)[0], name, root, constant=infinity)
 
 
-def parse_object(data: bytes, name: str, where: object, memory: int = TABLE) -> dict[str, object]:
+def parse_object(
+    data: bytes, name: str, where: object, memory: int = TABLE, constant: Callable[[str], object] = _refuse_constant
+) -> dict[str, object]:
     """Return the object that some JSON bytes hold; ``name`` and ``where`` are for the error, ``memory`` (bytes) is what it may take.
 
     >>> parse_object(b'{"a": [1, 2]}', "config.json", "/model")
     {'a': [1, 2]}
     """
-    parsed = parse(data, name, where, memory)
+    parsed = parse(data, name, where, memory, constant)
     if not isinstance(parsed, dict):
         raise BadCheckpoint(f"{name} is not a JSON object", {"where": where, "found": type(parsed).__name__})
     if _SURROGATE.search(data):
@@ -60,7 +71,7 @@ def parse_object(data: bytes, name: str, where: object, memory: int = TABLE) -> 
 def parse(data: bytes, name: str, where: object, memory: int, constant: Callable[[str], object] = _refuse_constant) -> object:
     """Return any value of JSON; its texts may hold what is not text (halves of surrogates), as names of files do.
 
-    ``constant`` says what NaN and Infinity are, which JSON does not have and Python writes.
+    ``constant`` says what NaN and Infinity are, which JSON does not have and Python writes: configs have ``infinity``.
     """
     try:
         check_shape(data, memory)

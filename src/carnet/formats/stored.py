@@ -84,7 +84,7 @@ class Checkpoint:
     notes: Mapping[str, str]  # facts about the checkpoint for `inspect`: "iteration" -> "1000", ...
     program: str = ""  # of a Megatron checkpoint: the program that means its arguments, where that is known, as a requirement
     era: str = ""  # of Megatron's store: what its form says of the release, "<0.19" or ">=0.19"; of a job that runs, "==0.16"
-    accept: tuple[str, ...] = ()  # Megatron's arguments whose effect a person does without
+    accept: tuple[str, ...] = ()  # Megatron's arguments, or keys of a config, whose effect a person does without
     family: str | None = None  # the one that a person names
 
 

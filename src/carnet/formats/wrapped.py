@@ -17,7 +17,7 @@ import yaml
 from carnet.algebra.layout import round_up
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported, shown
 from carnet.formats.files import Sighting, check_inside, read_whole
-from carnet.formats.jsons import CONFIG, parse_object
+from carnet.formats.jsons import CONFIG, infinity, parse_object
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
 
@@ -67,7 +67,7 @@ def read_config(path: PathLike) -> Mapping[str, object]:
         raise BadRequest(f"{folder / name} {fault}", {"expected": "a config in JSON or YAML"})
     data = read_whole(folder, name, YAML_LIMIT)[0]
     is_json = name.endswith(".json") or (not name.endswith((".yaml", ".yml")) and data.lstrip()[:1] == b"{")
-    return parse_object(data, name, folder, CONFIG) if is_json else parse_yaml(data, name, folder)
+    return parse_object(data, name, folder, CONFIG, infinity) if is_json else parse_yaml(data, name, folder)
 
 
 def arguments_of(config: Mapping[str, object], where: object) -> dict[str, object]:

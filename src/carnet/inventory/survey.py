@@ -14,15 +14,15 @@ from heapq import nsmallest
 from carnet.algebra.box import Box, uncovered, whole
 from carnet.algebra.layout import round_up
 from carnet.architectures.family import Family
-from carnet.architectures.known import STORAGE, dialect_of, names_none, others, recognise, without
+from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, without
 from carnet.dialects.configs import lookup
 from carnet.dialects.entries import Entry, as_linear, entries
-from carnet.dialects.kinds import KINDS
-from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, hear_config, known_release, program
+from carnet.dialects.kinds import KINDS, Kind
+from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, known_release, program
 from carnet.dialects.rows import Dialect
 from carnet.dialects.strangers import way_out
 from carnet.dialects.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
-from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, Obstacles
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
@@ -128,8 +128,7 @@ def others_of(others: Mapping[str, bool]) -> dict[str, str]:
 def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
     """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
     inventory, problems = survey(checkpoint, drop, vocab, counted=counted)
-    if problems:
-        raise problems[0]
+    Obstacles(problems).stop()
     return inventory
 
 
@@ -153,15 +152,13 @@ def survey(
         }
         remedy = "name the model's config.json, or a few lines of YAML, with --config"
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
-    said = read(kind.codes_key, checkpoint.config, where)
     _refuse_wrapped(checkpoint, where)
-    own = checkpoint.config if said is None else plain(kind.codes_key, checkpoint.config)
+    own = plain(kind.codes_key, checkpoint.config)
     own = without(kind, own, {name for _, name in checkpoint.tensors}, drop)
     told = _told(checkpoint, own, vocab, counted, like) if kind.arguments else None
     size = vocab if told is None else told.tokens
-    heard = hear_config(kind.name, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
-    sized = {} if size is None else {"vocab": size}
-    family, config = recognise(kind.name, heard.said, where, sized, checkpoint.family)
+    heard = hear_config(kind, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
+    said, family, config = _read(checkpoint, kind, heard, {} if size is None else {"vocab": size})
     undecided = checkpoint.family is None and names_none(kind, heard.said)
     dialect = dialect_of(family, kind.name)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
@@ -204,6 +201,17 @@ def survey(
     centred = less_one(dialect, config)
     made = Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, centred, heard, could)
     return made, problems
+
+
+def _read(checkpoint: Checkpoint, kind: Kind, heard: Heard, given: Config) -> tuple[Said | None, Family, dict[str, Value]]:
+    """Return what a config says of codes, whose model it is, and which; refuse with all that is in the way of either."""
+    where, refused = str(checkpoint.root), Obstacles()
+    with refused:
+        said = read(kind.codes_key, checkpoint.config, where)
+    with refused:
+        family, config = recognise(kind.name, heard.said, where, given, checkpoint.family)
+    refused.stop()
+    return said, family, config
 
 
 def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:

@@ -13,11 +13,11 @@ from math import prod
 from pathlib import Path
 
 from carnet.algebra.box import whole
-from carnet.architectures.known import dialect_of, recognise
+from carnet.architectures.known import dialect_of, hear_config, recognise
 from carnet.dialects.configs import lookup
 from carnet.dialects.entries import Entry, entries
-from carnet.dialects.kinds import RANKS
-from carnet.dialects.megatron.programs import hear_config, known_release
+from carnet.dialects.kinds import KINDS, RANKS
+from carnet.dialects.megatron.programs import known_release
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.sharing import shared
@@ -93,7 +93,7 @@ def describe(
     said = arguments_of(raw, WHERE)
     writer = written_by or program_of(raw)
     told = _told(said, padded, known_release(writer, era))
-    heard = hear_config("megatron", said, WHERE, writer, era, accept)
+    heard = hear_config(KINDS["megatron"], said, WHERE, writer, era, accept)
     found, fields = recognise("megatron", heard.said, WHERE, {} if told is None else {"vocab": told.tokens}, family)
     places = seats(grid, ranks)
     fields["padded_vocab"] = _padded(fields, raw, grid, padded)

@@ -13,9 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from carnet.algebra.box import Box, volume, whole
-from carnet.architectures.known import recognise
+from carnet.architectures.known import hear_config, names_none, recognise
 from carnet.dialects.configs import lookup
-from carnet.dialects.megatron.programs import hear_config
 from carnet.dialects.megatron.releases import ACCEPTABLE, PATTERNS
 from carnet.dialects.megatron.rows import DROPPED, MEGATRON
 from carnet.dialects.writing import write
@@ -225,9 +224,10 @@ def _prefix(checkpoint: Checkpoint) -> str:
 
 def _arguments(checkpoint: Checkpoint) -> dict[str, object]:
     """Return the training arguments of a checkpoint as its program used them, a Hugging Face config in place of them translated."""
-    where = str(checkpoint.root)
+    where, kind = str(checkpoint.root), MEGATRON.kind
     # what routes tokens otherwise has no weights: it is nothing to refuse a spec for
-    said = hear_config("megatron", checkpoint.config, where, checkpoint.program, checkpoint.era, [*ACCEPTABLE]).said
+    routing = [*ACCEPTABLE] if names_none(kind, checkpoint.config) else []
+    said = hear_config(kind, checkpoint.config, where, checkpoint.program, checkpoint.era, routing).said
     rows = stored_rows(checkpoint)
     if lookup(said, "architectures"):
         _, canonical = recognise("megatron", said, where, {})

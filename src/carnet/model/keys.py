@@ -1,6 +1,6 @@
 """Configs as plain values: what is set below a dotted key, and when two values are one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 
 def leaves(raw: Mapping[str, object], prefix: str = "") -> Iterator[str]:
@@ -21,6 +21,18 @@ def put(out: dict[str, object], key: str, value: object) -> None:
             inner = out[part] = {}
         out = inner
     out[last] = value
+
+
+def left_out(raw: Mapping[str, object], keys: Collection[str], prefix: str = "") -> dict[str, object]:
+    """Return a config without some dotted keys.
+
+    >>> left_out({"a": {"b": 1, "c": 2}, "d": 3}, ["a.b", "d"])
+    {'a': {'c': 2}}
+    """
+    kept = {key: value for key, value in raw.items() if f"{prefix}{key}" not in keys}
+    return {
+        key: left_out(value, keys, f"{prefix}{key}.") if isinstance(value, Mapping) else value for key, value in kept.items()
+    }
 
 
 def equal(a: object, b: object) -> bool:

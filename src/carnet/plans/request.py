@@ -221,8 +221,8 @@ class Request:
         (),
         "patterns",
         SOURCE,
-        "Do without what this argument of Megatron's does. May be repeated.",
-        metavar="ARGUMENT",
+        "Do without what this argument of Megatron's, or this key of a config, does. May be repeated.",
+        metavar="NAME",
         compared=True,
     )
     ep: int = _is(1, "whole", TARGET, "Ranks that share the experts; they are among the tp.")

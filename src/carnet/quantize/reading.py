@@ -110,13 +110,10 @@ def _unknown(key: str, found: object, where: str, known: Sequence[object], remed
     return NotSupported(f"carnet does not know this {key}", facts, remedy=remedy)
 
 
-# of a key that is not known: it asks for nothing (programs write all fields of a class, those of later versions too)
-NEUTRAL: tuple[object, ...] = (None, False, "", [], {})
-
-
 def _closed(record: Json, known: Collection[str], key: str, where: str) -> None:
     for name in record:
-        if name not in known and record[name] not in NEUTRAL:
+        # null, false or nothing asks for nothing: programs write all fields of a class, those of later versions too
+        if name not in known and record[name]:
             facts = {"where": where, "found": repr(record[name])[:120]}
             raise NotSupported(f"carnet does not know the config field {f'{key}.{name}'!r}", facts, remedy=WITHOUT)
 

@@ -8,8 +8,7 @@ arguments on, which ones by release: megatron_arguments.py.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from carnet.dialects.configs import lookup, read
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.configs import read
 from carnet.dialects.megatron.releases import (
     ACCEPTABLE,
     ARGUMENTS,
@@ -43,11 +42,13 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Arguments as the program computed with them."""
+    """Arguments as the program computed with them, or the config of a family."""
 
-    said: dict[str, object]  # without what it did not use
-    unused: Mapping[str, str]  # argument -> what it says, and what the model has
-    accepted: Mapping[str, str]  # argument -> what it says, and what a person does without
+    said: dict[str, object]  # without what it did not use, and what is accepted
+    unused: Mapping[
+        str, str
+    ]  # argument -> what it says, and what the model has; key that nobody knows -> what asks for nothing
+    accepted: Mapping[str, str]  # argument or key -> what it says, and what a person does without
 
 
 AS_IT_STANDS = Heard({}, {}, {})
@@ -112,13 +113,6 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
         if name in BY_NAME and _is_set(value) and not equal(found.get(name), value) and not equal(value, BY_NAME[name].default)
     }
     return Heard(found, unused, accepted)
-
-
-def hear_config(dialect: str, own: Arguments, where: str, writer: str, era: str, accept: Sequence[str]) -> Heard:
-    """Return the training arguments of a checkpoint as its program computed with them; any other config as it stands."""
-    if not KINDS[dialect].arguments or lookup(own, KINDS["hf"].class_key):
-        return Heard(dict(own), {}, {})
-    return hear(own, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
 
 
 def known_release(writer: str, era: str) -> str:
