@@ -28,7 +28,7 @@ test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
 	@$(VLLM)/bin/pytest tests/vllm $(ARGS)
 
-check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, one door to the disk, docs current
+check: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## format, lint, types, import contracts, file sizes, one door to the disk, docs current
 	@$(FULL)/bin/ruff format --check --quiet --output-format concise . || { echo "not formatted: run make format"; exit 1; }
 	@$(FULL)/bin/ruff check --quiet --output-format concise .
 	@$(FULL)/bin/mypy
@@ -38,7 +38,7 @@ check: $(FULL)/.ready  ## format, lint, types, import contracts, file sizes, one
 	@$(FULL)/bin/python tools/check_names.py
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py
 
-format: $(FULL)/.ready  ## format the code, mend what lint can mend, refresh outputs in the docs
+format: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## format the code, mend what lint can mend, refresh outputs in the docs
 	@$(FULL)/bin/ruff format --quiet .
 	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write

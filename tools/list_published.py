@@ -1,0 +1,69 @@
+"""Print what carnet can do with published models: a line for each whose config.json aiconfigurator-core brings.
+
+Read is what config.json and hf_quant_config.json say. A target counts where its config can say the model; of a class that carnet does
+not know the line names it.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from carnet.architectures.known import SPELLED, padded, recognise
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.writing import misfits
+from carnet.errors import CarnetError
+from carnet.quantize.configs import BESIDE
+from carnet.quantize.reading import CONFIG_KEY, plain, read
+
+BROUGHT = "aiconfigurator-core-*/aiconfigurator_core/model_configs"
+CONFIG, QUANT = "_config.json", "_hf_quant_config.json"
+HEADINGS = ("published as", "class", "weights", "targets")
+
+
+def main() -> None:
+    """Print the table that docs/families.md shows: what can be read, by name, then the classes that cannot."""
+    paths = sorted(Path(sys.prefix).glob(f"{BROUGHT}/*{CONFIG}"), key=lambda path: path.name.lower())
+    models = [path for path in paths if not path.name.endswith(QUANT)]
+    lines = sorted((can_do(path) for path in models), key=lambda line: not line[3])
+    known = [line for line in lines if line[3]]
+    widths = [max(map(len, column)) + 2 for column in zip(HEADINGS, *known, strict=True)]
+    for line in (HEADINGS, *known):
+        print("".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())
+    why: dict[str, list[str]] = {}
+    for name, _, reason, _ in lines[len(known) :]:
+        why.setdefault(reason, []).append(name)
+    print(f"{len(known)} of {len(models)} are read. Not yet:")
+    for reason, names in sorted(why.items()):
+        print(f"{reason}\n    {' '.join(names)}")
+
+
+def can_do(path: Path) -> tuple[str, str, str, str]:
+    """Return a model's name, its class, its number format or why it is refused, and what can be written; "" for nothing."""
+    name, raw = path.name.removesuffix(CONFIG).replace("--", "/"), json.loads(path.read_text())
+    beside = path.with_name(path.name.replace(CONFIG, QUANT))
+    raw |= {BESIDE: json.loads(beside.read_text())} if beside.exists() else {}
+    (architecture,) = raw["architectures"]
+    try:
+        told = targets(plain(CONFIG_KEY, raw), name)
+        codes = read(CONFIG_KEY, raw, name)
+    except CarnetError as error:
+        found = f": {error.facts['found']}" if "found" in error.facts else ""
+        return name, architecture, f"{error.what}{found}", ""
+    return name, architecture, codes.recipe.name if codes and codes.recipe else "plain", told
+
+
+def targets(raw: Mapping[str, object], where: str) -> str:
+    """Return the kinds of targets whose config can say a model."""
+    family, config = recognise("hf", raw, where, {})
+    spelled = {kind: SPELLED[kind](family) for kind in KINDS}
+    traits = {kind: {} if KINDS[kind].arguments else family.traits for kind in KINDS}
+    return " ".join(
+        kind
+        for kind, dialect in spelled.items()
+        if dialect is not None and not misfits(dialect.table, padded(dialect, config), traits[kind], where)
+    )
+
+
+if __name__ == "__main__":
+    main()
