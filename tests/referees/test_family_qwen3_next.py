@@ -87,3 +87,12 @@ def test_the_way_back_takes_one_from_the_gated_norm_and_is_what_was_trained(tmp_
         name = at.format(layer)
         parts = [held[f"{name}.{part}"] for part in PARTS[at.rpartition("attention.")[2]]] or [held[name]]
         assert torch.equal(torch.cat(parts).to(full[name].dtype), full[name]), name
+
+
+def test_the_projection_of_beta_and_alpha_stays_plain_beside_codes_and_is_named_so():
+    plan = carnet.plan(GOLDEN, to="hf", quantize="fp8-channel", style="compressed-tensors")
+    held = {tensor.name: tensor.dtype for file in plan.files for tensor in getattr(file, "tensors", ())}
+    delta = {name.partition("linear_attn.")[2]: dtype for name, dtype in held.items() if ".0.linear_attn." in name}
+    coded = {name for name, dtype in delta.items() if dtype == "f8_e4m3"}
+    assert coded == {"in_proj_qkvz.weight", "out_proj.weight"}
+    assert "model.layers.0.linear_attn.in_proj_ba" in str(plan.texts)
