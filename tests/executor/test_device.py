@@ -106,7 +106,7 @@ def test_a_gpu_refuses_a_weight_that_is_no_number(model, tmp_path, name):
     (tmp_path / "bad/model.safetensors").write_bytes(raw)
     (tmp_path / "bad/config.json").write_text(json.dumps(CONFIG))
     plan = api.plan(tmp_path / "bad", amax=model.parent / "amax.safetensors", **{"to": "hf", **WISHES[name]})
-    with pytest.raises(BadCheckpoint, match="no number"):
+    with pytest.raises(BadCheckpoint, match="not a number"):
         api.run(plan, tmp_path / "out", device="cuda")
 
 

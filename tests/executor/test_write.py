@@ -136,7 +136,7 @@ def test_a_torn_last_line_of_the_journal_is_no_line(case, out):
 
 def test_a_journal_that_is_no_journal_is_refused(case, out):
     interrupted(case, out).write_text("hello\n")
-    with pytest.raises(BadRequest, match="no journal of carnet"):
+    with pytest.raises(BadRequest, match="not a journal of carnet"):
         run(case, out)
 
 

@@ -200,5 +200,5 @@ def test_storages_that_are_loaded_again_and_again_are_refused(tmp_path, monkeypa
 
 @pytest.mark.parametrize("other", [3, "text", [None, None], fractions.Fraction(1, 2)])
 def test_what_is_no_state_at_all_is_refused(other, tmp_path):
-    with pytest.raises(BadCheckpoint, match="no state of a module"):
+    with pytest.raises(BadCheckpoint, match="not a state of a module"):
         said(tmp_path, other)

@@ -246,7 +246,7 @@ def test_nothing_in_a_state_is_executed(pack, capsys):
         (io.BytesIO(b"PK and no more"), BadCheckpoint, "_extra_state"),
         (io.BytesIO(b"something"), BadCheckpoint, "_extra_state"),
         ([1, 2], BadCheckpoint, "is not a state of a module"),
-        (first_form({"scale_fwd": torch.tensor([1.0, float("inf")])}), BadCheckpoint, "no positive number"),
+        (first_form({"scale_fwd": torch.tensor([1.0, float("inf")])}), BadCheckpoint, "not a positive number"),
         (first_form({"scale_fwd": torch.tensor([1.0])}), BadCheckpoint, "is damaged"),
         (first_form(table(torch.tensor([1.0, 0.0, 1.0]), recipe=False)), BadCheckpoint, "is damaged"),
         (first_form(table(torch.ones(6), recipe=False, gemms=2)), NotSupported, "experts in FP8"),

@@ -414,7 +414,7 @@ def test_what_megatron_core_does_not_load_is_refused_by_name(tmp_path):
         fits(tmp_path / "hf")
     with pytest.raises(NotSupported, match="no local spec of a hybrid"):
         fits(GOLDENS / "mamba_te_tp2", "local")
-    with pytest.raises(BadRequest, match="no spec that carnet knows"):
+    with pytest.raises(BadRequest, match="not a spec that carnet knows"):
         fits(GOLDENS / "mamba_te_tp2", "apex")
 
 

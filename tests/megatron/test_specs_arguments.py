@@ -161,5 +161,5 @@ def test_an_activation_that_no_argument_says_is_left_for_the_families_to_refuse(
 
 @pytest.mark.parametrize("strange", [None, [], torch.nn.Linear(2, 2), "model"])
 def test_what_is_no_model_of_megatron_core_is_refused(strange):
-    with pytest.raises(BadRequest, match="no model that carnet knows"):
+    with pytest.raises(BadRequest, match="not a model that carnet knows"):
         arguments(strange)
