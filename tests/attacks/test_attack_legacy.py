@@ -284,7 +284,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         ("\n".join(" " * n + "a:" for n in range(300)), "nested too deeply"),
         ("a: 1\na: 2\n", "doubled"),
         ("1: a\n'1': b\n", "doubled"),
-        ("? [a]\n: 1\n", "not text"),
+        ("? [a]\n: 1\n", "no text"),
         ("a: *nobody\n", "undefined alias"),
         ("a: 1\n---\nb: 2\n", "document"),
         ("a: 1" + ":59" * 100_000, "only texts, numbers"),
