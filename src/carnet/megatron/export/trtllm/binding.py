@@ -34,7 +34,6 @@ BLOCKS = {"linear_mixer": "L-", "linear_mlp": "*l", "moe": "*E"}  # what begins 
 EVERYTHING: Config = {
     "layers": 1,
     "norm": "layer",
-    "gated": True,
     "position": "learned",
     "qkv_bias": True,
     "out_bias": True,
@@ -106,7 +105,7 @@ def recut(
     narrow = value.ndim == 2 and len(pattern.dims) == 3  # experts whose weights are columns, as Megatron's own tests have them
     if narrow:
         value = value.T.unsqueeze(pattern.dims.index(("hidden",)))
-    fields = _fields(pattern, value.shape, heads) | {"tp": world}
+    fields = _fields(pattern, value.shape, heads) | {"tp": world, "gated": gated}
     (held,) = entries(source, fields, None, "", [Unit("", (0,), at, first=True, last=True)])
     if held.shape != tuple(value.shape):
         shape = {"layout": pattern.text, "found": list(value.shape), "config": dict(heads)}
