@@ -25,7 +25,7 @@ def promised_memory(window: int, threads: int, steps: int) -> int:
     """Return the peak of private memory in bytes for a window in bytes and a number of workers and steps.
 
     >>> promised_memory(8 << 20, 4, 1000) >> 20
-    114
+    113
     """
     return BASE + threads * (window + 2 * block_size(window) + PER_THREAD) + steps * PER_STEP
 
