@@ -248,7 +248,13 @@ def test_an_arbitrary_mask_is_for_who_asks_for_one(one_rank):
 
 
 @pytest.mark.parametrize(
-    "field", [{"experimental_attention_variant": "dsa"}, {"linear_attention_freq": 4}, {"heterogeneous_block_specs": True}]
+    "field",
+    [
+        {"experimental_attention_variant": "dsa"},
+        {"experimental_attention_variant": "gated_delta_net"},
+        {"linear_attention_freq": 4},
+        {"heterogeneous_block_specs": True},
+    ],
 )
 def test_layers_that_megatron_cores_own_spec_would_take_for_attention_are_refused(field):
     config = config_of(BASE)

@@ -26,7 +26,9 @@ pytestmark = [
     ),  # megatron-core calls torch's older name
 ]
 GOLDENS = Path(__file__).parents[1] / "goldens/megatron"
-STORES = sorted(path.parent.parent.name for path in GOLDENS.glob("*/iter_*/.metadata"))
+# of a GPT with Gated DeltaNet there is no spec: test_specs_build.py holds its refusal
+WITHOUT = "qwen3next"
+STORES = sorted(name for path in GOLDENS.glob("*/iter_*/.metadata") if WITHOUT not in (name := path.parent.parent.name))
 LOCAL = [
     name for name, said in MODELS.items() if not said["layernorm_zero_centered_gamma"]
 ]  # the local norms cannot be so stored
