@@ -21,6 +21,7 @@ from carnet.megatron.meta import Cut, Rank, built
 from carnet.megatron.models import arguments, describes_hybrid
 from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
 from carnet.megatron.post_training.modelopt.hybrid.model_specs import get_hybrid_stack_modelopt_spec
+from carnet.model.model import concerns
 from tests.megatron.conftest import BASE, HYBRID, MLA, MODELS, MOE, PATTERN, filled
 
 pytestmark = pytest.mark.referee
@@ -72,8 +73,9 @@ def recognised(said, vocab):
 
 
 def understood(said):
-    """Return the canonical fields, of a family or of none."""
-    return read(MEGATRON.table, {**said, "vocab_size": 61}, "here")
+    """Return the canonical fields that say something of the model, of a family or of none."""
+    found = read(MEGATRON.table, {**said, "vocab_size": 61}, "here")
+    return {name: value for name, value in found.items() if concerns(found, name)}
 
 
 @pytest.mark.parametrize("name", NAMES)
