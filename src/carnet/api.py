@@ -153,7 +153,7 @@ def verify(
         made = saved.load(Path(local("plan", plan)))
         request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
     else:
-        request, tokenizer = _request(ours, open_checkpoint(target).dialect, options)
+        request, tokenizer = _request(open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
     proof = _examine(ours, target, request, known, space, progress)
@@ -161,12 +161,12 @@ def verify(
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
 
-def _request(source: Folder, to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
+def _request(to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
     """Return what options ask of a target, as a plan would keep it, and the folder of its tokenizer."""
     said = {name: value for name, value in gathered(options).items() if name in Comparison.__optional_keys__}
     tokenizer = said.get("tokenizer")
     lent = None if tokenizer is None else folder_at(local("tokenizer", tokenizer))
-    tokens = None if lent is None else _tokens(_opened(source, said.get("config")), to, lent)
+    tokens = None if lent is None else tokens_of(lent)
     return as_data(replace(Request.of({**said, "to": to}), tokens=None if tokens is None else tokens.count)), tokenizer
 
 
@@ -204,9 +204,8 @@ def cross(
 
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
     """
-    said = local("out", out, out=True)
-    made = plan(path, **options)
-    memory = memory_of(gathered(options))
+    said, wish = local("out", out, out=True), gathered(options)
+    made, memory = plan(path, **wish), memory_of(wish)
     writing, examining = _phases(made, progress or _silent)
     with _written(made, folder_at(said), writing, phase, device) as (staging, publish_it):
         if phase is not None:

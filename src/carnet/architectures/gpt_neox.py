@@ -66,7 +66,7 @@ TRTLLM_TABLE = Table(
     guards={trtllm.SHARED: (False,)},
     ignored=trtllm.IGNORED,
 )
-TRTLLM_NORMS = (*biased(LAYER + "post_attention_layernorm", "hidden", "mlp_norm"),)
+TRTLLM_NORMS = biased(LAYER + "post_attention_layernorm", "hidden", "mlp_norm")
 
 GPT_NEOX = Family(
     name="gpt_neox",

@@ -8,7 +8,7 @@ import click
 
 from carnet.errors import BadOption
 from carnet.plans.options import local, nbytes, near
-from carnet.plans.request import ASIDE, MACHINE, OPTIONS, flag_of
+from carnet.plans.request import DEFAULTS, KNOWN, MACHINE, MEMORY, OPTIONS, flag_of
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -79,19 +79,27 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "patterns": {"multiple": True},
     "program": {},
 }
-SHOWN = {"memory": "512M", "shard_size": "5G", "spelling": "te", "tp": "1", "pp": "1", "ep": "1"}  # defaults, as help has them
 
 
 def option(name: str, text: str | None = None) -> Decorator:
     """Return one option of a request, ``text`` in place of its help; what is not said is None, or no pattern."""
-    made = {**OPTIONS, **ASIDE}[name]
+    made, default = KNOWN[name], {**DEFAULTS, "memory": MEMORY}.get(name)
     said = made.help if text is None else text
-    if name in SHOWN:
-        said += f"  [default: {SHOWN[name]}]"
+    if default:
+        said += f"  [default: {_rounded(default) if made.value == 'size' else default}]"
     given: dict[str, Any] = {"group": made.group, **({"metavar": made.metavar} if made.metavar else {})}
     if made.value == "word":
         return choice(flag_of(name), name, known=made.words if made.metavar else [*made.words()], help=said, **given)
     return click.option(flag_of(name), name, help=said, cls=Grouped, **{**TYPES[made.value], **given})
+
+
+def _rounded(nbytes_: int) -> str:
+    """Return a round number of bytes as a person writes it.
+
+    >>> _rounded(5_000_000_000), _rounded(512_000_000)
+    ('5G', '512M')
+    """
+    return f"{nbytes_ // 10**6}M" if nbytes_ % 10**9 else f"{nbytes_ // 10**9}G"
 
 
 def options(*names: str, **texts: str) -> Decorator:

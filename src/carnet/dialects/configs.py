@@ -345,8 +345,9 @@ def _known(table: Table) -> set[str]:
 
 def _unknown(table: Table, raw: Json, where: str) -> Iterator[NotSupported]:
     """Yield a refusal of each key that nobody knows; a neutral value asks for nothing, but where a key is a known one mistyped."""
+    known = {*_known(table), *table.ignored}
     for key, value in strange(table, raw).items():
-        meant = get_close_matches(key, {*_known(table), *table.ignored}, 1, NEAR)
+        meant = get_close_matches(key, known, 1, NEAR)
         if value or (meant and value is not None):
             remedy = f"--accept {key}, if it means nothing for the weights"
             yield NotSupported(

@@ -25,7 +25,7 @@ class Asked:
 
 # fields of a request that steer a comparison -> the option that says it
 COMPARED = {name: flag_of(name) for name, option in OPTIONS.items() if option.compared} | {"tokens": "--tokenizer DIR, tokens"}
-FILES = ("config", "amax")  # fields of a request that name a file
+FILES = [name for name, option in OPTIONS.items() if option.value == "path"]  # fields of a request that name a file
 
 
 def asked_of(request: Mapping[str, object]) -> Asked:

@@ -36,7 +36,6 @@ from carnet.steps import (
 IDS = ("form", "tensor", "start", "more", "source", "target", "scales", "outer")  # numbers in the tables; -1 for none
 OFFSETS = ("source_at", "target_at", "first", "scales_at", "outer_at")  # as a place counts them; 0 for none
 ROW = np.dtype([(name, np.int32) for name in IDS] + [(name, np.int64) for name in OFFSETS])
-BLANK = (-1,) * len(IDS) + (0,) * len(OFFSETS)
 
 Rows = NDArray[np.void]
 More = tuple[str | float | None, ...]  # what else a step says: values, the names of magnitudes, a scale that is given

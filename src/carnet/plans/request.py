@@ -283,7 +283,7 @@ class Request:
     @classmethod
     def of(cls, options: Mapping[str, object]) -> Self:
         """Return what ``Options`` ask for; raise BadOption where that makes no sense, whatever the checkpoint."""
-        only({**OPTIONS, **ASIDE}, options)
+        only(KNOWN, options)
         read = {
             name: OPTIONS[name].read(name, value)
             for name, value in options.items()
@@ -323,13 +323,16 @@ ASIDE: Mapping[str, Option] = {  # options of a crossing that are no part of wha
 }
 
 
+KNOWN: Mapping[str, Option] = {**OPTIONS, **ASIDE}
+
+
 def flag_of(name: str) -> str:
     """Return what an option is called on the command line.
 
     >>> flag_of("family"), flag_of("kv_scale")
     ('--as', '--kv-scale')
     """
-    return {**OPTIONS, **ASIDE}[name].flag or f"--{name.replace('_', '-')}"
+    return KNOWN[name].flag or f"--{name.replace('_', '-')}"
 
 
 def gathered(options: Mapping[str, object]) -> dict[str, Any]:
@@ -356,12 +359,15 @@ def read_request(path: Path) -> dict[str, Any]:
         found = found["request"]
     if not isinstance(found, Mapping):
         raise BadOption("the request is not a table of options", {"where": path})
-    said = {str(key).replace("-", "_"): value for key, value in found.items() if value is not None and key != "tokens"}
-    said = {"family" if name == "as" else name: value for name, value in said.items()}
-    known = {**OPTIONS, **ASIDE}
-    only(known.keys() - {"request"}, said)
+    spelled = {flag_of(name).removeprefix("--"): name for name in KNOWN}  # as on the command line, or as in Python
+    said = {
+        spelled.get(key, str(key).replace("-", "_")): value
+        for key, value in found.items()
+        if value is not None and key != "tokens"
+    }
+    only(KNOWN.keys() - {"request"}, said)
     for name, value in said.items():
-        if known[name].value in ("path", "folder") and isinstance(value, str):
+        if KNOWN[name].value in ("path", "folder") and isinstance(value, str):
             there = local(name, value)
             said[name] = there if is_place(there) else str(path.parent / there)
     return said

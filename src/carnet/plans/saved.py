@@ -163,9 +163,7 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
                 raise ValueError("it has too many steps")
         elif "file" in row:
             tensors = tuple(_tensor(each) for each in list_of("tensors", row["tensors"]))
-            metadata = {
-                text_of("metadata", key): text_of("metadata", said) for key, said in table_of("metadata", row["metadata"])
-            }
+            metadata = texts_of("metadata", row["metadata"])
             files.append(TargetFile(below(row["file"]), natural("nbytes", row["nbytes"]), tensors, metadata, _kind(row)))
         elif "raw" in row:
             raws.append(RawFile(below(row["raw"]), b64decode(text_of("base64", row["base64"]), validate=True)))

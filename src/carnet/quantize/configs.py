@@ -76,7 +76,7 @@ def with_codes(said: Mapping[str, object], key: str, codes: Codes) -> dict[str, 
     """Return the texts of a target that say what is coded: name -> text; ``said`` is config.json without, ``key`` where it says it."""
     record = said.get(key)
     own = WRITERS[codes.recipe.style](codes)
-    texts = {"config.json": {**said, key: {**(record if isinstance(record, dict) else {}), **own}}}
+    texts = {CONFIG: {**said, key: {**(record if isinstance(record, dict) else {}), **own}}}
     return texts | ({BESIDE: _beside(codes)} if codes.recipe.style in WITH_BESIDE else {})
 
 
@@ -147,4 +147,5 @@ WRITERS: Mapping[str, Callable[[Codes], Json]] = {
     "deepseek": _blocks,
     "trtllm": _of_ranks,
 }
+CONFIG = "config.json"
 BESIDE, WITH_BESIDE = "hf_quant_config.json", ("modelopt",)  # a second file with the same in other words, and who writes it

@@ -9,14 +9,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BESIDE, BITS, GROUPS, PRESSED
+from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BESIDE, BITS, CONFIG, GROUPS, PRESSED
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import STYLES, Style
 
 Json = Mapping[str, object]
 
 CONFIG_KEY, RECORD = "quantization_config", "quantization"  # where a config.json says it, and a rank's
-CONFIG = "config.json"
 
 # ways out of a refusal; a config that is given stands in place of config.json and of modelopt's file
 ANEW = "cross the weights that these were made of, as they were before"
