@@ -30,7 +30,8 @@ NUMBERS = (
     (r"\.experts\.local_experts\.(?P<number>\d+)", r".experts.experts"),
     (r"\.experts\.(?P<matrix>linear_fc[12]\.weight)(?P<number>\d+)$", r".experts.experts.\g<matrix>"),
 )
-PARTS = ("z", "x", "B", "C", "dt")  # of a Mamba mixer's parameters, in their order; a store keeps them apart
+# of the parameters of a Mamba mixer and of Gated DeltaNet, in their order; a store keeps them apart
+PARTS = (("z", "x", "B", "C", "dt"), ("query", "key", "value", "z", "beta", "alpha"))
 
 
 def rebuilt(checkpoint: Checkpoint, tensor: Stored) -> torch.Tensor:
@@ -58,7 +59,7 @@ def stacked(full: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]]) -
                 key = re.sub(pattern, spelled, key)
         for pattern, spelled in SPELLINGS:
             key = key if key in shapes else re.sub(pattern, spelled, key)
-        parts = [f"{key}.{part}" for part in PARTS if f"{key}.{part}" in shapes]
+        parts = max(([f"{key}.{part}" for part in parts if f"{key}.{part}" in shapes] for parts in PARTS), key=len)
         each = value.split([shapes[part][0] for part in parts]) if parts else (value,)
         for part, piece in zip(parts or [key], each, strict=True):
             items.setdefault(part, {})[tuple(place)] = piece

@@ -11,14 +11,17 @@ from carnet.model.model import layers, number, value
 from tests.families.samples import TYPES
 
 # which dimension of a projection ranks share; its rows may be several parts one after the other, each of which is shared
-ROWS = r"(q_proj|q_b_proj|kv_b_proj|gate_proj|up_proj|w1|w3|linear_attn|linear_mlp|dense_h_to_4h|c_fc)\.(weight|bias)"
+ROWS = (
+    r"(q_proj|q_b_proj|kv_b_proj|gate_proj|up_proj|w1|w3|linear_attn|linear_mlp|in_proj_qkvz|in_proj_ba|dense_h_to_4h|c_fc)"
+    r"\.(weight|bias)"
+)
 HEADS = r"(k_proj|v_proj)\.(weight|bias)"  # repeated where there are more ranks
 COLUMNS = r"(o_proj|down_proj|w2|dense|dense_4h_to_h|out_proj|c_proj)\.weight"
 PARTS = r"(qkv_proj|gate_up_proj|in_proj|conv1d|c_attn)\.(weight|bias)"
 GPT2 = re.compile(r"(transformer\.)?h\.\d+\.(attn|mlp)\.c_")  # inputs before outputs
 GROUPS = r"query_key_value\.(weight|bias)"
 VOCABULARY = r"(embed_tokens|lm_head|wte|word_embeddings|embed_in|embed_out|embeddings?|shared_head\.head)\.weight"
-STATES = r"mixer\.(dt_bias|A_log|D|norm\.weight)"
+STATES = r"(mixer\.(dt_bias|A_log|D|norm\.weight)|linear_attn\.(dt_bias|A_log))"
 FIRST = r"(embed_tokens|wte|wpe|word_embeddings|embed_in|embeddings?)\.weight"
 
 
@@ -115,6 +118,10 @@ def fused(name, array, layer):
     if "qkv_proj" in name or "c_attn" in name:
         many = [size["heads"], size["kv_heads"], size["kv_heads"]]
         rows = [count * size["head_dim"] for count in many]
+    elif layer["mixer"] == "gdn":
+        count, values = number(layer, "gdn_keys"), number(layer, "gdn_values")
+        keys = count * number(layer, "gdn_key_dim")
+        rows, many = [keys, keys, values * number(layer, "gdn_value_dim")], [count] * 3
     else:
         inner, state = number(layer, "ssm_heads") * number(layer, "ssm_head_dim"), number(layer, "ssm_state")
         count = number(layer, "ssm_groups")

@@ -1,7 +1,8 @@
 """The state that each rank of Megatron has of any model, cut by hand; nothing here knows what carnet says of Megatron.
 
 How Megatron shares a model: megatron/core/tensor_parallel/layers.py, megatron/core/transformer/{attention,mlp,multi_latent_attention,
-multi_token_prediction}.py, megatron/core/transformer/moe/experts.py, megatron/core/ssm/mamba_mixer.py, megatron/core/parallel_state.py.
+multi_token_prediction}.py, megatron/core/transformer/moe/experts.py, megatron/core/ssm/{mamba_mixer,gated_delta_net}.py,
+megatron/core/parallel_state.py.
 """
 
 import io
@@ -104,6 +105,9 @@ def block(own, place, spelling):
     elif "mla.o" in own:
         norm = "input_layernorm."
         found |= latent(own, place, local)
+    elif "gdn.z" in own:
+        norm = "input_layernorm." if local else "self_attention.in_proj.layer_norm_"
+        found |= delta_net(own, tp)
     elif "mamba.z" in own:
         norm = "norm." if local else "mixer.in_proj.layer_norm_"
         found |= mamba(own, tp)
@@ -137,9 +141,11 @@ def named(own, names):
 
 
 def qkv(own, end, tp):
-    """Join what the heads of each group have: its queries, its key, its value."""
-    q, k, v = (share(own[f"attention.{part}{end}"], tp) for part in "qkv")
-    return torch.cat([part for group in range(len(q)) for part in (q[group].flatten(0, 1), k[group], v[group])])
+    """Join what the heads of each group have: its queries, their gates where there are any, its key, its value."""
+    names = (f"attention.{part}{end}" for part in ("q", "gate", "k", "v"))
+    parts = [share(own[name], tp) for name in names if name in own]
+    dim = own[f"attention.k{end}"].shape[1:]
+    return torch.cat([part[group].reshape(-1, *dim[1:]) for group in range(len(parts[0])) for part in parts])
 
 
 def halves(own, kind, end, place):
@@ -163,6 +169,22 @@ def latent(own, place, local):
     found["self_attention.linear_q_down_proj.weight"] = own["mla.q_a"]
     found["self_attention.linear_q_up_proj.weight"] = share(own["mla.q_b"], place.tp).flatten(0, 1)
     return found | {norms.format("q"): own["mla.q_a_norm"]}
+
+
+def delta_net(own, tp):
+    hidden = own["gdn.o"].shape[0]
+    part = {
+        name: share(tensor, tp) for name, tensor in own.items() if name.startswith("gdn.") and name[4:] not in {"o", "out_norm"}
+    }
+    found = {
+        "in_proj.weight": torch.cat([part[f"gdn.{name}"].reshape(-1, hidden) for name in "qkvzba"]),
+        "conv1d.weight": torch.cat([part[f"gdn.conv_{name}"].flatten(0, -2) for name in "qkv"]).unsqueeze(1),
+        "dt_bias": part["gdn.dt_bias"].flatten(),
+        "A_log": part["gdn.a_log"].flatten(),
+        "out_norm.weight": own["gdn.out_norm"],
+        "out_proj.weight": share(own["gdn.o"], tp, 1).flatten(1),
+    }
+    return {f"self_attention.{name}": tensor for name, tensor in found.items()}
 
 
 def mamba(own, tp):

@@ -300,7 +300,7 @@ def test_what_stands_beside_a_target_stays(world, tmp_path):
     (tmp_path / "out.partial").mkdir()
     (tmp_path / "out.partial/journal.jsonl").write_text("of another crossing")
     found = world.run("save_together", DENSE, {}, {}, "hf", str(tmp_path / "megatron"), {}, [str(tmp_path / "out")] * 2)
-    assert all("exists" in said for each in found for said in each)
+    assert all("journal.jsonl is not a journal of carnet" in said for each in found for said in each), found
     assert (tmp_path / "out.partial/journal.jsonl").read_text() == "of another crossing"
     assert not (tmp_path / "out").exists()
 

@@ -71,7 +71,8 @@ def widths(model, random):
     """Return how many ranks may share the layers of a running model, an expert, and the experts."""
     config = model.config
     alone = [number(layer, "kv_heads") for layer in layers(config) if layer["mixer"] in ("attention", "mla")]
-    alone += [number(config, "ssm_groups")] if any(layer["mixer"] == "mamba" for layer in layers(config)) else []
+    cut = {"mamba": "ssm_groups", "gdn": "gdn_keys"}
+    alone += [number(layer, cut[mixer]) for layer in layers(config) if (mixer := str(layer["mixer"])) in cut]
     even = [n for n in (1, 2, 4) if model.ranks % n == 0]
     return {
         "tp": [n for n in even if math.gcd(model.ranks, *alone) % n == 0],
