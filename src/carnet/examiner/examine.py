@@ -26,7 +26,7 @@ from carnet.examiner.tensor_files import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory.source_scales import read_source_scales
-from carnet.inventory.survey import Inventory, survey
+from carnet.inventory.survey import Inventory, Lacking, survey
 from carnet.model.fields import FIELDS
 from carnet.model.model import matters, value
 from carnet.model.tensors import Canonical
@@ -83,7 +83,7 @@ def examine(
     names = [*ours.shapes]
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.request.dtype)]
     # what the target lacks is found below, tensor by tensor
-    findings += [_problem(error, "") for error in problems if not error.what.startswith("the checkpoint lacks")]
+    findings += [_problem(error, "") for error in problems if not isinstance(error, Lacking)]
     ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     todo = [*jobs(ours, theirs)]

@@ -103,7 +103,7 @@ def _named(source: Side, target: Side, of: Matrix, wrong: int, clues: Clues) -> 
         if of.recipe.packing == "words" and ((found ^ 8) == right).all():
             return "codes are not offset as they must be"
     flip = np.uint8(1 << (of.recipe.code.bits - 1))
-    if not of.recipe.code.name.startswith("int") and ((found ^ flip) == right).all():
+    if not of.recipe.code.integer and ((found ^ flip) == right).all():
         return "signs inverted"
     other = _borrowed(source, target, of, found, clues)
     if other is not None:

@@ -63,7 +63,7 @@ class Nearest:
 def nearest(recipe: str) -> Nearest:
     """Return the codes of a recipe, unpacked: a byte each, as ``unpacked`` gives them."""
     of = BY_NAME[recipe]
-    if of.code.name.startswith("int"):
+    if of.code.integer:
         steps = np.arange(256, dtype=np.uint8).view(np.int8) if of.code.bits == 8 else np.arange(16) - 8
         return _steps(steps.astype(np.float32))
     bits = np.arange(1 << of.code.bits, dtype=np.uint8)

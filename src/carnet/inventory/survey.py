@@ -69,6 +69,10 @@ def opened(
     return replace(checkpoint, program=written_by)
 
 
+class Lacking(BadCheckpoint):
+    """A canonical tensor, or a part of one, is stored nowhere."""
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Inventory:
     """A checkpoint whose every tensor is understood."""
@@ -355,7 +359,7 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
             facts = {"where": where, "tensor": name, "looked for": " or ".join(rows)}
             if boxes[name]:
                 facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"
-            yield BadCheckpoint(f"the checkpoint lacks {name!r}", facts)
+            yield Lacking(f"the checkpoint lacks {name!r}", facts)
             return
 
 

@@ -137,7 +137,7 @@ def _coded(recipe: Recipe, quotients: Floats, own: str) -> Codes:
     if recipe.quotient == "own" and own == "bf16":
         return np.take(table(recipe.code), quotients.astype(BF16).view(np.uint16), mode="clip")
     quotients = np.ascontiguousarray(rounded(quotients, recipe.quotient, own))
-    if recipe.code.name.startswith("int"):
+    if recipe.code.integer:
         least = -recipe.code.largest - 1
         return np.clip(np.rint(quotients), least, recipe.code.largest).astype(np.int8).view(np.uint8)
     return np.take(table(recipe.code), squeeze(quotients), mode="clip")

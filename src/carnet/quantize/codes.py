@@ -28,12 +28,13 @@ class Code:
     largest: float  # the largest magnitude on the positive side
     minus_zero: str = "kept"  # what a zero with a sign, and a small negative value, becomes: "kept", "from below", "any"
     ties: str = "even"  # where a value in the middle of two goes: "even", "zero" (towards it)
+    integer: bool = False  # two's complement, with one value more on the negative side
 
 
 E4M3 = Code("e4m3", 8, 448.0)
 E2M1 = Code("e2m1", 4, 6.0)
-INT8 = Code("int8", 8, 127.0)
-INT4 = Code("int4", 4, 7.0)
+INT8 = Code("int8", 8, 127.0, integer=True)
+INT4 = Code("int4", 4, 7.0, integer=True)
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # of e2m1
 
 
@@ -75,7 +76,7 @@ def table(code: Code) -> Codes:
         sign[every == FORMS // 2] = 0
     elif code.minus_zero == "any":
         sign[(every & 0x7FFF) == 0] = 1 << code.bits - 1
-    if code.name.startswith("int"):
+    if code.integer:
         least = 1 << code.bits - 1
         nearest = np.where(negative, np.where(size >= least - 0.5, least, nearest), nearest)
         return ((np.where(negative, -nearest, nearest)) & ((1 << code.bits) - 1)).astype(np.uint8)
