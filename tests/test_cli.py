@@ -1007,7 +1007,10 @@ def test_a_file_of_calibration_that_says_something_else_is_refused(tmp_path):
 
 @pytest.mark.parametrize("scale", ["0", "-1", "nan", "inf"])
 def test_the_scale_of_a_cache_is_a_positive_number(scale):
-    assert refused(*CHANNEL, "--kv-cache", "fp8", "--kv-scale", scale)[0] == "carnet: the scale of a cache is a positive number"
+    result = call(*CHANNEL, "--kv-cache", "fp8", "--kv-scale", scale)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"kv_scale cannot be {float(scale)!r}" in result.stderr
+    assert "a positive number" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """One table of options: Python, the command line and a file of options take the same; what a target cannot use is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from carnet.plans.request import ASIDE, OPTIONS, flag_of
 
 HERE = Path(__file__).parent
 MEGATRON = HERE / "goldens" / "megatron" / "llama_tp2pp2"
+
+TYPO = {"dtyp": "fp32"}
 
 
 def call(*words):
@@ -89,8 +92,26 @@ def test_what_plan_and_document_give_back_asks_for_the_same(tmp_path):
         ("[1]", "no option is called '1'"),
         (b"to = '\xff'", "is not TOML"),
         ('to = "hf"\nconfig = {name = "config.json"}\n', "config cannot be"),
+        ('to = "hf"\nvocab-size = 250\nvocab_size = 100\n', "says 'vocab_size' twice"),
+        ('to = "hf"\nas = "llama"\nfamily = "gpt2"\n', "says 'family' twice"),
+        ('{"to": "hf", "to": "trtllm"}', "is there twice"),
+        ('[request]\nto = "hf"\n', "no option is called 'request'"),
+        ('{"to": "hf", "request": {"tp": 2}}', "no option is called 'request'"),
+        ('{"to": ' + "[" * 100_000 + "]" * 100_000 + "}", "is nested too deeply"),
+        ("to = " + "[" * 20_000 + "]" * 20_000, "is nested too deeply"),
+        ("#" * 100_000, "is too large"),
+        ('to = "hf"\nkv-scale = 1' + "0" * 400, "kv_scale cannot be 1"),
+        ('to = "hf"\nkv-scale = nan\n', "kv_scale cannot be nan"),
+        ('to = "hf"\nmemory = "1' + "0" * 400 + 'M"\n', "memory is larger than"),
+        ('to = "hf"\nshard-size = "0.1"\n', "shard_size must be at least 1"),
+        ('to = "hf"\nwritten-by = ["nemo"]\n', "written_by cannot be ['nemo']"),
+        ('to = "hf"\nwritten-by = "megatron"\n', "no program is called 'megatron'"),
+        ('to = "hf"\nconfig = ""\n', "config cannot be ''"),
+        ('{"to": "hf", "config": "a\\u0000b"}', r"config cannot be 'a\x00b'"),
+        ('{"to": "hf", "config": "\\ud800"}', "holds a text that is no Unicode"),
+        ('to = "' + "x" * 5000 + '"\n', "xxx..."),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],
 )
 def test_a_wrong_file_of_options_is_a_usage_error(text, said, tmp_path):
     file = tmp_path / "wish.toml"
@@ -100,6 +121,50 @@ def test_a_wrong_file_of_options_is_a_usage_error(text, said, tmp_path):
     assert said in result.stderr
     with pytest.raises(carnet.BadOption):
         carnet.plan(MEGATRON, request=file)
+
+
+def test_what_is_no_file_of_options_is_a_usage_error(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "huge", "wb") as huge:
+        huge.truncate(40 << 30)
+    for file, said in (
+        ("fifo", "a FIFO"),
+        ("huge", "too large"),
+        (".", "a folder"),
+        ("none", "is missing"),
+        ("a\0b", "a path"),
+    ):
+        with pytest.raises(carnet.BadOption) as caught:
+            carnet.plan(MEGATRON, request=f"{tmp_path}/{file}")
+        assert said in str(caught.value)
+
+
+def test_a_file_of_options_may_begin_as_windows_writes_it(tmp_path):
+    (tmp_path / "wish.toml").write_bytes(b'\xef\xbb\xbfto = "hf"\r\nvocab-size = 250\r\n')
+    assert planned("--request", tmp_path / "wish.toml")["vocab_size"] == 250
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda out: carnet.cross(MEGATRON, out, to="hf", vocab_size=250, device="tpu"), "device cannot be 'tpu'"),
+        (lambda out: carnet.verify(MEGATRON, out, **TYPO), "no option is called 'dtyp'; did you mean 'dtype'?"),
+        (lambda out: carnet.verify(MEGATRON, out, memory=None), "memory cannot be None"),
+        (lambda _: carnet.cross(MEGATRON, "a\0b", to="hf"), "out cannot be"),
+        (lambda _: carnet.cross(MEGATRON, "\ud800", to="hf"), "out cannot be"),
+        (lambda _: carnet.cross(MEGATRON, "", to="hf"), "out cannot be ''"),
+        (lambda out: carnet.cross("", out, to="hf"), "ckpt cannot be ''"),
+        (lambda _: carnet.plan(MEGATRON, to="hf", tokenizer="a\0b"), "tokenizer cannot be"),
+        (lambda _: carnet.plan(MEGATRON, to="hf", written_by=3), "written_by cannot be 3"),
+        (lambda _: carnet.plan(MEGATRON, to="trtllm", tp=10**5000), "tp is larger than"),
+        (lambda _: carnet.plan(MEGATRON, to="hf", read_by="megatron-lm==7"), "no release '7' of megatron-lm"),
+    ],
+)
+def test_what_an_option_of_python_never_is_names_the_option(ask, said, tmp_path):
+    with pytest.raises(carnet.BadOption) as caught:
+        ask(tmp_path / "out")
+    assert said in str(caught.value)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ from carnet.planner.reproof import reprove
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import local
-from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, gathered, memory_of, only
+from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only
+from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
 from carnet.steps import TextFile
 from carnet.storage.protocol import Crossing, Draft, Folder
@@ -140,6 +141,7 @@ def verify(
     """
     space, tokenizer = memory_of({"memory": memory}), options.get("tokenizer")
     told = any(value not in (None, ()) for value in options.values())
+    only(Comparison.__optional_keys__, options)
     if out is None and (told or seal or plan is not None):
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:

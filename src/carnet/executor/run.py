@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 
 from carnet import pool
-from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
+from carnet.errors import BadCheckpoint, BadOption, BadRequest, MachineFailed
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
@@ -27,6 +27,8 @@ from carnet.pool import Phase, Progress
 from carnet.steps import Put
 from carnet.storage.protocol import Draft, Folder, Opened
 from carnet.storage.schemes import PathLike, folder_at
+
+DEVICES = "cpu", "cuda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ def coder_on(device: str) -> Coder | None:
 
     Raises MachineFailed where there is no such device, or nothing to use it with.
     """
+    if device not in DEVICES:
+        raise BadOption(f"device cannot be {device!r}", {"known": ", ".join(DEVICES)})
     if device == "cpu":
         return None
     missing = [name for name in ("torch", "triton") if find_spec(name) is None]

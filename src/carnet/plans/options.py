@@ -7,10 +7,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
 
-from carnet.errors import BadOption, NotSupported
+from carnet.errors import BadOption, NotSupported, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -44,10 +45,10 @@ def local(name: str, path: object, *, out: bool = False) -> str:
     './models/llama'
     """
     if not isinstance(path, str | os.PathLike):
-        raise _wrong(name, path, "a path")
+        raise wrong(name, path, "a path")
     said = os.fspath(path)
-    if not isinstance(said, str):
-        raise _wrong(name, path, "a path")
+    if not isinstance(said, str) or not _can_be_a_path(said):
+        raise wrong(name, path, "a path")
     found = STORE.fullmatch(said)
     if found is None and not out and name.lower() in OF_HUBS and HUB_NAME.fullmatch(said) and not Path(said).parent.exists():
         remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
@@ -67,6 +68,13 @@ def local(name: str, path: object, *, out: bool = False) -> str:
     raise NotSupported(what, {"found": url}, remedy=f"{todo}: {there}" if there else todo)
 
 
+def _can_be_a_path(said: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(said) and said != ""
+    except UnicodeEncodeError:  # half of a surrogate pair, which stands for no byte
+        return False
+
+
 def located(name: str, value: object) -> str | None:
     """Return a path that holds wherever it is read again."""
     from carnet.storage.schemes import folder_at
@@ -83,26 +91,26 @@ def nbytes(name: str, value: object) -> int:
     if isinstance(value, str):
         found = SIZE.fullmatch(value.strip().replace(",", "").replace("_", ""))
         if found is None or found[2].lower() not in {**UNITS, **BINARY}:
-            raise _wrong(name, value, "a size: 512M, 2G, 512MiB or a number of bytes")
-        return int(float(found[1]) * {**UNITS, **BINARY}[found[2].lower()])
+            raise wrong(name, value, "a size: 512M, 2G, 512MiB or a number of bytes")
+        value = int(Fraction(found[1]) * {**UNITS, **BINARY}[found[2].lower()])
     return whole(name, value)
 
 
 def whole(name: str, value: object) -> int:
-    """Return a whole number of at least 1."""
+    """Return a whole number from 1 to 2**62, as a saved plan has them."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise _wrong(name, value, "a whole number")
+        raise wrong(name, value, "a whole number")
     if value < 1:
         raise BadOption(f"{name} must be at least 1", {"found": value})
+    if int(value) > 1 << 62:
+        raise BadOption(f"{name} is larger than anything of this world")
     return int(value)
 
 
-def number(name: str, value: object) -> float | None:
-    """Return a number, None where there is none."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise _wrong(name, value, "a number")
+def number(name: str, value: object) -> float:
+    """Return a positive number that fits 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value < 3.4028235e38:
+        raise wrong(name, value, "a positive number")
     return float(value)
 
 
@@ -117,11 +125,11 @@ def patterns(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, Mapping | bytes) or not isinstance(value, Iterable):
-        raise _wrong(name, value, "a pattern of names, or several")
+        raise wrong(name, value, "a pattern of names, or several")
     found = tuple(value)
     for each in found:
         if not isinstance(each, str):
-            raise _wrong(name, each, "a pattern of names")
+            raise wrong(name, each, "a pattern of names")
     return found
 
 
@@ -134,11 +142,11 @@ def word(name: str, value: object, known: Mapping[str, str]) -> str:
     if not isinstance(value, str):
         said = str(value)  # torch.bfloat16 prints its own name
         if said not in {f"torch.{each}" for each in known}:
-            raise _wrong(name, value, f"one of {', '.join(known)}")
+            raise wrong(name, value, f"one of {', '.join(known)}")
         value = said
     plain = value if value in known else value.lower().removeprefix("torch.")
     if plain not in known:
-        raise BadOption(f"{name} cannot be {value!r}{near(plain, known)}", {"known": ", ".join(known)})
+        raise BadOption(f"{name} cannot be {shown(repr(value))}{near(plain, known)}", {"known": ", ".join(known)})
     return known[plain]
 
 
@@ -161,5 +169,6 @@ def near(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
-def _wrong(name: str, value: object, expected: str) -> BadOption:
-    return BadOption(f"{name} cannot be {value!r}", {"expected": expected, "found": type(value).__name__})
+def wrong(name: str, value: object, expected: str) -> BadOption:
+    """Return the error of a value that an option never has."""
+    return BadOption(f"{name} cannot be {shown(repr(value))}", {"expected": expected, "found": type(value).__name__})

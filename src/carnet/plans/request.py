@@ -5,16 +5,13 @@ type, for type checkers). The command line, ``--request FILE`` and Python are re
 request as plain values under the same names.
 """
 
-import json
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
-from carnet.plans.options import DTYPES, PathLike, local, located, nbytes, near, number, patterns, whole, word
+from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word, wrong
 
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
@@ -124,8 +121,10 @@ class Option:
 def _program(name: str, value: object) -> str:
     from carnet.dialects.megatron.programs import program
 
-    program(str(value), name)
-    return str(value)
+    if not isinstance(value, str):
+        raise wrong(name, value, "the name of a program")
+    program(value, flag_of(name))
+    return value
 
 
 READERS: Mapping[str, Callable[[str, object], Any]] = {
@@ -333,44 +332,6 @@ def flag_of(name: str) -> str:
     ('--as', '--kv-scale')
     """
     return KNOWN[name].flag or f"--{name.replace('_', '-')}"
-
-
-def gathered(options: Mapping[str, object]) -> dict[str, Any]:
-    """Return options with those of the file that ``request`` names, which count where nothing else is said."""
-    said = {name: value for name, value in options.items() if name != "request"}
-    asked = options.get("request")
-    return said if asked is None else {**read_request(Path(local("request", asked))), **said}
-
-
-def read_request(path: Path) -> dict[str, Any]:
-    """Return the options of a TOML file, or those that `plan --json` and a document give back; paths are seen from its folder."""
-    from carnet.storage.opening import reading  # not sooner: --help need not know a store
-    from carnet.storage.schemes import is_place
-
-    try:
-        with reading(path) as file:
-            raw = file.read().decode()
-        found: object = json.loads(raw) if raw.lstrip().startswith("{") else tomllib.loads(raw)
-    except OSError as error:
-        raise BadOption("the request cannot be read", {"where": path, "reason": error.strerror}) from error
-    except ValueError as error:  # of UTF-8, of JSON and of TOML
-        raise BadOption("the request is not TOML", {"where": path, "reason": str(error)}) from error
-    if isinstance(found, Mapping) and isinstance(found.get("request"), Mapping):
-        found = found["request"]
-    if not isinstance(found, Mapping):
-        raise BadOption("the request is not a table of options", {"where": path})
-    spelled = {flag_of(name).removeprefix("--"): name for name in KNOWN}  # as on the command line, or as in Python
-    said = {
-        spelled.get(key, str(key).replace("-", "_")): value
-        for key, value in found.items()
-        if value is not None and key != "tokens"
-    }
-    only(KNOWN.keys() - {"request"}, said)
-    for name, value in said.items():
-        if KNOWN[name].value in ("path", "folder") and isinstance(value, str):
-            there = local(name, value)
-            said[name] = there if is_place(there) else str(path.parent / there)
-    return said
 
 
 def as_data(request: Request) -> Mapping[str, object]:

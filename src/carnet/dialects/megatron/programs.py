@@ -23,7 +23,7 @@ from carnet.dialects.megatron.releases import (
     Idle,
 )
 from carnet.dialects.megatron.rows import MEGATRON
-from carnet.errors import BadRequest, CarnetError, NotSupported
+from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported
 from carnet.model.keys import equal
 
 LM, BRIDGE, NEMO, CORE = "megatron-lm", "megatron-bridge", "nemo", "megatron-core"
@@ -55,20 +55,20 @@ AS_IT_STANDS = Heard({}, {}, {})
 
 
 def program(word: str, option: str) -> Program:
-    """Return the program that a person means; raise BadRequest where there is none.
+    """Return the program that a person means; raise BadOption where there is none.
 
     >>> program("megatron-lm==0.17.1", "--written-by")
     Program(name='megatron-lm', release='0.17')
     """
     name, is_release, version = word.partition("==")
     if name not in PROGRAMS:
-        raise BadRequest(f"no program is called {name!r}", {"option": option, "known": ", ".join(PROGRAMS)})
+        raise BadOption(f"no program is called {name!r}", {"option": option, "known": ", ".join(PROGRAMS)})
     if not is_release or name not in RELEASED:
         return Program(name)
     release = release_of(version)
     if not release:
         known = f"{RELEASES[0]} and older, {', '.join(RELEASES[1:])}"
-        raise BadRequest(f"carnet knows no release {version!r} of {name}", {"option": option, "known": known})
+        raise BadOption(f"carnet knows no release {version!r} of {name}", {"option": option, "known": known})
     return Program(name, release)
 
 
