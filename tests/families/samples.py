@@ -125,6 +125,11 @@ def one_shared(_: Random, __: int, config: Config) -> Fields:
     return {"shared_ffn": config["moe_ffn"]}
 
 
+def latent_experts(random: Random, _: int, __: Config) -> Fields:
+    """A projection of the stream goes to the experts, and what they make of it comes back by another."""
+    return {"moe_latent": random.randint(1, 4)}
+
+
 def dense_first(random: Random, _: int, config: Config) -> Fields:
     layers = number(config, "layers")
     dense = random.randint(0, layers - 1)
@@ -288,6 +293,9 @@ SAMPLES: dict[str, Sample] = {
     "nemotron_h": Sample("hf megatron", (*MLP, states, mamba_attention_mlp), RELU2),
     "nemotron_h, mixtures": Sample(
         "hf megatron", (*MLP, experts, two_chosen, shared, states, one_block_each), {**RELU2, **SIGMOID}
+    ),
+    "nemotron_h, latent mixtures": Sample(
+        "hf megatron", (*MLP, experts, two_chosen, latent_experts, shared, states, one_block_each), {**RELU2, **SIGMOID}
     ),
     "nemotron_nas": Sample("hf megatron trtllm", (*MLP, unlike), SILU),
 }

@@ -1011,7 +1011,6 @@ GUARDED = {
     "interleaved_attn_pattern": [5, 1],
     "embedding_multiplier": 12.0,
     "use_mup": True,
-    "moe_latent_size": 64,
     "mtp_use_repeated_layer": True,
     "mtp_hybrid_override_pattern": "M*",
     "enable_mhc_connections": True,

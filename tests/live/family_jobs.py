@@ -207,12 +207,14 @@ def mamba(own, tp):
 def mixture(own, place, spelling):
     found = named(own, {"mlp.router.weight": "moe.router", "mlp.router.bias": "moe.router_shift"})
     found |= named(own, {"mlp.router.expert_bias": "moe.router_bias", "mlp.shared_experts.gate_weight": "shared.weigh"})
+    found |= named(own, {"mlp.fc1_latent_proj.weight": "moe.latent_in", "mlp.fc2_latent_proj.weight": "moe.latent_out"})
     if "shared.weigh" in own:
         found["mlp.shared_experts.gate_weight"] = own["shared.weigh"].unsqueeze(0)
     if "shared.up" in own:
         found["mlp.shared_experts.linear_fc1.weight"] = halves(own, "shared.", "", place.tp)
         found["mlp.shared_experts.linear_fc2.weight"] = share(own["shared.down"], place.tp, 1)
-    held = {name: share(tensor, place.ep) for name, tensor in own.items() if name.startswith("moe.") and "router" not in name}
+    of_all = ("moe.router", "moe.latent")
+    held = {name: share(own[name], place.ep) for name in own if name.startswith("moe.") and not name.startswith(of_all)}
     each = [{name: tensor[at] for name, tensor in held.items()} for at in range(len(held["moe.up"]))]
     first = [halves(expert, "moe.", "", place.etp) for expert in each]
     second = [share(expert["moe.down"], place.etp, 1) for expert in each]

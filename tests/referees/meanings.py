@@ -320,8 +320,8 @@ CASES: dict[str, tuple[Case, ...]] = {
 A_SIZE = "a size: the shapes of the tensors say it too, or a crossing stops"
 UNVARIED = {
     **dict.fromkeys(
-        "layers hidden heads kv_heads head_dim ffn vocab positions experts moe_ffn shared_ffn kv_lora q_lora nope_dim rope_dim v_dim "
-        "ssm_heads ssm_head_dim ssm_groups ssm_state ssm_conv "
+        "layers hidden heads kv_heads head_dim ffn vocab positions experts moe_ffn moe_latent shared_ffn kv_lora q_lora nope_dim "
+        "rope_dim v_dim ssm_heads ssm_head_dim ssm_groups ssm_state ssm_conv "
         "gdn_keys gdn_values gdn_key_dim gdn_value_dim gdn_conv layer_kv_heads layer_ffn".split(),
         A_SIZE,
     ),

@@ -39,6 +39,9 @@ MODELS = {
     "nemotron_h with mixtures": NemotronHConfig(
         **HYBRID, **STATE, **EXPERTS, layers_block_type=[M, E, A, E], n_group=2, topk_group=1, routed_scaling_factor=2.5
     ),
+    "nemotron_h with latent mixtures": NemotronHConfig(
+        **HYBRID, **STATE, **EXPERTS, layers_block_type=[M, E, A, E], moe_latent_size=16
+    ),
     "nemotron_h of every kind": NemotronHConfig(
         **HYBRID, **STATE, **EXPERTS, layers_block_type=[E, M, A, P, M], norm_topk_prob=True
     ),

@@ -30,6 +30,7 @@ NAMES = (
     "qwen2_tp2",
     "v019_deepseek_te_ep2",
     "v019_llama_te_tp2",
+    "v0192_nemotron3_tp2",
     "v0192_qwen3next_te_tp2",
 )
 TIED = {"gemma_te_tp2", "gpt_te_tp2"}
@@ -42,6 +43,7 @@ CUTS = {
     "mixtral_ep2": {"tp": 2, "pp": 3, "ep": 4},
     "mixtral_gg_te_ep2_legacy": {"tp": 2, "ep": 2},
     "v019_deepseek_te_ep2": {"tp": 4, "ep": 4},
+    "v0192_nemotron3_tp2": {"tp": 2, "pp": 2, "ep": 4},
     "v0192_qwen3next_te_tp2": {"tp": 2, "pp": 3, "ep": 2},
 }
 

@@ -27,7 +27,6 @@ CLAIMED = {family.hf.architecture: family for family in FAMILIES}
 READ = "the config says more layers than the checkpoint can hold"  # the first that is wrong without weights
 # claimed, and not read: what their refusal begins with
 LEFT = {
-    r"nvidia--NVIDIA-Nemotron-3-(Super|Ultra)-.*": "the config sets 'moe_latent_size' to a value that carnet cannot carry over",
     r"nvidia--NVIDIA-Nemotron-3\.5-.*": "carnet does not know this hf_quant_config.json.quantization.quant_algo",
     r"openai--gpt-oss-.*": "carnet does not know this quantization_config.quant_method",
 }
@@ -108,6 +107,9 @@ def of_class(family, raw):
     rope = found.get("rope_parameters")
     if rope:
         rope.pop("type", None)  # the older word for rope_type, which is there too
+    limit = found.get("time_step_limit")
+    if limit and limit[1] == 1e308:  # which stands where a program's JSON has no infinity
+        limit[1] = {"__float__": "Infinity"}
     if "head_dim" in found and found["head_dim"] is None:
         found["head_dim"] = made.hidden_size // made.num_attention_heads
     return {key: found[key] for key in kind().to_dict() if key in found}

@@ -45,7 +45,7 @@ APART = {
 # loading, and one whose codes are packed has none; where weights are dequantized as they are loaded it has
 ASKS_FOR_WEIGHTS = ("falcon", "mamba2")
 # transformers/integrations/finegrained_fp8.py: a block has as many rows as rows of the weight by rows of scales
-RAGGED = {"mamba2", "nemotron_h", "nemotron_h, mixtures"}
+RAGGED = {"mamba2", "nemotron_h", "nemotron_h, mixtures", "nemotron_h, latent mixtures"}
 
 
 @functools.cache
@@ -135,7 +135,7 @@ def test_transformers_runs_every_family_as_the_dequantized_model(name, recipe, t
     assert same == (not why), why
 
 
-UNTIED = {"nemotron_h", "nemotron_h, mixtures"}  # its config cannot say it
+UNTIED = {"nemotron_h", "nemotron_h, mixtures", "nemotron_h, latent mixtures"}  # its config cannot say it
 TIED = [name for name in NAMES if name not in UNTIED and name not in ("gpt2", "llama4")]  # those two are looked at above
 
 

@@ -21,10 +21,10 @@ ROWS = (
     row(LAYER + "self_attn.sinks", "(kv rep)", "attention.sinks"),
     row(LAYER + "mlp.router.weight", "expert hidden", "moe.router"),
     row(LAYER + "mlp.router.bias", "expert", "moe.router_shift"),
-    fuse(EXPERTS + "gate_up_proj", "expert hidden (moe_ffn *)", {"moe.gate": "", "moe.up": ""}),
+    fuse(EXPERTS + "gate_up_proj", "expert moe_hidden (moe_ffn *)", {"moe.gate": "", "moe.up": ""}),
     fuse(EXPERTS + "gate_up_proj_bias", "expert (moe_ffn *)", {"moe.gate_bias": "", "moe.up_bias": ""}),
-    row(EXPERTS + "down_proj", "expert moe_ffn hidden", "moe.down"),
-    row(EXPERTS + "down_proj_bias", "expert hidden", "moe.down_bias"),
+    row(EXPERTS + "down_proj", "expert moe_ffn moe_hidden", "moe.down"),
+    row(EXPERTS + "down_proj_bias", "expert moe_hidden", "moe.down_bias"),
     *(hf.FINAL_NORM, hf.HEAD),
 )
 # the type is always said: transformers takes a config without it for YaRN

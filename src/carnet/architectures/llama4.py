@@ -19,8 +19,8 @@ ROWS = (
     *(hf.EMBED, *hf.NORMS, *hf.ATTENTION),
     *hf.gated("feed_forward", "mlp", "ffn"),
     row(LAYER + MLP + "router.weight", "expert hidden", "moe.router"),
-    fuse(LAYER + MLP + "experts.gate_up_proj", "expert hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}),
-    row(LAYER + MLP + "experts.down_proj", "expert moe_ffn hidden", "moe.down"),
+    fuse(LAYER + MLP + "experts.gate_up_proj", "expert moe_hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}),
+    row(LAYER + MLP + "experts.down_proj", "expert moe_ffn moe_hidden", "moe.down"),
     *hf.gated("feed_forward.shared_expert", "shared", "shared_ffn"),
     *(hf.FINAL_NORM, hf.HEAD),
 )

@@ -40,8 +40,10 @@ ROWS = (
     *biased(MIXER + "down_proj", "hidden ffn", "mlp.down"),
     row(MIXER + "gate.weight", "expert hidden", "moe.router"),
     row(MIXER + "gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32"),
-    row(MIXER + "experts.{expert}.up_proj.weight", "moe_ffn hidden", "moe.up"),
-    row(MIXER + "experts.{expert}.down_proj.weight", "hidden moe_ffn", "moe.down"),
+    row(MIXER + "fc1_latent_proj.weight", "moe_hidden hidden", "moe.latent_in"),
+    row(MIXER + "fc2_latent_proj.weight", "hidden moe_hidden", "moe.latent_out"),
+    row(MIXER + "experts.{expert}.up_proj.weight", "moe_ffn moe_hidden", "moe.up"),
+    row(MIXER + "experts.{expert}.down_proj.weight", "moe_hidden moe_ffn", "moe.down"),
     row(MIXER + "shared_experts.up_proj.weight", "shared_ffn hidden", "shared.up"),
     row(MIXER + "shared_experts.down_proj.weight", "hidden shared_ffn", "shared.down"),
 )
@@ -177,6 +179,7 @@ NEMOTRON_H = Family(
             place("experts", "n_routed_experts", default=8),
             place("topk", "num_experts_per_tok", default=2),
             place("moe_ffn", "moe_intermediate_size", default=7688),
+            place("moe_latent", "moe_latent_size", default=0, omit=True),
             place("shared_ffn", "moe_shared_expert_intermediate_size", default=7688),
             place("router_normed", "norm_topk_prob", default=True),
             place("router_scale", "routed_scaling_factor", default=1.0),
@@ -197,7 +200,6 @@ NEMOTRON_H = Family(
             "attention_bias": (False,),
             "mamba_proj_bias": (False,),
             "mamba_hidden_act": ("silu",),
-            "moe_latent_size": (),
             "n_shared_experts": (1,),
             "sliding_window": (),
             "time_step_min": (0.001,),  # transformers' class computes with no smaller step

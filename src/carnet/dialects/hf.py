@@ -80,9 +80,9 @@ def experts(
     each = f"{LAYER}{at}.experts.{{expert}}."
     return (
         row(f"{LAYER}{at}.{router}.weight", "expert hidden", "moe.router"),
-        row(f"{each}{gate}.weight", "moe_ffn hidden", "moe.gate"),
-        row(f"{each}{up}.weight", "moe_ffn hidden", "moe.up"),
-        row(f"{each}{down}.weight", "hidden moe_ffn", "moe.down"),
+        row(f"{each}{gate}.weight", "moe_ffn moe_hidden", "moe.gate"),
+        row(f"{each}{up}.weight", "moe_ffn moe_hidden", "moe.up"),
+        row(f"{each}{down}.weight", "moe_hidden moe_ffn", "moe.down"),
     )
 
 

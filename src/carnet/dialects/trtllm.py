@@ -48,8 +48,8 @@ PLAIN_MLP = (
 # an expert's up rows stand before its gate rows, and NVIDIA keeps the router in f32
 MIXTURE = (
     row(LAYER + "mlp.router.weight", "expert hidden", "moe.router", dtype="f32"),
-    fuse(LAYER + "mlp.fc.weight", "expert * hidden", {"moe.up": "moe_ffn", "moe.gate": "moe_ffn"}, cut="expert"),
-    row(LAYER + "mlp.proj.weight", "expert hidden moe_ffn", "moe.down", cut="expert"),
+    fuse(LAYER + "mlp.fc.weight", "expert * moe_hidden", {"moe.up": "moe_ffn", "moe.gate": "moe_ffn"}, cut="expert"),
+    row(LAYER + "mlp.proj.weight", "expert moe_hidden moe_ffn", "moe.down", cut="expert"),
 )
 
 EMBEDDING = Choice(

@@ -46,6 +46,7 @@ AXES = {
         Axis("ffn", "ffn", cut="evenly"),
         Axis("expert", "experts", cut="evenly", among="expert", inner="moe_ffn"),
         Axis("moe_ffn", "moe_ffn", cut="evenly", among="expert_tensor"),
+        Axis("moe_hidden", lambda field: field("moe_latent") or field("hidden")),  # what an expert reads and writes
         Axis("shared_ffn", "shared_ffn", cut="evenly"),
         Axis("kv_lora", "kv_lora"),
         Axis("q_lora", "q_lora"),
@@ -143,6 +144,7 @@ GDN: dict[str, Any] = {"mixer": "gdn"}
 MLA: dict[str, Any] = {"mixer": "mla"}
 DENSE: dict[str, Any] = {"mlp": "dense"}
 MOE: dict[str, Any] = {"mlp": "moe"}
+LATENT: dict[str, Any] = {"mlp": "moe", "moe_latent": SET}
 SHARED: dict[str, Any] = {"mlp": "moe", "shared": True}
 
 
@@ -230,13 +232,15 @@ TENSORS = (
     _norm("mlp_out_norm", "hidden", norm_after=True),
     _gate("moe.router", "expert | hidden", **MOE),
     _state("moe.router_bias", "expert", router_bias=True, **MOE),
-    _linear("moe.gate", "expert moe_ffn | hidden", "experts", gated=True, **MOE),
-    _linear("moe.up", "expert moe_ffn | hidden", "experts", **MOE),
-    _linear("moe.down", "expert hidden | moe_ffn", **MOE),
+    _linear("moe.latent_in", "moe_hidden | hidden", **LATENT),
+    _linear("moe.gate", "expert moe_ffn | moe_hidden", "experts", gated=True, **MOE),
+    _linear("moe.up", "expert moe_ffn | moe_hidden", "experts", **MOE),
+    _linear("moe.down", "expert moe_hidden | moe_ffn", **MOE),
+    _linear("moe.latent_out", "hidden | moe_hidden", **LATENT),
     _bias("moe.router_shift", "expert", router_shift=True, **MOE),
     _bias("moe.gate_bias", "expert moe_ffn", gated=True, moe_bias=True, **MOE),
     _bias("moe.up_bias", "expert moe_ffn", moe_bias=True, **MOE),
-    _bias("moe.down_bias", "expert hidden", moe_bias=True, **MOE),
+    _bias("moe.down_bias", "expert moe_hidden", moe_bias=True, **MOE),
     _linear("shared.gate", "shared_ffn | hidden", "shared", gated=True, **SHARED),
     _linear("shared.up", "shared_ffn | hidden", "shared", **SHARED),
     _linear("shared.down", "hidden | shared_ffn", **SHARED),

@@ -310,6 +310,7 @@ FIELDS: tuple[Field, ...] = (
     Choice(("latent",), (("qk_layernorm", True),), (((True,), (True,)),), LATENT),
     place("qk_norm", "qk_layernorm", default="none", words=(("none", False), ("head", True)), only=HEADS),
     place("moe_ffn", "moe_ffn_hidden_size", default=lambda c: c["ffn"], only=MIXED),
+    place("moe_latent", "moe_latent_size", default=0, only=MIXED, omit=True),
     place("topk", "moe_router_topk", default=2, only=MIXED),
     place("shared_ffn", "moe_shared_expert_intermediate_size", default=0, only=MIXED, omit=True),
     place("shared_gate", "moe_shared_expert_gate", default=False, only=MIXED),
@@ -364,7 +365,6 @@ GUARDS: dict[str, tuple[object, ...]] = {
     "mrope_section": (),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (),
-    "moe_latent_size": (),
     # tokens go to other experts: megatron_arguments.py ACCEPTABLE
     "moe_expert_capacity_factor": (),
     "moe_router_force_load_balancing": (False,),

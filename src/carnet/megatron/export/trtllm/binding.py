@@ -27,7 +27,7 @@ from carnet.model.tensors import AXES
 
 EXPERT = ".expert"  # behind the name of a layer whose tensor has all experts
 # experts without a gate have their up projection alone; the original exchanges its halves
-PLAIN_EXPERTS = row(trtllm.LAYER + "mlp.fc.weight", "expert moe_ffn hidden", "moe.up", cut="expert")
+PLAIN_EXPERTS = row(trtllm.LAYER + "mlp.fc.weight", "expert moe_ffn moe_hidden", "moe.up", cut="expert")
 Rows = tuple[Row, ...]
 BLOCKS = {"linear_mixer": "L-", "linear_mlp": "*l", "moe": "*E"}  # what begins the name of a tensor -> the layer that has it
 # a layer has whatever a layer can have: the state dict says what is there
