@@ -22,10 +22,12 @@ from carnet.quantize.recipes import PACKED, PER_BYTE, grid
 from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, TargetFile
 from carnet.storage.schemes import is_place
 
+PAGE, WIDEST = 4096, 1 << 30  # bytes: windows of no plan are smaller or larger
+
 
 def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     """Prove what can be proven of a plan that was read from a file: its targets, and that it reads inside files of these sizes."""
-    if not (0 < plan.window <= plan.memory < 1 << 62 and 0 < plan.threads <= 256):
+    if plan.window % PAGE or not (0 < plan.window <= min(plan.memory, WIDEST) and 0 < plan.threads <= 256):
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
     for path in (plan.source, *(asset.path for asset in plan.assets)):
         if not is_place(path) or "\0" in path:
@@ -42,9 +44,13 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
 
 
 def _is_laid_out(file: TargetFile) -> bool:
+    if any(prod(tensor.shape) > file.nbytes for tensor in file.tensors):
+        return False  # before frames and headers are made of sizes that they cannot hold
     if file.kind == "torch_dist":
         return sum(1 for _ in frames_of(file)) > 0
-    return layout_file(file.name, [(t.name, t.dtype, t.shape) for t in file.tensors], file.metadata) == file
+    names = {tensor.name for tensor in file.tensors} - {"__metadata__"}
+    tensors = [(t.name, t.dtype, t.shape) for t in file.tensors]
+    return len(names) == len(tensors) and layout_file(file.name, tensors, file.metadata) == file
 
 
 def _prove_alone(steps: Steps, sizes: Mapping[str, int]) -> None:

@@ -172,7 +172,8 @@ def _found(extents: Extents, touched: Touches) -> tuple[Ints, Ints]:
     extent = fall_into((here, extents.offset, full[extents.form]), (there, touched.offset))
     types = [np.array([DTYPES[dtype] for dtype in found], np.int64) for found in _types(extents, touched)]
     lost = extent < 0
-    lost[~lost] |= (types[0][extents.form[extent]] != types[1][touched.mark])[~lost]
+    inside = ~lost
+    lost[inside] = types[0][extents.form[extent[inside]]] != types[1][touched.mark[inside]]
     if lost.any():
         at = int(np.argmax(lost))
         facts = {"file": touched.names[touched.file[at]], "offset": int(touched.offset[at])}

@@ -209,8 +209,9 @@ def _assembled(scratch: TargetFile, steps: Steps) -> TargetFile:
 
 
 def _tensor(row: object) -> TargetTensor:
-    name, dtype, shape, offset = list_of("tensor", row)
-    return TargetTensor(text_of("tensor", name), dtype_of(dtype), numbers_of("shape", shape), natural("offset", offset))
+    name, dtype, lengths, offset = list_of("tensor", row)
+    shape = tuple([natural("shape", length) for length in numbers_of("shape", lengths)])
+    return TargetTensor(text_of("tensor", name), dtype_of(dtype), shape, natural("offset", offset))
 
 
 def _kind(row: Mapping[str, object]) -> str:

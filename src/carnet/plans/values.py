@@ -8,6 +8,9 @@ from typing import Any
 from carnet.dtypes import BY_NAME
 from carnet.formats.jsons import is_text
 
+AXES = 64  # numpy has no arrays of more
+FOLDERS, LONGEST = 32, 255 - len(".partial")  # of a file name, and bytes of its parts: what a disk takes, whatever is added
+
 
 def list_of(name: str, value: object) -> list[Any]:
     """Return a list."""
@@ -63,11 +66,17 @@ def below(name: object) -> str:
     path = PurePosixPath(text_of("file", name))
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError(f"the file name {name!r} leaves the folder")
+    if len(path.parts) > FOLDERS or max(len(part.encode()) for part in path.parts) > LONGEST:
+        raise ValueError("a file name is longer than any")
     return str(path)
 
 
 def numbers_of(name: str, value: object) -> tuple[int, ...]:
-    """Return a tuple of integers."""
-    if not isinstance(value, list) or not all(type(each) is int and abs(each) <= 1 << 62 for each in value):
+    """Return a tuple of integers, one for each axis of a tensor."""
+    if (
+        not isinstance(value, list)
+        or len(value) > AXES
+        or not all(type(each) is int and abs(each) <= 1 << 62 for each in value)
+    ):
         raise TypeError(f"{name} is not a list of integers")
     return tuple(value)

@@ -10,9 +10,9 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from carnet.errors import BadRequest, MachineFailed
+from carnet.errors import BadRequest, MachineFailed, shown
 from carnet.storage import journal as journals
 from carnet.storage.files import PosixTarget
 from carnet.storage.journal import Journal
@@ -86,14 +86,14 @@ class PosixDraft:
 
     def size(self, name: str) -> int | None:
         """Return the bytes of a file."""
-        found = _found(self.base, name)
+        found = _found(self, name)
         return None if found is None else found.st_size
 
     def reserve(self, sizes: Iterable[tuple[str, int]]) -> None:
         """Raise MachineFailed where the disk has less room than what is still to be written."""
         needed = 0
         for name, nbytes in sizes:
-            found = _found(self.base, name)
+            found = _found(self, name)
             needed += nbytes if found is None else max(0, nbytes - found.st_blocks * 512)
         disk = os.statvfs(self.base)
         free = disk.f_bavail * disk.f_frsize
@@ -195,6 +195,7 @@ def owned(out: Path, names: Collection[str], crossing: Crossing, source: Path | 
     """Own the staging folder of a target; ``source`` is a folder that it must not lie in, None where it has none of this machine."""
     if source is not None:
         _refuse_overlap(source, out)
+    _refuse_entangled(out, names)
     for _ in range(LOOKS):
         with ExitStack() as stack:
             draft = _taken(stack, crossing, out, frozenset(names))
@@ -301,6 +302,14 @@ def _refuse_overlap(source: Path, out: Path) -> None:
             )
 
 
+def _refuse_entangled(out: Path, names: Collection[str]) -> None:
+    """Raise BadRequest where a file would lie in another, or in the place of what the staging folder itself needs."""
+    files, folders = set(names), {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    ours = {journals.NAME, journals.YOUNG, *(name + TEMPORARY for name in files)}
+    for found in sorted((files & folders) | ((files | folders) & ours)):
+        raise BadRequest("a file of the target is in the way of another one", {"target": out, "file": shown(found)})
+
+
 def _refuse_foreign(draft: PosixDraft) -> None:
     """Raise BadRequest where the folder holds something that no crossing of this plan wrote."""
     for name, found in _entries(draft.base):
@@ -328,9 +337,11 @@ def _entries(base: int) -> Iterator[tuple[str, os.stat_result]]:
             yield os.path.normpath(f"{folder}/{name}"), os.stat(name, dir_fd=at, follow_symlinks=False)
 
 
-def _found(base: int, name: str) -> os.stat_result | None:
+def _found(draft: PosixDraft, name: str) -> os.stat_result | None:
     try:
-        with holder(base, name) as (at, last):
+        with holder(draft.base, name) as (at, last):
             return os.stat(last, dir_fd=at, follow_symlinks=False)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise explained(error, str(draft.folder / name)) from error
