@@ -11,6 +11,7 @@ An error names the thing that is wrong, lists the facts aligned, and ends with o
 import textwrap
 from collections.abc import Iterable, Mapping
 
+NO_MORE_FILES = "the machine opens no more files", "raise the limit of open files (ulimit -n)"  # what is wrong, and a way out
 MOST = 12  # obstacles that are told one by one, besides the first
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from carnet.errors import NO_MORE_FILES
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # of collections.abc since 3.12
 
@@ -185,5 +187,7 @@ def _of_the_machine(error: OSError) -> str:
         os.getcwd()
     except OSError:
         return "the working directory is not there any more\n  try: cd to one that is"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "\n  try: ".join(NO_MORE_FILES)
     where = f"\n  where     {os.fsdecode(error.filename)!r}" if isinstance(error.filename, str | bytes) else ""
     return f"the machine refused: {error.strerror or error}{where}"

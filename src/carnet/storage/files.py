@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from carnet.errors import BadCheckpoint, MachineFailed, shown
+from carnet.errors import BadCheckpoint, CarnetError, MachineFailed, shown
 from carnet.storage.opening import explained
 from carnet.storage.protocol import File, Stamp
 
@@ -79,6 +79,8 @@ class PosixTarget:
             return 0
 
 
-def unreadable(where: str, name: str, error: OSError) -> MachineFailed:
+def unreadable(where: str, name: str, error: OSError) -> CarnetError:
     """Return the error of something that the machine does not let carnet read."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of this file, and said as where one is written
+        return explained(error, os.path.join(where, name))
     return MachineFailed(f"cannot read {shown(name)}", {"where": where, "reason": error.strerror or str(error)})

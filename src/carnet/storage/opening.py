@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from carnet.errors import BadRequest, CarnetError, MachineFailed
+from carnet.errors import NO_MORE_FILES, BadRequest, CarnetError, MachineFailed
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -28,6 +28,8 @@ def explained(error: OSError, name: str) -> CarnetError:
         return BadRequest("a file of its own is needed here", facts, remedy="move away what is there, or choose another target")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return MachineFailed("the disk is full", facts, remedy="free space and run the same command again: it resumes")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return MachineFailed(NO_MORE_FILES[0], facts, remedy=NO_MORE_FILES[1])
     if error.errno == errno.EFBIG:
         return MachineFailed("a file may not grow that large", facts, remedy="raise the limit and run again: it resumes")
     if error.errno == errno.ENOENT:
