@@ -37,6 +37,11 @@ def test_parts_in_which_nothing_is_coded_are_named_by_modelopt_s_patterns(coded,
     assert {*summarized(plain, others)} == theirs(plain, others)
 
 
+# to transformers an expression, which no star begins
+PATTERNS = st.tuples(NAMES, st.lists(st.one_of(PARTS, st.just("*")), max_size=3)).map(
+    lambda parts: ".".join([parts[0], *parts[1]])
+)
+READ_BY_TRANSFORMERS = st.sampled_from([name for name, style in STYLES.items() if style.reaches])
 LISTED = st.one_of(
     NAMES, st.sampled_from(["re:.*mlp.*", "re:layers.1.(mlp|up)$", "re:.*\\.up", "re:up", "re:(", "mlp", "layers.1", "*mlp"])
 )
@@ -55,12 +60,23 @@ def test_a_name_of_compressed_tensors_is_read_as_the_library_reads_it(module, na
 
 
 @pytest.mark.referee
-@given(module=NAMES, name=NAMES)
-def test_a_name_of_deepseek_s_style_excludes_nothing_that_transformers_converts(module, name):
+@given(module=NAMES, name=PATTERNS, style=READ_BY_TRANSFORMERS)
+def test_a_name_or_pattern_excludes_nothing_that_transformers_converts(module, name, style):
     from transformers.quantizers.quantizers_utils import should_convert_module
 
-    if naming(STYLES["deepseek"], [name])(f"{module}.weight"):
+    if naming(STYLES[style], [name])(f"{module}.weight"):
         assert not should_convert_module(module, [name])
+
+
+def test_a_pattern_of_transformers_reaches_below_what_it_matches():
+    pattern, weight = "model.layers.*.self_attn", "model.layers.3.self_attn.q_proj.weight"
+    assert {style: naming(STYLES[style], [pattern])(weight) for style in STYLES} == {
+        "modelopt": False,
+        "compressed-tensors": False,
+        "deepseek": True,
+        "trtllm": False,
+        "openai": True,
+    }
 
 
 @pytest.mark.parametrize("slow", ["(([a-z_.0-9]+)+)+!", ".*" * 12 + "!", "([a-z.]|[a-z_.0-9]){1,}!"])

@@ -17,8 +17,6 @@ from tests.referees import roomy
 
 pytestmark = [pytest.mark.referee, pytest.mark.filterwarnings("ignore")]  # that a way of loading was asked for
 
-BLOCKS = torch.Generator().manual_seed(5)
-
 
 def groups_of_64(folder):
     """Have compressed-tensors pack the weights in groups that carnet does not know."""
@@ -46,24 +44,11 @@ def scales_of_tensors(folder):
     return stored, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": None}
 
 
-def blocks_of_experts(folder):
-    """Put random blocks in the place of GPT-OSS's experts, as OpenAI publishes them: two codes a byte, an exponent for 32."""
-    stored = load_file(folder / "model.safetensors")
-    for name in [name for name in stored if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
-        experts, inputs, outputs = stored.pop(name).shape
-        shape = (experts, outputs, inputs // 32)
-        stored[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8, generator=BLOCKS)
-        stored[f"{name}_scales"] = torch.randint(118, 124, shape, dtype=torch.uint8, generator=BLOCKS)
-    plain = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
-    return stored, {"quant_method": "mxfp4", "modules_to_not_convert": plain}
-
-
 @pytest.mark.parametrize(
     ("family", "publish", "loads_as"),
     [
         ("llama", groups_of_64, "CompressedTensorsConfig"),
         ("llama", scales_of_tensors, "FineGrainedFP8Config"),
-        ("gpt_oss", blocks_of_experts, "Mxfp4Config"),
     ],
 )
 def test_what_transformers_dequantizes_and_saves_is_read_with_the_same_logits(family, publish, loads_as, tmp_path):

@@ -6,6 +6,7 @@ is chosen); for a target, the rows of one spelling.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from carnet.algebra.box import Box
 from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, fold, view
@@ -15,6 +16,8 @@ from carnet.errors import BadRequest
 from carnet.model.fields import Config, Value
 from carnet.model.model import holds, layers, number, sizes, tensors, value
 from carnet.model.tensors import AXES, TIED, Canonical, Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +99,23 @@ class Entry:
 
 
 def turned(entry: Entry) -> Entry:
-    """Return a matrix with rows and columns exchanged: another stored tensor of the same numbers."""
-    like = entry.like
+    """Return a matrix, or one for each expert, with rows and columns exchanged: another stored tensor of the same numbers."""
+    like, (*alone, rows, columns) = entry.like, range(len(entry.shape))
+    order = (*alone, columns, rows)
+
+    def around(each: tuple[T, ...]) -> tuple[T, ...]:
+        return tuple(each[dim] for dim in order)
+
     views = tuple(
-        replace(view, origin=view.origin[::-1], places=tuple((1 - dim, stride) for dim, stride in view.places))
+        replace(view, origin=around(view.origin), places=tuple((order[dim], stride) for dim, stride in view.places))
         for view in like.views
     )
-    padding = tuple(Box(box.start[::-1], box.shape[::-1]) for box in like.padding)
-    pattern = replace(like.pattern, dims=like.pattern.dims[::-1])
-    shapes = {"shape": like.shape[::-1], "stored": like.stored[::-1]}
-    return replace(entry, like=replace(like, views=views, padding=padding, pattern=pattern, **shapes))  # type: ignore[arg-type]
+    padding = tuple(Box(around(box.start), around(box.shape)) for box in like.padding)
+    pattern = replace(like.pattern, dims=around(like.pattern.dims))
+    stored = around(like.stored)
+    return replace(
+        entry, like=replace(like, shape=around(like.shape), stored=stored, views=views, padding=padding, pattern=pattern)
+    )
 
 
 def as_linear(entry: Entry) -> Entry:

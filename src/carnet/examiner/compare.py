@@ -21,6 +21,7 @@ from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
 from carnet.model.tensors import Canonical
+from carnet.quantize.recipes import BY_NAME as RECIPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,11 @@ def read(of: Side, part: Part, box: Box) -> Array:
 
 
 def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
-    """Say whether codes are held against the source's numbers; codes of the source's own kind must mean the same as its own."""
+    """Say whether codes are held against the source's numbers; those of its own kind, or that nobody makes, must mean the same."""
+    if coded is None or not RECIPES[coded.recipe].is_made:
+        return False
     parts = [part for names in entry.reading.tensors for name in names for part in source.parts.get(name, [])]
-    return coded is not None and any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
+    return any(part.coded is None or part.coded.recipe != coded.recipe for part in parts)
 
 
 def is_in_order(part: Part) -> bool:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from carnet.dialects.entries import Entry
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
-from carnet.formats.stored import Coded, Key, Stored, label_of
+from carnet.formats.stored import Coded, Key, Stored, label_of, reshaped
 from carnet.model.tensors import HEAD, LINEAR
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
 from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
-from carnet.quantize.styles import SCALAR, Kept, Style, beside
+from carnet.quantize.styles import SCALAR, Kept, Style, beside, ends_in
 from carnet.quantize.styles import kept as kept_beside
 
 UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
@@ -50,7 +50,7 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
         last, label = key[1].rsplit(".", 1)[-1], label_of(key)
         if last in places and said.cache:
             done.scales[key] = stored
-        elif last in places or last in lonely:
+        elif last in places or any(ends_in(key[1], each) for each in lonely):
             what = "of the cache, of which the config says nothing" if last in places else "that stands beside no codes"
             remedy = f"--drop '*.{last}' leaves all of this name behind" if last in places else f"--drop '{key[1]}'"
             done.problems.append(
@@ -76,7 +76,10 @@ def _at(where: str, recipe: str) -> dict[str, object]:
 
 
 def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
-    return stored.name.endswith("." + style.codes_of(recipe)) and stored.dtype == codes_dtype(recipe) and len(stored.shape) > 1
+    if not ends_in(stored.name, style.codes_of(recipe)) or stored.dtype != codes_dtype(recipe):
+        return False
+    apart = recipe.block[1] // PACKED[recipe.packing]  # bytes of a block
+    return stored.shape[3:] == (apart,) if style.blocks_apart else len(stored.shape) > 1
 
 
 def _take_coded(
@@ -84,7 +87,9 @@ def _take_coded(
 ) -> None:
     """Take codes together with everything that the style keeps beside them."""
     base = codes.name.removesuffix(said.style.codes_of(recipe))
-    key, shape = (codes.unit, base + "weight"), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
+    if said.style.blocks_apart:
+        codes = reshaped(codes, (*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))
+    key, shape = (codes.unit, base + said.style.weight), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
     scale = left.get((codes.unit, base + said.style.scales))
     own = scale.dtype if scale is not None and scale.dtype in FLOATS else "f32"
     found: dict[str, Stored] = {}

@@ -16,7 +16,7 @@ from carnet.algebra.layout import round_up
 from carnet.architectures.family import Family
 from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, without
 from carnet.dialects.configs import lookup
-from carnet.dialects.entries import Entry, as_linear, entries
+from carnet.dialects.entries import Entry, as_linear, entries, turned
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, known_release, program
 from carnet.dialects.rows import Dialect
@@ -182,7 +182,8 @@ def survey(
         config["padded_vocab"] = rows
         named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     # a program that codes transformers' Conv1D stores it as a linear layer
-    named |= {key: as_linear(named[key]) for key in sorted_out.coded if key in named}
+    as_coded = turned if said is not None and said.style.turns_experts else as_linear
+    named |= {key: as_coded(named[key]) for key in sorted_out.coded if key in named}
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     missing = [*_missing(dialect, config, named, where)]
     problems = [

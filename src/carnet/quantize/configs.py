@@ -136,6 +136,10 @@ def _beside(codes: Codes) -> Json:
     return {"producer": PRODUCER, "quantization": {**said, "exclude_modules": [*codes.ignored]}}
 
 
+def _published(codes: Codes) -> Json:
+    return {"modules_to_not_convert": [*codes.ignored], "quant_method": "mxfp4"}
+
+
 def _of_ranks(codes: Codes) -> Json:
     algorithms: Json = {"quant_algo": ALGORITHMS[codes.recipe.scheme], "kv_cache_quant_algo": "FP8" if codes.cache else None}
     return {**algorithms, "exclude_modules": [*codes.ignored]}
@@ -146,6 +150,7 @@ WRITERS: Mapping[str, Callable[[Codes], Json]] = {
     "compressed-tensors": _pressed,
     "deepseek": _blocks,
     "trtllm": _of_ranks,
+    "openai": _published,
 }
 CONFIG = "config.json"
 BESIDE, WITH_BESIDE = "hf_quant_config.json", ("modelopt",)  # a second file with the same in other words, and who writes it

@@ -34,9 +34,9 @@ def naming(style: Style, names: Collection[str]) -> Callable[[str], bool]:
     def named(weight: str) -> bool:
         module = weight.removesuffix(".weight")
         own = [module] if module != weight else [module, module.rpartition(".")[0]]
-        if any(each.match(name) for each in expressions for name in own) or not exact.isdisjoint(own):
-            return True
-        return not style.one_module and any(module[:at] in exact for at, letter in enumerate(module) if letter == ".")
+        above = [] if style.one_module else [module[:at] for at, letter in enumerate(module) if letter == "."]
+        matched = own + above if style.reaches else own
+        return any(each.match(name) for each in expressions for name in matched) or not exact.isdisjoint(own + above)
 
     return named
 

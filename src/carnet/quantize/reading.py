@@ -2,7 +2,7 @@
 
 A key that is not known stops here, as in the configs of families: a number format that is read wrongly gives weights that look right.
 Facts: modelopt 0.47 torch/export/convert_hf_config.py (hf_quant_config.json and its flat form in config.json), compressed-tensors 0.19
-quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's published models, TensorRT-LLM's QuantConfig.
+quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's and OpenAI's published models, TensorRT-LLM's QuantConfig.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -23,9 +23,7 @@ BY_TRANSFORMERS = (
     "dequantize it with transformers: from_pretrained(DIR, quantization_config={}(dequantize=True)), then "
     "save_pretrained(OUT, save_original_format=False); OUT is plain"
 )
-PRESSED_TOO, FP8_TOO, MXFP4_TOO = (
-    BY_TRANSFORMERS.format(name) for name in ("CompressedTensorsConfig", "FineGrainedFP8Config", "Mxfp4Config")
-)
+PRESSED_TOO, FP8_TOO = (BY_TRANSFORMERS.format(name) for name in ("CompressedTensorsConfig", "FineGrainedFP8Config"))
 MENDED = "--config with a config.json that says it as it is"
 WITHOUT = "--config with a config.json without it, if it changes no weight"
 NO_CACHE = "--config with a config.json that says nothing of the cache: the weights are read without it"
@@ -96,12 +94,13 @@ def _hf(record: Json, key: str, where: str) -> Said | None:
         return _pressed(record, where)
     if method == "fp8":
         return _deepseek(record, where)
+    if method == "mxfp4":
+        return _openai(record, where)
     if method in (None, "modelopt") and (key == BESIDE or "quant_algo" in record or "quantization" in record):
         return _modelopt(record, key, where)
     if method == "modelopt":
         raise BadCheckpoint(f"{key} has no quant_algo", {"where": where, "found": ", ".join(record)[:120]}, remedy=MENDED)
-    remedy = MXFP4_TOO if method == "mxfp4" else ANEW
-    raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8"), remedy)
+    raise _unknown(f"{key}.quant_method", method, where, ("modelopt", "compressed-tensors", "fp8", "mxfp4"))
 
 
 def _unknown(key: str, found: object, where: str, known: Sequence[object], remedy: str = ANEW) -> NotSupported:
@@ -126,7 +125,7 @@ def _only(record: Json, key: str, where: str, values: Mapping[str, Collection[ob
 
 def _names(record: Json, key: str, where: str) -> tuple[str, ...]:
     found = record.get(key) or ()
-    if not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
+    if not isinstance(found, list | tuple) or not all(isinstance(name, str) for name in found):
         raise BadCheckpoint(f"{key} is not a list of names", {"where": where, "found": repr(found)[:80]}, remedy=MENDED)
     return tuple(found)
 
@@ -229,6 +228,13 @@ def _deepseek(record: Json, where: str) -> Said:
         raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],), FP8_TOO)
     lists = {CONFIG: _names(record, "modules_to_not_convert", where)}
     return Said(STYLES["deepseek"], BY_NAME["deepseek/fp8-block"], static=False, cache=False, lists=lists)
+
+
+def _openai(record: Json, where: str) -> Said:
+    # "dequantize" is a wish of whoever loads it: transformers' Mxfp4Config
+    _closed(record, ("quant_method", "modules_to_not_convert", "dequantize"), CONFIG_KEY, where)
+    lists = {CONFIG: _names(record, "modules_to_not_convert", where)}
+    return Said(STYLES["openai"], BY_NAME["openai/mxfp4"], static=False, cache=False, lists=lists)
 
 
 OF_PRESSED = """config_groups format global_compression_ratio ignore kv_cache_scheme quant_method quantization_status sparsity_config

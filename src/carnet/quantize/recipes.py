@@ -18,7 +18,7 @@ class Scale:
 
     kind: str  # "linear"; "power" (of two, kept as its exponent + 127); "two" (an e4m3 scale under one of the whole tensor)
     stored: str  # carnet's element type, or "own": that of the weights
-    divisor: float  # the magnitude that the largest code stands for
+    divisor: float  # the magnitude that the largest code stands for; 0 where how scales follow is not known
     division: str  # what amax / divisor rounds to: "f32" or "own"
     empty: str  # scale of a block of zeros: "one", "largest" (as if amax were the divisor), "eps" (of the stored type), "least"
     round: str = ""  # of a power: "up" (nothing is cut off) or "near" (the largest may be)
@@ -41,6 +41,11 @@ class Recipe:
     def name(self) -> str:
         """Name the recipe: ``modelopt/fp8``."""
         return f"{self.style}/{self.scheme}"
+
+    @property
+    def is_made(self) -> bool:
+        """Say whether it is known how codes and scales follow from weights; else codes are right where they mean the same."""
+        return self.scale.divisor > 0
 
 
 WHOLE, ROW, SQUARE = (0, 0), (1, 0), (128, 128)
@@ -80,7 +85,9 @@ RECIPES = (
     # modelopt's too; the scale has an axis here, and torch rounds a quotient to the weights' type only where the divisor has none
     Recipe("trtllm", "fp8", E4M3, WHOLE, _MODELOPT, "f32"),
 )
-BY_NAME = {recipe.name: recipe for recipe in RECIPES}
+# read as they are published, and never made: nobody says how the scales of GPT-OSS were found
+PUBLISHED = (Recipe("openai", "mxfp4", Code("e2m1", 4, 6.0), (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
+BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *PUBLISHED)}
 PACKED = {"": 1, "bytes": 2, "words": 8}  # codes of one stored item
 PER_BYTE = {"": 1, "bytes": 2, "words": 2}  # codes of one byte
 

@@ -1,7 +1,8 @@
 """Styles: under which names, with which shapes a program keeps codes and scales, and what its config says about them.
 
 A quantized weight ``X.weight`` becomes several stored tensors. Names and shapes: modelopt 0.47 export_hf_checkpoint, compressed-tensors
-0.19, DeepSeek's published inference code (``weight_scale_inv``), TensorRT-LLM's per-rank format up to 1.2.
+0.19, DeepSeek's published inference code (``weight_scale_inv``), TensorRT-LLM's per-rank format up to 1.2, GPT-OSS as it is published
+(transformers 5.23 integrations/mxfp4.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,8 +38,10 @@ class Style:
     joint: Mapping[str, tuple[str, ...]]
     cache: tuple[str, str, str]  # where the scale of cached keys stands, and of values: seen from the projection; and its type
     lists: frozenset[str]  # roles of weights beside linear ones that its config names as plain
+    weight: str = "weight"  # what the names stand in place of; "" where they are added to the name of a parameter
     one_module: bool = False  # a name is one module, no pattern, and nothing below it
     by_patterns: bool = False  # the names are patterns: one for a part of the model in which nothing is coded
+    reaches: bool = False  # a pattern names what lies below a module that it matches, too
     alone: frozenset[str] = frozenset()  # weights that read what others read and share no scale with them
     only_where: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # weight -> models whose config names it
     # names of a head without a tensor that are excluded: of a tied model the first so many, None for all names of any model
@@ -49,6 +52,8 @@ class Style:
     dynamic: frozenset[str] = frozenset()  # schemes that may do without a stored scale of activations
     shapes: Mapping[str, str] = field(default_factory=dict)  # scheme -> shape of its scales, where it is not "rows columns"
     stacks_experts: bool = False  # codes of experts in one tensor have names of their own, which carnet does not write
+    turns_experts: bool = False  # codes of experts in one tensor are stored as a linear layer's are: [expert, out, in]
+    blocks_apart: bool = False  # the codes of each block have an axis of their own
     hf_modules: bool = True  # modules have the names that transformers gives them
     packed: str = ""  # what codes are called where several share an item; "" where that is no other name
     one_cache: bool = False  # keys and values have one scale, which is never below one
@@ -109,6 +114,7 @@ STYLES = {
         joint={},
         cache=("", "", ""),
         lists=LEFT - {"head"},  # DeepSeek's code leaves the head alone without being told
+        reaches=True,  # transformers: quantizers_utils.py should_convert_module
         heads_asked=(0,),
     ),
     "trtllm": Style(
@@ -130,8 +136,33 @@ STYLES = {
         hf_modules=False,
         one_cache=True,
     ),
+    "openai": Style(
+        "openai",
+        codes="_blocks",
+        scales="_scales",
+        outer="",
+        inputs={},
+        scalar="[1]",
+        input_dtype="f32",
+        joint={},
+        cache=("", "", ""),
+        lists=LEFT,
+        weight="",
+        reaches=True,
+        turns_experts=True,
+        blocks_apart=True,
+    ),
 }
 SCALAR: Mapping[str, tuple[int, ...]] = {"[]": (), "[1]": (1,)}
+
+
+def ends_in(name: str, last: str) -> bool:
+    """Say whether a name is that of a module's or a parameter's own.
+
+    >>> ends_in("mlp.up.weight_scale", "weight_scale"), ends_in("mlp.up_scales", "_scales"), ends_in("mlp.up_scales", "scales")
+    (True, True, False)
+    """
+    return name.endswith(last if last.startswith("_") else f".{last}")
 
 
 def beside(weight: str, place: str) -> str:
@@ -154,7 +185,8 @@ def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static:
     >>> [(k.name, k.dtype, k.shape) for k in kept(BY_NAME["modelopt/nvfp4"], "a.weight", (128, 256), "bf16", static=False)]
     [('a.weight', 'u8', (128, 128)), ('a.weight_scale', 'f8_e4m3', (128, 16)), ('a.weight_scale_2', 'f32', ())]
     """
-    style, base = STYLES[recipe.style], name.removesuffix("weight")
+    style = STYLES[recipe.style]
+    base = name.removesuffix(style.weight)
     experts, matrix = shape[:-2], (shape[-2], shape[-1])
     scalar = SCALAR[style.scalar]
     yield Kept("codes", base + style.codes_of(recipe), codes_dtype(recipe), experts + codes_shape(recipe, matrix))
