@@ -9,7 +9,7 @@ quantization/lifecycle/forward_helpers.py and quantization/utils) and is held ag
 
 from dataclasses import dataclass
 
-from carnet.quantize.codes import E4M3, INT4, INT8, Code
+from carnet.quantize.codes import E2M1, E4M3, INT4, INT8, Code
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ RECIPES = (
     Recipe("trtllm", "fp8", E4M3, WHOLE, _MODELOPT, "f32"),
 )
 # read as they are published, and never made: nobody says how the scales of GPT-OSS were found
-PUBLISHED = (Recipe("openai", "mxfp4", Code("e2m1", 4, 6.0), (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
+PUBLISHED = (Recipe("openai", "mxfp4", E2M1, (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
 BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *PUBLISHED)}
 PACKED = {"": 1, "bytes": 2, "words": 8}  # codes of one stored item
 PER_BYTE = {"": 1, "bytes": 2, "words": 2}  # codes of one byte
