@@ -268,14 +268,18 @@ def test_an_exponent_that_is_no_number_is_refused(published, tmp_path):
 
 
 RECORDS = [
-    ({"modules_to_not_convert": ["model.layers.*.mlp"]}, "is stored as codes, and the config says that it is not quantized"),
-    ({"modules_to_not_convert": "lm_head"}, "is not a list of names"),
-    ({"block_size": 16}, "does not know the config field 'quantization_config.block_size'"),
-    ({"dequantize": True}, None),
+    pytest.param(
+        {"modules_to_not_convert": ["model.layers.*.mlp"]},
+        "is stored as codes, and the config says that it is not quantized",
+        id="experts that are excluded",
+    ),
+    pytest.param({"modules_to_not_convert": "lm_head"}, "is not a list of names", id="a name for a list"),
+    pytest.param({"block_size": 16}, "does not know the config field 'quantization_config.block_size'", id="another key"),
+    pytest.param({"dequantize": True}, None, id="a wish of whoever loads it"),
 ]
 
 
-@pytest.mark.parametrize(("more", "what"), RECORDS, ids=[next(iter(more)) + str(at) for at, (more, _) in enumerate(RECORDS)])
+@pytest.mark.parametrize(("more", "what"), RECORDS)
 def test_of_a_config_nothing_is_passed_over(more, what, published, tmp_path):
     shutil.copytree(published, tmp_path / "source")
     said = {**CONFIG, "quantization_config": {**CONFIG["quantization_config"], **more}}
