@@ -50,7 +50,7 @@ def can_do(path: Path) -> tuple[str, str, str, str]:
     except CarnetError as error:
         found = f": {error.facts['found']}" if "found" in error.facts else ""
         return name, architecture, f"{error.what}{found}", ""
-    return name, architecture, codes.recipe.name if codes and codes.recipe else "plain", told
+    return name, architecture, (codes.coded_as if codes else "") or "plain", told
 
 
 def targets(raw: Mapping[str, object], where: str) -> str:

@@ -71,6 +71,45 @@ def test_a_scale_of_the_whole_may_have_dimensions_of_one_and_activations_none(sh
     assert same(crossed(plain, tmp_path / "out"), meant)
 
 
+# of code 0 to 15: NVFP4QTensor.e2m1_values of modelopt 0.47, whose minus zero is zero
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def four_bits(packed, scale, outer):
+    values = FP4[torch.stack([packed & 15, packed >> 4], -1).long()].flatten(-2)
+    return (values * (scale.float() * outer).repeat_interleave(16, -1)).bfloat16()
+
+
+@pytest.mark.parametrize("algorithm", ["NVFP4", "W4A16_NVFP4"])
+def test_an_attention_in_fp8_beside_an_mlp_and_a_head_of_four_bits(algorithm, plain, tmp_path):
+    meant = publish(plain, MODELOPT, lambda weight: torch.tensor(0.004))
+    stored, layers = load_file(plain / "model.safetensors"), {}
+    for name, weight in meant.items():
+        module = name.removesuffix(".weight")
+        if "mlp" in name or name == "lm_head.weight":
+            rows, columns = weight.shape
+            packed = torch.randint(256, (rows, columns // 2), dtype=torch.uint8)
+            scale, outer = (torch.rand(rows, columns // 16) + 0.5).to(torch.float8_e4m3fn), torch.tensor(0.01)
+            stored |= {name: packed, f"{name}_scale": scale, f"{name}_scale_2": outer}
+            meant[name] = four_bits(packed, scale, outer)
+            layers[module] = {"quant_algo": algorithm, "group_size": 16}
+        elif "proj" in name:
+            layers[module] = {"quant_algo": "FP8"}
+        if "k_proj" in name or "v_proj" in name:
+            stored[f"{module}.{name.split('_proj')[0][-1]}_scale"] = torch.tensor(0.5)
+    save_file(stored, plain / "model.safetensors", {"format": "pt"})
+    config = json.loads((plain / "config.json").read_text())
+    del config["quantization_config"]
+    (plain / "config.json").write_text(json.dumps(config))
+    said = {"quant_algo": "MIXED_PRECISION", "kv_cache_quant_algo": "FP8", "quantized_layers": layers, "exclude_modules": []}
+    (plain / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    assert same(crossed(plain, tmp_path / "out"), meant)
+    del layers["lm_head"]
+    (plain / "hf_quant_config.json").write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
+    with pytest.raises(BadCheckpoint, match=r"'lm_head\.weight' is of a type that the config does not explain"):
+        api.plan(plain, to="hf", dtype="bf16")
+
+
 @pytest.mark.parametrize(
     ("record", "more"),
     [

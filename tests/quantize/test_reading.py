@@ -51,6 +51,65 @@ def test_modelopt_s_file_is_read_where_config_json_says_nothing(recipe, cache):
     assert both == replace(said, lists={"config.json": IGNORED, BESIDE: IGNORED})
 
 
+MIXED = {
+    "quant_algo": "MIXED_PRECISION",
+    "quantized_layers": {
+        "model.layers.0.self_attn.q_proj": {"quant_algo": "FP8"},
+        "model.layers.0.mlp.experts": {"quant_algo": "W4A16_NVFP4", "group_size": 16},
+        "lm_head": {"quant_algo": "NVFP4", "group_size": 16},
+    },
+}
+
+
+@pytest.mark.parametrize("how", ["flat", "one level down"])
+def test_modules_have_recipes_of_their_own(how):
+    said = hf({"quant_method": "modelopt", **(MIXED if how == "flat" else {"quantization": MIXED})})
+    names = ("model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts.7.up_proj", "lm_head", "model.layers.0.mlp.gate")
+    found = [said.recipe_of(f"{name}.weight") for name in names]
+    assert [recipe and recipe.name for recipe in found] == ["modelopt/fp8", "modelopt/nvfp4", "modelopt/nvfp4", None]
+    assert (said.recipe, said.coded_as, said.static) == (None, "modelopt/fp8, modelopt/nvfp4", True)
+
+
+def test_where_weights_alone_are_coded_no_scale_of_activations_is_stored():
+    said = hf({"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", "group_size": 16})
+    assert (said.recipe.name, said.static) == ("modelopt/nvfp4", False)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"lm_head": {"quant_algo": "W4A8_AWQ"}}, "quantized_layers.lm_head.quant_algo"),
+        ({"lm_head": {"quant_algo": "NVFP4", "group_size": 32}}, "quantized_layers.lm_head.group_size"),
+        ({"lm_head": {"quant_algo": "FP8", "pre_quant_scale": True}}, "quantized_layers.lm_head.pre_quant_scale"),
+        ({"lm_head": 4}, "lm_head is not a record"),
+    ],
+)
+def test_of_several_recipes_each_must_be_known(change, what):
+    with pytest.raises(CarnetError) as refusal:
+        hf({"quant_method": "modelopt", **MIXED, "quantized_layers": {**MIXED["quantized_layers"], **change}})
+    assert what in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "what"),
+    [
+        ({"targets": ["lm_head", "model.layers.0.self_attn.q_proj"]}, "disagree"),
+        ({"targets": ["model.layers.0.mlp.gate"]}, "disagree"),
+        ({"targets": ["lm_head"], "weights": {"num_bits": 8}}, "num_bits"),
+    ],
+)
+def test_a_group_of_modules_that_contradicts_their_recipes_is_refused(group, what):
+    with pytest.raises(CarnetError, match=what):
+        hf({"quant_method": "modelopt", **MIXED, "config_groups": {"group_0": group}})
+
+
+def test_two_files_name_the_same_modules():
+    other = {**MIXED, "quantized_layers": {**MIXED["quantized_layers"], "lm_head": {"quant_algo": "FP8"}}}
+    both = {CONFIG_KEY: {"quant_method": "modelopt", **MIXED}, BESIDE: {"quantization": other}}
+    with pytest.raises(BadCheckpoint, match="disagree about the quantized weights"):
+        read(CONFIG_KEY, both, "here")
+
+
 def test_ranks_are_read_back():
     (recipe,) = (recipe for recipe in RECIPES if recipe.style == "trtllm")
     codes = Codes(recipe, ["lm_head"], cache=True, static=True)

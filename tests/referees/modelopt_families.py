@@ -14,7 +14,16 @@ import torch
 from modelopt.torch.export import export_hf_checkpoint
 from transformers import AutoModelForCausalLM
 
+# as NVIDIA publishes hybrids: experts of four bits whose activations stay as they are, all that mixes tokens in FP8, the cache too
+FP8 = {"num_bits": (4, 3), "axis": None}
+MIXERS = [
+    {"quantizer_name": f"*{module}.{which}_quantizer", "cfg": FP8}
+    for module in ("in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj")
+    for which in ("weight", "input")
+]
+MIXED = {**mtq.W4A16_NVFP4_CFG, "quant_cfg": [*mtq.W4A16_NVFP4_CFG["quant_cfg"], *MIXERS, *mtq.FP8_KV_CFG["quant_cfg"]]}
 WISHES = {
+    "mixed": MIXED,
     "fp8": mtq.FP8_DEFAULT_CFG,
     "fp8-channel": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
     "nvfp4": mtq.NVFP4_DEFAULT_CFG,

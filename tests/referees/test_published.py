@@ -27,7 +27,6 @@ CLAIMED = {family.hf.architecture: family for family in FAMILIES}
 READ = "the config says more layers than the checkpoint can hold"  # the first that is wrong without weights
 # claimed, and not read: what their refusal begins with
 LEFT = {
-    r"nvidia--NVIDIA-Nemotron-3\.5-.*": "carnet does not know this hf_quant_config.json.quantization.quant_algo",
     r"openai--gpt-oss-.*": "carnet does not know this quantization_config.quant_method",
 }
 NO_CLASS = {"nemotron_nas"}  # in transformers

@@ -9,6 +9,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from carnet import api
 from carnet.errors import BadRequest, NotSupported
 from carnet.quantize.recipes import RECIPES
+from tests.quantize.test_published import four_bits
 from tests.referees import roomy
 from tests.referees.roomy import NAMES, loaded, logits, tensors
 
@@ -193,6 +195,24 @@ def test_modelopt_exports_the_same_of_every_family(tmp_path):
     exported("mxfp8", [made(name) for name in names], tmp_path / "theirs")
     for name in names:
         same_as_modelopt(name, "mxfp8", tmp_path / "theirs" / made(name).name, tmp_path)
+
+
+def test_several_recipes_of_modelopt_s_are_read_at_once(tmp_path):
+    name = "nemotron_h, latent mixtures"
+    exported("mixed", [made(name)], tmp_path / "theirs")
+    theirs = tmp_path / "theirs" / made(name).name
+    stored, plain = tensors(theirs), tensors(api.run(api.plan(theirs, to="hf", dtype="bf16"), tmp_path / "plain"))
+    kinds = Counter(stored[at].dtype for at in plain)
+    assert (kinds[torch.float8_e4m3fn], kinds[torch.uint8]) == (6, 8)
+    for at, found in plain.items():
+        if stored[at].dtype == torch.float8_e4m3fn:
+            expected = stored[at].float() * stored[f"{at}_scale"]
+        elif stored[at].dtype == torch.uint8:
+            expected = four_bits(stored[at], stored[f"{at}_scale"], stored[f"{at}_scale_2"])
+        else:
+            expected = stored[at]
+        assert torch.equal(found, expected.to(found.dtype)), at
+    assert api.verify(theirs, tmp_path / "plain", dtype="bf16").equal
 
 
 @pytest.mark.slow

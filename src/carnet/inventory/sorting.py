@@ -38,12 +38,14 @@ class Sorted:
 def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool) -> Sorted:
     """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows."""
     left, done = dict(kept), Sorted({}, {}, {}, [])
-    recipe, style = said.recipe, said.style
-    for key in [key for key, stored in kept.items() if recipe is not None and _is_coded(recipe, style, stored)]:
-        assert recipe is not None, "the list is empty without one"
-        _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
-    if recipe is not None and not done.kept:
-        done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", _at(where, recipe.name)))
+    style = said.style
+    for key, stored in kept.items():
+        recipe = said.recipe_of(stored.name)
+        if recipe is not None and _is_coded(recipe, style, stored):
+            _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
+    if said.recipes and not done.kept:
+        facts: dict[str, object] = {"where": where, "quantized": said.coded_as}
+        done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", facts))
     places = {place.rsplit("/")[-1] for place in style.cache[:2]} - {""}
     lonely = {style.scales, style.outer, *style.inputs.values(), "weight_shape"} - {""}
     for key, stored in left.items():
@@ -63,16 +65,12 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
                     "where": where,
                     "tensor": label,
                     "found": stored.dtype,
-                    "quantized": recipe.name if recipe else "the cache",
+                    "quantized": said.coded_as or "the cache",
                 }
                 facts |= {"because": "codes of experts in one tensor are not read"} if ".experts." in key[1] else {}
                 what = f"{label!r} is of a type that the config does not explain"
                 done.problems.append(NotSupported(what, facts, remedy=ANEW))
     return done
-
-
-def _at(where: str, recipe: str) -> dict[str, object]:
-    return {"where": where, "quantized": recipe}
 
 
 def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
@@ -149,7 +147,7 @@ def check_lists(said: Said, coded: Mapping[Key, Coded], where: str) -> Iterator[
 
 def unlisted(said: Said | None, named: Mapping[Key, Entry], coded: Mapping[Key, Coded]) -> list[str]:
     """Name the modules that are plain though the config says that they are quantized: engines would look for their scales."""
-    if said is None or said.recipe is None:
+    if said is None or not said.recipes:
         return []
     roles, excluded = {LINEAR, *({HEAD} & said.style.lists)}, excluding(said)
     plain = [key for key, entry in named.items() if all(name.tensor.role in roles for name in entry.names)]

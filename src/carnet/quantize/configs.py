@@ -19,6 +19,7 @@ ALGORITHMS = {  # of modelopt, by scheme
     "mxfp8": "MXFP8",
     "mxfp4": "mxfp4",
 }
+WEIGHTS_ALONE = {"W4A16_NVFP4": "nvfp4"}  # words for a scheme whose activations are left as they are: read, never written
 GROUPS = {"nvfp4": 16, "mxfp8": 32}  # of mxfp4 modelopt says none
 BITS = {"fp8": 8, "nvfp4": 4}  # schemes whose groups of layers modelopt spells out
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}  # engines recognise the style by the name

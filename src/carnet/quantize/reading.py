@@ -6,10 +6,10 @@ quantization/quant_config.py and quant_args.py, the config.json of DeepSeek's an
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BESIDE, BITS, CONFIG, GROUPS, PRESSED
+from carnet.quantize.configs import ALGORITHMS, ARGUMENTS, BESIDE, BITS, CONFIG, GROUPS, PRESSED, WEIGHTS_ALONE
 from carnet.quantize.recipes import BY_NAME, Recipe
 from carnet.quantize.styles import STYLES, Style
 
@@ -34,11 +34,29 @@ class Said:
     """What a config says about quantized weights."""
 
     style: Style
-    recipe: Recipe | None  # None where the cache alone has scales
+    recipe: Recipe | None  # None where the cache alone has scales, or modules have recipes of their own
     static: bool  # the scale of activations is stored
     cache: bool  # scales of an FP8 cache of keys and values are stored
     lists: Mapping[str, tuple[str, ...]]  # file -> the modules that it names as not quantized
     targets: tuple[str, ...] = ()  # the modules that alone are quantized; all linear ones where none is named
+    each: Mapping[str, Recipe] = field(default_factory=dict)  # module, or what it is part of -> its own recipe
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Return the recipes of all modules, each once."""
+        return (self.recipe,) if self.recipe else tuple(dict.fromkeys(self.each.values()))
+
+    @property
+    def coded_as(self) -> str:
+        """Name them."""
+        return ", ".join(recipe.name for recipe in self.recipes)
+
+    def recipe_of(self, name: str) -> Recipe | None:
+        """Return the recipe of a stored tensor's module."""
+        if not self.each:
+            return self.recipe
+        ends = [at for at, letter in enumerate(name) if letter == "."]
+        return next((self.each[name[:at]] for at in reversed(ends) if name[:at] in self.each), None)
 
 
 def plain(key: str, config: Json) -> Json:
@@ -67,7 +85,7 @@ def _plain_ranks(config: Json) -> Json:
 def _of_folder(config: Json, where: str) -> Said | None:
     found = {key: _hf(_record(config, key, where), key, where) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None}
     facts = {key: _facts(said) for key, said in found.items()}
-    if len({*facts.values()}) > 1:
+    if len({*facts.values()}) > 1 or len({_modules(said) for said in found.values()}) > 1:
         what = f"config.json and {BESIDE} disagree about the quantized weights"
         raise BadCheckpoint(what, {"where": where, **facts}, remedy=MENDED)
     said = [each for each in found.values() if each is not None]
@@ -77,8 +95,12 @@ def _of_folder(config: Json, where: str) -> Said | None:
 def _facts(said: Said | None) -> str:
     if said is None:
         return "nothing is quantized"
-    weights = said.recipe.name if said.recipe else "plain weights"
+    weights = said.coded_as or "plain weights"
     return f"{weights}, {'with' if said.cache else 'without'} scales of the cache"
+
+
+def _modules(said: Said | None) -> frozenset[tuple[str, str]]:
+    return frozenset((module, recipe.name) for module, recipe in said.each.items()) if said else frozenset()
 
 
 def _record(config: Json, key: str, where: str) -> Json:
@@ -135,17 +157,13 @@ def _algorithm(record: Json, style: str, key: str, where: str) -> Recipe | None:
     algorithm = record.get("quant_algo")
     if algorithm is None:
         return None
-    known = {spelled.lower(): scheme for scheme, spelled in ALGORITHMS.items() if f"{style}/{scheme}" in BY_NAME}
-    scheme = known.get(algorithm.lower()) if isinstance(algorithm, str) else None
+    spelled = {**{word: scheme for scheme, word in ALGORITHMS.items()}, **WEIGHTS_ALONE}
+    known = {word: scheme for word, scheme in spelled.items() if f"{style}/{scheme}" in BY_NAME}
+    meant = (scheme for word, scheme in known.items() if isinstance(algorithm, str) and word.lower() == algorithm.lower())
+    scheme = next(meant, None)
     if scheme is None:
-        raise _unknown(f"{key}.quant_algo", algorithm, where, [ALGORITHMS[scheme] for scheme in known.values()])
+        raise _unknown(f"{key}.quant_algo", algorithm, where, [*known])
     return BY_NAME[f"{style}/{scheme}"]
-
-
-def _said(style: str, recipe: Recipe | None, ignored: Mapping[str, tuple[str, ...]], *, cache: bool) -> Said | None:
-    """Return what was said in a style whose activations have a stored scale wherever it has a name for one."""
-    static = recipe is not None and recipe.scheme in STYLES[style].inputs
-    return Said(STYLES[style], recipe, static, cache, ignored) if recipe or cache else None
 
 
 OF_RECORD = "quant_algo kv_cache_quant_algo exclude_modules group_size has_zero_point pre_quant_scale".split()
@@ -158,25 +176,71 @@ def _modelopt(record: Json, key: str, where: str) -> Said | None:
     if "quantization" in record:
         _closed(record, ("producer", "quant_method", "quantization"), key, where)
         inner, key = _record(record, "quantization", where), f"{key}.quantization"
-        recipe = _algorithm(inner, "modelopt", key, where)
-        _closed(inner, OF_RECORD, key, where)
+        each = _each(inner, key, where)
+        recipe = None if each else _algorithm(inner, "modelopt", key, where)
+        _closed(inner, [*OF_RECORD, *(LAYERS if each else ())], key, where)
         ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
         _cache_word(inner, "kv_cache_quant_algo", key, where)
     else:
-        inner, recipe = record, _algorithm(record, "modelopt", key, where)
-        _closed(inner, [*FLAT, *OF_RECORD], key, where)
+        inner, each = record, _each(record, key, where)
+        recipe = None if each else _algorithm(record, "modelopt", key, where)
+        _closed(inner, [*FLAT, *OF_RECORD, *(LAYERS if each else ())], key, where)
         ignored = _names(inner, "ignore", where) or _names(inner, "exclude_modules", where)
         _cache_word(inner, "kv_cache_quant_algo", key, where)
         cache = inner.get("kv_cache_quant_algo") or _cache(inner, key, where)
     _only(inner, key, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
     if recipe is not None:
         _only(inner, key, where, {"group_size": (None, GROUPS.get(recipe.scheme))})
-        bits = {"num_bits": (BITS.get(recipe.scheme),), "group_size": (None, GROUPS.get(recipe.scheme)), "type": ("float",)}
-        for name, group in _groups(inner, key, where):
-            weights = group.get("weights")
-            if recipe.scheme in BITS and isinstance(weights, Mapping):
-                _only(weights, f"{name}.weights", where, {**bits, "dynamic": (False,)})
-    return _said("modelopt", recipe, {file: ignored}, cache=bool(cache))
+    for name, group in _groups(inner, key, where):
+        _group_of(recipe, each, group, name, where)
+    said = Said(STYLES["modelopt"], recipe, _has_inputs(inner, each), bool(cache), {file: ignored}, (*each,), each)
+    return said if said.recipes or cache else None
+
+
+LAYERS = ("quantized_layers",)
+
+
+def _each(record: Json, key: str, where: str) -> dict[str, Recipe]:
+    """Return the recipe of each module, or of what modules are part of, where a model has several."""
+    if str(record.get("quant_algo")).upper() != "MIXED_PRECISION" or record.get(LAYERS[0]) is None:
+        return {}
+    found: dict[str, Recipe] = {}
+    key = f"{key}.{LAYERS[0]}"
+    for module, said in _record(record, LAYERS[0], where).items():
+        own = _record({module: said}, module, where)
+        recipe = _algorithm(own, "modelopt", f"{key}.{module}", where)
+        _closed(own, ("quant_algo", "group_size"), f"{key}.{module}", where)
+        if recipe is not None:
+            _only(own, f"{key}.{module}", where, {"group_size": (None, GROUPS.get(recipe.scheme))})
+            found[_unmarked(module)] = recipe
+    return found
+
+
+def _unmarked(module: str) -> str:
+    """Return a name without the mark that modelopt 0.47 lets stand behind those of Nemotron-H."""
+    return module.partition(".\0")[0]
+
+
+def _has_inputs(record: Json, each: Mapping[str, Recipe]) -> bool:
+    """Say whether activations have scales that are stored."""
+    layers = record[LAYERS[0]] if each else {}
+    said = [record, *(layers.values() if isinstance(layers, Mapping) else ())]
+    algorithms = {own["quant_algo"] for own in said if isinstance(own, Mapping) and isinstance(own.get("quant_algo"), str)}
+    return any(algorithm.upper() == ALGORITHMS[scheme] for algorithm in algorithms for scheme in STYLES["modelopt"].inputs)
+
+
+def _group_of(recipe: Recipe | None, each: Mapping[str, Recipe], group: Json, name: str, where: str) -> None:
+    """Refuse a group of modules whose numbers are not those of its recipe."""
+    recipes = {each.get(_unmarked(module)) for module in _names(group, "targets", where)} if each else {recipe}
+    if len(recipes) > 1 or (each and None in recipes):
+        raise BadCheckpoint(f"{name} and {LAYERS[0]} disagree about the quantized weights", {"where": where}, remedy=MENDED)
+    weights = group.get("weights")
+    for one in recipes - {None} if isinstance(weights, Mapping) else ():
+        assert isinstance(weights, Mapping)
+        assert one is not None
+        bits = {"num_bits": (BITS.get(one.scheme),), "group_size": (None, GROUPS.get(one.scheme)), "type": ("float",)}
+        if one.scheme in BITS:
+            _only(weights, f"{name}.weights", where, {**bits, "dynamic": (False,)})
 
 
 def _groups(record: Json, key: str, where: str) -> list[tuple[str, Json]]:
@@ -312,7 +376,8 @@ def _ranks(config: Json, where: str) -> Said | None:
     if recipe is not None:
         _only(record, RECORD, where, {"has_zero_point": (None, False), "pre_quant_scale": (None, False)})
     ignored = USUAL if record.get("exclude_modules") is None else _names(record, "exclude_modules", where)
-    return _said("trtllm", recipe, {CONFIG: ignored}, cache=cache)
+    static = recipe is not None and recipe.scheme in STYLES["trtllm"].inputs
+    return Said(STYLES["trtllm"], recipe, static, cache, {CONFIG: ignored}) if recipe or cache else None
 
 
 # where a config says of codes -> what reads it, and what leaves it out

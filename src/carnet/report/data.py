@@ -59,7 +59,7 @@ def quantized_as(inventory: Inventory) -> str:
     said = inventory.said
     if said is None:
         return "nothing"
-    weights = f"{len(inventory.coded)} weights as {said.recipe.name}" if said.recipe else "no weight"
+    weights = f"{len(inventory.coded)} weights as {said.coded_as}" if said.recipes else "no weight"
     activations = "static" if said.static else "left to the engine"
     return f"{weights}, activations {activations}{', scales of an FP8 cache' if said.cache else ''}"
 
