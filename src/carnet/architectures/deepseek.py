@@ -13,6 +13,7 @@ from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.senses import expect
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import MIXED, Config
 from carnet.model.model import marks, mixtures, number, value
@@ -39,48 +40,23 @@ FURTHER = (
 BIAS = row(LAYER + "mlp.gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32")
 
 
-def _rank(said: object, _: Config) -> int:
+def _rank(said: int | None, _: Config) -> int:
     """Return the width of the compressed queries; null where they are not compressed, and transformers takes 0 for a width."""
-    if said is None:
-        return 0
-    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
-        raise ValueError("a width")
-    return said
+    expect(said is None or said > 0, "a width")
+    return said or 0
 
 
-def _shared(count: object, config: Config) -> int:
-    """Return the width of so many shared experts together."""
-    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-        raise ValueError("a number of experts")
-    return count * number(config, "moe_ffn")
-
-
-def _after_dense(dense: object, config: Config) -> str | None:
+def _after_dense(dense: int, config: Config) -> str | None:
     """Return the blocks: mixtures follow so many dense layers."""
-    if not isinstance(dense, int) or isinstance(dense, bool) or dense < 0:
-        raise ValueError("a number of layers")
+    expect(dense >= 0, "a number of layers")
     return mixtures([layer >= dense for layer in range(number(config, "layers"))])
 
 
-def _groups(said: tuple[object, object], _: Config) -> int:
+def _groups(said: tuple[str, int], _: Config) -> int:
     """Return how many groups experts are chosen from: without a limit there is one, whatever the number says."""
     method, groups = said
-    if (
-        method not in {"greedy", "group_limited_greedy"}
-        or not isinstance(groups, int)
-        or isinstance(groups, bool)
-        or groups < 1
-    ):
-        raise ValueError("a way to choose experts")
+    expect(method in {"greedy", "group_limited_greedy"} and groups > 0, "greedy, or group_limited_greedy in some groups")
     return groups if method != "greedy" else 1
-
-
-def _group_topk(said: object, config: Config) -> int:
-    if number(config, "router_groups") == 1:
-        return 1
-    if not isinstance(said, int) or isinstance(said, bool) or said < 1:
-        raise ValueError("a number of groups")
-    return said
 
 
 def _whole_experts(config: Config) -> int:
@@ -98,7 +74,7 @@ FIELDS: tuple[Field, ...] = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    Spread("q_lora", "q_lora_rank", None, _rank, lambda c: (number(c, "q_lora") or None,)),
+    Spread("q_lora", "q_lora_rank", int, _rank, lambda c: (number(c, "q_lora") or None,)),
     place("kv_lora", "kv_lora_rank"),
     place("nope_dim", "qk_nope_head_dim"),
     place("rope_dim", "qk_rope_head_dim"),
@@ -122,7 +98,7 @@ FIELDS: tuple[Field, ...] = (
         "shared_ffn",
         "n_shared_experts",
         0,
-        _shared,
+        lambda count, c: count * number(c, "moe_ffn"),
         lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn") if value(c, "shared_ffn") else 0,),
     ),
     Spread(
@@ -207,7 +183,10 @@ DEEPSEEK_V2 = Family(
                 lambda c: (("greedy", 1), ("group_limited_greedy", number(c, "router_groups"))),
                 more=("n_group",),
             ),
-            Spread("router_group_topk", "topk_group", 1, _group_topk, lambda c: (number(c, "router_group_topk"),)),
+            Spread(
+                *("router_group_topk", "topk_group", 1, lambda said, c: said if number(c, "router_groups") > 1 else 1),
+                lambda c: (number(c, "router_group_topk"),),
+            ),
             place("router_group_best", default=lambda c: 1 if number(c, "router_groups") > 1 else None),
             place("router_normed", "norm_topk_prob", default=False, words=((False, False),)),
         ),

@@ -77,7 +77,7 @@ FALCON = Family(
             Spread("kv_heads", "multi_query", False, lambda said, c: 1 if said else c["heads"], lambda c: (True, False), OLD),
             # what the other decoder reads is there and means nothing
             Spread("kv_heads", "multi_query", False, lambda said, c: c["kv_heads"], lambda c: (True,), NEW),
-            Spread("kv_heads", "num_kv_heads", None, lambda said, c: c["kv_heads"], lambda c: (c["heads"],), OLD),
+            Spread("kv_heads", "num_kv_heads", int, lambda said, c: c["kv_heads"], lambda c: (c["heads"],), OLD),
             place("head_dim", default=head_share),
             place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
             place("vocab", "vocab_size"),

@@ -75,7 +75,7 @@ def _listed(config: Config) -> list[list[str]]:
 
 WINDOWS = (
     place("window", "sliding_window", "sliding_window_size"),
-    Spread("window_layers", "layer_types", None, _said, _listed),
+    Spread("window_layers", "layer_types", list[str], _said, _listed),
 )
 SANDWICH: dict[str, Value] = {**GEMMA_TRAITS, "norm_after": True}
 ROWS = (
@@ -133,7 +133,7 @@ GEMMA2 = Family(
             *CAPS,
             place("window", "sliding_window", default=4096, omit=True),
             place("window_every", default=2),
-            Spread("window_layers", "layer_types", None, _said, lambda c: [None, *_listed(c)]),
+            Spread("window_layers", "layer_types", list[str], _said, lambda c: [None, *_listed(c)]),
         ),
         fixed={"position_embedding_type": "rope_gpt_neox", "inter_layernorms": True},
         written={"rotary_scaling": None},

@@ -69,7 +69,7 @@ GPT_OSS = Family(
             place("router_normed", default=True),
             place("glu_limit", "swiglu_limit", default=7.0),
             place("window", "sliding_window", default=128),
-            Spread("window_layers", "layer_types", None, _windows, lambda c: hf.kinds_of(c, "window_layers")),
+            Spread("window_layers", "layer_types", list[str], _windows, lambda c: hf.kinds_of(c, "window_layers")),
             hf.TIED,
             hf.DTYPE,
             *hf.TOKENS,

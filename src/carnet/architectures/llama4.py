@@ -11,6 +11,7 @@ from carnet.dialects import hf
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config
 from carnet.model.model import marks, mixtures, number, value
 
@@ -32,8 +33,7 @@ def _mixtures(said: tuple[list[int] | None, int], config: Config) -> str | None:
     count = number(config, "layers")
     if listed is None:
         return mixtures(_every(step, count))
-    if not all(type(layer) is int and 0 <= layer < count for layer in listed):
-        raise ValueError("numbers of layers")
+    expect(set(listed) <= set(range(count)), "numbers of layers")
     return mixtures([layer in listed for layer in range(count)])
 
 
@@ -46,8 +46,7 @@ def _spellings(config: Config) -> Iterator[tuple[list[int], int]]:
 
 
 def _every(step: int, count: int) -> tuple[int, ...]:
-    if type(step) is not int or step < 1:
-        raise ValueError("a step")
+    expect(step > 0, "a step")
     return tuple(int((layer + 1) % step == 0) for layer in range(count))
 
 
@@ -55,8 +54,7 @@ def _rotated(said: tuple[list[int] | None, int], config: Config) -> tuple[int, .
     """Return a mark a layer, 0 for each without positions; None where all have them."""
     listed, interval = said
     count = number(config, "layers")
-    if listed and (len(listed) < count or not all(type(mark) is int and mark in {0, 1} for mark in listed)):
-        raise ValueError("one mark a layer")
+    expect(not listed or (len(listed) >= count and set(listed) <= {0, 1}), "one mark a layer")
     found = tuple(listed[:count]) if listed else tuple(1 - mark for mark in _every(interval, count))
     return found if 0 in found else None
 
@@ -108,18 +106,18 @@ LLAMA4 = Family(
             place("qk_norm", "use_qk_norm", default="plain", words=(("plain", True), ("none", False))),
             place("experts", "num_local_experts", default=16),
             place("topk", "num_experts_per_tok", default=1),
-            Spread("blocks", "moe_layers", (None, 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
+            Spread("blocks", "moe_layers", (list[int], 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
             Spread(
                 "rope_layers",
                 "no_rope_layers",
-                (None, 4),
+                (list[int], 4),
                 _rotated,
                 lambda c: ((_rotated_layers(c), 4),),
                 more=("no_rope_layer_interval",),
             ),
             # null means no chunks and an absent key 8192: a config has to say it
             place("chunk", "attention_chunk_size"),
-            Spread("chunk_layers", "layer_types", None, _chunked, lambda c: hf.kinds_of(c, "chunk_layers", KINDS)),
+            Spread("chunk_layers", "layer_types", list[str], _chunked, lambda c: hf.kinds_of(c, "chunk_layers", KINDS)),
             place("temperature", "attn_temperature_tuning", default=True),
             place("temperature_floor", "floor_scale", default=8192),
             place("temperature_scale", "attn_scale", default=0.1),

@@ -11,6 +11,7 @@ from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.rows import biased, fuse, row
+from carnet.dialects.senses import expect
 from carnet.model.fields import Config, Value
 from carnet.model.model import blocks, number
 
@@ -53,25 +54,24 @@ KINDS = {"linear_attention": "M", "mamba": "M", "full_attention": "*", "attentio
 WORDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
 
 
-def _pattern(said: tuple[object, ...]) -> str:
+def _pattern(kinds: list[str] | None, letters: str | None) -> str:
     """Return a letter a layer, from the list of kinds or from the pattern; both must agree where both are there."""
-    kinds, letters, *_ = said
-    listed = "".join(KINDS[kind] for kind in kinds) if isinstance(kinds, list) else letters
-    if not isinstance(listed, str) or not set(listed) <= set(WORDS) or letters not in {None, listed}:
-        raise ValueError("a kind for each layer")
-    return listed
+    listed = letters if kinds is None else "".join(KINDS.get(kind, "?") for kind in kinds)
+    expect(listed and set(listed) <= set(WORDS) and letters in {None, listed}, "a kind for each layer")
+    return listed or ""
 
 
-def _spelled(config: Config) -> tuple[object, ...]:
+def _spelled(config: Config) -> tuple[list[str], str]:
     letters = "".join(blocks(config))
+    expect(set(letters) <= set(WORDS), "layers of these kinds")
     return [WORDS[letter] for letter in letters], letters
 
 
-def _layers(said: tuple[object, ...], _: Config) -> int:
-    pattern, count = _pattern(said), said[2]
-    if count not in {None, len(pattern)}:
-        raise ValueError("a kind for each layer")
-    return len(pattern)
+def _layers(said: tuple[list[str] | None, str | None, int | None], _: Config) -> int:
+    kinds, letters, count = said
+    found = len(_pattern(kinds, letters))
+    expect(count in {None, found}, "a kind for each layer")
+    return found
 
 
 PATTERN = ("layers_block_type", "hybrid_override_pattern")
@@ -86,8 +86,8 @@ STATE: tuple[Field, ...] = (
 def _expanded(said: tuple[int, int], config: Config) -> int:
     """Return the heads, which together are as wide as the expanded stream: transformers' Mamba2Config refuses any other number."""
     expand, heads = said
-    if expand * number(config, "hidden") != heads * number(config, "ssm_head_dim"):
-        raise ValueError("heads as wide as the expanded stream")
+    wide = heads * number(config, "ssm_head_dim")
+    expect(expand * number(config, "hidden") == wide, "heads as wide as the expanded stream")
     return heads
 
 
@@ -151,7 +151,7 @@ NEMOTRON_H = Family(
             Spread(
                 "layers",
                 PATTERN[0],
-                (None, None, None),
+                (list[str], str, int),
                 _layers,
                 lambda c: ((*_spelled(c), c["layers"]),),
                 more=(PATTERN[1], "num_hidden_layers"),
@@ -159,8 +159,8 @@ NEMOTRON_H = Family(
             Spread(
                 "blocks",
                 PATTERN[0],
-                (None, None),
-                lambda said, _: " ".join(_pattern(said)),
+                (list[str], str),
+                lambda said, _: " ".join(_pattern(*said)),
                 lambda c: (_spelled(c),),
                 more=PATTERN[1:],
             ),

@@ -6,14 +6,16 @@ TensorRT-LLM: tensorrt_llm/models/nemotron_nas/{config,convert,layer_config}.py,
 """
 
 from dataclasses import replace
+from typing import Any
 
 from carnet.architectures.family import Family
 from carnet.dialects import hf, trtllm
-from carnet.dialects.configs import Place, place
+from carnet.dialects.configs import Json, Place, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.heterogeneous import MEANINGS, Layer, read_blocks, record, size, spelled_blocks, spread
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
+from carnet.dialects.senses import Kind, Senseless, expect
 from carnet.model.fields import Config, Value
 from carnet.model.model import layers, number
 
@@ -28,7 +30,7 @@ TRTLLM_LINEAR = (
 )
 OF_A_LAYER = {"kv_heads", "ffn"}
 SIZES = {field.field: field for field in hf.SIZES if field.field not in OF_A_LAYER}
-BLOCKS = {name: spread(name, ("block_configs",), read_blocks, spelled_blocks) for name in MEANINGS}
+BLOCKS = {name: spread(name, {"block_configs": list[dict[str, object]]}, read_blocks, spelled_blocks) for name in MEANINGS}
 FIELDS: tuple[Field, ...] = (
     # the blocks are read before all that only some blocks have
     *({name: SIZES[name] for name in ("layers", "hidden")} | {"blocks": BLOCKS["blocks"]} | SIZES | BLOCKS).values(),
@@ -40,45 +42,50 @@ FIELDS: tuple[Field, ...] = (
     hf.TIED,
 )
 
-LAYER_KEYS = ("layer_configs", "layer_types", "num_kv_heads_per_layer", "num_key_value_heads", "intermediate_size")
+LAYER_KEYS: dict[str, Kind] = {
+    "layer_configs": list[dict[str, object]],
+    "layer_types": list[str],
+    "num_kv_heads_per_layer": list[int],
+    "num_key_value_heads": int,
+    "intermediate_size": int,
+}
 KINDS = {"attention": {"attention": "*", "linear": "L", "no_op": ""}, "ffn": {"mlp": "-", "linear": "l", "no_op": ""}}
 WORDS = {"attention": "attention", "dense": "mlp", "linear": "linear", "": "no_op"}  # what a layer has -> NVIDIA's word
 
 
-def _read(said: tuple[object, ...], config: Config) -> list[Layer]:
+def _read(said: tuple[Any, ...], config: Config) -> list[Layer]:
     """Return the layers of a config, sizes that they do not say from the rest; the keys that follow from them must agree."""
     each, kinds, kv_heads, *usual = said
-    found = [_layer(block, usual, config) for block in each] if isinstance(each, list) else []
+    found = [_layer(block, usual, config) for block in each or ()]
     heads = number(config, "heads")
     follows = [
         ["attention" if layer.group else "linear" if "L" in layer.word else "no_op" for layer in found],
         [heads // layer.group for layer in found if layer.group],
     ]
-    if len(found) != number(config, "layers") or kinds not in (None, follows[0]) or kv_heads not in (None, follows[1]):
-        raise ValueError("a record a layer")
-    if not any(layer.group for layer in found):
-        raise ValueError("some attention")
+    agree = kinds in (None, follows[0]) and kv_heads in (None, follows[1])
+    expect(len(found) == number(config, "layers") and agree, "a record a layer")
+    expect(any(layer.group for layer in found), "some attention")
     return found
 
 
-def _layer(block: object, usual: list[object], config: Config) -> Layer:
+def _layer(block: Json, usual: list[object], config: Config) -> Layer:
     heads = number(config, "heads")
     letters, sizes = [], []
     for (part, words), key, otherwise in zip(KINDS.items(), ("num_key_value_heads", "intermediate_size"), usual, strict=True):
-        said = record(record(block)[part])
-        if set(said) - {"impl", key}:
-            raise ValueError("an implementation and a size")
-        letter = words[str(said["impl"])]
+        said = record(block, part)
+        letter = words.get(str(said.get("impl")))
+        if letter is None or set(said) - {"impl", key}:
+            raise Senseless("an implementation and a size")
         letters.append(letter)
         sizes.append(size(otherwise if said.get(key) is None else said[key]) if letter in {"*", "-"} else 0)
-    if sizes[0] and heads % sizes[0]:
-        raise ValueError("whole groups of query heads")
+    expect(not sizes[0] or heads % sizes[0] == 0, "whole groups of query heads")
     return Layer("".join(letters) or ".", heads // sizes[0] if sizes[0] else 0, sizes[1])
 
 
 def spelled_layers(config: Config) -> tuple[object, ...]:
     """Return what NVIDIA's converter writes; the sizes of the whole model are its defaults and mean nothing."""
     each = layers(config)
+    expect({layer[part] for layer in each for part in ("mixer", "mlp")} <= set(WORDS), "layers of these kinds")
     kinds = [(WORDS[str(layer["mixer"])], WORDS[str(layer["mlp"])]) for layer in each]
     kv_heads = [
         number(layer, "kv_heads") if mixer == "attention" else None for layer, (mixer, _) in zip(each, kinds, strict=True)

@@ -9,21 +9,19 @@ from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.senses import expect
 from carnet.model.fields import Config, Value
-from carnet.model.model import number, value
+from carnet.model.model import number, real
 
 
 def _rotated(config: Config) -> int:
     """Return how much of a head is rotated, in whole dimensions."""
-    percent = value(config, "rope_percent")
-    assert isinstance(percent, float)
-    return int(number(config, "head_dim") * percent)
+    return int(number(config, "head_dim") * real(config, "rope_percent"))
 
 
 def _checked(said: int | None, config: Config) -> Value:
-    if said not in (None, _rotated(config)):
-        raise ValueError("another part of a head")
-    return value(config, "rope_percent")
+    expect(said in {None, _rotated(config)}, "the same part of a head")
+    return real(config, "rope_percent")
 
 
 PHI3 = Family(
@@ -74,7 +72,7 @@ PHI3 = Family(
             *trtllm.ONE_STAGE,
             *trtllm.ROPE,
             place("rope_percent", "rotary_pct", default=1.0, omit=True),
-            Spread("rope_percent", "rotary_embedding_dim", None, _checked, lambda c: (_rotated(c),)),
+            Spread("rope_percent", "rotary_embedding_dim", int, _checked, lambda c: (_rotated(c),)),
             place("activation", "hidden_act", words=trtllm.GATED),
             place("tied", "tie_word_embeddings", default=False, omit=True),
         ),

@@ -53,9 +53,9 @@ def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
 
 
 WINDOWS = (
-    Spread("window", "use_sliding_window", (False, None, 28, None), _window, _windows, more=WINDOW_KEYS),
+    Spread("window", "use_sliding_window", (False, int, 28, list[str]), _window, _windows, more=WINDOW_KEYS),
     Spread(
-        *("window_layers", "use_sliding_window", (False, None, 28, None), _window_layers, _windows),
+        *("window_layers", "use_sliding_window", (False, int, 28, list[str]), _window_layers, _windows),
         only={"window": SET},
         more=WINDOW_KEYS,
     ),
@@ -65,7 +65,7 @@ WINDOWS = (
 MIXTURES = Spread(
     "blocks",
     "mlp_only_layers",
-    ([], 1),
+    (list[int], 1),
     lambda said, config: mixtures(hf.mixed(said[0], said[1], config)),
     lambda c: ((hf.dense(c), 1),),
     more=("decoder_sparse_step",),

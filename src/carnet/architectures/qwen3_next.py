@@ -9,6 +9,7 @@ from carnet.dialects import hf
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config
 from carnet.model.model import blocks, mixtures, number
 
@@ -38,10 +39,11 @@ MIXTURE = (
 KINDS = ("linear_attention", "full_attention")
 
 
-def _blocks(said: tuple[list[int], int, list[str] | None, int], config: Config) -> str | None:
+def _blocks(said: tuple[list[int] | None, int, list[str] | None, int], config: Config) -> str | None:
     """Return the blocks: mixtures as in other Qwens; layers are of the kinds that are listed, or every so manieth attends."""
     without, step, listed, every = said
     count = number(config, "layers")
+    expect(listed or every, "a step")
     attends = hf.marks_of(listed, config, KINDS) if listed else [(layer + 1) % every == 0 for layer in range(count)]
     return mixtures(hf.mixed(without, step, config), "".join("G*"[mark] for mark in attends))
 
@@ -71,7 +73,7 @@ QWEN3_NEXT = Family(
             place("shared_ffn", "shared_expert_intermediate_size", default=512),
             place("router_normed", "norm_topk_prob", default=True),
             Spread(
-                *("blocks", "mlp_only_layers", ([], 1, None, 4), _blocks),
+                *("blocks", "mlp_only_layers", (list[int], 1, list[str], 4), _blocks),
                 lambda c: ((hf.dense(c), 1, [KINDS["*" in word] for word in blocks(c)], None),),
                 more=("decoder_sparse_step", "layer_types", "full_attention_interval"),
             ),

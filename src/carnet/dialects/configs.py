@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as having
 from difflib import get_close_matches
-from math import isfinite
 from types import EllipsisType
 from typing import Any
 
-from carnet.errors import BadCheckpoint, NotSupported, Obstacles
+from carnet.dialects.senses import Kind, Senseless, expect, of_kind
+from carnet.errors import BadCheckpoint, CarnetError, NotSupported, Obstacles
 from carnet.model.fields import BY_NAME, NOTHING, SET, Condition, Config, Value
 from carnet.model.keys import equal, leaves
 from carnet.model.model import concerns
@@ -23,8 +23,6 @@ Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key m
 ANY = ...  # in a Choice: this key is not looked at, and not written; SET: it has a value, which a Place reads and writes
 
 NEAR = 0.87  # how alike two keys are where one may be the other mistyped; of letters in the same order, twice those of both
-NAMES: Mapping[type, str] = {int: "an int", float: "a float", bool: "a bool", str: "a str"}
-SENSELESS = (TypeError, ValueError, IndexError, KeyError, ArithmeticError)  # what a Spread raises of a value that means nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +63,12 @@ class Spread:
 
     field: str
     key: str
-    absent: object  # what an absent or null key means; of several keys, a tuple
-    meaning: Callable[[Any, Config], Value]  # of a key's value; of several, the tuple of them
+    absent: (
+        object  # what an absent or null key means, and so the kind of others; a kind where it means nothing; a tuple of several
+    )
+    meaning: Callable[
+        [Any, Config], Value
+    ]  # of a key's value; of several, the tuple of them; raises Senseless, and nothing else
     choices: Callable[[Config], Iterable[object]]  # key values to try when the field is written: no inverse to get wrong
     only: Condition = having(default_factory=dict)  # as in a Place
     more: tuple[str, ...] = ()  # further keys that have a say
@@ -110,9 +112,18 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     found = Obstacles(unknown)
     raw = {**raw, **unsaid(table, raw)}
     config: dict[str, Value] = {}
+    lost: set[str] = set()  # the fields of rows that were refused, for which later ones may look in vain
     for row in table.rows:
-        with found:
-            _read_row(row, raw, config, where, broken=len(found.errors) > len(unknown))
+        try:
+            _read_row(row, raw, config, where)
+        except KeyError as error:
+            if lost.isdisjoint(error.args):
+                raise
+            lost.update(fields_of(row))
+        except CarnetError as error:
+            if not (lost and isinstance(error.__cause__, Senseless)):
+                found.errors.append(error)
+            lost.update(fields_of(row))
     if table.closed and len(found.errors) == len(unknown):
         found.errors += _idle(table, raw, config, where)
     found.errors += _foreign(table, raw, config, where)
@@ -123,26 +134,21 @@ def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
     return config
 
 
-def _read_row(row: Row, raw: Json, config: dict[str, Value], where: str, *, broken: bool) -> None:
-    """Read what one row says; after a ``broken`` one it may look in vain for that one's field."""
-    try:
-        match row:
-            case Place():
-                _read_place(row, raw, config, where)
-            case Choice():
-                _read_choice(row, raw, config, where)
-            case Spread():
-                _read_spread(row, raw, config, where)
-            case Flagged():
-                flagged = _switch(row.flag, lookup(raw, row.flag), where) and lookup(raw, row.key) is not None
-                if flagged or row.otherwise in config:
-                    config[row.field] = (
-                        _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
-                    )
-    except (AssertionError, BadCheckpoint, *SENSELESS) as error:
-        in_vain = isinstance(error.__cause__ if isinstance(error, BadCheckpoint) else error, (AssertionError, *SENSELESS))
-        if not (broken and in_vain):
-            raise
+def _read_row(row: Row, raw: Json, config: dict[str, Value], where: str) -> None:
+    """Read what one row says; raise KeyError with the name of a field that another one should have read."""
+    match row:
+        case Place():
+            _read_place(row, raw, config, where)
+        case Choice():
+            _read_choice(row, raw, config, where)
+        case Spread():
+            _read_spread(row, raw, config, where)
+        case Flagged():
+            flagged = _switch(row.flag, lookup(raw, row.flag), where) and lookup(raw, row.key) is not None
+            if flagged or row.otherwise in config:
+                config[row.field] = (
+                    _checked(row.field, row.key, lookup(raw, row.key), where) if flagged else config[row.otherwise]
+                )
 
 
 def unsaid(table: Table, raw: Json) -> dict[str, object]:
@@ -182,6 +188,9 @@ def _read_place(row: Place, raw: Json, config: dict[str, Value], where: str) -> 
             raise BadCheckpoint(f"the config does not say {row.keys[0]!r}", facts, remedy=field.remedy)
         default = row.default(config) if callable(row.default) else row.default
         assert not isinstance(default, EllipsisType)
+        if wrong := _beyond(row.field, default):
+            facts = {"where": where, "field": BY_NAME[row.field].remark, "found": f"{default!r}"}
+            raise BadCheckpoint(f"the config makes {row.field!r} {wrong}", facts)
         config[row.field] = default
         return
     key = next(key for key in row.keys if lookup(raw, key) is not None)
@@ -210,13 +219,22 @@ def _read_spread(row: Spread, raw: Json, config: dict[str, Value], where: str) -
     said = [*zip(*spellings_of(row), each_of(row, row.absent), strict=True)]
     for key in (key for *keys, absent in said for key in keys if isinstance(absent, bool)):
         _switch(key, lookup(raw, key), where)
-    found = tuple(absent if (value := _agreed(raw, keys, where)) is None else value for *keys, absent in said)
     try:
-        config[row.field] = _of_its_kind(row.field, row.meaning(found if row.more else found[0], config))
-    except SENSELESS as error:
+        found = tuple(_or_absent(_agreed(raw, keys, where), absent) for *keys, absent in said)
+        meant = row.meaning(found if row.more else found[0], config)
+        wrong = _beyond(row.field, meant)
+        expect(not wrong, f"{row.field} not {wrong}")
+    except Senseless as error:
         facts = {key: f"{value!r}"[:80] for key in keys_of(row) if (value := lookup(raw, key)) is not None}
         what = f"sets {' and '.join(map(repr, facts))} to what makes no sense" if facts else f"does not say {row.key!r}"
-        raise BadCheckpoint(f"the config {what}", {"where": where, **facts}) from error
+        raise BadCheckpoint(f"the config {what}", {"where": where, **facts, "expected": error}) from error
+    config[row.field] = meant
+
+
+def _or_absent(value: object, absent: object) -> object:
+    """Return a value of the kind that a key's can be, or what stands for none."""
+    kind, absent = (absent, None) if isinstance(absent, Kind) else (type(absent), absent)
+    return absent if value is None else of_kind(kind, value)
 
 
 def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:
@@ -228,13 +246,15 @@ def _agreed(raw: Json, keys: Sequence[str], where: str) -> object:
     return first
 
 
-def _of_its_kind(name: str, value: Value) -> Value:
-    """Return what a row's keys mean, if a field can have such a value."""
+def _beyond(name: str, value: object) -> str:
+    """Say how a number is too small or too large for a field; nothing where it is neither."""
     field = BY_NAME[name]
-    strange = value is not None and (not isinstance(value, tuple | field.kind) or _is_infinite(value))
-    if strange or (type(value) is int and field.least is not None and value < field.least):
-        raise ValueError(name)
-    return value
+    if field.kind is int and isinstance(value, int):
+        if field.least is not None and value < field.least:
+            return f"less than {field.least}"
+        if field.most is not None and value > field.most:
+            return f"more than {field.most}"
+    return ""
 
 
 def _switch(key: str, found: object, where: str) -> bool:
@@ -304,30 +324,16 @@ def _is_written(table: Table, key: str, config: Config) -> bool:
 
 
 def _checked(name: str, key: str, value: object, where: str) -> Value:
-    """Return the value if it is of the field's kind; an integer serves as a float, nothing serves as an integer but one."""
+    """Return the value if the field can have it; a list of integers as a tuple."""
     field = BY_NAME[name]
-    if field.many and isinstance(value, list) and all(type(each) is int for each in value):
-        return tuple(value)
-    if field.kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 1000:
-        return float(value)
-    if isinstance(value, field.kind) and not (field.kind is int and isinstance(value, bool)) and not _is_infinite(value):
-        if isinstance(value, int) and field.kind is int and field.least is not None and value < field.least:
-            raise BadCheckpoint(
-                f"the config sets {key!r} to less than {field.least}", {"where": where, "found": f"{value!r}"[:80]}
-            )
-        if field.most is not None and isinstance(value, int) and value > field.most:
-            raise BadCheckpoint(
-                f"the config sets {key!r} to more than {field.most}", {"where": where, "found": f"{value!r}"[:80]}
-            )
-        return value
-    kind = "a finite number" if _is_infinite(value) and field.kind is float else NAMES[field.kind]
-    raise BadCheckpoint(
-        f"the config sets {key!r} to something that is not {kind}", {"where": where, "found": f"{value!r}"[:80]}
-    )
-
-
-def _is_infinite(value: object) -> bool:
-    return isinstance(value, float) and not isfinite(value)
+    try:
+        found = of_kind(int | list[int] if field.many else field.kind, value)
+        wrong = _beyond(name, found)
+    except Senseless as error:
+        found, wrong = None, f"something that is not {error}"
+    if wrong:
+        raise BadCheckpoint(f"the config sets {key!r} to {wrong}", {"where": where, "found": f"{value!r}"[:80]})
+    return tuple(found) if isinstance(found, list) else found
 
 
 def strange(table: Table, raw: Json) -> dict[str, object]:

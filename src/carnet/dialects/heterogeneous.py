@@ -12,6 +12,7 @@ from typing import Any
 
 from carnet.algebra.layout import round_up
 from carnet.dialects.configs import Json, Spread
+from carnet.dialects.senses import Kind, Senseless, expect, of_kind
 from carnet.errors import NotSupported
 from carnet.model.fields import Condition, Config, Value
 from carnet.model.model import layers, number, value
@@ -39,11 +40,11 @@ MEANINGS: Mapping[str, Callable[[Sequence[Layer], Config], Value]] = {
 
 
 def spread(
-    name: str, keys: tuple[str, ...], read: Read, spelled: Callable[[Config], object], only: Condition | None = None
+    name: str, keys: Mapping[str, Kind], read: Read, spelled: Callable[[Config], object], only: Condition | None = None
 ) -> Spread:
-    """Write the row of a field of ``MEANINGS``, whose keys are read by ``read`` and written by ``spelled``."""
+    """Write the row of a field of ``MEANINGS``, whose keys are of some kinds, read by ``read`` and written by ``spelled``."""
     key, *more = keys
-    absent = tuple(None for _ in keys) if more else None
+    absent = tuple(keys.values()) if more else keys[key]
     return Spread(name, key, absent, lambda s, c: MEANINGS[name](read(s, c), c), lambda c: (spelled(c),), only or {}, (*more,))
 
 
@@ -67,39 +68,40 @@ KIND = ("no_op", "replace_with_linear")
 SAID = {"attention": {*KIND, "n_heads_in_group"}, "ffn": {*KIND, "ffn_mult", "intermediate_size"}}
 
 
-def read_blocks(blocks: object, config: Config) -> list[Layer]:
+def read_blocks(blocks: Sequence[Json] | None, config: Config) -> list[Layer]:
     """Return the layers of a list of ``block_configs``, one for each layer of the model."""
-    if not isinstance(blocks, list) or len(blocks) != number(config, "layers"):
-        raise ValueError("a record a layer")
+    blocks = blocks or []
+    expect(len(blocks) == number(config, "layers"), "a record a layer")
     return [_layer(at, block, number(config, "hidden")) for at, block in enumerate(blocks)]
 
 
-def _layer(at: int, block: object, hidden: int) -> Layer:
-    parts = {part: record(record(block)[part]) for part in IDLE}
+def _layer(at: int, block: Json, hidden: int) -> Layer:
+    parts = {part: record(block, part) for part in IDLE}
     said = {
         f"{part}.{key}": value for part, held in parts.items() for key, value in held.items() if not _idle(part, key, value)
     }
-    said |= {key: value for key, value in record(block).items() if key not in parts and value is not None}
+    said |= {key: value for key, value in block.items() if key not in parts and value is not None}
     for key, found in said.items():
         facts = {"key": f"block_configs[{at}].{key}", "found": f"{found!r}"[:80]}
         raise NotSupported("the config says of a layer what carnet cannot carry over", facts)
     attention, mlp = parts.values()
     mixer, after = _kind(attention, "*", "L"), _kind(mlp, "-", "l")
-    group = size(attention["n_heads_in_group"]) if mixer == "*" else 0
+    group = size(attention.get("n_heads_in_group")) if mixer == "*" else 0
     return Layer(mixer + after or ".", group, _width(mlp, hidden) if after == "-" else 0)
 
 
-def record(found: object) -> Json:
-    """Return an object of JSON."""
+def record(said: Json, key: str) -> dict[str, Any]:
+    """Return what stands under a key of a record, if it is a record."""
+    found = said.get(key)
     if not isinstance(found, dict):
-        raise TypeError("a record")
+        raise Senseless(f"a record {key!r}")
     return found
 
 
 def size(found: object) -> int:
     """Return an integer of JSON that is a size."""
     if type(found) is not int or found < 1:
-        raise ValueError("a size")
+        raise Senseless("a size")
     return found
 
 
@@ -110,8 +112,7 @@ def _idle(part: str, key: str, said: object) -> bool:
 def _kind(part: Json, usual: str, linear: str) -> str:
     """Return the letter of a block, none for one that does nothing."""
     no_op, replaced = (part.get(key, False) for key in KIND)
-    if not isinstance(no_op, bool) or not isinstance(replaced, bool) or (no_op and replaced):
-        raise ValueError("one kind of block")
+    expect({type(no_op), type(replaced)} == {bool} and not (no_op and replaced), "one kind of block")
     return "" if no_op else linear if replaced else usual
 
 
@@ -124,18 +125,14 @@ def _width(mlp: Json, hidden: int) -> int:
     multiple = mlp.get("ffn_mult")
     if multiple is None:
         return size(said)
-    if not isinstance(multiple, int | float) or isinstance(multiple, bool):
-        raise TypeError("a multiple")
-    width = size(round_up(int(2 * round(multiple, 6) * hidden / 3), 256))
-    if said not in {None, width}:
-        raise ValueError("one width")
+    width = size(round_up(int(2 * round(of_kind(float, multiple), 6) * hidden / 3), 256))
+    expect(said is None or said == width, "one width")
     return width
 
 
 def _kv_heads(layer: Layer, config: Config) -> int:
     """Return the KV heads of a layer, 1 where it has no attention."""
-    if layer.group and number(config, "heads") % layer.group:
-        raise ValueError("whole groups of query heads")
+    expect(not layer.group or number(config, "heads") % layer.group == 0, "whole groups of query heads")
     return number(config, "heads") // layer.group if layer.group else 1
 
 
@@ -155,7 +152,7 @@ def _part(kind: Value, key: str, width: float) -> dict[str, object]:
     return {key: width if kind in {"attention", "dense"} else None, "no_op": not kind, "replace_with_linear": kind == "linear"}
 
 
-def read_text(said: tuple[object, ...], config: Config) -> Sequence[Layer]:
+def read_text(said: tuple[str | None, str | None], config: Config) -> Sequence[Layer]:
     """Return the layers that Megatron's arguments describe, none where all are alike: the text of a config, and its path."""
     text, path = said
     if not text:
@@ -166,13 +163,13 @@ def read_text(said: tuple[object, ...], config: Config) -> Sequence[Layer]:
                 remedy="put the text under 'heterogeneous_layers_config_encoded_json'",
             )
         return ()
-    if not isinstance(text, str) or len(text) > TEXT:
-        raise TypeError("the text of a config")
+    expect(len(text) <= TEXT, "the text of a config")
     try:
         found = json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    return read_blocks(found["block_configs"], config)
+    except (ValueError, RecursionError):
+        raise Senseless("the text of a config") from None
+    expect(isinstance(found, dict), "the text of a config")
+    return read_blocks(of_kind(list[dict[str, object]], found.get("block_configs")), config)
 
 
 def spelled_text(config: Config) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from carnet.dialects.configs import Place, Spread, Table, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, row
+from carnet.dialects.senses import expect
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
 from carnet.model.model import head_share, marks, number, value
@@ -171,9 +172,8 @@ IGNORED = IDLE | GENERATION.keys()
 
 
 def marks_of(said: Sequence[str], config: Config, kinds: Kinds = LAYER_TYPES) -> tuple[int, ...]:
-    """Return a mark a layer of ``layer_types``, 1 where it is the second kind; raise ValueError where there is not a kind a layer."""
-    if len(said) != number(config, "layers"):
-        raise ValueError("a kind a layer")
+    """Return a mark a layer of ``layer_types``, 1 where it is the second kind; raise Senseless where there is not a kind a layer."""
+    expect(len(said) == number(config, "layers") and set(said) <= set(kinds), f"for each layer {' or '.join(kinds)}")
     return tuple(kinds.index(kind) for kind in said)
 
 
@@ -183,11 +183,10 @@ def kinds_of(config: Config, field: str, kinds: Kinds = LAYER_TYPES) -> list[lis
     return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
 
 
-def mixed(dense: list[int], step: int, config: Config) -> list[bool]:
+def mixed(dense: Sequence[int] | None, step: int, config: Config) -> list[bool]:
     """Return a mark a layer: every step-th layer is a mixture, but for those that are listed: Qwen's rule."""
-    if not all(type(layer) is int for layer in (*dense, step)) or step < 1:
-        raise ValueError("numbers of layers and a step")
-    return [layer not in dense and (layer + 1) % step == 0 for layer in range(number(config, "layers"))]
+    expect(step > 0, "a step")
+    return [layer not in (dense or ()) and (layer + 1) % step == 0 for layer in range(number(config, "layers"))]
 
 
 def dense(config: Config) -> list[int]:

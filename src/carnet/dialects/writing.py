@@ -6,7 +6,6 @@ from types import EllipsisType
 
 from carnet.dialects.configs import (
     ANY,
-    SENSELESS,
     Choice,
     Flagged,
     Place,
@@ -18,6 +17,7 @@ from carnet.dialects.configs import (
     fields_of,
     spellings_of,
 )
+from carnet.dialects.senses import Senseless
 from carnet.errors import NotSupported, Obstacles
 from carnet.model.fields import BY_NAME, SET, Config, Value
 from carnet.model.keys import equal, put
@@ -135,7 +135,7 @@ def _choice(row: Spread, config: Config, wanted: Value) -> object:
     """Return the values of a row's keys that would be read as what a model is, ANY where there are none."""
     try:
         return next((choice for choice in row.choices(config) if row.meaning(choice, config) == wanted), ANY)
-    except SENSELESS:
+    except Senseless:
         return ANY
 
 

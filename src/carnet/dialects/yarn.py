@@ -9,8 +9,9 @@ from math import log
 from typing import Any
 
 from carnet.dialects.configs import Spread
+from carnet.dialects.senses import expect
 from carnet.model.fields import Condition, Config
-from carnet.model.model import value
+from carnet.model.model import real, value
 
 YARN: Condition = {"rope_type": "yarn"}
 DIGITS = 12  # of a factor that are looked at: more than f32 has, and words give it no better than that
@@ -20,7 +21,7 @@ def hf(*tops: str) -> Spread:
     """Write the row of transformers' words: the factor itself, or two words that count only together."""
     names = ("attention_factor", "mscale", "mscale_all_dim")
     first, *others = (tuple(f"{top}.{name}" for name in names) for top in tops)
-    return Spread("rope_attention", first[0], (None,) * 3, _of_hf, _hf_words, YARN, first[1:], tuple(others))
+    return Spread("rope_attention", first[0], (float,) * 3, _of_hf, _hf_words, YARN, first[1:], tuple(others))
 
 
 def megatron(only: Condition, *others: tuple[str, str]) -> Spread:
@@ -33,7 +34,7 @@ def megatron(only: Condition, *others: tuple[str, str]) -> Spread:
 def _of_hf(said: tuple[Any, ...], config: Config) -> float:
     given, mscale, every = said
     if given is not None:
-        return _rounded(float(given))
+        return _rounded(given)
     return _ratio(config, mscale, every) if mscale and every else _ratio(config, 1.0, 0.0)
 
 
@@ -42,7 +43,7 @@ def _hf_words(config: Config) -> Iterator[tuple[object, ...]]:
     every = value(config, "rope_mscale_all") or None
     yield from ((None, word, every) for word in (_solved(config) if every else ()))
     yield None, None, every
-    yield _number(config, "rope_attention"), None, every
+    yield real(config, "rope_attention"), None, every
 
 
 def _of_megatron(said: tuple[Any, ...], config: Config) -> float:
@@ -50,19 +51,21 @@ def _of_megatron(said: tuple[Any, ...], config: Config) -> float:
 
 
 def _megatron_words(config: Config) -> Iterator[tuple[float, ...]]:
-    yield from ((word, _number(config, "rope_mscale_all")) for word in _solved(config))
+    yield from ((word, real(config, "rope_mscale_all")) for word in _solved(config))
 
 
 def _solved(config: Config) -> Iterator[float]:
     """Yield words for the numerator that give a factor, a short one first."""
-    grown = log(max(_number(config, "rope_factor"), 1.0)) / 10
-    wanted = _number(config, "rope_attention") * _grown(config, _number(config, "rope_mscale_all")) - 1.0
+    grown = log(max(real(config, "rope_factor"), 1.0)) / 10
+    wanted = real(config, "rope_attention") * _grown(config, real(config, "rope_mscale_all")) - 1.0
     exact = wanted / grown if grown else 1.0
     yield from (*(round(exact, digits) for digits in (2, 4, 6, 9, DIGITS)), exact)
 
 
 def _ratio(config: Config, numerator: float, denominator: float) -> float:
-    return _rounded(_grown(config, numerator) / _grown(config, denominator))
+    below = _grown(config, denominator)
+    expect(below, "a factor that is not by nothing")
+    return _rounded(_grown(config, numerator) / below)
 
 
 def _rounded(factor: float) -> float:
@@ -71,12 +74,5 @@ def _rounded(factor: float) -> float:
 
 def _grown(config: Config, word: float) -> float:
     """Return what a word makes of the factor by which positions are stretched."""
-    factor = _number(config, "rope_factor")
-    return 0.1 * float(word) * log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def _number(config: Config, name: str) -> float:
-    found = value(config, name)
-    if not isinstance(found, float):
-        raise TypeError(name)
-    return found
+    factor = real(config, "rope_factor")
+    return 0.1 * word * log(factor) + 1.0 if factor > 1 else 1.0

@@ -128,7 +128,9 @@ def config_of(said: Arguments, **given: object) -> TransformerConfig:
     megatron-core finds that the arguments do not go together, NotSupported for what it has no config for.
     """
     if any(said.get(name) for name in DESCRIBED):
-        raise NotSupported("carnet builds no model of layers that are described one by one", {"argument": DESCRIBED[0]})
+        raise NotSupported(
+            "carnet builds no model of layers that are described one by one", {"argument": next(iter(DESCRIBED))}
+        )
     said = {**DEFAULTS, **{name: value for name, value in said.items() if value is not None}}
     kind = MLATransformerConfig if said.get("multi_latent_attention") else TransformerConfig
     names = {**{name: name for name in SAME}, **RENAMED}

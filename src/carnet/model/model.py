@@ -12,18 +12,24 @@ from carnet.model.tensors import AXES, TENSORS, Canonical, Tensor
 
 
 def value(config: Config, name: str) -> Value:
-    """Return a field's value, its neutral one where the config does not say it."""
-    if name in config:
-        return config[name]
+    """Return a field's value, its neutral one where the config does not say it; raise KeyError where there is none."""
     neutral = BY_NAME[name].neutral
-    assert not isinstance(neutral, EllipsisType), f"a config without {name!r} was never completed"
-    return neutral
+    return config[name] if name in config or isinstance(neutral, EllipsisType) else neutral
 
 
 def number(config: Config, name: str) -> int:
-    """Return the value of a field that is an integer."""
+    """Return the value of a field that is an integer; raise KeyError where there is none."""
     found = value(config, name)
-    assert isinstance(found, int), f"{name} is {found!r}"
+    if not isinstance(found, int):
+        raise KeyError(name)
+    return found
+
+
+def real(config: Config, name: str) -> float:
+    """Return the value of a field that is a float; raise KeyError where there is none."""
+    found = value(config, name)
+    if not isinstance(found, float):
+        raise KeyError(name)
     return found
 
 

@@ -14,6 +14,7 @@ from carnet.dialects.configs import Row as Field
 from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text, spread
 from carnet.dialects.hf import TOKENS
 from carnet.dialects.megatron.releases import PATTERNS
+from carnet.dialects.senses import Kind, expect
 from carnet.model.fields import MIXED, SET, Condition, Config
 from carnet.model.model import blocks, head_share, marks, mixtures, number, value
 
@@ -44,14 +45,12 @@ def _pattern(said: tuple[Any, ...]) -> str | None:
     """
     old, new, spec, flag, *ratios = said
     patterns = {str(each).replace("|", "") for each in (old, new) if each is not None}  # a bar is where a pipeline stage ends
-    if len(patterns) > 1:
-        raise ValueError("one pattern")
+    expect(len(patterns) < 2, "one pattern")
     if patterns:
         return patterns.pop()
     if not flag and "mamba" not in str(spec):
         return None
-    if any(ratios):
-        raise ValueError("a pattern beside ratios")
+    expect(not any(ratios), "a pattern beside ratios")
     return ""
 
 
@@ -61,28 +60,28 @@ def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
     pattern, count = _pattern((*hybrid,)), number(config, "layers")
     described = MEANINGS["blocks"](read_text((text, path), config), config)
     if described is not None:
-        if pattern is not None or number(config, "experts"):
-            raise ValueError("layers that are described twice")
+        expect(pattern is None and not number(config, "experts"), "layers that are described once")
         return str(described)
     if pattern is not None:
         pattern = pattern or count * "M"
-        if len(pattern) != count or not set(pattern) <= set("M*-EG"):
-            raise ValueError("a letter a layer")
+        expect(len(pattern) == count and set(pattern) <= set("M*-EG"), "a letter a layer")
         return " ".join(pattern)
-    mixed = _each(often, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
+    step = 1 if often is None else often
+    mixed = _each(step, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
     every = value(config, "linear_kind") == "gdn"
     delta = _each(full, lambda layer, step: (layer + 1) % step > 0, count) if every else [0] * count
     alike = not number(config, "experts") and not any(delta)
     return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
 
 
-def _each(said: object, rule: Callable[[int, int], bool], count: int) -> list[int]:
+def _each(said: int | list[int] | None, rule: Callable[[int, int], bool], count: int) -> list[int]:
     """Return a mark a layer: those of the list, or what a rule makes of a step."""
-    if type(said) is int:
+    if isinstance(said, int):
+        expect(said, "a step")
         return [int(rule(layer, said)) for layer in range(count)]
-    if not isinstance(said, list) or len(said) != count or not all(type(mark) is int and mark in {0, 1} for mark in said):
-        raise ValueError("one mark a layer")
-    return said
+    found = said or []
+    expect(len(found) == count and set(found) <= {0, 1}, "one mark a layer")
+    return found
 
 
 HYBRID_KEYS = (
@@ -92,8 +91,9 @@ HYBRID_KEYS = (
     "hybrid_attention_ratio",
     "hybrid_mlp_ratio",
 )
-NO_HYBRID = (None, None, None, False, 0.0, 0.0)
-DESCRIBED = ("heterogeneous_layers_config_encoded_json", "heterogeneous_layers_config_path")
+NO_HYBRID = (str, str, str | list[str], False, 0.0, 0.0)
+DESCRIBED: dict[str, Kind] = {"heterogeneous_layers_config_encoded_json": str, "heterogeneous_layers_config_path": str}
+MARKS: Kind = int | list[int]  # a step, or a mark a layer
 HYBRID_SPEC = ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec"]
 
 
@@ -115,10 +115,8 @@ def _window(said: list[int] | None, _: Config) -> int | None:
     """Return how many tokens a token sees, itself included; Megatron counts those before it."""
     if said is None or said in ([-1, 0], [-1, -1]):
         return None
-    left, right = said
-    if type(left) is not int or left < 0 or right != 0:
-        raise ValueError("tokens before this one")
-    return left + 1
+    expect(len(said) == 2 and said[0] >= 0 and said[1] == 0, "tokens before this one")
+    return said[0] + 1
 
 
 def _left(config: Config) -> list[int] | None:
@@ -136,7 +134,7 @@ def _marks(config: Config) -> list[int] | None:
 
 
 def _scale(said: float | None, _: Config) -> float:
-    return float(said or 1.0)
+    return said or 1.0
 
 
 def _best_of_a_group(config: Config) -> int | None:
@@ -161,7 +159,7 @@ FIELDS: tuple[Field, ...] = (
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
     place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
     Spread(
-        *("blocks", "linear_attention_freq", (None, 1, *NO_HYBRID, None, None), _blocks, _frequencies),
+        *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str), _blocks, _frequencies),
         more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED),
     ),
     # they have values in all arguments, and a meaning where there is such a layer
@@ -186,7 +184,7 @@ FIELDS: tuple[Field, ...] = (
     spread("kv_heads", DESCRIBED, read_text, spelled_text, UNLIKE),
     place("latent", "multi_latent_attention", default=False),
     place("kv_lora", "kv_lora_rank", only=LATENT),
-    Spread("q_lora", "q_lora_rank", None, lambda said, _: said or 0, lambda c: (number(c, "q_lora") or None,), LATENT),
+    Spread("q_lora", "q_lora_rank", int, lambda said, _: said or 0, lambda c: (number(c, "q_lora") or None,), LATENT),
     place("nope_dim", "qk_head_dim", only=LATENT),
     place("rope_dim", "qk_pos_emb_head_dim", only=LATENT),
     place("v_dim", "v_head_dim", only=LATENT),
@@ -278,8 +276,8 @@ FIELDS: tuple[Field, ...] = (
     place("rope_factor", "rope_scaling_factor", default=8.0, only=LLAMA3),
     place("rope_factor", "rotary_seq_len_interpolation_factor", only=LINEAR),
     # a window of so many tokens before this one: get_sliding_window_causal_mask in megatron/core/transformer/utils.py
-    Spread("window", "window_size", None, _window, lambda c: (_left(c),)),
-    Spread("window_layers", "window_attn_skip_freq", None, _windowed, lambda c: (_marks(c),), {"window": SET}),
+    Spread("window", "window_size", list[int], _window, lambda c: (_left(c),)),
+    Spread("window_layers", "window_attn_skip_freq", MARKS, _windowed, lambda c: (_marks(c),), {"window": SET}),
     place("sinks", "softmax_type", default=False, words=((False, "vanilla"), (True, "learnable"))),
     # one flag gives the router and the experts a bias too: megatron/core/transformer/moe/router.py
     Choice(
@@ -344,7 +342,7 @@ FIELDS: tuple[Field, ...] = (
     Choice(("topk",), (("moe_router_topk", 2),), (((1,), (1,)),), {"router_on_input": True}),
     place("router_wide", "moe_router_dtype", default=None, words=((True, "fp32"), (True, "fp64")), only=MIXED),
     # none and 0 are 1: moe_utils.py topk_routing_with_score_function
-    Spread("router_scale", "moe_router_topk_scaling_factor", None, _scale, lambda c: (value(c, "router_scale"),), MIXED),
+    Spread("router_scale", "moe_router_topk_scaling_factor", float, _scale, lambda c: (value(c, "router_scale"),), MIXED),
     place("router_groups", "moe_router_num_groups", default=1, only=MIXED, omit=True),
     # without it all groups may be used: moe_utils.py topk_routing_with_score_function
     place("router_group_topk", "moe_router_group_topk", default=lambda c: number(c, "router_groups"), only=MIXED, omit=True),
