@@ -219,9 +219,10 @@ def test_a_small_window_gives_the_same_bytes(name, options, coded, tmp_path):
     assert contents(tmp_path / "wide") == contents(tmp_path / "narrow")
 
 
-def test_without_a_type_to_dequantize_to_it_is_refused_with_the_option(coded):
+@pytest.mark.parametrize("options", [{"to": "megatron"}, {"to": "trtllm"}, {"to": "hf", "quantize": "fp8-channel"}], ids=str)
+def test_without_a_type_to_dequantize_to_it_is_refused_with_the_option(options, coded):
     with pytest.raises(BadRequest, match="the weights of the source are quantized") as refused:
-        carnet.plan(coded(HF[0]), to="hf")
+        carnet.plan(coded(HF[0]), **options)
     assert "--dtype bf16" in str(refused.value.remedy)
     assert refused.value.facts["quantized"] == HF[0].name
 

@@ -16,7 +16,7 @@ from carnet.examiner.codes import numbers
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import own_type
 from carnet.examiner.scales import LARGEST, input_scale, kept_scale, name_scales
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory.sorting import cache_scales
 from carnet.model.tensors import HEAD, LINEAR, PLAIN, Canonical
 from carnet.quantize.lists import excluding
@@ -35,13 +35,28 @@ def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
     known = _known(source, asked)
     cached = {which: amax for which, amax in source.source_scales.amaxes.items() if which[1] in ("k", "v")}
     yield from _inputs(source, target, asked, known)
-    yield from _cache(target, said, asked, {**cached, **known})
+    yield from _cache(source, target, said, asked, {**cached, **known})
     for one in target.inventory.coded.values():
         for stored in one.others:
             found = numbers(target.tensor_files, stored).reshape(-1)
             if stored.name.endswith(".weight_shape") and found.tolist() != list(one.shape):
                 yield Finding("another shape", stored.name, stored.label, f"expected {list(one.shape)}, found {found.tolist()}")
-    yield from _ignored(target, said)
+    yield from _lost(source, target)
+    if said != source.inventory.said or source.inventory.coded.keys() != target.inventory.coded.keys():
+        yield from _ignored(target, said)
+
+
+def _before(source: Side, target: Side, key: Key) -> float | None:
+    """Return a scale of the source's that a target keeps, whose codes are the source's own."""
+    stored = source.inventory.scales.get(key) if source.inventory.said == target.inventory.said else None
+    return None if stored is None else float(numbers(source.tensor_files, stored).reshape(-1)[0])
+
+
+def _lost(source: Side, target: Side) -> Iterator[Finding]:
+    """Yield the scales beside the source's codes that a target lacks whose codes these are."""
+    kept = source.inventory.said == target.inventory.said
+    for key in source.inventory.scales.keys() - target.inventory.scales.keys() if kept else ():
+        yield Finding("missing", key[1], label_of(key), "the source has it")
 
 
 def _known(source: Side, asked: Asked) -> Amaxes:
@@ -71,6 +86,7 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
             seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
             own = own_type(source, target, entry, asked.request.dtype)
             right = input_scale(recipe, max(seen), own) if seen else _brought(source, recipe, readers, own)
+            right = _before(source, target, (stored.unit, stored.name)) if right is None else right
             if right is not None:
                 right = float(np.float64(right).astype(array_type(stored.dtype)))
                 if found != right:
@@ -101,7 +117,7 @@ def _wrong(whose: str, entry: Entry, stored: Stored, found: float, right: float)
     return Finding(whose + what, ", ".join(entry.reading.tensors[0]), stored.label, f"expected {right:g}, found {found:g}")
 
 
-def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Finding]:
+def _cache(source: Side, target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Finding]:
     """Check the scales of cached keys and values; of ranks they are never below one, and one serves both."""
     style = said.style
     for key, name in cache_scales(said, target.inventory.entries):
@@ -114,6 +130,8 @@ def _cache(target: Side, said: Said, asked: Asked, known: Amaxes) -> Iterator[Fi
         right = asked.request.kv_scale
         if right is None and seen:
             right = max(1.0, max(seen) / LARGEST) if style.one_cache else max(seen) / LARGEST
+        if right is None:
+            right = _before(source, target, (key[0], name))
         if right is not None:
             right = float(np.float64(right).astype(array_type(stored.dtype)))
             if found != right:

@@ -53,7 +53,7 @@ def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *,
     ]
     for name in other:
         yield Finding("the carnet names another request", f"request.{name}", NAME, _hint(name, claimed, asked))
-    for name, expected in shown(target).items():
+    for name, expected in shown(source, target).items():
         if claimed.get(name) is not None and claimed[name] != expected:
             detail = f"it says {claimed[name]!r}, the target is {expected!r}"
             yield Finding("the carnet claims otherwise", f"request.{name}", NAME, detail)
@@ -85,13 +85,13 @@ def _kinds(source: object) -> object:
     return source.get("dialect"), kinds
 
 
-def shown(target: Inventory) -> dict[str, object]:
-    """Return the words of a request that a target itself shows."""
+def shown(source: Inventory, target: Inventory) -> dict[str, object]:
+    """Return the words of a request that a target itself shows; of codes that are the source's own, none."""
     ranks = () if target.dialect.kind.files == STORE else ("tp", "pp", "ep")
     found: dict[str, object] = {"to": target.dialect.name, **{name: number(target.config, name) for name in ranks}}
     if target.dialect.ranked:
         found["parallel_embedding"] = value(target.config, "embedding")
-    recipe = None if target.said is None else target.said.recipe
+    recipe = None if target.said is None or target.said == source.said else target.said.recipe
     if recipe is not None:
         found |= {"quantize": recipe.scheme, "style": recipe.style}
     return found

@@ -76,7 +76,7 @@ def examine(
     the source digested.
     """
     try:
-        target, problems = survey(checkpoint, like=source.config)
+        target, problems = survey(checkpoint, like=source.config, carried=source.said)
     except CarnetError as error:  # its config says nothing that carnet understands
         return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}), None
     ours, theirs = side(source, means.block), side(target, means.block)

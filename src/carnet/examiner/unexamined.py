@@ -71,7 +71,7 @@ def unexamined(source: Inventory, target: Inventory, vouched: Collection[str]) -
         said = {}
     if target.dialect.kind.arguments:
         return _kept({ARGUMENTS: _strange(found, (said, own), _compared(table), {MEANT_FOR})}, vouched)
-    beside, expected = found.pop(BESIDE, None), _with_codes(said, target)
+    beside, expected = found.pop(BESIDE, None), _with_codes(said, source, target)
     beside_expected = expected.pop(BESIDE, {})
     hf = target.dialect.kind.companions
     ignored = table.ignored - GENERATION.keys() if hf else table.ignored
@@ -93,11 +93,13 @@ def _compared(table: Table) -> set[str]:
     return {key for row in table.rows for key in keys_of(row)} | {*table.guards}
 
 
-def _with_codes(said: Json, target: Inventory) -> dict[str, object]:
-    """Return what a config says, with what the program of a style says of its codes."""
-    codes, key = target.said, target.dialect.kind.codes_key
+def _with_codes(said: Json, source: Inventory, target: Inventory) -> dict[str, object]:
+    """Return what a config says, with what the program of a style says of its codes, or the source of its own."""
+    codes, key, own = target.said, target.dialect.kind.codes_key, source.checkpoint.config
     if codes is None:
         return dict(said)
+    if codes == source.said:
+        return {**said, **{each: own[each] for each in (key, BESIDE) if own.get(each) is not None}}
     if codes.recipe is None:  # of a record that stands there anyhow
         record = said.get(key)
         return (

@@ -133,7 +133,7 @@ def examine_target(
     if arrived is not None and (found.target or not found.findings):
         around = beside.files, frames(checkpoint)
         asks = documents.request_data(request)
-        asks |= {} if any(each.who == PLAN for each in known) else shown(arrived)
+        asks |= {} if any(each.who == PLAN for each in known) else shown(source, arrived)
         told = {} if found.findings else dict(needs(arrived))  # of another model a program may have nothing to be told
         said_words = {
             "unused": source.heard.unused,

@@ -142,11 +142,12 @@ def survey(
     vocab: int | None = None,
     like: Config | None = None,
     counted: int | None = None,
+    carried: Said | None = None,
 ) -> tuple[Inventory, list[CarnetError]]:
     """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks.
 
     ``like`` is the model that this one should be: it says how much of a padded axis is padding. ``counted`` is how many tokens the
-    tokenizer has that is to go along.
+    tokenizer has that is to go along. ``carried`` is what that model's own config says of codes: the same words mean the same codes.
     """
     where, kind = str(checkpoint.root), KINDS[checkpoint.dialect]
     if kind.arguments and not checkpoint.config:
@@ -167,7 +168,8 @@ def survey(
     dialect = dialect_of(family, kind.name)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
-    published = like is None  # else it is held to what the program of its style writes
+    # else it is held to what the program of its style writes
+    published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = sorted_out.kept
     if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):

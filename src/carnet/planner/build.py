@@ -20,6 +20,10 @@ from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, less_one, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, value
+from carnet.planner.carrying import carried, is_carried
+from carnet.planner.carrying import extents as carried_extents
+from carnet.planner.carrying import move as move_carried
+from carnet.planner.carrying import records as carried_records
 from carnet.planner.choosing import choose
 from carnet.planner.coding import asked, cache_tensors
 from carnet.planner.coding import steps as code_steps
@@ -109,13 +113,16 @@ def make_plan(
     config = {**_target_config(source, request, target), **(said or {})}
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
-    found, extents = source_pieces(source, request.dtype, gathered)
-    kept = keep(found, source, gathered)
     wanted = list(entries(target, config, None, request.spelling, among))
+    carries = is_carried(source, target, request)
+    coded = carried(source, wanted) if carries else {}
+    found, extents = source_pieces(source, request.dtype, gathered, carried_extents(source, coded))
+    kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names})
     shifts = _shifts(source, target, config)
-    dtypes = _dtypes(wanted, kept, request, {} if target.kind.rounds_sums else shifts)
+    plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]
+    dtypes = _dtypes(plain, kept, request, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
-    coded = choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
+    coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
     cache = cache_tensors(coding, wanted, dtypes)
     made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
@@ -128,8 +135,10 @@ def make_plan(
         return gathered
 
     meet(made.places, kept, shifts, gathered)
+    if carries:
+        move_carried(source, coded, made.laid, gathered)
     steps = by_file(code(NO_SCALES if coding is None else coding.source_scales, gathered).steps())
-    files = made.files
+    files, more = made.files, {**_more(source, target, along), **(carried_records(source) if carries else {})}
     proof = prove((*files, made.scratch), extents, steps)
     plan = Plan(
         source=str(source.checkpoint.root),
@@ -137,12 +146,12 @@ def make_plan(
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files, coding, wanted, coded, _more(source, target, along)),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded, more),
         scratch=made.scratch,
         raws=made.raws,
         assets=along.assets,
         steps=steps,
-        dropped={**source.dropped, **aside(source)},
+        dropped={**source.dropped, **({} if carries else aside(source))},
         proof={**proof, "vocabulary rows": source.vocabulary.rows, "vocabulary rows left out": source.vocabulary.padding},
         memory=0,
         window=0,

@@ -27,7 +27,7 @@ class Coded:
     """One stored tensor of the target that is written as codes."""
 
     entry: Entry
-    own: str  # element type that it is assembled in
+    own: str  # element type that it is assembled in; "" where its codes are those of the source
     kept: tuple[Kept, ...]
 
 

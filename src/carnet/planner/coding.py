@@ -134,7 +134,7 @@ def scratch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tupl
     places: dict[Key, list[tuple[Box, TargetTensor]]] = {}
     offset, tensors = 0, []
     for key, one in coded.items():
-        for box in _matrices(one.entry):
+        for box in _matrices(one.entry) if one.own else ():
             tensor = TargetTensor(one.entry.name, one.own, box.shape, offset)
             offset += prod(box.shape) * DTYPES[one.own].nbytes
             tensors.append(tensor)

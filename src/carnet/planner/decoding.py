@@ -20,6 +20,7 @@ from carnet.plans.columns import Gathered
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE, grid
 from carnet.steps import Encoding, Place, Same, Space
 
+TO_BF16 = "--dtype bf16"
 Spot = tuple[int, int, int, int, int, int, int]
 """Numbers of the files of a chunk, its scales and the scale over them; offsets: where it begins, of its first code, of those."""
 
@@ -34,7 +35,7 @@ def coded_pieces(
     if source.coded and dtype is None:
         (key, one), others = next(iter(source.coded.items())), len(source.coded) - 1
         facts = {"tensor": label_of(key), "others": others, "quantized": one.recipe}
-        remedy = "name the type that weights are to be dequantized to: --dtype bf16"
+        remedy = f"name the type that weights are to be dequantized to: {TO_BF16}"
         raise BadRequest("the weights of the source are quantized", facts, remedy=remedy)
     seen = set[tuple[Space, str, int]]()
     known, forms = dict[tuple[object, ...], list[tuple[int, Piece]]](), dict[Extent, Extent]()
@@ -74,8 +75,8 @@ def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Encoding]]:
     recipe, (*experts, rows, columns) = BY_NAME[one.recipe], one.shape
     count, blocks = prod(experts), grid(recipe, (rows, columns))
     assert one.scales is not None, "codes stand under scales"
-    codes, scales = _only_chunk(one.codes, where), _only_chunk(one.scales, where)
-    outer = None if one.outer is None else _only_chunk(one.outer, where)
+    codes, scales = only_chunk(one.codes, where), only_chunk(one.scales, where)
+    outer = None if one.outer is None else only_chunk(one.outer, where)
     each = prod(one.scales.shape) // count
     if each * count != prod(one.scales.shape) or each != prod(blocks) or len(experts) > 1:
         facts = {"where": where, "tensor": one.scales.name, "expected": list(blocks), "found": list(one.scales.shape)}
@@ -96,7 +97,8 @@ def _size(stored: Stored) -> int:
     return DTYPES[stored.dtype].nbytes
 
 
-def _only_chunk(stored: Stored, where: str) -> Chunk:
+def only_chunk(stored: Stored, where: str) -> Chunk:
+    """Return the place of a tensor that is stored in one piece; refuse one in several."""
     chunk = stored.chunks[0]
     if len(stored.chunks) > 1 or chunk.strides != dense_strides(stored.shape):
         raise NotSupported("codes that are stored in several pieces cannot be read", {"where": where, "tensor": stored.name})

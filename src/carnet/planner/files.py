@@ -26,7 +26,7 @@ from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, scratch
 from carnet.planner.store import chunks, states
 from carnet.plans.request import Request
-from carnet.quantize.configs import Codes, with_codes
+from carnet.quantize.configs import BESIDE, Codes, with_codes
 from carnet.quantize.styles import Kept
 from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile
 
@@ -75,7 +75,7 @@ def target_files(
     for entry in wanted:
         key = entry.unit, entry.name
         if key in coded:
-            places += [(entry, box, assembled, tensor) for box, tensor in matrices[key]]
+            places += [(entry, box, assembled, tensor) for box, tensor in matrices.get(key, ())]
         else:
             places.append((entry, whole(entry.shape), *laid[key]))
     return Made(files, tuple(places), (), laid, assembled, matrices)
@@ -155,6 +155,8 @@ def target_texts(
     said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
     said |= more
     written = {CONFIG: said}
+    if isinstance(beside := said.pop(BESIDE, None), Mapping):
+        written[BESIDE] = {**beside}
     if coding is not None:
         ignored = plain_modules(coding.recipe, target, config, wanted, coded)
         written = with_codes(said, target.kind.codes_key, Codes(coding.recipe, ignored, coding.cache, coding.static))

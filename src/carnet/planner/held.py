@@ -5,7 +5,7 @@ a cut with a *spot* for each piece.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.algebra.box import Box, Line, along, intersect, overlap, uncovered, whole
@@ -46,11 +46,13 @@ class Held:
     spots: Sequence[Spot]  # of each piece
 
 
-def source_pieces(source: Inventory, dtype: str | None, gathered: Gathered) -> tuple[Found, Extents]:
-    """Return where every canonical tensor lies, and every extent that must be used up."""
+def source_pieces(
+    source: Inventory, dtype: str | None, gathered: Gathered, carried: Iterable[Named] = ()
+) -> tuple[Found, Extents]:
+    """Return where every canonical tensor lies, and every extent that must be used up: ``carried`` instead of codes' numbers."""
     found: dict[str, list[tuple[Piece, Spot]]] = defaultdict(list)
-    extents = list[Named]()
-    for name, piece, spot in coded_pieces(source, dtype, gathered, extents):
+    extents = [*carried]
+    for name, piece, spot in () if extents else coded_pieces(source, dtype, gathered, extents):
         found[name].append((piece, spot))
     known = dict[tuple[object, ...], list[tuple[Extent, list[tuple[int, Piece]]]]]()
     for key, entry in source.entries.items():
@@ -80,14 +82,15 @@ def _of_chunk(entry: Entry, stored: Stored, chunk: Chunk) -> tuple[Extent, list[
     return Extent("", "", 0, chunk.box.shape, chunk.strides, stored.dtype, inside), found
 
 
-def keep(found: Found, source: Inventory, gathered: Gathered) -> dict[str, Held]:
-    """Keep each element of the source once; what repeats it is to be compared."""
+def keep(found: Found, source: Inventory, gathered: Gathered, carried: Collection[str] = ()) -> dict[str, Held]:
+    """Keep each element of the source once, but for parts of ``carried``; what repeats it is to be compared."""
     kept, cuts, places = dict[str, Held](), dict[tuple[int, ...], Cut](), dict[Piece, Piece]()
     for name, shape in canonical_shapes(source.config).items():
         like = tuple([id(piece) for piece, _ in found.get(name, ())])
         if like not in cuts:
             distinct, copies = separate([_placed(piece, spot, gathered) for piece, spot in found.get(name, ())])
-            _check_whole(name, shape, distinct, source)
+            if name not in carried:
+                _check_whole(name, shape, distinct, source)
             if copies:
                 parts = [_begun(piece, gathered) for piece in distinct]
                 shared = [places.setdefault(piece, piece) for piece, _ in parts]
@@ -95,8 +98,8 @@ def keep(found: Found, source: Inventory, gathered: Gathered) -> dict[str, Held]
                 kept[name] = Held(cuts.setdefault(again, Cut(shared)), [spot for _, spot in parts])
                 _compare(name, copies, gathered)
                 continue
-            cuts[like] = Cut([piece for piece, _ in found[name]])
-        kept[name] = Held(cuts[like], [spot for _, spot in found[name]])
+            cuts[like] = Cut([piece for piece, _ in found.get(name, ())])
+        kept[name] = Held(cuts[like], [spot for _, spot in found.get(name, ())])
     return kept
 
 
