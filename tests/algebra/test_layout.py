@@ -315,11 +315,17 @@ UNREADABLE = [  # pattern, its parts, what is said, and where the caret stands
     ("ffn ffn", {"up": ""}, "'ffn' stands here for the second time", 4),
     ("(ffn 1)", {"up": ""}, "a 1 is a dimension of its own", 5),
     ("(ffn 1", {"up": ""}, "a 1 is a dimension of its own", 5),
-    ("ffn 12", {"up": ""}, "'2' means nothing here", 5),
+    ("ffn 12", {"up": ""}, "'12' means nothing here", 4),
+    ("ffn 11", {"up": ""}, "'11' means nothing here", 4),
+    ("ffn1 hidden", {"up": ""}, "'ffn1' means nothing here", 0),
+    ("1ffn", {"up": ""}, "'1ffn' means nothing here", 0),
+    ("ffn hiddén", {"up": ""}, "'hiddén' means nothing here", 4),
+    ("", {}, "no tensor is in it", 0),
+    ("(kv *) hidden", {}, "no tensor is in it", 0),
     ("ffn 2 hidden", {"up": ""}, "'2' means nothing here", 4),
     ("ffn, hidden", {"up": ""}, "',' means nothing here", 3),
     ("ffn -> hidden", {"up": ""}, "'-' means nothing here", 4),
-    ("ffn Hidden", {"up": ""}, "'H' means nothing here", 4),
+    ("ffn Hidden", {"up": ""}, "'Hidden' means nothing here", 4),
     ("(kv *) hidden", {"q": "rep dim", "k": "kv"}, "'kv' stands here for the second time", 0),
     ("(kv *) hidden", {"q": "dim dim"}, "'dim' stands here for the second time", 4),
     ("(kv *) hidden", {"q": "(rep dim)"}, "'(' means nothing here", 0),
@@ -338,6 +344,13 @@ def test_a_pattern_is_refused_where_it_says_nothing(text, parts, what, at):
     assert said == what
     assert shown[2:] in (text, *parts.values())
     assert caret == " " * (2 + at) + "^"
+
+
+@pytest.mark.parametrize("stray", ["\n", "\t", "\0", "\x1b", "\u00a0"])
+def test_what_cannot_be_seen_is_refused_and_the_caret_stands_below_it(stray):
+    with pytest.raises(BadPattern) as caught:
+        parse(f"ffn{stray}hidden", {"up": ""})
+    assert str(caught.value).split("\n") == [f"{stray!r} means nothing here", "  ffn?hidden", "     ^"]
 
 
 @given(st.text("ab *1()", max_size=9))

@@ -21,7 +21,8 @@ from carnet.errors import BadRequest
 
 JOIN = "*"
 TOKEN = re.compile(
-    r"(?P<space>\s+)|(?P<axis>[a-z][a-z_]*)|(?P<join>\*)|(?P<one>1)|(?P<open>\()|(?P<close>\))|(?P<stray>.)", re.DOTALL
+    r"(?P<space> +)|(?P<axis>[a-z][a-z_]*)(?!\w)|(?P<join>\*)|(?P<one>1)(?!\w)|(?P<open>\()|(?P<close>\))|(?P<stray>\w+|.)",
+    re.DOTALL,
 )
 
 
@@ -29,7 +30,8 @@ class BadPattern(ValueError):
     """A pattern of a table that says nothing: what is wrong with it, and where."""
 
     def __init__(self, what: str, text: str, at: int) -> None:
-        super().__init__(f"{what}\n  {text}\n  {' ' * at}^")
+        line = "".join(char if char.isprintable() else "?" for char in text)  # as long as the text: the caret counts
+        super().__init__(f"{what}\n  {line}\n  {' ' * at}^")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,8 @@ def parse(text: str, parts: Mapping[str, str], known: Collection[str] | None = N
     joined = list(parts.values()) != [""]
     dims = _dims(text, known)
     axes = {axis for folded in dims for axis in folded}
+    if not parts:
+        raise BadPattern("no tensor is in it", text, 0)
     if joined and JOIN not in axes:
         raise BadPattern("nothing says where the parts are joined", text, len(text))
     if JOIN in axes and not joined:

@@ -11,7 +11,7 @@ from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Table, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
-from carnet.dialects.rows import biased, fuse, row
+from carnet.dialects.rows import MODULE, biased, fuse, row
 from carnet.model.model import head_share, number
 
 ROWS = (
@@ -27,9 +27,7 @@ ROWS = (
     *biased(LAYER + "mlp.dense_4h_to_h", "hidden ffn", "mlp.down"),
     *biased("final_layer_norm", "hidden", "final_norm"),
     row("/embed_out.weight", "vocab hidden", "head"),
-    row(
-        "/lm_head.weight", "vocab hidden", "head", written={"spelling": "module"}
-    ),  # the class's own name; transformers saves the other one
+    row("/lm_head.weight", "vocab hidden", "head", written=MODULE),  # the class's own name; transformers saves the other one
 )
 
 # The class reads little and builds the rest: both branches at once, biases everywhere, an MLP four times as wide. Its config is written

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from carnet.algebra.layout import Pattern, parse
+from carnet.algebra.layout import JOIN, BadPattern, Pattern, parse
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import RANKS, Kind
 from carnet.model.fields import SET, Condition, Config
 from carnet.model.tensors import AXES, BY_PART
+
+MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,11 @@ class Dialect:
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
 
     def __post_init__(self) -> None:
-        """Refuse rows of one name that could both apply."""
-        unclear = [*_alike(self.rows)]
-        if unclear:
-            raise ValueError(f"two rows of {self.name} {self.architecture} apply to one layer: {', '.join(unclear)}")
+        """Refuse rows of one name that could both apply, and rows that would both write one tensor."""
+        for what, found in (("apply to one layer", _alike(self.rows)), ("write one tensor", _twice(self.rows))):
+            unclear = dict.fromkeys(found)
+            if unclear:
+                raise ValueError(f"two rows of {self.name} {self.architecture} {what}: {', '.join(unclear)}")
 
     @property
     def name(self) -> str:
@@ -76,6 +79,19 @@ def _alike(rows: Sequence[Row]) -> Iterator[str]:
             if not same and not apart:
                 yield row.name
         named[row.name].append(row)
+
+
+def _twice(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the tensors that a target would hold under two names of one layer, or of the model."""
+    writers: dict[tuple[str, bool], list[Row]] = {}
+    for row in rows:
+        for part, _ in row.pattern.parts if row.written != MODULE else ():
+            others = writers.setdefault((part, "{layer}" in row.name), [])
+            for other in others:
+                facts = ([*_needs(each), *each.written.items()] for each in (row, other))
+                if not any(_excludes(*pair) for pair in product(*facts)):
+                    yield f"{part} ({other.name}, {row.name})"
+            others.append(row)
 
 
 def _needs(row: Row) -> list[tuple[str, object]]:
@@ -130,6 +146,25 @@ def fuse(
     whole: bool = False,
     stored: str = "",
 ) -> Row:
-    """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes."""
-    shape = parse(stored, parts, AXES) if stored else None
-    return Row(name, parse(text, parts, AXES), cut, dtype, when or {}, written or {}, whole, shape)
+    """Write the row of a stored tensor that joins several, in stored order: tensor, named within its layer -> axes.
+
+    Raises BadPattern where a pattern says nothing, or has other axes than its tensors.
+    """
+    pattern, shape = parse(text, parts, AXES), parse(stored, parts, AXES) if stored else None
+    for each in (pattern, shape or pattern):
+        _check_axes(name, each, cut)
+    return Row(name, pattern, cut, dtype, when or {}, written or {}, whole, shape)
+
+
+def _check_axes(name: str, pattern: Pattern, cut: str) -> None:
+    """Raise BadPattern where it has other axes than its tensors have: some place of theirs would be nowhere, or of another one."""
+    outside = [axis for axes in pattern.dims for axis in axes if axis != JOIN] + ["expert"] * ("{expert}" in name)
+    for part, inner in pattern.parts:
+        if part not in BY_PART:
+            raise BadPattern(f"{name}: there is no tensor {part!r}", pattern.text, 0)
+        wanted = BY_PART[part].axes
+        if sorted((*outside, *inner)) != sorted(wanted):
+            what = f"{name}: {part} has the axes {' '.join(wanted)}, not {' '.join((*outside, *inner))}"
+            raise BadPattern(what, pattern.text, len(pattern.text))
+        if cut not in ("", "embedding", *wanted):
+            raise BadPattern(f"{name}: ranks cannot cut {cut!r}, which {part} does not have", pattern.text, 0)

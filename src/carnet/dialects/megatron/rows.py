@@ -12,10 +12,9 @@ from carnet.dialects.configs import Table
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.megatron.table import FIELDS, GUARDS
-from carnet.dialects.rows import Dialect, fuse, row
+from carnet.dialects.rows import MODULE, Dialect, fuse, row
 
 LAYER = "decoder.layers.{layer}."
-MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 PLAIN = {"gated": False}  # without a gate
 MTP = "mtp.layers.{layer}."
 

@@ -14,8 +14,8 @@ from carnet.algebra.layout import JOIN, Pattern, Share, fold
 from carnet.architectures.nemotron_nas import TRTLLM_LINEAR
 from carnet.dialects import trtllm
 from carnet.dialects.entries import entries
-from carnet.dialects.megatron.rows import MEGATRON, MODULE
-from carnet.dialects.rows import Dialect, Row, row
+from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.rows import MODULE, Dialect, Row, row
 from carnet.dialects.units import Unit, units
 from carnet.errors import BadRequest
 from carnet.live.binding import Located, strided
