@@ -22,7 +22,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.amax import read_amax
 from carnet.pool import Progress
-from carnet.storage.opening import check_plain_file, reading, replace_file
+from carnet.storage.opening import check_plain_file, failed, reading, replace_file
 from carnet.storage.schemes import PathLike
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def read_texts(path: Path, samples: int) -> list[str]:
                 if len(found) == samples:
                     break
     except OSError as error:
-        raise MachineFailed("the texts cannot be read", {"where": path, "reason": error.strerror}) from error
+        raise failed("the texts cannot be read", path, error) from error
     except UnicodeDecodeError as error:
         raise BadRequest("the texts are no UTF-8", {"where": path}) from error
     if not found:
@@ -239,4 +239,4 @@ def _write(path: Path, amaxes: Mapping[str, float], notes: Mapping[str, str]) ->
     try:
         replace_file(path, [save({name: np.asarray(amaxes[name], np.float32) for name in sorted(amaxes)}, dict(notes))])
     except OSError as error:
-        raise MachineFailed("the magnitudes cannot be written", {"where": path, "reason": error.strerror}) from error
+        raise failed("the magnitudes cannot be written", path, error) from error

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 
 NO_MORE_FILES = "the machine opens no more files", "raise the limit of open files (ulimit -n)"  # what is wrong, and a way out
+MADE_AGAIN = "copy it again, or have what made it write it again"  # a way out for who has a damaged file
 MOST = 12  # obstacles that are told one by one, besides the first
 
 

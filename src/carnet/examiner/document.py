@@ -29,7 +29,7 @@ from carnet.formats.jsons import TABLE, parse_object
 from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory.survey import Inventory
 from carnet.plans.columns import Plan
-from carnet.storage.protocol import Folder
+from carnet.storage.protocol import Folder, Stamp
 from carnet.storage.schemes import file_at, folder_at
 
 NAME = "carnet.json"
@@ -45,6 +45,7 @@ class Document:
 
     data: Mapping[str, object]
     problems: tuple[Finding, ...]  # what is wrong with it, whatever it is held against
+    stamp: Stamp  # of its file
 
     @property
     def proven(self) -> bool:
@@ -180,7 +181,7 @@ def load(out: Folder) -> Document | None:
     """Return the document of a target, None where it has none; raise BadCheckpoint where it cannot be read."""
     if not out.kind(NAME):
         return None
-    raw = read_whole(out, NAME, TABLE_LIMIT)[0]
+    raw, seen = read_whole(out, NAME, TABLE_LIMIT)
     data = parse_object(raw, NAME, out, TABLE)
     if data.get("carnet") != VERSION:
         facts = {"where": out / NAME, "version": str(data.get("carnet"))[:20], "known": VERSION}
@@ -189,12 +190,12 @@ def load(out: Folder) -> Document | None:
             facts,
             remedy="remove it; carnet verify CKPT OUT --seal writes a new one",
         )
-    problems = _problems(raw, data)
-    for name in Document(data, ()).files:
+    said = Document(data, tuple(_problems(raw, data)), seen.stamp)
+    for name in said.files:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\0" in name:
             raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": out / NAME, "file": name})
-    return Document(data, tuple(problems))
+    return said
 
 
 KEYS = [

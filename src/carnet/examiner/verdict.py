@@ -129,6 +129,7 @@ def examine_target(
     findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said
     for used in (source.checkpoint, checkpoint):
         check_unchanged(used.root, used.stamps)
+    check_unchanged(target, [] if said is None else [said.stamp])
     data, note, told, unsaid = None, "", dict[str, object](), dict[str, tuple[str, ...]]()
     if arrived is not None and (found.target or not found.findings):
         around = beside.files, frames(checkpoint)
@@ -229,6 +230,7 @@ def recheck(target: Folder, memory: int, progress: Progress) -> Verdict:
     findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors)), progress)]
     beside = _account(target, checkpoint, [Known(DOCUMENT, said.files, whole=True)], {NAME})
     check_unchanged(checkpoint.root, checkpoint.stamps)
+    check_unchanged(target, [said.stamp])
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
     return Verdict("", str(target), (*findings, *beside.findings), None, nbytes, beside.beside)
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 import xxhash
 
-from carnet.errors import BadCheckpoint, CarnetError, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, CarnetError, shown
 from carnet.storage.protocol import File, Folder, Stamp, read_at
 
 TEXT_LIMIT = 32 << 20  # bytes: no config comes near this
@@ -32,12 +32,12 @@ def check_unchanged(root: Folder, stamps: Iterable[Stamp]) -> None:
         try:
             now = root.open(stamp.file).stamp
         except CarnetError as error:
-            raise BadCheckpoint("a file went away while it was used", {**facts, "reason": error.what}) from None
+            facts["reason"] = error.what
+            raise BadCheckpoint("a file went away while it was used", facts, remedy="bring it back and run again") from None
         if now != stamp:
-            what = (
-                {"expected": f"{stamp.nbytes:,} bytes", "found": f"{now.nbytes:,} bytes"} if now.nbytes != stamp.nbytes else {}
-            )
-            raise BadCheckpoint("a file changed while it was used", {**facts, **what}, remedy="wait until nobody writes to it")
+            if now.nbytes != stamp.nbytes:
+                facts |= {"expected": f"{stamp.nbytes:,} bytes", "found": f"{now.nbytes:,} bytes"}
+            raise BadCheckpoint("a file changed while it was used", facts, remedy="wait until nobody writes to it")
 
 
 def read_whole(root: Folder, name: str, limit: int = TEXT_LIMIT) -> tuple[bytes, Sighting]:
@@ -45,7 +45,7 @@ def read_whole(root: Folder, name: str, limit: int = TEXT_LIMIT) -> tuple[bytes,
     file = root.open(name)
     if file.stamp.nbytes > limit:
         facts = {"where": root, "expected": f"at most {limit} bytes", "found": f"{file.stamp.nbytes} bytes"}
-        raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts)
+        raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts, remedy=MADE_AGAIN)
     data = read_at(file, 0, file.stamp.nbytes)
     return data, Sighting(file.stamp, digest_of(data))
 
@@ -56,14 +56,16 @@ def check_inside(root: Folder, name: str, named_by: str) -> None:
     plain = bool(parts) and not name.startswith("/") and ".." not in parts and "\\" not in name and "\0" not in name
     if not plain or not root.holds(name):
         facts = {"where": root, "named by": named_by, "expected": "a file below the checkpoint's folder"}
-        raise BadCheckpoint(f"the file name {shown(name)!r} leads out of the checkpoint", facts)
+        remedy = "where it is a link, put the file itself there (cp -rL); where it is not, trust nothing of this checkpoint"
+        raise BadCheckpoint(f"the file name {shown(name)!r} leads out of the checkpoint", facts, remedy=remedy)
 
 
 def check_plain(root: Folder, name: str, named_by: str) -> None:
     """Raise BadCheckpoint unless a name is one single name: it may be a symlink, as in the Hugging Face cache."""
     if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
         facts = {"where": root, "named by": named_by, "expected": "a plain file name"}
-        raise BadCheckpoint(f"the file name {shown(name)!r} leads out of the checkpoint", facts)
+        remedy = "have its producer write it again: trust nothing of this checkpoint"
+        raise BadCheckpoint(f"the file name {shown(name)!r} leads out of the checkpoint", facts, remedy=remedy)
 
 
 def contents(file: File, start: int = 0, end: int | None = None) -> Iterator[bytes]:

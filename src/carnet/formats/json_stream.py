@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 
-from carnet.errors import BadCheckpoint, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, shown
 from carnet.storage.protocol import File, Folder, read_at
 
 Way = tuple[str | int, ...]
@@ -31,7 +31,7 @@ def leaves(root: Folder, name: str, skip: Way = ()) -> Iterator[tuple[Way, objec
         match lexeme:
             case "{" | "[":
                 if len(kinds) == DEEPEST:
-                    raise BadCheckpoint(f"{shown(name)} is nested too deeply", {"where": root})
+                    raise BadCheckpoint(f"{shown(name)} is nested too deeply", {"where": root}, remedy=MADE_AGAIN)
                 kinds.append(lexeme)
                 path.append("" if lexeme == "{" else 0)
                 key = None
@@ -66,14 +66,14 @@ def leaves(root: Folder, name: str, skip: Way = ()) -> Iterator[tuple[Way, objec
 
 
 def _broken(root: Folder, name: str) -> BadCheckpoint:
-    return BadCheckpoint(f"{shown(name)} is not valid JSON", {"where": root})
+    return BadCheckpoint(f"{shown(name)} is not valid JSON", {"where": root}, remedy=MADE_AGAIN)
 
 
 def _lexemes(root: Folder, name: str) -> Iterator[str]:
     file = root.open(name)
     if file.stamp.nbytes > LIMIT:
         facts = {"where": root, "expected": f"at most {LIMIT} bytes", "found": f"{file.stamp.nbytes} bytes"}
-        raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts)
+        raise BadCheckpoint(f"{shown(name)} is too large for what it should hold", facts, remedy=MADE_AGAIN)
     rest = ""
     for piece in _pieces(file):
         text, at = rest + piece, 0
@@ -82,7 +82,7 @@ def _lexemes(root: Folder, name: str) -> Iterator[str]:
             at = found.end()
         rest = text[at:]  # what the end of the piece cuts through
         if len(rest) > LONGEST:
-            raise BadCheckpoint(f"{shown(name)} holds a text that is too long", {"where": root})
+            raise BadCheckpoint(f"{shown(name)} holds a text that is too long", {"where": root}, remedy=MADE_AGAIN)
     found = LEXEME.match(rest)
     if found is not None:
         yield found[1]

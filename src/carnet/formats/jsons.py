@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.errors import BadCheckpoint, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, shown
 from carnet.formats.files import TEXT_LIMIT, read_whole
 from carnet.formats.impostors import name_impostor
 from carnet.storage.protocol import Folder
@@ -62,7 +62,8 @@ def parse_object(
     """
     parsed = parse(data, name, where, memory, constant)
     if not isinstance(parsed, dict):
-        raise BadCheckpoint(f"{name} is not a JSON object", {"where": where, "found": type(parsed).__name__})
+        found = {"where": where, "found": type(parsed).__name__}
+        raise BadCheckpoint(f"{name} is not a JSON object", found, remedy=MADE_AGAIN)
     if _SURROGATE.search(data):
         _check_texts(parsed, name, where)
     return parsed
@@ -79,17 +80,19 @@ def parse(data: bytes, name: str, where: object, memory: int, constant: Callable
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=constant, parse_float=_finite
         )
     except _TooDeep:
-        raise BadCheckpoint(f"{name} is nested too deeply", {"where": where, "expected": f"at most {DEPTH} levels"}) from None
+        facts = {"where": where, "expected": f"at most {DEPTH} levels"}
+        raise BadCheckpoint(f"{name} is nested too deeply", facts, remedy=MADE_AGAIN) from None
     except RecursionError:
-        raise BadCheckpoint(f"{name} is nested too deeply", {"where": where}) from None
+        raise BadCheckpoint(f"{name} is nested too deeply", {"where": where}, remedy=MADE_AGAIN) from None
     except _TooLarge as error:
         facts = {"where": where, "expected": f"at most {memory:,} bytes of memory", "found": f"{error.memory:,}, once parsed"}
-        raise BadCheckpoint(f"{name} is too large for what it should hold", facts) from None
+        raise BadCheckpoint(f"{name} is too large for what it should hold", facts, remedy=MADE_AGAIN) from None
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         impostor = name_impostor(data)
         if impostor is not None:
             raise BadCheckpoint(f"{name} is {impostor[0]}", {"where": where}, remedy=impostor[1]) from None
-        raise BadCheckpoint(f"{name} is not valid JSON", {"where": where, "reason": shown(str(error))}) from None
+        facts = {"where": where, "reason": shown(str(error))}
+        raise BadCheckpoint(f"{name} is not valid JSON", facts, remedy=MADE_AGAIN) from None
     return parsed
 
 

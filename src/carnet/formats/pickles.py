@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from carnet.errors import BadCheckpoint, CarnetError, MachineFailed, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, CarnetError, MachineFailed, shown
 
 Resolve = Callable[[str, str], object]  # (module, name) -> what stands for it; raises Forbidden
 NodeReader = Callable[[object], object]  # persistent id -> what stands for it; raises pickle.UnpicklingError
@@ -78,7 +78,7 @@ def load(data: bytes, what: str, where: object, resolve: Resolve, storage: NodeR
         raise BadCheckpoint(f"{what} names code that carnet does not run", facts, remedy=remedy) from None
     except _FAULTS as error:
         facts = {"where": where, "reason": shown(str(error) or type(error).__name__)}
-        raise BadCheckpoint(f"{what} is not a valid pickle", facts) from None
+        raise BadCheckpoint(f"{what} is not a valid pickle", facts, remedy=MADE_AGAIN) from None
 
 
 class Sealed:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.dtypes import BY_NAME, BY_SAFETENSORS
-from carnet.errors import BadCheckpoint, NotSupported, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, NotSupported, shown
 from carnet.formats.files import Sighting, digest_of
 from carnet.formats.impostors import NEEDED, name_impostor
 from carnet.formats.jsons import parse_object
@@ -109,7 +109,7 @@ def _raw_header(file: File) -> bytes:
     facts: dict[str, object] = {"where": f"{file.where}/{file.stamp.file}"}
     if file.stamp.nbytes < 8:
         found = {"expected": "at least 8 bytes", "found": f"{file.stamp.nbytes} bytes"}
-        raise BadCheckpoint(f"{shown(file.stamp.file)} is too short for a safetensors file", facts | found)
+        raise BadCheckpoint(f"{shown(file.stamp.file)} is too short for a safetensors file", facts | found, remedy=MADE_AGAIN)
     (length,) = struct.unpack("<Q", read_at(file, 0, 8))
     limit = min(HEADER_LIMIT, file.stamp.nbytes - 8)
     if length > limit:
@@ -117,11 +117,13 @@ def _raw_header(file: File) -> bytes:
         if impostor is not None:
             raise BadCheckpoint(f"{shown(file.stamp.file)} is {impostor[0]}", {"where": file.where}, remedy=impostor[1])
         found = {"expected": f"at most {limit} bytes", "found": f"{length} bytes"}
-        raise BadCheckpoint(f"the header of {shown(file.stamp.file)} has an impossible length", facts | found)
+        raise BadCheckpoint(
+            f"the header of {shown(file.stamp.file)} has an impossible length", facts | found, remedy=MADE_AGAIN
+        )
     raw = read_at(file, 8, length)
     if not raw.startswith(b"{"):
         found = {"expected": "b'{'", "found": repr(raw[:1])}
-        raise BadCheckpoint(f"the header of {shown(file.stamp.file)} does not begin as JSON", facts | found)
+        raise BadCheckpoint(f"the header of {shown(file.stamp.file)} does not begin as JSON", facts | found, remedy=MADE_AGAIN)
     return raw
 
 

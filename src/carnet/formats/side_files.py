@@ -135,11 +135,11 @@ def check_asset(root: Folder, name: str) -> None:
     """Refuse to read a side file that is not a regular file, or a link that leads elsewhere."""
     kind = root.kind(name)
     if kind in ("", "a link"):
-        raise BadCheckpoint(
-            f"{shown(name)} cannot be read", {"where": root, "found": "a link that leads nowhere" if kind else "nothing"}
-        )
+        facts = {"where": root, "found": "a link that leads nowhere" if kind else "nothing"}
+        raise BadCheckpoint(f"{shown(name)} cannot be read", facts, remedy="put the file itself there, or remove the link")
     if kind != FILE:
-        raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root, "found": kind})
+        remedy = "put the file itself there, or remove it"
+        raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": root, "found": kind}, remedy=remedy)
     if not root.holds(name):
         facts = {"where": root, "expected": "a file of this folder"}
         raise BadCheckpoint(f"{shown(name)} is a link that leads out of the folder", facts, remedy="put the file itself there")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadCheckpoint, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, shown
 from carnet.formats.pickles import load
 from carnet.formats.torch_frames import CENTRAL, END, END64, LOCAL, LOCATOR64
 from carnet.formats.torch_pickles import PickledTensor, Storage, lenient, storage_of, strict
@@ -249,4 +249,4 @@ def _what(span: Span) -> str:
 
 
 def _bad(span: Span, fault: str, facts: Mapping[str, object]) -> BadCheckpoint:
-    return BadCheckpoint(f"{_what(span)} {fault}", {"where": span.file.where, **facts})
+    return BadCheckpoint(f"{_what(span)} {fault}", {"where": span.file.where, **facts}, remedy=MADE_AGAIN)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import yaml
 
 from carnet.algebra.layout import round_up
-from carnet.errors import BadCheckpoint, BadRequest, NotSupported, shown
+from carnet.errors import MADE_AGAIN, BadCheckpoint, BadRequest, NotSupported, shown
 from carnet.formats.files import Sighting, check_inside, read_whole
 from carnet.formats.jsons import CONFIG, infinity, parse_object
 from carnet.storage.protocol import FILE, Folder
@@ -212,7 +212,7 @@ def parse_yaml(data: bytes, name: str, where: object) -> dict[str, object]:
         raise BadCheckpoint(f"{name} is nested too deeply", {"where": where}) from None
     except (yaml.YAMLError, ValueError, LookupError) as error:  # LookupError: what `!!bool maybe` and `!!int ""` raise
         facts = {"where": where, "reason": shown(" ".join(str(error).split()))}
-        raise BadCheckpoint(f"{name} is not plain YAML", facts) from None
+        raise BadCheckpoint(f"{name} is not plain YAML", facts, remedy=MADE_AGAIN) from None
     if not isinstance(parsed, dict):
         raise BadCheckpoint(f"{name} is not a YAML table", {"where": where, "found": type(parsed).__name__})
     return parsed

@@ -20,13 +20,13 @@ from typing import BinaryIO
 
 import xxhash
 
-from carnet.errors import BadCheckpoint, BadRequest, MachineFailed
+from carnet.errors import BadCheckpoint, BadRequest
 from carnet.formats.jsons import TABLE, parse
 from carnet.plans.blocks import blocks, unblock
 from carnet.plans.columns import Gathered, Plan, Steps
 from carnet.plans.values import below, dtype_of, list_of, natural, numbers_of, path_of, table_of, text_of, texts_of
 from carnet.steps import AssetFile, Make, RawFile, TargetFile, TargetTensor, TextFile
-from carnet.storage.opening import reading, replace_file
+from carnet.storage.opening import failed, reading, replace_file
 
 VERSION = 3
 PARTS = b'{"file":', b'{"steps":'  # how the lines begin that are of one target file
@@ -84,7 +84,7 @@ def save(plan: Plan, path: Path) -> None:
                 raise BadRequest(f"{path} exists and is not a plan", remedy="choose another file")
         replace_file(path, _sealed(plan))
     except OSError as error:
-        raise MachineFailed("the plan cannot be written", {"where": path, "reason": error.strerror}) from error
+        raise failed("the plan cannot be written", path, error) from error
 
 
 def _sealed(plan: Plan) -> Iterator[bytes]:
@@ -108,7 +108,7 @@ def load(path: Path, files: Collection[str] | None = None) -> Plan:
             file.seek(0)
             return _plan(_rows(file, end, path, files), path, whole=files is None)
     except OSError as error:
-        raise MachineFailed("the plan cannot be read", {"where": path, "reason": error.strerror}) from error
+        raise failed("the plan cannot be read", path, error) from error
     except BadCheckpoint as error:  # a line that is no JSON
         raise _not_a_plan(path, error.what) from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:

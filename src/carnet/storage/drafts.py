@@ -25,6 +25,7 @@ from carnet.storage.opening import (
     holder,
     open_below,
     open_regular,
+    told,
     write_whole,
 )
 from carnet.storage.protocol import Crossing
@@ -70,7 +71,8 @@ class PosixDraft:
 
     def restart(self) -> None:
         """Remove what crossings of this plan wrote into the folder, and nothing else; begin the journal anew."""
-        self._clear()
+        with told(self.folder):
+            self._clear()
         journals.begin(self.journal, self.crossing)
 
     def _clear(self) -> None:
@@ -104,7 +106,7 @@ class PosixDraft:
 
     def create(self, name: str, nbytes: int, parts: Iterable[tuple[int, bytes]]) -> None:
         """Make a file in its full size, all holes but for some parts."""
-        try:
+        with told(self.folder / name):
             with holder(self.base, name, make=True) as (at, last):
                 try:
                     descriptor = os.open(last, NEW, 0o666, dir_fd=at)
@@ -114,8 +116,6 @@ class PosixDraft:
             os.ftruncate(descriptor, nbytes)
             for offset, data in parts:
                 target.write(offset, memoryview(data))
-        except OSError as error:
-            raise explained(error, str(self.folder / name)) from error
 
     def open(self, name: str) -> PosixTarget:
         """Open a file for writing, following no link."""
@@ -123,25 +123,19 @@ class PosixDraft:
 
     def put(self, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
         """Write a small file so that it is whole or not there."""
-        try:
-            with holder(self.base, name, make=True) as (at, last):
-                with suppress(FileNotFoundError):  # of a run that was killed
-                    os.unlink(last + TEMPORARY, dir_fd=at)
-                write_whole(at, last, last + TEMPORARY, chunks, sync=sync)
-        except OSError as error:
-            raise explained(error, str(self.folder / name)) from error
+        with told(self.folder / name), holder(self.base, name, make=True) as (at, last):
+            with suppress(FileNotFoundError):  # of a run that was killed
+                os.unlink(last + TEMPORARY, dir_fd=at)
+            write_whole(at, last, last + TEMPORARY, chunks, sync=sync)
 
     def flush(self, name: str) -> None:
         """Bring a file or a folder to the disk, or (named "") the staging folder itself."""
-        try:
-            with holder(self.base, name) as (at, last):
-                descriptor = os.open(last or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
-        except OSError as error:
-            raise explained(error, str(self.folder / name)) from error
+        with told(self.folder / name), holder(self.base, name) as (at, last):
+            descriptor = os.open(last or ".", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def discard(self) -> None:
         """Remove the folder of a crossing that can never be finished; what carnet did not write in it stays."""
@@ -155,10 +149,8 @@ class PosixDraft:
     def publish(self) -> None:
         """Make the staging folder the target."""
         out, folder = self.out, self.folder
-        try:
+        with told(out.parent):
             parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise explained(error, str(out.parent)) from error
         try:
             if folder != out:
                 _refuse_foreign(self)
@@ -210,18 +202,14 @@ def owned(out: Path, names: Collection[str], crossing: Crossing, source: Path | 
 def joined(out: Path) -> Callable[[str], PosixTarget]:
     """Return what opens files of a staging folder that another process owns."""
     folder = staging_of(out)
-    try:
+    with told(folder):
         held = PosixTarget(os.open(folder, FOLDER), str(folder))
-    except OSError as error:
-        raise explained(error, str(folder)) from error
     return lambda name: _opened(held.descriptor, folder, name)
 
 
 def _opened(base: int, folder: Path, name: str) -> PosixTarget:
-    try:
+    with told(folder / name):
         return PosixTarget(open_below(base, name, os.O_WRONLY), str(folder / name))
-    except OSError as error:
-        raise explained(error, str(folder / name)) from error
 
 
 def _taken(stack: ExitStack, crossing: Crossing, out: Path, names: frozenset[str]) -> PosixDraft | None:
@@ -229,11 +217,9 @@ def _taken(stack: ExitStack, crossing: Crossing, out: Path, names: frozenset[str
     folder = out if _is_whole(crossing, out) else staging_of(out)
     if folder != out:
         refuse_taken(out)
-    try:
+    with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         base = os.open(folder, FOLDER)
-    except OSError as error:
-        raise explained(error, str(folder)) from error
     stack.callback(os.close, base)
     journal = stack.enter_context(journals.held(base, folder, crossing, begin=folder != out))
     if journal is None:
@@ -282,12 +268,13 @@ def _leave_nothing(base: int, folder: Path) -> None:
 def refuse_taken(out: Path) -> None:
     """Raise BadRequest where the target is a file or holds something, or its staging folder is none."""
     staging = staging_of(out)
-    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-        raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
-    if out.is_mount():  # nothing can be renamed to it
-        raise BadRequest(f"{out} is a mount point", remedy=f"choose a folder in it: {out / 'model'}")
-    if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
-        raise BadRequest(f"{staging} exists and is not a folder", remedy="remove it")
+    with told(out):
+        if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+            raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
+        if out.is_mount():  # nothing can be renamed to it
+            raise BadRequest(f"{out} is a mount point", remedy=f"choose a folder in it: {out / 'model'}")
+        if staging.is_symlink() or (staging.exists() and not staging.is_dir()):
+            raise BadRequest(f"{staging} exists and is not a folder", remedy="remove it")
 
 
 def _refuse_overlap(source: Path, out: Path) -> None:
@@ -312,11 +299,12 @@ def _refuse_entangled(out: Path, names: Collection[str]) -> None:
 
 def _refuse_foreign(draft: PosixDraft) -> None:
     """Raise BadRequest where the folder holds something that no crossing of this plan wrote."""
-    for name, found in _entries(draft.base):
-        if not _is_own(draft.names, name, found):
-            facts = {"where": draft.folder, "found": name}
-            remedy = "move it away; then the same command goes on where it stopped"
-            raise BadRequest("the staging folder holds something that carnet did not write", facts, remedy=remedy)
+    with told(draft.folder):
+        for name, found in _entries(draft.base):
+            if not _is_own(draft.names, name, found):
+                facts = {"where": draft.folder, "found": name}
+                remedy = "move it away; then the same command goes on where it stopped"
+                raise BadRequest("the staging folder holds something that carnet did not write", facts, remedy=remedy)
 
 
 def _is_own(names: Collection[str], name: str, found: os.stat_result) -> bool:
@@ -338,10 +326,6 @@ def _entries(base: int) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _found(draft: PosixDraft, name: str) -> os.stat_result | None:
-    try:
-        with holder(draft.base, name) as (at, last):
-            return os.stat(last, dir_fd=at, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise explained(error, str(draft.folder / name)) from error
+    with told(draft.folder / name), suppress(FileNotFoundError), holder(draft.base, name) as (at, last):
+        return os.stat(last, dir_fd=at, follow_symlinks=False)
+    return None

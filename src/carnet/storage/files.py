@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from carnet.errors import BadCheckpoint, CarnetError, MachineFailed, shown
-from carnet.storage.opening import explained
+from carnet.errors import BadCheckpoint, CarnetError, shown
+from carnet.storage.opening import explained, failed, told
 from carnet.storage.protocol import File, Stamp
 
 # what a kernel or a file system answers when it cannot copy ranges between these two files
@@ -61,11 +61,9 @@ class PosixTarget:
     def write(self, offset: int, data: memoryview) -> None:
         """Write a whole buffer to a place."""
         done = 0
-        try:
+        with told(self.name):
             while done < len(data):
                 done += os.pwrite(self.descriptor, data[done:], offset + done)
-        except OSError as error:
-            raise explained(error, self.name) from error
 
     def copy(self, source: File, begin: int, end: int, nbytes: int) -> int:
         """Let the kernel copy, where it can."""
@@ -83,4 +81,4 @@ def unreadable(where: str, name: str, error: OSError) -> CarnetError:
     """Return the error of something that the machine does not let carnet read."""
     if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of this file, and said as where one is written
         return explained(error, os.path.join(where, name))
-    return MachineFailed(f"cannot read {shown(name)}", {"where": where, "reason": error.strerror or str(error)})
+    return failed(f"cannot read {shown(name)}" if name else "cannot read the folder", where, error)

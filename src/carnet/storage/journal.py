@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from carnet.errors import BadRequest, MachineFailed, shown
-from carnet.storage.opening import NEW, explained, open_regular
+from carnet.storage.opening import NEW, explained, open_regular, told
 from carnet.storage.protocol import Crossing
 
 NAME = "journal.jsonl"
@@ -102,13 +102,10 @@ def end(journal: Journal) -> None:
 
 
 def append(file: File, data: bytes) -> None:
-    """Add bytes to the end of a file in one go."""
-    try:
-        done = os.write(file.descriptor, data)
-    except OSError as error:
-        raise explained(error, file.name) from error
-    if done < len(data):
-        raise MachineFailed("the disk is full", {"where": file.name}, remedy="free space and run again: it resumes")
+    """Add bytes to the end of a file in one go; where it took only some, asking for more has the machine say why."""
+    with told(file.name):
+        while data := data[os.write(file.descriptor, data) :]:
+            pass
 
 
 def is_there(base: int) -> bool:

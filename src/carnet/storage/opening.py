@@ -21,22 +21,49 @@ NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 KINDS = {stat.S_IFLNK: "a link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 
 
+FULL = "the disk is full", "free space and run the same command again: it resumes"
+FORBIDDEN = "a file may not be opened or written", "change its permissions"
+IN_THE_WAY = "a file of its own is needed here", "move away what is there, or choose another place"
+MEANINGS = {  # what the machine answers -> what that means, and a way out
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EMFILE: NO_MORE_FILES,
+    errno.ENFILE: NO_MORE_FILES,
+    errno.EFBIG: ("a file may not grow that large", "raise the limit (ulimit -f) and run again: it resumes"),
+    errno.ENOENT: ("a file vanished", "bring it and its folder back and run the same command again: it resumes"),
+    errno.EACCES: FORBIDDEN,
+    errno.EPERM: FORBIDDEN,
+    errno.EROFS: ("the disk may only be read", "choose another disk"),
+    errno.ENAMETOOLONG: ("a name is too long for the disk", "choose a shorter one"),
+    **dict.fromkeys((errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST), IN_THE_WAY),
+}
+UNFORESEEN = "the machine could not read or write a file", "see what its log says of this disk, and run the same command again"
+
+
 def explained(error: OSError, name: str) -> CarnetError:
     """Return what the machine said as an error that names the file and a way out."""
-    facts = {"where": name, "found": error.strerror or str(error)}
-    if isinstance(error, NotPlain) or error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return BadRequest("a file of its own is needed here", facts, remedy="move away what is there, or choose another target")
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return MachineFailed("the disk is full", facts, remedy="free space and run the same command again: it resumes")
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return MachineFailed(NO_MORE_FILES[0], facts, remedy=NO_MORE_FILES[1])
-    if error.errno == errno.EFBIG:
-        return MachineFailed("a file may not grow that large", facts, remedy="raise the limit and run again: it resumes")
-    if error.errno == errno.ENOENT:
-        return MachineFailed("a file vanished", facts, remedy="bring it back and run the same command again: it resumes")
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return MachineFailed("a file may not be opened or written", facts, remedy="change its permissions")
-    return MachineFailed("the machine could not read or write a file", facts)
+    what, remedy = meaning(error)
+    kind = BadRequest if what == IN_THE_WAY[0] else MachineFailed
+    return kind(what, {"where": name, "found": error.strerror or str(error)}, remedy=remedy)
+
+
+def failed(what: str, where: object, error: OSError) -> MachineFailed:
+    """Return the error of something that the machine did not do for the reason that it gave, with a way out."""
+    return MachineFailed(what, {"where": where, "reason": error.strerror or str(error)}, remedy=meaning(error)[1])
+
+
+def meaning(error: OSError) -> tuple[str, str]:
+    """Return what an answer of the machine means, and a way out."""
+    return IN_THE_WAY if isinstance(error, NotPlain) else MEANINGS.get(error.errno or 0, UNFORESEEN)
+
+
+@contextmanager
+def told(name: object) -> Iterator[None]:
+    """Explain what the machine refuses within, of a file or a folder."""
+    try:
+        yield
+    except OSError as error:
+        raise explained(error, str(name)) from error
 
 
 class NotPlain(OSError):

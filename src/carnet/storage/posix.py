@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from carnet.errors import BadCheckpoint, MachineFailed, shown
+from carnet.errors import BadCheckpoint, shown
 from carnet.storage import drafts
 from carnet.storage.files import PosixFile, PosixTarget, unreadable
-from carnet.storage.opening import KINDS, NotPlain, open_regular, replace_file
+from carnet.storage.opening import KINDS, NotPlain, failed, open_regular, replace_file
 from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Stamp
 
 HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snapshot in the Hugging Face cache lead
@@ -58,7 +58,7 @@ class PosixFolder:
             with os.scandir(self.path) as found:
                 return sorted((each.name, self._kind_of(each)) for each in found)
         except OSError as error:
-            raise unreadable(self.path, ".", error) from None
+            raise unreadable(self.path, "", error) from None
 
     def _kind_of(self, each: "os.DirEntry[str]") -> str:
         if each.is_symlink():
@@ -80,13 +80,15 @@ class PosixFolder:
         try:
             descriptor = open_regular(path)
         except NotPlain as error:
-            raise BadCheckpoint(f"{shown(name)} is not a regular file", {"where": self, "found": error.strerror}) from None
+            facts = {"where": self, "found": error.strerror}
+            raise BadCheckpoint(f"{shown(name)} is not a regular file", facts, remedy="put the file itself there") from None
         except FileNotFoundError:
             if os.path.islink(path):  # a Hugging Face cache that was copied without its blobs
                 facts = {"where": self, "leads to": shown(os.readlink(path))}
                 remedy = "copy what the links lead to (cp -rL), or download the files again"
                 raise BadCheckpoint(f"{shown(name)} is a link to a file that is not there", facts, remedy=remedy) from None
-            raise BadCheckpoint(f"{shown(name)} is missing", {"where": self}) from None
+            remedy = "bring it back, or copy the whole folder again"
+            raise BadCheckpoint(f"{shown(name)} is missing", {"where": self}, remedy=remedy) from None
         except ValueError:  # a NUL in the name
             raise BadCheckpoint(f"{shown(name)} cannot be a file's name", {"where": self}) from None
         except OSError as error:
@@ -100,7 +102,7 @@ class PosixFolder:
         try:
             replace_file(Path(self._at(name)), chunks)
         except OSError as error:
-            raise MachineFailed(f"{shown(name)} cannot be written", {"where": self, "reason": error.strerror}) from error
+            raise failed(f"{shown(name)} cannot be written", self, error) from error
 
     def owned(
         self, names: Collection[str], crossing: Crossing, source: Folder | None
