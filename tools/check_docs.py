@@ -8,7 +8,7 @@ A fenced block of the kind ``console`` is a command and its output. The commands
     Usage: carnet plan ...
     ```
 
-Without options the outputs are compared; with ``--write`` they are replaced.
+Without options the outputs are compared; with ``--write`` they are replaced. Of all pages, or of those that are named.
 """
 
 import difflib
@@ -30,9 +30,9 @@ SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output
 
 def main() -> int:
     """Compare or rewrite every block of every page."""
-    write = sys.argv[1:] == ["--write"]
+    write, named = "--write" in sys.argv, [Path(word) for word in sys.argv[1:] if word != "--write"]
     stale = 0
-    for path in sorted(path for pattern in PAGES for path in Path().glob(pattern)):
+    for path in named or sorted(path for pattern in PAGES for path in Path().glob(pattern)):
         page = path.read_text()
         with tempfile.TemporaryDirectory() as folder:
             fresh = BLOCK.sub(partial(current, desk=desk(Path(folder))), page)

@@ -24,6 +24,7 @@ from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.survey import Inventory, opened, take
@@ -97,7 +98,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     window, threads = choose_window(memory, len(made.steps))
     promised = promised_memory(window, threads, len(made.steps))
-    texts = (TextFile(documents.NAME, documents.draft(made, __version__, _words(made))), *made.texts)
+    texts = (TextFile(DOCUMENT, documents.draft(made, __version__, _words(made))), *made.texts)
     return replace(made, texts=texts, memory=promised, window=window, threads=threads)
 
 
@@ -185,12 +186,12 @@ def _sealed(target: Folder, proof: Proof) -> Verdict:
             f"nobody says what a {'tensor' if is_tensor else 'file'} of the target must hold", facts, remedy=remedy
         )
     try:
-        target.put(documents.NAME, [documents.text(proof.data).encode()])
+        target.put(DOCUMENT, [documents.text(proof.data).encode()])
     except MachineFailed:
         if proof.unfinished:
             return proof.verdict
         raise
-    return replace(proof.verdict, document=f"{documents.NAME} is written")
+    return replace(proof.verdict, document=f"{DOCUMENT} is written")
 
 
 def cross(
@@ -215,7 +216,7 @@ def cross(
         known = [Known(PLAN, documents.planned(made), whole=True)]
         proof = _examine(folder_at(made.source), folder_at(staging.where), made.request, known, memory, examining, staged=True)
         if proof.data is not None:
-            staging.put(documents.NAME, [documents.text(proof.data).encode()], sync=True)
+            staging.put(DOCUMENT, [documents.text(proof.data).encode()], sync=True)
             publish_it()
     return replace(proof.verdict, source=local("ckpt", path), target=said)
 

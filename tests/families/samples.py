@@ -275,6 +275,7 @@ SAMPLES: dict[str, Sample] = {
     "falcon, newer decoder": Sample("hf trtllm", SQUARE, {**FALCON, **BESIDE, "new_decoder": True}),
     "mixtral": Sample("hf megatron trtllm", (*GQA, experts, two_chosen, one_width), SILU),
     "olmoe": Sample("hf", (*GQA, square, experts, one_width), SILU),
+    "minimax_m2": Sample("hf", (*GQA, experts, one_width), SILU),
     "qwen2_moe": Sample("hf megatron trtllm", (*MLP, experts, two_chosen, shared), {**SILU, "qkv_bias": True}),
     "qwen2_moe, some layers dense": Sample(
         "hf megatron", (*MLP, experts, two_chosen, shared, dense_anywhere), {**SILU, "qkv_bias": True}

@@ -564,6 +564,7 @@ MIXTURES = {
         full_attention_interval=3,
         linear_num_value_heads=48,
     ),
+    "minimax_m2 hf": hf_like("MiniMaxM2ForCausalLM", "minimax_m2", num_local_experts=4, num_experts_per_tok=2),
     "olmoe hf": hf_like("OlmoeForCausalLM", "olmoe", num_experts=4),
     "deepseek_v2 hf": hf_like("DeepseekV2ForCausalLM", "deepseek_v2", **MLA_HF),
     "deepseek_v3 hf": hf_like(

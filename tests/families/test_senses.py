@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from itertools import product
 from random import Random
 
 import pytest
@@ -40,9 +41,9 @@ def said_with(table: str, at: int) -> tuple[str, dict[str, object]]:
     """Return a sample to which a row of a table applies, and what its config says."""
     dialect = table.rsplit(maxsplit=1)[-1]
     row = dialect_of(family_of(TABLES[table][0]), dialect).table.rows[at]
-    for more in ({}, *STRETCHED):
+    for more, turn in product(({}, *STRETCHED), range(3)):  # one that is drawn stretched is not stretched otherwise
         for name in TABLES[table]:
-            model = draw(name, Random(name), tuple(SAMPLES[name].dialects.split()))
+            model = draw(name, Random(f"{name}{turn or ''}"), tuple(SAMPLES[name].dialects.split()))
             config = {**model.config, **more}
             if applies(row, config) and fits(model.family, model.config, more, (dialect,)):
                 return name, said(model.family, dialect, config)

@@ -14,7 +14,7 @@ from carnet.architectures.known import FAMILIES, recognise
 from carnet.errors import CarnetError
 from carnet.model.fields import BY_NAME
 from carnet.model.model import concerns, value
-from tests.referees.meanings import BASES, SIZES
+from tests.referees.meanings import BASES, SIZES, WIDE
 
 pytestmark = pytest.mark.referee
 
@@ -31,6 +31,7 @@ MODELS = {
     **BASES,
     "qwen3_next": (hf.Qwen3NextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (hf.OlmoeConfig, {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
+    "minimax_m2": (hf.MiniMaxM2Config, {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}

@@ -1,9 +1,19 @@
 """Mixtures of experts: what transformers saved comes back tensor by tensor, and computes the same bits."""
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import GptOssConfig, Llama4TextConfig, MixtralConfig, OlmoeConfig, Qwen2MoeConfig, Qwen3MoeConfig
+from transformers import (
+    GptOssConfig,
+    Llama4TextConfig,
+    MiniMaxM2Config,
+    MixtralConfig,
+    OlmoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+)
 
 import carnet
 from tests.referees.sizes import HEADS, TOKENS
@@ -15,6 +25,7 @@ PLAIN = {name: value for name, value in HEADS.items() if name != "head_dim"}
 QWEN = {"intermediate_size": 56, "moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}
 EXPERTS = {"intermediate_size": 20, "num_local_experts": 5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}
+ROTATED: dict[str, Any] = {"rotary_dim": 4}
 MODELS = {
     "mixtral": MixtralConfig(**HEADS, **TOKENS, **EXPERTS, sliding_window=None),
     "mixtral, a window": MixtralConfig(**HEADS, **TOKENS, **EXPERTS, sliding_window=8),
@@ -28,6 +39,8 @@ MODELS = {
     "olmoe, biases": OlmoeConfig(
         **PLAIN, **TOKENS, intermediate_size=20, num_experts=5, num_experts_per_tok=2, attention_bias=True, norm_topk_prob=True
     ),
+    "minimax_m2": MiniMaxM2Config(**HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2),
+    "minimax_m2, a part of a head rotated": MiniMaxM2Config(**HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, **ROTATED),
     "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),
     "llama4, dense layers, all rotated, no chunks nor norms": Llama4TextConfig(
         **HEADS,

@@ -211,6 +211,7 @@ REFUSED: dict[str, Any] = {
     # the tanh form is a kernel with a bias
     "starcoder2, no biases": (hf.Starcoder2Config(**SIZES, sliding_window=None, use_bias=False), SENSE, {"mlp_bias": "False"}),
     "olmo2": (hf.Olmo2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    "minimax_m2": (hf.MiniMaxM2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     "olmoe": (hf.OlmoeConfig(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron norms them in layers without positions too, and its attention knows no chunks
     "llama4": (

@@ -14,6 +14,7 @@ from carnet.architectures.gpt_oss import GPT_OSS
 from carnet.architectures.granite import GRANITE
 from carnet.architectures.llama import LLAMA, MISTRAL
 from carnet.architectures.llama4 import LLAMA4
+from carnet.architectures.minimax import MINIMAX_M2
 from carnet.architectures.mixtral import MIXTRAL
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.architectures.nemotron_nas import NEMOTRON_NAS
@@ -22,9 +23,10 @@ from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_NEXT
-from carnet.dialects.configs import lookup, read, strange, unsaid
+from carnet.dialects.configs import canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
+from carnet.dialects.megatron.needs import NEEDS, lacked
 from carnet.dialects.megatron.programs import Heard, hear, program
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
@@ -62,6 +64,7 @@ FAMILIES = (
     NEMOTRON_H,
     NEMOTRON_NAS,
     QWEN3_NEXT,
+    MINIMAX_M2,
 )
 
 
@@ -96,6 +99,7 @@ def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, 
 
     Raises NotSupported where the config names a class that carnet does not know, before anything else is looked at.
     """
+    accept = [name for name in accept if name != NEEDS]  # of the target's arguments, not the source's
     if names_none(kind, raw):
         return hear(raw, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
     spoken = KINDS["hf"] if kind.arguments else kind
@@ -121,7 +125,7 @@ def recognise(
     kind = KINDS[dialect]
     if names_none(kind, raw):
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
-        config = read(MEGATRON.table, arguments, where)
+        config = read(MEGATRON.table, arguments, where, canonical(lacked(raw), where))
         _check(config, where)
         return _that_says(config, where, asked), config
     if kind.arguments:

@@ -22,6 +22,7 @@ Default = Value | EllipsisType | Callable[[Config], Value]  # ``...``: the key m
 
 ANY = ...  # in a Choice: this key is not looked at, and not written; SET: it has a value, which a Place reads and writes
 
+NONE: Config = {}
 NEAR = 0.87  # how alike two keys are where one may be the other mistyped; of letters in the same order, twice those of both
 
 
@@ -106,14 +107,14 @@ def place(
     return Place(name, keys, default, words, only or {}, omit)
 
 
-def read(table: Table, raw: Json, where: str) -> dict[str, Value]:
-    """Return the canonical fields that a config says."""
+def read(table: Table, raw: Json, where: str, given: Config = NONE) -> dict[str, Value]:
+    """Return the canonical fields that a config says; those that are ``given`` stand over it."""
     unknown = [*_unknown(table, raw, where)] if table.closed else []
     found = Obstacles(unknown)
     raw = {**raw, **unsaid(table, raw)}
-    config: dict[str, Value] = {}
+    config = dict(given)
     lost: set[str] = set()  # the fields of rows that were refused, for which later ones may look in vain
-    for row in table.rows:
+    for row in (row for row in table.rows if not given.keys() >= {*fields_of(row)}):
         try:
             _read_row(row, raw, config, where)
         except KeyError as error:
@@ -334,6 +335,14 @@ def _checked(name: str, key: str, value: object, where: str) -> Value:
     if wrong:
         raise BadCheckpoint(f"the config sets {key!r} to {wrong}", {"where": where, "found": f"{value!r}"[:80]})
     return tuple(found) if isinstance(found, list) else found
+
+
+def canonical(said: Json, where: str) -> dict[str, Value]:
+    """Return fields that stand under their canonical names; raise BadCheckpoint for a name or a value that none can have."""
+    for name in said:
+        if name not in BY_NAME:
+            raise BadCheckpoint(f"there is no field {name[:80]!r} of a model", {"where": where})
+    return {name: None if value is None else _checked(name, name, value, where) for name, value in said.items()}
 
 
 def strange(table: Table, raw: Json) -> dict[str, object]:

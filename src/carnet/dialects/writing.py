@@ -34,17 +34,18 @@ class Misfit:
 
 def write(table: Table, config: Config, traits: Config, where: str) -> dict[str, object]:
     """Return the config that says these canonical fields; refuse one that it cannot say."""
-    out, found = _written(table, config, traits, where)
+    out, found = written(table, config, traits, where)
     Obstacles(misfit.error for misfit in found).stop()
     return out
 
 
 def misfits(table: Table, config: Config, traits: Config, where: str) -> list[Misfit]:
     """Return all that a config cannot say of a model with these canonical fields."""
-    return _written(table, config, traits, where)[1]
+    return written(table, config, traits, where)[1]
 
 
-def _written(table: Table, config: Config, traits: Config, where: str) -> tuple[dict[str, object], list[Misfit]]:
+def written(table: Table, config: Config, traits: Config, where: str) -> tuple[dict[str, object], list[Misfit]]:
+    """Return what a config can say of a model with these canonical fields, and what it cannot."""
     out: dict[str, object] = {}
     found: list[Misfit] = []
     for key, constant in {**table.fixed, **dict.fromkeys(table.absent), **table.written}.items():
@@ -96,7 +97,7 @@ def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]
                 return
             if row.omit and equal(value, row.default(config) if callable(row.default) else row.default):
                 return
-            spelled = next((written for canonical, written in row.words if equal(canonical, value)), None)
+            spelled = next((word for canonical, word in row.words if equal(canonical, value)), None)
             if row.words and spelled is None:
                 raise NotSupported(
                     f"the target's config cannot say {row.field} = {value!r}",

@@ -11,8 +11,8 @@ from math import isclose
 from carnet.dialects.kinds import STORE
 from carnet.examiner.asked import COMPARED, words
 from carnet.examiner.compare import Finding
-from carnet.examiner.document import NAME, PROVEN, SELF, WORDS, text, vocabulary_data
-from carnet.formats.side_files import KINDS, UNKNOWN
+from carnet.examiner.document import PROVEN, SELF, WORDS, text, vocabulary_data
+from carnet.formats.side_files import DOCUMENT, KINDS, UNKNOWN
 from carnet.inventory.survey import Inventory
 from carnet.model.model import number, value
 
@@ -42,7 +42,7 @@ def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *,
         return
     claimed, asked = said.get("request"), now.get("request")
     if not isinstance(claimed, Mapping) or not isinstance(asked, Mapping):
-        yield Finding("the carnet claims otherwise", "request", NAME, "it names no request")
+        yield Finding("the carnet claims otherwise", "request", DOCUMENT, "it names no request")
         return
     words_agree = all(said.get(key) == now.get(key) for key in WORDS)
     other = [
@@ -52,11 +52,11 @@ def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *,
         and not (name in ("written_by", "read_by", "accept") and words_agree)
     ]
     for name in other:
-        yield Finding("the carnet names another request", f"request.{name}", NAME, _hint(name, claimed, asked))
+        yield Finding("the carnet names another request", f"request.{name}", DOCUMENT, _hint(name, claimed, asked))
     for name, expected in shown(source, target).items():
         if claimed.get(name) is not None and claimed[name] != expected:
             detail = f"it says {claimed[name]!r}, the target is {expected!r}"
-            yield Finding("the carnet claims otherwise", f"request.{name}", NAME, detail)
+            yield Finding("the carnet claims otherwise", f"request.{name}", DOCUMENT, detail)
     skipped = {"config", "vocabulary"} if {"config", "vocab_size", "tokens"} & {*other} else set[str]()  # then it has been said
     skipped |= {"dropped"} if said.get("state") != PROVEN else set()  # a plan knows of scales that it leaves behind
     for key in (
@@ -150,7 +150,7 @@ def _dropped(said: object, now: object, *, same: bool) -> Iterator[Finding]:
     elif _names(said) != _names(now):
         odd = sorted(_names(said) ^ _names(now))
         yield Finding(
-            "the carnet claims otherwise", "dropped", NAME, f"{odd[0]} is left behind on one side alone, in all {len(odd)}"
+            "the carnet claims otherwise", "dropped", DOCUMENT, f"{odd[0]} is left behind on one side alone, in all {len(odd)}"
         )
 
 
@@ -162,11 +162,11 @@ def _differences(where: str, said: object, now: object) -> Iterator[Finding]:
         for key in sorted(said.keys() | now.keys()):
             if f"{where}.{key}" not in ELSEWHERE and (key not in said or key not in now):
                 lacking = "it does not say this" if key not in said else "it names what is not there"
-                yield Finding("the carnet claims otherwise", f"{where}.{key}", NAME, lacking)
+                yield Finding("the carnet claims otherwise", f"{where}.{key}", DOCUMENT, lacking)
             elif key in said and key in now:
                 yield from _differences(f"{where}.{key}", said[key], now[key])
     elif said != now and not _is_close(where, said, now):
-        yield Finding("the carnet claims otherwise", where, NAME, f"it says {said!r}, found {now!r}"[:400])
+        yield Finding("the carnet claims otherwise", where, DOCUMENT, f"it says {said!r}, found {now!r}"[:400])
 
 
 def _is_close(where: str, said: object, now: object) -> bool:

@@ -26,13 +26,13 @@ from carnet.examiner.examine import Examination, Quality
 from carnet.examiner.tensor_files import digest, tensor_files_of
 from carnet.formats.files import TABLE_LIMIT, digest_file, read_whole
 from carnet.formats.jsons import TABLE, parse_object
+from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Key, Stored, label_of
 from carnet.inventory.survey import Inventory
 from carnet.plans.columns import Plan
 from carnet.storage.protocol import Folder, Stamp
 from carnet.storage.schemes import file_at, folder_at
 
-NAME = "carnet.json"
 VERSION = 3
 JOURNAL = "journal.jsonl"  # of a crossing that is still being written
 PROVEN, WRITTEN = "proven", "written, not verified"
@@ -150,7 +150,7 @@ def draft(plan: Plan, version: str, words: Mapping[str, object] = MappingProxyTy
 
 def planned(plan: Plan) -> dict[str, str]:
     """Return the digests of the files without tensors that a plan writes."""
-    texts = {text.name: xxhash.xxh3_128_hexdigest(text.text.encode()) for text in plan.texts if text.name != NAME}
+    texts = {text.name: xxhash.xxh3_128_hexdigest(text.text.encode()) for text in plan.texts if text.name != DOCUMENT}
     raws = {raw.name: xxhash.xxh3_128_hexdigest(raw.data) for raw in plan.raws}
     return dict(sorted({**texts, **raws, **{asset.name: asset.digest for asset in plan.assets}}.items()))
 
@@ -179,12 +179,12 @@ def text(data: Mapping[str, object]) -> str:
 
 def load(out: Folder) -> Document | None:
     """Return the document of a target, None where it has none; raise BadCheckpoint where it cannot be read."""
-    if not out.kind(NAME):
+    if not out.kind(DOCUMENT):
         return None
-    raw, seen = read_whole(out, NAME, TABLE_LIMIT)
-    data = parse_object(raw, NAME, out, TABLE)
+    raw, seen = read_whole(out, DOCUMENT, TABLE_LIMIT)
+    data = parse_object(raw, DOCUMENT, out, TABLE)
     if data.get("carnet") != VERSION:
-        facts = {"where": out / NAME, "version": str(data.get("carnet"))[:20], "known": VERSION}
+        facts = {"where": out / DOCUMENT, "version": str(data.get("carnet"))[:20], "known": VERSION}
         raise BadCheckpoint(
             "this is not a carnet that this version can read",
             facts,
@@ -194,7 +194,7 @@ def load(out: Folder) -> Document | None:
     for name in said.files:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts or "\0" in name:
-            raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": out / NAME, "file": name})
+            raise BadCheckpoint("the carnet names a file that is not in its folder", {"where": out / DOCUMENT, "file": name})
     return said
 
 
@@ -221,9 +221,9 @@ def _problems(raw: bytes, data: Mapping[str, object]) -> list[Finding]:
     """Return what is wrong with a document taken by itself."""
     wanted = KEYS if data.get("state") == PROVEN else OF_A_DRAFT
     if raw != text(data).encode() or sealed(data) != data:
-        return [Finding("the carnet was altered", NAME, NAME, "it does not have the digest that it says of itself")]
+        return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, "it does not have the digest that it says of itself")]
     if [key for key in data if key not in WORDS] != wanted or data.get("state") not in (PROVEN, WRITTEN):
-        return [Finding("the carnet was altered", NAME, NAME, f"expected the keys {', '.join(wanted)}")]
+        return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, f"expected the keys {', '.join(wanted)}")]
     return []
 
 

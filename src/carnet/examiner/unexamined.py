@@ -10,7 +10,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from carnet.architectures.known import padded, types_of
 from carnet.dialects.configs import Table, keys_of, lookup
 from carnet.dialects.hf import GENERATION, generation
-from carnet.dialects.writing import write
+from carnet.dialects.megatron.needs import UNSAID
+from carnet.dialects.writing import written
 from carnet.errors import CarnetError
 from carnet.examiner.compare import Finding
 from carnet.formats.folder import CONFIG, INDEX
@@ -65,12 +66,10 @@ def unexamined(source: Inventory, target: Inventory, vouched: Collection[str]) -
     """
     table, found = target.dialect.table, dict(target.checkpoint.config)
     own = source.checkpoint.config if source.dialect.kind is target.dialect.kind else {}
-    try:
-        said = write(table, padded(target.dialect, target.config), target.family.traits, "")
-    except CarnetError:  # of a model that these words cannot say: it has its findings
-        said = {}
+    # what these words cannot say of a model has its findings, or stands in carnet's own
+    said, _ = written(table, padded(target.dialect, target.config), target.family.traits, "")
     if target.dialect.kind.arguments:
-        return _kept({ARGUMENTS: _strange(found, (said, own), _compared(table), {MEANT_FOR})}, vouched)
+        return _kept({ARGUMENTS: _strange(found, (said, own), _compared(table), {MEANT_FOR, UNSAID})}, vouched)
     beside, expected = found.pop(BESIDE, None), _with_codes(said, source, target)
     beside_expected = expected.pop(BESIDE, {})
     hf = target.dialect.kind.companions

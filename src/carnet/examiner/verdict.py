@@ -14,7 +14,7 @@ from carnet.examiner.asked import Asked
 from carnet.examiner.claims import check_claims, is_of_another, shown
 from carnet.examiner.compare import Finding
 from carnet.examiner.containers import check_containers
-from carnet.examiner.document import NAME, Document
+from carnet.examiner.document import Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
 from carnet.examiner.means import Means, Tally, choose_means, each
@@ -23,7 +23,7 @@ from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
-from carnet.formats.side_files import side_files
+from carnet.formats.side_files import DOCUMENT, side_files
 from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
 from carnet.formats.torch_dist_files import TRACKER
@@ -31,7 +31,7 @@ from carnet.inventory.survey import Inventory
 from carnet.pool import Progress
 from carnet.storage.protocol import Folder
 
-DOCUMENT = "the carnet"  # as one who says what files hold
+CARNET = "the carnet"  # as one who says what files hold
 PLAN = "the plan"
 NEARLY_ALL = 0.9  # of the tensors: where so many differ, the target is another model
 OTHER = "carnet.json tells of a crossing from another source; that part of it was not compared"
@@ -122,8 +122,8 @@ def examine_target(
     said, findings = (None, []) if staged else _loaded(target)
     findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *_untracked(target, checkpoint), *findings]
     findings += [] if arrived is None else check_words(source, arrived)
-    own = {NAME, documents.JOURNAL} if staged else {NAME}
-    believed = [*known, *([] if said is None else [Known(DOCUMENT, said.files, whole=True, accused=True)])]
+    own = {DOCUMENT, documents.JOURNAL} if staged else {DOCUMENT}
+    believed = [*known, *([] if said is None else [Known(CARNET, said.files, whole=True, accused=True)])]
     beside = _account(target, checkpoint, believed, own)
     blamed = {finding.stored for finding in findings}
     findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said
@@ -177,7 +177,9 @@ def _loaded(target: Folder) -> tuple[Document | None, list[Finding]]:
         said = documents.load(target)
     except BadCheckpoint as error:
         detail = ", ".join(f"{label} {fact}" for label, fact in error.facts.items() if label != "where")
-        return None, [Finding("the carnet cannot be believed", NAME, NAME, f"{error.what}: {detail}" if detail else error.what)]
+        return None, [
+            Finding("the carnet cannot be believed", DOCUMENT, DOCUMENT, f"{error.what}: {detail}" if detail else error.what)
+        ]
     return (None, []) if said is None else (said, [*said.problems])
 
 
@@ -224,11 +226,13 @@ def recheck(target: Folder, memory: int, progress: Progress) -> Verdict:
     said = documents.load(target)
     if said is None or not said.proven:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
-        what = f"{NAME} is missing" if said is None else f"{NAME} says that nobody has compared the folder with its source"
+        what = (
+            f"{DOCUMENT} is missing" if said is None else f"{DOCUMENT} says that nobody has compared the folder with its source"
+        )
         raise BadRequest(f"{what}, so a target alone has nothing to be compared with", {"where": target}, remedy=remedy)
     checkpoint = open_checkpoint(target)
     findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors)), progress)]
-    beside = _account(target, checkpoint, [Known(DOCUMENT, said.files, whole=True)], {NAME})
+    beside = _account(target, checkpoint, [Known(CARNET, said.files, whole=True)], {DOCUMENT})
     check_unchanged(checkpoint.root, checkpoint.stamps)
     check_unchanged(target, [said.stamp])
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)

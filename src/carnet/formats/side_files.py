@@ -33,6 +33,7 @@ def _kind(what: str, names: str, along: Along, *, loaded: bool = True) -> Kind:
 
 
 WEIGHTS = "weights of another kind"
+DOCUMENT = "carnet.json"
 UNKNOWN = Kind("files that carnet does not know", (), True, "")
 CODE = _kind("code that no config names", "*.py", "named")
 TOKENIZER = _kind(

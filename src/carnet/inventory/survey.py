@@ -18,12 +18,15 @@ from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_n
 from carnet.dialects.configs import lookup
 from carnet.dialects.entries import Entry, as_linear, entries, turned
 from carnet.dialects.kinds import KINDS, Kind
+from carnet.dialects.megatron.needs import UNSAID
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, known_release, program
 from carnet.dialects.rows import Dialect
 from carnet.dialects.strangers import way_out
 from carnet.dialects.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, Obstacles
 from carnet.formats.detect import open_checkpoint
+from carnet.formats.jsons import read_object
+from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
@@ -31,8 +34,8 @@ from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
 from carnet.model.tensors import BY_PART, NORM
 from carnet.quantize.reading import Said, plain, read
-from carnet.storage.protocol import Folder
-from carnet.storage.schemes import PathLike
+from carnet.storage.protocol import FILE, Folder
+from carnet.storage.schemes import PathLike, file_at
 
 WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
     "_orig_mod.": (
@@ -53,6 +56,8 @@ def opened(
 ) -> Checkpoint:
     """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows."""
     checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
+    if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
+        checkpoint = _with_needs(checkpoint)
     if config is not None:
         said = read_config(config)
         if KINDS[checkpoint.dialect].arguments:
@@ -67,6 +72,19 @@ def opened(
         raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
     program(written_by, "--written-by")  # now, whatever else may be wrong
     return replace(checkpoint, program=written_by)
+
+
+def _with_needs(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a Megatron checkpoint with the fields that no argument says, as the carnet beside its iterations has them.
+
+    A run that goes on from a store that carnet wrote saves its own arguments, without those.
+    """
+    root = file_at(str(checkpoint.root))[0]
+    if UNSAID in checkpoint.config or root.kind(DOCUMENT) != FILE:
+        return checkpoint
+    needs = read_object(root, DOCUMENT).get("needs")
+    fields = needs.get("fields") if isinstance(needs, dict) else None
+    return replace(checkpoint, config={**checkpoint.config, UNSAID: fields}) if isinstance(fields, dict) else checkpoint
 
 
 class Lacking(BadCheckpoint):

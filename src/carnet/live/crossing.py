@@ -14,6 +14,7 @@ from carnet.dialects.kinds import KINDS, RANKS
 from carnet.dialects.units import Unit
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
+from carnet.formats.side_files import DOCUMENT
 from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Located, State, Watch, bind, chunks_of
@@ -195,7 +196,7 @@ class Crossing:
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(folder_at(out)))
         note = documents.draft(plan, __version__)
-        plan = replace(plan, texts=(TextFile(documents.NAME, note), *plan.texts))
+        plan = replace(plan, texts=(TextFile(DOCUMENT, note), *plan.texts))
         with ExitStack() as stack:
             with together(self._control):
                 held = stack.enter_context(saving.begun(plan, out)) if leader else None

@@ -10,11 +10,12 @@ from carnet.architectures.family import Family
 from carnet.architectures.known import padded
 from carnet.dialects.entries import Entry
 from carnet.dialects.kinds import STORE
-from carnet.dialects.megatron.needs import NOTHING, Needs, needs
+from carnet.dialects.megatron.needs import NEEDS, NOTHING, UNSAID, Needs, needs
 from carnet.dialects.megatron.programs import program
 from carnet.dialects.rows import Dialect
-from carnet.dialects.writing import write
+from carnet.dialects.writing import Misfit, write, written
 from carnet.dtypes import BY_NAME
+from carnet.errors import Obstacles
 from carnet.formats.folder import CONFIG
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
@@ -22,6 +23,7 @@ from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, 
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR
 from carnet.model.fields import Config
+from carnet.model.model import value
 from carnet.planner.choosing import Coded, plain_modules
 from carnet.planner.coding import Coding, Scaled, scratch
 from carnet.planner.store import chunks, states
@@ -122,7 +124,11 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     places = []
     for file, held in zip(store.files, cut.values(), strict=True):
         places += [(entry, chunk.box, file, t) for (entry, chunk), t in zip(held, file.tensors, strict=True)]
-    said = write(target.table, config, {}, "Megatron's arguments")
+    said, lacking = written(target.table, config, {}, "Megatron's arguments")
+    if NEEDS not in request.accept:
+        _refuse(lacking)
+    elif lacking:
+        said[UNSAID] = {name: value(config, name) for misfit in lacking for name in misfit.fields}
     kinds = {
         name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
     }
@@ -132,9 +138,20 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     return Made(store.files, tuple(places), (*store.raws, common), {}, NO_SCRATCH, {}, told)
 
 
+def _refuse(lacking: Sequence[Misfit]) -> None:
+    """Refuse what the arguments cannot say, with the way out: the weights are right, and so is a model that is told the rest."""
+    for misfit in lacking:
+        misfit.error.remedy = (
+            f"--accept {NEEDS} writes the weights, and lists what else the program that loads them must be told"
+        )
+    Obstacles(misfit.error for misfit in lacking).stop()
+
+
 def _plain(value: object) -> Value:
     if isinstance(value, tuple):
         return [*value]
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
     assert value is None or isinstance(value, str | int | float | bool | list), f"no argument can be {value!r}"
     return value
 

@@ -227,6 +227,8 @@ def _words(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mappin
         known = needs["releases"]
         releases = f" {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
         lines["needs"] = f"{needs['program']}{releases}: {' '.join(needs['say']) or 'nothing said'}"
+        own = [f"{name}{TIED}{said}" for name, said in needs.get("fields", {}).items()]
+        lines |= {"besides": f"a class or a spec of its own, for what no argument says: {' '.join(own)}"} if own else {}
     return lines
 
 

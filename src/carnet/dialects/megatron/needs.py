@@ -7,6 +7,7 @@ model that is loaded is another one without a word: many have no weights.
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as having
 
 from carnet.dialects.megatron.programs import BRIDGE, LM, Program, model_of, used
 from carnet.dialects.megatron.releases import BY_NAME, FREQUENCY, RELEASES, Argument, Arguments
@@ -14,6 +15,9 @@ from carnet.errors import NotSupported
 from carnet.model.keys import equal
 
 CARRY = "--use-checkpoint-args"
+# an argument of carnet's own: the canonical fields of a model that no argument of Megatron's says, which a provider or a spec brings
+UNSAID = "carnet_needs"
+NEEDS = "needs"  # what a person accepts by --accept, where the arguments lack fields
 DTYPES = {"torch.bfloat16": "--bf16", "torch.float16": "--fp16", "torch.float32": ""}  # validate_args has the type from these
 NOWHERE = "nowhere"  # where an argument that reaches no model is handed on
 # what Megatron-Bridge and NeMo call otherwise: GPTModelProvider, GPTConfig
@@ -26,14 +30,15 @@ class Needs:
 
     program: str  # one of PROGRAMS
     releases: tuple[str, ...]  # of Megatron-LM, that can be told; empty for other programs
-    flags: tuple[
-        str, ...
-    ]  # for the command line: "--norm-epsilon 1e-06"; of other programs the fields of their config: "rope_scaling True"
+    # for the command line: "--norm-epsilon 1e-06"; of other programs the fields of their config: "rope_scaling True"
+    flags: tuple[str, ...]
+    fields: Mapping[str, object] = having(default_factory=dict)  # of the model, that no argument says
 
     @property
     def data(self) -> dict[str, object]:
         """Return it as plain values, for plans and documents."""
-        return {"program": self.program, "releases": [*self.releases], "say": [*self.flags]} if self.program else {}
+        own = {"fields": dict(self.fields)} if self.fields else {}
+        return {"program": self.program, "releases": [*self.releases], "say": [*self.flags], **own} if self.program else {}
 
     @property
     def word(self) -> str:
@@ -49,15 +54,16 @@ def needs(said: Arguments, reader: Program | None, *, local: bool) -> Needs:
 
     ``local``: the modules are those of Megatron's local spec. Raises NotSupported where no flag says what the model needs.
     """
+    own = lacked(said)
     said = {name: value for name, value in said.items() if name in BY_NAME}
     if reader is not None and reader.name != LM:
-        own = {
+        told = {
             name: value for name, value in said.items() if _how(BY_NAME[name], RELEASES[-1]) == "no" and name != "vocab_size"
         }
         fields = (
-            f"{PROVIDED.get(name, name)} {value}" for name, value in own.items() if not equal(value, BY_NAME[name].default)
+            f"{PROVIDED.get(name, name)} {value}" for name, value in told.items() if not equal(value, BY_NAME[name].default)
         )
-        return Needs(reader.name, (), tuple(fields))
+        return Needs(reader.name, (), tuple(fields), own)
     releases = RELEASES[1:] if reader is None or not reader.release else (reader.release,)
     against: dict[str, Mapping[str, str]] = {release: _against(said, release) for release in releases}
     able = tuple(release for release, reasons in against.items() if not reasons)
@@ -69,7 +75,13 @@ def needs(said: Arguments, reader: Program | None, *, local: bool) -> Needs:
         )
     flags = [flag for release in able for name in said for flag in _flags(BY_NAME[name], said[name], release) or ()]
     whose = ["--transformer-impl local"] if local else []
-    return Needs(LM, able, tuple(dict.fromkeys([CARRY, *whose, *flags])))
+    return Needs(LM, able, tuple(dict.fromkeys([CARRY, *whose, *flags])), own)
+
+
+def lacked(said: Arguments) -> Mapping[str, object]:
+    """Return the fields of a model that its arguments could not say, and say as carnet's own."""
+    own = said.get(UNSAID)
+    return own if isinstance(own, Mapping) else {}
 
 
 def _by_argument(against: Mapping[str, Mapping[str, str]]) -> dict[str, object]:

@@ -112,6 +112,12 @@ ROWS = (
     row(LAYER + "pre_mlp_layernorm.bias", "hidden", "mlp_norm_bias", written=MODULE),
     row(LAYER + "self_attention.q_layernorm.weight", "dim", "attention.q_norm"),
     row(LAYER + "self_attention.k_layernorm.weight", "dim", "attention.k_norm"),
+    # what no spec of megatron-core builds, as the specs of others do: norms over all heads, a share on each rank
+    # (Megatron-Bridge, ms-swift and slime for OLMoE and MiniMax-M2), and norms of what comes out (Megatron-Bridge for Gemma 2 and 3)
+    row(LAYER + "self_attention.q_layernorm.weight", "(kv rep dim)", "attention.q_whole_norm", cut="kv"),
+    row(LAYER + "self_attention.k_layernorm.weight", "(kv dim)", "attention.k_whole_norm", cut="kv"),
+    row(LAYER + "self_attention.linear_proj.post_layernorm.weight", "hidden", "attention_out_norm"),
+    row(LAYER + "mlp.linear_fc2.post_layernorm.weight", "hidden", "mlp_out_norm"),
     row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
     row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
     row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm"),
