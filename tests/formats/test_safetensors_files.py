@@ -27,11 +27,12 @@ def test_every_tensor_is_where_the_real_library_finds_it(name):
     header = read_header(folder_at(GOLDENS), name)
     data = (GOLDENS / name).read_bytes()
     with safe_open(GOLDENS / name, "pt") as real:
-        assert {entry.name for entry in header.entries} == set(real.keys())
+        assert {entry.name for entry in header.tensors} == set(real.keys())
         assert dict(header.metadata) == (real.metadata() or {})
-        for entry in header.entries:
+        for entry in header.tensors:
             tensor = real.get_tensor(entry.name)
-            raw = data[entry.offset : entry.offset + entry.nbytes]
+            offset = entry.chunks[0].offset
+            raw = data[offset : offset + entry.nbytes]
             assert entry.shape == tuple(tensor.shape)
             assert f"torch.{BY_NAME[entry.dtype].torch}" == str(tensor.dtype)
             assert raw == tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -39,13 +40,13 @@ def test_every_tensor_is_where_the_real_library_finds_it(name):
 
 def test_a_file_without_tensors_has_an_empty_header(tmp_path):
     save_file({}, tmp_path / "a.safetensors")
-    assert read_header(folder_at(tmp_path), "a.safetensors").entries == ()
+    assert read_header(folder_at(tmp_path), "a.safetensors").tensors == ()
 
 
 def test_a_scalar_and_an_empty_tensor_have_places(tmp_path):
     save_file({"s": torch.tensor(3.0), "e": torch.ones(0, 4)}, tmp_path / "a.safetensors")
     header = read_header(folder_at(tmp_path), "a.safetensors")
-    assert {entry.name: (entry.shape, entry.nbytes) for entry in header.entries} == {"s": ((), 4), "e": ((0, 4), 0)}
+    assert {entry.name: (entry.shape, entry.nbytes) for entry in header.tensors} == {"s": ((), 4), "e": ((0, 4), 0)}
 
 
 def written(path: Path, tensors, metadata) -> dict[str, bytes]:
@@ -104,10 +105,10 @@ def test_what_is_laid_out_reads_back_as_it_was(tmp_path_factory, table, metadata
     tensors = [(name, dtype, tuple(shape)) for name, (dtype, shape) in table.items()]
     written(folder / "a.safetensors", tensors, metadata)
     header = read_header(folder_at(folder), "a.safetensors")
-    found = {entry.name: (entry.dtype, list(entry.shape)) for entry in header.entries}
+    found = {entry.name: (entry.dtype, list(entry.shape)) for entry in header.tensors}
     assert found == table
     assert dict(header.metadata) == metadata
-    assert all((entry.offset - 8) % 8 == 0 for entry in header.entries[:1])
+    assert all((entry.chunks[0].offset - 8) % 8 == 0 for entry in header.tensors[:1])
 
 
 @pytest.mark.parametrize("names", [["a", "a"], ["__metadata__"]])
@@ -124,4 +125,4 @@ def test_a_header_reads_the_same_whatever_the_order_of_its_names(tmp_path):
         }
     ).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(raw)) + raw + np.arange(3, dtype="u1").tobytes())
-    assert [entry.name for entry in read_header(folder_at(tmp_path), "a.safetensors").entries] == ["early", "late"]
+    assert [entry.name for entry in read_header(folder_at(tmp_path), "a.safetensors").tensors] == ["early", "late"]

@@ -160,11 +160,11 @@ def entries(
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present)
                     for at, entry in _of_row(job, same):
                         found[at][entry.name] = entry
-        taken: set[str] = set()
-        for entry in (entry for group in found.values() for entry in group.values()):
-            if entry.name not in taken:  # the first row of a name whose tensors exist
-                taken.add(entry.name)
-                yield entry
+        taken: dict[str, Entry] = {}  # the first row of a name whose tensors exist
+        for group in found.values():
+            for name, entry in group.items():
+                taken.setdefault(name, entry)
+        yield from taken.values()
 
 
 def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]:
@@ -242,26 +242,22 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
         yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
-    each = list(_experts(name, shares, unit.expert_base))
-    if (
-        present is not None
-        and len(each) > 1
-        and inside
-        and not any(
-            (unit.name, spelled) in present for _, shown in (each[0], each[-1]) for _, spelled in _spelled(job, shown, same)
-        )
-    ):
+    each = [*_experts(name, shares, unit.expert_base)]
+    spelled = [*_spelled(job, name, same)] if inside else [(0, name)]
+    known = [text.replace("{expert}", shown) for _, shown in (each[0], each[-1]) for _, text in spelled]
+    if present is not None and len(each) > 1 and inside and not any((unit.name, text) in present for text in known):
         return  # another spelling of experts: hundreds of names need no look
-    names = {layer: (_names(parts, layer),) for layer in (same if inside else [0])}
+    tensors = {layer: (_names(parts, layer),) for layer in (same if inside else [0])}
+    places = [({"first": BEFORE, "layer": layer}.get(stage, AFTER), text, tensors[layer]) for layer, text in spelled]
+    folded = fold(row.pattern, each[0][0])  # the others fold alike
+    stored = fold(row.stored, each[0][0]).shape if row.stored else folded.shape
     for held, shown in each:
-        folded = fold(row.pattern, held)
-        stored = fold(row.stored, held).shape if row.stored else folded.shape
         views = tuple(_views(folded, parts, held, {}))
         like = Like(folded.shape, stored, views, folded.padding, row.dtype, row.pattern, held, axes, row.cut)
-        for layer, spelled in _spelled(job, shown, same) if inside else [(0, shown)]:
-            if present is None or (unit.name, spelled) in present:
-                at = {"first": BEFORE, "layer": layer}.get(stage, AFTER)
-                yield at, Entry(unit.name, spelled, like, names[layer])
+        for at, text, names in places:
+            text = text.replace("{expert}", shown)
+            if present is None or (unit.name, text) in present:
+                yield at, Entry(unit.name, text, like, names)
 
 
 def _stacked(
@@ -299,14 +295,14 @@ def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, s
 
 
 def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:
-    """Yield the shares and the name for each expert that has a tensor of its own; once where they share one."""
+    """Yield the shares and the number for each expert that has a tensor of its own; once where they share one."""
     if "{expert}" not in name:
-        yield shares, name
+        yield shares, ""
         return
     share = shares["expert"]
     first = share.start if base is None else base
     for expert in range(share.start, share.stop):
-        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, name.replace("{expert}", str(expert - first))
+        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, str(expert - first)
 
 
 def _names(parts: list[Tensor], layer: int) -> tuple[Canonical, ...]:

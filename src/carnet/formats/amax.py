@@ -17,19 +17,19 @@ def read_amax(path: PathLike) -> dict[str, float]:
     folder, name = file_at(path)
     header, file = read_header(folder, name), folder.open(name)
     found = {}
-    for entry in header.entries:
-        if entry.dtype != "f32" or prod(entry.shape) != 1:
+    for stored in header.tensors:
+        if stored.dtype != "f32" or prod(stored.shape) != 1:
             facts = {
                 "where": path,
-                "tensor": entry.name,
+                "tensor": stored.name,
                 "expected": "one f32",
-                "found": f"{entry.dtype} {list(entry.shape)}",
+                "found": f"{stored.dtype} {list(stored.shape)}",
             }
             raise BadRequest("the file of calibration holds something else", facts)
-        (value,) = struct.unpack("<f", read_at(file, entry.offset, 4))
+        (value,) = struct.unpack("<f", read_at(file, stored.chunks[0].offset, 4))
         if not (isfinite(value) and value > 0):
             raise BadRequest(
-                "the file of calibration holds no magnitude", {"where": path, "tensor": entry.name, "found": value}
+                "the file of calibration holds no magnitude", {"where": path, "tensor": stored.name, "found": value}
             )
-        found[entry.name] = value
+        found[stored.name] = value
     return found

@@ -7,13 +7,12 @@ shard index gives must be one of the folder's own plain names.
 import re
 from collections.abc import Mapping, Sequence
 
-from carnet.algebra.box import whole
 from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats import jsons
 from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, read_whole, sum_up
 from carnet.formats.jsons import parse_object
-from carnet.formats.safetensors import Entry, Header, read_header
-from carnet.formats.stored import Checkpoint, Chunk, Stored, dense_strides
+from carnet.formats.safetensors import Header, read_header
+from carnet.formats.stored import Checkpoint, Stored
 from carnet.storage.protocol import Folder, names_in
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -41,12 +40,8 @@ def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> C
         raise BadCheckpoint("config.json has no usable mapping.world_size", {"where": root, "found": shown(str(world))})
     expected = [f"rank{rank}.safetensors" for rank in range(world)]
     _compare(expected, [name for name in names_in(root) if _RANK.fullmatch(name)], "files of ranks", root)
-    headers = [read_header(root, name) for name in expected]
-    tensors = {
-        (f"rank{rank}", entry.name): _stored(f"rank{rank}", entry, name)
-        for rank, (name, header) in enumerate(zip(expected, headers, strict=True))
-        for entry in header.entries
-    }
+    headers = [read_header(root, name, f"rank{rank}") for rank, name in enumerate(expected)]
+    tensors = {(stored.unit, stored.name): stored for header in headers for stored in header.tensors}
     stamps, digest = sum_up((seen, *(header.seen for header in headers)))
     notes = {"ranks": str(world), **_written_by(headers)}
     return Checkpoint(root, "trtllm", "safetensors", config, tensors, {}, stamps, digest, notes)
@@ -59,11 +54,10 @@ def _read_shards(root: Folder, config: Mapping[str, object], seen: Sighting) -> 
     headers = {name: read_header(root, name) for name in files}
     tensors: dict[tuple[str, str], Stored] = {}
     for name, header in headers.items():
-        for entry in header.entries:
-            if ("", entry.name) in tensors:
-                facts = {"where": root, "files": f"{tensors['', entry.name].chunks[0].file}, {name}"}
-                raise BadCheckpoint(f"the tensor {shown(entry.name)!r} is in two files", facts)
-            tensors["", entry.name] = _stored("", entry, name)
+        for stored in header.tensors:
+            if tensors.setdefault(("", stored.name), stored) is not stored:
+                facts = {"where": root, "files": f"{tensors['', stored.name].chunks[0].file}, {name}"}
+                raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
     if index is not None:
         _check_index(index, tensors, root)
     if BESIDE in names:
@@ -152,11 +146,6 @@ def _compare(expected: Sequence[str], found: Sequence[str], what: str, root: Fol
     if extra:
         remedy = "move them out of the folder, where they are left from another save; else copy the checkpoint again"
         raise BadCheckpoint(f"other weights lie beside the {what}", facts, remedy=remedy)
-
-
-def _stored(unit: str, entry: Entry, file: str) -> Stored:
-    chunk = Chunk(whole(entry.shape), file, entry.offset, dense_strides(entry.shape))
-    return Stored(unit, entry.name, entry.dtype, entry.shape, (chunk,))
 
 
 def _written_by(headers: Sequence[Header]) -> dict[str, str]:

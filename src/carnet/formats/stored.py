@@ -23,7 +23,7 @@ def label_of(key: Key) -> str:
     >>> label_of(("rank3", "lm_head.weight")), label_of(("", "lm_head.weight"))
     ('rank3/lm_head.weight', 'lm_head.weight')
     """
-    return "/".join(filter(None, key))
+    return "/".join(filter(None, key)) if key[0] else key[1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -212,7 +212,7 @@ def survey(
         *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing),
-        *(_misshapen(kept[key], entry, config, where) for key, entry in named.items() if key not in fitting),
+        *(_misshapen(kept[key], named[key], config, where) for key in named if key not in fitting),
         *missing,
     ]
     broken = sorted_out.broken
@@ -278,7 +278,7 @@ def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, S
     found = set()
     for key, entry in named.items():
         stored = kept[key].shape
-        if not ENDS.isdisjoint(entry.names) and stored[1:] == entry.stored[1:] != ():
+        if not ENDS.isdisjoint(entry.tensors[0]) and stored[1:] == entry.stored[1:] != ():
             found.add(stored[0] * (1 if entry.stored[0] == size else world))
     return found.pop() if len(found) == 1 and not found <= {round_up(size, world), size} else 0
 
@@ -298,14 +298,12 @@ def _drop(
     said = {pattern: f"--drop {pattern}" for pattern in asked}
     reasons = {**said, **dialect.dropped, **said}  # first in order and in meaning, also where the dialect has the same pattern
     dropped: dict[str, list[str]] = defaultdict(list)
-    kept, unknown = {}, []
-    for key, reason in _reasons([*checkpoint.tensors, *(("", name) for name in checkpoint.objects)], reasons):
-        if reason is not None:
-            dropped[reason].append(label_of(key))
-        elif key in checkpoint.tensors:
-            kept[key] = checkpoint.tensors[key]
-        else:
-            unknown.append(key[1])
+    found = _reasons({name for _, name in checkpoint.tensors} | checkpoint.objects.keys(), reasons)
+    for key in (*checkpoint.tensors, *(("", name) for name in checkpoint.objects)) if found else ():
+        if key[1] in found:
+            dropped[found[key[1]]].append(label_of(key))
+    kept = {key: stored for key, stored in checkpoint.tensors.items() if key[1] not in found}
+    unknown = [name for name in checkpoint.objects if name not in found]
     if unknown:
         raise NotSupported(
             "the checkpoint holds an object that carnet does not know", {"name": unknown[0], "others": len(unknown) - 1}
@@ -324,15 +322,18 @@ def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:
     """Refuse the weights of a wrapper by the wrapper's name, which stands before or within those of the model."""
     for _, name in checkpoint.tensors:
         for mark, (what, remedy) in WRAPPERS.items():
-            if name.startswith(mark) or f".{mark}" in name:
+            if mark in name and (name.startswith(mark) or f".{mark}" in name):
                 raise NotSupported(f"the folder holds {what}, not a model", {"where": where, "tensor": name}, remedy=remedy)
 
 
-def _reasons(keys: Iterable[Key], reasons: Mapping[str, str]) -> Iterator[tuple[Key, str | None]]:
-    matches = [(re.compile(translate(pattern)).match, reason) for pattern, reason in reasons.items()]
-    for key in keys:
-        name = key[1]
-        yield key, next((reason for match, reason in matches if match(name)), None)
+def _reasons(names: Iterable[str], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return for each name that a pattern fits the reason of the first that does."""
+    found: dict[str, str] = {}
+    for pattern, reason in reasons.items():
+        match = re.compile(translate(pattern)).match
+        for name in [name for name in names if match(name)]:
+            found.setdefault(name, reason)
+    return found
 
 
 def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> None:
@@ -363,10 +364,12 @@ def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> Carn
 
 def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:
     """Yield the first canonical tensor that the stored ones do not cover."""
-    boxes: dict[str, list[Box]] = defaultdict(list)
+    boxes, held = defaultdict[str, list[Box]](list), defaultdict[int, list[Entry]](list)
     for entry in named.values():
-        for name, view in zip(entry.names, entry.like.views, strict=True):
-            boxes[name].append(view.box)
+        held[id(entry.tensors)].append(entry)  # the experts of a layer
+    for same in held.values():
+        for at, name in enumerate(same[0].names):
+            boxes[name] += [entry.like.views[at].box for entry in same]
     covered = set[tuple[int, ...]]()  # sixty layers alike are looked at once
     for name, shape in canonical_shapes(config).items():
         cut_so = *shape, *map(id, boxes[name])

@@ -223,24 +223,25 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Held], request: Request,
 
     A sum of ``exact`` is kept in f32, which holds it without rounding; NVIDIA's ranks round it.
     """
-    dtypes, known, floats = dict[Key, str](), dict[tuple[int, ...], set[str]](), set(FLOATS)
+    dtypes, known, floats = dict[Key, str](), dict[tuple[int, ...], str](), set(FLOATS)
     for entry in wanted:
-        if entry.dtype or not exact.keys().isdisjoint(entry.names):
+        names = entry.names
+        if entry.dtype or (exact and not exact.keys().isdisjoint(names)):
             dtypes[entry.unit, entry.name] = entry.dtype or "f32"
             continue
-        cuts = tuple([id(kept[name].cut) for name in entry.names])
+        cuts = tuple([id(kept[name].cut) for name in names])
         if cuts not in known:
-            found = {
-                dtype or request.dtype or "u8" for name in entry.names for dtype in kept[name].cut.dtypes
-            }  # codes: as asked
-            known[cuts] = {request.dtype} if request.dtype is not None and found <= floats else found
-        if len(known[cuts]) > 1:
-            raise NotSupported(
-                f"the parts of {entry.name!r} have different element types",
-                {"found": ", ".join(sorted(known[cuts]))},
-                remedy="name one with --dtype",
-            )
-        dtypes[entry.unit, entry.name] = next(iter(known[cuts]))
+            # of codes: as asked
+            found = {dtype or request.dtype or "u8" for name in names for dtype in kept[name].cut.dtypes}
+            found = {request.dtype} if request.dtype is not None and found <= floats else found
+            if len(found) > 1:
+                raise NotSupported(
+                    f"the parts of {entry.name!r} have different element types",
+                    {"found": ", ".join(sorted(found))},
+                    remedy="name one with --dtype",
+                )
+            known[cuts] = found.pop()
+        dtypes[entry.unit, entry.name] = known[cuts]
     return dtypes
 
 

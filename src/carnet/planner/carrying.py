@@ -12,13 +12,14 @@ from carnet.errors import NotSupported
 from carnet.formats.stored import Chunk, Key, Stored, dense_strides, label_of
 from carnet.inventory.survey import Inventory
 from carnet.planner.choosing import Coded
+from carnet.planner.coding import Laid
 from carnet.planner.decoding import TO_BF16, only_chunk
 from carnet.planner.touches import Extent, Named
 from carnet.plans.columns import Gathered
 from carnet.plans.request import Request
 from carnet.quantize.configs import BESIDE
 from carnet.quantize.styles import Kept
-from carnet.steps import Move, Place, TargetFile, TargetTensor
+from carnet.steps import Move, Place
 
 
 def is_carried(source: Inventory, target: Dialect, request: Request) -> bool:
@@ -38,7 +39,9 @@ def carried(source: Inventory, wanted: Sequence[Entry]) -> dict[Key, Coded]:
     beside = {(each.unit, each.name) for parts in held.values() for each in parts}
     first = next(iter(held))
     held[first] += [stored for key, stored in source.scales.items() if key not in beside]  # of the cache
-    return {key: Coded(source.entries[key], "", tuple(_kept(source, part) for part in parts)) for key, parts in held.items()}
+    return {
+        key: Coded(source.entries[key], "", "", tuple(_kept(source, part) for part in parts)) for key, parts in held.items()
+    }
 
 
 def _kept(source: Inventory, part: Stored) -> Kept:
@@ -60,12 +63,10 @@ def extents(source: Inventory, coded: Mapping[Key, Coded]) -> Iterator[Named]:
         yield stored.label, form, chunk.file, chunk.offset
 
 
-def move(
-    source: Inventory, coded: Mapping[Key, Coded], laid: Mapping[Key, tuple[TargetFile, TargetTensor]], gathered: Gathered
-) -> None:
+def move(source: Inventory, coded: Mapping[Key, Coded], laid: Laid, gathered: Gathered) -> None:
     """Gather the steps that move what is carried; ``laid`` is where it comes to lie."""
-    for stored, chunk in _stored(source, coded):
-        file, tensor = laid[stored.unit, stored.name]
+    places = (place for key in coded for place in laid[key])
+    for (stored, chunk), (file, tensor) in zip(_stored(source, coded), places, strict=True):
         strides = dense_strides(stored.shape)
         here = Place(chunk.file, chunk.offset, strides, stored.dtype)
         gathered.add(

@@ -28,7 +28,8 @@ class Coded:
 
     entry: Entry
     own: str  # element type that it is assembled in; "" where its codes are those of the source
-    kept: tuple[Kept, ...]
+    base: str  # what the names of its codes and scales begin with
+    kept: tuple[Kept, ...]  # named after that
 
 
 def choose(
@@ -40,18 +41,18 @@ def choose(
         if not any(_is_excluded(module, (pattern,)) for module in modules):
             example = next(module_of(entry) for entry in wanted if _linear(entry))
             raise BadRequest(f"no module of the target is called {pattern!r}", {"option": "--exclude", "example": example})
-    linear = {like for like, entry in _kinds(wanted).items() if _linear(entry)}
-    chosen = [entry for entry in wanted if id(entry.like) in linear and not _is_excluded(module_of(entry), exclude)]
+    linear = {like for like, entry in kinds(wanted).items() if _linear(entry)}
+    chosen = [
+        entry for entry in wanted if id(entry.like) in linear and not (exclude and _is_excluded(module_of(entry), exclude))
+    ]
     _refuse(recipe, chosen)
     found, alike = dict[Key, Coded](), dict[tuple[int, str], tuple[Kept, ...]]()
-    turned = {like for like, entry in _kinds(chosen).items() if is_conv1d(entry)}
+    turned = {like for like, entry in kinds(chosen).items() if is_conv1d(entry)}
     for entry in chosen:
         own, entry = dtypes[entry.unit, entry.name], as_linear(entry) if id(entry.like) in turned else entry
         if (like := (id(entry.like), own)) not in alike:
             alike[like] = tuple(kept(recipe, "", entry.shape, own, static=static))
-        base = entry.name.removesuffix("weight")
-        tensors = tuple([Kept(each.role, base + each.name, each.dtype, each.shape) for each in alike[like]])
-        found[entry.unit, entry.name] = Coded(entry, own, tensors)
+        found[entry.unit, entry.name] = Coded(entry, own, entry.name.removesuffix("weight"), alike[like])
     if not found:
         raise BadRequest("nothing is left to quantize", {"excluded": ", ".join(exclude) or "nothing"})
     if STYLES[recipe.style].whole_experts:
@@ -59,7 +60,7 @@ def choose(
     return found
 
 
-def _kinds(wanted: Sequence[Entry]) -> dict[int, Entry]:
+def kinds(wanted: Sequence[Entry]) -> dict[int, Entry]:
     """Return one entry of each that are alike, by what they have in common: of thousands of experts a few hundred are looked at."""
     return {id(entry.like): entry for entry in wanted}
 
@@ -76,7 +77,7 @@ def _is_excluded(module: str, patterns: Sequence[str]) -> bool:
 
 def _refuse(recipe: Recipe, chosen: Sequence[Entry]) -> None:
     """Refuse what carnet or the program of a style cannot code, and what its blocks do not divide; what can be left plain is named."""
-    broken = {like for like, entry in _kinds(chosen).items() if not _divides(recipe, entry)}
+    broken = {like for like, entry in kinds(chosen).items() if not _divides(recipe, entry)}
     for why, entries in (
         (_stacked(recipe), [*filter(_is_parameter, chosen)]),
         (f"to {recipe.style} a Conv1D is not a linear layer", _conv1ds(recipe, chosen)),
@@ -106,7 +107,8 @@ def _is_parameter(entry: Entry) -> bool:
 
 
 def _conv1ds(recipe: Recipe, chosen: Sequence[Entry]) -> list[Entry]:
-    return [] if STYLES[recipe.style].codes_conv1d else [*filter(is_conv1d, chosen)]
+    turned = {like for like, entry in kinds(chosen).items() if is_conv1d(entry)}
+    return [] if STYLES[recipe.style].codes_conv1d else [entry for entry in chosen if id(entry.like) in turned]
 
 
 def _divides(recipe: Recipe, entry: Entry) -> bool:
@@ -182,10 +184,10 @@ def _heads(style: Style, target: Dialect, config: Config) -> Sequence[str]:
 def _plain(style: Style, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> Iterator[str]:
     listed = {LINEAR, *style.lists}
     for entry in wanted:
+        if (entry.unit, entry.name) in coded:
+            continue
         tensors = [tensor for tensor in tensors_of(entry) if tensor.role in listed]
-        if (entry.unit, entry.name) in coded or not any(
-            holds(style.only_where.get(tensor.part, {}), config) for tensor in tensors
-        ):
+        if not any(holds(style.only_where.get(tensor.part, {}), config) for tensor in tensors):
             continue
         # where experts are parameters of one module, that module is asked about
         one = _is_parameter(entry) or (style.whole_experts and any(map(_of_experts, tensors)))

@@ -19,7 +19,7 @@ from carnet.inventory.source_scales import SourceScales, read_source_scales
 from carnet.inventory.survey import Inventory
 from carnet.model.fields import Config
 from carnet.model.tensors import Canonical
-from carnet.planner.choosing import Coded
+from carnet.planner.choosing import Coded, kinds
 from carnet.planner.decoding import begun
 from carnet.planner.given_scales import activation_scale, by_views, weight_scale
 from carnet.planner.held import Held
@@ -120,6 +120,9 @@ def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) ->
     return found
 
 
+Laid = Mapping[Key, Sequence[tuple[TargetFile, TargetTensor]]]  # entry -> file and place of each of its stored tensors
+
+
 @dataclass(frozen=True, slots=True)
 class Scaled:
     """A scale that is known, and the stored tensor that it stands beside."""
@@ -132,13 +135,15 @@ class Scaled:
 def scratch(coded: Mapping[Key, Coded]) -> tuple[TargetFile, dict[Key, list[tuple[Box, TargetTensor]]]]:
     """Lay out the scratch space: a matrix for each coded weight, or for each expert in one."""
     places: dict[Key, list[tuple[Box, TargetTensor]]] = {}
+    boxes = {like: _matrices(entry) for like, entry in kinds([one.entry for one in coded.values()]).items()}
     offset, tensors = 0, []
     for key, one in coded.items():
-        for box in _matrices(one.entry) if one.own else ():
+        places[key] = found = []
+        for box in boxes[id(one.entry.like)] if one.own else ():
             tensor = TargetTensor(one.entry.name, one.own, box.shape, offset)
             offset += prod(box.shape) * DTYPES[one.own].nbytes
             tensors.append(tensor)
-            places.setdefault(key, []).append((box, tensor))
+            found.append((box, tensor))
     return TargetFile("scratch", offset, tuple(tensors), {}, "scratch"), places
 
 
@@ -152,44 +157,45 @@ def steps(
     coding: Coding,
     coded: Mapping[Key, Coded],
     matrices: Mapping[Key, list[tuple[Box, TargetTensor]]],
-    laid: Mapping[tuple[str, str], tuple[TargetFile, TargetTensor]],
+    laid: Laid,
     held: Mapping[str, Held],
     cache: Mapping[Key, Scaled],
     gathered: Gathered,
 ) -> None:
     """Gather what is measured, what is coded, and the scales that are known.
 
-    ``laid``: (unit, stored name) -> file and place of each tensor of the target; ``held``: where canonical tensors lie in the source.
+    ``held``: where canonical tensors lie in the source.
     """
     measured: dict[str, tuple[str, int | None]] = {}
     known = dict[tuple[int, str, int], tuple[int, tuple[int, int, int]]]()  # those of all layers have a form in common
     joint = dict[str, list[Canonical]]()  # canonical tensor -> those that share a scale with it
     start, scratch_ = gathered.start((0, 0)), gathered.name("scratch")
     for key, one in coded.items():
-        roles = {each.role: laid[key[0], each.name] for each in one.kept}
+        roles = {each.role: place for each, place in zip(one.kept, laid[key], strict=False)}  # then scales of the cache
         (file, codes), (_, scales), outer = roles["codes"], roles["scales"], roles.get("outer")
-        here = gathered.name(file.name)
+        here, name, like = gathered.name(file.name), gathered.name(one.entry.name), id(one.entry.like)
         over, over_at = (-1, 0) if outer is None else (here, outer[1].offset)
         for number, (box, tensor) in enumerate(matrices[key]):
             asked = _asked(coding.recipe, one, box, held, joint)
             given = weight_scale(coding.source_scales, coding.recipe, asked, one.own)
-            measured |= asked if given is None else {}
-            alike = id(one.entry.like), one.own, number
+            if given is None:
+                measured |= asked
+            alike = like, one.own, number
             if alike not in known:
-                known[alike] = _quantize(
-                    coding.recipe, one, tensor, number, {role: t for role, (_, t) in roles.items()}, gathered
-                )
+                stored = {role: t for role, (_, t) in roles.items()}
+                known[alike] = _quantize(coding.recipe, one, tensor, number, stored, gathered)
             form, (codes_gap, scales_gap, over_gap) = known[alike]
             more = gathered.more((None, *asked) if given is None else (given,))
-            ids = form, gathered.name(one.entry.name), start, more, scratch_, here, here, over
             at = codes.offset + codes_gap
+            ids = form, name, start, more, scratch_, here, here, over
             gathered.row((*ids, tensor.offset, at, at, scales.offset + scales_gap, over_at + over_gap))
         for role in ("input", "shape"):
             if role in roles:
                 numbers = (_input(coding, one),) if role == "input" else tuple(map(float, one.entry.shape))
                 gathered.add(_put(*roles[role], numbers))
     for key, scaled in cache.items():
-        gathered.add(_put(*laid[key], (scaled.value,)))
+        place = next((file, tensor) for file, tensor in laid[scaled.beside] if tensor.name == key[1])
+        gathered.add(_put(*place, (scaled.value,)))
     _measure(measured, held, gathered)
 
 
@@ -229,12 +235,11 @@ def _asked(
     for name, view in zip(one.entry.names, one.entry.like.views, strict=True):
         if name not in joint:
             joint[name] = _joint(recipe, name, held)
-        by_expert = name.tensor.each_expert
-        expert = view.box.start[0] + box.start[0] if by_expert else None
-        if by_expert and len(one.entry.shape) == 2:
-            expert = view.box.start[0]
-        for tensor in joint[name]:
-            asked[tensor if expert is None else f"{tensor}[{expert}]"] = (tensor, expert)
+        if not name.tensor.each_expert:
+            asked |= {tensor: (tensor, None) for tensor in joint[name]}
+            continue
+        expert = view.box.start[0] + (box.start[0] if len(one.entry.shape) > 2 else 0)
+        asked |= {f"{tensor}[{expert}]": (tensor, expert) for tensor in joint[name]}
     return asked
 
 

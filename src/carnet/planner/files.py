@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from math import prod
 
 from carnet.algebra.box import Box, whole
@@ -24,8 +25,8 @@ from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR
 from carnet.model.fields import Config
 from carnet.model.model import value
-from carnet.planner.choosing import Coded, plain_modules
-from carnet.planner.coding import Coding, Scaled, scratch
+from carnet.planner.choosing import Coded, kinds, plain_modules
+from carnet.planner.coding import Coding, Laid, Scaled, scratch
 from carnet.planner.store import chunks, states
 from carnet.plans.request import Request
 from carnet.quantize.configs import BESIDE, Codes, with_codes
@@ -43,7 +44,7 @@ class Made:
     files: tuple[TargetFile, ...]
     places: tuple[tuple[Entry, Box, TargetFile, TargetTensor], ...]  # entry, the box of it, and where that lies
     raws: tuple[RawFile, ...]
-    laid: Mapping[Key, tuple[TargetFile, TargetTensor]]  # (unit, stored name) -> file and place
+    laid: Laid  # of an entry, its scales included
     scratch: TargetFile
     matrices: Mapping[Key, list[tuple[Box, TargetTensor]]]  # entry that is coded -> its matrices in the scratch space
     needs: Needs = NOTHING  # what the program that loads them must be told
@@ -70,16 +71,17 @@ def target_files(
         scales.setdefault(scaled.beside, []).append(scaled.kept)
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
     files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard_size)
-    units = [(unit, tensor[0]) for (unit, _), tensors in held.items() for tensor in tensors]
-    laid = dict(zip(units, ((file, tensor) for file in files for tensor in file.tensors), strict=True))
+    placed = ((file, tensor) for file in files for tensor in file.tensors)
+    laid = {key: [*islice(placed, len(tensors))] for key, tensors in held.items()}
     assembled, matrices = scratch(coded)
+    boxes = {like: whole(entry.shape) for like, entry in kinds(wanted).items()}
     places: list[tuple[Entry, Box, TargetFile, TargetTensor]] = []
     for entry in wanted:
         key = entry.unit, entry.name
         if key in coded:
-            places += [(entry, box, assembled, tensor) for box, tensor in matrices.get(key, ())]
+            places += [(entry, box, assembled, tensor) for box, tensor in matrices[key]]
         else:
-            places.append((entry, whole(entry.shape), *laid[key]))
+            places.append((entry, boxes[id(entry.like)], *laid[key][0]))
     return Made(files, tuple(places), (), laid, assembled, matrices)
 
 
@@ -91,8 +93,13 @@ def _held(
 ) -> list[Tensor]:
     """Return the stored tensors of an entry: itself, or its codes and scales; and the scales that stand beside it."""
     key = entry.unit, entry.name
-    own = [(k.name, k.dtype, k.shape) for k in coded[key].kept] if key in coded else [(entry.name, dtypes[key], entry.shape)]
-    return own + [(k.name, k.dtype, k.shape) for k in scales.get(key, ())]
+    one = coded.get(key)
+    own = (
+        [(entry.name, dtypes[key], entry.like.shape)]
+        if one is None
+        else [(one.base + k.name, k.dtype, k.shape) for k in one.kept]
+    )
+    return own + [(k.name, k.dtype, k.shape) for k in scales[key]] if key in scales else own
 
 
 def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str]) -> tuple[TargetFile, ...]:
@@ -105,9 +112,13 @@ def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str]) -> tuple[Targ
 
 def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ...]:
     shards: list[list[Tensor]] = [[]]
-    filled = 0
+    filled, sizes = 0, dict[tuple[str, tuple[int, ...]], int]()  # of thousands of tensors few differ in size
     for tensors in held.values():
-        nbytes = sum(BY_NAME[dtype].nbytes * prod(shape) for _, dtype, shape in tensors)
+        nbytes = 0
+        for _, dtype, shape in tensors:
+            if (size := sizes.get((dtype, shape))) is None:
+                size = sizes[dtype, shape] = BY_NAME[dtype].nbytes * prod(shape)
+            nbytes += size
         if filled and filled + nbytes > most:
             shards.append([])
             filled = 0

@@ -55,18 +55,18 @@ def source_pieces(
     for name, piece, spot in () if extents else coded_pieces(source, dtype, gathered, extents):
         found[name].append((piece, spot))
     known = dict[tuple[object, ...], list[tuple[Extent, list[tuple[int, Piece]]]]]()
+    tensors = source.checkpoint.tensors
     for key, entry in source.entries.items():
         if key in source.coded:
             continue
-        stored, names = source.checkpoint.tensors[key], entry.names
+        stored, names, label = tensors[key], entry.names, label_of(key)
         like = (id(entry.like), stored.dtype, *[(chunk.box.start, chunk.box.shape, chunk.strides) for chunk in stored.chunks])
-        if like not in known:
-            known[like] = [_of_chunk(entry, stored, chunk) for chunk in stored.chunks]
-        label = label_of(key)
-        for chunk, (extent, parts) in zip(stored.chunks, known[like], strict=True):
+        if (parts := known.get(like)) is None:
+            parts = known[like] = [_of_chunk(entry, stored, chunk) for chunk in stored.chunks]
+        for chunk, (extent, pieces_) in zip(stored.chunks, parts, strict=True):
             extents.append((label, extent, chunk.file, chunk.offset))
             spot = gathered.name(chunk.file), -1, -1, chunk.offset, 0, 0, 0
-            for number, piece in parts:
+            for number, piece in pieces_:
                 found[names[number]].append((piece, spot))
     return found, Extents.named(extents)
 

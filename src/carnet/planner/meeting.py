@@ -50,14 +50,15 @@ def meet(
             views = [like.views[at] for at in which]
             alike = [kinds.setdefault((view.box, view.places), len(kinds)) for view in views]
             where = part.shape, *alike, *[tuple(map(sub, view.origin, part.start)) for view in views]
-        key = (id(like), *where, tensor.dtype, file.space, *[(id(kept[names[at]].cut), shifts.get(names[at])) for at in which])
-        if key not in known:
-            known[key] = [*_cells(entry, which, part, (file, tensor), kept, shifts, gathered)]
+        held = [kept[names[at]] for at in which]
+        added = [shifts.get(names[at]) for at in which] if shifts else ()
+        key = (id(like), *where, tensor.dtype, file.space, *[id(each.cut) for each in held], *added)
+        if (cells := known.get(key)) is None:
+            cells = known[key] = [*_cells(entry, which, part, (file, tensor), kept, shifts, gathered)]
         target = gathered.name(file.name)
-        for cell in known[key]:
-            of = names[which[cell.name]]
-            name = gathered.name(of)
-            spot = kept[of].spots[cell.piece] if cell.piece is not None else NOWHERE
+        for cell in cells:
+            name = gathered.name(names[which[cell.name]])
+            spot = NOWHERE if cell.piece is None else held[cell.name].spots[cell.piece]
             source, scales, outer, source_at, first, scales_at, outer_at = spot
             ids = cell.form, name, cell.start, cell.more, source, target, scales, outer
             gathered.row((*ids, source_at + cell.source, tensor.offset + cell.target, first, scales_at, outer_at))

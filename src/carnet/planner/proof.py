@@ -21,27 +21,28 @@ from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, T
 
 def prove(files: Sequence[TargetFile], extents: Extents, steps: Steps) -> Mapping[str, int]:
     """Return the counts that were established, or raise naming the first tensor that is not whole."""
-    prove_written(files, steps)
+    written = prove_written(files, steps)
     for extent, marks in situations(extents, touches(steps, reads), distinct=True):
         if not all(is_inside(extent, mark) for mark in marks) or not _is_covered(extent, marks):
             raise _not_whole("the plan does not use every element of a source tensor", extent)
-    written = Extents.of_files([file for file in files if file.space == "file"])
     return {
         "source tensors": len(set(extents.names)),
         "source bytes": extents.sum(nbytes),
         "source padding bytes": extents.sum(lambda form: nbytes(form, sum(map(volume, form.padding)))),
         "copies checked equal": len(steps.where(lambda form: isinstance(form, Same))),
-        "target tensors": len(written.names),
-        "target bytes": written.sum(nbytes),
+        "target tensors": written.sum(lambda form: form.space == "file"),
+        "target bytes": written.sum(lambda form: nbytes(form) if form.space == "file" else 0),
         "target padding bytes": sum(filled * number for filled, number in steps.count(_filled).items()),
     }
 
 
-def prove_written(files: Sequence[TargetFile], steps: Steps) -> None:
-    """Raise where steps do not write every element of some files exactly once."""
-    for extent, marks in situations(Extents.of_files(files), touches(steps, writes), distinct=False):
+def prove_written(files: Sequence[TargetFile], steps: Steps) -> Extents:
+    """Return the extents of some files, or raise where steps do not write every element of one exactly once."""
+    extents = Extents.of_files(files)
+    for extent, marks in situations(extents, touches(steps, writes), distinct=False):
         if not all(is_inside(extent, mark) for mark in marks) or not _is_tiled(extent, marks):
             raise _not_whole("the plan does not write every element of a target tensor exactly once", extent)
+    return extents
 
 
 def _not_whole(what: str, extent: Extent) -> CarnetError:

@@ -68,21 +68,21 @@ class Extents:
     @classmethod
     def named(cls, extents: Sequence[Named]) -> "Extents":
         """Return extents of some forms as columns."""
-        names, forms, files, rows = list[str](), dict[Extent, int](), dict[str, int](), list[tuple[int, int, int]]()
-        known = dict[int, int]()  # by identity: few forms are met often
-        for name, form, file, offset in extents:
-            number = known.get(id(form))
-            if number is None:
-                number = known[id(form)] = forms.setdefault(form, len(forms))
-            names.append(name)
-            rows.append((number, files.setdefault(file, len(files)), offset))
-        return cls(names, [*forms], [*files], *np.array(rows, np.int64).reshape(-1, 3).T)
+        forms, files = dict[Extent, int](), dict[str, int]()
+        # few forms are met often, and are known by their identity
+        distinct = {id(form): form for _, form, _, _ in extents}
+        known = {at: forms.setdefault(form, len(forms)) for at, form in distinct.items()}
+        numbers = [known[id(form)] for _, form, _, _ in extents]
+        where = [files.setdefault(file, len(files)) for _, _, file, _ in extents]
+        columns = (np.array(column, np.int64) for column in (numbers, where, [offset for _, _, _, offset in extents]))
+        return cls([name for name, _, _, _ in extents], [*forms], [*files], *columns)
 
     @classmethod
     def of_files(cls, files: Sequence[TargetFile]) -> "Extents":
         """Return the tensors of target files as columns."""
         known = dict[tuple[Space, tuple[int, ...], str], int]()
-        form = [known.setdefault((file.space, t.shape, t.dtype), len(known)) for file in files for t in file.tensors]
+        spaces = [(file.space, file.tensors) for file in files]
+        form = [known.setdefault((space, t.shape, t.dtype), len(known)) for space, tensors in spaces for t in tensors]
         forms = [Extent("", "", 0, shape, dense_strides(shape), dtype, (), space) for space, shape, dtype in known]
         number = np.repeat(np.arange(len(files)), [len(file.tensors) for file in files])
         offset = np.array([t.offset for file in files for t in file.tensors], np.int64)
@@ -145,7 +145,10 @@ def situations(extents: Extents, touched: Touches, *, distinct: bool) -> Iterato
         alike = np.flatnonzero(number == count)
         inside = begin[alike, None] + np.arange(count)
         whole = np.concatenate([extents.form[alike, None], mark[inside], skip[inside]], axis=1)
-        firsts += dict(zip(map(tuple, whole[::-1].tolist()), alike[::-1].tolist(), strict=True)).values()  # the first of each
+        order = np.lexsort(whole.T)  # in which equal ones stay as they were
+        new = np.ones(len(order), bool)
+        new[1:] = (np.diff(whole[order], axis=0) != 0).any(axis=1)
+        firsts += alike[order[new]].tolist()
     shapes = [*plain]
     for at in sorted(firsts):
         held = slice(begin[at], begin[at] + number[at])
