@@ -290,6 +290,8 @@ SAMPLES: dict[str, Sample] = {
     "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
     "deepseek_v3": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
+    "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
+    "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),
     "nemotron_h": Sample("hf megatron", (*MLP, states, mamba_attention_mlp), RELU2),
     "nemotron_h, mixtures": Sample(

@@ -570,6 +570,10 @@ MIXTURES = {
     "deepseek_v3 hf": hf_like(
         "DeepseekV3ForCausalLM", "deepseek_v3", n_group=1, topk_group=1, routed_scaling_factor=1.0, **MLA_HF
     ),
+    "glm4_moe hf": hf_like(
+        "Glm4MoeForCausalLM", "glm4_moe", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16
+    ),
+    "glm4_moe_lite hf": hf_like("Glm4MoeLiteForCausalLM", "glm4_moe_lite", **MLA_HF),
     "llama4 hf": hf_like("Llama4ForCausalLM", "llama4_text", **HEADS, **LLAMA4_HF),
     "gpt_oss hf": hf_like(
         "GptOssForCausalLM",

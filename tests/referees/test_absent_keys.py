@@ -14,7 +14,7 @@ from carnet.architectures.known import FAMILIES, recognise
 from carnet.errors import CarnetError
 from carnet.model.fields import BY_NAME
 from carnet.model.model import concerns, value
-from tests.referees.meanings import BASES, SIZES, WIDE
+from tests.referees.meanings import BASES, LATENT, SIZES, WIDE
 
 pytestmark = pytest.mark.referee
 
@@ -27,11 +27,14 @@ FURTHER = {"num_nextn_predict_layers"}
 NEW_DECODER = {"new_decoder_architecture": True, "parallel_attn": True}
 HYBRID = {"n_routed_experts": 4, "num_experts_per_tok": 3, "layers_block_type": ["linear_attention", "moe", "full_attention"]}
 MAMBA2 = {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 12, "vocab_size": 97}
+FINE = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 MODELS = {
     **BASES,
     "qwen3_next": (hf.Qwen3NextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (hf.OlmoeConfig, {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
     "minimax_m2": (hf.MiniMaxM2Config, {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8}),
+    "glm4_moe": (hf.Glm4MoeConfig, {**WIDE, **FINE, "first_k_dense_replace": 1}),
+    "glm4_moe_lite": (hf.Glm4MoeLiteConfig, {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}

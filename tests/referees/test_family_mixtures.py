@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    Glm4MoeConfig,
     GptOssConfig,
     Llama4TextConfig,
     MiniMaxM2Config,
@@ -23,6 +24,13 @@ pytestmark = pytest.mark.referee
 PLAIN = {name: value for name, value in HEADS.items() if name != "head_dim"}
 # transformers' grouped product wants rows of whole 16 bytes: 20 floats
 QWEN = {"intermediate_size": 56, "moe_intermediate_size": 20, "num_experts": 5, "num_experts_per_tok": 2}
+FINE = {
+    "num_nextn_predict_layers": 0,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 20,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+}
 EXPERTS = {"intermediate_size": 20, "num_local_experts": 5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}
 ROTATED: dict[str, Any] = {"rotary_dim": 4}
@@ -41,6 +49,10 @@ MODELS = {
     ),
     "minimax_m2": MiniMaxM2Config(**HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2),
     "minimax_m2, a part of a head rotated": MiniMaxM2Config(**HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, **ROTATED),
+    "glm4_moe": Glm4MoeConfig(**PLAIN, **TOKENS, **FINE),
+    "glm4_moe, norms, biases, heads of their own": Glm4MoeConfig(
+        **HEADS, **TOKENS, **FINE, use_qk_norm=True, attention_bias=True
+    ),
     "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),
     "llama4, dense layers, all rotated, no chunks nor norms": Llama4TextConfig(
         **HEADS,
@@ -73,7 +85,7 @@ MODELS = {
 MODELS["gpt_oss, plain rope"] = GptOssConfig(
     **HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
 )
-OTHERWISE = {"qwen2_moe": {"head_dim"}, "qwen2_moe, no bias, a dense layer": {"head_dim"}}
+OTHERWISE = {"glm4_moe": {"head_dim"}, "qwen2_moe": {"head_dim"}, "qwen2_moe, no bias, a dense layer": {"head_dim"}}
 
 
 @pytest.mark.parametrize("which", MODELS)

@@ -77,6 +77,14 @@ LATENT_YARN = {
     "mscale_all_dim": 0.6,
 }
 
+FINE: dict[str, Any] = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "num_nextn_predict_layers": 0,
+}
+FLASH: dict[str, Any] = {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}
+FLASH |= {"q_lora_rank": 20, "mlp_layer_types": ["dense", "sparse", "dense", "sparse", "sparse"]}
 MODELS: dict[str, Any] = {
     "llama": hf.LlamaConfig(**WIDE),
     "llama, tied": hf.LlamaConfig(**WIDE | {"tie_word_embeddings": True}),
@@ -143,6 +151,12 @@ MODELS: dict[str, Any] = {
     ),
     "deepseek_v3": hf.DeepseekV3Config(**LATENT, q_lora_rank=20, n_group=4, topk_group=2, rope_parameters=LATENT_YARN),
     "deepseek_v3, plain rope, queries not compressed": hf.DeepseekV3Config(**LATENT, q_lora_rank=None, n_group=1, topk_group=1),
+    "glm4_moe": hf.Glm4MoeConfig(**WIDE, **FINE, attention_bias=True, first_k_dense_replace=2),
+    "glm4_moe, norms of queries and keys, groups": hf.Glm4MoeConfig(
+        **WIDE, **{**FINE, "num_experts_per_tok": 4}, use_qk_norm=True, n_group=4, topk_group=2, routed_scaling_factor=1.5
+    ),
+    # the norms of what is compressed have an epsilon of their own, which is that of the others in no published model
+    "glm4_moe_lite": hf.Glm4MoeLiteConfig(**FLASH, rms_norm_eps=1e-6),
 }
 DENSE: tuple[dict[str, int], ...] = ({}, {"tp": 2, "pp": 2}, {"tp": 4, "pp": 3})
 MIXTURES: tuple[dict[str, int], ...] = ({}, {"ep": 2, "pp": 2}, {"tp": 2, "ep": 4, "pp": 3})

@@ -7,6 +7,7 @@ from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
 from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3
+from carnet.architectures.glm import GLM4_MOE, GLM4_MOE_LITE
 from carnet.architectures.gpt import NEMOTRON, STARCODER2
 from carnet.architectures.gpt2 import GPT2
 from carnet.architectures.gpt_neox import GPT_NEOX
@@ -65,6 +66,8 @@ FAMILIES = (
     NEMOTRON_NAS,
     QWEN3_NEXT,
     MINIMAX_M2,
+    GLM4_MOE,
+    GLM4_MOE_LITE,
 )
 
 
