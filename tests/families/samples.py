@@ -154,6 +154,11 @@ def windows(random: Random, _: int, config: Config) -> Fields:
     }
 
 
+def unrotated(random: Random, _: int, config: Config) -> Fields:
+    marks = tuple(random.randint(0, 1) for _ in range(number(config, "layers")))
+    return {"rope_layers": marks if 0 in marks else None}
+
+
 def chunks(random: Random, _: int, config: Config) -> Fields:
     marks = [random.randint(0, 1) for _ in range(number(config, "layers"))]
     rope = tuple(random.choice((marks, [1] * len(marks))))
@@ -290,6 +295,10 @@ SAMPLES: dict[str, Sample] = {
     "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
     "deepseek_v3": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
+    "glm4": Sample("hf", MLP, {**SILU, "rope_percent": 0.5}),
+    "seed_oss": Sample("hf megatron", MLP, SILU),
+    "smollm3": Sample("hf megatron", (*MLP, unrotated), SILU),
+    "ernie4_5": Sample("hf", MLP, SILU),
     "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
     "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),

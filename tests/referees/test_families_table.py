@@ -29,6 +29,8 @@ CONFIGS = {
     "Gemma3ForCausalLM": transformers.Gemma3TextConfig(**SIZES, **WINDOW),
     "Olmo2ForCausalLM": transformers.Olmo2Config(**SIZES),
     "OlmoeForCausalLM": transformers.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
+    "Ernie4_5ForCausalLM": transformers.Ernie4_5Config(**SIZES, **HEAD),
+    "Glm4ForCausalLM": transformers.Glm4Config(**SIZES, **HEAD),
     "MiniMaxM2ForCausalLM": transformers.MiniMaxM2Config(**SIZES, **HEAD, num_local_experts=4, num_experts_per_tok=2),
     "Llama4ForCausalLM": transformers.Llama4TextConfig(
         **SIZES, **HEAD, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1

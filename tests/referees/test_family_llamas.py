@@ -1,7 +1,16 @@
 """Mistral, Qwen2 and Qwen3: what transformers saved comes back tensor by tensor, and computes the same bits."""
 
 import pytest
-from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Ernie4_5Config,
+    Glm4Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
+)
 
 import carnet
 from carnet.errors import NotSupported
@@ -17,6 +26,10 @@ MODELS = {
     "qwen2": Qwen2Config(**QWEN2, **TOKENS, intermediate_size=56),
     "qwen2, tied": Qwen2Config(**{**QWEN2, "tie_word_embeddings": True}, **TOKENS, intermediate_size=56),
     "qwen3": Qwen3Config(**HEADS, **TOKENS, intermediate_size=56),
+    "seed_oss": SeedOssConfig(**HEADS, **TOKENS, intermediate_size=56),
+    "smollm3": SmolLM3Config(**QWEN2, **TOKENS, intermediate_size=56),
+    "ernie4_5": Ernie4_5Config(**HEADS, **TOKENS, intermediate_size=56, use_bias=True),
+    "glm4": Glm4Config(**HEADS, **TOKENS, intermediate_size=56),
     "qwen3, biases": Qwen3Config(**HEADS, **TOKENS, intermediate_size=56, attention_bias=True),
 }
 

@@ -151,6 +151,9 @@ MODELS: dict[str, Any] = {
     ),
     "deepseek_v3": hf.DeepseekV3Config(**LATENT, q_lora_rank=20, n_group=4, topk_group=2, rope_parameters=LATENT_YARN),
     "deepseek_v3, plain rope, queries not compressed": hf.DeepseekV3Config(**LATENT, q_lora_rank=None, n_group=1, topk_group=1),
+    "seed_oss": hf.SeedOssConfig(**WIDE, attention_bias=True),
+    "smollm3": hf.SmolLM3Config(**SIZES, pad_token_id=0),
+    "smollm3, layers without positions as listed": hf.SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[0, 1, 1, 0, 1]),
     "glm4_moe": hf.Glm4MoeConfig(**WIDE, **FINE, attention_bias=True, first_k_dense_replace=2),
     "glm4_moe, norms of queries and keys, groups": hf.Glm4MoeConfig(
         **WIDE, **{**FINE, "num_experts_per_tok": 4}, use_qk_norm=True, n_group=4, topk_group=2, routed_scaling_factor=1.5
@@ -226,6 +229,13 @@ REFUSED: dict[str, Any] = {
     "starcoder2, no biases": (hf.Starcoder2Config(**SIZES, sliding_window=None, use_bias=False), SENSE, {"mlp_bias": "False"}),
     "olmo2": (hf.Olmo2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     "minimax_m2": (hf.MiniMaxM2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    # Megatron rotates neighbours in latent attention alone
+    "ernie4_5": (hf.Ernie4_5Config(**WIDE), "the target's config has no place for 'rope_interleaved'", {"found": "True"}),
+    "glm4": (
+        hf.Glm4Config(**WIDE, pad_token_id=0),
+        "the target's config has no place for 'norm_after'",
+        {"also": "the target's config has no place for 'rope_interleaved': True"},
+    ),
     "olmoe": (hf.OlmoeConfig(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron norms them in layers without positions too, and its attention knows no chunks
     "llama4": (

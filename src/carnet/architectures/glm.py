@@ -1,11 +1,13 @@
-"""GLM-4.5 to 4.7: fine-grained mixtures behind dense layers, with grouped queries, or in the Flash models with latent attention.
+"""GLM-4, and GLM-4.5 to 4.7: mixtures of small experts behind dense layers, with grouped queries, or in the Flash models latent ones.
 
-transformers: modeling_glm4_moe.py, modeling_glm4_moe_lite.py. Half of each head is rotated in the former.
+transformers: modeling_glm4.py, modeling_glm4_moe.py, modeling_glm4_moe_lite.py. Half of each head is rotated in the first two.
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import fine_grained, hf, latent
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.hf import LAYER
+from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config, Value
 from carnet.model.model import marks, mixtures, number
@@ -39,6 +41,32 @@ def _spelled(config: Config) -> list[tuple[list[str], Value]]:
     dense = len(found) - sum(found)
     return [([MLPS[mark] for mark in found], dense if not any(found[:dense]) else None)]
 
+
+# norms before and after, and neighbouring dimensions rotated together: modeling_glm4.py
+GLM4 = Family(
+    name="glm4",
+    traits={**LLAMA_TRAITS, "norm_after": True, "rope_interleaved": True},
+    hf=hf.dialect(
+        "Glm4ForCausalLM",
+        "glm4",
+        (
+            *(hf.EMBED, *hf.NORMS, *hf.ATTENTION),
+            row(LAYER + "post_self_attn_layernorm.weight", "hidden", "attention_out_norm"),
+            fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
+            row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+            row(LAYER + "post_mlp_layernorm.weight", "hidden", "mlp_out_norm"),
+            *(hf.FINAL_NORM, hf.HEAD),
+        ),
+        (
+            *hf.LLAMA_FIELDS,
+            place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=0.5),
+            place("qkv_bias", "attention_bias", default=False),
+            hf.TIED,
+        ),
+        absent={"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-07, "attention_bias": True},
+    ),
+    trtllm=None,
+)
 
 GLM4_MOE = Family(
     name="glm4_moe",

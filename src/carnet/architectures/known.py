@@ -4,10 +4,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from carnet.architectures.ernie import ERNIE4_5
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
 from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3
-from carnet.architectures.glm import GLM4_MOE, GLM4_MOE_LITE
+from carnet.architectures.glm import GLM4, GLM4_MOE, GLM4_MOE_LITE
 from carnet.architectures.gpt import NEMOTRON, STARCODER2
 from carnet.architectures.gpt2 import GPT2
 from carnet.architectures.gpt_neox import GPT_NEOX
@@ -24,6 +25,8 @@ from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_NEXT
+from carnet.architectures.seed_oss import SEED_OSS
+from carnet.architectures.smollm import SMOLLM3
 from carnet.dialects.configs import canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
@@ -66,8 +69,12 @@ FAMILIES = (
     NEMOTRON_NAS,
     QWEN3_NEXT,
     MINIMAX_M2,
+    GLM4,
     GLM4_MOE,
     GLM4_MOE_LITE,
+    SEED_OSS,
+    SMOLLM3,
+    ERNIE4_5,
 )
 
 

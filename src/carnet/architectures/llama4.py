@@ -13,7 +13,7 @@ from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config
-from carnet.model.model import marks, mixtures, number, value
+from carnet.model.model import marks, mixtures, number
 
 MLP = "feed_forward."
 ROWS = (
@@ -32,7 +32,7 @@ def _mixtures(said: tuple[list[int] | None, int], config: Config) -> str | None:
     listed, step = said
     count = number(config, "layers")
     if listed is None:
-        return mixtures(_every(step, count))
+        return mixtures(hf.every(step, count))
     expect(set(listed) <= set(range(count)), "numbers of layers")
     return mixtures([layer in listed for layer in range(count)])
 
@@ -41,33 +41,14 @@ def _spellings(config: Config) -> Iterator[tuple[list[int], int]]:
     """Yield the list with the step that says the same: transformers reads the one, vLLM the other."""
     found = marks(config)
     for step in range(1, len(found) + 1):
-        if _every(step, len(found)) == found:
+        if hf.every(step, len(found)) == found:
             yield [layer for layer, mixed in enumerate(found) if mixed], step
-
-
-def _every(step: int, count: int) -> tuple[int, ...]:
-    expect(step > 0, "a step")
-    return tuple(int((layer + 1) % step == 0) for layer in range(count))
-
-
-def _rotated(said: tuple[list[int] | None, int], config: Config) -> tuple[int, ...] | None:
-    """Return a mark a layer, 0 for each without positions; None where all have them."""
-    listed, interval = said
-    count = number(config, "layers")
-    expect(not listed or (len(listed) >= count and set(listed) <= {0, 1}), "one mark a layer")
-    found = tuple(listed[:count]) if listed else tuple(1 - mark for mark in _every(interval, count))
-    return found if 0 in found else None
-
-
-def _rotated_layers(config: Config) -> list[int]:
-    found = value(config, "rope_layers")
-    return [*found] if isinstance(found, tuple) else [1] * number(config, "layers")
 
 
 def _chunked(said: list[str] | None, config: Config) -> tuple[int, ...]:
     """Return a mark a layer, 1 for each that sees its chunk: where nothing is said, those with positions."""
     if said is None:
-        return tuple(_rotated_layers(config))
+        return tuple(hf.rotated_layers(config))
     return hf.marks_of(said, config, KINDS)
 
 
@@ -107,14 +88,7 @@ LLAMA4 = Family(
             place("experts", "num_local_experts", default=16),
             place("topk", "num_experts_per_tok", default=1),
             Spread("blocks", "moe_layers", (list[int], 1), _mixtures, _spellings, more=("interleave_moe_layer_step",)),
-            Spread(
-                "rope_layers",
-                "no_rope_layers",
-                (list[int], 4),
-                _rotated,
-                lambda c: ((_rotated_layers(c), 4),),
-                more=("no_rope_layer_interval",),
-            ),
+            hf.ROPE_LAYERS,
             # null means no chunks and an absent key 8192: a config has to say it
             place("chunk", "attention_chunk_size"),
             Spread("chunk_layers", "layer_types", list[str], _chunked, lambda c: hf.kinds_of(c, "chunk_layers", KINDS)),

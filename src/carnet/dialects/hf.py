@@ -194,6 +194,34 @@ def dense(config: Config) -> list[int]:
     return [layer for layer, mark in enumerate(marks(config)) if not mark]
 
 
+def every(step: int, count: int) -> tuple[int, ...]:
+    """Return a mark a layer, 1 for each step-th."""
+    expect(step > 0, "a step")
+    return tuple(int((layer + 1) % step == 0) for layer in range(count))
+
+
+def _rotated(said: tuple[list[int] | None, int], config: Config) -> tuple[int, ...] | None:
+    """Return a mark a layer, 0 for each without positions; None where all have them."""
+    listed, interval = said
+    count = number(config, "layers")
+    expect(not listed or (len(listed) >= count and set(listed) <= {0, 1}), "one mark a layer")
+    found = tuple(listed[:count]) if listed else tuple(1 - mark for mark in every(interval, count))
+    return found if 0 in found else None
+
+
+def rotated_layers(config: Config) -> list[int]:
+    """Return a mark a layer, 1 for each with rotary positions."""
+    found = value(config, "rope_layers")
+    return [*found] if isinstance(found, tuple) else [1] * number(config, "layers")
+
+
+# layers without positions: those with a 0 in the list, or every fourth
+ROPE_LAYERS = Spread(
+    *("rope_layers", "no_rope_layers", (list[int], 4), _rotated, lambda c: ((rotated_layers(c), 4),)),
+    more=("no_rope_layer_interval",),
+)
+
+
 def generation(config: Mapping[str, object]) -> dict[str, object]:
     """Return what a config.json says of generating texts."""
     return {key: config[key] for key, neutral in GENERATION.items() if config.get(key, neutral) not in (None, neutral)}

@@ -133,6 +133,17 @@ def _marks(config: Config) -> list[int] | None:
     return [*found] if isinstance(found, tuple) else None
 
 
+def _rotated(said: int | list[int] | None, config: Config) -> tuple[int, ...] | None:
+    """Return a mark a layer, 0 where positions are not rotated: in every n-th, or where the list has a 1."""
+    without = _each(said, lambda layer, step: (layer + 1) % step == 0, number(config, "layers")) if said else []
+    return tuple(1 - mark for mark in without) if any(without) else None
+
+
+def _unrotated(config: Config) -> list[int] | None:
+    found = value(config, "rope_layers")
+    return [1 - mark for mark in found] if isinstance(found, tuple) else None
+
+
 def _scale(said: float | None, _: Config) -> float:
     return said or 1.0
 
@@ -278,6 +289,7 @@ FIELDS: tuple[Field, ...] = (
     # a window of so many tokens before this one: get_sliding_window_causal_mask in megatron/core/transformer/utils.py
     Spread("window", "window_size", list[int], _window, lambda c: (_left(c),)),
     Spread("window_layers", "window_attn_skip_freq", MARKS, _windowed, lambda c: (_marks(c),), {"window": SET}),
+    Spread("rope_layers", "no_rope_freq", MARKS, _rotated, lambda c: (_unrotated(c),), {"position": "rope"}),
     place("sinks", "softmax_type", default=False, words=((False, "vanilla"), (True, "learnable"))),
     # one flag gives the router and the experts a bias too: megatron/core/transformer/moe/router.py
     Choice(
@@ -359,7 +371,6 @@ LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 GUARDS: dict[str, tuple[object, ...]] = {
     "qk_l2_norm": (False,),
     "rotary_interleaved": (False,),
-    "no_rope_freq": (0,),
     "mrope_section": (),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (),
