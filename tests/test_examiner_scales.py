@@ -7,7 +7,9 @@ import pytest
 from carnet.dtypes import array_type
 from carnet.examiner import scales as examined
 from carnet.quantize import arithmetic
-from carnet.quantize.recipes import BY_NAME
+from carnet.quantize.recipes import BY_NAME, RECIPES
+
+WRITTEN = [recipe.name for recipe in RECIPES]  # of a published one nobody says how its codes were found
 
 FORMS = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
 
@@ -39,7 +41,7 @@ def cast(recipe, quotients):
     return found
 
 
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_one_code_is_right_for_each_number_and_it_is_the_one_that_a_cast_gives(name):
     quotients, nearest = numbers(), examined.nearest(name)
     expected = cast(BY_NAME[name], quotients)
@@ -51,7 +53,7 @@ def test_one_code_is_right_for_each_number_and_it_is_the_one_that_a_cast_gives(n
 
 
 @pytest.mark.parametrize("own", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_two_statements_about_scales_agree(name, own):
     recipe, random = BY_NAME[name], np.random.default_rng(7)
     amax = np.abs(random.standard_normal(4096) * np.exp2(random.uniform(-30, 8, 4096))).astype(array_type(own))
@@ -72,7 +74,7 @@ def test_the_two_statements_about_scales_agree(name, own):
 
 
 @pytest.mark.parametrize("shape", [(300, 512), (128, 384), (1, 128)])
-@pytest.mark.parametrize("name", BY_NAME)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_the_largest_of_a_block_is_found_by_either(name, shape):
     recipe = BY_NAME[name]
     values = np.random.default_rng(3).standard_normal(shape).astype(ml_dtypes.bfloat16)

@@ -122,6 +122,10 @@ def block(own, place, spelling):
         found["self_attention.core_attention.softmax_offset"] = share(own["attention.sinks"], tp).flatten()
     found |= named(own, {"self_attention.linear_proj.bias": "attention.o_bias"})
     found |= named(own, {f"self_attention.{part}_layernorm.weight": f"attention.{part}_norm" for part in "qk"})
+    whole = {part: own[f"attention.{part}_whole_norm"] for part in "qk" if f"attention.{part}_whole_norm" in own}
+    found |= {f"self_attention.{part}_layernorm.weight": share(norm, tp).flatten() for part, norm in whole.items()}
+    found |= named(own, {"self_attention.linear_proj.post_layernorm.weight": "attention_out_norm"})
+    found |= named(own, {"mlp.linear_fc2.post_layernorm.weight": "mlp_out_norm"})
     norm = "pre_mlp_layernorm." if local or "moe.up" in own else "mlp.linear_fc1.layer_norm_"
     if "linear_mlp" in own:
         found["mlp.weight"] = share(own["linear_mlp"], tp)

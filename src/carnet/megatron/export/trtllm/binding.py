@@ -27,6 +27,7 @@ from carnet.model.tensors import AXES
 
 EXPERT = ".expert"  # behind the name of a layer whose tensor has all experts
 # experts without a gate have their up projection alone; the original exchanges its halves
+SIZES = {"moe_hidden": "hidden"}  # axis -> the field of its size: no model here has latent mixtures
 PLAIN_EXPERTS = row(trtllm.LAYER + "mlp.fc.weight", "expert moe_ffn moe_hidden", "moe.up", cut="expert")
 Rows = tuple[Row, ...]
 BLOCKS = {"linear_mixer": "L-", "linear_mlp": "*l", "moe": "*E"}  # what begins the name of a tensor -> the layer that has it
@@ -104,7 +105,7 @@ def recut(
         raise Uneven(query_groups(heads["kv"]))
     narrow = value.ndim == 2 and len(pattern.dims) == 3  # experts whose weights are columns, as Megatron's own tests have them
     if narrow:
-        value = value.T.unsqueeze(pattern.dims.index(("hidden",)))
+        value = value.T.unsqueeze(pattern.dims.index(("moe_hidden",)))
     fields = _fields(pattern, value.shape, heads) | {"tp": world, "gated": gated}
     (held,) = entries(source, fields, None, "", [Unit("", (0,), at, first=True, last=True)])
     if held.shape != tuple(value.shape):
@@ -127,7 +128,7 @@ def recut(
             into = strided(made, entry.shape, view)
             for inside, part in located.find(view.tensor, view.box):
                 into[inside] = treat(entry.name, part)
-        shown = made.squeeze(entry.reading.pattern.dims.index(("hidden",))) if narrow else made
+        shown = made.squeeze(entry.reading.pattern.dims.index(("moe_hidden",))) if narrow else made
         yield entry.name, rank if entry.reading.cut else None, shown
 
 
@@ -138,7 +139,7 @@ def _fields(pattern: Pattern, shape: torch.Size, heads: Mapping[str, int]) -> di
     unit = fold(pattern, {axis: Share(0, heads.get(axis, 1), heads.get(axis, 1)) for axis in AXES}).shape
     for dims, each, length in zip(pattern.dims, unit, shape, strict=False):
         for axis in {*dims, *(inner if JOIN in dims else ())} - {JOIN} - heads.keys():
-            said[str(AXES[axis].size)] = length // max(1, each)
+            said[SIZES.get(axis, str(AXES[axis].size))] = length // max(1, each)
     return {**EVERYTHING, "blocks": BLOCKS.get(pattern.parts[0][0].split(".")[0], "*-"), **said}
 
 
