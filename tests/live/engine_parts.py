@@ -79,6 +79,10 @@ def part_of(name, array, layer, world, at):
         return np.split(interleaved, world, -2)[at].reshape(*array.shape[:-1], -1)
     if name.endswith("experts.down_proj"):
         return np.split(array, world, 1)[at]
+    if ends(r"[qk]_norm\.weight") and array.shape != (
+        dim,
+    ):  # over all heads: a rank norms its own, as vLLM does for MiniMax-M2
+        return heads(array, kv, world, at)
     if ends(HEADS):
         return heads(array, kv, world, at)
     if ends(GROUPS):
