@@ -1003,7 +1003,6 @@ def test_a_flag_that_is_null_is_not_set():
 GUARDED = {
     "qk_l2_norm": True,
     "rotary_interleaved": True,
-    "no_rope_freq": 4,
     "glu_linear_offset": 1.0,
     "activation_func_clamp_value": 7.0,
     "mrope_section": [16, 24, 24],

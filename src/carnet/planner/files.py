@@ -151,10 +151,9 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
 
 def _refuse(lacking: Sequence[Misfit]) -> None:
     """Refuse what the arguments cannot say, with the way out: the weights are right, and so is a model that is told the rest."""
-    for misfit in lacking:
-        misfit.error.remedy = (
-            f"--accept {NEEDS} writes the weights, and lists what else the program that loads them must be told"
-        )
+    for misfit in lacking[:1]:  # the others stand in its error
+        remedy = f"--accept {NEEDS} writes the weights, and lists what else the program that loads them must be told"
+        misfit.error.remedy = remedy
     Obstacles(misfit.error for misfit in lacking).stop()
 
 
