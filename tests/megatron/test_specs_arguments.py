@@ -11,8 +11,8 @@ from megatron.core.transformer.torch_norm import L2Norm
 from carnet.architectures.known import hear_config, recognise
 from carnet.dialects.configs import read
 from carnet.dialects.kinds import KINDS
+from carnet.dialects.megatron.layers import HYBRID_SPEC
 from carnet.dialects.megatron.rows import MEGATRON
-from carnet.dialects.megatron.table import HYBRID_SPEC
 from carnet.errors import BadRequest
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.wrapped import program_of

@@ -19,9 +19,9 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.torch_norm import L2Norm
 
+from carnet.dialects.megatron.layers import DESCRIBED, HYBRID_SPEC
 from carnet.dialects.megatron.programs import CORE, release_of
 from carnet.dialects.megatron.releases import ACCEPTABLE, BY_NAME, PATTERNS, names_hybrid
-from carnet.dialects.megatron.table import DESCRIBED, HYBRID_SPEC
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.wrapped import MEANT_FOR
 from carnet.formats.wrapped import RENAMED as FIELDS

@@ -4,19 +4,30 @@ Names in the saved arguments: megatron/training/arguments.py; what they do: mega
 core_transformer_config_from_args in the former.
 """
 
-from collections.abc import Callable, Iterator
-from itertools import permutations, product
-from typing import Any
+from itertools import permutations
 
 from carnet.dialects import yarn
 from carnet.dialects.configs import ANY, Choice, Flagged, Spread, place
 from carnet.dialects.configs import Row as Field
-from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text, spread
+from carnet.dialects.heterogeneous import read_text, spelled_text, spread
 from carnet.dialects.hf import TOKENS
-from carnet.dialects.megatron.releases import PATTERNS
-from carnet.dialects.senses import Kind, expect
+from carnet.dialects.megatron.layers import (
+    DESCRIBED,
+    HYBRID_KEYS,
+    MARKS,
+    NO_HYBRID,
+    blocks_of,
+    frequencies,
+    hybrid,
+    letters,
+    listed,
+    rotated,
+    window,
+    window_said,
+    windowed,
+)
 from carnet.model.fields import MIXED, SET, Condition, Config
-from carnet.model.model import blocks, head_share, marks, mixtures, number, value
+from carnet.model.model import head_share, number, value
 
 LATENT: Condition = {"latent": True}
 HEADS: Condition = {"latent": False}
@@ -38,112 +49,6 @@ DELTA_SIZES = (
 UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their sizes, whatever the other arguments say
 
 
-def _pattern(said: tuple[Any, ...]) -> str | None:
-    """Return what the layers of a hybrid are, a letter each, as in megatron/core/ssm/mamba_hybrid_layer_allocation.py.
-
-    It is empty where all are Mamba-2, None where the model is not a hybrid.
-    """
-    old, new, spec, flag, *ratios = said
-    patterns = {str(each).replace("|", "") for each in (old, new) if each is not None}  # a bar is where a pipeline stage ends
-    expect(len(patterns) < 2, "one pattern")
-    if patterns:
-        return patterns.pop()
-    if not flag and "mamba" not in str(spec):
-        return None
-    expect(not any(ratios), "a pattern beside ratios")
-    return ""
-
-
-def _blocks(said: tuple[Any, ...], config: Config) -> str | None:
-    """Return what each layer is: as a pattern or a text says, or every n-th is a mixture, or those with a 1 in the list."""
-    full, often, *hybrid, text, path = said
-    pattern, count = _pattern((*hybrid,)), number(config, "layers")
-    described = MEANINGS["blocks"](read_text((text, path), config), config)
-    if described is not None:
-        expect(pattern is None and not number(config, "experts"), "layers that are described once")
-        return str(described)
-    if pattern is not None:
-        pattern = pattern or count * "M"
-        expect(len(pattern) == count and set(pattern) <= set("M*-EG"), "a letter a layer")
-        return " ".join(pattern)
-    step = 1 if often is None else often
-    mixed = _each(step, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
-    every = value(config, "linear_kind") == "gdn"
-    delta = _each(full, lambda layer, step: (layer + 1) % step > 0, count) if every else [0] * count
-    alike = not number(config, "experts") and not any(delta)
-    return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
-
-
-def _each(said: int | list[int] | None, rule: Callable[[int, int], bool], count: int) -> list[int]:
-    """Return a mark a layer: those of the list, or what a rule makes of a step."""
-    if isinstance(said, int):
-        expect(said, "a step")
-        return [int(rule(layer, said)) for layer in range(count)]
-    found = said or []
-    expect(len(found) == count and set(found) <= {0, 1}, "one mark a layer")
-    return found
-
-
-HYBRID_KEYS = (
-    *PATTERNS,
-    "spec",
-    "is_hybrid_model",
-    "hybrid_attention_ratio",
-    "hybrid_mlp_ratio",
-)
-NO_HYBRID = (str, str, str | list[str], False, 0.0, 0.0)
-DESCRIBED: dict[str, Kind] = {"heterogeneous_layers_config_encoded_json": str, "heterogeneous_layers_config_path": str}
-MARKS: Kind = int | list[int]  # a step, or a mark a layer
-HYBRID_SPEC = ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec"]
-
-
-def _hybrid(config: Config) -> tuple[object, ...]:
-    """Return what says that a model is a hybrid, or that it is none."""
-    pattern = "".join(blocks(config)) if value(config, "hybrid") else None
-    return pattern, pattern, HYBRID_SPEC if pattern else None, False, 0.0, 0.0
-
-
-def _frequencies(config: Config) -> Iterator[tuple[object, ...]]:
-    delta = ["G" in word for word in blocks(config)]
-    steps = [delta.index(False) + 1] if any(delta) and not all(delta) else []  # one number where that says the same
-    full = (*steps, [*map(int, delta)]) if value(config, "linear_kind") == "gdn" else (None,)
-    for freq, often in product(full, (1, [*marks(config)])):
-        yield freq, often, *_hybrid(config), *spelled_text(config)
-
-
-def _window(said: list[int] | None, _: Config) -> int | None:
-    """Return how many tokens a token sees, itself included; Megatron counts those before it."""
-    if said is None or said in ([-1, 0], [-1, -1]):
-        return None
-    expect(len(said) == 2 and said[0] >= 0 and said[1] == 0, "tokens before this one")
-    return said[0] + 1
-
-
-def _left(config: Config) -> list[int] | None:
-    return [number(config, "window") - 1, 0] if value(config, "window") else None
-
-
-def _windowed(said: int | list[int] | None, config: Config) -> tuple[int, ...] | None:
-    """Return a mark a layer: all but every n-th have the window, or those with a 1 in the list."""
-    return None if said is None else tuple(_each(said, lambda layer, step: (layer + 1) % step > 0, number(config, "layers")))
-
-
-def _marks(config: Config) -> list[int] | None:
-    found = value(config, "window_layers")
-    return [*found] if isinstance(found, tuple) else None
-
-
-def _rotated(said: int | list[int] | None, config: Config) -> tuple[int, ...] | None:
-    """Return a mark a layer, 0 where positions are not rotated: in every n-th, or where the list has a 1."""
-    without = _each(said, lambda layer, step: (layer + 1) % step == 0, number(config, "layers")) if said else []
-    return tuple(1 - mark for mark in without) if any(without) else None
-
-
-def _unrotated(config: Config) -> list[int] | None:
-    found = value(config, "rope_layers")
-    return [1 - mark for mark in found] if isinstance(found, tuple) else None
-
-
 def _scale(said: float | None, _: Config) -> float:
     return said or 1.0
 
@@ -163,14 +68,14 @@ FIELDS: tuple[Field, ...] = (
         "hybrid",
         HYBRID_KEYS[0],
         NO_HYBRID,
-        lambda said, _: _pattern(said) is not None,
-        lambda c: (_hybrid(c),),
+        lambda said, _: letters(said) is not None,
+        lambda c: (hybrid(c),),
         more=HYBRID_KEYS[1:],
     ),
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
     place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
     Spread(
-        *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str), _blocks, _frequencies),
+        *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str), blocks_of, frequencies),
         more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED),
     ),
     # they have values in all arguments, and a meaning where there is such a layer
@@ -287,9 +192,16 @@ FIELDS: tuple[Field, ...] = (
     place("rope_factor", "rope_scaling_factor", default=8.0, only=LLAMA3),
     place("rope_factor", "rotary_seq_len_interpolation_factor", only=LINEAR),
     # a window of so many tokens before this one: get_sliding_window_causal_mask in megatron/core/transformer/utils.py
-    Spread("window", "window_size", list[int], _window, lambda c: (_left(c),)),
-    Spread("window_layers", "window_attn_skip_freq", MARKS, _windowed, lambda c: (_marks(c),), {"window": SET}),
-    Spread("rope_layers", "no_rope_freq", MARKS, _rotated, lambda c: (_unrotated(c),), {"position": "rope"}),
+    Spread("window", "window_size", list[int], window, lambda c: (window_said(c),)),
+    Spread("window_layers", "window_attn_skip_freq", MARKS, windowed, lambda c: (listed(c, "window_layers"),), {"window": SET}),
+    Spread(
+        "rope_layers",
+        "no_rope_freq",
+        MARKS,
+        rotated,
+        lambda c: (listed(c, "rope_layers", turned=True),),
+        {"position": "rope"},
+    ),
     place("sinks", "softmax_type", default=False, words=((False, "vanilla"), (True, "learnable"))),
     # one flag gives the router and the experts a bias too: megatron/core/transformer/moe/router.py
     Choice(
