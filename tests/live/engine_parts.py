@@ -82,7 +82,7 @@ def part_of(name, array, layer, world, at):
     if ends(r"[qk]_norm\.weight") and array.shape != (
         dim,
     ):  # over all heads: a rank norms its own, as vLLM does for MiniMax-M2
-        return heads(array, kv, world, at)
+        return np.split(array, world)[at] if ends(r"q_norm\.weight") else heads(array, kv, world, at)
     if ends(HEADS):
         return heads(array, kv, world, at)
     if ends(GROUPS):

@@ -18,6 +18,8 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 LLAMA = GOLDENS / "megatron/llama_te_pp2_vpp"
 TOKENS = torch.randint(250, (1, 16), generator=torch.Generator().manual_seed(2))
 ARCHITECTURES = {
+    "seed_oss": "SeedOssForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
     "granite": "GraniteForCausalLM",
@@ -33,7 +35,10 @@ def logits(folder):
 
 def test_every_family_that_is_named_computes_the_same(tmp_path):
     found = carnet.inspect(LLAMA).inventory
-    assert (found.family.name, found.others) == ("llama", {"mistral": True, "granite": True, "phi3": False})
+    assert (found.family.name, found.others) == (
+        "llama",
+        {"mistral": True, "granite": True, "phi3": False, "seed_oss": True, "smollm3": True},
+    )
     for family, architecture in ARCHITECTURES.items():
         assert carnet.cross(LLAMA, tmp_path / family, to="hf", dtype="f32", family=family).equal
         assert json.loads((tmp_path / family / "config.json").read_text())["architectures"] == [architecture]
@@ -43,19 +48,26 @@ def test_every_family_that_is_named_computes_the_same(tmp_path):
 
 
 def test_the_same_tensors_are_the_same_files(tmp_path):
-    for family in ("llama", "mistral", "granite", "phi3"):
+    for family in ARCHITECTURES:
         carnet.cross(LLAMA, tmp_path / family, to="hf", family=family)
     files = {family: (tmp_path / family / "model.safetensors").read_bytes() for family in ARCHITECTURES}
-    assert files["llama"] == files["mistral"] == files["granite"] != files["phi3"]
+    assert {family for family, data in files.items() if data == files["llama"]} == files.keys() - {"phi3"}
 
 
 def test_the_choice_is_said_by_inspect_plan_and_document(tmp_path):
     assert "could be" in CliRunner().invoke(main, ["inspect", str(LLAMA)]).output
-    assert carnet.plan(LLAMA, to="hf").notes["could be"].startswith("mistral, granite (the same tensors), phi3 (other tensors)")
+    assert (
+        carnet.plan(LLAMA, to="hf")
+        .notes["could be"]
+        .startswith("mistral, granite, seed_oss, smollm3 (the same tensors), phi3 (other tensors)")
+    )
     assert "could be" not in carnet.plan(LLAMA, to="hf", family="llama").notes
     carnet.cross(LLAMA, tmp_path / "out", to="hf")
     said = json.loads((tmp_path / "out/carnet.json").read_text())
-    assert (said["family"], said["families"]) == ("llama", {"mistral": True, "granite": True, "phi3": False})
+    assert (said["family"], said["families"]) == (
+        "llama",
+        {"mistral": True, "granite": True, "phi3": False, "seed_oss": True, "smollm3": True},
+    )
 
 
 def test_a_target_of_a_named_family_is_verified_as_that(tmp_path):

@@ -64,6 +64,7 @@ GLM4 = Family(
             hf.TIED,
         ),
         absent={"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-07, "attention_bias": True},
+        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
     ),
     trtllm=None,
 )
