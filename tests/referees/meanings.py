@@ -83,6 +83,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "deepseek_v2": (hf.DeepseekV2Config, LATENT),
     "deepseek_v3": (hf.DeepseekV3Config, LATENT),
     "nemotron_h": (hf.NemotronHConfig, HYBRID),
+    "smollm3": (hf.SmolLM3Config, {**SIZES, "no_rope_layers": [1, 1], "pad_token_id": 0}),
 }
 
 EITHER = None  # as the release of Megatron-LM that is asked for: what 0.19 computes no release before does
@@ -304,7 +305,10 @@ CASES: dict[str, tuple[Case, ...]] = {
         v3(False, "rope_interleave", rope_interleave=False),
         v3(False, "rope_interleave", rope_interleave=None),
     ),
-    "rope_layers": (Case("llama4", {"no_rope_layers": [1, 0]}, False, "rope_interleaved"),),
+    "rope_layers": (
+        Case("smollm3", {"no_rope_layers": [1, 0]}),
+        Case("llama4", {"no_rope_layers": [1, 0]}, False, "rope_interleaved"),
+    ),
     "chunk": (Case("llama4", {"attention_chunk_size": 8}, False, "rope_interleaved"),),
     "chunk_layers": (Case("llama4", CHUNKED, False, "rope_interleaved"),),
     "temperature": (Case("llama4", SHARP, False, "rope_interleaved"),),
@@ -402,7 +406,7 @@ TOLD = (
     Told("llama", {"window_size": [4, 0]}),
     Told("llama", {"window_size": [4, 4]}, False),
     Told("llama", {"softmax_type": "off-by-one"}, False),
-    Told("llama", {"no_rope_freq": 2}, False),
+    Told("llama", {"no_rope_freq": 2}),
     Told("llama", {"rotary_interleaved": True}, False),
     Told("llama", {"use_rope_scaling": True}),
     Told("gpt2", {"bias_gelu_fusion": False}),
