@@ -8,6 +8,7 @@ import xxhash
 
 import carnet
 from carnet.plans import saved
+from tests.planner.test_saved import at as put
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "megatron" / "gpt_te_tp2"
 FILE, SCRATCH, DOCUMENT, STEPS = 1, 2, 3, 5  # rows of the plan of a folder for transformers
@@ -26,18 +27,6 @@ def signed(rows, path):
 
 def twice_the_first_name(rows):
     rows[FILE]["tensors"][1][0] = rows[FILE]["tensors"][0][0]
-
-
-def put(row, *way):
-    *keys, last, value = way
-
-    def change(rows):
-        found = rows[row]
-        for key in keys:
-            found = found[key]
-        found[last] = value
-
-    return change
 
 
 FORGED = [

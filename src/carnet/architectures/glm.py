@@ -7,7 +7,7 @@ from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import fine_grained, hf, latent
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import row
 from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config, Value
 from carnet.model.model import marks, mixtures, number
@@ -52,19 +52,18 @@ GLM4 = Family(
         (
             *(hf.EMBED, *hf.NORMS, *hf.ATTENTION),
             row(LAYER + "post_self_attn_layernorm.weight", "hidden", "attention_out_norm"),
-            fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
-            row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+            *hf.JOINED_MLP,
             row(LAYER + "post_mlp_layernorm.weight", "hidden", "mlp_out_norm"),
             *(hf.FINAL_NORM, hf.HEAD),
         ),
         (
             *hf.LLAMA_FIELDS,
-            place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=0.5),
+            hf.rope_percent(0.5),
             place("qkv_bias", "attention_bias", default=False),
             hf.TIED,
         ),
         absent={"num_key_value_heads": 2, "head_dim": 128, "rms_norm_eps": 1.5625e-07, "attention_bias": True},
-        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
+        written=hf.NO_PADDING,
     ),
     trtllm=None,
 )
@@ -79,7 +78,7 @@ GLM4_MOE = Family(
         (hf.EMBED, *hf.NORMS, *hf.ATTENTION, *hf.QK_NORMS, *ROWS),
         (
             *(field for field in hf.LLAMA_FIELDS if field not in (hf.DTYPE, *hf.TOKENS)),
-            place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=0.5),
+            hf.rope_percent(0.5),
             place("qkv_bias", "attention_bias", default=False),
             place("qk_norm", "use_qk_norm", default="none", words=(("head", True), ("none", False))),
             *(*fine_grained.SIZES, fine_grained.DENSE_FIRST),

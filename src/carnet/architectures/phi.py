@@ -34,8 +34,7 @@ PHI3 = Family(
             *(hf.EMBED, *hf.NORMS),
             fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", trtllm.QKV),
             row(LAYER + "self_attn.o_proj.weight", "hidden (kv rep dim)", "attention.o"),
-            fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
-            row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+            *hf.JOINED_MLP,
             *(hf.FINAL_NORM, hf.HEAD),
         ),
         (
@@ -57,7 +56,7 @@ PHI3 = Family(
             hf.DTYPE,
             *hf.TOKENS,
         ),
-        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
+        written=hf.NO_PADDING,
         guards={"attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,)},
         # the sequence before stretching means nothing where nothing is stretched
         ignored="embd_pdrop original_max_position_embeddings full_attn_mod interpolate_factor",

@@ -58,7 +58,7 @@ QWEN3_NEXT = Family(
         (hf.EMBED, *hf.NORMS, *ATTENTION, *DELTA_NET, *hf.GATED_MLP, *MIXTURE, hf.FINAL_NORM, hf.HEAD),
         (
             *hf.LLAMA_FIELDS,
-            place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=0.25),
+            hf.rope_percent(0.25),
             *hf.ATTENTION_BIASES,
             hf.TIED,
             place("linear_kind", default="gdn"),

@@ -22,7 +22,7 @@ SMOLLM3 = Family(
             hf.TIED,
         ),
         absent={"num_key_value_heads": 4, "rope_theta": 2000000.0, "tie_word_embeddings": True},
-        written={"pad_token_id": None},  # the class has one past many a vocabulary where a config is silent
+        written=hf.NO_PADDING,
         guards={"use_sliding_window": (False,)},
         ignored="sliding_window layer_types max_window_layers",
     ),

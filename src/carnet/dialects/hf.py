@@ -10,7 +10,7 @@ from carnet.dialects import yarn
 from carnet.dialects.configs import Place, Spread, Table, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.rows import Dialect, Row, row
+from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
@@ -63,6 +63,11 @@ GATED_MLP = (
     row(LAYER + "mlp.down_proj.bias", "hidden", "mlp.down_bias"),
 )
 
+JOINED_MLP = (
+    fuse(LAYER + "mlp.gate_up_proj.weight", "* hidden", {"mlp.gate": "ffn", "mlp.up": "ffn"}),
+    row(LAYER + "mlp.down_proj.weight", "hidden ffn", "mlp.down"),
+)
+
 ACTIVATIONS = (
     ("silu", "silu"),
     ("silu", "swish"),
@@ -110,6 +115,7 @@ TOKENS = (
     place("eos", "eos_token_id", default=None),
     place("pad", "pad_token_id", default=None),
 )
+NO_PADDING = {"pad_token_id": None}  # of classes that have one past many a vocabulary where a config is silent
 TIED = place("tied", "tie_word_embeddings", default=False)
 DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
 
@@ -143,6 +149,12 @@ ROPE = (
     place("rope_theta", "rope_theta", "rope_parameters.rope_theta", default=10000.0),
     *rope("rope_scaling", "rope_parameters"),
 )
+
+
+def rope_percent(default: float) -> Place:
+    """Write the row of the part of a head that is rotated, which a class takes for so much where nothing is said."""
+    return place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=default)
+
 
 # What a config.json may say of how texts are generated, and its neutral value: transformers takes it over where a folder has no
 # generation_config.json (GenerationConfig.from_model_config). It says nothing about the weights.

@@ -151,9 +151,9 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
 
 def _refuse(lacking: Sequence[Misfit]) -> None:
     """Refuse what the arguments cannot say, with the way out: the weights are right, and so is a model that is told the rest."""
-    for misfit in lacking[:1]:  # the others stand in its error
+    if lacking:  # the others stand in the first one's error
         remedy = f"--accept {NEEDS} writes the weights, and lists what else the program that loads them must be told"
-        misfit.error.remedy = remedy
+        lacking[0].error.remedy = remedy
     Obstacles(misfit.error for misfit in lacking).stop()
 
 

@@ -178,13 +178,13 @@ def _modelopt(record: Json, key: str, where: str) -> Said | None:
         inner, key = _record(record, "quantization", where), f"{key}.quantization"
         each = _each(inner, key, where)
         recipe = None if each else _algorithm(inner, "modelopt", key, where)
-        _closed(inner, [*OF_RECORD, *(LAYERS if each else ())], key, where)
+        _closed(inner, [*OF_RECORD, *((LAYERS,) if each else ())], key, where)
         ignored, cache = _names(inner, "exclude_modules", where), inner.get("kv_cache_quant_algo")
         _cache_word(inner, "kv_cache_quant_algo", key, where)
     else:
         inner, each = record, _each(record, key, where)
         recipe = None if each else _algorithm(record, "modelopt", key, where)
-        _closed(inner, [*FLAT, *OF_RECORD, *(LAYERS if each else ())], key, where)
+        _closed(inner, [*FLAT, *OF_RECORD, *((LAYERS,) if each else ())], key, where)
         ignored = _names(inner, "ignore", where) or _names(inner, "exclude_modules", where)
         _cache_word(inner, "kv_cache_quant_algo", key, where)
         cache = inner.get("kv_cache_quant_algo") or _cache(inner, key, where)
@@ -197,16 +197,16 @@ def _modelopt(record: Json, key: str, where: str) -> Said | None:
     return said if said.recipes or cache else None
 
 
-LAYERS = ("quantized_layers",)
+LAYERS = "quantized_layers"
 
 
 def _each(record: Json, key: str, where: str) -> dict[str, Recipe]:
     """Return the recipe of each module, or of what modules are part of, where a model has several."""
-    if str(record.get("quant_algo")).upper() != "MIXED_PRECISION" or record.get(LAYERS[0]) is None:
+    if str(record.get("quant_algo")).upper() != "MIXED_PRECISION" or record.get(LAYERS) is None:
         return {}
     found: dict[str, Recipe] = {}
-    key = f"{key}.{LAYERS[0]}"
-    for module, said in _record(record, LAYERS[0], where).items():
+    key = f"{key}.{LAYERS}"
+    for module, said in _record(record, LAYERS, where).items():
         own = _record({module: said}, module, where)
         recipe = _algorithm(own, "modelopt", f"{key}.{module}", where)
         _closed(own, ("quant_algo", "group_size"), f"{key}.{module}", where)
@@ -223,7 +223,7 @@ def _unmarked(module: str) -> str:
 
 def _has_inputs(record: Json, each: Mapping[str, Recipe]) -> bool:
     """Say whether activations have scales that are stored."""
-    layers = record[LAYERS[0]] if each else {}
+    layers = record[LAYERS] if each else {}
     said = [record, *(layers.values() if isinstance(layers, Mapping) else ())]
     algorithms = {own["quant_algo"] for own in said if isinstance(own, Mapping) and isinstance(own.get("quant_algo"), str)}
     return any(algorithm.upper() == ALGORITHMS[scheme] for algorithm in algorithms for scheme in STYLES["modelopt"].inputs)
@@ -233,7 +233,7 @@ def _group_of(recipe: Recipe | None, each: Mapping[str, Recipe], group: Json, na
     """Refuse a group of modules whose numbers are not those of its recipe."""
     recipes = {each.get(_unmarked(module)) for module in _names(group, "targets", where)} if each else {recipe}
     if len(recipes) > 1 or (each and None in recipes):
-        raise BadCheckpoint(f"{name} and {LAYERS[0]} disagree about the quantized weights", {"where": where}, remedy=MENDED)
+        raise BadCheckpoint(f"{name} and {LAYERS} disagree about the quantized weights", {"where": where}, remedy=MENDED)
     weights = group.get("weights")
     for one in recipes - {None} if isinstance(weights, Mapping) else ():
         assert isinstance(weights, Mapping)
