@@ -128,7 +128,7 @@ def coded(plain, tmp_path_factory):
     sources, made = {}, {}
 
     def make(recipe, dtype=torch.bfloat16):
-        whole = recipe.scheme == "int4-group" or recipe.name == "modelopt/fp8-block"  # these take no block that is cut off
+        whole = recipe.code.name == "int4" or recipe.name == "modelopt/fp8-block"  # these take no block that is cut off
         shape = (64, 384, dtype) if whole else (48, 352, dtype)
         key = recipe.name, dtype
         if key not in made:

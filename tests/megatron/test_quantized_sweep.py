@@ -45,6 +45,7 @@ WISHES = {
     "pressed mxfp4": {"quantize": "mxfp4", "style": PRESSED},
     "pressed int8-channel": {"quantize": "int8-channel", "style": PRESSED},
     "pressed int4-group": {"quantize": "int4-group", "style": PRESSED},
+    "pressed int4-group32": {"quantize": "int4-group32", "style": PRESSED},
     "deepseek fp8-block": {"quantize": "fp8-block", "style": "deepseek"},
     "ranks fp8": {**RANKS, "quantize": "fp8", "amax": True},
     "ranks fp8, cache": {**RANKS, "quantize": "fp8", "amax": True, **CACHE},

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors import BaseCompressor
-from compressed_tensors.quantization import QuantizationConfig, preset_name_to_scheme
+from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, MixtralConfig
 
 import carnet
 from carnet import api
+from tests.quantize.test_decode import of_library
 
 pytestmark = pytest.mark.referee
 
@@ -121,6 +122,7 @@ PRESETS = {  # scheme -> the library's own name for it, and for what packs it
     "mxfp4": ("MXFP4", "mxfp4-pack-quantized"),
     "int8-channel": ("W8A8", "int-quantized"),
     "int4-group": ("W4A16", "pack-quantized"),
+    "int4-group32": ("W4A16", "pack-quantized"),
 }
 
 
@@ -145,7 +147,7 @@ def compressed(weights, scheme, amaxes):
     preset, packer = PRESETS[scheme]
     found = {}
     for name, weight in weights.items():
-        wish = preset_name_to_scheme(preset, ["Linear"])
+        wish = of_library(preset, scheme)
         module = name.removesuffix(".weight")
         state = {"weight": weight.clone()}
         whole = None
@@ -196,7 +198,7 @@ def test_compressed_tensors_makes_the_same_of_every_weight(which, scheme, saved,
     plain = {name: tensor.float() if name.endswith("correction_bias") else tensor for name, tensor in plain.items()}
     assert differing(load_file(out / "model.safetensors"), plain | compressed(weights, scheme, amaxes)) == {}
     said = QuantizationConfig.model_validate(json.loads((out / "config.json").read_text())["quantization_config"])
-    expected = preset_name_to_scheme(PRESETS[scheme][0], ["Linear"])
+    expected = of_library(PRESETS[scheme][0], scheme)
     (group,) = said.config_groups.values()
     assert group.format == said.format == PRESETS[scheme][1]
     for part in ("weights", "input_activations", "output_activations"):
@@ -267,11 +269,12 @@ def test_modelopt_exports_the_same_folder_from_what_calibrate_found(which, saved
 
 
 def spread(scale, shape):
-    """Return a scale for each element: of a whole tensor, of rows, of 128 x 128 blocks, of groups of 128."""
+    """Return a scale for each element: of a whole tensor, of rows, of 128 x 128 blocks, of groups of a row."""
     if scale.ndim < 2 or 1 in scale.shape[1:]:
         return scale.float() if scale.shape[0] in (1, shape[0]) else scale.float().repeat_interleave(128, 0)[: shape[0]]
-    rows = scale if scale.shape[0] == shape[0] else scale.repeat_interleave(128, 0)[: shape[0]]
-    return rows.repeat_interleave(128, 1)[:, : shape[1]].float()
+    if scale.shape[0] == shape[0]:
+        return scale.float().repeat_interleave(shape[1] // scale.shape[1], 1)
+    return scale.float().repeat_interleave(128, 0)[: shape[0]].repeat_interleave(128, 1)[:, : shape[1]]
 
 
 def dequantized(tensors):
@@ -315,6 +318,7 @@ RUNS = {
     "fp8-block": ({}, 0.14),
     "int8-channel": ({}, 0.05),
     "int4-group": ({}, 0.0),  # activations stay as they are
+    "int4-group32": ({}, 0.0),
 }
 
 

@@ -44,6 +44,7 @@ E4M3, U8 = "torch.float8_e4m3fn", "torch.uint8"
 MX8: Json = {"strategy": "group", "group_size": 32, "scale_dtype": U8, "zp_dtype": U8}
 MX4: Json = {**MX8, "num_bits": 4}
 FP4: Json = {"num_bits": 4, "strategy": "tensor_group", "group_size": 16, "scale_dtype": E4M3, "zp_dtype": E4M3}
+INT4: Json = {"num_bits": 4, "strategy": "group", "type": "int"}
 PRESSED: Mapping[str, tuple[str, Json, Json | None]] = {
     "fp8": ("float-quantized", {}, {"observer": "static_minmax"}),
     "fp8-channel": ("float-quantized", {"strategy": "channel"}, TOKEN),
@@ -56,7 +57,8 @@ PRESSED: Mapping[str, tuple[str, Json, Json | None]] = {
     "mxfp8": ("mxfp8-quantized", MX8, {**MX8, "dynamic": True}),
     "mxfp4": ("mxfp4-pack-quantized", MX4, {**MX4, "dynamic": True}),
     "int8-channel": ("int-quantized", {"strategy": "channel", "type": "int"}, {**TOKEN, "type": "int"}),
-    "int4-group": ("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 128, "type": "int"}, None),
+    "int4-group": ("pack-quantized", {**INT4, "group_size": 128}, None),
+    "int4-group32": ("pack-quantized", {**INT4, "group_size": 32}, None),
 }
 # scheme -> what is said of activations that have no stored scale, where they could have one
 DYNAMIC: Mapping[str, Json | None] = {"fp8": TOKEN, "nvfp4": None}

@@ -53,6 +53,7 @@ OUTER = 6.0 * 448.0  # of nvfp4: the largest code times the largest scale
 
 _MODELOPT = Scale("linear", "f32", 448.0, "f32", "largest")
 _TENSORS = Scale("linear", "own", 448.0, "own", "eps")
+_GROUP = Scale("linear", "own", 7.5, "own", "eps")
 _FP4 = Code("e2m1", 4, 6.0, minus_zero="from below")
 _MX4 = Code("e2m1", 4, 6.0, minus_zero="any", ties="zero")
 
@@ -80,7 +81,8 @@ RECIPES = (
         "compressed-tensors", "mxfp4", _FP4, (1, 32), Scale("power", "u8", 4.0, "own", "least", round="near"), "own", "bytes"
     ),
     Recipe("compressed-tensors", "int8-channel", INT8, ROW, Scale("linear", "own", 127.5, "own", "eps"), "own"),
-    Recipe("compressed-tensors", "int4-group", INT4, (1, 128), Scale("linear", "own", 7.5, "own", "eps"), "own", "words"),
+    Recipe("compressed-tensors", "int4-group", INT4, (1, 128), _GROUP, "own", "words"),
+    Recipe("compressed-tensors", "int4-group32", INT4, (1, 32), _GROUP, "own", "words"),  # as Kimi-K2-Thinking is published
     Recipe("deepseek", "fp8-block", E4M3, SQUARE, Scale("linear", "f32", 448.0, "f32", "one"), "f32"),
     # modelopt's too; the scale has an axis here, and torch rounds a quotient to the weights' type only where the divisor has none
     Recipe("trtllm", "fp8", E4M3, WHOLE, _MODELOPT, "f32"),
