@@ -2,9 +2,10 @@
 
 import pytest
 
-from carnet.architectures.known import dialect_of
+from carnet.architectures.known import dialect_of, recognise
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.dialects.configs import read
+from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, NotSupported
@@ -135,3 +136,49 @@ def test_a_published_pattern_and_a_list_of_kinds_must_agree():
     for wrong in ("MMM-", "MM*-M", 4):
         with pytest.raises(BadCheckpoint, match="layers_block_type"):
             read(NEMOTRON_H.hf.table, {**raw, "hybrid_override_pattern": wrong}, "config.json")
+
+
+PAIRED = {"squared_relu": False, "swiglu": True, "position_embedding_type": "rope"}
+
+
+def whole(**more):
+    return recognise("megatron", {**ARGS, **PAIRED, **more}, "the arguments", {})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "more", "name", "blocks"),
+    [
+        ("*-*-", {}, "llama", None),
+        ("*-|*-", {}, "llama", None),
+        ("[*-][*-]", {"num_layers": 2}, "llama", None),
+        ("[*-][*-]", {}, "llama", None),
+        ("*E*E", {"num_experts": 4, "qk_layernorm": True}, "qwen3_moe", None),
+        ("*-*E", {"num_experts": 4, "qk_layernorm": True}, "qwen3_moe", "*- *E"),
+    ],
+)
+def test_blocks_in_pairs_are_layers_of_another_family(pattern, more, name, blocks):
+    family, config = whole(hybrid_layer_pattern=pattern, **more)
+    assert (family.name, config["layers"], config["blocks"], config["hybrid"]) == (name, 2, blocks, False)
+    assert config["halves"] == ("[" not in pattern)
+
+
+def test_what_is_said_of_each_block_counts_where_tokens_are_mixed():
+    every = {"window_size": [7, 0], "window_attn_skip_freq": 2}  # of blocks that are counted: the MLPs
+    assert joined(said(hybrid_layer_pattern="*-*-", **PAIRED, **every))["window_layers"] is None
+    marks = {"window_size": [7, 0], "window_attn_skip_freq": [1, 0, 0, 1]}
+    assert joined(said(hybrid_layer_pattern="*-*-", **PAIRED, **marks))["window_layers"] == (1, 0)
+    rope = {"no_rope_freq": [0, 1, 1, 0]}
+    assert joined(said(hybrid_layer_pattern="*-*-", **PAIRED, **rope))["rope_layers"] == (1, 0)
+
+
+def test_single_blocks_stay_what_they_are():
+    for pattern in ("MM*-", "-*-*", "***-"):
+        found = joined(said(hybrid_layer_pattern=pattern))
+        assert (found is None) == ("M" in pattern)
+    assert recognise("megatron", {**ARGS, "hybrid_layer_pattern": "*-*-"}, "", {})[0].name == "nemotron_h"
+
+
+@pytest.mark.parametrize("pattern", ["*-+-", "+-+-", "[-*]*-", "[*-*-]", "[*-", "*-]", "[M*]*-"])
+def test_patterns_that_say_no_model_are_refused(pattern):
+    with pytest.raises(BadCheckpoint, match="hybrid_layer_pattern"):
+        said(hybrid_layer_pattern=pattern, num_layers=len(pattern.strip("[]")))

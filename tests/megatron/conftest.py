@@ -323,6 +323,7 @@ INSTEAD = [
     (te.TELayerNormColumnParallelLinear, LayerNormLinear),
     (te.TERowParallelLinear, RowParallelLinear),
     (te.TEColumnParallelLinear, ColumnParallelLinear),
+    (te.TELinear, ColumnParallelLinear),
     (te.TEDotProductAttention, DotProductAttention),
     (te.TENorm, Norm),
     (te.TEActivationOp, None),

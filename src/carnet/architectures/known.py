@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import product
 
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from carnet.architectures.ernie import ERNIE4_5
@@ -30,6 +31,7 @@ from carnet.architectures.smollm import SMOLLM3
 from carnet.dialects.configs import canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
+from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.needs import NEEDS, lacked
 from carnet.dialects.megatron.programs import Heard, hear, program
 from carnet.dialects.megatron.rows import MEGATRON
@@ -137,7 +139,7 @@ def recognise(
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where, canonical(lacked(raw), where))
         _check(config, where)
-        return _that_says(config, where, asked), config
+        return _that_says(config, where, asked)
     if kind.arguments:
         # a Hugging Face config given in place of the training arguments; how norms are stored is for the checkpoint to say
         stored = [raw[key] for key in STORAGE if raw.get(key) is not None]
@@ -236,13 +238,16 @@ def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str
     return bool(alien), {name: _told(name, config) for name in names}
 
 
-def _that_says(config: Config, where: str, asked: str | None) -> Family:
+def _that_says(config: dict[str, Value], where: str, asked: str | None) -> tuple[Family, dict[str, Value]]:
+    """Return the first family that can say a model, and the model: of a hybrid whose blocks stand in pairs, that with both in one."""
     against: dict[str, tuple[bool, list[str]]] = {}
-    for family in FAMILIES if asked is None else (named(asked),):
-        alien, found = _against(family, config, where)
+    forms = [form for form in (joined(config), config) if form is not None]
+    for family, form in product(FAMILIES if asked is None else (named(asked),), forms):
+        alien, found = _against(family, form, where)
         if not found:
-            return family
-        against[family.name] = alien, [*found.values()]
+            return family, form
+        if form is forms[0]:
+            against[family.name] = alien, [*found.values()]
         if [*found] == ["mtp"]:
             raise NotSupported(
                 f"the family {family.name!r} has no layers that predict further tokens, and the training arguments say that there are",

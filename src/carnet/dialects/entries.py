@@ -14,8 +14,8 @@ from carnet.dialects.rows import Dialect, Row
 from carnet.dialects.units import Among, Present, Unit, units
 from carnet.errors import BadRequest
 from carnet.model.fields import Config, Value
-from carnet.model.model import holds, layers, number, sizes, tensors, value
-from carnet.model.tensors import AXES, TIED, Canonical, Tensor
+from carnet.model.model import holds, layers, number, sizes, stored_at, tensors, value
+from carnet.model.tensors import AXES, BY_PART, TIED, Canonical, Tensor
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ def entries(
 
     ``among`` are the units that hold the model, where the names that are there cannot tell.
     """
-    what = layers(config)
+    what, stored = layers(config), stored_at(config)
     top = tensors(config, config)
     for unit in units(dialect, config, present) if among is None else among:
         prefix = _prefix(dialect, unit, present)
@@ -157,7 +157,7 @@ def entries(
                 if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, "spelling": spelling})):
                     continue
                 if _applies(row, dialect, known, config, present, unit.also):
-                    job = _Job(row, dialect, config, kind, known, unit, prefix, present)
+                    job = _Job(row, dialect, config, kind, known, unit, prefix, present, stored)
                     for at, entry in _of_row(job, same):
                         found[at][entry.name] = entry
         taken: dict[str, Entry] = {}  # the first row of a name whose tensors exist
@@ -192,6 +192,7 @@ class _Job:
     unit: Unit
     prefix: str
     present: Present
+    stored: Sequence[tuple[int, int]]  # the numbers of each layer's halves
 
 
 def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
@@ -236,7 +237,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     axes = tuple(tensor.axes for tensor in parts)
     stacked = name.replace("{layer}.", "")
     # Megatron numbers the layers of such models, alike or not
-    named = value(job.config, "blocks") or value(job.config, "layer_ffn")
+    named = any(value(job.config, name) for name in ("blocks", "layer_ffn", "halves"))
     alike = not named and same[-1] < number(job.config, "layers")
     usual = inside and job.dialect.stacked and alike
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
@@ -283,11 +284,13 @@ def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, s
 
     A source is looked up under all that such a layer may be called, a target has the first.
     """
-    count = number(job.config, "layers")
+    count, half = len(job.stored), BY_PART[job.row.pattern.parts[0][0]].half
     usual, *further = job.dialect.further
     for layer in same:
         if layer < count or not usual:
-            yield layer, name.replace("{layer}", str(layer - job.unit.base))
+            at = job.stored[layer][half] if layer < count else layer
+            if job.unit.stop is None or job.unit.base <= at < job.unit.stop:
+                yield layer, name.replace("{layer}", str(at - job.unit.base))
             continue
         others = further[:1] if job.present is None else further
         for spelled in dict.fromkeys(name.replace(usual, other) for other in others):

@@ -24,6 +24,7 @@ class Kind:
     companions: bool = False  # what else lies in the folder is for the same program: tokenizer, code, how texts are generated
     rounds_sums: bool = False  # a norm that one is added to, or taken from, is rounded to its type; elsewhere it becomes f32
     pads_vocabulary: bool = False  # the ranks' multiple of rows is stored
+    halved_by: str = "-"  # the tensor that is there where what mixes tokens and the MLP behind it are two layers; "-" for none
     omits_further: bool = False  # layers that predict further tokens are left out, and their number stays in the config
 
     @property
@@ -54,6 +55,7 @@ KINDS: Mapping[str, Kind] = {
             embeddings=("none", "rows", "columns"),
             rounds_sums=True,
         ),
-        Kind("megatron", STORE, "", pads_vocabulary=True),
+        # megatron/core/models/hybrid/hybrid_block.py; where brackets of the pattern join the two, the norm has the usual name
+        Kind("megatron", STORE, "", pads_vocabulary=True, halved_by="decoder.final_norm.weight"),
     )
 }

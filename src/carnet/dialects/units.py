@@ -9,7 +9,7 @@ from carnet.algebra.layout import cut_unevenly
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.model.fields import Config
-from carnet.model.model import number
+from carnet.model.model import number, stored_at
 from carnet.model.tensors import Axis
 
 
@@ -27,13 +27,14 @@ class Unit:
 
     name: str
     layers: tuple[int, ...]  # global numbers of its layers, in the order of its own numbers
-    base: int  # the global number of the layer that its names call 0
+    base: int  # the number in the whole model of the stored layer that its names call 0
     first: bool  # holds what comes before the layers
     last: bool  # holds what comes after them
     tensor: Among = Among()  # among the ranks that share every layer
     expert: Among = Among()  # among those that share the experts
     expert_tensor: Among = Among()  # among those that share each expert
     expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
+    stop: int | None = None  # the number of the stored layer behind its last, where a layer may lie in two units
     also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
 
     def among(self, axis: Axis) -> Among:
@@ -94,16 +95,27 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
     for place in sorted(held):
         starts[place] = start
         start += len(held[place])
-    if len(held) == 1 and start < number(config, "layers"):
-        start = number(config, "layers")  # a layer that does nothing has no names
-    if start > number(config, "layers"):
-        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": config["layers"], "found": start})
+    at = stored_at(config)
+    count = at[-1][1] + 1
+    if len(held) == 1 and start < count:
+        start = count  # a layer that does nothing has no names
+    if start > count:
+        raise BadCheckpoint("the ranks hold more layers than the config says", {"expected": count, "found": start})
     tp, ep = (max(place[axis] for place in places.values()) + 1 for axis in (0, 2))
     found = []
-    count = number(config, "layers")
     for label, (t, p, e, v) in places.items():
         last, base = (v, p) == max(held), starts[v, p]
-        layers = tuple(range(base, start if last else base + len(held[v, p])))
-        layers += tuple(range(count, count + number(config, "mtp"))) if (v, p) in further else ()
+        stop = start if last else base + len(held[v, p])
+        layers = within(at, range(base, stop))
+        layers += tuple(range(len(at), len(at) + number(config, "mtp"))) if (v, p) in further else ()
         found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
     return found
+
+
+def within(at: Sequence[tuple[int, int]], stored: range) -> tuple[int, ...]:
+    """Return the layers of which a unit with these stored layers holds a half: of ``stored_at``.
+
+    >>> within([(0, 1), (2, 3)], range(1, 2)), within([(0, 0), (1, 1)], range(1, 2))
+    ((0,), (1,))
+    """
+    return tuple(layer for layer, (mixer, mlp) in enumerate(at) if mixer in stored or mlp in stored)

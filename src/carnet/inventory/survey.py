@@ -192,6 +192,7 @@ def survey(
     kept = sorted_out.kept
     if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
+    config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = _enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)

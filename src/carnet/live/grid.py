@@ -7,10 +7,10 @@ fastest. Experts have an order of their own, in which ``etp`` and ``ep`` stand i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from carnet.dialects.units import Among, Unit
+from carnet.dialects.units import Among, Unit, within
 from carnet.errors import BadRequest, NotSupported
 from carnet.model.fields import Config
-from carnet.model.model import layers, number, value
+from carnet.model.model import layers, number, stored_at, value
 
 ORDER = "tp-cp-ep-dp-pp"  # Megatron's own unless --use-tp-pp-dp-mapping
 
@@ -92,7 +92,7 @@ def megatron_units(grid: Grid, config: Config, held: dict[int, Seat]) -> dict[st
         # rows are cut where they fall, a head among ranks: megatron/core/transformer/attention.py SelfAttention
         facts = {"KV heads": few, "tp": grid.tp}
         raise NotSupported("more ranks of Megatron share a model than it has KV heads", facts)
-    spans = _spans(grid, number(config, "layers"))
+    spans = _spans(grid, stored_at(config)[-1][1] + 1)
     found: dict[str, tuple[Unit, list[int]]] = {}
     for rank, seat in held.items():
         for chunk in range(grid.vp):
@@ -105,13 +105,14 @@ def megatron_units(grid: Grid, config: Config, held: dict[int, Seat]) -> dict[st
 
 def _unit(name: str, grid: Grid, config: Config, seat: Seat, span: range, chunk: int, etp: int) -> Unit:
     first, last = (seat.pp, chunk) == (0, 0), (seat.pp, chunk) == (grid.pp - 1, grid.vp - 1)
-    count = number(config, "layers")
+    at, count = stored_at(config), number(config, "layers")
     further = range(count, count + number(config, "mtp")) if last else range(0)
     shares = Among(seat.tp, grid.tp), Among(seat.ep, grid.ep), Among(seat.etp, etp)
     # what predicts further tokens embeds them, and a head apart from its embedding is a copy: megatron/core/models/gpt/gpt_model.py
     also: tuple[str, ...] = ("embed", "position") if further else ()
     also += ("head",) if last and not first and value(config, "tied") else ()
-    return Unit(name, (*span, *further), span.start, first, last, *shares, also=also)
+    stop = span.stop if value(config, "halves") else None
+    return Unit(name, (*within(at, span), *further), span.start, first, last, *shares, also=also, stop=stop)
 
 
 def unit_name(seat: Seat, chunk: int) -> str:

@@ -184,7 +184,8 @@ def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padd
     fields = source.inventory.config
     places = seats(grid if modules else replace(grid, ep=1, etp=None), ranks)
     if modules:
-        said: dict[str, Value] = {"padded_vocab": _padded({**fields, "padded_vocab": None}, {}, grid, padded)}
+        rows = _padded({**fields, "padded_vocab": None}, {}, grid, padded)
+        said: dict[str, Value] = {"padded_vocab": rows, "halves": value(fields, "halves")}
         held = megatron_units(grid, {**fields, **said}, places)
         return Destination(MODULES, [unit for unit, _ in held.values()], Placement(places, held), ranks, said)
     if grid.vp > 1 or grid.cp > 1 or grid.etp is not None or grid.layers is not None:

@@ -180,6 +180,7 @@ FIELDS = (
         "layer_ffn", int, None, "width inside the MLP of each layer, 1 where it has none; None where all are alike", many=True
     ),
     Field("hybrid", bool, False, "a layer is one block alone, with one norm"),
+    Field("halves", bool, False, "what mixes tokens and the MLP behind it are stored as two layers", storage=True),
     Field("ssm_heads", int, 0, "Mamba-2: heads", least=0, of="M"),
     Field("ssm_head_dim", int, 0, "Mamba-2: width of one head", least=0, of="M"),
     Field("ssm_groups", int, 0, "Mamba-2: groups of heads that share B and C", least=0, of="M"),

@@ -5,6 +5,7 @@ a gate, a LayerNorm has a bias, a tied model has no head of its own. A family fi
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from types import EllipsisType
 
 from carnet.model.fields import BY_NAME, SET, Condition, Config, Value
@@ -102,6 +103,18 @@ def layers(config: Config) -> Sequence[Config]:
             known[key] = {**common, **own, "mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
         found.append(known[key])
     return found + [{**found[-1], "is_mtp": True}] * number(config, "mtp")
+
+
+def stored_at(config: Config) -> list[tuple[int, int]]:
+    """Return under which numbers the two halves of each layer are stored: its own, but where each half counts as a layer.
+
+    >>> stored_at({"layers": 3, "blocks": "*- - *E", "halves": True})
+    [(0, 1), (2, 2), (3, 4)]
+    """
+    if not value(config, "halves"):
+        return [(layer, layer) for layer in range(number(config, "layers"))]
+    ends = [*accumulate(len(word.strip(".")) for word in blocks(config))]
+    return [(end - len(word), end - 1) for end, word in zip(ends, blocks(config), strict=True)]
 
 
 def tensors(config: Config, layer: Config) -> dict[str, Tensor]:

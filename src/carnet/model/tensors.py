@@ -88,6 +88,11 @@ class Tensor:
         """Say whether every expert has one of its own: the first axis."""
         return self.axes[0] == "expert" and len(self.axes) > 1 and self.role != GATE
 
+    @property
+    def half(self) -> int:
+        """Return 1 for what is of a layer's MLP, 0 for what comes before."""
+        return int("mlp" in self.when)
+
     def at(self, layer: int = 0) -> "Canonical":
         """Return its name, in a layer if it is one of a layer."""
         return _named(self.part, layer if self.stage == "layer" else None)
@@ -179,7 +184,7 @@ TENSORS = (
     _norm("attention.k_norm", "dim", qk_norm="head", **GQA),
     _norm("attention.q_whole_norm", "kv rep dim", qk_norm="whole", **GQA),
     _norm("attention.k_whole_norm", "kv dim", qk_norm="whole", **GQA),
-    _norm("attention_out_norm", "hidden", norm_after=True),
+    _norm("attention_out_norm", "hidden", norm_after=True, mixer=SET),
     _linear("mla.q", "kv qk | hidden", "latent", q_compressed=False, **MLA),
     _linear("mla.q_a", "q_lora | hidden", "latent", q_compressed=True, **MLA),
     _norm("mla.q_a_norm", "q_lora", q_compressed=True, **MLA),
@@ -229,7 +234,7 @@ TENSORS = (
     _bias("mlp.gate_bias", "ffn", gated=True, mlp_bias=True, **DENSE),
     _bias("mlp.up_bias", "ffn", mlp_bias=True, **DENSE),
     _bias("mlp.down_bias", "hidden", mlp_bias=True, **DENSE),
-    _norm("mlp_out_norm", "hidden", norm_after=True),
+    _norm("mlp_out_norm", "hidden", norm_after=True, mlp=SET),
     _gate("moe.router", "expert | hidden", **MOE),
     _state("moe.router_bias", "expert", router_bias=True, **MOE),
     _linear("moe.latent_in", "moe_hidden | hidden", **LATENT),

@@ -184,6 +184,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         "ep": 1,
         "moe_tp": 1,
         "embedding": "none",
+        "halves": False,
     }
     embed = next(
         stored

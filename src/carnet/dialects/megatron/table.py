@@ -75,8 +75,8 @@ FIELDS: tuple[Field, ...] = (
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
     place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
     Spread(
-        *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str), blocks_of, frequencies),
-        more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED),
+        *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str, False), blocks_of, frequencies),
+        more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED, "multi_latent_attention"),
     ),
     # they have values in all arguments, and a meaning where there is such a layer
     *(
