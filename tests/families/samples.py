@@ -192,7 +192,7 @@ def deltas(random: Random, ranks: int, config: Config) -> Fields:
         "gdn_value_dim": random.randint(1, 3),
         "gdn_conv": random.randint(1, 4),
         "linear_kind": "gdn",
-        "blocks": mixtures(mixtures_of(config), mixers),
+        "blocks": mixtures(mixtures_of(config), mixers) if "G" in mixers else config.get("blocks"),
     }
 
 
@@ -291,6 +291,8 @@ SAMPLES: dict[str, Sample] = {
     "qwen3_next, some layers dense": Sample(
         "hf megatron", (*MLP, experts, two_chosen, one_shared, dense_anywhere, deltas), SILU
     ),
+    "qwen3_5": Sample("hf megatron", (*MLP, deltas), SILU),
+    "qwen3_5_moe": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, one_shared, deltas), SILU),
     "llama4": Sample("hf", (*MLP, experts, one_shared, dense_between, chunks), {**SILU, **SHARPENED, "qk_norm": "plain"}),
     "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),

@@ -221,15 +221,18 @@ def loaded():
 
 @pytest.fixture
 def saved(tmp_path):
-    """Save a model that transformers makes of a config, every parameter and every choosing bias random."""
+    """Save a model that transformers makes of a config, every parameter and every choosing bias random.
 
-    def save(config, dtype=torch.float32):
+    ``as_held`` saves the tensors that the class holds, not those that models of before its time were published with.
+    """
+
+    def save(config, dtype=torch.float32, *, as_held=False):
         torch.manual_seed(17)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
         chosen = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
         for tensor in (*model.parameters(), *chosen):
             torch.nn.init.normal_(tensor, std=0.2)
-        model.save_pretrained(tmp_path / "hf")
+        model.save_pretrained(tmp_path / "hf", save_original_format=not as_held)
         return tmp_path / "hf"
 
     return save
@@ -239,12 +242,12 @@ def saved(tmp_path):
 def there_and_again(saved, tmp_path):
     """Take a model of transformers through other layouts back to a folder: the tensors, the logits and the config are the same.
 
-    Names that end with one of ``summed`` come back in float32.
+    Names that end with one of ``summed`` come back in float32; ``family`` is what the last layout is called where it could be several.
     """
 
-    def go(config, *stops, spelled_otherwise=(), dtype=torch.float32, summed=()):
-        at = saved(config, dtype)
-        for number, stop in enumerate((*stops, {"to": "hf"})):
+    def go(config, *stops, spelled_otherwise=(), dtype=torch.float32, summed=(), as_held=False, family=None):
+        at = saved(config, dtype, as_held=as_held)
+        for number, stop in enumerate((*stops, {"to": "hf", "family": family})):
             assert carnet.cross(at, tmp_path / f"stop{number}", **stop).equal
             at = tmp_path / f"stop{number}"
         before, after = load_file(tmp_path / "hf/model.safetensors"), load_file(at / "model.safetensors")

@@ -23,6 +23,8 @@ SMALL = {"window": 8, "chunk": 16}  # shorter than the text
 OF: dict[str, Fields] = {  # a sample's own
     "qwen3_next": {"blocks": "GE *E"},
     "qwen3_next, some layers dense": {"blocks": "G- *E"},
+    "qwen3_5": {"blocks": "G- *-"},
+    "qwen3_5_moe": {"blocks": "GE *E"},
     "nemotron_h": {"layers": 3, "blocks": "M * -"},
     "nemotron_h, mixtures": {"layers": 3, "blocks": "E M *"},
     "nemotron_h, latent mixtures": {"layers": 3, "blocks": "E M *"},

@@ -31,6 +31,8 @@ FINE = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size"
 MODELS = {
     **BASES,
     "qwen3_next": (hf.Qwen3NextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
+    "qwen3_5": (hf.Qwen3_5TextConfig, {**SIZES, "num_hidden_layers": 6}),
+    "qwen3_5_moe": (hf.Qwen3_5MoeTextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
     "olmoe": (hf.OlmoeConfig, {**SIZES, "num_experts": 4, "num_experts_per_tok": 2}),
     "minimax_m2": (hf.MiniMaxM2Config, {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "rotary_dim": 8}),
     "seed_oss": (hf.SeedOssConfig, WIDE),
@@ -44,6 +46,7 @@ MODELS = {
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}
 MANY_HEADS = {"num_attention_heads": 256, "num_key_value_heads": 64, "hidden_size": 2560}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 7.0}
+MROPE = {"rope_type": "default", "rope_theta": 7.0, "mrope_section": [1, 2, 1], "mrope_interleaved": True}
 # family -> what its small model may be besides: no field is then what another one says, and no class has it as its default
 CHANGES = {
     **dict.fromkeys(MODELS, ({}, HEADS, MANY_HEADS)),
@@ -58,6 +61,8 @@ CHANGES = {
     "qwen2_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
     "qwen3_moe": ({}, HEADS, {**MANY_HEADS, "decoder_sparse_step": 2}),
     "nemotron_h": ({}, HEADS, HYBRID),
+    "qwen3_5": ({}, HEADS, {"linear_num_value_heads": 64, "rope_parameters": MROPE}),
+    "qwen3_5_moe": ({}, HEADS, {"linear_num_value_heads": 64, "rope_parameters": MROPE}),
     "qwen3_next": ({}, HEADS, {"decoder_sparse_step": 2, "full_attention_interval": 3, "linear_num_value_heads": 64}),
 }
 TABLE = [(name, change) for name, changes in CHANGES.items() for change in changes]

@@ -294,7 +294,7 @@ def test_what_megatron_cannot_be_told_is_refused_by_name(name, saved, tmp_path):
 
 
 # of these megatron-core needs kernels for an accelerator, or transformers has no class
-ELSEWHERE = {"mamba2", "nemotron_h", "nemotron_nas", "qwen3_next"}
+ELSEWHERE = {"mamba2", "nemotron_h", "nemotron_nas", "qwen3_next", "qwen3_5", "qwen3_5_moe"}
 
 
 def test_no_family_is_left_out():

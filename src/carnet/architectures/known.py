@@ -25,7 +25,7 @@ from carnet.architectures.olmo import OLMO2
 from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
-from carnet.architectures.qwen3_next import QWEN3_NEXT
+from carnet.architectures.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
 from carnet.dialects.configs import canonical, lookup, read, strange, unsaid
@@ -70,6 +70,8 @@ FAMILIES = (
     NEMOTRON_H,
     NEMOTRON_NAS,
     QWEN3_NEXT,
+    QWEN3_5,
+    QWEN3_5_MOE,
     MINIMAX_M2,
     GLM4,
     GLM4_MOE,

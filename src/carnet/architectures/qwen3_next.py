@@ -1,14 +1,19 @@
-"""Qwen3-Next: three layers of Gated DeltaNet to one of gated attention, a mixture with a weighed shared expert in each.
+"""Qwen3-Next, and the text models of Qwen3.5 and 3.6: three layers of Gated DeltaNet to one of gated attention.
 
-transformers: modeling_qwen3_next.py. Rows of its projections are grouped by key head, and by query head. All norms scale by one more
-than they store, but for the one that is gated. Layers that predict further tokens have no class there, and no word in the config.
+transformers: modeling_qwen3_next.py, modeling_qwen3_5.py, modeling_qwen3_5_moe.py. Rows of Qwen3-Next's projections are grouped by key
+head, those of Qwen3.5 lie apart; all are grouped by query head. All norms scale by one more than they store, but for the one that is
+gated. Layers that predict further tokens have no class there. A mixture has a weighed shared expert beside the others.
 """
+
+from collections.abc import Iterator
+from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
+from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import fuse, row
+from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config
 from carnet.model.model import blocks, mixtures, number
@@ -21,60 +26,101 @@ ATTENTION = (
 )
 DELTA = LAYER + "linear_attn."
 QKVZ = {"gdn.q": "key_dim", "gdn.k": "key_dim", "gdn.v": "value value_dim", "gdn.z": "value value_dim"}
+QKV = {"gdn.q": "key key_dim", "gdn.k": "key key_dim", "gdn.v": "key value value_dim"}
 CONV = {"gdn.conv_q": "key key_dim", "gdn.conv_k": "key key_dim", "gdn.conv_v": "key value value_dim"}
-DELTA_NET = (
+BY_KEY_HEAD = (
     fuse(DELTA + "in_proj_qkvz.weight", "(key *) hidden", QKVZ),
     fuse(DELTA + "in_proj_ba.weight", "(key *) hidden", {"gdn.b": "value", "gdn.a": "value"}),
+)
+APART = (
+    fuse(DELTA + "in_proj_qkv.weight", "* hidden", QKV),
+    row(DELTA + "in_proj_z.weight", "(key value value_dim) hidden", "gdn.z"),
+    row(DELTA + "in_proj_b.weight", "(key value) hidden", "gdn.b"),
+    row(DELTA + "in_proj_a.weight", "(key value) hidden", "gdn.a"),
+)
+DELTA_NET = (
     fuse(DELTA + "conv1d.weight", "* 1 gdn_conv", CONV),
     row(DELTA + "dt_bias", "(key value)", "gdn.dt_bias"),
     row(DELTA + "A_log", "(key value)", "gdn.a_log"),
     row(DELTA + "norm.weight", "value_dim", "gdn.out_norm", whole=True),
     row(DELTA + "out_proj.weight", "hidden (key value value_dim)", "gdn.o"),
 )
-MIXTURE = (
-    *hf.experts(),
+# as published: all experts of a layer in one tensor. What is coded has a module for each, as engines look for it
+STACKED = (
+    fuse(
+        LAYER + "mlp.experts.gate_up_proj",
+        "expert * moe_hidden",
+        {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"},
+        written={"coded": False},
+    ),
+    row(LAYER + "mlp.experts.down_proj", "expert moe_hidden moe_ffn", "moe.down", written={"coded": False}),
+)
+EACH = tuple(replace(row, written={"coded": True}) if "{expert}" in row.name else row for row in hf.experts())
+SHARED = (
     *hf.gated("mlp.shared_expert", "shared", "shared_ffn"),
     row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),
 )
+FURTHER = {"mtp.*": "layers that predict further tokens: transformers leaves them out, too"}
 KINDS = ("linear_attention", "full_attention")
+TRAITS: Config = {**LLAMA_TRAITS, "activation": "silu", "qk_norm": "head", "attention_gate": True}
+FIELDS: tuple[Field, ...] = (
+    *hf.ATTENTION_BIASES,
+    hf.TIED,
+    place("linear_kind", default="gdn"),
+    place("gdn_conv", "linear_conv_kernel_dim", default=4),
+    place("gdn_key_dim", "linear_key_head_dim", default=128),
+    place("gdn_value_dim", "linear_value_head_dim", default=128),
+    place("gdn_keys", "linear_num_key_heads", default=16),
+    place("gdn_values", "linear_num_value_heads", default=32),
+)
+
+
+def _mixture(experts: int, topk: int) -> tuple[Field, ...]:
+    return (
+        place("experts", "num_experts", default=experts),
+        place("topk", "num_experts_per_tok", default=topk),
+        place("moe_ffn", "moe_intermediate_size", default=512),
+        place("shared_ffn", "shared_expert_intermediate_size", default=512),
+    )
+
+
+def _mixers(listed: list[str] | None, every: int, config: Config) -> str:
+    """Return a letter a layer: of the kinds that are listed, or every so manieth attends."""
+    expect(listed or every > 0, "a step")
+    attends = hf.marks_of(listed, config, KINDS) if listed else hf.every(every, number(config, "layers"))
+    return "".join("G*"[mark] for mark in attends)
+
+
+def _listed(config: Config) -> list[str]:
+    return [KINDS["*" in word] for word in blocks(config)]
 
 
 def _blocks(said: tuple[list[int] | None, int, list[str] | None, int], config: Config) -> str | None:
-    """Return the blocks: mixtures as in other Qwens; layers are of the kinds that are listed, or every so manieth attends."""
+    """Return the blocks: mixtures as in other Qwens."""
     without, step, listed, every = said
-    count = number(config, "layers")
-    expect(listed or every, "a step")
-    attends = hf.marks_of(listed, config, KINDS) if listed else [(layer + 1) % every == 0 for layer in range(count)]
-    return mixtures(hf.mixed(without, step, config), "".join("G*"[mark] for mark in attends))
+    return mixtures(hf.mixed(without, step, config), _mixers(listed, every, config))
 
 
 QWEN3_NEXT = Family(
     name="qwen3_next",
     needs=MIXED,
-    traits={**LLAMA_TRAITS, "activation": "silu", "qk_norm": "head", "attention_gate": True, "shared_gate": True},
+    traits={**TRAITS, "shared_gate": True},
     hf=hf.dialect(
         "Qwen3NextForCausalLM",
         "qwen3_next",
-        (hf.EMBED, *hf.NORMS, *ATTENTION, *DELTA_NET, *hf.GATED_MLP, *MIXTURE, hf.FINAL_NORM, hf.HEAD),
+        (
+            *(hf.EMBED, *hf.NORMS, *ATTENTION, *BY_KEY_HEAD, *DELTA_NET),
+            *(*hf.GATED_MLP, *hf.experts(), *SHARED, hf.FINAL_NORM, hf.HEAD),
+        ),
         (
             *hf.LLAMA_FIELDS,
             hf.rope_percent(0.25),
-            *hf.ATTENTION_BIASES,
-            hf.TIED,
-            place("linear_kind", default="gdn"),
-            place("gdn_conv", "linear_conv_kernel_dim", default=4),
-            place("gdn_key_dim", "linear_key_head_dim", default=128),
-            place("gdn_value_dim", "linear_value_head_dim", default=128),
-            place("gdn_keys", "linear_num_key_heads", default=16),
-            place("gdn_values", "linear_num_value_heads", default=32),
-            place("experts", "num_experts", default=512),
-            place("topk", "num_experts_per_tok", default=10),
-            place("moe_ffn", "moe_intermediate_size", default=512),
-            place("shared_ffn", "shared_expert_intermediate_size", default=512),
+            *FIELDS,
+            *_mixture(512, 10),
             place("router_normed", "norm_topk_prob", default=True),
             Spread(
                 *("blocks", "mlp_only_layers", (list[int], 1, list[str], 4), _blocks),
-                lambda c: ((hf.dense(c), 1, [KINDS["*" in word] for word in blocks(c)], None),),
+                lambda c: ((hf.dense(c), 1, _listed(c), None),),
                 more=("decoder_sparse_step", "layer_types", "full_attention_interval"),
             ),
         ),
@@ -82,7 +128,79 @@ QWEN3_NEXT = Family(
         fixed={"hidden_act": "silu"},
         ignored="output_router_logits router_aux_loss_coef use_sliding_window",
         zero_centred=True,
-        dropped={"mtp.*": "layers that predict further tokens: transformers leaves them out, too"},
+        dropped=FURTHER,
+    ),
+    trtllm=None,
+)
+
+
+FFN = place("ffn", "intermediate_size")
+ROPED: tuple[Field, ...] = (
+    *(field for field in hf.LLAMA_FIELDS if field not in hf.ROPE and field != FFN),
+    *hf.ROPE_PARAMETERS,
+    place("rope_percent", "rope_parameters.partial_rotary_factor", "partial_rotary_factor", default=0.25),
+)
+
+
+def _kinds(config: Config) -> Iterator[tuple[list[str], int | None]]:
+    """Yield the list, with the step that says the same: transformers reads the one, SGLang the other."""
+    listed = _listed(config)
+    yield from ((listed, step) for step in ([*listed, KINDS[1]].index(KINDS[1]) + 1, None))
+
+
+def _layers(mixed: bool) -> Spread:
+    """Return the row of the blocks, all of them mixtures or none."""
+
+    def meaning(said: tuple[list[str] | None, int], config: Config) -> str | None:
+        mixers = _mixers(*said, config)
+        return mixtures([mixed] * len(mixers), mixers) if "G" in mixers else None
+
+    return Spread("blocks", "layer_types", (list[str], 4), meaning, _kinds, more=("full_attention_interval",))
+
+
+def _hf(architecture: str, model_type: str, rows: tuple[Row, ...], fields: tuple[Field, ...], kv_heads: int) -> Dialect:
+    """Write the dialect of Qwen3.5, as published: rotary positions below one key."""
+    return hf.dialect(
+        architecture,
+        model_type,
+        (hf.EMBED, *hf.NORMS, *ATTENTION, *APART, *DELTA_NET, *rows, hf.FINAL_NORM, hf.HEAD),
+        (*ROPED, *FIELDS, *fields),
+        absent={"num_key_value_heads": kv_heads, "head_dim": 256},
+        fixed={"hidden_act": "silu"},
+        written={"rope_parameters.rope_type": "default", "mamba_ssm_dtype": "float32"},
+        guards={
+            "mlp_only_layers": ([],),
+            "attn_output_gate": (True,),
+            "output_gate_type": ("swish", "silu"),
+            "mtp_use_dedicated_embeddings": (False,),
+        },
+        ignored="output_router_logits router_aux_loss_coef mtp_num_hidden_layers intermediate_size",
+        zero_centred=True,
+        dropped=FURTHER,
+    )
+
+
+QWEN3_5 = Family(
+    name="qwen3_5",
+    traits=TRAITS,
+    hf=_hf("Qwen3_5ForCausalLM", "qwen3_5_text", hf.gated("mlp", "mlp", "ffn"), (FFN, _layers(mixed=False)), 4),
+    trtllm=None,
+)
+QWEN3_5_MOE = Family(
+    name="qwen3_5_moe",
+    needs=MIXED,
+    traits={**TRAITS, "shared_gate": True},
+    hf=_hf(
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        (*EACH, *STACKED, *SHARED),
+        (
+            *_mixture(256, 8),
+            place("ffn", default=lambda c: c["moe_ffn"]),
+            place("router_normed", default=True),
+            _layers(mixed=True),
+        ),
+        2,
     ),
     trtllm=None,
 )

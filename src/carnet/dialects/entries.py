@@ -137,14 +137,21 @@ BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies befor
 
 
 def entries(
-    dialect: Dialect, config: Config, present: Present, spelling: str = "", among: Sequence[Unit] | None = None
+    dialect: Dialect,
+    config: Config,
+    present: Present,
+    spelling: str = "",
+    among: Sequence[Unit] | None = None,
+    *,
+    coded: bool = False,
 ) -> Iterator[Entry]:
     """Yield the stored tensors of a model: those of ``present`` that a row names, or all that a target needs, layer by layer.
 
-    ``among`` are the units that hold the model, where the names that are there cannot tell.
+    ``among`` are the units that hold the model, where the names that are there cannot tell. ``coded`` says that a target has codes.
     """
     what, stored = layers(config), stored_at(config)
     top = tensors(config, config)
+    facts: Config = {"spelling": spelling, "coded": coded}
     for unit in units(dialect, config, present) if among is None else among:
         prefix = _prefix(dialect, unit, present)
         found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
@@ -154,7 +161,7 @@ def entries(
         inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
         for row in dialect.rows:
             for kind, known, same in inside if "{layer}" in row.name else [(config, top, [0])]:
-                if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, "spelling": spelling})):
+                if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, **facts})):
                     continue
                 if _applies(row, dialect, known, config, present, unit.also):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present, stored)
@@ -171,12 +178,13 @@ def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]
     """Return how a dialect stores the tensors of a model: equal where all files would have the same names, shapes and numbers."""
     kinds = {id(layer): layer for layer in layers(config)}.values()
     inside = [(layer, tensors(config, layer)) for layer in kinds]
+    facts: Config = {"spelling": "", "coded": False}
     top = tensors(config, config)
     return frozenset(
         (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred and not row.whole)
         for row in dialect.rows
         for kind, known in (inside if "{layer}" in row.name else [(config, top)])
-        if holds({**row.when, **row.written}, {**kind, "spelling": ""}) and all(part in known for part, _ in row.pattern.parts)
+        if holds({**row.when, **row.written}, {**kind, **facts}) and all(part in known for part, _ in row.pattern.parts)
     )
 
 

@@ -151,6 +151,25 @@ ROPE = (
 )
 
 
+def _sections(said: tuple[list[int] | None, bool | None], _: Config) -> tuple[int, ...] | None:
+    """Return the sections; transformers takes turns of them whatever the config says, vLLM where it says so."""
+    expect(said[1] is not False, "sections that take turns")
+    expect(said[0] is None or len(said[0]) == 3, "three sections")
+    return tuple(said[0]) if said[0] else None
+
+
+# as transformers 5 writes all of it, and models are published that have places for images
+ROPE_PARAMETERS = (
+    place("rope_theta", "rope_parameters.rope_theta", "rope_theta", default=10000.0),
+    *rope("rope_parameters", "rope_scaling"),
+    Spread(
+        *("rope_sections", "rope_parameters.mrope_section", (list[int], bool), _sections),
+        lambda c: ((value(c, "rope_sections"), True if value(c, "rope_sections") else None),),
+        more=("rope_parameters.mrope_interleaved",),
+    ),
+)
+
+
 def rope_percent(default: float) -> Place:
     """Write the row of the part of a head that is rotated, which a class takes for so much where nothing is said."""
     return place("rope_percent", "partial_rotary_factor", "rope_parameters.partial_rotary_factor", default=default)

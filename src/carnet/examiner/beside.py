@@ -63,7 +63,7 @@ def _known(source: Side, asked: Asked) -> Amaxes:
     """Tie what calibration found to canonical tensors: the largest, where experts have one each."""
     found: dict[tuple[str, str], float] = {}
     config = {**source.inventory.config, "padded_vocab": None}
-    for entry in entries(source.inventory.family.hf, config, None) if asked.amax else ():
+    for entry in entries(source.inventory.family.hf, config, None, coded=True) if asked.amax else ():
         for what in ("input", "k", "v"):
             amax = asked.amax.get(f"{entry.name.removesuffix('.weight')}.{what}_amax")
             for view in entry.views if amax is not None else ():

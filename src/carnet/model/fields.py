@@ -35,13 +35,21 @@ def _reach(config: Config, name: str) -> int:
     return found if isinstance(found, int) else 0
 
 
+def _dense(config: Config) -> bool:
+    """Say whether any layer has an MLP that is no mixture."""
+    words = config.get("blocks")
+    return "-" in words if isinstance(words, str) else not config.get("experts")
+
+
 FIELDS = (
     Field("layers", int, ..., "decoder layers", most=1 << 16),
     Field("hidden", int, ..., "width of the residual stream"),
     Field("heads", int, 1, "query heads", of="*"),
     Field("kv_heads", int, 1, "key and value heads, of the first layer that has any", of="*"),
     Field("head_dim", int, 1, "width of one head", of="*"),
-    Field("ffn", int, 1, "width inside the MLP, of the first layer that has one", of="-E"),
+    Field(
+        "ffn", int, 1, "width inside the MLP, of the first layer that has one", of="-E", moot=lambda config: not _dense(config)
+    ),
     Field("vocab", int, ..., "true size of the vocabulary, without padding", remedy="name it with --vocab-size"),
     Field("positions", int, 1, "longest sequence; rows of a learned position table", of="*"),
     Field("norm", str, ..., "rms or layer (mean removed, with a bias)"),
@@ -67,6 +75,14 @@ FIELDS = (
     Field("rope_low", float, None, "llama3: wavelengths above original / low are stretched fully"),
     Field("rope_high", float, None, "llama3: wavelengths below original / high are left alone"),
     Field("rope_original", int, None, "sequence length before stretching"),
+    Field(
+        "rope_sections",
+        int,
+        None,
+        "how many frequencies turn with the time, the height and the width of an image; of text these are one",
+        soft=True,
+        many=True,
+    ),
     Field("rope_percent", float, 1.0, "part of a head that is rotated"),
     Field("qkv_bias", bool, False, "query, key and value projections have a bias", of="*"),
     Field("out_bias", bool, False, "the attention's output projection has a bias", of="*"),

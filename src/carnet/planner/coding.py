@@ -107,7 +107,7 @@ def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) ->
     """Tie what calibration found, under the names of Hugging Face modules, to canonical tensors."""
     left = dict(calibration)
     found: dict[tuple[str, str], float] = {}
-    for entry in entries(family.hf, {**config, "padded_vocab": None}, None) if calibration else ():
+    for entry in entries(family.hf, {**config, "padded_vocab": None}, None, coded=True) if calibration else ():
         module = entry.name.removesuffix(".weight")
         for what in ("input", "k", "v"):
             amax = left.pop(f"{module}.{what}_amax", None)
