@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConf
 from transformers.pytorch_utils import Conv1D
 
 from carnet import api
-from carnet.errors import BadRequest, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.quantize.recipes import RECIPES
 from tests.quantize.test_published import four_bits
 from tests.referees import roomy
@@ -239,3 +239,42 @@ def test_experts_in_one_tensor_are_refused_by_name_and_can_be_left_plain(name, t
         said.append(excludes(refusal))
     exported("mxfp8 without experts", [made(name)], tmp_path / "theirs")
     same_as_modelopt(name, "mxfp8", tmp_path / "theirs" / made(name).name, tmp_path, exclude=said[0])
+
+
+@pytest.mark.parametrize("wish", ["fp8", "nvfp4"])
+def test_experts_in_one_tensor_that_modelopt_coded_are_read_bit_for_bit(wish, tmp_path):
+    """Codes of experts lie [in, out], two in a byte along the inputs, under names that are longer than the parameter's."""
+    names = [name for name in NAMES if name in ("gpt_oss", "llama4")]
+    exported(wish, [made(name) for name in names], tmp_path / "theirs")
+    for name in names:
+        theirs = tmp_path / "theirs" / made(name).name
+        stored, plain = tensors(theirs), tensors(api.run(api.plan(theirs, to="hf", dtype="bf16"), tmp_path / f"{name} plain"))
+        assert {at for at in plain if stored[at].dtype != torch.bfloat16} >= {*parameters(name)}
+        for at, found in plain.items():
+            beside = f"{at}_weight_scale" if at in parameters(name) else f"{at}_scale"
+            codes, scale = (stored.get(each, torch.ones(())) for each in (at, beside))
+            if codes.dtype == torch.uint8:
+                turn = (lambda each: each.mT) if at in parameters(name) else (lambda each: each)
+                expected = turn(four_bits(turn(codes), turn(scale), stored[f"{beside}_2"]))
+            else:
+                expected = codes.float() * scale
+            assert torch.equal(found, expected.to(found.dtype)), at
+        assert api.verify(theirs, tmp_path / f"{name} plain", dtype="bf16").equal
+        assert differing(tensors(api.run(api.plan(theirs, to="hf"), tmp_path / f"{name} same")), stored) == {}
+
+
+@pytest.mark.parametrize("wish", ["fp8", "nvfp4"])
+def test_a_wrong_scale_of_experts_in_one_tensor_is_found(wish, tmp_path):
+    exported(wish, [made("gpt_oss")], tmp_path / "theirs")
+    theirs = tmp_path / "theirs" / made("gpt_oss").name
+    plain = api.run(api.plan(theirs, to="hf", dtype="bf16"), tmp_path / "plain")
+    stored = tensors(theirs)
+    at = parameters("gpt_oss")[0]
+    scale = stored[f"{at}_weight_scale"]
+    stored[f"{at}_weight_scale"] = (scale.float() * 2).to(scale.dtype)
+    save_file(stored, theirs / "model.safetensors")
+    assert not api.verify(theirs, plain, dtype="bf16").equal
+    del stored[f"{at}_weight_scale"]
+    save_file(stored, theirs / "model.safetensors")
+    with pytest.raises(BadCheckpoint, match=f"the scale '{at}_weight_scale' is missing"):
+        api.plan(theirs, to="hf", dtype="bf16")

@@ -10,7 +10,8 @@ from carnet.dtypes import array_type
 from carnet.examiner.scales import Array, Floats, divisors, nearest, unpacked
 from carnet.examiner.tensor_files import TensorFiles, region
 from carnet.formats.stored import Coded, Stored
-from carnet.quantize.recipes import BY_NAME, PACKED, grid
+from carnet.quantize.recipes import BY_NAME, PACKED, Recipe, grid
+from carnet.quantize.styles import around
 
 MEANT = "f32"  # the type of the numbers that codes mean
 
@@ -20,9 +21,15 @@ def codes_at(tensor_files: TensorFiles, coded: Coded, box: Box) -> NDArray[np.ui
     recipe = BY_NAME[coded.recipe]
     each = PACKED[recipe.packing]
     first, last = box.start[-1] // each, -(-(box.start[-1] + box.shape[-1]) // each)
-    stored = region(tensor_files, coded.codes, Box((*box.start[:-1], first), (*box.shape[:-1], last - first)))
+    start, shape = around(recipe, (*box.start[:-1], first)), around(recipe, (*box.shape[:-1], last - first))
+    stored = _around(recipe, region(tensor_files, coded.codes, Box(start, shape)))
     skip = box.start[-1] - first * each
     return unpacked(recipe, stored)[..., skip : skip + box.shape[-1]]
+
+
+def _around(recipe: Recipe, stored: Array) -> Array:
+    """Return what is stored with the rows and columns of the matrix."""
+    return np.ascontiguousarray(stored.swapaxes(-1, -2)) if recipe.turned else stored
 
 
 def scales_of(tensor_files: TensorFiles, coded: Coded, number: int) -> Array:
@@ -37,11 +44,18 @@ def scales_at(tensor_files: TensorFiles, coded: Coded, experts: slice, rows: sli
     assert coded.scales is not None, "codes stand under scales"
     count = prod(coded.shape[:-2])
     shape = grid(BY_NAME[coded.recipe], (coded.shape[-2], coded.shape[-1]))
-    if coded.scales.shape != ((count, *shape) if len(coded.shape) > 2 else shape):  # one number, spelled otherwise
-        return np.asarray(numbers(tensor_files, coded.scales).reshape(count, *shape)[experts, rows, columns])
+    recipe = BY_NAME[coded.recipe]
+    if around(recipe, coded.scales.shape) != (
+        (count, *shape) if len(coded.shape) > 2 else shape
+    ):  # one number, spelled otherwise
+        found = numbers(tensor_files, coded.scales).reshape(-1, *shape)  # it may stand over all experts
+        return np.broadcast_to(found, (count, *shape))[experts, rows, columns]
     parts = [experts, rows, columns][3 - len(coded.scales.shape) :]
-    box = Box(tuple(part.start for part in parts), tuple(part.stop - part.start for part in parts))
-    found = np.ascontiguousarray(region(tensor_files, coded.scales, box)).view(array_type(coded.scales.dtype))
+    start, size = (
+        around(recipe, tuple(map(of, parts))) for of in (lambda part: part.start, lambda part: part.stop - part.start)
+    )
+    held = np.ascontiguousarray(region(tensor_files, coded.scales, Box(start, size))).view(array_type(coded.scales.dtype))
+    found = _around(recipe, held)
     return found.reshape(experts.stop - experts.start, rows.stop - rows.start, columns.stop - columns.start)
 
 

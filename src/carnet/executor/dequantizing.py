@@ -129,8 +129,9 @@ def _sheet(worker: Worker, tensor: str, file: str, encoding: Encoding, rows: Spa
     recipe = BY_NAME[encoding.recipe]
     each = PER_BYTE[recipe.packing]
     left, right = _bytes(recipe, columns)
-    first = (encoding.first + rows[0] * encoding.shape[1]) // each + left
-    codes = _read(worker, file, first, encoding.shape[1] // each, (rows[1] - rows[0], right - left), worker.block)
+    tall, wide = encoding.shape[0], encoding.shape[1] // each
+    strides = (1, tall) if recipe.turned else (wide, 1)
+    codes = _region(worker, file, encoding.first // each, strides, 1, rows, (left, right), worker.block)
     (top, bottom), (start, stop) = _blocks(encoding, recipe, rows, columns)
     scales = _numbers(worker, encoding.scales, (top, bottom), (start, stop))
     outer = None if encoding.outer is None else float(_numbers(worker, encoding.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
@@ -178,11 +179,31 @@ def _rectangle(sheet: Sheet, rows: Span, columns: Span, to: str) -> Array:
 
 
 def _numbers(worker: Worker, place: Place, rows: Span, columns: Span) -> Array:
-    item, pitch = DTYPES[place.dtype].nbytes, place.strides[0]
-    begin = place.offset + (rows[0] * pitch + columns[0]) * item
-    size = rows[1] - rows[0], (columns[1] - columns[0]) * item
-    lines = _read(worker, place.file, begin, pitch * item, size, np.empty(size[0] * max(size[1], pitch * item), np.uint8))
-    return np.ascontiguousarray(lines).view(array_type(place.dtype))
+    item = DTYPES[place.dtype].nbytes
+    strides = tuple(stride * item for stride in place.strides)
+    return _region(worker, place.file, place.offset, strides, item, rows, columns).view(array_type(place.dtype))
+
+
+def _region(
+    worker: Worker,
+    name: str,
+    begin: int,
+    strides: tuple[int, ...],
+    item: int,
+    rows: Span,
+    columns: Span,
+    buffer: Bytes | None = None,
+) -> Array:
+    """Return the bytes of some rows and columns of items; columns may stand under each other. All sizes are bytes."""
+    begin += rows[0] * strides[0] + columns[0] * strides[1]
+    tall, wide = rows[1] - rows[0], columns[1] - columns[0]
+    turned = strides[1] > item
+    pitch, (lines, width) = (strides[1], (wide, tall)) if turned else (strides[0], (tall, wide))
+    space = np.empty(lines * max(width * item, pitch), np.uint8) if buffer is None else buffer
+    found = _read(worker, name, begin, pitch, (lines, width * item), space)
+    if turned:
+        found = found.reshape(lines, width, item).transpose(1, 0, 2).reshape(tall, wide * item)
+    return np.ascontiguousarray(found) if buffer is None or turned else found
 
 
 def _read(worker: Worker, name: str, begin: int, pitch: int, size: tuple[int, int], buffer: Bytes) -> Array:

@@ -6,15 +6,15 @@ What others have published is read in more forms than one; what carnet or a prog
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entries import Entry, as_linear, turned
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.stored import Coded, Key, Stored, label_of, reshaped
 from carnet.model.tensors import HEAD, LINEAR
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
-from carnet.quantize.recipes import PACKED, Recipe, codes_dtype
-from carnet.quantize.styles import SCALAR, Kept, Style, beside, ends_in
+from carnet.quantize.recipes import BY_NAME, PACKED, STACKED, Recipe, codes_dtype
+from carnet.quantize.styles import SCALAR, Kept, Style, around, beside, ends_in, is_stacked
 from carnet.quantize.styles import kept as kept_beside
 
 UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
@@ -41,6 +41,8 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
     style = said.style
     for key, stored in kept.items():
         recipe = said.recipe_of(stored.name)
+        if recipe is not None and is_stacked(style, stored.shape):
+            recipe = STACKED.get(recipe.name)
         if recipe is not None and _is_coded(recipe, style, stored):
             _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
     if said.recipes and not done.kept:
@@ -73,8 +75,14 @@ def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: b
     return done
 
 
+def as_coded(said: Said, one: Coded, entry: Entry) -> Entry:
+    """Return the entry of codes: a program that codes transformers' Conv1D stores it as a linear layer, others turn experts round."""
+    return (turned if BY_NAME[one.recipe].turned or said.style.turns_experts else as_linear)(entry)
+
+
 def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
-    if not ends_in(stored.name, style.codes_of(recipe)) or stored.dtype != codes_dtype(recipe):
+    named = is_stacked(style, stored.shape) or ends_in(stored.name, style.codes_of(recipe))
+    if not named or stored.dtype != codes_dtype(recipe):
         return False
     apart = recipe.block[1] // PACKED[recipe.packing]  # bytes of a block
     return stored.shape[3:] == (apart,) if style.blocks_apart else len(stored.shape) > 1
@@ -85,9 +93,11 @@ def _take_coded(
 ) -> None:
     """Take codes together with everything that the style keeps beside them."""
     base = codes.name.removesuffix(said.style.codes_of(recipe))
+    weight = base if is_stacked(said.style, codes.shape) else base + said.style.weight
     if said.style.blocks_apart:
         codes = reshaped(codes, (*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))
-    key, shape = (codes.unit, base + said.style.weight), (*codes.shape[:-1], codes.shape[-1] * PACKED[recipe.packing])
+    *experts, rows, columns = around(recipe, codes.shape)
+    key, shape = (codes.unit, weight), (*experts, rows, columns * PACKED[recipe.packing])
     scale = left.get((codes.unit, base + said.style.scales))
     own = scale.dtype if scale is not None and scale.dtype in FLOATS else "f32"
     found: dict[str, Stored] = {}

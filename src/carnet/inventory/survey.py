@@ -16,7 +16,7 @@ from carnet.algebra.layout import round_up
 from carnet.architectures.family import Family
 from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, without
 from carnet.dialects.configs import lookup
-from carnet.dialects.entries import Entry, as_linear, entries, turned
+from carnet.dialects.entries import Entry, entries
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.needs import UNSAID
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, known_release, program
@@ -29,7 +29,7 @@ from carnet.formats.jsons import read_object
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.sorting import Sorted, check_cache, check_lists, sort_out, unlisted
+from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, sort_out, unlisted
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
 from carnet.model.tensors import BY_PART, NORM
@@ -202,9 +202,9 @@ def survey(
         told = given(vocab, rows, where)
         config["padded_vocab"] = rows
         named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
-    # a program that codes transformers' Conv1D stores it as a linear layer
-    as_coded = turned if said is not None and said.style.turns_experts else as_linear
-    named |= {key: as_coded(named[key]) for key in sorted_out.coded if key in named}
+    named |= {
+        key: as_coded(said, one, named[key]) for key, one in sorted_out.coded.items() if key in named and said is not None
+    }
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     missing = [*_missing(dialect, config, named, where)]
     problems = [

@@ -18,7 +18,7 @@ from carnet.planner.proof import is_inside, prove_written, reads, writes
 from carnet.planner.touches import Extent, Ints, Use
 from carnet.plans.columns import FAR, Plan, Rows, Steps
 from carnet.quantize.recipes import BY_NAME as RECIPES
-from carnet.quantize.recipes import PACKED, PER_BYTE, grid
+from carnet.quantize.recipes import PACKED, PER_BYTE, grid, strides
 from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, TargetFile
 from carnet.storage.schemes import is_place
 
@@ -113,7 +113,7 @@ def _prove_encoding(form: Make | Measure, encoding: Encoding, steps: Steps, size
         (outer, (1, 1), ("f32",), "outer"),
     ):
         if place is not None:
-            outside |= place.dtype not in dtypes or place.strides != (along, 1)
+            outside |= place.dtype not in dtypes or place.strides != strides(recipe, (down, along))
             outside |= rows[f"{column}_at"] < 0
             outside |= _is_past(rows, column, down * along * BY_NAME[place.dtype].nbytes, sizes)
     if not outside.any():

@@ -7,7 +7,7 @@ program's own source (modelopt 0.47 torch/export/quant_utils.py and torch/quanti
 quantization/lifecycle/forward_helpers.py and quantization/utils) and is held against the program's own output, bit for bit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carnet.quantize.codes import E2M1, E4M3, INT4, INT8, Code
 
@@ -36,11 +36,12 @@ class Recipe:
     scale: Scale
     quotient: str  # what weight / scale rounds to before it becomes a code: "f32" or "own"
     packing: str = ""  # how codes of four bits lie: "bytes" (two a byte, the even column low), "words" (eight an i32, plus 8)
+    turned: bool = False  # what is stored of a row, codes and scales, stands in a column: of experts that are kept [in, out]
 
     @property
     def name(self) -> str:
         """Name the recipe: ``modelopt/fp8``."""
-        return f"{self.style}/{self.scheme}"
+        return f"{self.style}/{self.scheme}{', turned' if self.turned else ''}"
 
     @property
     def is_made(self) -> bool:
@@ -89,7 +90,14 @@ RECIPES = (
 )
 # read as they are published, and never made: nobody says how the scales of GPT-OSS were found
 PUBLISHED = (Recipe("openai", "mxfp4", E2M1, (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
-BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *PUBLISHED)}
+# experts in one tensor, as modelopt 0.47 keeps them: one scale over all of them, and blocks along the inputs, which come first. Where
+# blocks lie along the outputs (MXFP4, MXFP8), or each expert has a scale, carnet reads none
+STACKED = {
+    recipe.name: replace(recipe, turned=True) if recipe.packing else recipe
+    for recipe in RECIPES
+    if recipe.name in ("modelopt/fp8", "modelopt/nvfp4")
+}
+BY_NAME = {recipe.name: recipe for recipe in (*RECIPES, *PUBLISHED, *STACKED.values())}
 PACKED = {"": 1, "bytes": 2, "words": 8}  # codes of one stored item
 PER_BYTE = {"": 1, "bytes": 2, "words": 2}  # codes of one byte
 
@@ -133,6 +141,11 @@ def grid(recipe: Recipe, shape: tuple[int, int]) -> tuple[int, int]:
     """
     rows, columns = (-(-size // block) if block else 1 for size, block in zip(shape, recipe.block, strict=True))
     return rows, columns
+
+
+def strides(recipe: Recipe, blocks: tuple[int, int]) -> tuple[int, int]:
+    """Return how far the scales of blocks lie apart, down and along, from how many there are."""
+    return (1, blocks[0]) if recipe.turned else (blocks[1], 1)
 
 
 def columns_of_a_block(recipe: Recipe) -> int:

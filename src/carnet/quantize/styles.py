@@ -8,7 +8,7 @@ A quantized weight ``X.weight`` becomes several stored tensors. Names and shapes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from carnet.quantize.recipes import Recipe, codes_dtype, codes_shape, grid
+from carnet.quantize.recipes import WHOLE, Recipe, codes_dtype, codes_shape, grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Style:
     whole_experts: bool = False  # the experts of a layer are one module: coded whole or not at all
     dynamic: frozenset[str] = frozenset()  # schemes that may do without a stored scale of activations
     shapes: Mapping[str, str] = field(default_factory=dict)  # scheme -> shape of its scales, where it is not "rows columns"
-    stacks_experts: bool = False  # codes of experts in one tensor have names of their own, which carnet does not write
+    stacks_experts: bool = False  # codes of experts in one tensor have its name, and their scales longer ones: X_weight_scale
     turns_experts: bool = False  # codes of experts in one tensor are stored as a linear layer's are: [expert, out, in]
     blocks_apart: bool = False  # the codes of each block have an axis of their own
     hf_modules: bool = True  # modules have the names that transformers gives them
@@ -175,6 +175,16 @@ def beside(weight: str, place: str) -> str:
     return f"{module.rsplit('.', 1)[0]}.{place[3:]}" if place.startswith("../") else f"{module}.{place}"
 
 
+def is_stacked(style: Style, shape: tuple[int, ...]) -> bool:
+    """Say whether the experts of a weight are a parameter with one scale over them all, whose names are longer than its own."""
+    return style.stacks_experts and len(shape) > 2
+
+
+def around(recipe: Recipe, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape with rows and columns as they are stored."""
+    return (*shape[:-2], shape[-1], shape[-2]) if recipe.turned else shape
+
+
 def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static: bool) -> Iterator[Kept]:
     """Yield the stored tensors of a quantized weight, the codes first.
 
@@ -186,12 +196,18 @@ def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static:
     [('a.weight', 'u8', (128, 128)), ('a.weight_scale', 'f8_e4m3', (128, 16)), ('a.weight_scale_2', 'f32', ())]
     """
     style = STYLES[recipe.style]
-    base = name.removesuffix(style.weight)
+    base, codes = name.removesuffix(style.weight), style.codes_of(recipe)
     experts, matrix = shape[:-2], (shape[-2], shape[-1])
     scalar = SCALAR[style.scalar]
-    yield Kept("codes", base + style.codes_of(recipe), codes_dtype(recipe), experts + codes_shape(recipe, matrix))
-    scales = own if recipe.scale.stored == "own" else recipe.scale.stored
-    yield Kept("scales", base + style.scales, scales, _scales_shape(recipe, experts, matrix, scalar))
+    scales = _scales_shape(recipe, experts, matrix, scalar)
+    if is_stacked(style, shape):
+        base, codes = f"{name}_", ""
+        scales = scalar if recipe.block == WHOLE else scales
+    yield Kept(
+        "codes", base + codes if codes else name, codes_dtype(recipe), around(recipe, experts + codes_shape(recipe, matrix))
+    )
+    dtype = own if recipe.scale.stored == "own" else recipe.scale.stored
+    yield Kept("scales", base + style.scales, dtype, around(recipe, scales))
     if recipe.scale.outer:
         yield Kept("outer", base + style.outer, "f32", scalar)
     if static and recipe.scheme in style.inputs:
