@@ -9,10 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from carnet.architectures.known import SPELLED, padded, recognise
-from carnet.dialects.kinds import KINDS
+from carnet.architectures.family import Family
+from carnet.architectures.known import dialect_of, padded, recognise, text_of
+from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.writing import misfits
-from carnet.errors import CarnetError
+from carnet.errors import CarnetError, NotSupported
+from carnet.model.fields import Config
 from carnet.quantize.configs import BESIDE
 from carnet.quantize.reading import CONFIG_KEY, plain, read
 
@@ -45,24 +47,29 @@ def can_do(path: Path) -> tuple[str, str, str, str]:
     raw |= {BESIDE: json.loads(beside.read_text())} if beside.exists() else {}
     (architecture,) = raw["architectures"]
     try:
-        told = targets(plain(CONFIG_KEY, raw), name)
-        codes = read(CONFIG_KEY, raw, name)
+        text, wrapper = text_of(raw, name)
+        told = targets(plain(CONFIG_KEY, text), wrapper, name)
+        codes = read(CONFIG_KEY, text, name)
     except CarnetError as error:
         found = f": {error.facts['found']}" if "found" in error.facts else ""
         return name, architecture, f"{error.what}{found}", ""
     return name, architecture, (codes.coded_as if codes else "") or "plain", told
 
 
-def targets(raw: Mapping[str, object], where: str) -> str:
-    """Return the kinds of targets whose config can say a model."""
-    family, config = recognise("hf", raw, where, {})
-    spelled = {kind: SPELLED[kind](family) for kind in KINDS}
-    traits = {kind: {} if KINDS[kind].arguments else family.traits for kind in KINDS}
-    return " ".join(
-        kind
-        for kind, dialect in spelled.items()
-        if dialect is not None and not misfits(dialect.table, padded(dialect, config), traits[kind], where)
-    )
+def targets(text: Mapping[str, object], wrapper: str, where: str) -> str:
+    """Return the kinds of targets whose config can say a model, a star behind those that it needs ``--accept needs`` for."""
+    family, config = recognise("hf", text, where, {"wrapper": wrapper} if wrapper else {})
+    return " ".join(filter(None, (_told(family, kind, config, where) for kind in KINDS.values())))
+
+
+def _told(family: Family, kind: Kind, config: Config, where: str) -> str:
+    try:
+        dialect = dialect_of(family, kind.name, config)
+    except NotSupported:
+        return ""
+    if not misfits(dialect.table, padded(dialect, config), {} if kind.arguments else family.traits, where):
+        return kind.name
+    return f"{kind.name}*" if kind.arguments else ""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from safetensors import deserialize
 
 from carnet.architectures.family import Family
 from carnet.architectures.known import FAMILIES, dialect_of, padded, recognise
-from carnet.dialects.entries import Entry, entries
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import write
 from carnet.errors import NotSupported

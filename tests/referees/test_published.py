@@ -11,7 +11,9 @@ import pytest
 from transformers import CONFIG_MAPPING
 
 import carnet
-from carnet.architectures.known import FAMILIES, recognise
+from carnet.architectures.known import FAMILIES, dialect_of, recognise, text_of, types_of
+from carnet.architectures.wrappers import WRAPPERS, rewrapped
+from carnet.dialects.hf import IDLE
 from carnet.dialects.writing import write
 from carnet.quantize.reading import CONFIG_KEY, plain
 from tests.families.samples import save_file
@@ -23,6 +25,7 @@ CONFIGS = {path.name.removesuffix("_config.json"): path for path in sorted(Path(
 MODELS = [name for name in CONFIGS if not name.endswith("_hf_quant")]
 BESIDE = "hf_quant_config.json"
 CLAIMED = {family.hf.architecture: family for family in FAMILIES}
+CLAIMED |= {name: CLAIMED[wrapper.text] for name, wrapper in WRAPPERS.items()}
 READ = "the config says more layers than the checkpoint can hold"  # the first that is wrong without weights
 # claimed, and not read: what their refusal begins with
 NO_CLASS = {"nemotron_nas"}  # in transformers
@@ -43,7 +46,8 @@ def refusal(name, folder):
     (folder / "config.json").write_text(CONFIGS[name].read_text())
     if f"{name}_hf_quant" in CONFIGS:
         (folder / BESIDE).write_text(CONFIGS[f"{name}_hf_quant"].read_text())
-    save_file({"model.embed_tokens.weight": ("BF16", (2, 2), bytes(8))}, folder / "model.safetensors")
+    few = ("model.embed_tokens.weight", "language_model.model.embed_tokens.weight", "tower.weight")
+    save_file({name: ("BF16", (2, 2), bytes(8)) for name in few}, folder / "model.safetensors")
     return carnet.inspect(folder).refusal
 
 
@@ -65,17 +69,33 @@ def test_a_published_config_is_read_or_refused_by_its_architecture_before_all_el
 
 @pytest.mark.parametrize("name", [name for name in MODELS if family_of(name)])
 def test_a_published_config_is_written_back_as_transformers_class_understands_it(name):
-    family, raw = family_of(name), plain(CONFIG_KEY, said(name))
-    _, fields = recognise("hf", raw, name, {})
-    written = json.loads(json.dumps(write(family.hf.table, fields, family.traits, name)))
+    family, whole = family_of(name), plain(CONFIG_KEY, said(name))
+    text, wrapper = text_of(whole, name)
+    text = plain(CONFIG_KEY, text)  # some say it inside
+    _, fields = recognise("hf", text, name, {"wrapper": wrapper} if wrapper else {})
+    inside = write(dialect_of(family, "hf", fields).table, fields, family.traits, name)
+    written = json.loads(json.dumps(rewrapped(inside)))
+    around = WRAPPERS.get(whole["architectures"][0])
+    if around is not None:
+        assert {key: each for key, each in rest_of(whole, around).items() if rest_of(written, around).get(key) != each} == {}
+    raw, written = (each if around is None else each[around.key] for each in (whole, written))
+    raw = plain(CONFIG_KEY, raw)
+    kinds = [raw["model_type"], *types_of(family.hf)]  # Kimi K2's is a name for DeepSeek's
+    kind = next((kind for kind in kinds if kind in CONFIG_MAPPING), None)
     found, expected = (
-        (set_of(written), set_of(raw)) if family.name in NO_CLASS else (of_class(family, each) for each in (written, raw))
+        (set_of(written), set_of(raw)) if family.name in NO_CLASS else (of_class(kind, each) for each in (written, raw))
     )
     moot = {"max_window_layers"} if not raw.get("use_sliding_window") else set()
     moot |= {"dtype"} if raw.get("torch_dtype", raw.get("dtype")) is None else set()  # which the class leaves to who loads it
     named = [key for key in expected if key not in family.hf.table.ignored | moot | {"model_type"}]
     assert {key: expected[key] for key in named} == {key: found.get(key) for key in named}
     assert all(raw[key] == written[elsewhere] for key, elsewhere in ELSEWHERE.items() if key in raw)
+
+
+def rest_of(whole, around):
+    """Return what a class that also sees says of itself and not of its text model; null says nothing."""
+    idle = {*IDLE - {"architectures", "model_type"}, "dtype", "torch_dtype", around.key, "quantization_config"}
+    return {key: each for key, each in whole.items() if key not in idle and each is not None}
 
 
 def set_of(said):
@@ -89,9 +109,9 @@ def set_of(said):
     return found | ({"ffn_mult": -(-int(2 * found["ffn_mult"] * 8192 / 3) // 256) * 256} if "ffn_mult" in found else {})
 
 
-def of_class(family, raw):
+def of_class(model_type, raw):
     """Return what the class takes a config for, in its own fields, each that it computes itself filled in."""
-    kind = CONFIG_MAPPING[family.hf.table.fixed["model_type"]]
+    kind = CONFIG_MAPPING[model_type]
     made = kind(**{key: value for key, value in raw.items() if key != "model_type"})
     found = json.loads(made.to_json_string(use_diff=False))
     rope = found.get("rope_parameters")

@@ -1,7 +1,10 @@
 """``python -m carnet.architectures``: print what carnet knows, a line for each family."""
 
+from collections.abc import Sequence
+
 from carnet.architectures.family import Family
 from carnet.architectures.known import FAMILIES, padded
+from carnet.architectures.wrappers import WRAPPERS
 from carnet.dialects.configs import Choice, Place, Row, Table, fields_of, keys_of, read
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.writing import misfits
@@ -16,9 +19,16 @@ HEADINGS = ("family", "Hugging Face", "Megatron", "TensorRT-LLM")
 
 
 def main() -> None:
-    """Print the table that docs/families.md shows."""
+    """Print the tables that docs/families.md shows."""
     families = sorted(FAMILIES, key=lambda family: family.name)
-    lines = [HEADINGS, *((each.name, each.hf.architecture, _megatron(each), _tensorrt(each)) for each in families)]
+    _print([HEADINGS, *((each.name, each.hf.architecture, _megatron(each), _tensorrt(each)) for each in families)])
+    print()
+    inside = {family.hf.architecture: family.name for family in FAMILIES}
+    wrappers = sorted(WRAPPERS.values(), key=lambda wrapper: wrapper.architecture)
+    _print([("it sees or hears", "family"), *((each.architecture, inside[each.text]) for each in wrappers)])
+
+
+def _print(lines: Sequence[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) + 2 for column in zip(*lines, strict=True)]
     for line in lines:
         print("".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip())

@@ -28,7 +28,8 @@ from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
-from carnet.dialects.configs import canonical, lookup, read, strange, unsaid
+from carnet.architectures.wrappers import WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
+from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.layers import joined
@@ -89,12 +90,12 @@ SPELLED: Mapping[str, Callable[[Family], Dialect | None]] = {  # kind -> how it 
 }
 
 
-def dialect_of(family: Family, name: str) -> Dialect:
-    """Return how a program spells a family."""
+def dialect_of(family: Family, name: str, config: Config = NONE, names: Collection[str] = ()) -> Dialect:
+    """Return how a program spells a family, in the class that a model is inside of; ``names`` are those of a checkpoint of the kind."""
     found = SPELLED[name](family)
     if found is None:
         raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
-    return found
+    return wrapped(found, config, names)
 
 
 def without(kind: Kind, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
@@ -126,6 +127,17 @@ def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, 
             raise BadRequest(f"the config sets no {name!r} that carnet does not know", facts)
     idle = {key: f"{said!r}: carnet does not know it" for key, said in found.items() if not (said or key in accepted)}
     return Heard(left_out(raw, accepted), idle, {key: f"{found[key]!r}: carnet does not know it" for key in accepted})
+
+
+def text_of(raw: Mapping[str, object], where: str) -> tuple[Mapping[str, object], str]:
+    """Return the config of a text model, and what surrounds it where the class also sees or hears: the field ``wrapper``."""
+    wrapper = wrapper_of(raw)
+    if wrapper is None:
+        return raw, ""
+    family = next(each for each in FAMILIES if each.hf.architecture == wrapper.text)
+    storage = {key: raw[key] for key in STORAGE if key in raw}
+    text, rest = unwrapped(left_out(raw, STORAGE), types_of(family.hf)[0], where)
+    return {**text, **storage}, rest
 
 
 def recognise(
@@ -208,7 +220,8 @@ def padded(dialect: Dialect, config: Config) -> Config:
 
 def _known(kind: Kind) -> str:
     spelled = [SPELLED[kind.name](family) for family in FAMILIES]
-    return ", ".join(dialect.architecture for dialect in spelled if dialect is not None)
+    around = WRAPPERS if kind.companions else ()
+    return ", ".join((*(dialect.architecture for dialect in spelled if dialect is not None), *around))
 
 
 def names_none(kind: Kind, raw: Mapping[str, object]) -> bool:
@@ -226,7 +239,7 @@ def named(name: str) -> Family:
 
 def others(family: Family, config: Config, where: str) -> dict[str, bool]:
     """Return the other families whose own config could say a model: whether their files have the same tensors."""
-    own = stored_as(family.hf, config)
+    own = stored_as(family.hf, config)  # the classes that they are inside of put the same before all names
     could = [other for other in FAMILIES if other is not family and not _against(other, config, where)[1]]
     return {other.name: stored_as(other.hf, config) == own for other in could}
 
@@ -235,7 +248,9 @@ def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str
     """Return whether a model is of another kind than a family's, and in which fields it differs from what that can say."""
     fixed = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
     alien = fixed + [name for name, wanted in family.needs.items() if not holds({name: wanted}, config)]
-    unsaid = [] if alien else misfits(family.hf.table, padded(family.hf, config), family.traits, where)
+    alien += [] if text_inside(config) in ("", family.hf.architecture) else ["wrapper"]
+    spelled = dialect_of(family, "hf", config)
+    unsaid = [] if alien else misfits(spelled.table, padded(spelled, config), family.traits, where)
     names = (*alien, *(name for misfit in unsaid for name in misfit.fields))
     return bool(alien), {name: _told(name, config) for name in names}
 

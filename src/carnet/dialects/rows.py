@@ -31,6 +31,16 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class TowerRow:
+    """How a program stores a tensor of a tower; a "*" in both names is a number, "**" at their end whatever follows."""
+
+    name: str  # in a Hugging Face folder
+    stored: str  # here
+    heads: int = 0  # of so many heads, each with three projections: a Hugging Face folder has the projections outermost
+    order: tuple[tuple[int, ...], ...] = ()  # per dimension here the factors in it, outermost first; () as a folder has them
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """How one program stores one family."""
 
@@ -49,6 +59,7 @@ class Dialect:
         str, Mapping[str, Callable[[object], object]]
     ]  # name pattern -> config keys, as they are without such tensors
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
+    tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:
         """Refuse rows of one name that could both apply, and rows that would both write one tensor."""

@@ -8,7 +8,9 @@ from math import isfinite
 import numpy as np
 
 from carnet.algebra.box import volume, whole
-from carnet.dialects.entries import Entry, entries
+from carnet.architectures.known import dialect_of
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry, is_matrix_beside
 from carnet.dialects.rows import modules_of
 from carnet.dtypes import array_type
 from carnet.examiner.asked import Asked
@@ -62,8 +64,9 @@ def _lost(source: Side, target: Side) -> Iterator[Finding]:
 def _known(source: Side, asked: Asked) -> Amaxes:
     """Tie what calibration found to canonical tensors: the largest, where experts have one each."""
     found: dict[tuple[str, str], float] = {}
-    config = {**source.inventory.config, "padded_vocab": None}
-    for entry in entries(source.inventory.family.hf, config, None, coded=True) if asked.amax else ():
+    config = {**source.inventory.config, "padded_vocab": None, "tower": ""}
+    spelled = dialect_of(source.inventory.family, "hf", config)
+    for entry in entries(spelled, config, None, coded=True) if asked.amax else ():
         for what in ("input", "k", "v"):
             amax = asked.amax.get(f"{entry.name.removesuffix('.weight')}.{what}_amax")
             for view in entry.views if amax is not None else ():
@@ -155,6 +158,9 @@ def _ignored(target: Side, said: Said) -> Iterator[Finding]:
                 yield Finding("the config excludes what is quantized", module, file, detail)
             elif not excluded and key not in target.inventory.coded and _is_linear(entry) and module not in heads:
                 yield _unsaid(module, file)
+        tower = [key[1] for key, entry in target.inventory.entries.items() if is_matrix_beside(entry)]
+        if tower and not any(excluded_by(name) for name in tower):
+            yield _unsaid(tower[0].removesuffix(".weight"), file)
         if heads and not any(excluded_by(f"{head}.weight") for head in heads):
             yield _unsaid(heads[-1], file)
 

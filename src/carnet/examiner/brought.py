@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.inventory.source_scales import Which
 
 

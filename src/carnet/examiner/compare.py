@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, region, tensor_files_of

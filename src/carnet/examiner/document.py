@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy
 import xxhash
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint
 from carnet.examiner.asked import FILES

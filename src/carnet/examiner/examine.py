@@ -34,6 +34,7 @@ from carnet.pool import Progress
 
 NOTHING = Asked()
 WORST = 5  # stored weights that are named for what they lose
+SHOWN = 240  # letters of a text that differs
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +156,21 @@ def _config(source: Inventory, target: Inventory) -> list[Finding]:
         silent = field.soft and (ours is None or theirs is None)
         if field.storage or silent or ours == theirs:
             continue
-        findings.append(Finding("config field differs", field.name, "config.json", f"expected {ours!r}, found {theirs!r}"))
+        findings.append(Finding("config field differs", field.name, "config.json", _apart(f"{ours!r}", f"{theirs!r}")))
     dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries if key not in target.coded}
     if str(value(target.config, "dtype")) not in dtypes:
         detail = f"the config says {value(target.config, 'dtype')!r}, the tensors are {', '.join(sorted(dtypes))}"
         findings.append(Finding("config field differs", "dtype", "config.json", detail))
     return findings
+
+
+def _apart(expected: str, found: str) -> str:
+    """Say what differs: of long texts what is around the first letter of which that is so."""
+    if max(len(expected), len(found)) > SHOWN:
+        same = next((at for at, pair in enumerate(zip(expected, found, strict=False)) if pair[0] != pair[1]), 0)
+        first = max(0, same - SHOWN // 4)
+        expected, found = (f"...{text[first : first + SHOWN]}..." for text in (expected, found))
+    return f"expected {expected}, found {found}"
 
 
 def _surplus(source: Side, target: Side) -> list[Finding]:

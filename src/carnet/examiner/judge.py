@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from carnet.algebra.box import Box
 from carnet.algebra.layout import clip
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import codes_at, scales_of
 from carnet.examiner.compare import Finding, Side

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, whole
 from carnet.algebra.layout import clip
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dtypes import array_type
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import outer_of

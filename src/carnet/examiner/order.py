@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from carnet.algebra.box import Box, volume
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME
 from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged
 from carnet.examiner.means import each

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from carnet.algebra.box import Box
 from carnet.algebra.layout import JOIN, Share
-from carnet.dialects.entries import Reading
+from carnet.dialects.entry import Reading
 
 Array = NDArray[np.generic]
 Region = Callable[[Box], Array]  # returns a box of the stored tensor, as an array of its shape

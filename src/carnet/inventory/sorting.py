@@ -6,7 +6,7 @@ What others have published is read in more forms than one; what carnet or a prog
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from carnet.dialects.entries import Entry, as_linear, turned
+from carnet.dialects.entry import Entry, as_linear, turned
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.stored import Coded, Key, Stored, label_of, reshaped

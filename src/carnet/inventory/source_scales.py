@@ -12,7 +12,7 @@ from math import isfinite, prod
 
 import numpy as np
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint

@@ -12,17 +12,18 @@ from fnmatch import translate
 from heapq import nsmallest
 
 from carnet.algebra.box import Box, uncovered, whole
-from carnet.algebra.layout import round_up
 from carnet.architectures.family import Family
-from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, without
-from carnet.dialects.configs import lookup
-from carnet.dialects.entries import Entry, entries
+from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, text_of, without
+from carnet.architectures.wrappers import beside, is_of_tower
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.needs import UNSAID
-from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, known_release, program
+from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, program
 from carnet.dialects.rows import Dialect
 from carnet.dialects.strangers import way_out
-from carnet.dialects.vocabulary import Json, Vocabulary, by_config, counts_anew, given, vocabulary
+from carnet.dialects.towers import found
+from carnet.dialects.vocabulary import Vocabulary, by_config, given
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, Obstacles
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.jsons import read_object
@@ -30,9 +31,11 @@ from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, sort_out, unlisted
+from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
 from carnet.model.tensors import BY_PART, NORM
+from carnet.model.tower import told
 from carnet.quantize.reading import Said, plain, read
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
@@ -47,8 +50,6 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
         "merge it into its model with peft: model.merge_and_unload().save_pretrained(OUT)",
     ),
 }
-ENDS = frozenset({"embed", "head"})  # canonical tensors with the rows of the vocabulary
-EMBEDDING = "word_embeddings.weight"  # Megatron's, whatever stands before it
 
 
 def opened(
@@ -168,36 +169,34 @@ def survey(
     tokenizer has that is to go along. ``carried`` is what that model's own config says of codes: the same words mean the same codes.
     """
     where, kind = str(checkpoint.root), KINDS[checkpoint.dialect]
-    if kind.arguments and not checkpoint.config:
-        facts = {
-            "where": where,
-            "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
-        }
-        remedy = "name the model's config.json, or a few lines of YAML, with --config"
-        raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
+    _refuse_silent(checkpoint, kind, where)
     _refuse_wrapped(checkpoint, where)
+    text, wrapper = text_of(checkpoint.config, where)
+    checkpoint = replace(checkpoint, config=text)
     own = plain(kind.codes_key, checkpoint.config)
     own = without(kind, own, {name for _, name in checkpoint.tensors}, drop)
-    told = _told(checkpoint, own, vocab, counted, like) if kind.arguments else None
+    told = told_of(checkpoint, own, vocab, counted, like) if kind.arguments else None
     size = vocab if told is None else told.tokens
     heard = hear_config(kind, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
-    said, family, config = _read(checkpoint, kind, heard, {} if size is None else {"vocab": size})
+    fixed = {name: each for name, each in (("vocab", size), ("wrapper", wrapper)) if each}
+    said, family, config = _read(checkpoint, kind, heard, fixed)
     undecided = checkpoint.family is None and names_none(kind, heard.said)
-    dialect = dialect_of(family, kind.name)
+    dialect = dialect_of(family, kind.name, config, {name for _, name in checkpoint.tensors})
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
+    tower = _take_tower(checkpoint, dialect, config, kept)
     # else it is held to what the program of its style writes
     published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
-    kept = sorted_out.kept
+    kept = {**sorted_out.kept, **tower}
     if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
-        config["padded_vocab"] = _enough(stored_rows(checkpoint), config, where)
+        config["padded_vocab"] = enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
-    rows = 0 if kind.pads_vocabulary else _other_rows(config, named, kept)
+    rows = 0 if kind.pads_vocabulary else other_rows(config, named, kept)
     if rows and vocab is not None:
         told = given(vocab, rows, where)
         config["padded_vocab"] = rows
@@ -208,7 +207,7 @@ def survey(
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     missing = [*_missing(dialect, config, named, where)]
     problems = [
-        *([_contradicted(config, rows, named, kept, where)] if rows and told is None else []),
+        *([contradicted(config, rows, named, kept, where)] if rows and told is None else []),
         *sorted_out.problems,
         *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
@@ -240,56 +239,30 @@ def _read(checkpoint: Checkpoint, kind: Kind, heard: Heard, given: Config) -> tu
     return said, family, config
 
 
-def _told(checkpoint: Checkpoint, own: Json, vocab: int | None, counted: int | None, like: Config | None) -> Vocabulary | None:
-    """Return the vocabulary of a Megatron checkpoint: as a person says, its arguments tell, or the model has that it should be."""
-    where, padded = str(checkpoint.root), own.get("padded_vocab_size")
-    rows = padded if type(padded) is int and padded > 0 else stored_rows(checkpoint)
-    if not rows:
-        return None if vocab is None else Vocabulary(vocab, vocab, "--vocab-size")
-    if vocab is not None:
-        return given(vocab, rows, where)
-    if lookup(own, "architectures"):
-        return None  # a Hugging Face config in place of the arguments
-    release = known_release(checkpoint.program, checkpoint.era)
-    try:
-        return vocabulary(own, rows, where, counted=counted, new=counts_anew(release))
-    except BadRequest:
-        if like is None:
-            raise
-        return Vocabulary(min(rows, number(like, "vocab")), rows, "the model that it should be")
+def _take_tower(
+    checkpoint: Checkpoint, dialect: Dialect, config: dict[str, Value], kept: dict[Key, Stored]
+) -> dict[Key, Stored]:
+    """Take what goes along with a text model that is inside of a class that also sees or hears out of what is kept.
 
-
-def stored_rows(checkpoint: Checkpoint) -> int:
-    """Return how many rows the tensor-parallel ranks' parts of the embedding have together."""
-    found = {unit.split("-")[0]: stored for (unit, name), stored in checkpoint.tensors.items() if name.endswith(EMBEDDING)}
-    return sum(stored.shape[0] for stored in found.values() if stored.shape)
-
-
-def _enough(rows: int, config: Config, where: str) -> int | None:
-    """Return how many rows are stored, None where that is not known; refuse fewer than the config's."""
-    if 0 < rows < number(config, "vocab"):
-        facts = {"where": where, "expected": f"at least {number(config, 'vocab')} rows", "found": f"{rows} rows"}
-        raise BadCheckpoint(f"the shape of {EMBEDDING!r} contradicts the config", facts)
-    return rows or None
-
-
-def _other_rows(config: Config, named: Mapping[Key, Entry], kept: Mapping[Key, Stored]) -> int:
-    """Return how many rows of the vocabulary are stored where the config says another number, 0 where it is right."""
-    size, world = number(config, "vocab"), number(config, "tp")
-    found = set()
-    for key, entry in named.items():
-        stored = kept[key].shape
-        if not ENDS.isdisjoint(entry.tensors[0]) and stored[1:] == entry.stored[1:] != ():
-            found.add(stored[0] * (1 if entry.stored[0] == size else world))
-    return found.pop() if len(found) == 1 and not found <= {round_up(size, world), size} else 0
-
-
-def _contradicted(config: Config, rows: int, named: Mapping[Key, Entry], kept: Mapping[Key, Stored], where: str) -> CarnetError:
-    key = next(key for key, entry in named.items() if not ENDS.isdisjoint(entry.names))
-    label, size = label_of(key), number(config, "vocab")
-    facts = {"where": where, "tensor": label, "expected": [*named[key].stored], "found": [*kept[key].shape], "vocab_size": size}
-    remedy = f"name the number of tokens, at most {rows}, with --vocab-size N"
-    return BadCheckpoint("the config's vocab_size contradicts the rows that are stored", facts, remedy=remedy)
+    Where all of it is left behind, the model is the text model alone.
+    """
+    config.pop("tower", None)  # what is there says it
+    if not config.get("wrapper"):
+        return {}
+    where, names = str(checkpoint.root), beside(dialect, {name for _, name in checkpoint.tensors})
+    there = {key: stored for key, stored in kept.items() if key[1] in names}
+    held = {key: [*found(dialect, stored.name, stored.dtype, stored.shape, where)] for key, stored in there.items()}
+    if dialect.kind.arguments:  # what a program calls otherwise than a folder does, and no row says, is unknown
+        held = {key: each for key, each in held.items() if is_of_tower(config, each[0].name)}
+    if not there and names:
+        config["wrapper"] = ""
+    elif not there:
+        remedy = "--config with the config.json of the text model's own class takes it as that"
+        raise BadCheckpoint(
+            "the checkpoint holds a text model alone, and its class also sees or hears", {"where": where}, remedy=remedy
+        )
+    config["tower"] = told(one for each in held.values() for one in each)
+    return {key: kept.pop(key) for key in held}
 
 
 def _drop(
@@ -317,6 +290,17 @@ def _drop(
                 remedy="look at `carnet inspect --tensors`",
             )
     return {reason: tuple(sorted(names)) for reason, names in sorted(dropped.items())}, kept
+
+
+def _refuse_silent(checkpoint: Checkpoint, kind: Kind, where: str) -> None:
+    """Refuse a Megatron checkpoint that says nothing of its model."""
+    if kind.arguments and not checkpoint.config:
+        facts = {
+            "where": where,
+            "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
+        }
+        remedy = "name the model's config.json, or a few lines of YAML, with --config"
+        raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
 
 
 def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:

@@ -7,18 +7,21 @@ module lacks, has too much, or has in another shape or type stops the crossing o
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from carnet.algebra.box import Box, intersect, uncovered
 from carnet.algebra.layout import View
-from carnet.dialects.entries import Entry, entries
+from carnet.dialects.entries import entries
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.units import Unit
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.live.virtual import MODULES
 from carnet.model.fields import Config
+
+if TYPE_CHECKING:
+    from carnet.dialects.entry import Entry
 
 TORCH = {
     "bf16": torch.bfloat16,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from carnet.algebra.box import Box
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Scales, scales_in

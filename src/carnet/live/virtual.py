@@ -15,7 +15,8 @@ from pathlib import Path
 from carnet.algebra.box import whole
 from carnet.architectures.known import dialect_of, hear_config, recognise
 from carnet.dialects.configs import lookup
-from carnet.dialects.entries import Entry, entries
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, RANKS
 from carnet.dialects.megatron.programs import known_release
 from carnet.dialects.megatron.rows import MEGATRON

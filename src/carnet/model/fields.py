@@ -213,6 +213,8 @@ FIELDS = (
     Field("gdn_conv", int, 0, "Gated DeltaNet: tokens that the convolution sees", least=0, of="G"),
     Field("mtp", int, 0, "layers that predict further tokens, after the others", least=0),
     Field("tied", bool, False, "the output head is the embedding"),
+    Field("wrapper", str, "", "the rest of the config of a class that also sees or hears, as JSON"),
+    Field("tower", str, "", "the tensors beside the text model, as JSON: name, element type and shape of each", storage=True),
     Field("dtype", str, ..., "element type of the weights, in carnet's words", storage=True),
     Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
     Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),

@@ -10,6 +10,7 @@ from types import EllipsisType
 
 from carnet.model.fields import BY_NAME, SET, Condition, Config, Value
 from carnet.model.tensors import AXES, TENSORS, Canonical, Tensor
+from carnet.model.tower import tower
 
 
 def value(config: Config, name: str) -> Value:
@@ -131,7 +132,7 @@ def holds(when: Condition, config: Config) -> bool:
 
 
 def canonical_shapes(config: Config) -> dict[Canonical, tuple[int, ...]]:
-    """Return every canonical tensor of a model, those of all layers, with its shape."""
+    """Return every canonical tensor of a model, those of all layers and of a tower, with its shape."""
     top = _sized(config, config)
     found = {tensor.at(): shape for tensor, shape in top if tensor.stage == "first"}
     kinds: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
@@ -139,7 +140,8 @@ def canonical_shapes(config: Config) -> dict[Canonical, tuple[int, ...]]:
         if id(layer) not in kinds:
             kinds[id(layer)] = _sized(config, layer)
         found |= {tensor.at(index): shape for tensor, shape in kinds[id(layer)]}
-    return found | {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
+    found |= {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
+    return found | {each.tensor: each.shape for each in tower(config)}
 
 
 def _sized(config: Config, layer: Config) -> list[tuple[Tensor, tuple[int, ...]]]:

@@ -105,15 +105,15 @@ class Canonical(str):
     layer: int | None
     tensor: Tensor
 
-    def __new__(cls, part: str, layer: int | None) -> Self:
+    def __new__(cls, tensor: Tensor, layer: int | None) -> Self:
         """Name the tensor of a row."""
-        made = super().__new__(cls, part if layer is None else f"layers.{layer}.{part}")
-        made.layer, made.tensor = layer, BY_PART[part]
+        made = super().__new__(cls, tensor.part if layer is None else f"layers.{layer}.{tensor.part}")
+        made.layer, made.tensor = layer, tensor
         return made
 
-    def __reduce__(self) -> tuple[type[Self], tuple[str, int | None]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, int | None]]:
         """Return what makes a copy."""
-        return type(self), (self.tensor.part, self.layer)
+        return type(self), (self.tensor, self.layer)
 
     def fellows(self) -> list["Canonical"]:
         """Return the names of all that read what this one reads, its own among them, in the order of the table."""
@@ -122,7 +122,7 @@ class Canonical(str):
 
 @cache
 def _named(part: str, layer: int | None) -> Canonical:
-    return Canonical(part, layer)
+    return Canonical(BY_PART[part], layer)
 
 
 def canonical(name: str) -> Canonical:
@@ -142,6 +142,7 @@ CONVOLUTION = "convolution"
 NORM = "norm"
 BIAS = "bias"
 STATE = "state"  # numbers of a kind of their own
+CARRIED = "carried"  # of no part of the text model: it goes along as it is
 
 GQA: dict[str, Any] = {"mixer": "attention"}
 MAMBA: dict[str, Any] = {"mixer": "mamba"}

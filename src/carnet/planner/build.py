@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.architectures.known import dialect_of
-from carnet.dialects.entries import Entry, entries
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry
 from carnet.dialects.hf import generation
 from carnet.dialects.rows import Dialect
 from carnet.dialects.units import Unit, units
@@ -54,7 +55,8 @@ def build(
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
     source = take(checkpoint, request.drop, request.vocab_size, request.tokens)
-    target = dialect_of(source.family, request.to)
+    names = [name for _, name in source.checkpoint.tensors] if request.to == source.dialect.name else []
+    target = dialect_of(source.family, request.to, source.config, names)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
     notes |= others_of(source.others)

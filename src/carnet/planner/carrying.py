@@ -6,7 +6,7 @@ Their tensors are moved as bytes under the names that they have; what the config
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dialects.rows import Dialect
 from carnet.errors import NotSupported
 from carnet.formats.stored import Chunk, Key, Stored, dense_strides, label_of

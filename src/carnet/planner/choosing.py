@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from carnet.dialects.entries import Entry, as_linear, is_conv1d
+from carnet.dialects.entry import Entry, as_linear, is_conv1d, is_matrix_beside
 from carnet.dialects.rows import Dialect, modules_of
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.stored import Key
@@ -184,6 +184,8 @@ def _heads(style: Style, target: Dialect, config: Config) -> Sequence[str]:
 def _plain(style: Style, config: Config, wanted: Sequence[Entry], coded: Mapping[Key, Coded]) -> Iterator[str]:
     listed = {LINEAR, *style.lists}
     for entry in wanted:
+        if is_matrix_beside(entry):
+            yield module_of(entry)
         if (entry.unit, entry.name) in coded:
             continue
         tensors = [tensor for tensor in tensors_of(entry) if tensor.role in listed]

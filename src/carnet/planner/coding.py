@@ -10,7 +10,9 @@ from math import prod
 
 from carnet.algebra.box import Box, intersect, whole
 from carnet.architectures.family import Family
-from carnet.dialects.entries import Entry, entries
+from carnet.architectures.known import dialect_of
+from carnet.dialects.entries import entries
+from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
@@ -107,7 +109,8 @@ def _amaxes(family: Family, config: Config, calibration: Mapping[str, float]) ->
     """Tie what calibration found, under the names of Hugging Face modules, to canonical tensors."""
     left = dict(calibration)
     found: dict[tuple[str, str], float] = {}
-    for entry in entries(family.hf, {**config, "padded_vocab": None}, None, coded=True) if calibration else ():
+    config = {**config, "padded_vocab": None, "tower": ""}
+    for entry in entries(dialect_of(family, "hf", config), config, None, coded=True) if calibration else ():
         module = entry.name.removesuffix(".weight")
         for what in ("input", "k", "v"):
             amax = left.pop(f"{module}.{what}_amax", None)

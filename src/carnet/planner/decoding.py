@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import prod
 
 from carnet.algebra.box import Box, intersect, whole
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.stored import Chunk, Coded, Stored, dense_strides, label_of

@@ -9,7 +9,8 @@ from math import prod
 from carnet.algebra.box import Box, whole
 from carnet.architectures.family import Family
 from carnet.architectures.known import padded
-from carnet.dialects.entries import Entry
+from carnet.architectures.wrappers import rewrapped
+from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import STORE
 from carnet.dialects.megatron.needs import NEEDS, NOTHING, UNSAID, Needs, needs
 from carnet.dialects.megatron.programs import program
@@ -187,6 +188,7 @@ def target_texts(
     if coding is not None:
         ignored = plain_modules(coding.recipe, target, config, wanted, coded)
         written = with_codes(said, target.kind.codes_key, Codes(coding.recipe, ignored, coding.cache, coding.static))
+    written[CONFIG] = rewrapped(written[CONFIG])
     texts = [TextFile(name, _json(text)) for name, text in written.items()]
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}

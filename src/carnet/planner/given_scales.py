@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.errors import NotSupported
 from carnet.inventory.source_scales import SourceScales, Which
 from carnet.model.tensors import canonical

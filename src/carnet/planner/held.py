@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.algebra.box import Box, Line, along, intersect, overlap, uncovered, whole
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.errors import BadCheckpoint
 from carnet.formats.stored import Chunk, Stored, label_of
 from carnet.inventory.survey import Inventory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import sub
 
 from carnet.algebra.box import Box, Line, along, intersect, volume
-from carnet.dialects.entries import Entry
+from carnet.dialects.entry import Entry
 from carnet.errors import CarnetError, NotSupported
 from carnet.formats.stored import Chunk, dense_strides
 from carnet.planner.decoding import begun

@@ -11,11 +11,11 @@ from itertools import product
 
 from carnet.algebra.box import Box
 from carnet.algebra.layout import JOIN, cut_evenly, cut_unevenly
-from carnet.dialects.entries import Entry, Reading
+from carnet.dialects.entry import Entry, Reading
 from carnet.formats.torch_dist_files import StoreChunk
 from carnet.model.fields import Config
 from carnet.model.model import number, sizes
-from carnet.model.tensors import AXES
+from carnet.model.tensors import AXES, CARRIED
 from carnet.plans.request import Request
 
 Cut = tuple[int, int, str, int]  # first index, number of indices, the axis that is cut ("" for none), the rank along it
@@ -104,7 +104,7 @@ def states(wanted: Sequence[Entry], config: Config, spelling: str) -> list[str]:
         module, last = entry.name.rsplit(".", 1)
         linear = ".linear_" in module or module.endswith(("eh_proj", ".self_attention", ".mlp"))
         norm = spelling == "te" and module.rsplit(".", 1)[-1].endswith(("norm", "layernorm"))
-        if last != "weight" or not (linear or norm):
+        if last != "weight" or not (linear or norm) or entry.names[0].tensor.role == CARRIED:
             continue
         axes = [dim[0] for dim in entry.reading.pattern.dims if dim and dim[0] in ("layer", "expert")]
         counts = [len(entry.reading.tensors) if axis == "layer" else sizes(config)["expert"] for axis in axes] or [1]

@@ -1,0 +1,262 @@
+"""Classes that also see or hear: a text model under a prefix of its own, its config below a key, and a tower that goes along.
+
+What is not the text model's is carried: every other tensor as it is, and the rest of the config. transformers: the configuration_*.py
+of each class; ``_checkpoint_conversion_mapping`` of its modeling_*.py has the names of older releases, which the hub's files have.
+"""
+
+import json
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from carnet.dialects.configs import lookup, place
+from carnet.dialects.hf import IDLE
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.rows import Dialect, TowerRow
+from carnet.errors import BadCheckpoint, NotSupported
+from carnet.model.fields import Config
+from carnet.model.keys import leaves, left_out, put
+
+Json = Mapping[str, object]
+HEADS, MANY = "vision_config.num_heads", 1 << 16
+WHOLE = "carnet_wrapper"  # a key that stands in no file: the rest of the config, until the text model's own is put into it
+CLASS = KINDS["hf"].class_key
+CODES = KINDS["hf"].codes_key
+HEAD, MAP = "/lm_head.", "auto_map"
+# what a wrapper's config says of the text model, above its config
+SHARED = ("tie_word_embeddings", "torch_dtype", "dtype", CODES)
+TYPES = ("torch_dtype", "dtype")
+NAMES = (CLASS, "model_type")
+ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+IDLE_HERE = (*SHARED, *(IDLE - {*NAMES}))  # of a wrapper's config: what is no part of the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """Where the text model stands among the names of a checkpoint."""
+
+    prefix: str
+    head: str = "lm_head."  # what stands before the name of the head's weight
+
+
+MODERN = Spelling("model.language_model.")
+INSIDE = Spelling("language_model.model.", "language_model.lm_head.")
+FLAT = Spelling("model.")
+MEGATRON = "language_model."  # Megatron-Bridge: models/qwen_vl/modelling_qwen3_vl/model.py, models/gemma_vl, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wrapper:
+    """One class, and where its text model is."""
+
+    architecture: str
+    text: str  # the class of the text model, by which a family is known
+    spellings: tuple[Spelling, ...] = (MODERN, INSIDE, FLAT)  # the first is written where the source has none of them
+    tower: tuple[str, ...] = ("model.visual.", "visual.")  # what the names of a tower begin with
+    rows: tuple[TowerRow, ...] = ()  # what Megatron-Bridge calls otherwise there; ``heads`` is asked of the config
+    key: str = "text_config"  # where the text model's config stands
+    # keys of that config that are of no concern to the text alone -> the values that are, None for all
+    own: Mapping[str, tuple[object, ...] | None] = field(default_factory=dict)
+    absent: Json = field(
+        default_factory=dict
+    )  # what its config class takes a key for that is not there, other than the text class
+
+
+def _block(name: str, stored: str) -> TowerRow:
+    return TowerRow(f"model.visual.{name}.**", f"vision_model.{stored}{'' if stored.endswith('_') else '.'}**")
+
+
+QKV = "model.visual.blocks.*.attn.qkv.", "vision_model.decoder.layers.*.self_attention.linear_qkv."
+# Megatron-Bridge: models/qwen_vl/qwen3_vl_bridge.py, and ConcatenatedQKVMapping of models/conversion/param_mapping.py
+QWEN_TOWER = (
+    TowerRow(QKV[0] + "weight", QKV[1] + "weight", heads=1, order=((1, 0, 2), (3,))),
+    TowerRow(QKV[0] + "bias", QKV[1] + "bias", heads=1, order=((1, 0, 2),)),
+    _block("blocks.*.attn.proj", "decoder.layers.*.self_attention.linear_proj"),
+    _block("blocks.*.norm1", "decoder.layers.*.self_attention.linear_qkv.layer_norm_"),
+    _block("blocks.*.norm2", "decoder.layers.*.mlp.linear_fc1.layer_norm_"),
+    _block("blocks.*.mlp.linear_fc1", "decoder.layers.*.mlp.linear_fc1"),
+    _block("blocks.*.mlp.linear_fc2", "decoder.layers.*.mlp.linear_fc2"),
+    _block("deepstack_merger_list.*.norm", "decoder.deepstack_merger_list.*.patch_norm"),
+    _block("deepstack_merger_list.*.linear_fc1", "decoder.deepstack_merger_list.*.linear_fc1"),
+    _block("deepstack_merger_list.*.linear_fc2", "decoder.deepstack_merger_list.*.linear_fc2"),
+    _block("merger.norm", "merger.patch_norm"),
+    _block("merger", "merger"),
+    _block("patch_embed", "patch_embed"),
+    TowerRow("model.visual.pos_embed.weight", "vision_model.pos_embed.weight"),
+)
+# gemma_vl/gemma3_vl_bridge.py; its tower is transformers' own module, under the names of its release
+GEMMA_TOWER = (
+    TowerRow("multi_modal_projector.mm_soft_emb_norm.weight", "multi_modal_projector.mm_soft_embed_norm.weight"),
+    TowerRow("multi_modal_projector.mm_input_projection_weight", "multi_modal_projector.proj.weight", order=((1,), (0,))),
+)
+PROJECTED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+# positions in three dimensions, which are the same three for a text
+MROPE: dict[str, tuple[object, ...] | None] = {
+    f"{top}.{name}": values
+    for top in ("rope_scaling", "rope_parameters")
+    for name, values in (
+        ("mrope_section", None),
+        ("mrope_interleaved", None),
+        ("rope_type", ("default", "mrope")),
+        ("type", ("default", "mrope")),
+    )
+}
+
+WRAPPERS = {
+    wrapper.architecture: wrapper
+    for wrapper in (
+        Wrapper("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", rows=QWEN_TOWER, own=MROPE),
+        Wrapper("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
+        Wrapper("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
+        Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
+        Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
+        Wrapper(
+            "Llama4ForConditionalGeneration",
+            "Llama4ForCausalLM",
+            (INSIDE, MODERN),
+            ("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
+        ),
+        Wrapper("KimiK25ForConditionalGeneration", "DeepseekV3ForCausalLM", (INSIDE,), ("vision_tower.", "mm_projector.")),
+    )
+}
+
+
+def wrapper_of(raw: Json) -> Wrapper | None:
+    """Return the wrapper that a Hugging Face config is of, None where it is of a text model."""
+    names = raw.get(CLASS)
+    found = [WRAPPERS[name] for name in names if isinstance(name, str) and name in WRAPPERS] if isinstance(names, list) else []
+    return found[0] if found else None
+
+
+def around(config: Config) -> tuple[dict[str, Any], Wrapper | None]:
+    """Return the rest of the config that surrounds a text model, and its wrapper; nothing and None where none does."""
+    said = config.get("wrapper")
+    if not said:
+        return {}, None
+    try:
+        rest = json.loads(str(said))
+    except (ValueError, RecursionError):  # of a store's arguments, which anyone may have written
+        rest = None
+    wrapper = wrapper_of(rest) if isinstance(rest, dict) else None
+    if rest is None or wrapper is None or not isinstance(rest.get(wrapper.key, {}), dict):
+        facts = {"found": str(said)[:80], "expected": f"the config of one of {', '.join(WRAPPERS)}"}
+        raise BadCheckpoint("what surrounds the text model is of no class that carnet knows", facts)
+    return rest, wrapper
+
+
+def text_inside(config: Config) -> str:
+    """Return the class of the text model that a model is inside of another one, "" where it is in none."""
+    wrapper = around(config)[1]
+    return "" if wrapper is None else wrapper.text
+
+
+def unwrapped(raw: Json, model_type: object, where: str) -> tuple[Json, str]:
+    """Return the config of the text model inside a wrapper's, and the rest of that as the field ``wrapper`` says it.
+
+    ``model_type`` is what the text model's own class is called.
+    """
+    wrapper = wrapper_of(raw)
+    assert wrapper is not None, "the config is a wrapper's"
+    files = {key: value for key, value in raw.items() if key.endswith(".json")}  # that stand beside the config
+    rest = {key: value for key, value in raw.items() if key not in (*IDLE_HERE, *files, wrapper.key)}
+    text = raw.get(wrapper.key)
+    if text is None:  # of an old release: the keys of the text model stand among the others
+        rest = {key: value for key, value in rest.items() if _is_beside(key)}
+        text = {key: value for key, value in raw.items() if key not in rest}
+    elif not isinstance(text, Mapping):
+        facts = {"where": where, "found": repr(text)[:80], "expected": "the text model's config"}
+        raise BadCheckpoint(f"the config's {wrapper.key!r} is not a record", facts)
+    kept: dict[str, object] = {}
+    own = [key for key in leaves(text) if _is_own(wrapper, key, lookup(text, key))]
+    for key in own:
+        put(kept, key, lookup(text, key))
+    if wrapper.key in raw:
+        kept |= {key: text[key] for key in NAMES if key in text}
+        kept |= {CODES: None} if text.get(CODES) is not None else {}  # where it stands
+        rest[wrapper.key] = kept
+    else:
+        rest |= kept
+    typed = any(text.get(key) is not None for key in TYPES)
+    shared = {key: raw[key] for key in SHARED if raw.get(key) is not None and not (typed and key in TYPES)}
+    named = {CLASS: [wrapper.text], "model_type": model_type}
+    return {**wrapper.absent, **left_out(text, own), **shared, **files, **named}, json.dumps(rest, sort_keys=True)
+
+
+def _is_own(wrapper: Wrapper, key: str, found: object) -> bool:
+    values = wrapper.own.get(key, ())
+    return values is None or found in values
+
+
+def _is_beside(key: str) -> bool:
+    """Say whether a key is not the text model's where all stand together."""
+    return key in NAMES or key.endswith("_config") or (key.endswith(("_token_id", "_token_index")) and key not in ENDS)
+
+
+def rewrapped(said: dict[str, object]) -> dict[str, object]:
+    """Return the config of a text model as a wrapper says it, where it has the rest of one."""
+    rest, wrapper = around({"wrapper": str(said.pop(WHOLE, ""))})
+    if wrapper is None:
+        return said
+    top = {key: said[key] for key in (*SHARED, MAP) if key in said}
+    text = {key: value for key, value in said.items() if key not in (*NAMES, MAP, CODES)}
+    if wrapper.key not in rest:
+        return merged({**text, **top}, rest)
+    inside = dict(rest[wrapper.key])
+    if CODES in inside and inside.pop(CODES, None) is None and CODES in top:
+        text[CODES] = top.pop(CODES)
+    return {**{key: rest[key] for key in NAMES if key in rest}, **top, **rest, wrapper.key: merged(text, inside)}
+
+
+def merged(below: Json, above: Json) -> dict[str, object]:
+    """Return two configs in one, what stands in both as the second says it."""
+    both: dict[str, object] = {**below, **above}
+    for key, over in above.items():
+        under = below.get(key)
+        if isinstance(under, Mapping) and isinstance(over, Mapping):
+            both[key] = merged(under, over)
+    return both
+
+
+def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Dialect:
+    """Return a dialect as a wrapper has it, where the model is inside of one; ``names`` are those of a checkpoint of the kind."""
+    rest, wrapper = around(config)
+    if wrapper is None:
+        return dialect
+    tower = tuple(replace(row, heads=_heads(rest, row)) if row.heads else row for row in wrapper.rows)
+    if dialect.kind.arguments:
+        prefixes = (*(prefix + MEGATRON for prefix in dialect.prefixes), *dialect.prefixes)
+        return replace(dialect, prefixes=prefixes, tower=tower)
+    if not dialect.kind.companions:
+        remedy = "--drop with the names of what is beside the text model takes that alone"
+        raise NotSupported(f"{dialect.name} has no place for what a model sees or hears with", remedy=remedy)
+    found = (each for each in wrapper.spellings if any(name.startswith(each.prefix) for name in names))
+    spelling = next(found, wrapper.spellings[0])
+    rows = tuple(replace(row, name=row.name.replace(HEAD, "/" + spelling.head)) for row in dialect.rows)
+    table = replace(dialect.table, rows=(*dialect.table.rows, place("wrapper", WHOLE)))
+    own = tuple(replace(row, stored=row.name, order=()) for row in tower if row.heads)
+    return replace(dialect, prefixes=(spelling.prefix,), rows=rows, table=table, tower=own)
+
+
+def _heads(rest: Json, row: TowerRow) -> int:
+    """Return the heads of a tower's attention; refuse a config that does not say them."""
+    said = lookup(rest, HEADS)
+    if type(said) is not int or not 0 < said < MANY:
+        facts = {"found": repr(said)[:80], "tensor": row.name}
+        raise BadCheckpoint(f"the config does not say {HEADS!r}", facts)
+    return said
+
+
+def is_of_tower(config: Config, name: str) -> bool:
+    """Say whether a name in a Hugging Face folder is one that a tensor of the model's tower has there."""
+    wrapper = around(config)[1]
+    return wrapper is not None and name.startswith(wrapper.tower)
+
+
+def beside(dialect: Dialect, names: Collection[str]) -> set[str]:
+    """Return the names that are not below the text model's: those of a tower."""
+    prefix = next((each for each in dialect.prefixes if any(name.startswith(each) for name in names)), "")
+    apart = [re.escape(row.name[1:]).replace(r"\{layer\}", r"\d+") for row in dialect.rows if row.name.startswith("/")]
+    whole = re.compile("|".join(apart) or "(?!)").fullmatch
+    return {name for name in names if not name.startswith(prefix) and not whole(name)}

@@ -1,0 +1,222 @@
+"""Classes that also see: the text model crosses as any other, and what is beside it goes along bit for bit, also through Megatron."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader, load
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+import carnet
+from carnet.errors import BadCheckpoint, NotSupported
+from tests.referees.towers import CLASSES, IMAGES, logits, save
+
+pytestmark = pytest.mark.referee
+
+THERE = {"to": "megatron", "tp": 2, "accept": ["needs"]}
+QWEN = "Qwen3VLForConditionalGeneration"
+PROJECTED = ["vision_tower.*", "multi_modal_projector.*"]
+DROPPED = {  # what is beside the text model
+    "Gemma3ForConditionalGeneration": PROJECTED,
+    "Mistral3ForConditionalGeneration": PROJECTED,
+    "Llama4ForConditionalGeneration": ["vision_model.*", "multi_modal_projector.*"],
+}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Return the folder of a class's model, made once."""
+    made = {}
+
+    def of(name, dtype=torch.float32):
+        if (name, dtype) not in made:
+            made[name, dtype] = save(name, tmp_path_factory.mktemp("towers") / name, dtype)
+        return made[name, dtype]
+
+    return of
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_that_sees_comes_back_from_megatron_as_it_was(name, model, tmp_path):
+    before = model(name)
+    went = carnet.cross(before, tmp_path / "megatron", **THERE)
+    assert went.equal
+    assert "wrapper" in went.needs["fields"]
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "back", to="hf").equal
+    assert carnet.verify(before, tmp_path / "back").equal
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "back", before))
+    assert len(ours) == len(theirs)
+    tower = [key for key in theirs if not key.startswith(("model.layers", "model.language_model", "language_model"))]
+    assert [key for key in tower if key in ours and not torch.equal(ours[key], theirs[key])] == []
+    assert torch.equal(logits(name, tmp_path / "back"), logits(name, before))
+    if name in IMAGES:
+        assert torch.equal(logits(name, tmp_path / "back", image=True), logits(name, before, image=True))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_folder_of_such_a_class_is_written_under_its_own_names(name, model, tmp_path):
+    assert carnet.cross(model(name), tmp_path / "hf", to="hf").equal
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "hf", model(name)))
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    assert torch.equal(logits(name, tmp_path / "hf"), logits(name, model(name)))
+
+
+@pytest.mark.parametrize("name", [QWEN, "Gemma3ForConditionalGeneration"])
+def test_the_text_alone_is_quantized_and_the_config_excludes_the_rest(name, model, tmp_path):
+    before = model(name, torch.bfloat16)
+    assert carnet.cross(before, tmp_path / "fp8", to="hf", quantize="fp8-channel", exclude=["*self_attn*"]).equal
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "fp8", before))
+    coded = {key for key, tensor in ours.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert coded
+    assert all(".mlp." in key and "language_model" in key for key in coded)
+    assert [key for key in theirs if key not in coded and not torch.equal(ours[key], theirs[key])] == []
+    said = json.loads((tmp_path / "fp8/config.json").read_text())
+    assert ({"model.visual*", "vision_tower*"} & {*said["quantization_config"]["ignore"]}) != set()
+    assert carnet.cross(tmp_path / "fp8", tmp_path / "plain", to="hf", dtype="bf16").equal
+    said["quantization_config"]["ignore"] = [name for name in said["quantization_config"]["ignore"] if "vis" not in name]
+    (tmp_path / "fp8/config.json").write_text(json.dumps(said))
+    (found,) = carnet.verify(before, tmp_path / "fp8").findings
+    assert found.what == "the config does not exclude what is plain"
+
+
+def of_store(folder):
+    """Return the tensors of a store as torch itself reads them."""
+    reader = FileSystemReader(folder / "iter_0000001")
+    found = {
+        key: each for key, each in reader.read_metadata().state_dict_metadata.items() if isinstance(each, TensorStorageMetadata)
+    }
+    state = {key: torch.empty(each.size, dtype=each.properties.dtype) for key, each in found.items()}
+    load(state, storage_reader=reader, no_dist=True)
+    return state
+
+
+def test_megatron_bridge_finds_the_tower_under_its_own_names(model, tmp_path):
+    """Names and orders as Megatron-Bridge's qwen3_vl_bridge.py and its ConcatenatedQKVMapping have them: a head's q, k, v together."""
+    assert carnet.cross(model(QWEN), tmp_path / "megatron", **THERE).equal
+    ours, theirs = of_store(tmp_path / "megatron"), load_file(model(QWEN) / "model.safetensors")
+    ours = {key.removeprefix("vision_model."): tensor for key, tensor in ours.items() if key.startswith("vision_model.")}
+    theirs = {key.removeprefix("model.visual."): tensor for key, tensor in theirs.items() if key.startswith("model.visual.")}
+    heads, depth, merged = 2, 2, {"linear_fc1": "linear_fc1", "linear_fc2": "linear_fc2", "patch_norm": "norm"}
+    expected = {f"patch_embed.proj.{last}": theirs[f"patch_embed.proj.{last}"] for last in ("weight", "bias")}
+    expected["pos_embed.weight"] = theirs["pos_embed.weight"]
+    for last in ("weight", "bias"):
+        of = {
+            "self_attention.linear_proj.": f"attn.proj.{last}",
+            "self_attention.linear_qkv.layer_norm_": f"norm1.{last}",
+            "mlp.linear_fc1.layer_norm_": f"norm2.{last}",
+            "mlp.linear_fc1.": f"mlp.linear_fc1.{last}",
+            "mlp.linear_fc2.": f"mlp.linear_fc2.{last}",
+        }
+        for name, each in of.items():
+            expected[f"decoder.layers.{name}{last}"] = torch.stack([theirs[f"blocks.{n}.{each}"] for n in range(depth)])
+        blocks = [theirs[f"blocks.{n}.attn.qkv.{last}"] for n in range(depth)]
+        apart = [block.view(3, heads, -1, *block.shape[1:]).transpose(0, 1).reshape(block.shape) for block in blocks]
+        expected[f"decoder.layers.self_attention.linear_qkv.{last}"] = torch.stack(apart)
+        for name, each in merged.items():
+            expected[f"merger.{name}.{last}"] = theirs[f"merger.{each}.{last}"]
+            expected[f"decoder.deepstack_merger_list.{name}.{last}"] = theirs[f"deepstack_merger_list.0.{each}.{last}"][None]
+    assert ours.keys() == expected.keys()
+    assert [key for key in ours if not torch.equal(ours[key], expected[key])] == []
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_text_model_says_to_a_text_what_the_class_around_it_says(name, model, loaded, tmp_path):
+    assert carnet.cross(model(name), tmp_path / "text", to="hf", drop=DROPPED.get(name, ["*visual.*"])).equal
+    tokens = torch.randint(20, 150, (1, 12), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        found = loaded(tmp_path / "text")(tokens, use_cache=False).logits
+    assert torch.allclose(found, logits(name, model(name)), atol=1e-5)
+
+
+def test_without_what_is_beside_it_the_model_is_the_text_alone(model, tmp_path):
+    assert carnet.cross(model(QWEN), tmp_path / "text", to="hf", drop=["model.visual.*"]).equal
+    said = json.loads((tmp_path / "text/config.json").read_text())
+    assert said["architectures"] == ["Qwen3ForCausalLM"]
+    assert "vision_config" not in said
+    assert carnet.cross(model(QWEN), tmp_path / "ranks", to="trtllm", tp=2, drop=["model.visual.*"]).equal
+    with pytest.raises(NotSupported, match="no place for what a model sees or hears with"):
+        carnet.plan(model(QWEN), to="trtllm")
+
+
+def _bits(tensors):
+    tensors["model.visual.merger.norm.weight"][3] += 1e-3
+
+
+def _exchanged(tensors):
+    one, other = (f"model.visual.blocks.{block}.norm1.weight" for block in (0, 1))
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def _lost(tensors):
+    del tensors["model.visual.pos_embed.weight"]
+
+
+def _added(tensors):
+    tensors["model.visual.extra.weight"] = torch.ones(2)
+
+
+def _cast(tensors):
+    tensors["model.visual.pos_embed.weight"] = tensors["model.visual.pos_embed.weight"].double()
+
+
+@pytest.mark.parametrize("damage", [_bits, _exchanged, _lost, _added, _cast])
+def test_a_damaged_tower_is_found(damage, model, tmp_path):
+    assert carnet.cross(model(QWEN), tmp_path / "hf", to="hf").equal
+    tensors = load_file(tmp_path / "hf/model.safetensors")
+    damage(tensors)
+    save_file(tensors, tmp_path / "hf/model.safetensors", metadata={"format": "pt"})
+    assert not carnet.verify(model(QWEN), tmp_path / "hf").equal
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "vision_config.num_heads",
+        "vision_config.rope_parameters.rope_theta",
+        "image_token_id",
+        "text_config.model_type",
+        "model_type",
+    ],
+)
+def test_a_changed_word_about_the_tower_is_found(key, model, tmp_path):
+    assert carnet.cross(model(QWEN), tmp_path / "hf", to="hf").equal
+    said = json.loads((tmp_path / "hf/config.json").read_text())
+    *above, last = key.split(".")
+    inner = said
+    for part in above:
+        inner = inner[part]
+    inner[last] = f"{inner[last]}x" if isinstance(inner[last], str) else inner[last] + 1
+    (tmp_path / "hf/config.json").write_text(json.dumps(said))
+    found = carnet.verify(model(QWEN), tmp_path / "hf").findings
+    assert {each.stored or each.where for each in found} <= {"config.json", "config", "model.visual.blocks.0.attn.qkv.bias"}
+    assert found
+
+
+def test_a_text_model_alone_is_not_called_one_that_sees(model, tmp_path):
+    (tmp_path / "text").mkdir()
+    tensors = {key: tensor for key, tensor in load_file(model(QWEN) / "model.safetensors").items() if "visual" not in key}
+    save_file(tensors, tmp_path / "text/model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "text/config.json").write_text((model(QWEN) / "config.json").read_text())
+    with pytest.raises(BadCheckpoint, match="a text model alone"):
+        carnet.plan(tmp_path / "text", to="hf")
+
+
+@pytest.mark.parametrize("said", [[], "x", 3])
+def test_nonsense_in_place_of_the_text_models_config_is_refused(said, model, tmp_path):
+    config = json.loads((model(QWEN) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": said}))
+    with pytest.raises(BadCheckpoint, match="'text_config' is not a record"):
+        carnet.plan(model(QWEN), to="hf", config=tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "said", ["", "{", "[]", '{"architectures": ["X"]}', f'{{"architectures": ["{QWEN}"], "text_config": 1}}', "[" * 9999]
+)
+def test_nonsense_of_a_wrapper_in_a_stores_arguments_is_refused(said, model, tmp_path):
+    assert carnet.cross(model(QWEN), tmp_path / "megatron", **THERE).equal
+    config = carnet.inspect(tmp_path / "megatron").checkpoint.config
+    (tmp_path / "args.json").write_text(json.dumps({**config, "carnet_needs": {**config["carnet_needs"], "wrapper": said}}))
+    with pytest.raises((BadCheckpoint, NotSupported)):
+        carnet.plan(tmp_path / "megatron", to="hf", config=tmp_path / "args.json")

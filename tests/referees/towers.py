@@ -1,0 +1,117 @@
+"""Small models that also see, as transformers makes them: what a class needs for its config, and an image for it."""
+
+import torch
+import transformers
+
+TEXT = {
+    "vocab_size": 160,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 128,
+}
+VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "patch_size": 4, "out_hidden_size": 64}
+PLAIN = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+}
+TOKENS = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+ROPE = {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [4, 2, 2]}
+WITHOUT_HEAD = {key: value for key, value in TEXT.items() if key != "head_dim"}
+
+# class -> its config's fields
+CLASSES = {
+    "Qwen3VLForConditionalGeneration": {
+        "text_config": {**TEXT, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
+        "vision_config": {**VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        "tie_word_embeddings": False,
+        **TOKENS,
+    },
+    "Qwen2_5_VLForConditionalGeneration": {
+        "text_config": {**WITHOUT_HEAD, "rope_parameters": ROPE},
+        "vision_config": {**VISION, "fullatt_block_indexes": [1], "window_size": 16},
+        **TOKENS,
+    },
+    "Qwen2VLForConditionalGeneration": {
+        "text_config": {**WITHOUT_HEAD, "rope_parameters": ROPE},
+        "vision_config": {"depth": 2, "embed_dim": 32, "num_heads": 2, "patch_size": 4, "hidden_size": 64, "mlp_ratio": 2},
+        **TOKENS,
+    },
+    "Gemma3ForConditionalGeneration": {
+        "text_config": {**TEXT, "sliding_window": 8},
+        "vision_config": PLAIN,
+        "mm_tokens_per_image": 4,
+        "image_token_index": 9,
+    },
+    "Mistral3ForConditionalGeneration": {
+        "text_config": {**TEXT, "model_type": "mistral"},
+        "vision_config": {**PLAIN, "model_type": "pixtral", "head_dim": 16},
+        "image_token_index": 9,
+    },
+    "Llama4ForConditionalGeneration": {
+        "text_config": {
+            **TEXT,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 4,
+            "interleave_moe_layer_step": 2,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        "vision_config": {
+            **PLAIN,
+            "intermediate_size": 128,
+            "vision_output_dim": 32,
+            "projector_input_dim": 32,
+            "projector_output_dim": 32,
+            "pixel_shuffle_ratio": 0.5,
+        },
+        "image_token_index": 9,
+        "boi_token_index": 10,
+        "eoi_token_index": 11,
+    },
+}
+GRID = {"image_grid_thw": torch.tensor([[1, 4, 4]])}
+FLAT = torch.linspace(-1, 1, 16 * 3 * 2 * 16).view(16, -1)  # patches of two frames
+SQUARE = torch.linspace(-1, 1, 3 * 256).view(1, 3, 16, 16)
+# class -> the image, beside its tokens
+IMAGES = {
+    "Qwen3VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Qwen2_5_VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Qwen2VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Gemma3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE}),
+    "Mistral3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE, "image_sizes": torch.tensor([[16, 16]])}),
+}
+
+
+def save(name, folder, dtype=torch.float32):
+    """Save a model of a class, whose every weight is drawn."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(**CLASSES[name]))
+    for parameter in model.parameters():
+        parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.05)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def logits(name, folder, *, image=False):
+    """Return what a folder's model says to a text, or to an image in one."""
+    model, said = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    assert not any(said.values())
+    text = torch.randint(20, 150, (1, 12), generator=torch.Generator().manual_seed(5))
+    seen, more = IMAGES[name] if image else ([], {})
+    tokens = torch.cat([text[:, :6], torch.tensor([seen], dtype=torch.long), text[:, 6:]], 1)
+    if image and name.startswith("Gemma3"):
+        more = {**more, "token_type_ids": (tokens == 9).long()}
+    if image and "image_grid_thw" in more:
+        more = {**more, "mm_token_type_ids": (tokens == 3).long()}
+    with torch.no_grad():
+        return model.eval()(tokens, use_cache=False, **more).logits
