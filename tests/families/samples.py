@@ -95,6 +95,25 @@ def latent(random: Random, ranks: int, _: Config) -> Fields:
     }
 
 
+def indexers(random: Random, _: int, config: Config) -> Fields:
+    """An indexer in every layer, which reads compressed queries."""
+    return {
+        "q_lora": max(1, number(config, "q_lora")),
+        "index_heads": random.randint(1, 3),
+        "index_dim": random.randint(1, 3),
+        "index_topk": random.randint(1, 9),
+        "index_norm_eps": 1e-6,
+        "variant": "dsa",
+    }
+
+
+def choices_shared(random: Random, _: int, config: Config) -> Fields:
+    """Some first layers have an indexer, then one of so many."""
+    layers, first, step = number(config, "layers"), random.randint(1, 2), random.randint(1, 3)
+    marks = tuple(int(max(layer + 1 - first, 0) % step == 0) for layer in range(layers))
+    return {"index_layers": marks if 0 in marks else None}
+
+
 def dense(random: Random, ranks: int, _: Config) -> Fields:
     return {"ffn": ranks * random.randint(1, 5)}
 
@@ -192,7 +211,7 @@ def deltas(random: Random, ranks: int, config: Config) -> Fields:
         "gdn_key_dim": random.randint(1, 3),
         "gdn_value_dim": random.randint(1, 3),
         "gdn_conv": random.randint(1, 4),
-        "linear_kind": "gdn",
+        "variant": "gdn",
         "blocks": mixtures(mixtures_of(config), mixers) if "G" in mixers else config.get("blocks"),
     }
 
@@ -304,6 +323,8 @@ SAMPLES: dict[str, Sample] = {
     "ernie4_5": Sample("hf", MLP, SILU),
     "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
     "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
+    "deepseek_v32": Sample("hf megatron", (*DEEPSEEK, indexers, two_chosen), SILU),
+    "glm_moe_dsa": Sample("hf megatron", (*DEEPSEEK, indexers, choices_shared, two_chosen), SILU),
     "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),
     "nemotron_h": Sample("hf megatron", (*MLP, states, mamba_attention_mlp), RELU2),
     "nemotron_h, mixtures": Sample(

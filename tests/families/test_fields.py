@@ -291,6 +291,14 @@ MLA = {
     "qk_pos_emb_head_dim": 4,
     "v_head_dim": 8,
 }
+DSA = {
+    **MLA,
+    "q_lora_rank": 6,
+    "experimental_attention_variant": "dsa",
+    "dsa_indexer_n_heads": 3,
+    "dsa_indexer_head_dim": 6,
+    "dsa_indexer_topk": 5,
+}
 QUICK = {"swiglu": False, "quick_geglu": True}
 WINDOW = {"window_size": [127, 0]}
 UNSTRETCHED = {"position_embedding_type": "yarn"}
@@ -443,6 +451,28 @@ MEANINGS = [
         8.0,
     ),
     ("hf: and lengths are those of the model", "llama hf", {"rope_scaling": STRETCHED}, "rope_original", 128),
+    ("hf: an indexer everywhere", "glm_moe_dsa hf", {}, "index_layers", None),
+    ("hf: listed", "glm_moe_dsa hf", {"indexer_types": ["full", "shared"] * 3}, "index_layers", (1, 0) * 3),
+    ("hf: a pattern", "glm_moe_dsa hf", {"index_topk_pattern": "FSSFFS"}, "index_layers", (1, 0, 0, 1, 1, 0)),
+    ("hf: a step, behind two", "glm_moe_dsa hf", {"index_topk_freq": 3}, "index_layers", (1, 1, 0, 0, 1, 0)),
+    (
+        "hf: as GLM-5.2 says it twice",
+        "glm_moe_dsa hf",
+        {"indexer_types": ["full"] * 3 + ["shared"] * 3, "index_topk_freq": 4, "index_skip_topk_offset": 3},
+        "index_layers",
+        (1, 1, 1, 0, 0, 0),
+    ),
+    ("hf: the norm of an indexer's keys", "deepseek_v32 hf", {"rms_norm_eps": 1e-5}, "index_norm_eps", 1e-6),
+    ("megatron: an indexer's keys are normed like all else", "llama megatron", DSA, "index_norm_eps", 1e-5),
+    ("megatron: unless it is said", "llama megatron", {**DSA, "dsa_indexer_k_norm_epsilon": 1e-6}, "index_norm_eps", 1e-6),
+    ("megatron: the first has an indexer", "llama megatron", {**DSA, "dsa_indexer_topk_freq": 2}, "index_layers", (1, 0)),
+    (
+        "megatron: behind so many",
+        "llama megatron",
+        {**DSA, "dsa_indexer_topk_freq": 2, "dsa_indexer_skip_topk_offset": 2},
+        "index_layers",
+        None,
+    ),
     ("hf: DeepSeek's compressed norms", "deepseek_v3 hf", {"rms_norm_eps": 1e-5}, "latent_norm_eps", 1e-6),
     ("megatron: its own are like all others", "llama megatron", {**MLA, "layernorm_epsilon": 1e-5}, "latent_norm_eps", 1e-5),
     (
@@ -531,6 +561,8 @@ MLA_HF = {
     "n_shared_experts": 1,
     "first_k_dense_replace": 1,
 }
+SPARSE_HF = {**MLA_HF, "q_lora_rank": 8, "index_n_heads": 3, "index_head_dim": 6, "index_topk": 5}
+SPARSE_HF |= {"n_group": 1, "topk_group": 1, "rms_norm_eps": 1e-6}
 LLAMA4_HF = {"intermediate_size_mlp": 64, "attention_chunk_size": 8, "interleave_moe_layer_step": 2}
 
 
@@ -583,6 +615,8 @@ MIXTURES = {
         "Glm4MoeForCausalLM", "glm4_moe", n_routed_experts=6, num_experts_per_tok=2, moe_intermediate_size=16
     ),
     "glm4_moe_lite hf": hf_like("Glm4MoeLiteForCausalLM", "glm4_moe_lite", **MLA_HF),
+    "deepseek_v32 hf": hf_like("DeepseekV32ForCausalLM", "deepseek_v32", **SPARSE_HF),
+    "glm_moe_dsa hf": hf_like("GlmMoeDsaForCausalLM", "glm_moe_dsa", **SPARSE_HF, num_hidden_layers=6),
     "llama4 hf": hf_like("Llama4ForCausalLM", "llama4_text", **HEADS, **LLAMA4_HF),
     "gpt_oss hf": hf_like(
         "GptOssForCausalLM",
@@ -658,7 +692,7 @@ REFUSALS = [
     (
         "linear attention of a kind that nobody knows",
         "llama megatron",
-        {"experimental_attention_variant": "dsa"},
+        {"experimental_attention_variant": "csa"},
         STRANGE,
         "experimental_attention_variant",
     ),
@@ -923,6 +957,20 @@ UNREFUSED = [
     pytest.param("deepseek_v2 hf", {"norm_topk_prob": True}, id="weights that are normed and scaled"),
     pytest.param("deepseek_v2 hf", {"topk_method": "noaux_tc"}, id="V3's choice of experts in V2"),
     pytest.param("olmoe hf", {"clip_qkv": 8.0}, id="queries that are clipped"),
+    pytest.param("deepseek_v32 hf", {"q_lora_rank": None}, id="an indexer that has no compressed queries to read"),
+    pytest.param("deepseek_v32 hf", {"index_n_heads": 0}, id="an indexer without heads"),
+    pytest.param("deepseek_v32 hf", {"index_topk_freq": 2}, id="choices that V3.2 cannot share"),
+    pytest.param("deepseek_v32 hf", {"indexer_rope_interleave": True}, id="GLM's rotation in DeepSeek's indexer"),
+    pytest.param("glm_moe_dsa hf", {"indexer_rope_interleave": False}, id="DeepSeek's rotation in GLM's indexer"),
+    pytest.param("glm_moe_dsa hf", {"indexer_types": ["shared", *["full"] * 5]}, id="a choice of nobody's"),
+    pytest.param("glm_moe_dsa hf", {"indexer_types": ["full"] * 5}, id="a word too few"),
+    pytest.param("glm_moe_dsa hf", {"indexer_types": ["full"] * 5 + ["half"]}, id="an indexer of another kind"),
+    pytest.param("glm_moe_dsa hf", {"index_topk_pattern": "FFFFFX"}, id="a letter of nobody's"),
+    pytest.param("glm_moe_dsa hf", {"index_topk_freq": 2, "index_topk_pattern": "FFFFFF"}, id="two words for the same layers"),
+    pytest.param("glm_moe_dsa hf", {"num_experts": 7}, id="experts that are counted twice"),
+    pytest.param("llama megatron", {**DSA, "dsa_indexer_scoring_relu": False}, id="scores below zero that count"),
+    pytest.param("llama megatron", {**DSA, "dsa_indexer_topk_freq": 0}, id="no step at all"),
+    pytest.param("llama megatron", {**DSA, "q_lora_rank": None}, id="compressed queries that are not there"),
     pytest.param("llama4 hf", {"attention_chunk_size": None}, id="chunks of nobody knows what"),
     pytest.param("llama4 hf", {"moe_layers": [7]}, id="a mixture that is not a layer"),
     pytest.param("llama4 hf", {"no_rope_layers": [1]}, id="one mark for two layers"),
@@ -1093,6 +1141,19 @@ WRITTEN = [
     ("norms inside of latent attention", "deepseek_v3 hf", {}, "qk_layernorm", True),
     ("queries that are whole", "deepseek_v3 hf", {"q_lora_rank": None}, "q_lora_rank", None),
     ("queries that are compressed", "deepseek_v3 hf", {"q_lora_rank": 6}, "q_lora_rank", 6),
+    ("sparse attention", "deepseek_v32 hf", {}, "experimental_attention_variant", "dsa"),
+    ("its indexer's rotation", "deepseek_v32 hf", {}, "dsa_indexer_rope_interleaved", False),
+    ("as GLM has it", "glm_moe_dsa hf", {}, "dsa_indexer_rope_interleaved", True),
+    ("the norm of its keys", "glm_moe_dsa hf", {}, "dsa_indexer_k_norm_epsilon", 1e-6),
+    ("an indexer in every layer", "glm_moe_dsa hf", {}, "dsa_indexer_topk_freq", 1),
+    ("in every third", "glm_moe_dsa hf", {"indexer_types": ["full", "shared", "shared"] * 2}, "dsa_indexer_topk_freq", 3),
+    (
+        "behind two",
+        "glm_moe_dsa hf",
+        {"indexer_types": ["full", *["full", "shared"] * 2, "full"]},
+        "dsa_indexer_skip_topk_offset",
+        2,
+    ),
 ]
 
 

@@ -17,6 +17,7 @@ NEWEST = next(iter(sorted(Path(sys.prefix).glob("megatron-core-*"))), None)
 TESTS = (
     "test_paths.py",
     "test_refusals.py",
+    "test_sparse_attention.py",
     "test_specs_build.py",
     "test_specs_load.py",
     "test_specs_arguments.py",

@@ -28,6 +28,7 @@ NEW_DECODER = {"new_decoder_architecture": True, "parallel_attn": True}
 HYBRID = {"n_routed_experts": 4, "num_experts_per_tok": 3, "layers_block_type": ["linear_attention", "moe", "full_attention"]}
 MAMBA2 = {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 12, "vocab_size": 97}
 FINE = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
+SPARSE = {**LATENT, "q_lora_rank": 12, "index_n_heads": 3, "index_head_dim": 10, "index_topk": 6}
 MODELS = {
     **BASES,
     "qwen3_next": (hf.Qwen3NextConfig, {**SIZES, "num_hidden_layers": 6, "num_experts": 4, "num_experts_per_tok": 2}),
@@ -41,6 +42,8 @@ MODELS = {
     "glm4": (hf.Glm4Config, {**WIDE, "pad_token_id": 0}),
     "glm4_moe": (hf.Glm4MoeConfig, {**WIDE, **FINE, "first_k_dense_replace": 1}),
     "glm4_moe_lite": (hf.Glm4MoeLiteConfig, {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}),
+    "deepseek_v32": (hf.DeepseekV32Config, SPARSE),
+    "glm_moe_dsa": (hf.GlmMoeDsaConfig, SPARSE),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}
@@ -63,6 +66,8 @@ CHANGES = {
     "nemotron_h": ({}, HEADS, HYBRID),
     "qwen3_5": ({}, HEADS, {"linear_num_value_heads": 64, "rope_parameters": MROPE}),
     "qwen3_5_moe": ({}, HEADS, {"linear_num_value_heads": 64, "rope_parameters": MROPE}),
+    "deepseek_v32": ({}, {"n_group": 16, "topk_group": 5, "n_routed_experts": 64}),
+    "glm_moe_dsa": ({}, {"indexer_types": ["full", "shared", *["full"] * (LATENT["num_hidden_layers"] - 2)]}),
     "qwen3_next": ({}, HEADS, {"decoder_sparse_step": 2, "full_attention_interval": 3, "linear_num_value_heads": 64}),
 }
 TABLE = [(name, change) for name, changes in CHANGES.items() for change in changes]

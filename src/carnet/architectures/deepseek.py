@@ -1,11 +1,11 @@
 """DeepSeek-V2 and V3: latent attention, dense layers before mixtures, shared experts.
 
-V3 has a bias that chooses experts, and layers that predict further tokens.
-transformers: modeling_deepseek_v2.py, modeling_deepseek_v3.py.
+V3 has a bias that chooses experts, and layers that predict further tokens; from V3.2 on an indexer chooses what a token sees.
+transformers: modeling_deepseek_v2.py, modeling_deepseek_v3.py, modeling_deepseek_v32.py.
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf, latent
+from carnet.dialects import fine_grained, hf, indexer, latent
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.senses import expect
@@ -59,6 +59,37 @@ DEEPSEEK_V3 = Family(
         # as Kimi-K2 calls itself: the same class under a name that transformers does not know
         guards={"model_type": ("deepseek_v3", "kimi_k2"), "rope_interleave": (True,)},
         ignored=fine_grained.IGNORED,
+        pads=fine_grained.PADS,
+    ),
+    trtllm=None,
+    without=NO_RANKS,
+)
+
+DEEPSEEK_V32 = Family(
+    name="deepseek_v32",
+    needs={**MIXED, **indexer.NEEDS},
+    traits=DEEPSEEK_V3.traits,
+    hf=hf.dialect(
+        "DeepseekV32ForCausalLM",
+        "deepseek_v32",
+        (*ROWS, *indexer.ROWS, fine_grained.BIAS, *fine_grained.FURTHER),
+        (
+            *(*latent.FIELDS, *indexer.FIELDS, *fine_grained.SIZES, fine_grained.listed_mlps(3), *fine_grained.ROUTER),
+            *(fine_grained.GROUPED, hf.TIED, hf.DTYPE, *hf.TOKENS),
+            place("router_normed", "norm_topk_prob", default=False),
+            place("mtp", "num_nextn_predict_layers", default=0),
+        ),
+        absent={
+            **indexer.ABSENT,
+            "num_key_value_heads": 128,
+            "q_lora_rank": 1536,
+            "index_n_heads": 64,
+            "n_group": 8,
+            "topk_group": 4,
+        },
+        fixed={**indexer.FIXED, "indexer_rope_interleave": False},
+        guards={"rope_interleave": (True,)},
+        ignored=f"{fine_grained.IGNORED} {indexer.IGNORED}",
         pads=fine_grained.PADS,
     ),
     trtllm=None,

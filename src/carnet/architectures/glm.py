@@ -1,18 +1,16 @@
-"""GLM-4, and GLM-4.5 to 4.7: mixtures of small experts behind dense layers, with grouped queries, or in the Flash models latent ones.
+"""GLM-4, and GLM-4.5 to 5.3: mixtures of small experts behind dense layers, with grouped queries, or in the Flash models latent ones.
 
-transformers: modeling_glm4.py, modeling_glm4_moe.py, modeling_glm4_moe_lite.py. Half of each head is rotated in the first two.
+From 5 on an indexer chooses what latent attention sees, from 5.2 on for several layers at once. transformers: modeling_glm4.py,
+modeling_glm4_moe.py, modeling_glm4_moe_lite.py, modeling_glm_moe_dsa.py. Half of each head is rotated in the first two.
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf, latent
-from carnet.dialects.configs import Spread, place
+from carnet.dialects import fine_grained, hf, indexer, latent
+from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
-from carnet.dialects.senses import expect
-from carnet.model.fields import MIXED, Config, Value
-from carnet.model.model import marks, mixtures, number
+from carnet.model.fields import MIXED, Config
 
-MLPS = ("dense", "sparse")
 ROWS = (*hf.GATED_MLP, *fine_grained.ROWS, fine_grained.BIAS, *fine_grained.FURTHER, hf.FINAL_NORM, hf.HEAD)
 TRAITS: Config = {**LLAMA_TRAITS, "router_score": "sigmoid", "router_bias": True}
 MIXTURE = (
@@ -24,23 +22,6 @@ MIXTURE = (
 ABSENT: dict[str, object] = {"n_shared_experts": 1, "norm_topk_prob": True, "rms_norm_eps": 1e-5}
 SIGMOID: dict[str, tuple[object, ...]] = {"scoring_func": ("sigmoid",), "moe_layer_freq": (1,)}
 WHOLE: dict[str, tuple[object, ...]] = {"partial_rotary_factor": (1.0,), "rope_parameters.partial_rotary_factor": (1.0,)}
-
-
-def _listed(said: tuple[list[str] | None, int | None], config: Config) -> str | None:
-    """Return the blocks: each layer by its word, or mixtures behind so many dense layers; without a word behind one."""
-    kinds, dense = said
-    counted = tuple(int(layer >= (1 if dense is None else dense)) for layer in range(number(config, "layers")))
-    found = counted if kinds is None else hf.marks_of(kinds, config, MLPS)
-    expect(dense is None or (dense >= 0 and found == counted), "as many dense layers as are listed")
-    return mixtures([bool(mark) for mark in found])
-
-
-def _spelled(config: Config) -> list[tuple[list[str], Value]]:
-    """Return the list, and the number where that says the same: transformers reads the one, vLLM the other."""
-    found = marks(config)
-    dense = len(found) - sum(found)
-    return [([MLPS[mark] for mark in found], dense if not any(found[:dense]) else None)]
-
 
 # norms before and after, and neighbouring dimensions rotated together: modeling_glm4.py
 GLM4 = Family(
@@ -102,10 +83,7 @@ GLM4_MOE_LITE = Family(
         (hf.EMBED, *hf.NORMS, *latent.ATTENTION, *ROWS),
         (
             *(*latent.FIELDS, *fine_grained.SIZES),
-            Spread(
-                *("blocks", "mlp_layer_types", (list[str], int), _listed, _spelled),
-                more=("first_k_dense_replace",),
-            ),
+            fine_grained.listed_mlps(1),
             *MIXTURE,
         ),
         absent={**ABSENT, "num_key_value_heads": 20, "q_lora_rank": 768, "routed_scaling_factor": 1.8},
@@ -113,6 +91,28 @@ GLM4_MOE_LITE = Family(
         fixed={"topk_method": "noaux_tc", "attention_bias": False},
         guards={**SIGMOID, **WHOLE, "rope_interleave": (True,)},
         ignored=f"{fine_grained.IGNORED} head_dim",
+        pads=fine_grained.PADS,
+    ),
+    trtllm=None,
+)
+
+GLM_MOE_DSA = Family(
+    name="glm_moe_dsa",
+    needs={**MIXED, **indexer.NEEDS},
+    traits={**TRAITS, "latent": True, "index_interleaved": True},
+    hf=hf.dialect(
+        "GlmMoeDsaForCausalLM",
+        "glm_moe_dsa",
+        (hf.EMBED, *hf.NORMS, *latent.ATTENTION, *indexer.ROWS, *ROWS),
+        (
+            *(*latent.FIELDS, *indexer.FIELDS, indexer.SHARED, *fine_grained.SIZES, fine_grained.listed_mlps(3)),
+            *MIXTURE,
+        ),
+        absent={**indexer.ABSENT, **ABSENT, "num_key_value_heads": 64, "q_lora_rank": 2048, "index_n_heads": 32},
+        # what vLLM and Megatron-Bridge look for
+        fixed={**indexer.FIXED, "indexer_rope_interleave": True, "rope_interleave": True},
+        guards={**WHOLE, "moe_router_dtype": ("float32",)},
+        ignored=f"{fine_grained.IGNORED} {indexer.IGNORED}",
         pads=fine_grained.PADS,
     ),
     trtllm=None,

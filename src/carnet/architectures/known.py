@@ -4,12 +4,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 
-from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32
 from carnet.architectures.ernie import ERNIE4_5
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
 from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3
-from carnet.architectures.glm import GLM4, GLM4_MOE, GLM4_MOE_LITE
+from carnet.architectures.glm import GLM4, GLM4_MOE, GLM4_MOE_LITE, GLM_MOE_DSA
 from carnet.architectures.gpt import NEMOTRON, STARCODER2
 from carnet.architectures.gpt2 import GPT2
 from carnet.architectures.gpt_neox import GPT_NEOX
@@ -77,6 +77,8 @@ FAMILIES = (
     GLM4,
     GLM4_MOE,
     GLM4_MOE_LITE,
+    DEEPSEEK_V32,
+    GLM_MOE_DSA,
     SEED_OSS,
     SMOLLM3,
     ERNIE4_5,

@@ -66,7 +66,7 @@ TRAITS: Config = {**LLAMA_TRAITS, "activation": "silu", "qk_norm": "head", "atte
 FIELDS: tuple[Field, ...] = (
     *hf.ATTENTION_BIASES,
     hf.TIED,
-    place("linear_kind", default="gdn"),
+    place("variant", default="gdn"),
     place("gdn_conv", "linear_conv_kernel_dim", default=4),
     place("gdn_key_dim", "linear_key_head_dim", default=128),
     place("gdn_value_dim", "linear_value_head_dim", default=128),

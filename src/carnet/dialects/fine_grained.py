@@ -12,9 +12,10 @@ from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
 from carnet.dialects.senses import expect
-from carnet.model.fields import Config
+from carnet.model.fields import Config, Value
 from carnet.model.model import marks, mixtures, number, value
 
+MLPS = ("dense", "sparse")
 ROWS = (*hf.experts(), *hf.gated("mlp.shared_experts", "shared", "shared_ffn"))
 # layers that predict further tokens follow the others, each with the embedding and the head once more
 FURTHER = (
@@ -34,13 +35,34 @@ def _after_dense(dense: int, config: Config) -> str | None:
     return mixtures([layer >= dense for layer in range(number(config, "layers"))])
 
 
+def listed_mlps(first: int) -> Spread:
+    """Write the row of what each MLP is: by its word, or mixtures behind so many dense layers, ``first`` where nothing is said."""
+
+    def read(said: tuple[list[str] | None, int | None], config: Config) -> str | None:
+        kinds, dense = said
+        counted = tuple(int(layer >= (first if dense is None else dense)) for layer in range(number(config, "layers")))
+        found = counted if kinds is None else hf.marks_of(kinds, config, MLPS)
+        # a class with a field for both writes what the number is where nothing is said
+        expect(dense in (None, first) or (dense >= 0 and found == counted), "as many dense layers as are listed")
+        return mixtures([bool(mark) for mark in found])
+
+    return Spread("blocks", "mlp_layer_types", (list[str], int), read, _mlps_said, more=("first_k_dense_replace",))
+
+
+def _mlps_said(config: Config) -> list[tuple[list[str], Value]]:
+    """Return the list, and the number where that says the same: transformers reads the one, vLLM the other."""
+    found = marks(config)
+    dense = len(found) - sum(found)
+    return [([MLPS[mark] for mark in found], dense if not any(found[:dense]) else None)]
+
+
 def _whole_experts(config: Config) -> int:
     """Return the width of as many shared experts as the model's width needs."""
     return round_up(number(config, "shared_ffn"), number(config, "moe_ffn"))
 
 
 SIZES: tuple[Field, ...] = (
-    place("experts", "n_routed_experts"),
+    place("experts", "n_routed_experts", "num_experts"),
     place("topk", "num_experts_per_tok"),
     place("moe_ffn", "moe_intermediate_size"),
     Spread(

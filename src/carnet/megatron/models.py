@@ -29,11 +29,15 @@ from carnet.formats.wrapped import RENAMED as FIELDS
 Arguments = Mapping[str, object]
 Activation = Callable[[torch.Tensor], torch.Tensor]
 
-# beside those that say what a model computes: layers that carnet has no family for, and how stages and stores share them
+# beside those that say what a model computes: its type, and how stages and stores share its layers
 OTHERS = (
-    *("bf16", "fp16", "dsa_indexer_n_heads", "dsa_indexer_head_dim", "dsa_indexer_topk", "dsa_indexer_topk_freq"),
-    *("dsa_indexer_skip_topk_offset", "dsa_indexer_k_norm_epsilon", "dsa_indexer_rope_interleaved"),
-    *("hetereogenous_dist_checkpoint", "pipeline_model_parallel_layout", "account_for_embedding_in_pipeline_split"),
+    *(
+        "bf16",
+        "fp16",
+        "hetereogenous_dist_checkpoint",
+        "pipeline_model_parallel_layout",
+        "account_for_embedding_in_pipeline_split",
+    ),
     "account_for_loss_in_pipeline_split",
 )
 # arguments that fill the field of the same name in TransformerConfig or MLATransformerConfig, where it has one

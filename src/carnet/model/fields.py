@@ -185,6 +185,20 @@ FIELDS = (
     Field("nope_dim", int, 0, "latent attention: width of a head that is not rotated", least=0),
     Field("rope_dim", int, 0, "latent attention: width of a head that is rotated", least=0),
     Field("v_dim", int, 0, "latent attention: width of a value head", least=0),
+    Field("index_heads", int, 0, "sparse attention: heads of the indexer, 0 where there is none", least=0, of="*"),
+    Field("index_dim", int, 0, "sparse attention: width of one of them", least=0, of="*"),
+    Field("index_topk", int, None, "sparse attention: tokens that a token sees, those that score highest", of="*"),
+    Field("index_norm_eps", float, None, "sparse attention: added to the variance in the norm of the indexer's keys", of="*"),
+    Field(
+        "index_interleaved", bool, False, "sparse attention: neighbouring dimensions of an indexer's head are rotated together"
+    ),
+    Field(
+        "index_layers",
+        int,
+        None,
+        "1 for each layer with an indexer of its own, 0 for each that sees what the one before chose; None where all have one",
+        many=True,
+    ),
     Field(
         "layer_kv_heads",
         int,
@@ -205,7 +219,7 @@ FIELDS = (
     Field("ssm_conv_bias", bool, False, "Mamba-2: the convolution has a bias", of="M"),
     Field("ssm_norm_groups", int, 0, "Mamba-2: parts that the gated norm norms, each for itself", least=0, of="M"),
     Field("ssm_norm_eps", float, 0.0, "Mamba-2: added to the variance in the gated norm", of="M"),
-    Field("linear_kind", str, "none", "a config's word: what its layers of linear attention are: none or gdn", storage=True),
+    Field("variant", str, "none", "a config's word: what some or all of its attention is: none, gdn or dsa", storage=True),
     Field("gdn_keys", int, 0, "Gated DeltaNet: key heads", least=0, of="G"),
     Field("gdn_values", int, 0, "Gated DeltaNet: value heads", least=0, of="G"),
     Field("gdn_key_dim", int, 0, "Gated DeltaNet: width of a key head", least=0, of="G"),

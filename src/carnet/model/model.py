@@ -42,7 +42,8 @@ def head_share(config: Config) -> int:
 
 MIXERS = {"*": "attention", "M": "mamba", "G": "gdn", "L": "linear"}
 MLPS = {"-": "dense", "E": "moe", "l": "linear"}
-WIDTHS = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn"}  # field -> the field that says it for every layer
+# what a layer has of its own -> the field that says it for every layer
+OWN = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn", "indexed": "index_layers"}
 
 
 def blocks(config: Config) -> list[str]:
@@ -84,26 +85,28 @@ def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
-    ``shared``, ``q_compressed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
+    ``shared``, ``q_compressed``, ``indexed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {
         **config,
         "q_compressed": bool(value(config, "q_lora")),
         "shared": bool(value(config, "shared_ffn")),
+        "indexed": bool(value(config, "index_heads")),
         "is_mtp": False,
     }
     attention = "mla" if value(config, "latent") else "attention"
     known: dict[tuple[object, ...], Config] = {}
     found: list[Config] = []
     for layer, word in enumerate(blocks(config)):
-        own = {field: each[layer] for field, many in WIDTHS.items() if isinstance(each := value(config, many), tuple)}
+        own = {field: each[layer] for field, many in OWN.items() if isinstance(each := value(config, many), tuple)}
         key = (word, *own.values())
         if key not in known:
             mixer = next((MIXERS[letter] for letter in word if letter in MIXERS), "")
             mlp = next((MLPS[letter] for letter in word if letter in MLPS), "")
             known[key] = {**common, **own, "mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
         found.append(known[key])
-    return found + [{**found[-1], "is_mtp": True}] * number(config, "mtp")
+    # further layers begin anew: the first has an indexer of its own, whoever shares
+    return found + [{**found[-1], "indexed": common["indexed"], "is_mtp": True}] * number(config, "mtp")
 
 
 def stored_at(config: Config) -> list[tuple[int, int]]:

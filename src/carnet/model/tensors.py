@@ -54,6 +54,8 @@ AXES = {
         Axis("nope", "nope_dim"),
         Axis("rope", "rope_dim"),
         Axis("v", "v_dim"),
+        Axis("index_head", "index_heads"),
+        Axis("index_dim", "index_dim"),
         Axis("group", "ssm_groups", cut="evenly"),
         Axis("head", lambda field: field("ssm_heads") // max(1, field("ssm_groups"))),
         Axis("wide", "ssm_head_dim"),
@@ -148,6 +150,7 @@ GQA: dict[str, Any] = {"mixer": "attention"}
 MAMBA: dict[str, Any] = {"mixer": "mamba"}
 GDN: dict[str, Any] = {"mixer": "gdn"}
 MLA: dict[str, Any] = {"mixer": "mla"}
+DSA: dict[str, Any] = {"mixer": "mla", "indexed": SET}
 DENSE: dict[str, Any] = {"mlp": "dense"}
 MOE: dict[str, Any] = {"mlp": "moe"}
 LATENT: dict[str, Any] = {"mlp": "moe", "moe_latent": SET}
@@ -196,6 +199,12 @@ TENSORS = (
     _linear("mla.k_b", "kv nope | kv_lora", **MLA),
     _linear("mla.v_b", "kv v | kv_lora", **MLA),
     _linear("mla.o", "hidden | kv v", **MLA),
+    # engines join the last two, and dequantize what they find: vllm/model_executor/models/deepseek_v2.py wk_weights_proj
+    _linear("indexer.q", "index_head index_dim | q_lora", **DSA),
+    _plain("indexer.k", "index_dim | hidden", **DSA),
+    _norm("indexer.k_norm", "index_dim", **DSA),
+    _bias("indexer.k_norm_bias", "index_dim", **DSA),
+    _plain("indexer.weigh", "index_head | hidden", **DSA),
     _linear("mamba.z", "group head wide | hidden", "mamba", **MAMBA),
     _linear("mamba.x", "group head wide | hidden", "mamba", **MAMBA),
     _linear("mamba.b", "group state | hidden", "mamba", **MAMBA),

@@ -44,7 +44,7 @@ def blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
         return " ".join(words).replace("+", "*")
     step = 1 if often is None else often
     mixed = each(step, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
-    every = value(config, "linear_kind") == "gdn"
+    every = value(config, "variant") == "gdn"
     delta = each(full, lambda layer, step: (layer + 1) % step > 0, count) if every else [0] * count
     alike = not number(config, "experts") and not any(delta)
     return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
@@ -67,7 +67,7 @@ def joined(config: Config) -> dict[str, Value] | None:
         found[name] = picked if isinstance(said, tuple) and 0 in (picked := tuple(said[at] for at in places)) else None
     alike = len({*words}) == 1 and "*" in text
     kind = "gdn" if "G" in text else "none"
-    found |= {"hybrid": False, "halves": max(map(len, text.split())) == 1, "layers": len(words), "linear_kind": kind}
+    found |= {"hybrid": False, "halves": max(map(len, text.split())) == 1, "layers": len(words), "variant": kind}
     return found | {"blocks": None if alike else " ".join(words)}
 
 
@@ -108,8 +108,9 @@ def frequencies(config: Config) -> Iterator[tuple[object, ...]]:
     """Yield what says which layers are what: a step where that does, and a mark a layer."""
     delta = ["G" in word for word in blocks(config)]
     steps = [delta.index(False) + 1] if any(delta) and not all(delta) else []  # one number where that says the same
-    full = (*steps, [*map(int, delta)]) if value(config, "linear_kind") == "gdn" else (None,)
-    for freq, often in product(full, (1, [*marks(config)])):
+    full = (*steps, [*map(int, delta)]) if value(config, "variant") == "gdn" else (None,)
+    alike = () if value(config, "index_layers") else (1,)  # by a list Megatron numbers the layers
+    for freq, often in product(full, (*alike, [*marks(config)])):
         yield freq, often, *hybrid(config), *spelled_text(config), (value(config, "hybrid") and value(config, "latent")) or None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as having
 
-from carnet.dialects.megatron.programs import BRIDGE, LM, Program, model_of, used
+from carnet.dialects.megatron.programs import BRIDGE, LM, Program, model_of, stopped, used
 from carnet.dialects.megatron.releases import BY_NAME, FREQUENCY, RELEASES, Argument, Arguments
 from carnet.errors import NotSupported
 from carnet.model.keys import equal
@@ -100,7 +100,8 @@ def _against(said: Arguments, release: str) -> dict[str, str]:
     """Return why a release cannot compute with these arguments: argument -> reason."""
     has = used(dict(said), release)
     if has is None:
-        return {"position_embedding_type": f"{said['position_embedding_type']!r} builds nothing"}
+        name = stopped(said, release)
+        return {name: f"{said[name]!r} builds no such model"}
     model = model_of(said)
     lost = {name for name, value in said.items() if not equal(has.get(name), value)}
     reasons = {

@@ -146,9 +146,15 @@ def _releases(told: Arguments, written_by: Program | None, era: str) -> Iterable
 
 
 def used(told: Arguments, release: str) -> dict[str, object] | None:
-    """Return the arguments that a release of Megatron-LM uses; None where it builds nothing."""
+    """Return the arguments that a release of Megatron-LM uses; None where it builds nothing, or what no other program computes."""
     has = {name: value for name, value in told.items() if _has(BY_NAME.get(name), release)}
     return _but_idle(told, has, [idle for idle in IDLE if release <= idle.until])
+
+
+def stopped(told: Arguments, release: str) -> str:
+    """Name the argument with which a release of Megatron-LM builds nothing that another program computes."""
+    stops = (idle for idle in IDLE if idle.instead is STOPS and release <= idle.until)
+    return next(idle.name for idle in stops if told.get(idle.name) is not None and idle.when(told))
 
 
 def honoured(told: Arguments, release: str) -> dict[str, object] | None:

@@ -12,7 +12,7 @@ Arguments = Mapping[str, object]
 
 RELEASES = ("0.15", "0.16", "0.17", "0.18", "0.19", "0.20")  # the first stands for those before it, too
 NEVER = "never"  # no release has it: a word of Megatron-Bridge's or of NeMo's
-STOPS = object()  # in place of a value: the release builds nothing
+STOPS = object()  # in place of a value: the release builds nothing, or what no other program computes
 
 # what --use-checkpoint-args does about an argument, from a release on: megatron/training/checkpointing.py load_args_from_checkpoint
 Carried = tuple[tuple[str, str], ...]
@@ -163,6 +163,20 @@ ARGUMENTS = (
     _row("linear_value_head_dim", int, default=128, where="288"),
     _row("linear_num_key_heads", int, default=16, where="291"),
     _row("linear_num_value_heads", int, default=32, where="294"),
+    _row("dsa_indexer_n_heads", int, since="0.16", where="256"),
+    _row("dsa_indexer_head_dim", int, since="0.16", where="259"),
+    _row("dsa_indexer_topk", int, since="0.16", where="262"),
+    _row("dsa_indexer_topk_freq", int, default=1, since="0.19", where="312 (0.19.2)"),
+    _row("dsa_indexer_skip_topk_offset", int, default=0, since="0.19", where="316 (0.19.2)"),
+    _row("dsa_indexer_rope_interleaved", bool, default=False, since="0.19", where="331 (0.19.2)"),
+    _row("dsa_indexer_k_norm_epsilon", float, since="0.19", where="340 (0.19.2)"),
+    _row(
+        *("dsa_indexer_scoring_relu", bool),
+        flag="--no-dsa-indexer-scoring-relu",
+        default=True,
+        since="0.19",
+        where="337 (0.19.2)",
+    ),
     _row("use_mup", bool, default=False, since="0.17", where="355 (0.17.1)"),
     _row("moe_latent_size", int, since="0.16", carried=ALWAYS, where="719"),
     _row("mtp_use_repeated_layer", bool, default=False, since="0.17", carried=FROM_0_17, where="68 (0.17.1)"),
@@ -226,6 +240,10 @@ def _latent(said: Arguments) -> bool:
     return bool(said.get("multi_latent_attention"))
 
 
+def _sparse(said: Arguments) -> bool:
+    return said.get("experimental_attention_variant") == "dsa"
+
+
 def _yarn(said: Arguments) -> bool:
     return said.get("position_embedding_type") == "yarn" and not _latent(said)
 
@@ -271,6 +289,9 @@ IDLE = (
     Idle("rotary_percent", 1.0, lambda said: _yarn(said) or (_latent(said) and said.get("rope_type") != "rope"), core=True),
     # 0.18 has the word, and GPTModel does not find what belongs to it: AttributeError
     Idle("position_embedding_type", STOPS, _yarn, until="0.18"),
+    # an indexer of these rotates the last dimensions of its heads, and reads queries before their norm: dsa.py
+    Idle("experimental_attention_variant", STOPS, _sparse, until="0.18", core=True),
+    Idle("dsa_indexer_scoring_relu", True, lambda said: not _sparse(said), core=True),
     Idle("num_query_groups", None, _ungrouped),
     Idle("heterogeneous_layers_config_encoded_json", None, lambda said: said.get("heterogeneous_layers_config_path") is None),
     # the fused kernel has no limit (mlp.py, experts.py); that of 0.20 has, for experts

@@ -13,6 +13,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.megatron.table import FIELDS, GUARDS
 from carnet.dialects.rows import MODULE, Dialect, fuse, row
+from carnet.model.fields import SET
 
 LAYER = "decoder.layers.{layer}."
 PLAIN = {"gated": False}  # without a gate
@@ -23,6 +24,8 @@ GATED_QKV = {"attention.q": "rep dim", "attention.gate": "rep dim", "attention.k
 QKV_BIAS, GATED_QKV_BIAS = ({f"{name}_bias": axes for name, axes in each.items()} for each in (QKV, GATED_QKV))
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
+SPARSE = LAYER + "self_attention.core_attention.indexer."
+INDEXER, NO_INDEXER = {"index_heads": SET}, {"index_heads": 0}
 DELTA = LAYER + "self_attention."
 DELTA_IN_PROJ = {
     "gdn.q": "key key_dim",
@@ -120,14 +123,20 @@ ROWS = (
     row(LAYER + "mlp.linear_fc2.post_layernorm.weight", "hidden", "mlp_out_norm"),
     row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
     row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
-    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm"),
-    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", written=MODULE),
+    # an indexer reads what is normed, so that beside one no norm is fused: megatron/core/transformer/mla_qk_norm_config.py
+    row(LAYER + "self_attention.linear_q_up_proj.layer_norm_weight", "q_lora", "mla.q_a_norm", written=NO_INDEXER),
+    row(LAYER + "self_attention.q_layernorm.weight", "q_lora", "mla.q_a_norm", written=INDEXER),
     row(LAYER + "self_attention.linear_q_up_proj.weight", "(kv qk) q_lora", "mla.q_b", cut="kv"),
     fuse(LAYER + "self_attention.linear_kv_down_proj.weight", "* hidden", {"mla.kv_a": "kv_lora", "mla.k_rope": "rope"}),
-    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm"),
-    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", written=MODULE),
+    row(LAYER + "self_attention.linear_kv_up_proj.layer_norm_weight", "kv_lora", "mla.kv_a_norm", written=NO_INDEXER),
+    row(LAYER + "self_attention.kv_layernorm.weight", "kv_lora", "mla.kv_a_norm", written=INDEXER),
     fuse(LAYER + "self_attention.linear_kv_up_proj.weight", "(kv *) kv_lora", {"mla.k_b": "nope", "mla.v_b": "v"}, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv v)", "mla.o", cut="kv"),
+    row(SPARSE + "linear_wq_b.weight", "(index_head index_dim) q_lora", "indexer.q"),
+    row(SPARSE + "linear_wk.weight", "index_dim hidden", "indexer.k"),
+    row(SPARSE + "k_norm.weight", "index_dim", "indexer.k_norm"),
+    row(SPARSE + "k_norm.bias", "index_dim", "indexer.k_norm_bias"),
+    row(SPARSE + "linear_weights_proj.weight", "index_head hidden", "indexer.weigh"),
     fuse(LAYER + "mlp.linear_fc1.weight", "* hidden", GATE_UP, cut="ffn"),
     fuse(LAYER + "mlp.linear_fc1.bias", "*", GATE_UP_BIAS, cut="ffn"),
     row(LAYER + "mlp.linear_fc1.weight", "ffn hidden", "mlp.up", when=PLAIN, cut="ffn"),

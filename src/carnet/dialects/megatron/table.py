@@ -6,7 +6,7 @@ core_transformer_config_from_args in the former.
 
 from itertools import permutations
 
-from carnet.dialects import yarn
+from carnet.dialects import indexer, yarn
 from carnet.dialects.configs import ANY, Choice, Flagged, Spread, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.heterogeneous import read_text, spelled_text, spread
@@ -38,7 +38,8 @@ YARN: Condition = {"latent": True, "rope_type": "yarn"}
 OUTER_YARN: Condition = {"latent": False, "rope_type": "yarn"}
 POSITIONS = (("rope", "rope"), ("learned", "learned_absolute"), ("none", "none"))
 HYBRID: Condition = {"hybrid": True}
-DELTA = (("gdn", "gated_delta_net"), ("gdn", "gdn"))  # the latter since 0.20
+VARIANTS = (("gdn", "gated_delta_net"), ("gdn", "gdn"), ("dsa", "dsa"))  # the second since 0.20
+SPARSE: Condition = {"variant": "dsa"}
 DELTA_SIZES = (
     ("gdn_conv", "conv_kernel_dim", 4),
     ("gdn_key_dim", "key_head_dim", 128),
@@ -73,7 +74,7 @@ FIELDS: tuple[Field, ...] = (
         more=HYBRID_KEYS[1:],
     ),
     spread("layer_ffn", DESCRIBED, read_text, spelled_text),
-    place("linear_kind", "experimental_attention_variant", default="none", words=DELTA, omit=True),
+    place("variant", "experimental_attention_variant", default="none", words=VARIANTS, omit=True),
     Spread(
         *("blocks", "linear_attention_freq", (MARKS, MARKS, *NO_HYBRID, str, str, False), blocks_of, frequencies),
         more=("moe_layer_freq", *HYBRID_KEYS, *DESCRIBED, "multi_latent_attention"),
@@ -81,7 +82,7 @@ FIELDS: tuple[Field, ...] = (
     # they have values in all arguments, and a meaning where there is such a layer
     *(
         place(field, f"linear_{key}", default=default, only=only)
-        for only in (HYBRID, {"linear_kind": "gdn"})
+        for only in (HYBRID, {"variant": "gdn"})
         for field, key, default in DELTA_SIZES
     ),
     place("ssm_state", "mamba_state_dim", default=128, only=HYBRID),
@@ -105,6 +106,15 @@ FIELDS: tuple[Field, ...] = (
     place("rope_dim", "qk_pos_emb_head_dim", only=LATENT),
     place("v_dim", "v_head_dim", only=LATENT),
     place("head_dim", default=lambda c: number(c, "nope_dim") + number(c, "rope_dim"), only=LATENT),
+    Spread("index_heads", "dsa_indexer_n_heads", int, indexer.heads, indexer.heads_said, SPARSE),
+    place("index_dim", "dsa_indexer_head_dim", only=SPARSE),
+    place("index_topk", "dsa_indexer_topk", only=SPARSE),
+    place("index_interleaved", "dsa_indexer_rope_interleaved", default=False, only=SPARSE),
+    # as in Hugging Face's configs, but that of no first layers one is taken: dsa.py is_dsa_skip_topk_layer
+    Spread(
+        *("index_layers", "dsa_indexer_topk_freq", (1, 0), lambda said, c: indexer.own(said[0], max(said[1], 1), c)),
+        *(indexer.steps, SPARSE, ("dsa_indexer_skip_topk_offset",)),
+    ),
     place("head_dim", "kv_channels", default=head_share, only=HEADS),
     place("ffn", "ffn_hidden_size", default=lambda c: 4 * number(c, "hidden")),
     spread("ffn", DESCRIBED, read_text, spelled_text, UNLIKE),
@@ -116,6 +126,7 @@ FIELDS: tuple[Field, ...] = (
     place("norm", "normalization", default="layer", words=(("rms", "RMSNorm"), ("layer", "LayerNorm"))),
     place("norm_eps", "layernorm_epsilon", "norm_epsilon", default=1e-5),
     place("latent_norm_eps", default=lambda c: c["norm_eps"], only=LATENT),
+    place("index_norm_eps", "dsa_indexer_k_norm_epsilon", default=lambda c: c["norm_eps"], only=SPARSE),
     # the fused GELU kernel is the tanh form, the plain one is exact: megatron/core/fusions/fused_bias_gelu.py. openai_gelu changes
     # nothing in megatron-core, so that it may only be where all read the tanh form: beside the kernel, or in words of Megatron-Bridge,
     # which says no fusion there. Other activations run without the kernel alone.
@@ -282,6 +293,7 @@ LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 # arguments that change what the weights mean, with the values that carnet carries over
 GUARDS: dict[str, tuple[object, ...]] = {
     "qk_l2_norm": (False,),
+    "dsa_indexer_scoring_relu": (True,),
     "rotary_interleaved": (False,),
     "mrope_section": (),
     "glu_linear_offset": (0.0,),
