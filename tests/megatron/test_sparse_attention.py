@@ -19,7 +19,9 @@ from tests.megatron.conftest import BASE, MLA, MOE, TOKENS, FusedProvider, fille
 pytestmark = [pytest.mark.referee, newer, pytest.mark.usefixtures("megatron_world")]
 
 V32 = {
-    **{**BASE, **MLA, **MOE},
+    **BASE,
+    **MLA,
+    **MOE,
     "num_layers": 7,
     "moe_layer_freq": [0, *[1] * 6],
     "experimental_attention_variant": "dsa",
