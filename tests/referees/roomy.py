@@ -16,7 +16,7 @@ from tests.families.samples import FAMILY, SAMPLES, Fields, family_of, said
 WIDTH = 128  # rows and columns of a block
 WIDE = """
     hidden head_dim ffn moe_ffn moe_latent shared_ffn nope_dim rope_dim v_dim kv_lora q_lora ssm_head_dim ssm_state
-    gdn_key_dim gdn_value_dim attention_root
+    gdn_key_dim gdn_value_dim index_dim attention_root
 """.split()
 EVERY: Fields = {"positions": 128, "vocab": 96, "bos": None, "eos": None, "pad": 0, "norm_eps": 1e-5, "dtype": "bf16"}
 SMALL = {"window": 8, "chunk": 16}  # shorter than the text
@@ -25,6 +25,7 @@ OF: dict[str, Fields] = {  # a sample's own
     "qwen3_next, some layers dense": {"blocks": "G- *E"},
     "qwen3_5": {"blocks": "G- *-"},
     "qwen3_5_moe": {"blocks": "GE *E"},
+    "glm_moe_dsa": {"index_layers": (1, 0)},
     "nemotron_h": {"layers": 3, "blocks": "M * -"},
     "nemotron_h, mixtures": {"layers": 3, "blocks": "E M *"},
     "nemotron_h, latent mixtures": {"layers": 3, "blocks": "E M *"},

@@ -192,7 +192,7 @@ def same_as_modelopt(name, wish, theirs, tmp_path, **more):
 @pytest.mark.slow
 def test_modelopt_exports_the_same_of_every_family(tmp_path):
     names = [name for name in NAMES if name not in NOT_BY_MODELOPT and not parameters(name)]
-    exported("mxfp8", [made(name) for name in names], tmp_path / "theirs")
+    exported("mxfp8 without indexer", [made(name) for name in names], tmp_path / "theirs")  # as NVIDIA publishes such models
     for name in names:
         same_as_modelopt(name, "mxfp8", tmp_path / "theirs" / made(name).name, tmp_path)
 

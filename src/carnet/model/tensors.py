@@ -199,8 +199,8 @@ TENSORS = (
     _linear("mla.k_b", "kv nope | kv_lora", **MLA),
     _linear("mla.v_b", "kv v | kv_lora", **MLA),
     _linear("mla.o", "hidden | kv v", **MLA),
-    # engines join the last two, and dequantize what they find: vllm/model_executor/models/deepseek_v2.py wk_weights_proj
-    _linear("indexer.q", "index_head index_dim | q_lora", **DSA),
+    # plain as NVIDIA publishes them; engines join the last two, and dequantize codes that they find: vLLM's deepseek_v2.py
+    _plain("indexer.q", "index_head index_dim | q_lora", **DSA),
     _plain("indexer.k", "index_dim | hidden", **DSA),
     _norm("indexer.k_norm", "index_dim", **DSA),
     _bias("indexer.k_norm_bias", "index_dim", **DSA),
