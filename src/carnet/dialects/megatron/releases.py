@@ -291,7 +291,6 @@ IDLE = (
     Idle("position_embedding_type", STOPS, _yarn, until="0.18"),
     # an indexer of these rotates the last dimensions of its heads, and reads queries before their norm: dsa.py
     Idle("experimental_attention_variant", STOPS, _sparse, until="0.18", core=True),
-    Idle("dsa_indexer_scoring_relu", True, lambda said: not _sparse(said), core=True),
     Idle("num_query_groups", None, _ungrouped),
     Idle("heterogeneous_layers_config_encoded_json", None, lambda said: said.get("heterogeneous_layers_config_path") is None),
     # the fused kernel has no limit (mlp.py, experts.py); that of 0.20 has, for experts

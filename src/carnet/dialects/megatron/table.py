@@ -110,6 +110,7 @@ FIELDS: tuple[Field, ...] = (
     place("index_dim", "dsa_indexer_head_dim", only=SPARSE),
     place("index_topk", "dsa_indexer_topk", only=SPARSE),
     place("index_interleaved", "dsa_indexer_rope_interleaved", default=False, only=SPARSE),
+    Choice(("variant",), (("dsa_indexer_scoring_relu", True),), ((("dsa",), (True,)),), SPARSE),
     # as in Hugging Face's configs, but that of no first layers one is taken: dsa.py is_dsa_skip_topk_layer
     Spread(
         *("index_layers", "dsa_indexer_topk_freq", (1, 0), lambda said, c: indexer.own(said[0], max(said[1], 1), c)),
@@ -293,7 +294,6 @@ LOSSES = ("aux_loss", "seq_aux_loss", "global_aux_loss", "none")
 # arguments that change what the weights mean, with the values that carnet carries over
 GUARDS: dict[str, tuple[object, ...]] = {
     "qk_l2_norm": (False,),
-    "dsa_indexer_scoring_relu": (True,),
     "rotary_interleaved": (False,),
     "mrope_section": (),
     "glu_linear_offset": (0.0,),
