@@ -174,6 +174,31 @@ def windows(random: Random, _: int, config: Config) -> Fields:
     }
 
 
+def global_heads(random: Random, ranks: int, config: Config) -> Fields:
+    """Layers without the window, the last among them, have heads of a width of their own, and others of keys that are values too."""
+    windows, heads = config["window_layers"], number(config, "heads")
+    assert isinstance(windows, tuple)
+    windows = (*windows[:-1], 0)
+    keyed = random.choice((True, False))
+    kv = random.choice([n for n in (1, 2, 4) if heads % n == 0 and (n % ranks == 0 or ranks % n == 0)])
+
+    def of_layers(field: str, wide: int) -> Value:
+        found = tuple(number(config, field) if mark else wide for mark in windows)
+        return found if {*found} != {number(config, field)} else None
+
+    return {
+        "window_layers": windows,
+        "value_layers": windows if keyed else None,
+        "layer_head_dim": of_layers("head_dim", random.randint(1, 6)),
+        "layer_kv_heads": of_layers("kv_heads", kv) if keyed else None,
+    }
+
+
+def mlp_beside(_: Random, __: int, config: Config) -> Fields:
+    """What is the MLP of other models stands beside the experts."""
+    return {"shared_ffn": config["ffn"], "shared_norms": True, "router_norm": True, "expert_scale": True}
+
+
 def unrotated(random: Random, _: int, config: Config) -> Fields:
     marks = tuple(random.randint(0, 1) for _ in range(number(config, "layers")))
     return {"rope_layers": marks if 0 in marks else None}
@@ -266,6 +291,8 @@ SILU: Fields = {"activation": "silu", "tied": False}
 ALL_BIASES: Fields = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 NO_BIASES: Fields = dict.fromkeys(ALL_BIASES, False)
 GEMMA: Fields = {"activation": "gelu_tanh", "tied": True, "attention_root": 16}
+ANGLES: Fields = {"rope_local_theta": 10000.0, "rope_type": "proportional", "rope_percent": 0.25}
+GEMMA4: Fields = {"activation": "gelu_tanh", "tied": True, "window_every": 6, **ANGLES}
 FALCON: Fields = {"activation": "gelu", "tied": True}
 BESIDE: Fields = {"parallel_residual": True}
 NEOX: Fields = {**ALL_BIASES, "activation": "gelu", "tied": False, "rope_percent": 0.25}
@@ -288,6 +315,8 @@ SAMPLES: dict[str, Sample] = {
     "gemma": Sample("hf trtllm", MLP, {"activation": "gelu_tanh", "tied": True}),
     "gemma2": Sample("hf trtllm", (*MLP, windows), {**GEMMA, **CAPS, "window_every": 2}),
     "gemma3": Sample("hf", (*MLP, windows), {**GEMMA, "rope_local_theta": 10000.0, "window_every": 6}),
+    "gemma4": Sample("hf", (*MLP, windows, global_heads), GEMMA4),
+    "gemma4, mixtures": Sample("hf", (*MLP, experts, windows, global_heads, mlp_beside), GEMMA4),
     "gpt2": Sample("hf megatron trtllm", GPT, {"activation": "gelu_tanh", "tied": True}),
     "gpt_neox": Sample("hf megatron", GPT, NEOX),
     "gpt_neox, MLP beside attention": Sample("hf trtllm", (*GPT, four_times), {**NEOX, "parallel_residual": True}),

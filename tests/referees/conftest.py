@@ -202,6 +202,9 @@ def megatron_core(megatron_world, monkeypatch):
     return load
 
 
+TRAINED = ("e_score_correction_bias", "layer_scalar")  # of the buffers that a file has
+
+
 def _loaded(folder, ignored=(), **config):
     """Return the model that transformers makes of a folder, in float32, after asking it whether it missed or ignored anything."""
     asked: Any = AutoModelForCausalLM.from_pretrained(
@@ -221,7 +224,7 @@ def loaded():
 
 @pytest.fixture
 def saved(tmp_path):
-    """Save a model that transformers makes of a config, every parameter and every choosing bias random.
+    """Save a model that transformers makes of a config, every parameter random, and every buffer that is trained or chosen with.
 
     ``as_held`` saves the tensors that the class holds, not those that models of before its time were published with.
     """
@@ -229,7 +232,7 @@ def saved(tmp_path):
     def save(config, dtype=torch.float32, *, as_held=False):
         torch.manual_seed(17)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-        chosen = [buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias")]
+        chosen = [buffer for name, buffer in model.named_buffers() if name.endswith(TRAINED)]
         for tensor in (*model.parameters(), *chosen):
             torch.nn.init.normal_(tensor, std=0.2)
         model.save_pretrained(tmp_path / "hf", save_original_format=not as_held)

@@ -55,6 +55,9 @@ del HYBRID["num_hidden_layers"], HYBRID["tie_word_embeddings"]
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA4 = {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 64, "use_qk_norm": False}
 
+GEMMA4 = {**WIDE, "global_head_dim": 16, "hidden_size_per_layer_input": 0, "sliding_window": 64, "tie_word_embeddings": True}
+GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 20}
+
 # family -> transformers' config of a small model, and what it says
 BASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (hf.LlamaConfig, WIDE),
@@ -72,6 +75,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "gemma": (hf.GemmaConfig, WIDE),
     "gemma2": (hf.Gemma2Config, {**WIDE, "query_pre_attn_scalar": 16, "sliding_window": 64}),
     "gemma3": (hf.Gemma3TextConfig, {**WIDE, "query_pre_attn_scalar": 16, "sliding_window": 64}),
+    "gemma4": (hf.Gemma4TextConfig, GEMMA4),
     "mixtral": (hf.MixtralConfig, {**WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None}),
     "qwen2_moe": (hf.Qwen2MoeConfig, {**SIZES, **EXPERTS, "shared_expert_intermediate_size": 28, "norm_topk_prob": True}),
     "qwen3_moe": (hf.Qwen3MoeConfig, {**WIDE, **EXPERTS, "norm_topk_prob": True}),
@@ -121,6 +125,10 @@ DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "f
 LONG = {
     "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
     "original_max_position_embeddings": 16,
+}
+PROPORTIONAL = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
+    "sliding_attention": PLAIN_ROPE,
 }
 LIMITED = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 ALTERNATE = ["full_attention", "sliding_attention"]
@@ -212,6 +220,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("phi3", {"partial_rotary_factor": 0.5}),
         Case("nemotron", {"partial_rotary_factor": 0.75}),
         Case("gpt_neox", {"rotary_pct": 0.5}),
+        Case("gemma4", {"rope_parameters": PROPORTIONAL}, False, "gated"),
     ),
     "qkv_bias": (Case("qwen2"), Case("llama", {"attention_bias": True, "mlp_bias": True}, moves=False)),
     "out_bias": (
@@ -239,6 +248,12 @@ CASES: dict[str, tuple[Case, ...]] = {
     "rope_local_theta": (
         Case("gemma3", {"rope_local_base_freq": 500.0, "layer_types": ALTERNATE}, False, "gated", moves=False),
     ),
+    "v_norm": (Case("gemma4", {}, False, "gated"),),
+    "value_layers": (Case("gemma4", {"attention_k_eq_v": True, "layer_types": ALTERNATE[::-1]}, False, "gated", moves=False),),
+    "layer_scale": (Case("gemma4", {}, False, "gated"),),
+    "shared_norms": (Case("gemma4", GEMMA4_EXPERTS, False, "gated", moves=False),),
+    "router_norm": (Case("gemma4", GEMMA4_EXPERTS, False, "gated", moves=False),),
+    "expert_scale": (Case("gemma4", GEMMA4_EXPERTS, False, "gated", moves=False),),
     "norm_before": (Case("olmo2", {}, False, "qk_norm"),),
     "norm_after": (Case("olmo2", {}, False, "qk_norm"),),
     "embed_root": (Case("gemma", {}, False, "gated"),),
@@ -254,6 +269,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "softcap_logits": (
         Case("gemma2", {"final_logit_softcapping": 0.5}, False, "gated"),
         Case("gemma2", {"final_logit_softcapping": None}, False, "gated"),
+        Case("gemma4", {"final_logit_softcapping": 0.5}, False, "gated"),
     ),
     "parallel_residual": (
         Case("gpt_neox", {"use_parallel_residual": True}, False),
@@ -326,7 +342,7 @@ UNVARIED = {
     **dict.fromkeys(
         "layers hidden heads kv_heads head_dim ffn vocab positions experts moe_ffn moe_latent shared_ffn kv_lora q_lora nope_dim "
         "rope_dim v_dim ssm_heads ssm_head_dim ssm_groups ssm_state ssm_conv "
-        "gdn_keys gdn_values gdn_key_dim gdn_value_dim gdn_conv layer_kv_heads layer_ffn".split(),
+        "gdn_keys gdn_values gdn_key_dim gdn_value_dim gdn_conv layer_kv_heads layer_head_dim layer_ffn".split(),
         A_SIZE,
     ),
     "blocks": "what a layer is: its tensors say it too",

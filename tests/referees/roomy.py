@@ -20,10 +20,13 @@ WIDE = """
 """.split()
 EVERY: Fields = {"positions": 128, "vocab": 96, "bos": None, "eos": None, "pad": 0, "norm_eps": 1e-5, "dtype": "bf16"}
 SMALL = {"window": 8, "chunk": 16}  # shorter than the text
+APART: Fields = {"window_layers": (1, 0), "value_layers": (1, 0), "layer_head_dim": (128, 256)}
 OF: dict[str, Fields] = {  # a sample's own
     "qwen3_next": {"blocks": "GE *E"},
     "qwen3_next, some layers dense": {"blocks": "G- *E"},
     "qwen3_5": {"blocks": "G- *-"},
+    "gemma4": APART,
+    "gemma4, mixtures": APART,
     "qwen3_5_moe": {"blocks": "GE *E"},
     "glm_moe_dsa": {"index_layers": (1, 0)},
     "nemotron_h": {"layers": 3, "blocks": "M * -"},

@@ -14,7 +14,7 @@ from carnet.architectures.known import FAMILIES, recognise
 from carnet.errors import CarnetError
 from carnet.model.fields import BY_NAME
 from carnet.model.model import concerns, value
-from tests.referees.meanings import BASES, LATENT, SIZES, WIDE
+from tests.referees.meanings import BASES, GEMMA4_EXPERTS, LATENT, SIZES, WIDE
 
 pytestmark = pytest.mark.referee
 
@@ -48,6 +48,7 @@ MODELS = {
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}
 MANY_HEADS = {"num_attention_heads": 256, "num_key_value_heads": 64, "hidden_size": 2560}
+WIDE_HEADS = {"global_head_dim": 24, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 7.0}
 MROPE = {"rope_type": "default", "rope_theta": 7.0, "mrope_section": [1, 2, 1], "mrope_interleaved": True}
 # family -> what its small model may be besides: no field is then what another one says, and no class has it as its default
@@ -58,6 +59,7 @@ CHANGES = {
     "mamba2": ({},),
     "falcon": ({}, {"num_attention_heads": 6, "hidden_size": 60, "num_kv_heads": 3, **NEW_DECODER}),
     "gpt_neox": ({}, {"num_attention_heads": 6, "hidden_size": 60, "rotary_pct": 0.5}),
+    "gemma4": ({}, HEADS, MANY_HEADS, {**WIDE_HEADS, **GEMMA4_EXPERTS}),
     "gemma3": ({}, HEADS, {"sliding_window_pattern": 2}),
     "deepseek_v2": ({}, {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
     "deepseek_v3": ({}, {"n_group": 16, "topk_group": 5, "n_routed_experts": 64}, {"num_attention_heads": 256}),

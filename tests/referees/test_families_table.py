@@ -27,6 +27,7 @@ CONFIGS = {
     "GemmaForCausalLM": transformers.GemmaConfig(**SIZES, **HEAD),
     "Gemma2ForCausalLM": transformers.Gemma2Config(**SIZES, **WINDOW),
     "Gemma3ForCausalLM": transformers.Gemma3TextConfig(**SIZES, **WINDOW),
+    "Gemma4ForCausalLM": transformers.Gemma4TextConfig(**SIZES, **WINDOW, hidden_size_per_layer_input=0),
     "Olmo2ForCausalLM": transformers.Olmo2Config(**SIZES),
     "OlmoeForCausalLM": transformers.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
     "Ernie4_5ForCausalLM": transformers.Ernie4_5Config(**SIZES, **HEAD),

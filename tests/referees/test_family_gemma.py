@@ -1,4 +1,4 @@
-"""Gemma, Gemma 2 and Gemma 3: transformers runs what carnet wrote, and NVIDIA's own converter wrote the same ranks."""
+"""Gemma 1 to 4: transformers runs what carnet wrote, and NVIDIA's own converter wrote the same ranks."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig
+from transformers import AutoConfig, Gemma2Config, Gemma3TextConfig, Gemma4TextConfig, GemmaConfig
 
 import carnet
 from carnet.errors import CarnetError
@@ -23,6 +23,14 @@ ROPE = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
 }
 CAPS = {"attn_logit_softcapping": 3.0, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 10}
+WIDE = {**SIZES, "global_head_dim": 32, "hidden_size_per_layer_input": 0, "sliding_window": 8}
+KEYED = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+MIXED = {"enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 20}
+PART = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 500000.0, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+}
+WHOLE = {**PART, "full_attention": {"rope_type": "default", "rope_theta": 500000.0}}
 MODELS = {
     "gemma": GemmaConfig(**SIZES),
     "gemma, a head of its own and biases": GemmaConfig(**SIZES, tie_word_embeddings=False, attention_bias=True),
@@ -34,6 +42,17 @@ MODELS = {
     "gemma3, angles stretched, layers out of step, capped": Gemma3TextConfig(
         **SIZES, **CAPS, sliding_window=8, layer_types=KINDS, rope_parameters=ROPE
     ),
+}
+MODELS |= {
+    "gemma4": Gemma4TextConfig(**{**WIDE, "num_hidden_layers": 7}, **KEYED),
+    "gemma4, values of their own, capped, a head of its own": Gemma4TextConfig(
+        **WIDE, layer_types=KINDS, final_logit_softcapping=2.0, tie_word_embeddings=False
+    ),
+    "gemma4, one width, biases": Gemma4TextConfig(
+        **{**WIDE, "global_head_dim": 24}, attention_bias=True, layer_types=KINDS, rope_parameters=WHOLE, attention_k_eq_v=True
+    ),
+    "gemma4, a mixture": Gemma4TextConfig(**WIDE, **KEYED, **MIXED, layer_types=KINDS, rope_parameters=PART),
+    "gemma4, a mixture, values of their own": Gemma4TextConfig(**WIDE, **MIXED),
 }
 RANKED = ("gemma", "gemma2", "gemma2, layers out of step")
 # where a config lies, and which program wrote it
@@ -181,6 +200,22 @@ REFUSED = (
     ("gemma2", {"layer_types": ["sliding_attention"]}),
     ("gemma2", {"layer_types": ["chunked_attention"] * 5}),
     ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}}),
+    ("gemma4", {"layer_types": ["sliding_attention"] * 7}),
+    ("gemma4", {"num_kv_shared_layers": 2}),
+    ("gemma4", {"hidden_size_per_layer_input": 16}),
+    ("gemma4", {"use_bidirectional_attention": "all"}),
+    ("gemma4", {"rope_parameters": {**PART, "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}}}),
+    ("gemma4", {"rope_parameters": {**PART, "full_attention": {**PART["full_attention"], "factor": 2.0}}}),
+    ("gemma4", {"per_layer_config": None, "num_global_key_value_heads": 3}),
+    ("gemma4", {"global_head_dim": 32}),
+    ("gemma4", {"per_layer_config": None, "global_head_dim": 0}),
+    ("gemma4", {"per_layer_config": {"7": {"head_dim": 32}}}),
+    ("gemma4", {"per_layer_config": {"6": {"head_dim": 0}}}),
+    ("gemma4", {"per_layer_config": {"6": {"intermediate_size": 32}}}),
+    ("gemma4", {"per_layer_config": {"6": 32}}),
+    ("gemma4", {"per_layer_config": {"0": {"head_dim": 32}}}),
+    ("gemma4, a mixture", {"num_experts": None}),
+    ("gemma4, a mixture", {"enable_moe_block": False}),
 )
 
 
@@ -205,3 +240,18 @@ def test_what_a_program_has_no_word_for_is_refused(which, to, saved, tmp_path):
     saved(MODELS[which])
     with pytest.raises(CarnetError):
         carnet.cross(tmp_path / "hf", tmp_path / "out", to=to)
+
+
+def test_keys_that_are_values_stand_twice_in_megatron_and_must_be_the_same(saved, tmp_path):
+    """As Megatron-Bridge stores them: rows of the keys, and again in the place of the values."""
+    saved(MODELS["gemma4"])
+    assert carnet.cross(tmp_path / "hf", tmp_path / "megatron", to="megatron", accept=["needs"]).equal
+    key = weights(tmp_path / "hf")["model.layers.6.self_attn.k_proj.weight"].numpy().tobytes()
+    (held,) = (path for path in (tmp_path / "megatron").rglob("*.distcp") if key in path.read_bytes())
+    found = held.read_bytes()
+    assert (found.count(key), found.count(key + key)) == (2, 1)
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "back", to="hf").equal
+    again = found.index(key) + len(key)
+    held.write_bytes(found[:again] + bytes([found[again] ^ 1]) + found[again + 1 :])
+    with pytest.raises(CarnetError, match=r"attention\.k"):
+        carnet.cross(tmp_path / "megatron", tmp_path / "other", to="hf")

@@ -216,12 +216,25 @@ LLAMA4 = {"num_local_experts": 4, "intermediate_size_mlp": 96, "attention_chunk_
 FALCON = {"hidden_size": 64, "num_hidden_layers": 5, "num_attention_heads": 8, "vocab_size": 97}
 UNTOLD = "megatron-lm computes another model than this one, whatever it is told"
 SENSE = "the target's config cannot say what the model is"
+OWN = {"hidden_size_per_layer_input": 0, "global_head_dim": 32, "num_global_key_value_heads": 1}
+GEMMA4 = {**{name: said for name, said in WIDE.items() if name != "rope_theta"}, **OWN}
 # what megatron-core does not compute, or no argument of Megatron-LM says, up to 0.19
 REFUSED: dict[str, Any] = {
     # a gated GELU and a scaled embedding are classes of Megatron-Bridge
     "gemma": (hf.GemmaConfig(**WIDE), SENSE, {"activation": "'gelu_tanh'", "gated": "True"}),
     "gemma2": (hf.Gemma2Config(**WIDE), SENSE, {"activation": "'gelu_tanh'", "gated": "True"}),
     "gemma3": (hf.Gemma3TextConfig(**WIDE), SENSE, {"activation": "'gelu_tanh'", "gated": "True"}),
+    # layers whose heads differ are classes of Megatron-Bridge, too
+    "gemma4": (
+        hf.Gemma4TextConfig(**GEMMA4, attention_k_eq_v=True),
+        "the target's config cannot say layer_kv_heads",
+        {"layer_kv_heads": (4, 4, 4, 4, 1)},
+    ),
+    "gemma4, a mixture": (
+        hf.Gemma4TextConfig(**GEMMA4, enable_moe_block=True, num_experts=4, top_k_experts=2, moe_intermediate_size=20),
+        SENSE,
+        {"activation": "'gelu_tanh'", "gated": "True"},
+    ),
     "llama, a gated GELU": (hf.LlamaConfig(**WIDE, hidden_act="gelu"), SENSE, {"activation": "'gelu'", "gated": "True"}),
     # one flag for all biases but those of query, key and value
     "llama, biases of the attention": (hf.LlamaConfig(**WIDE, attention_bias=True), SENSE, {"mlp_bias": "False"}),

@@ -20,6 +20,9 @@ from carnet.algebra.strided import within
 from carnet.errors import BadRequest
 
 JOIN = "*"
+Parts = (
+    Mapping[str, str] | Sequence[tuple[str, str]]
+)  # canonical tensor -> its axes in place of the join; pairs, if one is there twice
 TOKEN = re.compile(
     r"(?P<space> +)|(?P<axis>[a-z][a-z_]*)(?!\w)|(?P<join>\*)|(?P<one>1)(?!\w)|(?P<open>\()|(?P<close>\))|(?P<stray>\w+|.)",
     re.DOTALL,
@@ -89,7 +92,7 @@ class Fold:
     padding: tuple[Box, ...]  # boxes of the stored tensor that no canonical tensor has
 
 
-def parse(text: str, parts: Mapping[str, str], known: Collection[str] | None = None) -> Pattern:
+def parse(text: str, parts: Parts, known: Collection[str] | None = None) -> Pattern:
     """Parse a pattern; ``parts`` gives the axes in place of ``*`` for each canonical tensor, in stored order.
 
     Raises BadPattern where it says nothing, or names an axis that is not ``known`` (None: any may be).
@@ -99,7 +102,8 @@ def parse(text: str, parts: Mapping[str, str], known: Collection[str] | None = N
     >>> parse("out 1 in", {"conv": ""}).dims
     (('out',), (), ('in',))
     """
-    joined = list(parts.values()) != [""]
+    pairs = [*parts.items()] if isinstance(parts, Mapping) else parts
+    joined = [axes for _, axes in pairs] != [""]
     dims = _dims(text, known)
     axes = {axis for folded in dims for axis in folded}
     if not parts:
@@ -108,8 +112,8 @@ def parse(text: str, parts: Mapping[str, str], known: Collection[str] | None = N
         raise BadPattern("nothing says where the parts are joined", text, len(text))
     if JOIN in axes and not joined:
         raise BadPattern("there is only one part to join", text, text.index(JOIN))
-    inner = {tensor: tuple(axis for (axis,) in _dims(part, known, axes, "axis")) for tensor, part in parts.items()}
-    return Pattern(text, dims, tuple(inner.items()))
+    inner = ((tensor, tuple(axis for (axis,) in _dims(part, known, axes, "axis"))) for tensor, part in pairs)
+    return Pattern(text, dims, tuple(inner))
 
 
 def _dims(

@@ -47,6 +47,7 @@ def plain(family: Family) -> Config:
     """Return the fields of a model whose config says the sizes that it has to say, and leaves the rest to its class."""
     table = family.hf.table
     raw: dict[str, object] = {key: said for key, said in LISTS.items() if any(key in keys_of(row) for row in table.rows)}
+    raw |= {key: said for key, said in table.written.items() if key in table.absent}  # the only value, and not the class's own
     for row in table.rows:
         if isinstance(row, Place) and row.default is ... and row.keys and not row.only:
             size = SIZES.get(row.field, BY_NAME[row.field].kind(32))

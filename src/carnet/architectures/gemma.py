@@ -1,18 +1,24 @@
-"""Gemma, Gemma 2 and Gemma 3 (text): norms stored less one, an embedding scaled by the root of its width, a gated tanh GELU.
+"""Gemma 1 to 4 (text): an embedding scaled by the root of its width, a gated tanh GELU, norms stored less one up to Gemma 3.
 
 Gemma 2 norms what comes out of the attention and the MLP too, caps scores and logits and gives every second layer a window; Gemma 3
-norms queries and keys as well. transformers: modeling_gemma.py, modeling_gemma2.py, modeling_gemma3.py. TensorRT-LLM:
+norms queries and keys as well, Gemma 4 values, and its layers without the window have heads, and KV heads, of their own.
+transformers: modeling_gemma.py, modeling_gemma2.py, modeling_gemma3.py, modeling_gemma4.py. TensorRT-LLM:
 tensorrt_llm/models/gemma/config.py, which ties the head and shares the embedding by rows wherever there are several ranks.
 """
+
+from collections.abc import Mapping
+from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.heterogeneous import record, size
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
-from carnet.model.fields import Config, Value
-from carnet.model.model import number
+from carnet.dialects.senses import Kind, Senseless, expect
+from carnet.model.fields import MIXED, Config, Value
+from carnet.model.model import number, value
 
 GEMMA_TRAITS: dict[str, Value] = {**LLAMA_TRAITS, "embed_root": True}
 # configuration_gemma.py and TensorRT-LLM take "gelu" for the tanh form
@@ -166,6 +172,136 @@ GEMMA3 = Family(
         guards={**CAUSAL, **OTHER_ACTIVATION, "rope_parameters.sliding_attention.rope_type": ("default",)},
         ignored="cache_implementation",
         zero_centred=True,
+    ),
+    trtllm=None,
+    without="NVIDIA's later classes know it, in a form that carnet does not write",
+)
+
+
+def _ending(kinds: list[str] | None, config: Config) -> tuple[int, ...]:
+    """Return a mark for each layer that has the window, which the last has not: Gemma4TextConfig."""
+    *before, last = _said(kinds, config)
+    expect(kinds is None or not last, "a last layer that sees all")
+    return (*before, 0)
+
+
+Own = tuple[int | None, Mapping[str, object] | None]  # of layers without the window; a record for each layer that differs
+WIDE = 512  # a head where nothing is said
+
+
+def _own(field: str, key: str, said: Own, config: Config) -> tuple[int, ...] | None:
+    """Return a size of every layer; transformers saves it as records: integrations/heterogeneity/configuration_utils.py."""
+    wide, records = said
+    usual, windows = number(config, field), value(config, "window_layers")
+    if not isinstance(windows, tuple) or None not in said:
+        raise Senseless("one of them, and layers with and without a window")
+    found = [usual if mark or wide is None else size(wide) for mark in windows]
+    if records is not None:
+        each = {name.lstrip("0") or "0": record(records, name) for name in records}
+        numbers = [str(layer) for layer in range(len(windows))]
+        known = {*each} <= {*numbers} and {key for own in each.values() for key in own} <= {*RECORDED}
+        expect(known, f"{' and '.join(RECORDED)} of layers")
+        found = [size(each.get(name, {}).get(key, usual)) for name in numbers]
+    return tuple(found) if {*found} != {usual} else None
+
+
+def _head_dim(said: Own, config: Config) -> tuple[int, ...] | None:
+    wide, records = said
+    return _own("head_dim", "head_dim", (WIDE if said == (None, None) else wide, records), config)
+
+
+def _kv_heads(said: Own, config: Config) -> tuple[int, ...] | None:
+    """Return the KV heads of every layer: others where keys are values too."""
+    wide, records = said
+    found = _own("kv_heads", "num_key_value_heads", (wide if value(config, "value_layers") else None, records), config)
+    expect(all(number(config, "heads") % kv == 0 for kv in found or ()), "whole groups of query heads")
+    return found
+
+
+def _last(many: str, usual: str, config: Config) -> int:
+    """Return the size of the last layer: of all that have no window."""
+    each = value(config, many)
+    return each[-1] if isinstance(each, tuple) else number(config, usual)
+
+
+def _experts(said: tuple[int | None, bool], _: Config) -> int:
+    count, mixed = said
+    return size(count) if mixed else 0
+
+
+RECORDED = ("head_dim", "num_key_value_heads")
+RECORDS: tuple[Kind, ...] = (int, dict[str, object])
+DENSE, BOTH = {"mlp": "dense"}, {"mlp": "moe"}
+# a mixture, and what is the MLP of other layers beside it
+MIXTURE = (
+    row(LAYER + "pre_feedforward_layernorm.weight", "hidden", "shared.norm"),
+    row(LAYER + "pre_feedforward_layernorm_2.weight", "hidden", "mlp_norm", when=BOTH),
+    row(LAYER + "post_feedforward_layernorm_1.weight", "hidden", "shared.out_norm"),
+    row(LAYER + "post_feedforward_layernorm_2.weight", "hidden", "moe.out_norm"),
+    *hf.gated("mlp", "shared", "shared_ffn"),
+    *hf.stacked("", "router.proj"),
+    row(LAYER + "router.scale", "hidden", "moe.router_norm"),
+    row(LAYER + "router.per_expert_scale", "expert", "moe.expert_scale"),
+)
+FULL, SLIDING = "rope_parameters.full_attention.", "rope_parameters.sliding_attention."
+
+GEMMA4 = Family(
+    name="gemma4",
+    traits={**SANDWICH, "qk_norm": "head", "v_norm": True, "layer_scale": True, "attention_scale": 1.0},
+    hf=hf.dialect(
+        "Gemma4ForCausalLM",
+        "gemma4_text",
+        (
+            *(replace(each, when=DENSE) if each.name.endswith("pre_feedforward_layernorm.weight") else each for each in ROWS),
+            *(*hf.QK_NORMS, *MIXTURE),
+            row(LAYER + "layer_scalar", "one", "layer_scale"),
+        ),
+        (
+            *FIELDS,
+            place("rope_theta", FULL + "rope_theta", default=1000000.0),
+            place("rope_local_theta", SLIDING + "rope_theta", default=10000.0),
+            place("rope_type", FULL + "rope_type", words=tuple((name, name) for name in ("default", "proportional"))),
+            place("rope_percent", FULL + "partial_rotary_factor", only={"rope_type": "proportional"}),
+            ACTIVATION,
+            CAPS[1],
+            place("window", "sliding_window"),
+            place("window_every", default=6),
+            Spread("window_layers", "layer_types", list[str], _ending, _listed),
+            Spread(
+                *("value_layers", "attention_k_eq_v", False),
+                lambda same, c: value(c, "window_layers") if same else None,
+                lambda c: (bool(value(c, "value_layers")),),
+            ),
+            Spread(
+                *("layer_head_dim", "global_head_dim", RECORDS, _head_dim),
+                lambda c: ((_last("layer_head_dim", "head_dim", c), None),),
+                more=("per_layer_config",),
+            ),
+            Spread(
+                *("layer_kv_heads", "num_global_key_value_heads", RECORDS, _kv_heads),
+                lambda c: ((None, None), (_last("layer_kv_heads", "kv_heads", c), None)),
+                more=("per_layer_config",),
+            ),
+            Spread(
+                *("experts", "num_experts", (int, False), _experts),
+                lambda c: ((value(c, "experts") or None, bool(value(c, "experts"))),),
+                more=("enable_moe_block",),
+            ),
+            place("topk", "top_k_experts", only=MIXED),
+            place("moe_ffn", "moe_intermediate_size", only=MIXED),
+            place("shared_ffn", "intermediate_size", only=MIXED),
+            *(place(name, default=True, only=MIXED) for name in ("shared_norms", "router_norm", "expert_scale")),
+        ),
+        absent={"hidden_size_per_layer_input": 256},
+        fixed={"num_kv_shared_layers": 0, SLIDING + "rope_type": "default"},
+        written={"hidden_size_per_layer_input": 0},
+        guards={
+            **OTHER_ACTIVATION,
+            "hidden_size_per_layer_input": (0,),
+            "use_double_wide_mlp": (False, True),  # of layers that share keys and values
+            "use_bidirectional_attention": ("vision",),  # of what an image became
+        },
+        ignored="vocab_size_per_layer_input",
     ),
     trtllm=None,
     without="NVIDIA's later classes know it, in a form that carnet does not write",

@@ -8,7 +8,7 @@ from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32
 from carnet.architectures.ernie import ERNIE4_5
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
-from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3
+from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4
 from carnet.architectures.glm import GLM4, GLM4_MOE, GLM4_MOE_LITE, GLM_MOE_DSA
 from carnet.architectures.gpt import NEMOTRON, STARCODER2
 from carnet.architectures.gpt2 import GPT2
@@ -55,6 +55,7 @@ FAMILIES = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     PHI3,
     OLMO2,
     GRANITE,

@@ -6,7 +6,6 @@ gated. Layers that predict further tokens have no class there. A mixture has a w
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import hf
@@ -45,17 +44,6 @@ DELTA_NET = (
     row(DELTA + "norm.weight", "value_dim", "gdn.out_norm", whole=True),
     row(DELTA + "out_proj.weight", "hidden (key value value_dim)", "gdn.o"),
 )
-# as published: all experts of a layer in one tensor. What is coded has a module for each, as engines look for it
-STACKED = (
-    fuse(
-        LAYER + "mlp.experts.gate_up_proj",
-        "expert * moe_hidden",
-        {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"},
-        written={"coded": False},
-    ),
-    row(LAYER + "mlp.experts.down_proj", "expert moe_hidden moe_ffn", "moe.down", written={"coded": False}),
-)
-EACH = tuple(replace(row, written={"coded": True}) if "{expert}" in row.name else row for row in hf.experts())
 SHARED = (
     *hf.gated("mlp.shared_expert", "shared", "shared_ffn"),
     row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),
@@ -193,7 +181,7 @@ QWEN3_5_MOE = Family(
     hf=_hf(
         "Qwen3_5MoeForCausalLM",
         "qwen3_5_moe_text",
-        (*EACH, *STACKED, *SHARED),
+        (*hf.stacked(), *SHARED),
         (
             *_mixture(256, 8),
             place("ffn", default=lambda c: c["moe_ffn"]),

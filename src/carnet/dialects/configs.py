@@ -351,7 +351,8 @@ def strange(table: Table, raw: Json) -> dict[str, object]:
     records = {key.rpartition(".")[0] for key in known}
     empty = [key for key, value in raw.items() if not value and key not in records]
     keys = dict.fromkeys([*leaves(raw), *empty])
-    return {key: lookup(raw, key) for key in keys if key not in known and key.split(".")[0] not in table.ignored}
+    whole = {key for row in table.rows for key in keys_of(row)} | table.ignored  # what stands below them is theirs
+    return {key: lookup(raw, key) for key in keys if key not in known and key.split(".")[0] not in whole}
 
 
 def _known(table: Table) -> set[str]:

@@ -83,12 +83,24 @@ def experts(
     at: str = "mlp", gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj", router: str = "gate"
 ) -> tuple[Row, ...]:
     """Write the rows of a mixture whose experts have tensors of their own, below the module ``at``."""
-    each = f"{LAYER}{at}.experts.{{expert}}."
+    top = f"{LAYER}{at}." if at else LAYER
+    each = f"{top}experts.{{expert}}."
     return (
-        row(f"{LAYER}{at}.{router}.weight", "expert hidden", "moe.router"),
+        row(f"{top}{router}.weight", "expert hidden", "moe.router"),
         row(f"{each}{gate}.weight", "moe_ffn moe_hidden", "moe.gate"),
         row(f"{each}{up}.weight", "moe_ffn moe_hidden", "moe.up"),
         row(f"{each}{down}.weight", "moe_hidden moe_ffn", "moe.down"),
+    )
+
+
+def stacked(at: str = "mlp", router: str = "gate") -> tuple[Row, ...]:
+    """Write those of one whose experts are one tensor, and where they are coded a module each, as engines look for it."""
+    top = f"{LAYER}{at}." if at else LAYER
+    one = {"coded": False}
+    return (
+        *(replace(each, written={"coded": True}) if "{expert}" in each.name else each for each in experts(at, router=router)),
+        fuse(f"{top}experts.gate_up_proj", "expert * moe_hidden", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}, written=one),
+        row(f"{top}experts.down_proj", "expert moe_hidden moe_ffn", "moe.down", written=one),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from carnet.algebra.layout import JOIN, BadPattern, Pattern, parse
+from carnet.algebra.layout import JOIN, BadPattern, Parts, Pattern, parse
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import RANKS, Kind
 from carnet.model.fields import SET, Condition, Config
@@ -98,7 +98,7 @@ def _twice(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         for part, _ in row.pattern.parts if row.written != MODULE else ():
             others = writers.setdefault((part, "{layer}" in row.name), [])
-            for other in others:
+            for other in (each for each in others if each is not row):
                 facts = ([*_needs(each), *each.written.items()] for each in (row, other))
                 if not any(_excludes(*pair) for pair in product(*facts)):
                     yield f"{part} ({other.name}, {row.name})"
@@ -148,7 +148,7 @@ def biased(module: str, text: str, tensor: str, *, when: Mapping[str, object] | 
 def fuse(
     name: str,
     text: str,
-    parts: Mapping[str, str],
+    parts: Parts,
     *,
     cut: str = "",
     dtype: str = "",

@@ -43,7 +43,13 @@ def head_share(config: Config) -> int:
 MIXERS = {"*": "attention", "M": "mamba", "G": "gdn", "L": "linear"}
 MLPS = {"-": "dense", "E": "moe", "l": "linear"}
 # what a layer has of its own -> the field that says it for every layer
-OWN = {"kv_heads": "layer_kv_heads", "ffn": "layer_ffn", "indexed": "index_layers"}
+OWN = {
+    "kv_heads": "layer_kv_heads",
+    "head_dim": "layer_head_dim",
+    "own_values": "value_layers",
+    "ffn": "layer_ffn",
+    "indexed": "index_layers",
+}
 
 
 def blocks(config: Config) -> list[str]:
@@ -85,13 +91,15 @@ def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
-    ``shared``, ``q_compressed``, ``indexed`` and ``is_mtp`` added, and with the sizes of this layer where they differ.
+    ``shared``, ``q_compressed``, ``indexed``, ``own_values`` and ``is_mtp`` added, and with the sizes of this layer where they
+    differ.
     """
     common: dict[str, Value] = {
         **config,
         "q_compressed": bool(value(config, "q_lora")),
         "shared": bool(value(config, "shared_ffn")),
         "indexed": bool(value(config, "index_heads")),
+        "own_values": True,
         "is_mtp": False,
     }
     attention = "mla" if value(config, "latent") else "attention"

@@ -37,6 +37,7 @@ AXES = {
         Axis("layer", "layers"),
         Axis("hidden", "hidden", cut="evenly"),
         Axis("hidden_in", "hidden"),
+        Axis("one", 1),
         Axis("two", 2),  # the embedding and the hidden state that a further layer joins
         Axis("vocab", "vocab", cut="padded"),
         Axis("position", "positions"),
@@ -147,6 +148,7 @@ STATE = "state"  # numbers of a kind of their own
 CARRIED = "carried"  # of no part of the text model: it goes along as it is
 
 GQA: dict[str, Any] = {"mixer": "attention"}
+VALUES: dict[str, Any] = {**GQA, "own_values": True}  # elsewhere keys are the values too
 MAMBA: dict[str, Any] = {"mixer": "mamba"}
 GDN: dict[str, Any] = {"mixer": "gdn"}
 MLA: dict[str, Any] = {"mixer": "mla"}
@@ -176,12 +178,12 @@ TENSORS = (
     _linear("attention.q", "kv rep dim | hidden", "attention", **GQA),
     _linear("attention.gate", "kv rep dim | hidden", "attention", attention_gate=True, **GQA),
     _linear("attention.k", "kv dim | hidden", "attention", "k", **GQA),
-    _linear("attention.v", "kv dim | hidden", "attention", "v", **GQA),
+    _linear("attention.v", "kv dim | hidden", "attention", "v", **VALUES),
     _linear("attention.o", "hidden | kv rep dim", **GQA),
     _bias("attention.q_bias", "kv rep dim", qkv_bias=True, **GQA),
     _bias("attention.gate_bias", "kv rep dim", attention_gate=True, qkv_bias=True, **GQA),
     _bias("attention.k_bias", "kv dim", qkv_bias=True, **GQA),
-    _bias("attention.v_bias", "kv dim", qkv_bias=True, **GQA),
+    _bias("attention.v_bias", "kv dim", qkv_bias=True, **VALUES),
     _bias("attention.o_bias", "hidden", out_bias=True, **GQA),
     _state("attention.sinks", "kv rep", sinks=True, **GQA),
     _norm("attention.q_norm", "dim", qk_norm="head", **GQA),
@@ -245,8 +247,10 @@ TENSORS = (
     _bias("mlp.up_bias", "ffn", mlp_bias=True, **DENSE),
     _bias("mlp.down_bias", "hidden", mlp_bias=True, **DENSE),
     _norm("mlp_out_norm", "hidden", norm_after=True, mlp=SET),
+    _norm("moe.router_norm", "hidden", router_norm=True, **MOE),
     _gate("moe.router", "expert | hidden", **MOE),
     _state("moe.router_bias", "expert", router_bias=True, **MOE),
+    _state("moe.expert_scale", "expert", expert_scale=True, **MOE),
     _linear("moe.latent_in", "moe_hidden | hidden", **LATENT),
     _linear("moe.gate", "expert moe_ffn | moe_hidden", "experts", gated=True, **MOE),
     _linear("moe.up", "expert moe_ffn | moe_hidden", "experts", **MOE),
@@ -256,10 +260,14 @@ TENSORS = (
     _bias("moe.gate_bias", "expert moe_ffn", gated=True, moe_bias=True, **MOE),
     _bias("moe.up_bias", "expert moe_ffn", moe_bias=True, **MOE),
     _bias("moe.down_bias", "expert moe_hidden", moe_bias=True, **MOE),
+    _norm("moe.out_norm", "hidden", shared_norms=True, **MOE),
+    _norm("shared.norm", "hidden", shared_norms=True, **SHARED),
     _linear("shared.gate", "shared_ffn | hidden", "shared", gated=True, **SHARED),
     _linear("shared.up", "shared_ffn | hidden", "shared", **SHARED),
     _linear("shared.down", "hidden | shared_ffn", **SHARED),
+    _norm("shared.out_norm", "hidden", shared_norms=True, **SHARED),
     _gate("shared.weigh", "hidden", shared_gate=True, **SHARED),
+    _state("layer_scale", "one", layer_scale=True),
     _norm("mtp.final_norm", "hidden", is_mtp=True),
     _norm("final_norm", "hidden", stage="last"),
     _bias("final_norm_bias", "hidden", stage="last", norm="layer"),

@@ -21,6 +21,8 @@ MTP = "mtp.layers.{layer}."
 
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 GATED_QKV = {"attention.q": "rep dim", "attention.gate": "rep dim", "attention.k": "dim", "attention.v": "dim"}
+# keys are the values too, and stand in the place of both: Megatron-Bridge for Gemma 4
+QKK = (("attention.q", "rep dim"), *(("attention.k", "dim"),) * 2)
 QKV_BIAS, GATED_QKV_BIAS = ({f"{name}_bias": axes for name, axes in each.items()} for each in (QKV, GATED_QKV))
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
@@ -80,6 +82,7 @@ ROWS = (
         for gate, weight, bias in ((False, QKV, QKV_BIAS), (True, GATED_QKV, GATED_QKV_BIAS))
         for name, text, parts in (("weight", "(kv *) hidden", weight), ("bias", "(kv *)", bias))
     ),
+    fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKK, when={"own_values": False}, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
     row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
@@ -120,7 +123,15 @@ ROWS = (
     row(LAYER + "self_attention.q_layernorm.weight", "(kv rep dim)", "attention.q_whole_norm", cut="kv"),
     row(LAYER + "self_attention.k_layernorm.weight", "(kv dim)", "attention.k_whole_norm", cut="kv"),
     row(LAYER + "self_attention.linear_proj.post_layernorm.weight", "hidden", "attention_out_norm"),
-    row(LAYER + "mlp.linear_fc2.post_layernorm.weight", "hidden", "mlp_out_norm"),
+    row(LAYER + "mlp.linear_fc2.post_layernorm.weight", "hidden", "mlp_out_norm", written={"mlp": "dense"}),
+    # a mixture beside an MLP that is normed for itself, and a number for each layer: Megatron-Bridge for Gemma 4
+    row(LAYER + "post_ffn_layernorm.weight", "hidden", "mlp_out_norm", written={"mlp": "moe"}),
+    row(LAYER + "mlp.post_moe_layernorm.weight", "hidden", "moe.out_norm"),
+    row(LAYER + "pre_shared_expert_layernorm.weight", "hidden", "shared.norm"),
+    row(LAYER + "mlp.post_shared_expert_layernorm.weight", "hidden", "shared.out_norm"),
+    row(LAYER + "mlp.router.scale", "hidden", "moe.router_norm"),
+    row(LAYER + "mlp.router.per_expert_scale", "expert", "moe.expert_scale"),
+    row(LAYER + "layer_scalar", "one", "layer_scale"),
     row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
     row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
     # an indexer reads what is normed, so that beside one no norm is fused: megatron/core/transformer/mla_qk_norm_config.py
