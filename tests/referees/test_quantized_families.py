@@ -267,6 +267,10 @@ def test_experts_in_one_tensor_that_modelopt_coded_are_read_bit_for_bit(wish, tm
                 expected = codes.float() * scale
             assert torch.equal(found, expected.to(found.dtype)), at
         assert api.verify(theirs, tmp_path / f"{name} plain", dtype="bf16").equal
+        seen = {at: scale for at, scale in stored.items() if at.endswith("input_scale")}
+        amax, whole = tmp_path / f"{name} amax", 448.0 * (6 if wish == "nvfp4" else 1)
+        save_file({re.sub(r"[._]input_scale$", ".input_amax", at): scale * whole for at, scale in seen.items()}, amax)
+        assert api.verify(made(name), theirs, amax=amax).findings == ()
         assert differing(tensors(api.run(api.plan(theirs, to="hf"), tmp_path / f"{name} same")), stored) == {}
 
 

@@ -81,7 +81,7 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
         recipe = BY_NAME[one.recipe]
         name = STYLES[recipe.style].inputs.get(recipe.scheme, "")
         for stored in one.others:
-            if not name or not stored.name.endswith("." + name):
+            if not name or not stored.name.endswith((f".{name}", f"_{name}")):
                 continue
             found = float(numbers(target.tensor_files, stored).reshape(-1)[0])
             entry = target.inventory.entries[key]

@@ -165,9 +165,11 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
     for name in amax_names(entry, coded, source.shapes):
         shared = name.tensor.each_expert
         expert = entry.reading.shares["expert"].start + number if shared else 0
-        rounded = amaxes[name][expert : expert + 1].astype(array_type(own)).astype(np.float32)
-        largest = max(largest, float(rounded[0]))
-        marks.append((f"{name}[{expert}]" if shared else name, "weight"))
+        # one scale stands over all experts that are kept turned round
+        experts = range(len(amaxes[name])) if recipe.turned else range(expert, expert + 1)
+        rounded = amaxes[name][experts].astype(array_type(own)).astype(np.float32)
+        largest = max(largest, float(rounded.max()))
+        marks += [(f"{name}[{expert}]" if shared else name, "weight") for expert in experts]
     brought = source.source_scales
     if marks and all(mark in brought.amaxes for mark in marks):  # what calibration saw takes the place of what is there
         seen = max(brought.amaxes[mark] for mark in marks)

@@ -74,24 +74,25 @@ def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Encoding]]:
     """Yield the matrices of a coded weight: itself, or one for each expert in it."""
     recipe, (*experts, rows, columns) = BY_NAME[one.recipe], one.shape
     assert one.scales is not None, "codes stand under scales"
-    if recipe.block == WHOLE and prod(one.scales.shape) == 1:  # one stands over all experts
-        experts, rows = [], prod(experts) * rows
     count, blocks = prod(experts), grid(recipe, (rows, columns))
     codes, scales = only_chunk(one.codes, where), only_chunk(one.scales, where)
     outer = None if one.outer is None else only_chunk(one.outer, where)
-    each = prod(one.scales.shape) // count
-    if each * count != prod(one.scales.shape) or each != prod(blocks) or len(experts) > 1:
+    apart = 1 if recipe.turned and recipe.block == WHOLE else count  # one may stand over all experts
+    each = prod(one.scales.shape) // apart
+    if each * apart != prod(one.scales.shape) or each != prod(blocks) or len(experts) > 1:
         facts = {"where": where, "tensor": one.scales.name, "expected": list(blocks), "found": list(one.scales.shape)}
         raise BadCheckpoint("there is not one scale for each block of codes", facts)
     for number in range(count):
         first = codes.offset * PER_BYTE[recipe.packing] + number * rows * columns
-        at = Place(scales.file, scales.offset + number * each * _size(one.scales), strides(recipe, blocks), one.scales.dtype)
+        at = Place(
+            scales.file, scales.offset + number % apart * each * _size(one.scales), strides(recipe, blocks), one.scales.dtype
+        )
         over = None
         if outer is not None and one.outer is not None:
             own = number * _size(one.outer) if prod(one.outer.shape) == count else 0  # else one stands over all experts
             over = Place(outer.file, outer.offset + own, (1, 1), one.outer.dtype)
         encoding = Encoding(recipe.name, (rows, columns), first, at, over)
-        box = Box((number, 0, 0), (1, rows, columns)) if experts else whole(one.shape)
+        box = Box((number, 0, 0), (1, rows, columns)) if experts else whole((rows, columns))
         yield box, codes.file, encoding
 
 

@@ -90,10 +90,10 @@ RECIPES = (
 )
 # read as they are published, and never made: nobody says how the scales of GPT-OSS were found
 PUBLISHED = (Recipe("openai", "mxfp4", E2M1, (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
-# experts in one tensor, as modelopt 0.47 keeps them: one scale over all of them, and blocks along the inputs, which come first. Where
-# blocks lie along the outputs (MXFP4, MXFP8), or each expert has a scale, carnet reads none
+# experts in one tensor, as modelopt 0.47 keeps them [in, out]: one scale over all of them, which has an axis where weights are divided
+# by it, so that torch rounds no quotient. Carnet reads none with blocks along the outputs (MXFP4, MXFP8), or with a scale each
 STACKED = {
-    recipe.name: replace(recipe, turned=True) if recipe.packing else recipe
+    recipe.name: replace(recipe, quotient="f32", turned=True)
     for recipe in RECIPES
     if recipe.name in ("modelopt/fp8", "modelopt/nvfp4")
 }

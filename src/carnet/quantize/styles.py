@@ -182,7 +182,7 @@ def is_stacked(style: Style, shape: tuple[int, ...]) -> bool:
 
 def around(recipe: Recipe, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return a shape with rows and columns as they are stored."""
-    return (*shape[:-2], shape[-1], shape[-2]) if recipe.turned else shape
+    return (*shape[:-2], shape[-1], shape[-2]) if recipe.turned and shape else shape
 
 
 def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static: bool) -> Iterator[Kept]:
