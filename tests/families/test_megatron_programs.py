@@ -333,3 +333,21 @@ def test_what_no_flag_says_is_refused_and_another_program_can_be_named(_, base, 
 
 def test_the_local_spec_is_said():
     assert "--transformer-impl local" in told({}, local=True).flags
+
+
+SPARSE = {**LATENT, "q_lora_rank": 20, "rope_type": "rope", "experimental_attention_variant": "dsa"}
+SPARSE |= {"dsa_indexer_n_heads": 2, "dsa_indexer_head_dim": 12, "dsa_indexer_topk": 6}
+
+
+def test_sparse_attention_is_that_of_0_19_and_later():
+    """Before, an indexer rotated the last dimensions of its heads, and read queries that no norm had seen."""
+    assert model({}, base=SPARSE)["index_topk"] == 6
+    for release in ("0.16", "0.18"):
+        with pytest.raises(BadRequest, match="no release of megatron-lm computes with these arguments"):
+            heard({}, f"{LM}=={release}", base=SPARSE)
+    told = needs(SPARSE, None, local=False)
+    assert told.releases == ("0.19", "0.20")
+    assert "--experimental-attention-variant dsa" in told.flags
+    with pytest.raises(NotSupported) as caught:
+        needs(SPARSE, program(f"{LM}==0.17", "--read-by"), local=False)
+    assert caught.value.facts["experimental_attention_variant"] == "0.17: 'dsa' builds no such model"
