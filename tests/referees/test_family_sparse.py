@@ -48,7 +48,7 @@ def test_a_model_comes_back_as_it_went(which, cut, there_and_again):
 
 
 def test_an_indexer_is_read_as_its_vendor_codes_it_and_goes_along_as_it_is(tmp_path):
-    """DeepSeek-V3.2 and GLM-5-FP8 are published with codes of two of its projections, which carnet leaves plain where it makes codes."""
+    """DeepSeek-V3.2 and GLM-5-FP8 have codes of two of its projections, which carnet leaves plain where it makes codes."""
     carnet.cross(
         roomy.save("glm_moe_dsa", tmp_path / "plain"), tmp_path / "coded", to="hf", quantize="fp8-block", style="deepseek"
     )
