@@ -16,7 +16,7 @@ from carnet.model.fields import BY_NAME
 PAGE = Path(__file__).parents[2] / "docs/add-a-family.md"
 CODE = "\n".join(re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL))
 SOURCE = Path(carnet.__file__).parent
-OTHERS = {"__init__.py", "__main__.py", "known.py"}  # of the architectures, those that are no family
+OTHERS = {"__init__.py", "__main__.py", "known.py", "wrappers.py"}  # of the architectures, those that are no family
 CONFIG = {
     "model_type": "qwen3",
     "hidden_size": 32,

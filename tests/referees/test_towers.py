@@ -19,6 +19,7 @@ QWEN = "Qwen3VLForConditionalGeneration"
 PROJECTED = ["vision_tower.*", "multi_modal_projector.*"]
 DROPPED = {  # what is beside the text model
     "Gemma3ForConditionalGeneration": PROJECTED,
+    "Gemma4ForConditionalGeneration": ["model.vision_tower.*", "model.embed_vision.*"],
     "Mistral3ForConditionalGeneration": PROJECTED,
     "Llama4ForConditionalGeneration": ["vision_model.*", "multi_modal_projector.*"],
 }

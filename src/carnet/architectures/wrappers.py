@@ -113,6 +113,12 @@ WRAPPERS = {
         Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
         Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
         Wrapper(
+            "Gemma4ForConditionalGeneration",
+            "Gemma4ForCausalLM",
+            tower=("model.vision_tower.", "model.audio_tower.", "model.embed_vision.", "model.embed_audio."),
+            own={"use_bidirectional_attention": ("vision",)},
+        ),
+        Wrapper(
             "Llama4ForConditionalGeneration",
             "Llama4ForCausalLM",
             (INSIDE, MODERN),
