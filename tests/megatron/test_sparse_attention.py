@@ -43,6 +43,13 @@ MODELS = {
     "glm_moe_dsa": GLM5,
     "glm_moe_dsa, every second layer chooses": {**GLM5, "dsa_indexer_topk_freq": 2},
     "glm_moe_dsa, as GLM-5.2": {**GLM5, "dsa_indexer_topk_freq": 3, "dsa_indexer_skip_topk_offset": 3},
+    "glm_moe_dsa, a further token": {
+        **GLM5,
+        "dsa_indexer_topk_freq": 2,
+        "num_layers": 4,
+        "moe_layer_freq": [0, 1, 1, 1],
+        "mtp_num_layers": 1,
+    },
 }
 
 
