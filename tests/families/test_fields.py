@@ -1072,8 +1072,6 @@ GUARDED = {
     "interleaved_attn_pattern": [5, 1],
     "embedding_multiplier": 12.0,
     "use_mup": True,
-    "mtp_use_repeated_layer": True,
-    "mtp_hybrid_override_pattern": "M*",
     "enable_mhc_connections": True,
     "moe_mlp_glu_interleave_size": 32,
     "moe_shared_expert_glu_interleave_size": 32,

@@ -61,7 +61,7 @@ def test_a_hybrid_s_layers_are_read(more, blocks):
     [
         {"hybrid_override_pattern": "MM*"},
         {"hybrid_override_pattern": "MM*X"},
-        {"hybrid_layer_pattern": "MM*-/M*"},
+        {"hybrid_layer_pattern": "MM*-/X"},
         {"hybrid_override_pattern": "MM*-", "hybrid_layer_pattern": "MMM-"},
         {"spec": SPEC, "hybrid_attention_ratio": 0.5},
         {"is_hybrid_model": True, "hybrid_mlp_ratio": 0.25},
@@ -69,7 +69,7 @@ def test_a_hybrid_s_layers_are_read(more, blocks):
     ids=[
         "a letter too few",
         "a letter nobody knows",
-        "layers that predict further tokens",
+        "a letter nobody knows, for further tokens",
         "two patterns",
         "ratios",
         "ratios of MLPs",
@@ -182,3 +182,30 @@ def test_single_blocks_stay_what_they_are():
 def test_patterns_that_say_no_model_are_refused(pattern):
     with pytest.raises(BadCheckpoint, match="hybrid_layer_pattern"):
         said(hybrid_layer_pattern=pattern, num_layers=len(pattern.strip("[]")))
+
+
+@pytest.mark.parametrize(
+    ("more", "tokens", "words"),
+    [
+        ({"hybrid_layer_pattern": "MM*-/M*"}, 1, "M *"),
+        ({"hybrid_layer_pattern": "MM|*-/M*/M*", "mtp_num_layers": 2}, 2, "M *"),
+        ({"hybrid_layer_pattern": "MM*-/-"}, 1, None),
+        ({"hybrid_layer_pattern": "MM*-", "mtp_hybrid_override_pattern": "M*", "mtp_num_layers": 2}, 2, "M *"),
+        ({"hybrid_layer_pattern": "MM*-/M*/M*", "mtp_num_layers": 2, "mtp_use_repeated_layer": True}, 1, "M *"),
+        ({"hybrid_layer_pattern": "MM*-", "mtp_num_layers": 1}, 0, None),
+    ],
+    ids=[
+        "behind a stroke",
+        "two",
+        "like the last",
+        "apart, as Megatron-Bridge has it",
+        "stored once",
+        "a number alone builds none",
+    ],
+)
+def test_layers_that_predict_further_tokens_have_a_pattern_of_their_own(more, tokens, words):
+    config = said(**more)
+    assert (config["mtp"], config.get("mtp_blocks"), config["blocks"]) == (tokens, words, "M M * -")
+    again = write(MEGATRON.table, config, {}, "the arguments")
+    assert again["hybrid_layer_pattern"] == "/".join(["MM*-", *[(words or "-").replace(" ", "")] * tokens])
+    assert {name: value for name, value in read(MEGATRON.table, again, "").items() if value != config.get(name)} == {}

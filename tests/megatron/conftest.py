@@ -337,6 +337,8 @@ def _replaced(spec):
     if isinstance(spec, ModuleSpec):
         module = _replaced(spec.module)
         return replace(spec, module=module, submodules=PLAIN if module is SequentialMLP else _replaced(spec.submodules))
+    if isinstance(spec, list):
+        return [*map(_replaced, spec)]
     if isinstance(spec, partial):
         module = _replaced(spec.func)
         given = {name: _replaced(each) for name, each in spec.keywords.items()}

@@ -4,6 +4,8 @@ transformers: modeling_mamba2.py, modeling_nemotron_h.py. In both, z, x, B, C an
 of one convolution. Mamba-2's gated norm takes all channels at once, Nemotron-H's and Megatron's each group for itself.
 """
 
+from collections.abc import Callable
+
 from carnet.architectures.family import Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Row as Field
@@ -13,7 +15,7 @@ from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.rows import biased, fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import Config, Value
-from carnet.model.model import blocks, number
+from carnet.model.model import blocks, further_blocks, number, unlike_last
 
 MIXER = LAYER + "mixer."
 MAMBA = (
@@ -47,6 +49,12 @@ ROWS = (
     row(MIXER + "experts.{expert}.down_proj.weight", "moe_hidden moe_ffn", "moe.down"),
     row(MIXER + "shared_experts.up_proj.weight", "shared_ffn hidden", "shared.up"),
     row(MIXER + "shared_experts.down_proj.weight", "hidden shared_ffn", "shared.down"),
+    # numbered on from one further token to the next; what stands around them lies in the first and the last: Megatron-Bridge's
+    # nemotron_h_bridge.py
+    row("/mtp.layers.{layer}.enorm.weight", "hidden", "mtp.embed_norm"),
+    row("/mtp.layers.{layer}.hnorm.weight", "hidden", "mtp.hidden_norm"),
+    row("/mtp.layers.{layer}.eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    row("/mtp.layers.{layer}.final_layernorm.weight", "hidden", "mtp.final_norm"),
 )
 
 # the kinds of a layer in transformers, in its words of 5.20 and of before, and their letters in NVIDIA's published configs
@@ -61,10 +69,19 @@ def _pattern(kinds: list[str] | None, letters: str | None) -> str:
     return listed or ""
 
 
-def _spelled(config: Config) -> tuple[list[str], str]:
-    letters = "".join(blocks(config))
+def _spelled(config: Config, words: Callable[[Config], list[str]] = blocks) -> tuple[list[str], str]:
+    letters = "".join(words(config))
     expect(set(letters) <= set(WORDS), "layers of these kinds")
     return [WORDS[letter] for letter in letters], letters
+
+
+def _further(said: tuple[list[str] | None, str | None], config: Config) -> str | None:
+    """Return what the layers for one further token are; transformers' config says the same where none is said."""
+    return unlike_last(_pattern(*said) if any(said) else "*E", config) if number(config, "mtp") else None
+
+
+def _further_spelled(config: Config) -> list[tuple[object, object]]:
+    return [_spelled(config, further_blocks) if number(config, "mtp") else (None, None)]
 
 
 def _layers(said: tuple[list[str] | None, str | None, int | None], _: Config) -> int:
@@ -189,6 +206,11 @@ NEMOTRON_H = Family(
             place("router_score", default="sigmoid"),
             place("router_bias", default=True),
             place("router_wide", default=True),
+            place("mtp", "num_nextn_predict_layers", default=0, omit=True),
+            Spread(
+                *("mtp_blocks", "mtp_layers_block_type", (list[str], str), _further, _further_spelled),
+                more=("mtp_hybrid_override_pattern",),
+            ),
             hf.DTYPE,
             *hf.TOKENS,
         ),
@@ -204,11 +226,11 @@ NEMOTRON_H = Family(
             "sliding_window": (),
             "time_step_min": (0.001,),  # transformers' class computes with no smaller step
         },
-        # no layer has positions; whether there are layers that predict further tokens the tensors say
+        # no layer has positions
         ignored=f"{IGNORED} rope_theta partial_rotary_factor expand mamba_ssm_cache_dtype moe_shared_expert_overlap"
-        " num_nextn_predict_layers mtp_layers_block_type num_logits_to_keep"
-        " output_router_logits use_mamba_kernels mtp_hybrid_override_pattern",
+        " num_logits_to_keep output_router_logits use_mamba_kernels",
         prefixes=("backbone.", "model.", ""),
+        further=(LAYER, "/mtp.layers.{layer}."),
     ),
     trtllm=None,
 )

@@ -14,7 +14,7 @@ from carnet.dialects.towers import carried
 from carnet.dialects.units import Among, Present, Unit, units
 from carnet.errors import BadRequest
 from carnet.model.fields import Config, Value
-from carnet.model.model import holds, layers, number, sizes, stored_at, tensors, value
+from carnet.model.model import further_at, holds, layers, number, sizes, stored_at, tensors, value
 from carnet.model.tensors import AXES, BY_PART, TIED, Canonical, Tensor
 
 BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
@@ -33,7 +33,7 @@ def entries(
 
     ``among`` are the units that hold the model, where the names that are there cannot tell. ``coded`` says that a target has codes.
     """
-    what, stored = layers(config), stored_at(config)
+    what, stored = layers(config), (stored_at(config), further_at(config))
     top = tensors(config, config)
     facts: Config = {"spelling": spelling, "coded": coded}
     for unit in units(dialect, config, present) if among is None else among:
@@ -85,7 +85,7 @@ class _Job:
     unit: Unit
     prefix: str
     present: Present
-    stored: Sequence[tuple[int, int]]  # the numbers of each layer's halves
+    stored: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, tuple[int, int]]]]  # the numbers of each layer's halves
 
 
 def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
@@ -175,19 +175,24 @@ def _stacked(
 def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, str]]:
     """Yield each layer with its name: its place in the unit, or its place among the layers that predict further tokens.
 
-    A source is looked up under all that such a layer may be called, a target has the first.
+    A source is looked up under all that such a layer may be called; a target has the first, or the first where several layers for one
+    token are numbered in it.
     """
-    count, half = len(job.stored), BY_PART[job.row.pattern.parts[0][0]].half
+    (stored, beyond), half = job.stored, BY_PART[job.row.pattern.parts[0][0]].half
     usual, *further = job.dialect.further
+    count, nested = len(stored), [other for other in further if "{inner}" in other]
     for layer in same:
         if layer < count or not usual:
-            at = job.stored[layer][half] if layer < count else layer
+            at = stored[layer][half] if layer < count else layer
             if job.unit.stop is None or job.unit.base <= at < job.unit.stop:
                 yield layer, name.replace("{layer}", str(at - job.unit.base))
             continue
-        others = further[:1] if job.present is None else further
-        for spelled in dict.fromkeys(name.replace(usual, other) for other in others):
-            yield layer, spelled.replace("{layer}", str(layer - count))
+        token, inner = beyond[layer - count]
+        alone = (nested if value(job.config, "hybrid") and nested else further)[:1]
+        for other in alone if job.present is None else further:
+            whole = name.replace(usual, other) if other[0] != "/" else name.replace(job.prefix + usual, other[1:])
+            spelled = whole.replace("{layer}", str(token if nested else layer - count)).replace("{inner}", str(inner[half]))
+            yield layer, spelled
 
 
 def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:

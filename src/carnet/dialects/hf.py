@@ -302,6 +302,7 @@ def dialect(
     zero_centred: bool = False,
     pads: Mapping[str, Callable[[Config], int]] | None = None,
     dropped: Mapping[str, str] | None = None,
+    further: tuple[str, ...] = ("", ""),
 ) -> Dialect:
     """Write the Hugging Face dialect of a family; ``ignored`` names keys that say nothing about the weights.
 
@@ -314,7 +315,7 @@ def dialect(
         rows=rows,
         stacked=False,
         writes_tied=False,
-        further=("", ""),
+        further=further,
         zero_centred=zero_centred,
         embedding="none",
         table=Table(

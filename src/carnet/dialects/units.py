@@ -9,7 +9,7 @@ from carnet.algebra.layout import cut_unevenly
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.model.fields import Config
-from carnet.model.model import number, stored_at
+from carnet.model.model import further, number, stored_at
 from carnet.model.tensors import Axis
 
 
@@ -53,7 +53,7 @@ def units(dialect: Dialect, config: Config, present: Present = None) -> list[Uni
         return _tensorrt_units(config)
     if labels:
         return _megatron_units(config, labels, present or ())
-    return [Unit("", tuple(range(number(config, "layers") + number(config, "mtp"))), 0, first=True, last=True)]
+    return [Unit("", tuple(range(further(config).stop)), 0, first=True, last=True)]
 
 
 def _tensorrt_units(config: Config) -> list[Unit]:
@@ -67,7 +67,7 @@ def _tensorrt_units(config: Config) -> list[Unit]:
     found = []
     for stage, rank in product(range(pp), range(tp)):
         held, last = cut_unevenly(count, pp, stage), stage == pp - 1
-        layers = tuple(range(held.start, count + number(config, "mtp") if last else held.stop))
+        layers = tuple(range(held.start, further(config).stop if last else held.stop))
         expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
         name, base = f"rank{stage * tp + rank}", held.start
         found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
@@ -82,13 +82,13 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
     """
     places = {label: tuple(int(part.lstrip("tpev")) for part in label.split("-")) for label in labels}
     held: dict[tuple[int, int], set[int]] = {(v, p): set() for _, p, _, v in places.values()}
-    further = set[tuple[int, int]]()
+    beyond = set[tuple[int, int]]()
     for label, name in present:
         numbered = NUMBERED.search(name)
         if numbered:
             _, p, _, v = places[label]
             if numbered["kind"] == "mtp":
-                further.add((v, p))
+                beyond.add((v, p))
             else:
                 held[v, p].add(int(numbered["layer"]))
     starts, start = {}, 0
@@ -107,7 +107,7 @@ def _megatron_units(config: Config, labels: Sequence[str], present: Collection[t
         last, base = (v, p) == max(held), starts[v, p]
         stop = start if last else base + len(held[v, p])
         layers = within(at, range(base, stop))
-        layers += tuple(range(len(at), len(at) + number(config, "mtp"))) if (v, p) in further else ()
+        layers += tuple(further(config)) if (v, p) in beyond else ()
         found.append(Unit(label, layers, base, (v, p) == (0, 0), last, Among(t, tp), Among(e, ep), Among(t, tp)))
     return found
 

@@ -189,7 +189,8 @@ def survey(
     published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = {**sorted_out.kept, **tower}
-    if kind.omits_further and not any(f"layers.{config['layers']}." in name for _, name in kept):
+    beyond = dialect.further[1].strip("/").format(layer=0) or f"layers.{config['layers']}."
+    if kind.omits_further and not any(beyond in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     if kind.pads_vocabulary and config.get("padded_vocab") is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from carnet.dialects.units import Among, Unit, within
 from carnet.errors import BadRequest, NotSupported
 from carnet.model.fields import Config
-from carnet.model.model import layers, number, stored_at, value
+from carnet.model.model import further, layers, number, stored_at, value
 
 ORDER = "tp-cp-ep-dp-pp"  # Megatron's own unless --use-tp-pp-dp-mapping
 
@@ -105,14 +105,13 @@ def megatron_units(grid: Grid, config: Config, held: dict[int, Seat]) -> dict[st
 
 def _unit(name: str, grid: Grid, config: Config, seat: Seat, span: range, chunk: int, etp: int) -> Unit:
     first, last = (seat.pp, chunk) == (0, 0), (seat.pp, chunk) == (grid.pp - 1, grid.vp - 1)
-    at, count = stored_at(config), number(config, "layers")
-    further = range(count, count + number(config, "mtp")) if last else range(0)
+    at, beyond = stored_at(config), further(config) if last else range(0)
     shares = Among(seat.tp, grid.tp), Among(seat.ep, grid.ep), Among(seat.etp, etp)
     # what predicts further tokens embeds them, and a head apart from its embedding is a copy: megatron/core/models/gpt/gpt_model.py
-    also: tuple[str, ...] = ("embed", "position") if further else ()
+    also: tuple[str, ...] = ("embed", "position") if beyond else ()
     also += ("head",) if last and not first and value(config, "tied") else ()
     stop = span.stop if value(config, "halves") else None
-    return Unit(name, (*within(at, span), *further), span.start, first, last, *shares, also=also, stop=stop)
+    return Unit(name, (*within(at, span), *beyond), span.start, first, last, *shares, also=also, stop=stop)
 
 
 def unit_name(seat: Seat, chunk: int) -> str:

@@ -91,8 +91,8 @@ def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
-    ``shared``, ``q_compressed``, ``indexed``, ``own_values`` and ``is_mtp`` added, and with the sizes of this layer where they
-    differ.
+    ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``is_mtp``, ``mtp_first`` and ``mtp_last`` (of those for one token) added,
+    and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {
         **config,
@@ -100,7 +100,7 @@ def layers(config: Config) -> Sequence[Config]:
         "shared": bool(value(config, "shared_ffn")),
         "indexed": bool(value(config, "index_heads")),
         "own_values": True,
-        "is_mtp": False,
+        **dict.fromkeys(("is_mtp", "mtp_first", "mtp_last"), False),
     }
     attention = "mla" if value(config, "latent") else "attention"
     known: dict[tuple[object, ...], Config] = {}
@@ -109,12 +109,39 @@ def layers(config: Config) -> Sequence[Config]:
         own = {field: each[layer] for field, many in OWN.items() if isinstance(each := value(config, many), tuple)}
         key = (word, *own.values())
         if key not in known:
-            mixer = next((MIXERS[letter] for letter in word if letter in MIXERS), "")
-            mlp = next((MLPS[letter] for letter in word if letter in MLPS), "")
-            known[key] = {**common, **own, "mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
+            known[key] = {**common, **own, **_of_word(word, attention)}
         found.append(known[key])
     # further layers begin anew: the first has an indexer of its own, whoever shares
-    return found + [{**found[-1], "indexed": common["indexed"], "is_mtp": True}] * number(config, "mtp")
+    words, like = further_blocks(config), {**found[-1], "indexed": common["indexed"], "is_mtp": True}
+    ends = [(at == 0, at == len(words) - 1) for at in range(len(words))]
+    further = [
+        {**like, **_of_word(word, attention), "mtp_first": first, "mtp_last": last}
+        for word, (first, last) in zip(words, ends, strict=True)
+    ]
+    return found + further * number(config, "mtp")
+
+
+def _of_word(word: str, attention: str) -> dict[str, Value]:
+    mixer = next((MIXERS[letter] for letter in word if letter in MIXERS), "")
+    mlp = next((MLPS[letter] for letter in word if letter in MLPS), "")
+    return {"mixer": attention if mixer == "attention" else mixer, "mlp": mlp}
+
+
+def further_blocks(config: Config) -> list[str]:
+    """Return what each layer for one further token is, in the letters of ``blocks``."""
+    said = value(config, "mtp_blocks")
+    return said.split() if isinstance(said, str) else blocks(config)[-1:]
+
+
+def unlike_last(words: Sequence[str], config: Config) -> str | None:
+    """Return the field ``mtp_blocks`` of layers for one further token, None where there is one like the last of the others."""
+    return None if [*words] == blocks(config)[-1:] else " ".join(words)
+
+
+def further(config: Config) -> range:
+    """Return the numbers of all layers that predict further tokens."""
+    count = number(config, "layers")
+    return range(count, count + number(config, "mtp") * len(further_blocks(config)))
 
 
 def stored_at(config: Config) -> list[tuple[int, int]]:
@@ -123,10 +150,19 @@ def stored_at(config: Config) -> list[tuple[int, int]]:
     >>> stored_at({"layers": 3, "blocks": "*- - *E", "halves": True})
     [(0, 1), (2, 2), (3, 4)]
     """
+    return _places(blocks(config), config)
+
+
+def further_at(config: Config) -> list[tuple[int, tuple[int, int]]]:
+    """Return which further token each layer after the others is for, and under which numbers its halves are stored among those."""
+    return [(token, at) for token in range(number(config, "mtp")) for at in _places(further_blocks(config), config)]
+
+
+def _places(words: Sequence[str], config: Config) -> list[tuple[int, int]]:
     if not value(config, "halves"):
-        return [(layer, layer) for layer in range(number(config, "layers"))]
-    ends = [*accumulate(len(word.strip(".")) for word in blocks(config))]
-    return [(end - len(word), end - 1) for end, word in zip(ends, blocks(config), strict=True)]
+        return [(layer, layer) for layer in range(len(words))]
+    ends = accumulate(len(word.strip(".")) for word in words)
+    return [(end - len(word), end - 1) for end, word in zip(ends, words, strict=True)]
 
 
 def tensors(config: Config, layer: Config) -> dict[str, Tensor]:

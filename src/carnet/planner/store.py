@@ -14,7 +14,7 @@ from carnet.algebra.layout import JOIN, cut_evenly, cut_unevenly
 from carnet.dialects.entry import Entry, Reading
 from carnet.formats.torch_dist_files import StoreChunk
 from carnet.model.fields import Config
-from carnet.model.model import number, sizes
+from carnet.model.model import further, number, sizes
 from carnet.model.tensors import AXES, CARRIED
 from carnet.plans.request import Request
 
@@ -45,7 +45,7 @@ def _stages(config: Config, pp: int) -> dict[int | str, int]:
     found: dict[int | str, int] = {
         layer: stage for stage, share in enumerate(shares) for layer in range(share.start, share.stop)
     }
-    return found | {"first": 0, "last": pp - 1} | {count + further: pp - 1 for further in range(number(config, "mtp"))}
+    return found | {"first": 0, "last": pp - 1} | dict.fromkeys(further(config), pp - 1)
 
 
 def _boxes(entry: Entry, request: Request) -> Iterator[tuple[Box, dict[str, int]]]:

@@ -12,13 +12,13 @@ from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text
 from carnet.dialects.megatron.releases import PATTERNS
 from carnet.dialects.senses import Kind, expect
 from carnet.model.fields import Config, Value
-from carnet.model.model import blocks, concerns, marks, mixtures, number, value
+from carnet.model.model import blocks, concerns, further_blocks, marks, mixtures, number, unlike_last, value
 
 
 def letters(said: tuple[Any, ...]) -> str | None:
-    """Return the pattern of a hybrid: empty where all layers are Mamba-2, None where the model is not a hybrid."""
+    """Return the pattern of a hybrid up to its first stroke: empty where all layers are Mamba-2, None where it is no hybrid."""
     old, new, spec, flag, *ratios = said
-    patterns = {str(each).replace("|", "") for each in (old, new) if each is not None}  # a bar is where a pipeline stage ends
+    patterns = {each.replace("|", "").split("/")[0] for each in (old, new) if each is not None}  # a bar ends a pipeline stage
     expect(len(patterns) < 2, "one pattern")
     if patterns:
         return patterns.pop()
@@ -37,17 +37,51 @@ def blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
         expect(pattern is None and not number(config, "experts"), "layers that are described once")
         return str(described)
     if pattern is not None:
-        words = ["".join(found) for found in WORD.findall(pattern or count * "M")]
-        sizes, known = {len(words), len("".join(words))}, "M-EG" + "*+"[bool(latent)]
-        expect(count in sizes and set("".join(words)) <= set(known), "a letter a layer")
-        expect(all(len(word) == 1 or WHOLE.fullmatch(word) for word in words), "what mixes tokens, and an MLP, in brackets")
-        return " ".join(words).replace("+", "*")
+        words = words_of(pattern or count * "M", latent=latent)
+        expect(count in {len(words), len("".join(words))}, "a letter a layer")
+        return " ".join(words)
     step = 1 if often is None else often
     mixed = each(step, lambda layer, step: layer % step == 0, count) if number(config, "experts") else [0] * count
     every = value(config, "variant") == "gdn"
     delta = each(full, lambda layer, step: (layer + 1) % step > 0, count) if every else [0] * count
     alike = not number(config, "experts") and not any(delta)
     return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
+
+
+def words_of(pattern: str, *, latent: bool | None) -> list[str]:
+    """Return the layers of a pattern, a word each, in the letters of ``blocks``."""
+    words = ["".join(found) for found in WORD.findall(pattern)]
+    expect(set("".join(words)) <= set("M-EG" + "*+"[bool(latent)]), "a letter a layer")
+    expect(all(len(word) == 1 or WHOLE.fullmatch(word) for word in words), "what mixes tokens, and an MLP, in brackets")
+    return [word.replace("+", "*") for word in words]
+
+
+def further_said(said: tuple[Any, ...]) -> tuple[int, str]:
+    """Return how many further tokens are predicted, and the pattern of the layers for one; "" where nothing says it.
+
+    A pattern has them after strokes, alike: parse_hybrid_pattern; Megatron-Bridge has them apart until the model is built. Layers that
+    serve for every token again are stored once: megatron/core/transformer/multi_token_prediction.py.
+    """
+    count, repeated, apart, *patterns = said
+    hybrid = [each.split("/")[1:] for each in patterns if each is not None]
+    parts = {(*each,) for each in (*hybrid, [apart or ""] * (count or 0)) if any(each)}
+    expect(len(parts) < 2, "one pattern for every further token")
+    found = parts.pop() if parts else ()
+    expect(len({*found}) < 2 and (not found or count in {None, len(found)}), "the same pattern for every further token")
+    number = len(found) if hybrid or found else count or 0
+    return (min(number, 1) if repeated else number), "".join(found[:1])
+
+
+def further_blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
+    """Return what the layers for one further token are."""
+    *said, latent = said
+    number, pattern = further_said((*said,))
+    return unlike_last(words_of(pattern, latent=latent), config) if number and pattern else None
+
+
+def further_spelled(config: Config) -> tuple[object, ...]:
+    """Return what says it: the number, and the pattern's end in a hybrid."""
+    return value(config, "mtp") or None, None, None, *hybrid(config)[:2]
 
 
 def joined(config: Config) -> dict[str, Value] | None:
@@ -67,8 +101,10 @@ def joined(config: Config) -> dict[str, Value] | None:
         found[name] = picked if isinstance(said, tuple) and 0 in (picked := tuple(said[at] for at in places)) else None
     alike = len({*words}) == 1 and "*" in text
     kind = "gdn" if "G" in text else "none"
+    further = PAIR.sub(r"\1\2", " ".join(further_blocks(config))).split() if number(config, "mtp") else words[-1:]
     found |= {"hybrid": False, "halves": max(map(len, text.split())) == 1, "layers": len(words), "variant": kind}
-    return found | {"blocks": None if alike else " ".join(words)}
+    found |= {"blocks": None if alike else " ".join(words)}
+    return found | {"mtp_blocks": unlike_last(further, found)}
 
 
 def each(said: int | list[int] | None, rule: Callable[[int, int], bool], count: int) -> list[int]:
@@ -93,6 +129,8 @@ WORD = re.compile(r"\[([^][]+)\]|(.)")  # a layer of a pattern: what brackets ho
 WHOLE = re.compile(r"[M*+G][-E]")  # what they can hold
 PAIR = re.compile(r"([*G]) ([-E])")  # two layers that are one of another model
 MARKED = frozenset({"window_layers", "rope_layers"})  # fields with a mark a layer
+FURTHER_KEYS = ("mtp_num_layers", "mtp_use_repeated_layer", "mtp_hybrid_override_pattern", *PATTERNS)
+NO_FURTHER = (int, False, str, str, str)
 DESCRIBED: dict[str, Kind] = {"heterogeneous_layers_config_encoded_json": str, "heterogeneous_layers_config_path": str}
 MARKS: Kind = int | list[int]  # a step, or a mark a layer
 HYBRID_SPEC = ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec"]
@@ -100,8 +138,11 @@ HYBRID_SPEC = ["megatron.core.models.mamba.mamba_layer_specs", "mamba_stack_spec
 
 def hybrid(config: Config) -> tuple[object, ...]:
     """Return what says that a model is a hybrid, or that it is none."""
-    pattern = "".join(blocks(config)).replace("*", "*+"[bool(value(config, "latent"))]) if value(config, "hybrid") else None
-    return pattern, pattern, HYBRID_SPEC if pattern else None, False, 0.0, 0.0
+    if not value(config, "hybrid"):
+        return None, None, None, False, 0.0, 0.0
+    parts = ["".join(blocks(config)), *["".join(further_blocks(config))] * number(config, "mtp")]
+    pattern = "/".join(parts).replace("*", "*+"[bool(value(config, "latent"))])
+    return pattern, pattern, HYBRID_SPEC, False, 0.0, 0.0
 
 
 def frequencies(config: Config) -> Iterator[tuple[object, ...]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
+from carnet.dialects.megatron.releases import PATTERNS
 from carnet.dialects.megatron.table import FIELDS, GUARDS
 from carnet.dialects.rows import MODULE, Dialect, fuse, row
 from carnet.model.fields import SET
@@ -280,7 +281,7 @@ DROPPED = {
 OPTIONAL: dict[str, dict[str, Callable[[object], object]]] = {
     "*mtp.*": {
         **dict.fromkeys(("mtp_num_layers", "mtp_use_repeated_layer", "mtp_hybrid_override_pattern"), lambda said: None),
-        "hybrid_layer_pattern": lambda said: str(said).split("/")[0],
+        **dict.fromkeys(PATTERNS, lambda said: str(said).split("/")[0]),
     }
 }
 
@@ -291,8 +292,8 @@ MEGATRON = Dialect(
     rows=ROWS,
     stacked=True,
     writes_tied=False,
-    # the module's own name since megatron-core 0.17: rename_mtp_inner_layer_keys in fsdp_dtensor_checkpoint.py
-    further=(LAYER, "mtp.layers.{layer}.transformer_layer.", "mtp.layers.{layer}.mtp_model_layer."),
+    # the module's own name since megatron-core 0.17: rename_mtp_inner_layer_keys in fsdp_dtensor_checkpoint.py; a hybrid's has layers
+    further=(LAYER, *(f"{MTP}{name}." for name in ("transformer_layer", "mtp_model_layer", "mtp_model_layer.layers.{inner}"))),
     zero_centred=None,
     embedding="none",
     table=Table(FIELDS, guards=GUARDS, closed=False),

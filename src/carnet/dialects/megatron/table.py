@@ -13,11 +13,16 @@ from carnet.dialects.heterogeneous import read_text, spelled_text, spread
 from carnet.dialects.hf import TOKENS
 from carnet.dialects.megatron.layers import (
     DESCRIBED,
+    FURTHER_KEYS,
     HYBRID_KEYS,
     MARKS,
+    NO_FURTHER,
     NO_HYBRID,
     blocks_of,
     frequencies,
+    further_blocks_of,
+    further_said,
+    further_spelled,
     hybrid,
     letters,
     listed,
@@ -284,7 +289,16 @@ FIELDS: tuple[Field, ...] = (
     place("router_group_topk", "moe_router_group_topk", default=lambda c: number(c, "router_groups"), only=MIXED, omit=True),
     # megatron/core/transformer/moe/moe_utils.py group_limited_topk
     place("router_group_best", default=_best_of_a_group, only=MIXED),
-    place("mtp", "mtp_num_layers", default=0, omit=True),
+    Spread(
+        *("mtp", FURTHER_KEYS[0], NO_FURTHER, lambda said, _: further_said(said)[0], lambda c: (further_spelled(c),)),
+        more=FURTHER_KEYS[1:],
+    ),
+    Spread(
+        *("mtp_blocks", FURTHER_KEYS[0], (*NO_FURTHER, False), further_blocks_of),
+        lambda c: ((*further_spelled(c), (value(c, "hybrid") and value(c, "latent")) or None),),
+        {"mtp": SET},
+        more=(*FURTHER_KEYS[1:], "multi_latent_attention"),
+    ),
     place("tied", "untie_embeddings_and_output_weights", default=True, words=((True, False), (False, True))),
     place("dtype", "params_dtype", words=(("bf16", "torch.bfloat16"), ("f16", "torch.float16"), ("f32", "torch.float32"))),
 )
@@ -309,8 +323,6 @@ GUARDS: dict[str, tuple[object, ...]] = {
     "moe_single_grouped_weight": (False,),
     "moe_single_grouped_bias": (False,),
     "gdp_num_householder": (3,),
-    "mtp_use_repeated_layer": (False,),
-    "mtp_hybrid_override_pattern": (),
     "enable_mhc_connections": (False,),
     # blocks of the gate's rows between blocks of the up projection's
     "moe_mlp_glu_interleave_size": (),
