@@ -65,13 +65,13 @@ def test_names_of_the_hub_hold_what_the_layers_do(model, mamba_on_cpu, tmp_path)
         }.items():
             assert torch.equal(found[name], state[own]), name
     assert sum(name.startswith("mtp.") for name in found) == 2 * (3 + 5 + 1 + 1 + 2 + 2 + 2 * 4)
-    target, said = AutoModelForCausalLM.from_pretrained(
+    loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path / "hf", attn_implementation="eager", dtype=torch.float32, output_loading_info=True
     )
-    assert not any(said.values())
+    assert not any(loaded[1].values())
     mamba_on_cpu(TWO)
     with torch.no_grad():
-        torch.testing.assert_close(target(TOKENS).logits, heard(model, TOKENS)[-1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(loaded[0](TOKENS).logits, heard(model, TOKENS)[-1], rtol=0, atol=2e-5)
     with plan(arguments(model), source=Grid(), target=Grid()) as live:
         assert_same(live.run(model), found)
 

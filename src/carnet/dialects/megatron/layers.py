@@ -18,7 +18,9 @@ from carnet.model.model import blocks, concerns, further_blocks, marks, mixtures
 def letters(said: tuple[Any, ...]) -> str | None:
     """Return the pattern of a hybrid up to its first stroke: empty where all layers are Mamba-2, None where it is no hybrid."""
     old, new, spec, flag, *ratios = said
-    patterns = {each.replace("|", "").split("/")[0] for each in (old, new) if each is not None}  # a bar ends a pipeline stage
+    patterns: set[str] = {
+        each.replace("|", "").split("/")[0] for each in (old, new) if each is not None
+    }  # a bar ends a pipeline stage
     expect(len(patterns) < 2, "one pattern")
     if patterns:
         return patterns.pop()
@@ -74,8 +76,8 @@ def further_said(said: tuple[Any, ...]) -> tuple[int, str]:
 
 def further_blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
     """Return what the layers for one further token are."""
-    *said, latent = said
-    number, pattern = further_said((*said,))
+    *others, latent = said
+    number, pattern = further_said((*others,))
     return unlike_last(words_of(pattern, latent=latent), config) if number and pattern else None
 
 
