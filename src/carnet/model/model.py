@@ -91,8 +91,8 @@ def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
-    ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``is_mtp``, ``mtp_first`` and ``mtp_last`` (of those for one token) added,
-    and with the sizes of this layer where they differ.
+    ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``is_mtp``, ``mtp_first`` and ``mtp_last`` (of those for one token)
+    added, and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {
         **config,
