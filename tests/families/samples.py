@@ -20,10 +20,9 @@ from carnet.architectures.family import Family
 from carnet.architectures.known import FAMILIES, dialect_of, padded, recognise
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
-from carnet.dialects.rows import Dialect
+from carnet.dialects.rows import Dialect, less_one
 from carnet.dialects.writing import write
 from carnet.errors import NotSupported
-from carnet.inventory.survey import less_one
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, layers, mixtures, number, value
 from carnet.model.model import marks as mixtures_of

@@ -1093,10 +1093,21 @@ def test_the_table_below_names_every_guard():
 
 @pytest.mark.parametrize("key", GUARDED)
 def test_megatron_is_refused_by_name_where_it_sets(key):
+    # beside rotary positions of plain heads it is read
+    beside = {"position_embedding_type": "none"} if key == "rotary_interleaved" else {}
     with pytest.raises(NotSupported) as caught:
-        said("llama", "megatron", {**LLAMA_MEGATRON, key: GUARDED[key]})
+        said("llama", "megatron", {**LLAMA_MEGATRON, **beside, key: GUARDED[key]})
     assert caught.value.what == f"the config sets {key!r} to a value that carnet cannot carry over"
     assert caught.value.facts["found"] == repr(GUARDED[key])
+
+
+def test_arguments_of_other_programs_that_train_with_megatron_are_read():
+    found = said("llama", "megatron", {**LLAMA_MEGATRON, "rotary_interleaved": True})
+    assert found["rope_interleaved"] is True
+    both = {"post_self_attn_layernorm": True, "post_mlp_layernorm": True}
+    assert said("llama", "megatron", {**LLAMA_MEGATRON, **both})["norm_after"] is True
+    with pytest.raises(BadCheckpoint, match="both, or neither"):
+        said("llama", "megatron", {**LLAMA_MEGATRON, "post_mlp_layernorm": True})
 
 
 @pytest.mark.parametrize("key", GUARDED)

@@ -7,9 +7,9 @@ from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.dialects.configs import read
 from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.rows import MEGATRON
+from carnet.dialects.rows import less_one
 from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.inventory.survey import less_one
 from carnet.model.model import canonical_shapes, layers
 
 ARGS = {

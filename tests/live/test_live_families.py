@@ -11,7 +11,7 @@ import carnet
 from carnet.architectures.known import recognise
 from carnet.architectures.llama import LLAMA
 from carnet.dialects.megatron.rows import MEGATRON
-from carnet.inventory.survey import less_one
+from carnet.dialects.rows import less_one
 from carnet.model.model import canonical_shapes, layers, number, value
 from tests.families.samples import SAMPLES, TYPES, cut, draw, load, numbers, ranked, said, save, says
 from tests.live.engine_parts import parts_of

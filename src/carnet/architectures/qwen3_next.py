@@ -8,7 +8,7 @@ gated. Layers that predict further tokens have no class there. A mixture has a w
 from collections.abc import Iterator
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import gdn, hf
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
@@ -24,26 +24,7 @@ ATTENTION = (
     *hf.QK_NORMS,
 )
 DELTA = LAYER + "linear_attn."
-QKVZ = {"gdn.q": "key_dim", "gdn.k": "key_dim", "gdn.v": "value value_dim", "gdn.z": "value value_dim"}
-QKV = {"gdn.q": "key key_dim", "gdn.k": "key key_dim", "gdn.v": "key value value_dim"}
-CONV = {"gdn.conv_q": "key key_dim", "gdn.conv_k": "key key_dim", "gdn.conv_v": "key value value_dim"}
-BY_KEY_HEAD = (
-    fuse(DELTA + "in_proj_qkvz.weight", "(key *) hidden", QKVZ),
-    fuse(DELTA + "in_proj_ba.weight", "(key *) hidden", {"gdn.b": "value", "gdn.a": "value"}),
-)
-APART = (
-    fuse(DELTA + "in_proj_qkv.weight", "* hidden", QKV),
-    row(DELTA + "in_proj_z.weight", "(key value value_dim) hidden", "gdn.z"),
-    row(DELTA + "in_proj_b.weight", "(key value) hidden", "gdn.b"),
-    row(DELTA + "in_proj_a.weight", "(key value) hidden", "gdn.a"),
-)
-DELTA_NET = (
-    fuse(DELTA + "conv1d.weight", "* 1 gdn_conv", CONV),
-    row(DELTA + "dt_bias", "(key value)", "gdn.dt_bias"),
-    row(DELTA + "A_log", "(key value)", "gdn.a_log"),
-    row(DELTA + "norm.weight", "value_dim", "gdn.out_norm", whole=True),
-    row(DELTA + "out_proj.weight", "hidden (key value value_dim)", "gdn.o"),
-)
+BY_KEY_HEAD, APART, DELTA_NET = (gdn.within(DELTA, rows) for rows in (gdn.BY_KEY_HEAD, gdn.APART, gdn.ROWS))
 SHARED = (
     *hf.gated("mlp.shared_expert", "shared", "shared_ffn"),
     row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),

@@ -3,7 +3,7 @@
 Rows have no direction. A source is read by the rows whose names are there; a target is written by the rows of one spelling.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -11,7 +11,8 @@ from carnet.algebra.layout import JOIN, BadPattern, Parts, Pattern, parse
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import RANKS, Kind
 from carnet.model.fields import SET, Condition, Config
-from carnet.model.tensors import AXES, BY_PART
+from carnet.model.model import value
+from carnet.model.tensors import AXES, BY_PART, NORM
 
 MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 
@@ -179,3 +180,20 @@ def _check_axes(name: str, pattern: Pattern, cut: str) -> None:
             raise BadPattern(what, pattern.text, len(pattern.text))
         if cut not in ("", "embedding", *wanted):
             raise BadPattern(f"{name}: ranks cannot cut {cut!r}, which {part} does not have", pattern.text, 0)
+
+
+def is_zero_centred(dialect: Dialect, config: Config) -> bool:
+    """Say whether a dialect stores the norms of a model less one."""
+    return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred
+
+
+def less_one(dialect: Dialect, config: Config, names: Iterable[str] = ()) -> frozenset[str]:
+    """Return the norms that a dialect stores less one, named within their layer: all, or none, but for those of rows that say so.
+
+    Of rows that a norm has under several names those count that a source has: ``names``.
+    """
+    rows = dialect.rows if is_zero_centred(dialect, config) else ()
+    tails = {row.name.rpartition("}.")[2]: row.pattern.parts[0][0] for row in rows if row.whole}
+    there = {tails[tail] for name in names for tail in tails if name.endswith(tail)}
+    parts = (part for row in rows if not row.whole for part, _ in row.pattern.parts)
+    return frozenset(part for part in parts if BY_PART[part].role == NORM and part not in there)

@@ -20,7 +20,7 @@ from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.needs import UNSAID
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, program
-from carnet.dialects.rows import Dialect
+from carnet.dialects.rows import Dialect, is_zero_centred, less_one
 from carnet.dialects.strangers import way_out
 from carnet.dialects.towers import found
 from carnet.dialects.vocabulary import Vocabulary, by_config, given
@@ -34,7 +34,6 @@ from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists,
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
-from carnet.model.tensors import BY_PART, NORM
 from carnet.model.tower import told
 from carnet.quantize.reading import Said, plain, read
 from carnet.storage.protocol import FILE, Folder
@@ -224,7 +223,7 @@ def survey(
     told = told or by_config(config)
     could = others(family, config, where) if undecided else {}
     scales = sorted_out.scales
-    centred = less_one(dialect, config)
+    centred = less_one(dialect, config, [name for _, name in found])
     made = Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, centred, heard, could)
     return made, problems
 
@@ -371,15 +370,3 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
                 facts["missing part"] = f"start {list(hole.start)}, shape {list(hole.shape)} of {list(shape)}"
             yield Lacking(f"the checkpoint lacks {name!r}", facts)
             return
-
-
-def is_zero_centred(dialect: Dialect, config: Config) -> bool:
-    """Say whether a dialect stores the norms of a model less one."""
-    return bool(value(config, "zero_centred")) if dialect.zero_centred is None else dialect.zero_centred
-
-
-def less_one(dialect: Dialect, config: Config) -> frozenset[str]:
-    """Return the norms that a dialect stores less one, named within their layer: all, or none, but for those of rows that say so."""
-    rows = dialect.rows if is_zero_centred(dialect, config) else ()
-    parts = (part for row in rows if not row.whole for part, _ in row.pattern.parts)
-    return frozenset(part for part in parts if BY_PART[part].role == NORM)

@@ -20,7 +20,7 @@ from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, RANKS
 from carnet.dialects.megatron.programs import known_release
 from carnet.dialects.megatron.rows import MEGATRON
-from carnet.dialects.rows import Dialect
+from carnet.dialects.rows import Dialect, less_one
 from carnet.dialects.sharing import shared
 from carnet.dialects.units import Unit, units
 from carnet.dialects.vocabulary import MULTIPLE, Vocabulary, by_config, counts_anew, padded_rows, vocabulary
@@ -29,7 +29,7 @@ from carnet.errors import BadRequest, NotSupported
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, dense_strides
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.survey import Inventory, less_one
+from carnet.inventory.survey import Inventory
 from carnet.live.grid import Grid, Seat, megatron_units, seats
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, value

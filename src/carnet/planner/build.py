@@ -7,7 +7,7 @@ from carnet.architectures.known import dialect_of
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.hf import generation
-from carnet.dialects.rows import Dialect
+from carnet.dialects.rows import Dialect, less_one
 from carnet.dialects.units import Unit, units
 from carnet.dialects.vocabulary import Vocabulary, padded_rows
 from carnet.dtypes import FLOATS
@@ -18,7 +18,7 @@ from carnet.formats.stored import Checkpoint, Key
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
-from carnet.inventory.survey import Inventory, less_one, others_of, take
+from carnet.inventory.survey import Inventory, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, value
 from carnet.planner.carrying import carried, is_carried

@@ -8,6 +8,7 @@ for all layers. Norms are named after the linear layer they are fused with, by T
 
 from collections.abc import Callable
 
+from carnet.dialects import gdn
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
@@ -133,6 +134,12 @@ ROWS = (
     row(LAYER + "mlp.router.scale", "hidden", "moe.router_norm"),
     row(LAYER + "mlp.router.per_expert_scale", "expert", "moe.expert_scale"),
     row(LAYER + "layer_scalar", "one", "layer_scale"),
+    # slime and mbridge for GLM-4: slime's Megatron, glm4_vl/transformer_layer.py
+    row(LAYER + "post_self_attn_layernorm.weight", "hidden", "attention_out_norm", written=MODULE),
+    row(LAYER + "post_mlp_layernorm.weight", "hidden", "mlp_out_norm", written=MODULE),
+    # slime for Qwen3-Next and Qwen3.5, the same on every rank: slime_plugins/models/{hf_attention,qwen3_next,qwen3_5}.py
+    row(DELTA + "input_layernorm.weight", "hidden", "attention_norm", when={"mixer": "gdn"}, written=MODULE),
+    *gdn.within(DELTA + "linear_attn.", (*gdn.BY_KEY_HEAD, *gdn.APART, *gdn.ROWS), MODULE),
     row(LAYER + "self_attention.linear_q_proj.weight", "(kv qk) hidden", "mla.q", cut="kv"),
     row(LAYER + "self_attention.linear_q_down_proj.weight", "q_lora hidden", "mla.q_a"),
     # an indexer reads what is normed, so that beside one no norm is fused: megatron/core/transformer/mla_qk_norm_config.py

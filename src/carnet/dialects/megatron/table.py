@@ -31,6 +31,7 @@ from carnet.dialects.megatron.layers import (
     window_said,
     windowed,
 )
+from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, SET, Condition, Config
 from carnet.model.model import head_share, number, value
 
@@ -53,6 +54,12 @@ DELTA_SIZES = (
     ("gdn_values", "num_value_heads", 32),
 )
 UNLIKE: Condition = {"layer_ffn": SET}  # a description of the layers says their sizes, whatever the other arguments say
+
+
+def both(said: tuple[bool, bool], _: Config) -> bool:
+    """Return what two arguments say that go together."""
+    expect(said[0] == said[1], "both, or neither")
+    return bool(said[0])
 
 
 def _scale(said: float | None, _: Config) -> float:
@@ -244,6 +251,22 @@ FIELDS: tuple[Field, ...] = (
         {"activation": "gelu_tanh", "gated": False, "moe_bias": False},
     ),
     place("attention_gate", "attention_output_gate", default=False, omit=True),
+    # of slime's Megatron; read, and written as what no argument says
+    Spread(
+        *(
+            "norm_after",
+            "post_self_attn_layernorm",
+            (False, False),
+            both,
+            lambda c: [(None, None)][: not value(c, "norm_after")],
+        ),
+        more=("post_mlp_layernorm",),
+    ),
+    Spread(
+        *("rope_interleaved", "rotary_interleaved", False, lambda said, _: bool(said)),
+        lambda c: [None][: not value(c, "rope_interleaved")],
+        {"position": "rope", "latent": False},
+    ),
     place("zero_centred", "layernorm_zero_centered_gamma", "apply_layernorm_1p", default=False),
     # the same flag has latent attention norm its compressed parts: gpt_layer_specs.py; no known family goes without
     Choice(("latent",), (("qk_layernorm", True),), (((True,), (True,)),), LATENT),
