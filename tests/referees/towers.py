@@ -24,6 +24,20 @@ PLAIN = {
 }
 TOKENS = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
 ROPE = {"rope_type": "default", "rope_theta": 5e5, "mrope_section": [4, 2, 2]}
+WIDE = {
+    "rope_type": "default",
+    "rope_theta": 5e5,
+    "mrope_section": [2, 1, 1],
+    "mrope_interleaved": True,
+    "partial_rotary_factor": 0.5,
+}
+DELTA = {
+    "num_hidden_layers": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 WITHOUT_HEAD = {key: value for key, value in TEXT.items() if key != "head_dim"}
 
 # class -> its config's fields
@@ -32,6 +46,37 @@ CLASSES = {
         "text_config": {**TEXT, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
         "vision_config": {**VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
         "tie_word_embeddings": False,
+        **TOKENS,
+    },
+    "Qwen3VLMoeForConditionalGeneration": {
+        "text_config": {
+            **TEXT,
+            "rope_parameters": {**ROPE, "mrope_interleaved": True},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {**VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        "tie_word_embeddings": False,
+        **TOKENS,
+    },
+    "Qwen3_5ForConditionalGeneration": {
+        "text_config": {**TEXT, "rope_parameters": WIDE, **DELTA},
+        "vision_config": {**VISION, "num_position_embeddings": 16},
+        **TOKENS,
+    },
+    "Qwen3_5MoeForConditionalGeneration": {
+        "text_config": {
+            **{key: value for key, value in TEXT.items() if key != "intermediate_size"},
+            "rope_parameters": WIDE,
+            **DELTA,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 48,
+        },
+        "vision_config": {**VISION, "num_position_embeddings": 16},
         **TOKENS,
     },
     "Qwen2_5_VLForConditionalGeneration": {
@@ -110,6 +155,9 @@ SQUARE = torch.linspace(-1, 1, 3 * 256).view(1, 3, 16, 16)
 # class -> the image, beside its tokens
 IMAGES = {
     "Qwen3VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Qwen3VLMoeForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Qwen3_5ForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Qwen3_5MoeForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Qwen2_5_VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Qwen2VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Gemma3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE}),

@@ -28,7 +28,7 @@ from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
-from carnet.architectures.wrappers import WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
+from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.kinds import KINDS, Kind
@@ -166,7 +166,8 @@ def recognise(
     if asked is not None and family is not named(asked):
         facts = {"where": where, "asked": asked, "named": family.name}
         raise BadRequest("the config names another family than --as", facts, remedy="leave out --as")
-    spelled = dialect_of(family, kind.name)
+    spelled = dialect_of(family, kind.name, given)
+    raw = {**raw, WHOLE: given["wrapper"]} if given.get("wrapper") else raw
     try:
         config = {**family.traits, **read(spelled.table, raw, where), **given}
         _check(config, where)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from carnet.dialects.configs import lookup, place
-from carnet.dialects.hf import IDLE
+from carnet.dialects.hf import IDLE, LAYER, stacked
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.rows import Dialect, TowerRow
+from carnet.dialects.rows import Dialect, Row, ToldBy, TowerRow, fuse, row
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.model.fields import Config
 from carnet.model.keys import leaves, left_out, put
+from carnet.model.model import number
 
 Json = Mapping[str, object]
 HEADS, MANY = "vision_config.num_heads", 1 << 16
@@ -58,9 +59,10 @@ class Wrapper:
     key: str = "text_config"  # where the text model's config stands
     # keys of that config that are of no concern to the text alone -> the values that are, None for all
     own: Mapping[str, tuple[object, ...] | None] = field(default_factory=dict)
-    absent: Json = field(
-        default_factory=dict
-    )  # what its config class takes a key for that is not there, other than the text class
+    # what its config class takes a key for that is not there, other than the text class
+    absent: Json = field(default_factory=dict)
+    experts: tuple[Row, ...] = ()  # the rows of the experts where they are stored otherwise than in the text class
+    told_by: ToldBy = field(default_factory=dict)  # as in a Dialect
 
 
 def _block(name: str, stored: str) -> TowerRow:
@@ -104,12 +106,44 @@ MROPE: dict[str, tuple[object, ...] | None] = {
     )
 }
 
+AT = LAYER + "mlp.experts."
+BY_OUTPUT, BY_INPUT, PLAIN = {"experts_by_output": True}, {"experts_by_output": False}, {"coded": False}
+# Qwen3-VL's are published with the inputs of an expert before its outputs, as vLLM takes them (models/qwen3_vl_moe.py), and saved by
+# transformers 5 the other way round, which loads both (conversion_mapping.py: qwen3_vl_moe)
+QWEN_EXPERTS = (
+    *(replace(each, when=BY_OUTPUT if "{expert}" not in each.name else {}) for each in stacked() if "experts." in each.name),
+    fuse(AT + "gate_up_proj", "expert moe_hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}, when=BY_INPUT, written=PLAIN),
+    row(AT + "down_proj", "expert moe_ffn moe_hidden", "moe.down", when=BY_INPUT, written=PLAIN),
+)
+
+
+def _by_output(shapes: Mapping[str, tuple[int, ...]], config: Config) -> bool:
+    """Return whether what an expert computes stands before what it reads, as the shapes that are stored tell."""
+    hidden, ffn = number(config, "hidden"), number(config, "moe_ffn")
+    found = next((shape for name, shape in shapes.items() if name.endswith("mlp.experts.down_proj")), ())
+    if len(found) == 3 and hidden in (ffn, 2 * ffn):
+        facts = {"hidden_size": hidden, "moe_intermediate_size": ffn}
+        raise NotSupported("which dimension of the experts is which cannot be told: both are as long", facts)
+    return found[1:] == (hidden, ffn)
+
+
 WRAPPERS = {
     wrapper.architecture: wrapper
     for wrapper in (
         Wrapper("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", rows=QWEN_TOWER, own=MROPE),
         Wrapper("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
         Wrapper("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
+        Wrapper(
+            "Qwen3VLMoeForConditionalGeneration",
+            "Qwen3MoeForCausalLM",
+            rows=QWEN_TOWER,
+            own=MROPE,
+            absent={"norm_topk_prob": True, "num_key_value_heads": 16, "rope_theta": 500000.0},
+            experts=QWEN_EXPERTS,
+            told_by={"experts_by_output": _by_output},
+        ),
+        Wrapper("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", rows=QWEN_TOWER, own=MROPE),
+        Wrapper("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", rows=QWEN_TOWER, own=MROPE),
         Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
         Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
         Wrapper(
@@ -187,7 +221,7 @@ def unwrapped(raw: Json, model_type: object, where: str) -> tuple[Json, str]:
     typed = any(text.get(key) is not None for key in TYPES)
     shared = {key: raw[key] for key in SHARED if raw.get(key) is not None and not (typed and key in TYPES)}
     named = {CLASS: [wrapper.text], "model_type": model_type}
-    return {**wrapper.absent, **left_out(text, own), **shared, **files, **named}, json.dumps(rest, sort_keys=True)
+    return {**left_out(text, own), **shared, **files, **named}, json.dumps(rest, sort_keys=True)
 
 
 def _is_own(wrapper: Wrapper, key: str, found: object) -> bool:
@@ -240,9 +274,11 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     found = (each for each in wrapper.spellings if any(name.startswith(each.prefix) for name in names))
     spelling = next(found, wrapper.spellings[0])
     rows = tuple(replace(row, name=row.name.replace(HEAD, "/" + spelling.head)) for row in dialect.rows)
-    table = replace(dialect.table, rows=(*dialect.table.rows, place("wrapper", WHOLE)))
+    rows = (*(row for row in rows if "experts." not in row.name), *wrapper.experts) if wrapper.experts else rows
+    absent = {**dialect.table.absent, **wrapper.absent}
+    table = replace(dialect.table, rows=(*dialect.table.rows, place("wrapper", WHOLE)), absent=absent)
     own = tuple(replace(row, stored=row.name, order=()) for row in tower if row.heads)
-    return replace(dialect, prefixes=(spelling.prefix,), rows=rows, table=table, tower=own)
+    return replace(dialect, prefixes=(spelling.prefix,), rows=rows, table=table, tower=own, told_by=wrapper.told_by)
 
 
 def _heads(rest: Json, row: TowerRow) -> int:

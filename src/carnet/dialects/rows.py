@@ -5,6 +5,7 @@ Rows have no direction. A source is read by the rows whose names are there; a ta
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as having
 from itertools import product
 
 from carnet.algebra.layout import JOIN, BadPattern, Parts, Pattern, parse
@@ -14,6 +15,8 @@ from carnet.model.fields import SET, Condition, Config
 from carnet.model.model import value
 from carnet.model.tensors import AXES, BY_PART, NORM
 
+# field -> its value, of the stored shapes by name and of the other fields
+ToldBy = Mapping[str, Callable[[Mapping[str, tuple[int, ...]], Config], bool]]
 MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 
 
@@ -60,6 +63,8 @@ class Dialect:
         str, Mapping[str, Callable[[object], object]]
     ]  # name pattern -> config keys, as they are without such tensors
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
+    # fields that stored shapes tell
+    told_by: ToldBy = having(default_factory=dict)
     tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:

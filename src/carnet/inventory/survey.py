@@ -192,6 +192,8 @@ def survey(
     if kind.omits_further and not any(beyond in name for _, name in kept):
         config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
+    shapes = {name: stored.shape for (_, name), stored in kept.items()} if dialect.told_by else {}
+    config |= {name: tell(shapes, config) for name, tell in dialect.told_by.items()}
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)

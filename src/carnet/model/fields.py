@@ -276,6 +276,13 @@ FIELDS = (
     Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
     Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),
     Field("pad", int, None, "id of the padding token", soft=True, least=None, many=True),
+    Field(
+        "experts_by_output",
+        bool,
+        False,
+        "experts in one tensor: what each computes stands before what it reads, where releases differ",
+        storage=True,
+    ),
     Field("zero_centred", bool, False, "norms are stored less one", storage=True),
     Field("padded_vocab", int, None, "rows that are stored for the vocabulary", storage=True),
     Field("tp", int, 1, "ranks that share every layer", storage=True),
