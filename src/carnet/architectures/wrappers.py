@@ -112,7 +112,9 @@ BY_OUTPUT, BY_INPUT, PLAIN = {"experts_by_output": True}, {"experts_by_output": 
 # transformers 5 the other way round, which loads both (conversion_mapping.py: qwen3_vl_moe)
 QWEN_EXPERTS = (
     *(replace(each, when=BY_OUTPUT if "{expert}" not in each.name else {}) for each in stacked() if "experts." in each.name),
-    fuse(AT + "gate_up_proj", "expert moe_hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}, when=BY_INPUT, written=PLAIN),
+    fuse(
+        AT + "gate_up_proj", "expert moe_hidden *", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}, when=BY_INPUT, written=PLAIN
+    ),
     row(AT + "down_proj", "expert moe_ffn moe_hidden", "moe.down", when=BY_INPUT, written=PLAIN),
 )
 
