@@ -157,7 +157,11 @@ def draw_cases(name, tmp_path, random, count):
     return weights, cases, expected
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+# what runs here is megatron-core 0.16, which computes another sparse attention, and is refused: test_megatron_programs.py
+LATER = {"deepseek_v32", "glm_moe_dsa"}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in LATER])
 def test_a_family_goes_live_from_any_cut_to_any_other(world, tmp_path, name):
     random = Random(crc32(name.encode()))
     weights, cases, expected = draw_cases(name, tmp_path, random, 2)
