@@ -203,6 +203,12 @@ def unrotated(random: Random, _: int, config: Config) -> Fields:
     return {"rope_layers": marks if 0 in marks else None}
 
 
+def moving(random: Random, ranks: int, config: Config) -> Fields:
+    """Only layers with the window have positions."""
+    found = windows(random, ranks, config)
+    return {**found, "rope_layers": found["window_layers"] if 0 in found["window_layers"] else None}
+
+
 def chunks(random: Random, _: int, config: Config) -> Fields:
     marks = [random.randint(0, 1) for _ in range(number(config, "layers"))]
     rope = tuple(random.choice((marks, [1] * len(marks))))
@@ -296,6 +302,7 @@ FALCON: Fields = {"activation": "gelu", "tied": True}
 BESIDE: Fields = {"parallel_residual": True}
 NEOX: Fields = {**ALL_BIASES, "activation": "gelu", "tied": False, "rope_percent": 0.25}
 GPT_OSS: Fields = {"tied": False, "qkv_bias": True, "out_bias": True, "glu_limit": 7.0}
+COHERE: Fields = {"activation": "silu", "tied": True}
 CAPS: Fields = {"softcap_attention": 50.0, "softcap_logits": 30.0}
 SHARPENED: Fields = {"temperature": True, "temperature_floor": 16, "temperature_scale": 0.5}
 
@@ -349,6 +356,14 @@ SAMPLES: dict[str, Sample] = {
     "seed_oss": Sample("hf megatron", MLP, SILU),
     "smollm3": Sample("hf megatron", (*MLP, unrotated), SILU),
     "ernie4_5": Sample("hf", MLP, SILU),
+    "olmo3": Sample("hf", (*MLP, windows), {**SILU, "window_every": 4, "rope_local_theta": 500000.0}),
+    "exaone4": Sample("hf", MLP, SILU),
+    "exaone4, windows": Sample("hf", (*MLP, moving), {**SILU, "window_every": 4}),
+    "cohere": Sample("hf", MLP, {**COHERE, "logits_divisor": 2.0}),
+    "cohere2": Sample("hf", (*MLP, moving), {**COHERE, "logits_divisor": 4.0, "window_every": 4}),
+    "stablelm": Sample("hf megatron", SQUARE, {**SILU, "rope_percent": 0.25}),
+    "stablelm, MLP beside attention": Sample("hf", SQUARE, {**SILU, "rope_percent": 0.25, **BESIDE, "one_norm": True}),
+    "dots1": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), SILU),
     "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
     "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "deepseek_v32": Sample("hf megatron", (*DEEPSEEK, indexers, two_chosen), SILU),

@@ -44,6 +44,12 @@ MODELS = {
     "glm4_moe_lite": (hf.Glm4MoeLiteConfig, {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}),
     "deepseek_v32": (hf.DeepseekV32Config, SPARSE),
     "glm_moe_dsa": (hf.GlmMoeDsaConfig, SPARSE),
+    "olmo3": (hf.Olmo3Config, SIZES),
+    "exaone4": (hf.Exaone4Config, WIDE),
+    "cohere": (hf.CohereConfig, SIZES),
+    "cohere2": (hf.Cohere2Config, SIZES),
+    "stablelm": (hf.StableLmConfig, SIZES),
+    "dots1": (hf.Dots1Config, {**WIDE, **FINE, "n_shared_experts": 1}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}

@@ -32,6 +32,10 @@ CONFIGS = {
     "OlmoeForCausalLM": transformers.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
     "Ernie4_5ForCausalLM": transformers.Ernie4_5Config(**SIZES, **HEAD),
     "Glm4ForCausalLM": transformers.Glm4Config(**SIZES, **HEAD),
+    "Olmo3ForCausalLM": transformers.Olmo3Config(**SIZES),
+    "Exaone4ForCausalLM": transformers.Exaone4Config(**SIZES, **HEAD),
+    "CohereForCausalLM": transformers.CohereConfig(**SIZES),
+    "Cohere2ForCausalLM": transformers.Cohere2Config(**SIZES),
     "MiniMaxM2ForCausalLM": transformers.MiniMaxM2Config(**SIZES, **HEAD, num_local_experts=4, num_experts_per_tok=2),
     "Llama4ForCausalLM": transformers.Llama4TextConfig(
         **SIZES, **HEAD, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1

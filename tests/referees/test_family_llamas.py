@@ -2,14 +2,19 @@
 
 import pytest
 from transformers import (
+    Cohere2Config,
+    CohereConfig,
     Ernie4_5Config,
+    Exaone4Config,
     Glm4Config,
     LlamaConfig,
     MistralConfig,
+    Olmo3Config,
     Qwen2Config,
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
+    StableLmConfig,
 )
 
 import carnet
@@ -20,6 +25,13 @@ pytestmark = pytest.mark.referee
 
 # Qwen2's heads are as wide as their part of the stream
 QWEN2 = {name: value for name, value in HEADS.items() if name != "head_dim"}
+STABLE = {**QWEN2, "hidden_size": 96}  # a quarter of a head is rotated
+KINDS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+FULL = ["full_attention"] * 5
+STRETCHED = {
+    "full_attention": {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0},
+}
 MODELS = {
     "mistral": MistralConfig(**HEADS, **TOKENS, intermediate_size=56, sliding_window=None),
     "mistral, a window": MistralConfig(**HEADS, **TOKENS, intermediate_size=56, sliding_window=8),
@@ -30,14 +42,32 @@ MODELS = {
     "smollm3": SmolLM3Config(**QWEN2, **TOKENS, intermediate_size=56),
     "ernie4_5": Ernie4_5Config(**HEADS, **TOKENS, intermediate_size=56, use_bias=True),
     "glm4": Glm4Config(**HEADS, **TOKENS, intermediate_size=56),
+    "olmo3": Olmo3Config(**QWEN2, **TOKENS, intermediate_size=56, sliding_window=8),
+    "olmo3, stretched where all is seen": Olmo3Config(
+        **QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=KINDS, rope_parameters=STRETCHED
+    ),
+    "exaone4": Exaone4Config(**HEADS, **TOKENS, intermediate_size=56, sliding_window=8),
+    "exaone4, no window": Exaone4Config(**HEADS, **TOKENS, intermediate_size=56, sliding_window=None, layer_types=FULL),
+    "exaone4, a window in no layer": Exaone4Config(**HEADS, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=FULL),
+    "cohere": CohereConfig(**QWEN2, **TOKENS, intermediate_size=56, logit_scale=0.8333333333333334),
+    "cohere, biases": CohereConfig(**QWEN2, **TOKENS, intermediate_size=56, attention_bias=True, logit_scale=2.0),
+    "cohere2": Cohere2Config(**QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, logit_scale=1.25),
+    "cohere2, windows as listed": Cohere2Config(
+        **QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=KINDS, logit_scale=1.0
+    ),
+    "stablelm": StableLmConfig(**STABLE, **TOKENS, intermediate_size=56),
+    "stablelm, MLP beside attention, biases": StableLmConfig(
+        **STABLE, **TOKENS, intermediate_size=56, use_parallel_residual=True, use_qkv_bias=True
+    ),
     "qwen3, biases": Qwen3Config(**HEADS, **TOKENS, intermediate_size=56, attention_bias=True),
 }
 
 
 @pytest.mark.parametrize("which", MODELS)
 def test_a_model_comes_back_as_it_went(which, there_and_again):
-    # carnet says how wide a head is where a class leaves it to the reader
-    there_and_again(MODELS[which], spelled_otherwise={"head_dim"} if which.startswith(("qwen2", "smollm3")) else ())
+    # carnet says how wide a head is where a class leaves it to the reader, and the numbers of YaRN that are usual
+    otherwise = {"head_dim"} if which.startswith(("qwen2", "smollm3")) else {"rope_parameters"} if "stretched" in which else ()
+    there_and_again(MODELS[which], spelled_otherwise=otherwise)
 
 
 def test_a_window_that_no_sequence_reaches_is_none_for_a_target_without_windows(saved, tmp_path):

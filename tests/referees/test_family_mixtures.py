@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    Dots1Config,
     Glm4MoeConfig,
     GptOssConfig,
     Llama4TextConfig,
@@ -31,6 +32,7 @@ FINE = {
     "n_routed_experts": 5,
     "num_experts_per_tok": 2,
 }
+DOTS = {**{name: value for name, value in FINE.items() if name != "num_nextn_predict_layers"}, "n_shared_experts": 1}
 EXPERTS = {"intermediate_size": 20, "num_local_experts": 5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}
 ROTATED: dict[str, Any] = {"rotary_dim": 4}
@@ -53,6 +55,8 @@ MODELS = {
     "glm4_moe, norms, biases, heads of their own": Glm4MoeConfig(
         **HEADS, **TOKENS, **FINE, use_qk_norm=True, attention_bias=True
     ),
+    "dots1": Dots1Config(**HEADS, **TOKENS, **DOTS, first_k_dense_replace=1, sliding_window=None),
+    "dots1, windows": Dots1Config(**HEADS, **TOKENS, **DOTS, attention_bias=True, sliding_window=8, max_window_layers=3),
     "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),
     "llama4, dense layers, all rotated, no chunks nor norms": Llama4TextConfig(
         **HEADS,

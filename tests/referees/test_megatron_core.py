@@ -154,6 +154,8 @@ MODELS: dict[str, Any] = {
     "seed_oss": hf.SeedOssConfig(**WIDE, attention_bias=True),
     "smollm3": hf.SmolLM3Config(**SIZES, pad_token_id=0),
     "smollm3, layers without positions as listed": hf.SmolLM3Config(**SIZES, pad_token_id=0, no_rope_layers=[0, 1, 1, 0, 1]),
+    "stablelm": hf.StableLmConfig(**SIZES, use_qkv_bias=True),
+    "dots1": hf.Dots1Config(**WIDE, **FINE, n_shared_experts=1, first_k_dense_replace=2, norm_topk_prob=True),
     "glm4_moe": hf.Glm4MoeConfig(**WIDE, **FINE, attention_bias=True, first_k_dense_replace=2),
     "glm4_moe, norms of queries and keys, groups": hf.Glm4MoeConfig(
         **WIDE, **{**FINE, "num_experts_per_tok": 4}, use_qk_norm=True, n_group=4, topk_group=2, routed_scaling_factor=1.5
@@ -248,6 +250,15 @@ REFUSED: dict[str, Any] = {
         hf.Glm4Config(**WIDE, pad_token_id=0),
         "the target's config has no place for 'norm_after'",
         {"also": "the target's config has no place for 'rope_interleaved': True"},
+    ),
+    "olmo3": (hf.Olmo3Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    "exaone4": (hf.Exaone4Config(**WIDE), "the target's config has no place for 'norm_before'", {"found": "False"}),
+    "cohere": (hf.CohereConfig(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
+    "cohere2": (hf.Cohere2Config(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
+    "stablelm, MLP beside attention": (
+        hf.StableLmConfig(**SIZES, use_parallel_residual=True),
+        "the target's config has no place for 'parallel_residual'",
+        {"found": "True"},
     ),
     "olmoe": (hf.OlmoeConfig(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron norms them in layers without positions too, and its attention knows no chunks

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.heterogeneous import record, size
@@ -67,29 +67,13 @@ GEMMA = Family(
 )
 
 
-def _said(kinds: list[str] | None, config: Config) -> tuple[int, ...]:
-    """Return a mark for each layer that has the window: those that a config lists, or all but every n-th."""
-    if kinds is None:
-        every = number(config, "window_every")
-        return tuple(int((layer + 1) % every > 0) for layer in range(number(config, "layers")))
-    return hf.marks_of(kinds, config)
-
-
-def _listed(config: Config) -> list[list[str]]:
-    return hf.kinds_of(config, "window_layers")
-
-
-WINDOWS = (
-    place("window", "sliding_window", "sliding_window_size"),
-    Spread("window_layers", "layer_types", list[str], _said, _listed),
-)
 SANDWICH: dict[str, Value] = {**GEMMA_TRAITS, "norm_after": True}
 ROWS = (
     hf.EMBED,
     row(LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
-    row(LAYER + "post_attention_layernorm.weight", "hidden", "attention_out_norm"),
+    hf.OUT_NORMS[0],
     row(LAYER + "pre_feedforward_layernorm.weight", "hidden", "mlp_norm"),
-    row(LAYER + "post_feedforward_layernorm.weight", "hidden", "mlp_out_norm"),
+    hf.OUT_NORMS[1],
     *(*hf.ATTENTION, *hf.GATED_MLP, hf.FINAL_NORM, hf.HEAD),
 )
 # modeling_gemma2.py looks at hidden_activation alone
@@ -117,7 +101,7 @@ GEMMA2 = Family(
             place("attention_root", "query_pre_attn_scalar", default=256),
             *CAPS,
             place("window_every", default=2),
-            *WINDOWS,
+            *windows.STEPPED,
         ),
         absent={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
         guards={**CAUSAL, **OTHER_ACTIVATION},
@@ -139,7 +123,7 @@ GEMMA2 = Family(
             *CAPS,
             place("window", "sliding_window", default=4096, omit=True),
             place("window_every", default=2),
-            Spread("window_layers", "layer_types", list[str], _said, lambda c: [None, *_listed(c)]),
+            Spread("window_layers", "layer_types", list[str], windows.by_step, lambda c: [None, *windows.listed(c)]),
         ),
         fixed={"position_embedding_type": "rope_gpt_neox", "inter_layernorms": True},
         written={"rotary_scaling": None},
@@ -167,7 +151,7 @@ GEMMA3 = Family(
             *CAPS,
             # layer_types says it where it is there
             place("window_every", "sliding_window_pattern", "_sliding_window_pattern", default=6, omit=True),
-            *WINDOWS,
+            *windows.STEPPED,
         ),
         guards={**CAUSAL, **OTHER_ACTIVATION, "rope_parameters.sliding_attention.rope_type": ("default",)},
         ignored="cache_implementation",
@@ -180,7 +164,7 @@ GEMMA3 = Family(
 
 def _ending(kinds: list[str] | None, config: Config) -> tuple[int, ...]:
     """Return a mark for each layer that has the window, which the last has not: Gemma4TextConfig."""
-    *before, last = _said(kinds, config)
+    *before, last = windows.by_step(kinds, config)
     expect(kinds is None or not last, "a last layer that sees all")
     return (*before, 0)
 
@@ -266,7 +250,7 @@ GEMMA4 = Family(
             CAPS[1],
             place("window", "sliding_window"),
             place("window_every", default=6),
-            Spread("window_layers", "layer_types", list[str], _ending, _listed),
+            Spread("window_layers", "layer_types", list[str], _ending, windows.listed),
             Spread(
                 *("value_layers", "attention_k_eq_v", False),
                 lambda same, c: value(c, "window_layers") if same else None,

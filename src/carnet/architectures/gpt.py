@@ -9,18 +9,13 @@ from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import biased, row
+from carnet.dialects.rows import biased
 from carnet.model.fields import Value
 from carnet.model.model import head_share
 
 TRAITS: dict[str, Value] = {"norm": "layer", "gated": False, "position": "rope"}
 
-HF_ROWS = (
-    *(hf.EMBED, *hf.NORMS, *hf.ATTENTION, hf.FINAL_NORM, hf.HEAD),
-    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
-    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
-    row("norm.bias", "hidden", "final_norm_bias"),
-)
+HF_ROWS = (hf.EMBED, *hf.NORMS, *hf.ATTENTION, hf.FINAL_NORM, hf.HEAD, *hf.NORM_BIASES)
 NEMOTRON_MLP = (
     *biased(LAYER + "mlp.up_proj", "ffn hidden", "mlp.up"),
     *biased(LAYER + "mlp.down_proj", "hidden ffn", "mlp.down"),

@@ -4,8 +4,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from itertools import product
 
+from carnet.architectures.cohere import COHERE, COHERE2
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32
+from carnet.architectures.dots import DOTS1
 from carnet.architectures.ernie import ERNIE4_5
+from carnet.architectures.exaone import EXAONE4
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
 from carnet.architectures.gemma import GEMMA, GEMMA2, GEMMA3, GEMMA4
@@ -21,13 +24,14 @@ from carnet.architectures.minimax import MINIMAX_M2
 from carnet.architectures.mixtral import MIXTRAL
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.architectures.nemotron_nas import NEMOTRON_NAS
-from carnet.architectures.olmo import OLMO2
+from carnet.architectures.olmo import OLMO2, OLMO3
 from carnet.architectures.olmoe import OLMOE
 from carnet.architectures.phi import PHI3
 from carnet.architectures.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
 from carnet.architectures.qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_NEXT
 from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
+from carnet.architectures.stablelm import STABLELM
 from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
@@ -83,6 +87,12 @@ FAMILIES = (
     SEED_OSS,
     SMOLLM3,
     ERNIE4_5,
+    OLMO3,
+    EXAONE4,
+    COHERE,
+    COHERE2,
+    STABLELM,
+    DOTS1,
 )
 
 

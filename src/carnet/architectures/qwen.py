@@ -4,63 +4,17 @@ transformers: modeling_qwen2.py, modeling_qwen2_moe.py, modeling_qwen3.py, model
 tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 """
 
-from collections.abc import Iterator
-
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
-from carnet.dialects.hf import LAYER, LAYER_TYPES
+from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import Dialect, Row, fuse, row
-from carnet.model.fields import MIXED, SET, Config
-from carnet.model.model import mixtures, number, value
+from carnet.model.fields import MIXED
+from carnet.model.model import mixtures
 
-WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
 # of mixtures transformers' releases make different layers of them
 NO_WINDOW: dict[str, tuple[object, ...]] = {"use_sliding_window": (False,)}
-Windows = tuple[bool, int | None, int, list[str] | None]  # what use_sliding_window and WINDOW_KEYS say
-
-
-def _windowed(said: Windows, config: Config) -> tuple[int, ...]:
-    """Return a mark a layer, 1 for each that has the window: those that are listed, or all from the first that has it."""
-    use, size, first, kinds = said
-    count = number(config, "layers")
-    if not use or size is None:
-        return (0,) * count
-    if kinds is None:
-        return tuple(int(layer >= first) for layer in range(count))
-    return hf.marks_of(kinds, config)
-
-
-def _window(said: Windows, config: Config) -> int | None:
-    return said[1] if any(_windowed(said, config)) else None
-
-
-def _window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
-    found = _windowed(said, config)
-    return None if all(found) else found
-
-
-def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
-    """Yield what says the window; transformers reads the list of layers, releases before 4.53 and vLLM the first."""
-    size, found = value(config, "window"), value(config, "window_layers")
-    if not isinstance(size, int):
-        yield (None,) * 4
-        return
-    found = found if isinstance(found, tuple) else (1,) * number(config, "layers")
-    first = found.index(1) if 1 in found else len(found)
-    yield True, size, first, [LAYER_TYPES[mark] for mark in found]
-
-
-WINDOWS = (
-    Spread("window", "use_sliding_window", (False, int, 28, list[str]), _window, _windows, more=WINDOW_KEYS),
-    Spread(
-        *("window_layers", "use_sliding_window", (False, int, 28, list[str]), _window_layers, _windows),
-        only={"window": SET},
-        more=WINDOW_KEYS,
-    ),
-)
-
 
 MIXTURES = Spread(
     "blocks",
@@ -130,7 +84,7 @@ QWEN2 = Family(
         "Qwen2ForCausalLM",
         "qwen2",
         hf.LLAMA_ROWS,
-        (*hf.LLAMA_FIELDS, hf.TIED, *WINDOWS),
+        (*hf.LLAMA_FIELDS, hf.TIED, *windows.USED),
         absent={"num_key_value_heads": 32, "sliding_window": 4096},
     ),
     trtllm=_trtllm("Qwen2ForCausalLM", "qwen2", trtllm.GATED_MLP, (trtllm.ACTIVATION,), NOT_MIXED),
@@ -143,7 +97,7 @@ QWEN3 = Family(
         "Qwen3ForCausalLM",
         "qwen3",
         (*hf.LLAMA_ROWS, *hf.QK_NORMS),
-        (*hf.LLAMA_FIELDS, *hf.ATTENTION_BIASES, hf.TIED, *WINDOWS),
+        (*hf.LLAMA_FIELDS, *hf.ATTENTION_BIASES, hf.TIED, *windows.USED),
         absent={"num_key_value_heads": 32, "head_dim": 128, "sliding_window": 4096},
     ),
     trtllm=_trtllm(
@@ -175,7 +129,7 @@ QWEN3_MOE = Family(
         ),
         absent={"num_key_value_heads": 4},
         guards={**NO_WINDOW, "use_qk_norm": (True,)},  # as Qwen3-Coder says of all models of the class
-        ignored=f"{' '.join(WINDOW_KEYS)} output_router_logits router_aux_loss_coef",
+        ignored=f"{' '.join(windows.KEYS)} output_router_logits router_aux_loss_coef",
     ),
     trtllm=_trtllm(
         "Qwen3MoeForCausalLM",
@@ -212,7 +166,7 @@ QWEN2_MOE = Family(
         ),
         absent={"num_key_value_heads": 16},
         guards=NO_WINDOW,
-        ignored=f"{' '.join(WINDOW_KEYS)} output_router_logits router_aux_loss_coef",
+        ignored=f"{' '.join(windows.KEYS)} output_router_logits router_aux_loss_coef",
     ),
     trtllm=_trtllm(
         "Qwen2MoeForCausalLM",

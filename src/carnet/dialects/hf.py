@@ -45,6 +45,15 @@ WHOLE_QK_NORMS = (
     row(LAYER + "self_attn.q_norm.weight", "(kv rep dim)", "attention.q_whole_norm"),
     row(LAYER + "self_attn.k_norm.weight", "(kv dim)", "attention.k_whole_norm"),
 )
+OUT_NORMS = (
+    row(LAYER + "post_attention_layernorm.weight", "hidden", "attention_out_norm"),
+    row(LAYER + "post_feedforward_layernorm.weight", "hidden", "mlp_out_norm"),
+)
+NORM_BIASES = (
+    row(LAYER + "input_layernorm.bias", "hidden", "attention_norm_bias"),
+    row(LAYER + "post_attention_layernorm.bias", "hidden", "mlp_norm_bias"),
+    row("norm.bias", "hidden", "final_norm_bias"),
+)
 
 
 def gated(at: str, part: str, width: str) -> tuple[Row, ...]:

@@ -52,7 +52,7 @@ FIELDS = (
     ),
     Field("vocab", int, ..., "true size of the vocabulary, without padding", remedy="name it with --vocab-size"),
     Field("positions", int, 1, "longest sequence; rows of a learned position table", of="*"),
-    Field("norm", str, ..., "rms or layer (mean removed, with a bias)"),
+    Field("norm", str, ..., "rms, layer (mean removed, with a bias) or centred (mean removed, without)"),
     Field("norm_eps", float, ..., "added to the variance"),
     Field(
         "activation",
