@@ -84,6 +84,9 @@ def _plain_ranks(config: Json) -> Json:
 
 def _of_folder(config: Json, where: str) -> Said | None:
     found = {key: _hf(_record(config, key, where), key, where) for key in (CONFIG_KEY, BESIDE) if config.get(key) is not None}
+    silent, spoken = found.get(CONFIG_KEY), found.get(BESIDE)
+    if silent and spoken and spoken.cache and silent.each:
+        found[CONFIG_KEY] = replace(silent, cache=True)  # of mixed precision modelopt 0.37 says the cache in its own file alone
     facts = {key: _facts(said) for key, said in found.items()}
     if len({*facts.values()}) > 1 or len({_modules(said) for said in found.values()}) > 1:
         what = f"config.json and {BESIDE} disagree about the quantized weights"
