@@ -351,6 +351,13 @@ UNVARIED = {
     "new_decoder": "a word of Falcon's for what other fields say",
     "ssm_norm_groups": "transformers' two classes have one value each: test_family_hybrids.py",
     "mtp": "transformers has no class for the layer, and the other logits do not depend on it: test_megatron_core.py",
+    "mtp_blocks": "layers for further tokens, of which transformers has none: tests/megatron/test_further_by_pattern.py",
+    "rope_sections": "three positions that are one for a text: test_family_qwen3_5.py, and on an image test_towers.py",
+    "wrapper": "nothing of the text model: test_towers.py",
+    **dict.fromkeys(
+        "index_heads index_dim index_topk index_norm_eps index_interleaved index_layers".split(),
+        "an indexer's, which the newest megatron-core alone computes as transformers does: tests/megatron/test_sparse_attention.py",
+    ),
     "router_wide": "the type in which it is computed: the same in f32",
 }
 
