@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import carnet
+from carnet.cli import main
 from carnet.errors import BadCheckpoint, NotSupported
 from tests.referees.towers import CLASSES, IMAGES, logits, save
 
@@ -224,3 +226,9 @@ def test_nonsense_of_a_wrapper_in_a_stores_arguments_is_refused(said, model, tmp
     (tmp_path / "args.json").write_text(json.dumps({**config, "carnet_needs": {**config["carnet_needs"], "wrapper": said}}))
     with pytest.raises((BadCheckpoint, NotSupported)):
         carnet.plan(tmp_path / "megatron", to="hf", config=tmp_path / "args.json")
+
+
+def test_inspect_says_what_the_text_model_is_inside_of(model):
+    said = CliRunner().invoke(main, ["inspect", str(model(QWEN))]).output
+    assert f"inside             {QWEN}, with " in said
+    assert "vision_config" not in said

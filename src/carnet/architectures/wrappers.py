@@ -18,6 +18,7 @@ from carnet.errors import BadCheckpoint, NotSupported
 from carnet.model.fields import Config
 from carnet.model.keys import leaves, left_out, put
 from carnet.model.model import number
+from carnet.model.tower import tower
 
 Json = Mapping[str, object]
 HEADS, MANY = "vision_config.num_heads", 1 << 16
@@ -194,6 +195,12 @@ def text_inside(config: Config) -> str:
     return "" if wrapper is None else wrapper.text
 
 
+def inside_of(config: Config) -> dict[str, str]:
+    """Return in a line which class a text model is inside of, none where it stands alone."""
+    wrapper, beside = around(config)[1], tower(config)
+    return {} if wrapper is None else {"inside": f"{wrapper.architecture}, with {len(beside)} tensors beside the text model"}
+
+
 def unwrapped(raw: Json, model_type: object, where: str) -> tuple[Json, str]:
     """Return the config of the text model inside a wrapper's, and the rest of that as the field ``wrapper`` says it.
 
@@ -266,10 +273,10 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     rest, wrapper = around(config)
     if wrapper is None:
         return dialect
-    tower = tuple(replace(row, heads=_heads(rest, row)) if row.heads else row for row in wrapper.rows)
+    stored = tuple(replace(row, heads=_heads(rest, row)) if row.heads else row for row in wrapper.rows)
     if dialect.kind.arguments:
         prefixes = (*(prefix + MEGATRON for prefix in dialect.prefixes), *dialect.prefixes)
-        return replace(dialect, prefixes=prefixes, tower=tower)
+        return replace(dialect, prefixes=prefixes, tower=stored)
     if not dialect.kind.companions:
         remedy = "--drop with the names of what is beside the text model takes that alone"
         raise NotSupported(f"{dialect.name} has no place for what a model sees or hears with", remedy=remedy)
@@ -279,7 +286,7 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     rows = (*(row for row in rows if "experts." not in row.name), *wrapper.experts) if wrapper.experts else rows
     absent = {**dialect.table.absent, **wrapper.absent}
     table = replace(dialect.table, rows=(*dialect.table.rows, place("wrapper", WHOLE)), absent=absent)
-    own = tuple(replace(row, stored=row.name, order=()) for row in tower if row.heads)
+    own = tuple(replace(row, stored=row.name, order=()) for row in stored if row.heads)
     return replace(dialect, prefixes=(spelling.prefix,), rows=rows, table=table, tower=own, told_by=wrapper.told_by)
 
 

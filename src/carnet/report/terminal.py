@@ -6,6 +6,7 @@ from math import isfinite, prod
 from typing import Any
 
 from carnet.api import Inspection
+from carnet.architectures.wrappers import inside_of
 from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.errors import folded, printable
 from carnet.examiner.document import layouts
@@ -22,6 +23,7 @@ from carnet.steps import kind
 
 DATA = as_data(Request())  # a request of which nothing is said
 LABEL = 18  # columns of a label
+ROOM = 160  # letters of a value in a line
 MOST = 10  # findings that a person reads
 RIGHT = ("bytes", "tensors", "parts")  # columns of numbers
 
@@ -59,7 +61,8 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
         words = _words(inventory.heard.unused, inventory.heard.accepted, {})
         fields = _config(inventory.config, few=width is None)
-        facts = {**quantized, **inventory.notes, **fields, **words, "left behind": _dropped(inventory.dropped)}
+        inside = inside_of(inventory.config)
+        facts = {**inside, **quantized, **inventory.notes, **fields, **words, "left behind": _dropped(inventory.dropped)}
         yield from _facts(facts, width)
     if every:
         rows = [
@@ -227,9 +230,15 @@ def _words(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mappin
         known = needs["releases"]
         releases = f" {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
         lines["needs"] = f"{needs['program']}{releases}: {' '.join(needs['say']) or 'nothing said'}"
-        own = [f"{name}{TIED}{said}" for name, said in needs.get("fields", {}).items()]
+        own = [f"{name}{TIED}{_short(said)}" for name, said in needs.get("fields", {}).items()]
         lines |= {"besides": f"a class or a spec of its own, for what no argument says: {' '.join(own)}"} if own else {}
     return lines
+
+
+def _short(value: object) -> str:
+    """Return a value in words that a line has room for."""
+    text = f"{value}"
+    return text if len(text) <= ROOM else f"{text[: ROOM - 3]}..."
 
 
 def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:
@@ -248,7 +257,7 @@ def _config(config: Config, *, few: bool) -> dict[str, object]:
     said = [
         f"{name}{TIED}{value:g}" if isinstance(value, float) else f"{name}{TIED}{value}"
         for name, value in config.items()
-        if value is not None
+        if value is not None and not (isinstance(value, str) and len(value) > ROOM)  # those stand under "inside"
     ]
     step = 6 if few else max(1, len(said))
     lines = ["  ".join(said[at : at + step]) for at in range(0, len(said), step)]
