@@ -209,6 +209,14 @@ def test_a_text_model_alone_is_not_called_one_that_sees(model, tmp_path):
         carnet.plan(tmp_path / "text", to="hf")
 
 
+def test_another_text_model_inside_is_refused_by_its_name(model, tmp_path):
+    config = json.loads((model(QWEN) / "config.json").read_text())
+    config["text_config"]["model_type"] = "ministral3"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NotSupported, match="does not know the text model 'ministral3'"):
+        carnet.plan(model(QWEN), to="hf", config=tmp_path / "config.json")
+
+
 @pytest.mark.parametrize("said", [[], "x", 3])
 def test_nonsense_in_place_of_the_text_models_config_is_refused(said, model, tmp_path):
     config = json.loads((model(QWEN) / "config.json").read_text())

@@ -79,6 +79,28 @@ CLASSES = {
         "vision_config": {**VISION, "num_position_embeddings": 16},
         **TOKENS,
     },
+    "Glm4vMoeForConditionalGeneration": {
+        "text_config": {
+            **TEXT,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e5,
+                "mrope_section": [2, 1, 1],
+                "partial_rotary_factor": 0.5,
+            },
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+        "vision_config": {**VISION, "image_size": 16},
+        "image_token_id": 3,
+        "video_token_id": 4,
+        "image_start_token_id": 5,
+        "image_end_token_id": 6,
+    },
     "Qwen2_5_VLForConditionalGeneration": {
         "text_config": {**WITHOUT_HEAD, "rope_parameters": ROPE},
         "vision_config": {**VISION, "fullatt_block_indexes": [1], "window_size": 16},

@@ -148,6 +148,10 @@ def text_of(raw: Mapping[str, object], where: str) -> tuple[Mapping[str, object]
     if wrapper is None:
         return raw, ""
     family = next(each for each in FAMILIES if each.hf.architecture == wrapper.text)
+    inner, known = lookup(raw, f"{wrapper.key}.model_type"), (*types_of(family.hf), *wrapper.types)
+    if inner is not None and inner not in known:
+        facts = {"where": where, "class": wrapper.architecture, "known": ", ".join(map(str, known))}
+        raise NotSupported(f"carnet does not know the text model {inner!r} inside of a class that also sees or hears", facts)
     storage = {key: raw[key] for key in STORAGE if key in raw}
     text, rest = unwrapped(left_out(raw, STORAGE), types_of(family.hf)[0], where)
     return {**text, **storage}, rest

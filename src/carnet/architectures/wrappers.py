@@ -54,6 +54,7 @@ class Wrapper:
 
     architecture: str
     text: str  # the class of the text model, by which a family is known
+    types: tuple[str, ...] = ()  # what the text model's config calls it, where that is not what its own class is called
     spellings: tuple[Spelling, ...] = (MODERN, INSIDE, FLAT)  # the first is written where the source has none of them
     tower: tuple[str, ...] = ("model.visual.", "visual.")  # what the names of a tower begin with
     rows: tuple[TowerRow, ...] = ()  # what Megatron-Bridge calls otherwise there; ``heads`` is asked of the config
@@ -93,6 +94,7 @@ GEMMA_TOWER = (
     TowerRow("multi_modal_projector.mm_soft_emb_norm.weight", "multi_modal_projector.mm_soft_embed_norm.weight"),
     TowerRow("multi_modal_projector.mm_input_projection_weight", "multi_modal_projector.proj.weight", order=((1,), (0,))),
 )
+GLM_TOWER = (TowerRow("model.visual.**", "visual.**"),)  # glm_vl/glm_45v_bridge.py
 PROJECTED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 # positions in three dimensions, which are the same three for a text
@@ -133,12 +135,13 @@ def _by_output(shapes: Mapping[str, tuple[int, ...]], config: Config) -> bool:
 WRAPPERS = {
     wrapper.architecture: wrapper
     for wrapper in (
-        Wrapper("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", rows=QWEN_TOWER, own=MROPE),
-        Wrapper("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
-        Wrapper("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", own=MROPE),
+        Wrapper("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", ("qwen3_vl_text",), rows=QWEN_TOWER, own=MROPE),
+        Wrapper("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", ("qwen2_vl_text",), own=MROPE),
+        Wrapper("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", ("qwen2_5_vl_text",), own=MROPE),
         Wrapper(
             "Qwen3VLMoeForConditionalGeneration",
             "Qwen3MoeForCausalLM",
+            ("qwen3_vl_moe_text",),
             rows=QWEN_TOWER,
             own=MROPE,
             absent={"norm_topk_prob": True, "num_key_value_heads": 16, "rope_theta": 500000.0},
@@ -147,6 +150,7 @@ WRAPPERS = {
         ),
         Wrapper("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", rows=QWEN_TOWER, own=MROPE),
         Wrapper("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", rows=QWEN_TOWER, own=MROPE),
+        Wrapper("Glm4vMoeForConditionalGeneration", "Glm4MoeForCausalLM", ("glm4v_moe_text",), rows=GLM_TOWER, own=MROPE),
         Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
         Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
         Wrapper(
@@ -158,10 +162,15 @@ WRAPPERS = {
         Wrapper(
             "Llama4ForConditionalGeneration",
             "Llama4ForCausalLM",
-            (INSIDE, MODERN),
-            ("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
+            spellings=(INSIDE, MODERN),
+            tower=("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
         ),
-        Wrapper("KimiK25ForConditionalGeneration", "DeepseekV3ForCausalLM", (INSIDE,), ("vision_tower.", "mm_projector.")),
+        Wrapper(
+            "KimiK25ForConditionalGeneration",
+            "DeepseekV3ForCausalLM",
+            spellings=(INSIDE,),
+            tower=("vision_tower.", "mm_projector."),
+        ),
     )
 }
 
