@@ -27,6 +27,7 @@ from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
+from carnet.inventory.lent import with_tower
 from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
 from carnet.planner.reproof import reprove
@@ -90,7 +91,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """
     said = gathered(options)
     request, memory, lent = Request.of(said), memory_of(said), said.get("tokenizer")
-    checkpoint = _opened(local("ckpt", path), request.config, request.written_by, request.accept, request.family)
+    checkpoint = _opened(local("ckpt", path), request.config, request.written_by, request.accept, request.family, request.tower)
     folder = None if lent is None else folder_at(local("tokenizer", lent))
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
@@ -242,15 +243,16 @@ def _written(
 ) -> Iterator[tuple[Draft, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
     source, coder = folder_at(made.source), coder_on(device)
-    checkpoint = open_checkpoint(source)
+    lender = made.request.get("tower")
+    checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
     reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
     seen = digest_of(repr(checkpoint.stamps).encode())
     with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
         try:
-            write(made, source, staging, progress=progress, phase=phase, coder=coder)
-            check_unchanged(source, checkpoint.stamps)
+            write(made, checkpoint.root, staging, progress=progress, phase=phase, coder=coder)
+            check_unchanged(checkpoint.root, checkpoint.stamps)
             yield staging, partial(_publish, checkpoint, staging)
         except BadCheckpoint:
             staging.discard()  # what was written is of no state that the source ever had, or never will be right
@@ -275,7 +277,7 @@ def _examine(
     asked = asked_of(request)
     said = asked.request
     try:
-        opened = _opened(source, said.config, said.written_by, said.accept, said.family)
+        opened = _opened(source, said.config, said.written_by, said.accept, said.family, said.tower)
         inventory = take(opened, said.drop, said.vocab_size, said.tokens)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
@@ -337,8 +339,10 @@ def _opened(
     written_by: str | None = None,
     accept: Sequence[str] = (),
     family: str | None = None,
+    tower: PathLike | None = None,
 ) -> Checkpoint:
-    return opened(path, None if config is None else local("config", config), written_by, accept, family)
+    own = None if config is None else local("config", config)
+    return opened(path, own, written_by, accept, family, None if tower is None else local("tower", tower))
 
 
 def _companions(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Companions:

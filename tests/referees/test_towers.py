@@ -1,6 +1,7 @@
 """Classes that also see: the text model crosses as any other, and what is beside it goes along bit for bit, also through Megatron."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 import carnet
 from carnet.cli import main
-from carnet.errors import BadCheckpoint, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from tests.referees.towers import CLASSES, IMAGES, logits, save
 
 pytestmark = pytest.mark.referee
@@ -240,3 +241,63 @@ def test_inspect_says_what_the_text_model_is_inside_of(model):
     said = CliRunner().invoke(main, ["inspect", str(model(QWEN))]).output
     assert f"inside             {QWEN}, with " in said
     assert "vision_config" not in said
+
+
+@pytest.fixture
+def trained(model, tmp_path):
+    """Return a Megatron checkpoint of the text alone."""
+    assert carnet.cross(model(QWEN), tmp_path / "trained", to="megatron", tp=2, drop=["model.visual.*"]).equal
+    return tmp_path / "trained"
+
+
+def test_a_folder_lends_its_tower_to_a_text_model_that_was_trained(trained, model, tmp_path):
+    said = carnet.cross(trained, tmp_path / "hf", to="hf", tower=model(QWEN))
+    assert said.equal
+    assert carnet.verify(model(QWEN), tmp_path / "hf").equal
+    assert carnet.verify(trained, tmp_path / "hf", tower=model(QWEN)).equal
+    assert carnet.verify(tmp_path / "hf").equal
+    assert torch.equal(logits(QWEN, tmp_path / "hf", image=True), logits(QWEN, model(QWEN), image=True))
+    request = json.loads((tmp_path / "hf/carnet.json").read_text())["request"]
+    assert request["tower"] == str(model(QWEN))
+    assert not carnet.verify(trained, tmp_path / "hf").equal  # nobody says where the tower is from
+
+
+def test_it_is_lent_to_megatron_too(trained, model, tmp_path):
+    assert carnet.cross(trained, tmp_path / "whole", to="megatron", tower=model(QWEN), accept=["needs"]).equal
+    assert carnet.cross(tmp_path / "whole", tmp_path / "hf", to="hf").equal
+    assert carnet.verify(model(QWEN), tmp_path / "hf").equal
+
+
+def test_a_plan_with_a_lent_tower_is_saved_and_run(trained, model, tmp_path):
+    runner = CliRunner()
+    words = ["plan", trained, "--to", "hf", "--tower", model(QWEN), "-o", tmp_path / "x.plan"]
+    assert runner.invoke(main, [*map(str, words)]).exit_code == 0
+    assert runner.invoke(main, ["run", str(tmp_path / "x.plan"), str(tmp_path / "hf")]).exit_code == 0
+    assert carnet.verify(trained, tmp_path / "hf", plan=tmp_path / "x.plan").equal
+
+
+def test_a_tower_that_was_trained_is_never_replaced(model, tmp_path):
+    assert carnet.cross(model(QWEN), tmp_path / "megatron", **THERE).equal
+    with pytest.raises(BadRequest, match="has a tower of its own"):
+        carnet.plan(tmp_path / "megatron", to="hf", tower=model(QWEN))
+
+
+def test_what_lends_no_tower_is_refused(trained, model, tmp_path):
+    assert carnet.cross(trained, tmp_path / "text", to="hf").equal
+    with pytest.raises(BadRequest, match="a folder without a tower"):
+        carnet.plan(trained, to="hf", tower=tmp_path / "text")
+    with pytest.raises(BadRequest, match="is for a checkpoint of Megatron's"):
+        carnet.plan(model(QWEN), to="hf", tower=model(QWEN))
+    with pytest.raises(NotSupported, match="no known family"):
+        carnet.plan(trained, to="hf", tower=model("Gemma3ForConditionalGeneration"))
+
+
+def test_a_tower_that_changes_before_it_is_written_is_an_error(trained, model, tmp_path):
+    shutil.copytree(model(QWEN), tmp_path / "lender")
+    plan = carnet.plan(trained, to="hf", tower=tmp_path / "lender")
+    with (tmp_path / "lender/model.safetensors").open("r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"abcd")
+    with pytest.raises(BadRequest, match="not the one that was planned"):
+        carnet.run(plan, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()

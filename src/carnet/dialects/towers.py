@@ -5,6 +5,7 @@ A program that stores a tensor of all layers at once does so here, too: the numb
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -27,6 +28,9 @@ def carried(dialect: Dialect, config: Config, present: Present) -> Iterator[Entr
     for each in tower(config):
         row, stands = _row(dialect, each.name)
         name = _filled(row.stored, stands)
+        if present is not None and ("", each.name) in present and name != each.name:  # lent by a folder, under its name there
+            yield _entry(each.name, replace(row, order=()), [each], stacked=False)
+            continue
         if dialect.stacked and NUMBER in row.stored:
             together = _filled(row.stored.replace(NUMBER, "."), stands[1:])
             if present is None or ("", together) in present:
@@ -71,7 +75,8 @@ def found(dialect: Dialect, name: str, dtype: str, shape: tuple[int, ...], where
     """Yield the tensors of a tower that a stored one holds; raise BadCheckpoint where its heads do not divide it."""
     for row in (*dialect.tower, AS_IT_IS):
         if (stands := _stands(row.stored, name)) is not None:
-            yield Carried(_filled(row.name, stands), dtype, _dims(row, name, shape, where))
+            own = replace(_row(dialect, name)[0], order=()) if row is AS_IT_IS else row
+            yield Carried(_filled(row.name, stands), dtype, _dims(own, name, shape, where))
             return
         together = row.stored.replace(NUMBER, ".") if dialect.stacked and shape else row.stored
         if together != row.stored and (stands := _stands(together, name)) is not None:

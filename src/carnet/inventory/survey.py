@@ -30,6 +30,7 @@ from carnet.formats.jsons import read_object
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
+from carnet.inventory.lent import is_lent, with_tower
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, sort_out, unlisted
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.fields import Config, Value
@@ -52,9 +53,17 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
 
 
 def opened(
-    path: PathLike | Folder, config: PathLike | None, written_by: str | None, accept: Sequence[str], family: str | None
+    path: PathLike | Folder,
+    config: PathLike | None,
+    written_by: str | None,
+    accept: Sequence[str],
+    family: str | None,
+    tower: PathLike | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows."""
+    """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows.
+
+    ``tower`` is a folder that lends what is beside a text model.
+    """
     checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
     if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
         checkpoint = _with_needs(checkpoint)
@@ -65,6 +74,7 @@ def opened(
             checkpoint = replace(checkpoint, program=program_of(said))
             said = {**own, **arguments_of(said, str(config))}
         checkpoint = replace(checkpoint, config=said)
+    checkpoint = with_tower(checkpoint, tower)
     if written_by is None:
         return checkpoint
     if not KINDS[checkpoint.dialect].arguments:
@@ -252,6 +262,7 @@ def _take_tower(
     if not config.get("wrapper"):
         return {}
     where, names = str(checkpoint.root), beside(dialect, {name for _, name in checkpoint.tensors})
+    names |= {stored.name for stored in kept.values() if is_lent(stored)}
     there = {key: stored for key, stored in kept.items() if key[1] in names}
     held = {key: [*found(dialect, stored.name, stored.dtype, stored.shape, where)] for key, stored in there.items()}
     if dialect.kind.arguments:  # what a program calls otherwise than a folder does, and no row says, is unknown
@@ -259,7 +270,8 @@ def _take_tower(
     if not there and names:
         config["wrapper"] = ""
     elif not there:
-        remedy = "--config with the config.json of the text model's own class takes it as that"
+        lend = "; --tower with a folder of the class brings the rest" if dialect.kind.arguments else ""
+        remedy = f"--config with the config.json of the text model's own class takes it as that{lend}"
         raise BadCheckpoint(
             "the checkpoint holds a text model alone, and its class also sees or hears", {"where": where}, remedy=remedy
         )

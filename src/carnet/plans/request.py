@@ -48,6 +48,7 @@ class Options(Common, total=False):
     amax: PathLike | None
     written_by: str | None
     read_by: str | None
+    tower: PathLike | None
     accept: Sequence[str]
 
 
@@ -65,6 +66,7 @@ class Comparison(TypedDict, total=False):
     tokenizer: PathLike | None  # folder whose tokenizer was brought along
     written_by: str | None
     read_by: str | None
+    tower: PathLike | None  # folder that lends what is beside the text model
     accept: str | Sequence[str]
 
 
@@ -215,6 +217,15 @@ class Request:
         "What trained a Megatron checkpoint, where it does not show: megatron-lm==0.17, megatron-bridge, nemo.",
         metavar="PROGRAM",
         compared=True,
+    )
+    tower: str | None = _is(
+        None,
+        "folder",
+        SOURCE,
+        "Folder of a class that also sees, which lends what is beside the text model of a Megatron checkpoint.",
+        metavar="DIRECTORY",
+        compared=True,
+        used_by=lambda kind: kind.companions or kind.arguments,
     )
     accept: tuple[str, ...] = _is(
         (),

@@ -1,0 +1,79 @@
+"""A tower that another folder lends: a Megatron checkpoint of the text alone becomes a model that also sees or hears."""
+
+from dataclasses import replace
+
+from carnet.architectures.known import FAMILIES, dialect_of, names_none, text_of
+from carnet.architectures.wrappers import beside, is_of_tower, text_inside
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.megatron.needs import UNSAID, lacked
+from carnet.dialects.rows import Dialect
+from carnet.dialects.towers import found
+from carnet.errors import BadRequest
+from carnet.formats.detect import open_checkpoint
+from carnet.formats.files import digest_of
+from carnet.formats.stored import Checkpoint, Stored
+from carnet.model.fields import Config
+from carnet.storage.lent import MARK, WithLent
+from carnet.storage.schemes import PathLike, folder_at
+
+OPTION = "--tower"
+
+
+def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
+    """Return a Megatron checkpoint with what a Hugging Face folder has beside its text model; as it is where none is named.
+
+    Raises BadRequest where the folder is of no class that also sees or hears, and where the checkpoint has a tower of its own: one
+    that was trained is never replaced.
+    """
+    if path is None:
+        return checkpoint
+    if not KINDS[checkpoint.dialect].arguments:
+        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
+        raise BadRequest(f"{OPTION} is for a checkpoint of Megatron's", facts, remedy="leave it out: a folder has its own")
+    other = open_checkpoint(folder_at(path))
+    where = str(other.root)
+    config: Config = {"wrapper": text_of(other.config, where)[1]}
+    if not KINDS[other.dialect].companions or not config["wrapper"]:
+        facts = {"where": where, "expected": "a Hugging Face folder of a class that also sees or hears"}
+        raise BadRequest(f"{OPTION} names a folder without a tower", facts)
+    names = {name for _, name in other.tensors}
+    family = next(each for each in FAMILIES if each.hf.architecture == text_inside(config))
+    apart = beside(dialect_of(family, "hf", config, names), names)
+    _refuse_own(checkpoint, config, dialect_of(family, checkpoint.dialect, config))
+    lent = {key: _marked(stored) for key, stored in other.tensors.items() if key[1] in apart}
+    stamps = (*checkpoint.stamps, *(replace(stamp, file=MARK + stamp.file) for stamp in other.stamps))
+    said = checkpoint.config
+    if names_none(KINDS[checkpoint.dialect], said):
+        said = {**said, UNSAID: {**lacked(said), **config}}
+    return replace(
+        checkpoint,
+        root=WithLent(checkpoint.root, other.root),
+        tensors={**checkpoint.tensors, **lent},
+        stamps=stamps,
+        digest=digest_of(f"{checkpoint.digest} {other.digest}".encode()),
+        config=said,
+        notes={**checkpoint.notes, "tower": f"{len(lent)} tensors of {where}"},
+    )
+
+
+def _refuse_own(checkpoint: Checkpoint, config: Config, dialect: Dialect) -> None:
+    """Refuse a checkpoint that has a tower itself, under the names of Megatron-Bridge's or of a folder."""
+    where = str(checkpoint.root)
+
+    def is_of(stored: Stored) -> bool:
+        held = found(dialect, stored.name, stored.dtype, stored.shape, where)
+        return any(is_of_tower(config, each.name) for each in held)
+
+    own = sorted(stored.name for stored in checkpoint.tensors.values() if is_of(stored))
+    if own:
+        facts = {"where": where, "tensor": own[0], "others": len(own) - 1}
+        raise BadRequest("the checkpoint has a tower of its own, which was trained", facts, remedy=f"leave out {OPTION}")
+
+
+def _marked(stored: Stored) -> Stored:
+    return replace(stored, chunks=tuple(replace(chunk, file=MARK + chunk.file) for chunk in stored.chunks))
+
+
+def is_lent(stored: Stored) -> bool:
+    """Say whether a tensor is another folder's."""
+    return any(chunk.file.startswith(MARK) for chunk in stored.chunks)
