@@ -18,7 +18,7 @@ from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.inventory.survey import Inventory, take
 from carnet.model.fields import BY_NAME, FIELDS
-from carnet.model.model import canonical_shapes, matters
+from carnet.model.model import canonical_shapes, matters, number
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
 
 SPOKEN = [(name, dialect) for name, sample in SAMPLES.items() for dialect in sample.dialects.split()]
@@ -182,7 +182,12 @@ def test_any_field_that_a_program_has_no_place_for_is_refused_by_name(name, dial
     strange = [field for field in FIELDS if field.name not in placed and not (field.storage or field.soft)]
     assert strange
     for field in strange:
-        odd = {bool: field.neutral is False, int: (3, 3) if field.many else 3, float: 2.5, str: "odd"}[field.kind]
+        odd = {
+            bool: field.neutral is False,
+            int: (3,) * number(model.config, "layers") if field.many else 3,
+            float: 2.5,
+            str: "odd",
+        }[field.kind]
         other = {**model.config, "positions": 99, field.name: odd}  # within a window
         if matters(other, field.name):
             with pytest.raises(NotSupported) as caught:

@@ -430,7 +430,7 @@ TOLD = (
     Told("llama", {"window_size": [4, 4]}, False),
     Told("llama", {"softmax_type": "off-by-one"}, False),
     Told("llama", {"no_rope_freq": 2}),
-    Told("llama", {"rotary_interleaved": True}, False),
+    Told("llama", {"rotary_interleaved": True}),
     Told("llama", {"use_rope_scaling": True}),
     Told("gpt2", {"bias_gelu_fusion": False}),
     Told("mixtral", {"moe_router_topk": 3}),

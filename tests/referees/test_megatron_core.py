@@ -242,17 +242,29 @@ REFUSED: dict[str, Any] = {
     "llama, biases of the attention": (hf.LlamaConfig(**WIDE, attention_bias=True), SENSE, {"mlp_bias": "False"}),
     # the tanh form is a kernel with a bias
     "starcoder2, no biases": (hf.Starcoder2Config(**SIZES, sliding_window=None, use_bias=False), SENSE, {"mlp_bias": "False"}),
-    "olmo2": (hf.Olmo2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    "olmo2": (
+        hf.Olmo2Config(**SIZES),
+        "the target's config cannot say norm_after",
+        {"also": "the target's config cannot say qk_norm = 'whole'"},
+    ),
     "minimax_m2": (hf.MiniMaxM2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron rotates neighbours in latent attention alone
-    "ernie4_5": (hf.Ernie4_5Config(**WIDE), "the target's config has no place for 'rope_interleaved'", {"found": "True"}),
+    "ernie4_5": (hf.Ernie4_5Config(**WIDE), "the target's config cannot say rope_interleaved", {"rope_interleaved": True}),
     "glm4": (
         hf.Glm4Config(**WIDE, pad_token_id=0),
-        "the target's config has no place for 'norm_after'",
-        {"also": "the target's config has no place for 'rope_interleaved': True"},
+        "the target's config cannot say norm_after",
+        {"also": "the target's config cannot say rope_interleaved"},
     ),
-    "olmo3": (hf.Olmo3Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
-    "exaone4": (hf.Exaone4Config(**WIDE), "the target's config has no place for 'norm_before'", {"found": "False"}),
+    "olmo3": (
+        hf.Olmo3Config(**SIZES),
+        "the target's config cannot say norm_after",
+        {"also": "the target's config cannot say qk_norm = 'whole'"},
+    ),
+    "exaone4": (
+        hf.Exaone4Config(**WIDE),
+        "the target's config cannot say norm_after",
+        {"also": "the target's config has no place for 'norm_before': False"},
+    ),
     "cohere": (hf.CohereConfig(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
     "cohere2": (hf.Cohere2Config(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
     "stablelm, MLP beside attention": (
@@ -264,13 +276,13 @@ REFUSED: dict[str, Any] = {
     # Megatron norms them in layers without positions too, and its attention knows no chunks
     "llama4": (
         hf.Llama4TextConfig(**WIDE, **LLAMA4),
-        "the target's config cannot say qk_norm = 'plain'",
-        {"known": "none, head"},
+        "the target's config cannot say rope_interleaved",
+        {"also": "the target's config cannot say qk_norm = 'plain'"},
     ),
     "llama4, no norms": (
         hf.Llama4TextConfig(**WIDE, **LLAMA4, use_qk_norm=False),
-        "the target's config has no place for 'rope_interleaved'",
-        {"found": "True"},
+        "the target's config cannot say rope_interleaved",
+        {"rope_interleaved": True},
     ),
     "granite": (
         hf.GraniteConfig(**SIZES, embedding_multiplier=12.0),

@@ -45,7 +45,7 @@ from carnet.dialects.writing import misfits
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.model.fields import BY_NAME, Config, Value
 from carnet.model.keys import left_out
-from carnet.model.model import concerns, holds, value
+from carnet.model.model import OWN, concerns, holds, value
 
 FAMILIES = (
     LLAMA,
@@ -193,7 +193,12 @@ def recognise(
 
 
 def _check(config: Config, where: str) -> None:
-    """Refuse sizes that do not go together."""
+    """Refuse sizes that do not go together, and a list that has not a number a layer."""
+    for many in OWN.values():
+        listed = value(config, many)
+        if isinstance(listed, tuple) and len(listed) != value(config, "layers"):
+            facts = {"where": where, "found": len(listed), "expected": f"{value(config, 'layers')}, a number a layer"}
+            raise BadCheckpoint(f"{many!r} has another length than the model has layers", facts)
     for many, few, what in SHARING:
         heads, groups = value(config, many), value(config, few)
         if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
@@ -276,6 +281,7 @@ def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str
 def _that_says(config: dict[str, Value], where: str, asked: str | None) -> tuple[Family, dict[str, Value]]:
     """Return the first family that can say a model, and the model: of a hybrid whose blocks stand in pairs, that with both in one."""
     against: dict[str, tuple[bool, list[str]]] = {}
+    further = ""  # the first family that lacks nothing but these layers
     forms = [form for form in (joined(config), config) if form is not None]
     for family, form in product(FAMILIES if asked is None else (named(asked),), forms):
         alien, found = _against(family, form, where)
@@ -284,11 +290,13 @@ def _that_says(config: dict[str, Value], where: str, asked: str | None) -> tuple
         if form is forms[0]:
             against[family.name] = alien, [*found.values()]
         if [*found] == ["mtp"]:
-            raise NotSupported(
-                f"the family {family.name!r} has no layers that predict further tokens, and the training arguments say that there are",
-                {"where": where, "nearest": family.name, "against it": found["mtp"]},
-                remedy="--drop 'mtp.*' leaves them behind; what the others compute stays the same",
-            )
+            further = further or family.name
+    if further:
+        raise NotSupported(
+            f"the family {further!r} has no layers that predict further tokens, and the training arguments say that there are",
+            {"where": where, "nearest": further, "against it": _told("mtp", config)},
+            remedy="--drop 'mtp.*' leaves them behind; what the others compute stays the same",
+        )
     nearest, (_, reasons) = min(against.items(), key=lambda item: (item[1][0], len(item[1][1])))
     facts: dict[str, object] = {
         "where": where,

@@ -58,6 +58,9 @@ def words_of(pattern: str, *, latent: bool | None) -> list[str]:
     return [word.replace("+", "*") for word in words]
 
 
+MOST = 1 << 10  # layers that predict further tokens, far beyond any model's
+
+
 def further_said(said: tuple[Any, ...]) -> tuple[int, str]:
     """Return how many further tokens are predicted, and the pattern of the layers for one; "" where nothing says it.
 
@@ -65,6 +68,7 @@ def further_said(said: tuple[Any, ...]) -> tuple[int, str]:
     serve for every token again are stored once: megatron/core/transformer/multi_token_prediction.py.
     """
     count, repeated, apart, *patterns = said
+    expect(0 <= (count or 0) <= MOST, f"at most {MOST} layers")
     hybrid = [each.split("/")[1:] for each in patterns if each is not None]
     parts = {(*each,) for each in (*hybrid, [apart or ""] * (count or 0)) if any(each)}
     expect(len(parts) < 2, "one pattern for every further token")
