@@ -43,6 +43,7 @@ def test_a_model_that_arguments_cannot_say_comes_back(name, saved, loaded, tmp_p
     [
         ({"qk_nrom": "whole"}, "there is no field 'qk_nrom' of a model"),
         ({"qk_norm": 3}, "the config sets 'qk_norm' to something that is not a str"),
+        ({"layer_ffn": [1]}, "'layer_ffn' has another length than the model has layers"),
         ({"embed_scale": "nan"}, "the config sets 'embed_scale' to something that is not a float"),
     ],
 )
