@@ -41,7 +41,7 @@ from carnet.dialects.megatron.needs import NEEDS, lacked
 from carnet.dialects.megatron.programs import Heard, hear, program
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
-from carnet.dialects.writing import misfits
+from carnet.dialects.writing import Misfit, misfits
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.model.fields import BY_NAME, Config, Value
 from carnet.model.keys import left_out
@@ -142,12 +142,17 @@ def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, 
     return Heard(left_out(raw, accepted), idle, {key: f"{found[key]!r}: carnet does not know it" for key in accepted})
 
 
+def of_class(architecture: str) -> Family:
+    """Return the family of a Hugging Face class that carnet knows."""
+    return next(family for family in FAMILIES if family.hf.architecture == architecture)
+
+
 def text_of(raw: Mapping[str, object], where: str) -> tuple[Mapping[str, object], str]:
     """Return the config of a text model, and what surrounds it where the class also sees or hears: the field ``wrapper``."""
     wrapper = wrapper_of(raw)
     if wrapper is None:
         return raw, ""
-    family = next(each for each in FAMILIES if each.hf.architecture == wrapper.text)
+    family = of_class(wrapper.text)
     inner, known = lookup(raw, f"{wrapper.key}.model_type"), (*types_of(family.hf), *wrapper.types)
     if inner is not None and inner not in known:
         facts = {"where": where, "class": wrapper.architecture, "known": ", ".join(map(str, known))}
@@ -272,10 +277,14 @@ def _against(family: Family, config: Config, where: str) -> tuple[bool, dict[str
     fixed = [name for name, wanted in family.traits.items() if not _has(config, name, wanted)]
     alien = fixed + [name for name, wanted in family.needs.items() if not holds({name: wanted}, config)]
     alien += [] if text_inside(config) in ("", family.hf.architecture) else ["wrapper"]
-    spelled = dialect_of(family, "hf", config)
-    unsaid = [] if alien else misfits(spelled.table, padded(spelled, config), family.traits, where)
-    names = (*alien, *(name for misfit in unsaid for name in misfit.fields))
+    names = alien or [name for misfit in _unsaid(family, config, where) for name in misfit.fields]
     return bool(alien), {name: _told(name, config) for name in names}
+
+
+def _unsaid(family: Family, config: Config, where: str) -> list[Misfit]:
+    """Return what the config of a family cannot say of a model, in the class that it is inside of."""
+    spelled = dialect_of(family, "hf", config)
+    return misfits(spelled.table, padded(spelled, config), family.traits, where)
 
 
 def _that_says(config: dict[str, Value], where: str, asked: str | None) -> tuple[Family, dict[str, Value]]:

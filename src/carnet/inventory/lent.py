@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from carnet.architectures.known import FAMILIES, dialect_of, names_none, text_of
+from carnet.architectures.known import dialect_of, names_none, of_class, text_of
 from carnet.architectures.wrappers import beside, is_of_tower, text_inside
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.needs import UNSAID, lacked
@@ -37,7 +37,7 @@ def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
         facts = {"where": where, "expected": "a Hugging Face folder of a class that also sees or hears"}
         raise BadRequest(f"{OPTION} names a folder without a tower", facts)
     names = {name for _, name in other.tensors}
-    family = next(each for each in FAMILIES if each.hf.architecture == text_inside(config))
+    family = of_class(text_inside(config))
     apart = beside(dialect_of(family, "hf", config, names), names)
     _refuse_own(checkpoint, config, dialect_of(family, checkpoint.dialect, config))
     lent = {key: _marked(stored) for key, stored in other.tensors.items() if key[1] in apart}

@@ -183,14 +183,15 @@ def survey(
     text, wrapper = text_of(checkpoint.config, where)
     checkpoint = replace(checkpoint, config=text)
     own = plain(kind.codes_key, checkpoint.config)
-    own = without(kind, own, {name for _, name in checkpoint.tensors}, drop)
+    names = {name for _, name in checkpoint.tensors}
+    own = without(kind, own, names, drop)
     told = told_of(checkpoint, own, vocab, counted, like) if kind.arguments else None
     size = vocab if told is None else told.tokens
     heard = hear_config(kind, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
     fixed = {name: each for name, each in (("vocab", size), ("wrapper", wrapper)) if each}
     said, family, config = _read(checkpoint, kind, heard, fixed)
     undecided = checkpoint.family is None and names_none(kind, heard.said)
-    dialect = dialect_of(family, kind.name, config, {name for _, name in checkpoint.tensors})
+    dialect = dialect_of(family, kind.name, config, names)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
     tower = _take_tower(checkpoint, dialect, config, kept)
@@ -234,9 +235,10 @@ def survey(
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     told = told or by_config(config)
     could = others(family, config, where) if undecided else {}
-    scales = sorted_out.scales
     centred = less_one(dialect, config, [name for _, name in found])
-    made = Inventory(checkpoint, family, dialect, config, found, dropped, said, coded, scales, told, centred, heard, could)
+    made = Inventory(
+        checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, centred, heard, could
+    )
     return made, problems
 
 
