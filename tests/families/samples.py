@@ -314,6 +314,7 @@ SAMPLES: dict[str, Sample] = {
     "llama": Sample("hf megatron trtllm", MLP, SILU),
     "mistral": Sample("hf megatron trtllm", MLP, SILU),
     "qwen2": Sample("hf megatron trtllm", MLP, SILU),
+    "mimo": Sample("hf megatron", MLP, SILU),
     "qwen3": Sample("hf megatron trtllm", MLP, SILU),
     "phi3": Sample("hf megatron trtllm", MLP, SILU),
     "olmo2": Sample("hf", MLP, SILU),

@@ -75,7 +75,7 @@ def state(weights, model, place, spelling):
         found |= {f"{before}{spelling['further']}.{name}": tensor for name, tensor in block(own, place, spelling).items()}
         found[f"{before}enorm.weight"] = own["mtp.embed_norm"]
         found[f"{before}hnorm.weight"] = own["mtp.hidden_norm"]
-        found[f"{before}eh_proj.weight"] = share(own["mtp.project"].flatten(1), place.tp)
+        found[f"{before}eh_proj.weight"] = share(torch.cat([own["mtp.project_embed"], own["mtp.project_hidden"]], 1), place.tp)
         found[f"{before}final_layernorm.weight"] = own["mtp.final_norm"]
     if place.last:
         norm = "decoder.final_norm" if model["hybrid"] else "decoder.final_layernorm"

@@ -330,7 +330,17 @@ def test_what_megatron_cannot_be_told_is_refused_by_name(name, saved, tmp_path):
 
 
 # of these megatron-core needs kernels for an accelerator, transformers has no class, or releases before 0.19 compute others
-ELSEWHERE = {"mamba2", "nemotron_h", "nemotron_nas", "qwen3_next", "qwen3_5", "qwen3_5_moe", "deepseek_v32", "glm_moe_dsa"}
+ELSEWHERE = {
+    "mamba2",
+    "nemotron_h",
+    "nemotron_nas",
+    "qwen3_next",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "deepseek_v32",
+    "glm_moe_dsa",
+    "mimo",
+}
 
 
 def test_no_family_is_left_out():

@@ -20,6 +20,7 @@ from carnet.architectures.gpt_oss import GPT_OSS
 from carnet.architectures.granite import GRANITE
 from carnet.architectures.llama import LLAMA, MISTRAL
 from carnet.architectures.llama4 import LLAMA4
+from carnet.architectures.mimo import MIMO
 from carnet.architectures.minimax import MINIMAX_M2
 from carnet.architectures.mixtral import MIXTRAL
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
@@ -93,6 +94,7 @@ FAMILIES = (
     COHERE2,
     STABLELM,
     DOTS1,
+    MIMO,
 )
 
 

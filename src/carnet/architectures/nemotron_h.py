@@ -10,6 +10,7 @@ from carnet.architectures.family import Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.further import EMBED_FIRST
 from carnet.dialects.hf import LAYER
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.rows import biased, fuse, row
@@ -53,7 +54,7 @@ ROWS = (
     # nemotron_h_bridge.py
     row("/mtp.layers.{layer}.enorm.weight", "hidden", "mtp.embed_norm"),
     row("/mtp.layers.{layer}.hnorm.weight", "hidden", "mtp.hidden_norm"),
-    row("/mtp.layers.{layer}.eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    fuse("/mtp.layers.{layer}.eh_proj.weight", "hidden *", EMBED_FIRST),
     row("/mtp.layers.{layer}.final_layernorm.weight", "hidden", "mtp.final_norm"),
 )
 

@@ -9,8 +9,9 @@ from carnet.algebra.layout import round_up
 from carnet.dialects import hf
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.further import EMBED_FIRST
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import row
+from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import Config, Value
 from carnet.model.model import marks, mixtures, number, value
@@ -21,7 +22,7 @@ ROWS = (*hf.experts(), *hf.gated("mlp.shared_experts", "shared", "shared_ffn"))
 FURTHER = (
     row(LAYER + "enorm.weight", "hidden", "mtp.embed_norm"),
     row(LAYER + "hnorm.weight", "hidden", "mtp.hidden_norm"),
-    row(LAYER + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project"),
+    fuse(LAYER + "eh_proj.weight", "hidden *", EMBED_FIRST),
     row(LAYER + "embed_tokens.weight", "vocab hidden", "embed", when={"is_mtp": True}),
     row(LAYER + "shared_head.norm.weight", "hidden", "mtp.final_norm"),
     row(LAYER + "shared_head.head.weight", "vocab hidden", "head", when={"is_mtp": True}),

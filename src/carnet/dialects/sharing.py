@@ -12,7 +12,7 @@ from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect, Row
 
 # Megatron cuts it, engines keep it whole: vllm/model_executor/models/deepseek_mtp.py
-WHOLE = {"mtp.project"}
+WHOLE = {"mtp.project_embed", "mtp.project_hidden"}
 
 
 @cache

@@ -38,7 +38,6 @@ AXES = {
         Axis("hidden", "hidden", cut="evenly"),
         Axis("hidden_in", "hidden"),
         Axis("one", 1),
-        Axis("two", 2),  # the embedding and the hidden state that a further layer joins
         Axis("vocab", "vocab", cut="padded"),
         Axis("position", "positions"),
         Axis("kv", "kv_heads", cut="repeated", inner="rep"),
@@ -172,7 +171,9 @@ TENSORS = (
     _row(TABLE, "position", "position | hidden", stage="first", position="learned"),
     _norm("mtp.embed_norm", "hidden", mtp_first=True),
     _norm("mtp.hidden_norm", "hidden", mtp_first=True),
-    _plain("mtp.project", "hidden | two hidden_in", mtp_first=True),
+    # of the two that a further layer joins; programs differ in which comes first
+    _plain("mtp.project_embed", "hidden | hidden_in", mtp_first=True),
+    _plain("mtp.project_hidden", "hidden | hidden_in", mtp_first=True),
     _norm("attention_norm", "hidden", norm_before=True, mixer=SET),
     _bias("attention_norm_bias", "hidden", norm="layer", mixer=SET),
     _linear("attention.q", "kv rep dim | hidden", "attention", **GQA),

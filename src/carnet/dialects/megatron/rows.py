@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from carnet.dialects import gdn
 from carnet.dialects.configs import Table
+from carnet.dialects.further import EMBED_FIRST
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.megatron.releases import PATTERNS
@@ -257,7 +258,7 @@ ROWS = (
     row(LAYER + "mlp.shared_experts.gate_weight", "1 hidden", "shared.weigh"),
     row(MTP + "enorm.weight", "hidden", "mtp.embed_norm"),
     row(MTP + "hnorm.weight", "hidden", "mtp.hidden_norm"),
-    row(MTP + "eh_proj.weight", "hidden (two hidden_in)", "mtp.project", cut="hidden"),
+    fuse(MTP + "eh_proj.weight", "hidden *", EMBED_FIRST, cut="hidden"),
     row(MTP + "final_layernorm.weight", "hidden", "mtp.final_norm"),
     row("decoder.final_layernorm.weight", "hidden", "final_norm", written={"hybrid": False}),
     row("decoder.final_norm.weight", "hidden", "final_norm", written={"hybrid": True}),
