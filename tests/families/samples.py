@@ -366,6 +366,7 @@ SAMPLES: dict[str, Sample] = {
     "stablelm, MLP beside attention": Sample("hf", SQUARE, {**SILU, "rope_percent": 0.25, **BESIDE, "one_norm": True}),
     "dots1": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), SILU),
     "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
+    "bailing_moe_v2": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
     "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "deepseek_v32": Sample("hf megatron", (*DEEPSEEK, indexers, two_chosen), SILU),
     "glm_moe_dsa": Sample("hf megatron", (*DEEPSEEK, indexers, choices_shared, two_chosen), SILU),

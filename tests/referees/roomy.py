@@ -33,7 +33,9 @@ OF: dict[str, Fields] = {  # a sample's own
     "nemotron_h, mixtures": {"layers": 3, "blocks": "E M *"},
     "nemotron_h, latent mixtures": {"layers": 3, "blocks": "E M *"},
 }
-NO_CLASS = dict.fromkeys(("mimo", "nemotron_nas"), "its class lies beside published weights, not in transformers")
+NO_CLASS = dict.fromkeys(
+    ("bailing_moe_v2", "mimo", "nemotron_nas"), "its class lies beside published weights, not in transformers"
+)
 NAMES = [name for name in SAMPLES if name not in NO_CLASS]
 TOKENS = torch.randint(96, (1, 24), generator=torch.Generator().manual_seed(5))
 

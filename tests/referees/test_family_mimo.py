@@ -11,6 +11,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMS
 
 import carnet
 from carnet.errors import NotSupported
+from tests.referees import further
 from tests.referees.sizes import HEADS, TOKENS
 
 pytestmark = [
@@ -54,17 +55,7 @@ def mimo(tmp_path):
 
 
 def expected(model):
-    """Return the logits of the next token and, but for the last place, those of the one after it."""
-    length = TEXTS.shape[1] - 1
-    future = torch.full((length, length), float("-inf")).triu(1)[None, None]
-    with torch.no_grad():
-        hidden = model.model(TEXTS, use_cache=False).last_hidden_state
-        places = torch.arange(length)[None]
-        angles = model.model.rotary_emb(hidden, places)
-        beyond = model.model.mtp_layers[0].beyond(
-            model.model.embed_tokens(TEXTS[:, 1:]), hidden[:, :-1], attention_mask=future, position_embeddings=angles
-        )
-        return model.lm_head(hidden), model.lm_head(beyond)
+    return further.logits(model, model.model.mtp_layers[0], Further.beyond, TEXTS)
 
 
 @pytest.mark.parametrize("cut", [{}, {"tp": 2, "pp": 2}])

@@ -340,6 +340,7 @@ ELSEWHERE = {
     "deepseek_v32",
     "glm_moe_dsa",
     "mimo",
+    "bailing_moe_v2",
 }
 
 

@@ -62,18 +62,23 @@ def _whole_experts(config: Config) -> int:
     return round_up(number(config, "shared_ffn"), number(config, "moe_ffn"))
 
 
-SIZES: tuple[Field, ...] = (
-    place("experts", "n_routed_experts", "num_experts"),
-    place("topk", "num_experts_per_tok"),
-    place("moe_ffn", "moe_intermediate_size"),
-    Spread(
-        "shared_ffn",
-        "n_shared_experts",
-        0,
-        lambda count, c: count * number(c, "moe_ffn"),
-        lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn") if value(c, "shared_ffn") else 0,),
-    ),
-)
+def sizes(shared: str, *experts: str) -> tuple[Field, ...]:
+    """Write the rows of the sizes of a mixture, under a class's own keys for how many shared and other experts there are."""
+    return (
+        place("experts", *experts),
+        place("topk", "num_experts_per_tok"),
+        place("moe_ffn", "moe_intermediate_size"),
+        Spread(
+            "shared_ffn",
+            shared,
+            0,
+            lambda count, c: count * number(c, "moe_ffn"),
+            lambda c: (number(c, "shared_ffn") // number(c, "moe_ffn") if value(c, "shared_ffn") else 0,),
+        ),
+    )
+
+
+SIZES = sizes("n_shared_experts", "n_routed_experts", "num_experts")
 ROUTER: tuple[Field, ...] = (
     place("router_groups", "n_group", default=1),
     place("router_group_topk", "topk_group", default=1),
