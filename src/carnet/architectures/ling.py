@@ -68,8 +68,15 @@ BAILING_MOE_V2 = Family(
             place("mtp", "num_nextn_predict_layers", default=0),
         ),
         absent={
-            **{"num_key_value_heads": 4, "head_dim": 128, "rope_theta": 600000.0, "num_shared_experts": 1},
-            **{"first_k_dense_replace": 1, "n_group": 8, "topk_group": 4, "pad_token_id": 156892, "eos_token_id": 156892},
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "rope_theta": 600000.0,
+            "num_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 8,
+            "topk_group": 4,
+            "pad_token_id": 156892,
+            "eos_token_id": 156892,
         },
         fixed={
             "moe_router_enable_expert_bias": True,
