@@ -25,6 +25,7 @@ TESTS = (
     "test_hybrid_names.py",
     "test_hybrid_of_gpt.py",
     "test_further_by_pattern.py",
+    "test_further_of_qwen.py",
     "test_export_layers.py",
     "test_export_helper.py",
     "test_export_single_device.py",

@@ -301,3 +301,27 @@ def test_a_tower_that_changes_before_it_is_written_is_an_error(trained, model, t
     with pytest.raises(BadRequest, match="not the one that was planned"):
         carnet.run(plan, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("name", ["Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"])
+def test_the_layer_for_a_further_token_stands_beside_the_tower_and_is_the_text_models(name, model, tmp_path):
+    """The hub has it above all prefixes, Megatron-Bridge below the text model's: models/qwen/qwen35_bridge.py."""
+    shutil.copytree(model(name), tmp_path / "hf")
+    held = load_file(tmp_path / "hf/model.safetensors")
+    last = "model.language_model.layers.3."  # which attends
+    like = {key.replace(last, "mtp.layers.0."): tensor * 2 for key, tensor in held.items() if key.startswith(last)}
+    norm = held["model.language_model.norm.weight"]
+    around = {
+        f"mtp.{key}.weight": norm * by for by, key in enumerate(("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden"), 3)
+    }
+    further = {**like, **around, "mtp.fc.weight": torch.randn(64, 128, generator=torch.Generator().manual_seed(3))}
+    save_file({**held, **further}, tmp_path / "hf/model.safetensors")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "megatron", **THERE).equal
+    stored = {stored for _, stored in carnet.inspect(tmp_path / "megatron").checkpoint.tensors}
+    assert "language_model.mtp.layers.0.eh_proj.weight" in stored
+    assert "language_model.mtp.layers.0.transformer_layer.self_attention.linear_proj.weight" in stored
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "back", to="hf").equal
+    assert carnet.verify(tmp_path / "hf", tmp_path / "back").equal
+    found = load_file(tmp_path / "back/model.safetensors")
+    assert [key for key in further if key in found and not torch.equal(found[key], further[key])] == []
+    assert around.keys() <= found.keys()

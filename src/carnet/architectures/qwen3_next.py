@@ -2,7 +2,7 @@
 
 transformers: modeling_qwen3_next.py, modeling_qwen3_5.py, modeling_qwen3_5_moe.py. Rows of Qwen3-Next's projections are grouped by key
 head, those of Qwen3.5 lie apart; all are grouped by query head. All norms scale by one more than they store, but for the one that is
-gated. Layers that predict further tokens have no class there. A mixture has a weighed shared expert beside the others.
+gated. A mixture has a weighed shared expert beside the others.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import MIXED, Config
-from carnet.model.model import blocks, mixtures, number
+from carnet.model.model import blocks, mixtures, number, unlike_last
 
 ATTENTION = (
     fuse(LAYER + "self_attn.q_proj.weight", "(kv rep *) hidden", {"attention.q": "dim", "attention.gate": "dim"}),
@@ -29,7 +29,14 @@ SHARED = (
     *hf.gated("mlp.shared_expert", "shared", "shared_ffn"),
     row(LAYER + "mlp.shared_expert_gate.weight", "1 hidden", "shared.weigh"),
 )
-FURTHER = {"mtp.*": "layers that predict further tokens: transformers leaves them out, too"}
+# transformers leaves the layer for a further token out: vLLM's qwen3_next_mtp.py and qwen3_5_mtp.py, which join the normed embedding
+# and the normed hidden state in this order
+FURTHER = (
+    row("/mtp.pre_fc_norm_embedding.weight", "hidden", "mtp.embed_norm"),
+    row("/mtp.pre_fc_norm_hidden.weight", "hidden", "mtp.hidden_norm"),
+    row("/mtp.fc.weight", "hidden (two hidden_in)", "mtp.project"),
+    row("/mtp.norm.weight", "hidden", "mtp.final_norm"),
+)
 KINDS = ("linear_attention", "full_attention")
 TRAITS: Config = {**LLAMA_TRAITS, "activation": "silu", "qk_norm": "head", "attention_gate": True}
 FIELDS: tuple[Field, ...] = (
@@ -42,6 +49,19 @@ FIELDS: tuple[Field, ...] = (
     place("gdn_keys", "linear_num_key_heads", default=16),
     place("gdn_values", "linear_num_value_heads", default=32),
 )
+
+
+def _further(config: Config) -> str | None:
+    """Return what the layer for a further token is: it attends, and has the MLP of the first of the layers, whose number is its own."""
+    return unlike_last(["*" + blocks(config)[0][-1]], config)
+
+
+def _mtp(key: str) -> tuple[Field, ...]:
+    """Write the rows of the layer for a further token: one norm and one projection stand before it, so that there is no second."""
+    return (
+        place("mtp", key, default=0, words=((0, 0), (1, 1)), omit=True),
+        place("mtp_blocks", default=_further),
+    )
 
 
 def _mixture(experts: int, topk: int) -> tuple[Field, ...]:
@@ -79,7 +99,7 @@ QWEN3_NEXT = Family(
         "qwen3_next",
         (
             *(hf.EMBED, *hf.NORMS, *ATTENTION, *BY_KEY_HEAD, *DELTA_NET),
-            *(*hf.GATED_MLP, *hf.experts(), *SHARED, hf.FINAL_NORM, hf.HEAD),
+            *(*hf.GATED_MLP, *hf.experts(), *SHARED, hf.FINAL_NORM, hf.HEAD, *FURTHER),
         ),
         (
             *hf.LLAMA_FIELDS,
@@ -92,12 +112,13 @@ QWEN3_NEXT = Family(
                 lambda c: ((hf.dense(c), 1, _listed(c), None),),
                 more=("decoder_sparse_step", "layer_types", "full_attention_interval"),
             ),
+            *_mtp("num_nextn_predict_layers"),
         ),
         absent={"num_key_value_heads": 2, "head_dim": 256},
         fixed={"hidden_act": "silu"},
         ignored="output_router_logits router_aux_loss_coef use_sliding_window",
         zero_centred=True,
-        dropped=FURTHER,
+        further=(LAYER, "/mtp.layers.{layer}."),
     ),
     trtllm=None,
 )
@@ -132,8 +153,8 @@ def _hf(architecture: str, model_type: str, rows: tuple[Row, ...], fields: tuple
     return hf.dialect(
         architecture,
         model_type,
-        (hf.EMBED, *hf.NORMS, *ATTENTION, *APART, *DELTA_NET, *rows, hf.FINAL_NORM, hf.HEAD),
-        (*ROPED, *FIELDS, *fields),
+        (hf.EMBED, *hf.NORMS, *ATTENTION, *APART, *DELTA_NET, *rows, hf.FINAL_NORM, hf.HEAD, *FURTHER),
+        (*ROPED, *FIELDS, *fields, *_mtp("mtp_num_hidden_layers")),
         absent={"num_key_value_heads": kv_heads, "head_dim": 256},
         fixed={"hidden_act": "silu"},
         written={"rope_parameters.rope_type": "default", "mamba_ssm_dtype": "float32"},
@@ -143,9 +164,9 @@ def _hf(architecture: str, model_type: str, rows: tuple[Row, ...], fields: tuple
             "output_gate_type": ("swish", "silu"),
             "mtp_use_dedicated_embeddings": (False,),
         },
-        ignored="output_router_logits router_aux_loss_coef mtp_num_hidden_layers intermediate_size",
+        ignored="output_router_logits router_aux_loss_coef intermediate_size",
         zero_centred=True,
-        dropped=FURTHER,
+        further=(LAYER, "/mtp.layers.{layer}."),
     )
 
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import translate
 from typing import Any
 
 from carnet.dialects.configs import lookup, place
@@ -317,6 +318,7 @@ def is_of_tower(config: Config, name: str) -> bool:
 def beside(dialect: Dialect, names: Collection[str]) -> set[str]:
     """Return the names that are not below the text model's: those of a tower."""
     prefix = next((each for each in dialect.prefixes if any(name.startswith(each) for name in names)), "")
-    apart = [re.escape(row.name[1:]).replace(r"\{layer\}", r"\d+") for row in dialect.rows if row.name.startswith("/")]
+    named = (*(row.name for row in dialect.rows), *(f"{other}*" for other in dialect.further))
+    apart = [translate(re.sub(r"{\w+}", "*", name[1:])) for name in named if name.startswith("/")]
     whole = re.compile("|".join(apart) or "(?!)").fullmatch
     return {name for name in names if not name.startswith(prefix) and not whole(name)}

@@ -44,7 +44,7 @@ def entries(
             kinds.setdefault(id(what[layer]), []).append(layer)
         inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
         for row in dialect.rows:
-            for kind, known, same in inside if "{layer}" in row.name else [(config, top, [0])]:
+            for kind, known, same in inside if row.inside else [(config, top, [0])]:
                 if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, **facts})):
                     continue
                 if _applies(row, dialect, known, config, present, unit.also):
@@ -68,7 +68,7 @@ def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]
     return frozenset(
         (dialect.prefixes[0], row.name, row.pattern.dims, row.pattern.parts, row.dtype, dialect.zero_centred and not row.whole)
         for row in dialect.rows
-        for kind, known in (inside if "{layer}" in row.name else [(config, top)])
+        for kind, known in (inside if row.inside else [(config, top)])
         if holds({**row.when, **row.written}, {**kind, **facts}) and all(part in known for part, _ in row.pattern.parts)
     )
 
@@ -119,8 +119,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     """Yield the entries of a row, each with its layer, BEFORE or AFTER."""
     row, unit, present = job.row, job.unit, job.present
     parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
-    inside = "{layer}" in row.name
-    stage = "layer" if inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
+    stage = "layer" if row.inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
     # of a source the names tell: beside further-token layers an embedding stands again, and the final norm with the last of the others
     elsewhere = {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also
     if present is None and elsewhere:
@@ -132,16 +131,16 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     # Megatron numbers the layers of such models, alike or not
     named = any(value(job.config, name) for name in ("blocks", "layer_ffn", "halves"))
     alike = not named and same[-1] < number(job.config, "layers")
-    usual = inside and job.dialect.stacked and alike
+    usual = row.inside and job.dialect.stacked and alike
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
         yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
     each = [*_experts(name, shares, unit.expert_base)]
-    spelled = [*_spelled(job, name, same)] if inside else [(0, name)]
+    spelled = [*_spelled(job, name, same)] if row.inside else [(0, name)]
     known = [text.replace("{expert}", shown) for _, shown in (each[0], each[-1]) for _, text in spelled]
-    if present is not None and len(each) > 1 and inside and not any((unit.name, text) in present for text in known):
+    if present is not None and len(each) > 1 and row.inside and not any((unit.name, text) in present for text in known):
         return  # another spelling of experts: hundreds of names need no look
-    tensors = {layer: (_names(parts, layer),) for layer in (same if inside else [0])}
+    tensors = {layer: (_names(parts, layer),) for layer in (same if row.inside else [0])}
     places = [({"first": BEFORE, "layer": layer}.get(stage, AFTER), text, tensors[layer]) for layer, text in spelled]
     folded = fold(row.pattern, each[0][0])  # the others fold alike
     stored = fold(row.stored, each[0][0]).shape if row.stored else folded.shape

@@ -33,6 +33,11 @@ class Row:
     whole: bool  # a norm that is stored as it is where the dialect's others are stored less one
     stored: Pattern | None  # the shape in the file, where the pattern's is another view of the same elements in the same order
 
+    @property
+    def inside(self) -> bool:
+        """Say whether it is a layer's: its name has the number, or what it holds is there in one layer alone."""
+        return "{layer}" in self.name or BY_PART[self.pattern.parts[0][0]].stage == "layer"
+
 
 @dataclass(frozen=True, slots=True)
 class TowerRow:
@@ -103,7 +108,7 @@ def _twice(rows: Sequence[Row]) -> Iterator[str]:
     writers: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
         for part, _ in row.pattern.parts if row.written != MODULE else ():
-            others = writers.setdefault((part, "{layer}" in row.name), [])
+            others = writers.setdefault((part, row.inside), [])
             for other in (each for each in others if each is not row):
                 facts = ([*_needs(each), *each.written.items()] for each in (row, other))
                 if not any(_excludes(*pair) for pair in product(*facts)):
@@ -124,7 +129,7 @@ def _excludes(one: tuple[str, object], other: tuple[str, object]) -> bool:
 
 def modules_of(dialect: Dialect, tensor: str) -> list[str]:
     """Return what the module of a tensor outside the layers may be called; the first is written."""
-    names = [row.name for row in dialect.rows if row.pattern.parts[0][0] == tensor and "{layer}" not in row.name]
+    names = [row.name for row in dialect.rows if row.pattern.parts[0][0] == tensor and not row.inside]
     return [name.removesuffix(".weight").removeprefix("/") for name in names]
 
 

@@ -79,7 +79,7 @@ def _unplaced(table: Table, config: Config, traits: Config, where: str) -> Itera
             and not (known.soft or known.storage)
             and matters(config, name)
             and (name in implied or not equal(value, known.neutral))
-            and not equal(traits.get(name), value)
+            and not (name in traits and equal(traits[name], value))
         ):
             facts = {"where": where, "field": f"{name}: {known.remark}", "found": repr(value)}
             yield Misfit((name,), NotSupported(f"the target's config has no place for {name!r}", facts))

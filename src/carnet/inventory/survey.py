@@ -199,9 +199,8 @@ def survey(
     published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = {**sorted_out.kept, **tower}
-    beyond = dialect.further[1].strip("/").format(layer=0) or f"layers.{config['layers']}."
-    if kind.omits_further and not any(beyond in name for _, name in kept):
-        config["mtp"] = 0  # transformers leaves the layers that predict further tokens out, and their number in the config
+    if kind.omits_further or (kind.arguments and not names_none(kind, heard.said)):
+        config["mtp"] = _further(dialect, config, kept)
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     shapes = {name: stored.shape for (_, name), stored in kept.items()} if dialect.told_by else {}
     config |= {name: tell(shapes, config) for name, tell in dialect.told_by.items()}
@@ -279,6 +278,16 @@ def _take_tower(
         )
     config["tower"] = told(one for each in held.values() for one in each)
     return {key: kept.pop(key) for key in held}
+
+
+def _further(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) -> int:
+    """Return how many further tokens have layers: transformers leaves them out, and their number in the config.
+
+    Where their names are those of nothing else, they are there whatever a config says: Qwen3-Next's says nothing.
+    """
+    apart = dialect.further[1].strip("/").partition("{layer}")[0]
+    there = any((apart or f"layers.{config['layers']}.") in name for _, name in kept)
+    return max(number(config, "mtp"), int(bool(apart))) if there else 0
 
 
 def _drop(

@@ -268,6 +268,7 @@ FIELDS = (
         str,
         None,
         "what the layers for one such token are, in words of ``blocks``; None for one like the last before",
+        moot=lambda config: not config.get("mtp"),
     ),
     Field("tied", bool, False, "the output head is the embedding"),
     Field("wrapper", str, "", "the rest of the config of a class that also sees or hears, as JSON"),
