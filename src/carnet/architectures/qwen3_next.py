@@ -11,6 +11,7 @@ from carnet.architectures.family import LLAMA_TRAITS, Family
 from carnet.dialects import gdn, hf
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.further import EMBED_FIRST
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
@@ -34,7 +35,7 @@ SHARED = (
 FURTHER = (
     row("/mtp.pre_fc_norm_embedding.weight", "hidden", "mtp.embed_norm"),
     row("/mtp.pre_fc_norm_hidden.weight", "hidden", "mtp.hidden_norm"),
-    row("/mtp.fc.weight", "hidden (two hidden_in)", "mtp.project"),
+    fuse("/mtp.fc.weight", "hidden *", EMBED_FIRST),
     row("/mtp.norm.weight", "hidden", "mtp.final_norm"),
 )
 KINDS = ("linear_attention", "full_attention")
