@@ -49,10 +49,10 @@ test-quantized: $(FULL)/.ready  ## let transformers run every family in every st
 fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` has 50 turns
 	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)
 
-bench: $(FULL)/.ready  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
+bench: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.plan
-	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.deepseek
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.published
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.growth
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.quantize

@@ -1,11 +1,11 @@
 """Measure the planning of a checkpoint with 100,000 tensors. It is all headers: the weights are holes in sparse files."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import skeleton
 from bench.measure import record, run, summary, table, work_folder
 
 LAYERS, HIDDEN, FFN, HEADS, KV, DIM, VOCAB = 11_111, 512, 1024, 16, 8, 32, 32_000
@@ -72,23 +72,8 @@ def write(folder: Path) -> int:
     """Write a Hugging Face checkpoint without weights and return its number of tensors."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    tensors = list(_tensors())
-    share = math.ceil(len(tensors) / FILES)
-    places = {}
-    for number in range(FILES):
-        name = f"model-{number + 1:05}-of-{FILES:05}.safetensors"
-        header, end = {}, 0
-        for key, shape in tensors[number * share : (number + 1) * share]:
-            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end := end + 2 * math.prod(shape)]}
-            places[key] = name
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with (folder / name).open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            file.truncate(8 + len(text) + end)
-    total = sum(2 * math.prod(shape) for _, shape in tensors)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": places}))
-    (folder / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    tensors = {name: ("BF16", shape) for name, shape in _tensors()}
+    skeleton.write(folder, tensors, CONFIG, shard=math.ceil(sum(map(skeleton.nbytes, tensors.values())) / FILES))
     return len(tensors)
 
 

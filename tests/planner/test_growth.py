@@ -25,6 +25,7 @@ BASE = {
 }
 COMMON = {"position": "rope", "norm_eps": 1e-5}
 MIXTURE = {"experts": 8, "topk": 2, "moe_ffn": 8}
+GPT_OSS = MIXTURE | {"window": 4, "window_layers": (1, 0), "glu_limit": 7.0}
 
 
 def save(name, folder, fields):
@@ -47,7 +48,9 @@ GROWN = [
     ("mixtral", "experts", (16, 32, 64), MIXTURE, {"to": "megatron", "ep": 2}),
     ("mixtral", "experts", (16, 32, 64), MIXTURE, {"to": "trtllm"}),
     ("mixtral", "experts", (16, 32, 64), MIXTURE, {"to": "hf", "quantize": "fp8-channel"}),
-    ("gpt_oss", "moe_ffn", (64, 128, 256), MIXTURE | {"window": 4, "window_layers": (1, 0), "glu_limit": 7.0}, {"to": "hf"}),
+    ("gpt_oss", "moe_ffn", (64, 128, 256), GPT_OSS, {"to": "hf"}),
+    ("gpt_oss", "experts", (16, 32, 64), GPT_OSS, {"to": "megatron"}),
+    ("gpt_oss", "moe_ffn", (64, 128, 256), GPT_OSS, {"to": "megatron"}),
     ("llama", "kv_heads", (8, 16, 32), {"heads": 32, "hidden": 32}, {"to": "trtllm", "tp": 4}),
 ]
 

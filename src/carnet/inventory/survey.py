@@ -201,6 +201,7 @@ def survey(
     kept = {**sorted_out.kept, **tower}
     if kind.omits_further or (kind.arguments and not names_none(kind, heard.said)):
         config["mtp"] = _further(dialect, config, kept)
+        config["mtp_blocks"] = value(config, "mtp_blocks") if config["mtp"] else None
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     shapes = {name: stored.shape for (_, name), stored in kept.items()} if dialect.told_by else {}
     config |= {name: tell(shapes, config) for name, tell in dialect.told_by.items()}

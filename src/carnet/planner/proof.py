@@ -6,7 +6,8 @@ cover it. Equal situations (the same layer, sixty times) are proven once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import prod
+from dataclasses import replace
+from math import gcd, prod
 
 from carnet.algebra.box import Box, tiles, uncovered, volume, whole
 from carnet.algebra.layout import View, stored_boxes
@@ -91,12 +92,33 @@ def _scales(encoding: Encoding) -> Iterator[Use]:
 
 
 def _is_tiled(extent: Extent, marks: Sequence[Footprint]) -> bool:
+    extent = _in_steps(extent, marks)
     return tiles(whole(extent.shape), [box for mark in marks for box in _boxes(extent, mark)])
 
 
 def _is_covered(extent: Extent, marks: Sequence[Footprint]) -> bool:
+    extent = _in_steps(extent, marks)
     boxes = sorted((box for mark in marks for box in _boxes(extent, mark)), key=lambda box: box.start)
     return uncovered(whole(extent.shape), [*boxes, *extent.padding]) is None
+
+
+def _in_steps(extent: Extent, marks: Sequence[Footprint]) -> Extent:
+    """Return an extent in which a dimension that every footprint goes along in steps is two: the steps, and what lies between them.
+
+    Columns of gate and up that take turns are then two boxes, and not one for each column.
+    """
+    if extent.padding:
+        return extent  # its boxes are those of the dimensions as they are
+    sizes = list[tuple[int, int]]()
+    for size, stride in zip(extent.shape, extent.strides, strict=True):
+        along = (
+            each for shape, _, strides in marks for length, each in zip(shape, strides, strict=True)
+            if length > 1 and stride <= each < stride * size
+        )  # fmt: skip
+        step = gcd(*along) // stride if stride else 1
+        sizes += [(size // step, stride * step), (step, stride)] if step > 1 and not size % step else [(size, stride)]
+    shape, strides = zip(*sizes, strict=True) if sizes else ((), ())
+    return replace(extent, shape=shape, strides=strides)
 
 
 def _boxes(extent: Extent, mark: Footprint) -> list[Box]:
