@@ -11,9 +11,13 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import experimental_attention_variant_module_specs as specs
 from megatron.core.post_training.modelopt import layers
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import carnet
+from carnet.errors import CarnetError
+from carnet.live import Grid, plan
+from carnet.megatron.models import arguments
 from tests.megatron.conftest import BASE, MLA, MOE, TOKENS, FusedProvider, filled, logits, newer, save
 
 pytestmark = [pytest.mark.referee, newer, pytest.mark.usefixtures("megatron_world")]
@@ -105,3 +109,58 @@ def states_aside(model, folder):
     loaded, *alone = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
     model.load_state_dict(loaded["model"])
     return {name for names in alone for name in names if not name.endswith("._extra_state")}
+
+
+@pytest.fixture
+def stack(spec, default_stack):
+    """Return the stack of a hybrid, megatron-core's own: with modules that are whole on every rank where its own are."""
+    layer = default_stack.submodules.dsa_layer.submodules.self_attention.submodules
+    layer.linear_q_down_proj = layer.linear_kv_down_proj = layers.Linear
+    inner = layer.core_attention.submodules.indexer.submodules
+    inner.linear_wq_b = inner.linear_wk = inner.linear_weights_proj = layers.Linear
+    return lambda *_: default_stack
+
+
+HALVES = {
+    "deepseek_v32": ("D-DEDE", {}),
+    "glm_moe_dsa": ("D-DEDE", {"dsa_indexer_rope_interleaved": True}),
+    "glm_moe_dsa, a number of the pattern's layers chooses": (
+        "D-DEDE",
+        {"dsa_indexer_rope_interleaved": True, "dsa_indexer_topk_freq": 4},
+    ),
+    "glm_moe_dsa, a further token": ("D-DEDE/DE", {"dsa_indexer_rope_interleaved": True, "mtp_num_layers": 1}),
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_a_hybrid_of_such_layers_is_the_same_family(name, stack, tmp_path):
+    pattern, more = HALVES[name]
+    said = {**V32, **more, "num_layers": 6, "moe_layer_freq": 1, "hybrid_layer_pattern": pattern, "vocab_size": 64}
+    model = made(said, stack)
+    expected = logits(model)
+    save(model, said, tmp_path / "store")
+    assert carnet.inspect(tmp_path / "store").inventory.family.name == name.partition(",")[0]
+    assert carnet.cross(tmp_path / "store", tmp_path / "hf", to="hf").equal
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        found = theirs(TOKENS, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert carnet.cross(tmp_path / "hf", tmp_path / "back", to="megatron").equal
+    assert carnet.verify(tmp_path / "store", tmp_path / "back").equal
+    stored = load_file(tmp_path / "hf/model.safetensors")
+    with plan(arguments(model), source=Grid(), target=Grid(), family=name.partition(",")[0]) as live:
+        given = live.run(model)
+    assert given.keys() == stored.keys()
+    assert [each for each in stored if not torch.equal(given[each], stored[each])] == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "variant"), [("D-DEDE", None), ("D-+EDE", "dsa"), ("+-+E+E", "dsa"), ("*-*E*E", "dsa")], ids=str
+)
+def test_a_pattern_with_other_attention_than_the_arguments_say_is_refused(pattern, variant, stack, tmp_path):
+    """Without the word megatron-core builds the letter, and its indexer reads what no norm has seen: mla_qk_norm_config.py."""
+    said = {**V32, "num_layers": 6, "moe_layer_freq": 1, "hybrid_layer_pattern": "D-DEDE", "vocab_size": 64}
+    other = {**said, "hybrid_layer_pattern": pattern, "experimental_attention_variant": variant}
+    save(made(said, stack), other, tmp_path / "store")
+    with pytest.raises(CarnetError, match="hybrid_layer_pattern"):
+        carnet.cross(tmp_path / "store", tmp_path / "hf", to="hf")

@@ -39,7 +39,7 @@ def blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
         expect(pattern is None and not number(config, "experts"), "layers that are described once")
         return str(described)
     if pattern is not None:
-        words = words_of(pattern or count * "M", latent=latent)
+        words = words_of(pattern or count * "M", _attends(config, latent=latent))
         expect(count in {len(words), len("".join(words))}, "a letter a layer")
         return " ".join(words)
     step = 1 if often is None else often
@@ -50,12 +50,20 @@ def blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
     return None if alike else mixtures(mixed, "".join("*G"[mark] for mark in delta))
 
 
-def words_of(pattern: str, *, latent: bool | None) -> list[str]:
-    """Return the layers of a pattern, a word each, in the letters of ``blocks``."""
+def words_of(pattern: str, attends: str) -> list[str]:
+    """Return the layers of a pattern, a word each, in the letters of ``blocks``; ``attends`` is the letter of its attention."""
     words = ["".join(found) for found in WORD.findall(pattern)]
-    expect(set("".join(words)) <= set("M-EG" + "*+"[bool(latent)]), "a letter a layer")
+    expect(set("".join(words)) <= set("M-EG" + attends), "a letter a layer")
     expect(all(len(word) == 1 or WHOLE.fullmatch(word) for word in words), "what mixes tokens, and an MLP, in brackets")
-    return [word.replace("+", "*") for word in words]
+    return [word.replace(attends, "*") for word in words]
+
+
+def _attends(config: Config, *, latent: bool | None) -> str:
+    """Return the letter of a hybrid's attention: without the word for it, what reads an indexer would not be normed.
+
+    megatron/core/transformer/mla_qk_norm_config.py.
+    """
+    return "*" if not latent else "D" if value(config, "variant") == "dsa" else "+"
 
 
 MOST = 1 << 10  # layers that predict further tokens, far beyond any model's
@@ -82,7 +90,7 @@ def further_blocks_of(said: tuple[Any, ...], config: Config) -> str | None:
     """Return what the layers for one further token are."""
     *others, latent = said
     number, pattern = further_said((*others,))
-    return unlike_last(words_of(pattern, latent=latent), config) if number and pattern else None
+    return unlike_last(words_of(pattern, _attends(config, latent=latent)), config) if number and pattern else None
 
 
 def further_spelled(config: Config) -> tuple[object, ...]:
@@ -106,7 +114,7 @@ def joined(config: Config) -> dict[str, Value] | None:
         said = config[name]
         found[name] = picked if isinstance(said, tuple) and 0 in (picked := tuple(said[at] for at in places)) else None
     alike = len({*words}) == 1 and "*" in text
-    kind = "gdn" if "G" in text else "none"
+    kind = "gdn" if "G" in text else "dsa" if value(config, "variant") == "dsa" else "none"
     further = PAIR.sub(r"\1\2", " ".join(further_blocks(config))).split() if number(config, "mtp") else words[-1:]
     found |= {"hybrid": False, "halves": max(map(len, text.split())) == 1, "layers": len(words), "variant": kind}
     found |= {"blocks": None if alike else " ".join(words)}
@@ -132,9 +140,9 @@ HYBRID_KEYS = (
 )
 NO_HYBRID = (str, str, str | list[str], False, 0.0, 0.0)
 WORD = re.compile(r"\[([^][]+)\]|(.)")  # a layer of a pattern: what brackets hold together, or a letter
-WHOLE = re.compile(r"[M*+G][-E]")  # what they can hold
+WHOLE = re.compile(r"[M*+DG][-E]")  # what they can hold
 PAIR = re.compile(r"([*G]) ([-E])")  # two layers that are one of another model
-MARKED = frozenset({"window_layers", "rope_layers"})  # fields with a mark a layer
+MARKED = frozenset({"window_layers", "rope_layers", "index_layers"})  # fields with a mark a layer
 FURTHER_KEYS = ("mtp_num_layers", "mtp_use_repeated_layer", "mtp_hybrid_override_pattern", *PATTERNS)
 NO_FURTHER = (int, False, str, str, str)
 DESCRIBED: dict[str, Kind] = {"heterogeneous_layers_config_encoded_json": str, "heterogeneous_layers_config_path": str}
@@ -147,7 +155,7 @@ def hybrid(config: Config) -> tuple[object, ...]:
     if not value(config, "hybrid"):
         return None, None, None, False, 0.0, 0.0
     parts = ["".join(blocks(config)), *["".join(further_blocks(config))] * number(config, "mtp")]
-    pattern = "/".join(parts).replace("*", "*+"[bool(value(config, "latent"))])
+    pattern = "/".join(parts).replace("*", _attends(config, latent=bool(value(config, "latent"))))
     return pattern, pattern, HYBRID_SPEC, False, 0.0, 0.0
 
 
