@@ -9,6 +9,7 @@ import pytest
 
 from carnet.architectures.known import SPELLED, dialect_of, others
 from carnet.dialects.configs import Place, Spread, Table, applies, keys_of, place, read
+from carnet.dialects.longrope import LONGROPE
 from carnet.dialects.senses import Senseless, expect, of_kind
 from carnet.dialects.writing import misfits, write
 from carnet.dialects.yarn import YARN
@@ -30,8 +31,9 @@ SPREADS = [
     for table, names in TABLES.items()
     for rows in [dialect_of(family_of(names[0]), table.split()[-1]).table.rows]
     for at, row in enumerate(rows)
-    # of a table that knows no YaRN its rows never apply
-    if isinstance(row, Spread) and (row.only != YARN or any("yarn" in dict(r.words) for r in rows if isinstance(r, Place)))
+    # of a table that knows no such positions their rows never apply
+    if isinstance(row, Spread)
+    and (row.only not in (YARN, LONGROPE) or any(row.only["rope_type"] in dict(r.words) for r in rows if isinstance(r, Place)))
 ]
 STRETCHED = [more for more in MAYBE if more.keys() & {"rope_type", "window", "router_groups"}]
 

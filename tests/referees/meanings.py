@@ -120,12 +120,14 @@ def llama3(**more: object) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500000.0, **known, **more}}
 
 
+def longrope(original: int = 16, **more: object) -> dict[str, Any]:
+    known = {"short_factor": [1.0, 1.5, 2.0, 4.0], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+    stretched = {"rope_type": "longrope", "rope_theta": 1e4, **known, **more}
+    return {"rope_parameters": stretched, "original_max_position_embeddings": original}
+
+
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
-LONG = {
-    "rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
-    "original_max_position_embeddings": 16,
-}
 PROPORTIONAL = {
     "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
     "sliding_attention": PLAIN_ROPE,
@@ -181,7 +183,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "rope_type": (
         Case("llama", LINEAR, EITHER),
         Case("llama", DYNAMIC, False, moves=False),
-        Case("phi3", LONG, False, "long_factor"),
+        Case("phi3", longrope(), False),
         Case("llama", llama3()),
         Case("qwen2", yarn(), EITHER),
         Case("gpt_oss", yarn(truncate=False), EITHER),
@@ -210,12 +212,20 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case("gpt_oss", yarn(mscale=0.7), EITHER),
         Case("qwen3", yarn(attention_factor=1.5), EITHER),
         Case("llama", yarn(mscale=0.7, mscale_all_dim=1.0), EITHER),
+        Case("phi3", longrope(attention_factor=1.5), False, "rope_type"),
+        Case("phi3", longrope(factor=16.0), False, "rope_type"),
     ),
     "rope_mscale_all": (v3(**yarn(mscale_all_dim=1.0)), Case("deepseek_v2", yarn(mscale=0.707, mscale_all_dim=0.707))),
+    "rope_short": (Case("phi3", longrope(original=32), False, "rope_type"),),
+    "rope_long": (Case("phi3", longrope(), False, "rope_type"),),
     "rope_truncated": (v3(False, **yarn(truncate=False)), Case("gpt_oss", yarn(truncate=False), EITHER)),
     "rope_low": (Case("llama", llama3(low_freq_factor=2.0), False),),
     "rope_high": (Case("llama", llama3(high_freq_factor=8.0), False),),
-    "rope_original": (Case("llama", llama3(original_max_position_embeddings=16), False), v3(**yarn(factor=2.0))),
+    "rope_original": (
+        Case("llama", llama3(original_max_position_embeddings=16), False),
+        v3(**yarn(factor=2.0)),
+        Case("phi3", longrope(), False, "rope_type"),
+    ),
     "rope_percent": (
         Case("phi3", {"partial_rotary_factor": 0.5}),
         Case("nemotron", {"partial_rotary_factor": 0.75}),

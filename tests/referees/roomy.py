@@ -21,7 +21,10 @@ WIDE = """
 EVERY: Fields = {"positions": 128, "vocab": 96, "bos": None, "eos": None, "pad": 0, "norm_eps": 1e-5, "dtype": "bf16"}
 SMALL = {"window": 8, "chunk": 16}  # shorter than the text
 APART: Fields = {"window_layers": (1, 0), "value_layers": (1, 0), "layer_head_dim": (128, 256)}
+LISTS: Fields = {"rope_short": (1.0, 1.5) * 64, "rope_long": (1.0, 2.0) * 64, "rope_original": 16}
 OF: dict[str, Fields] = {  # a sample's own
+    # eight times as long as before
+    "phi3, each frequency stretched for itself": {**LISTS, "rope_attention": 1.32287565553},
     "qwen3_next": {"blocks": "GE *E"},
     "qwen3_next, some layers dense": {"blocks": "G- *E"},
     "qwen3_5": {"blocks": "G- *-"},

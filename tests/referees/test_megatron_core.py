@@ -311,6 +311,20 @@ REFUSED: dict[str, Any] = {
         UNTOLD,
         {"beta_fast": "0.16, 0.17, 0.18, 0.19, 0.20: no flag says 2.0"},
     ),
+    "phi3, each frequency stretched for itself": (
+        hf.Phi3Config(
+            **SIZES,
+            pad_token_id=0,
+            rope_parameters={
+                "rope_type": "longrope",
+                "short_factor": [1.0, 1.5, 2.0, 4.0],
+                "long_factor": [1.0, 2.0, 4.0, 8.0],
+            },
+            original_max_position_embeddings=16,
+        ),
+        SENSE,
+        {"rope_type": "'longrope'"},
+    ),
     "falcon, alibi": (
         hf.FalconConfig(**FALCON, parallel_attn=False, alibi=True),
         "the target's config cannot say position = 'alibi'",

@@ -35,6 +35,12 @@ SIZES = {
 GQA = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 56}
 PHI = {**GQA, "vocab_size": 32064}  # the class's own padding token is the 32000th
 PARTLY = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.75}
+LONG = {
+    "rope_type": "longrope",
+    "type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+    "long_factor": [1.0, 2.0, 4.0, 8.0, 16.0, 32.0],
+}
 MODELS = {
     "nemotron": NemotronConfig(**GQA),
     "starcoder2": Starcoder2Config(**GQA),
@@ -44,6 +50,9 @@ MODELS = {
     "gemma2, a window of its own": Gemma2Config(**GQA, head_dim=16, sliding_window=8),
     "phi3": Phi3Config(**PHI),
     "phi3, heads rotated in part, tied": Phi3Config(**PHI, rope_parameters=PARTLY, tie_word_embeddings=True),
+    "phi3, stretched by lists of factors": Phi3Config(
+        **PHI, rope_parameters={**PARTLY, "partial_rotary_factor": 1.0, **LONG}, original_max_position_embeddings=32
+    ),
     "phi3, every head its own keys": Phi3Config(**{**PHI, "num_key_value_heads": 4}),
     "gpt_neox": GPTNeoXConfig(**SIZES, intermediate_size=192),
     "gpt_neox, rotated whole": GPTNeoXConfig(
@@ -172,6 +181,14 @@ CONFIGS = {
         "rotary_embedding_dim": 9,
         "tie_word_embeddings": True,
     },
+    "phi3, stretched by lists of factors": {
+        **PHI3,
+        "rotary_base": 5000.0,
+        "position_embedding_type": "long_rope",
+        "original_max_position_embeddings": 32,
+        "longrope_scaling_short_factors": LONG["short_factor"],
+        "longrope_scaling_long_factors": LONG["long_factor"],
+    },
     # written by the converter, which knows little
     "gpt_neox": {
         "architecture": "GPTNeoXForCausalLM",
@@ -204,6 +221,7 @@ def test_every_config_field_is_the_one_that_nvidia_s_class_writes(which, saved, 
 TOKENS = {"bos_token_id", "eos_token_id"}
 OTHERWISE = {
     "phi3": TOKENS,
+    "phi3, stretched by lists of factors": TOKENS,
     "phi3, every head its own keys": TOKENS,
     # read, it becomes one of rope_parameters, which stays
     "phi3, heads rotated in part, tied": {*TOKENS, "partial_rotary_factor"},
@@ -265,6 +283,12 @@ def test_a_rank_of_gpt_neox_keeps_the_second_norm_s_name_and_whole_biases(saved,
 NO_WORD = {
     "stages": (GPTNeoXConfig(**SIZES, intermediate_size=192), {"pp": 2}, "pp"),
     "stages of phi3": (Phi3Config(**GQA), {"pp": 2}, "pp"),
+    # the class has it by its rule alone
+    "another factor of phi3's angles": (
+        Phi3Config(**PHI, rope_parameters={**PARTLY, **LONG, "partial_rotary_factor": 1.0, "attention_factor": 0.5}),
+        {},
+        "rope_attention",
+    ),
     "another width": (GPTNeoXConfig(**SIZES, intermediate_size=56), {}, "ffn"),
     "one after the other": (
         GPTNeoXConfig(**SIZES, intermediate_size=192, use_parallel_residual=False),

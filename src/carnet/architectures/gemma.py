@@ -18,7 +18,7 @@ from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
 from carnet.dialects.senses import Kind, Senseless, expect
 from carnet.model.fields import MIXED, Config, Value
-from carnet.model.model import number, value
+from carnet.model.model import number, several, value
 
 GEMMA_TRAITS: dict[str, Value] = {**LLAMA_TRAITS, "embed_root": True}
 # configuration_gemma.py and TensorRT-LLM take "gelu" for the tanh form
@@ -204,8 +204,8 @@ def _kv_heads(said: Own, config: Config) -> tuple[int, ...] | None:
 
 def _last(many: str, usual: str, config: Config) -> int:
     """Return the size of the last layer: of all that have no window."""
-    each = value(config, many)
-    return each[-1] if isinstance(each, tuple) else number(config, usual)
+    each = several(config, many)
+    return number(config, usual) if each is None else each[-1]
 
 
 def _experts(said: tuple[int | None, bool], _: Config) -> int:

@@ -1,26 +1,21 @@
 """Phi-3 and Phi-4: Llama whose projections are joined, query, key and value in one tensor, gate and up in another.
 
-transformers: modeling_phi3.py. TensorRT-LLM: tensorrt_llm/models/phi3/config.py, convert.py. Positions that are stretched by lists of
-factors (longrope) are refused.
+transformers: modeling_phi3.py. TensorRT-LLM: tensorrt_llm/models/phi3/config.py, convert.py, model.py.
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, longrope, trtllm
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
+from carnet.dialects.longrope import LONGROPE, rotated
 from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import expect
 from carnet.model.fields import Config, Value
-from carnet.model.model import number, real
-
-
-def _rotated(config: Config) -> int:
-    """Return how much of a head is rotated, in whole dimensions."""
-    return int(number(config, "head_dim") * real(config, "rope_percent"))
+from carnet.model.model import real
 
 
 def _checked(said: int | None, config: Config) -> Value:
-    expect(said in {None, _rotated(config)}, "the same part of a head")
+    expect(said in {None, rotated(config)}, "the same part of a head")
     return real(config, "rope_percent")
 
 
@@ -50,7 +45,17 @@ PHI3 = Family(
                 default=1.0,
                 omit=True,
             ),
-            *hf.rope("rope_scaling", "rope_parameters", types=("default",)),
+            # transformers takes the outer one whatever the inner says: modeling_rope_utils.py standardize_rope_params
+            place("rope_original", "original_max_position_embeddings", default=4096),
+            *hf.rope("rope_scaling", "rope_parameters", types=("default", "longrope"), called=("type", "rope_type")),
+            place(
+                "rope_original",
+                "rope_scaling.original_max_position_embeddings",
+                "rope_parameters.original_max_position_embeddings",
+                default=lambda c: c["rope_original"],
+                only=LONGROPE,
+                omit=True,
+            ),
             place("window", "sliding_window", default=None),
             hf.TIED,
             hf.DTYPE,
@@ -58,8 +63,7 @@ PHI3 = Family(
         ),
         written=hf.NO_PADDING,
         guards={"attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,)},
-        # the sequence before stretching means nothing where nothing is stretched
-        ignored="embd_pdrop original_max_position_embeddings full_attn_mod interpolate_factor",
+        ignored="embd_pdrop full_attn_mod interpolate_factor",
     ),
     # One tensor holds a rank's up rows, then its gate rows. NVIDIA's split_weights.py halves the joined tensor instead, so that one of
     # two ranks has all up rows and no gate: its class then computes no Phi-3, and carnet writes the ranks with which it does.
@@ -69,13 +73,25 @@ PHI3 = Family(
         (
             *(field for field in trtllm.SIZES if field is not trtllm.ROTATED),
             *trtllm.ONE_STAGE,
-            *trtllm.ROPE,
+            place("rope_theta", "rotary_base", default=10000.0),
             place("rope_percent", "rotary_pct", default=1.0, omit=True),
-            Spread("rope_percent", "rotary_embedding_dim", int, _checked, lambda c: (_rotated(c),)),
+            Spread("rope_percent", "rotary_embedding_dim", int, _checked, lambda c: (rotated(c),)),
+            place(
+                "rope_type",
+                "position_embedding_type",
+                default="default",
+                words=(("default", "rope_gpt_neox"), ("longrope", "long_rope")),
+            ),
+            place("rope_original", "original_max_position_embeddings", only=LONGROPE),
+            place("rope_original", "original_max_position_embeddings", default=None, only={"rope_type": "default"}),
+            longrope.factors("rope_short", "longrope_scaling_short_factors"),
+            longrope.factors("rope_long", "longrope_scaling_long_factors"),
+            place("rope_attention", default=longrope.by_rule, only=LONGROPE),
             place("activation", "hidden_act", words=trtllm.GATED),
             place("tied", "tie_word_embeddings", default=False, omit=True),
         ),
         fixed={"position_embedding_type": "rope_gpt_neox"},
         written={"rotary_scaling": None},
+        guards={"rotary_scaling": ()},  # which the class's layers do not read
     ),
 )

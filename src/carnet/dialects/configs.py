@@ -325,10 +325,10 @@ def _is_written(table: Table, key: str, config: Config) -> bool:
 
 
 def _checked(name: str, key: str, value: object, where: str) -> Value:
-    """Return the value if the field can have it; a list of integers as a tuple."""
+    """Return the value if the field can have it; a list as a tuple."""
     field = BY_NAME[name]
     try:
-        found = of_kind(int | list[int] if field.many else field.kind, value)
+        found = of_kind(field.kind | list[field.kind] if field.many else field.kind, value)  # type: ignore[name-defined]
         wrong = _beyond(name, found)
     except Senseless as error:
         found, wrong = None, f"something that is not {error}"

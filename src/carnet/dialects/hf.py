@@ -6,7 +6,7 @@ Names as in transformers' modeling_llama.py; every family says what it does diff
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from carnet.dialects import yarn
+from carnet.dialects import longrope, yarn
 from carnet.dialects.configs import Place, Spread, Table, place
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.kinds import KINDS
@@ -14,7 +14,7 @@ from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import Config
-from carnet.model.model import head_share, marks, number, value
+from carnet.model.model import head_share, marks, number, several, value
 
 LAYER = "layers.{layer}."
 LAYER_TYPES = ("full_attention", "sliding_attention")  # of a layer in layer_types: without the window and with it
@@ -141,16 +141,21 @@ TIED = place("tied", "tie_word_embeddings", default=False)
 DTYPE = place("dtype", "torch_dtype", "dtype", default="f32", words=DTYPES)
 
 
-def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3", "yarn")) -> tuple[Place | Spread, ...]:
-    """Write the rows of rotary scaling below the key that is written, and the others that are read."""
+def rope(
+    *tops: str,
+    types: tuple[str, ...] = ("default", "linear", "llama3", "yarn"),
+    called: tuple[str, str] = ("rope_type", "type"),
+) -> tuple[Place | Spread, ...]:
+    """Write the rows of rotary scaling below the key that is written, and the others that are read; the type is ``called`` so there."""
     llama3 = {"rope_type": "llama3"}
-    type_keys = tuple(f"{top}.{name}" for top in tops for name in ("rope_type", "type"))
+    type_keys = tuple(f"{top}.{name}" for top in tops for name in called)
+    older = (("longrope", "su"),) if "longrope" in types else ()
 
     def keys(name: str) -> tuple[str, ...]:
         return tuple(f"{top}.{name}" for top in tops)
 
     return (
-        place("rope_type", *type_keys, default="default", words=tuple((name, name) for name in types), omit=True),
+        place("rope_type", *type_keys, default="default", words=(*((name, name) for name in types), *older), omit=True),
         place("rope_factor", *keys("factor"), only={"rope_type": "linear"}),
         place("rope_factor", *keys("factor"), only=llama3),
         place("rope_low", *keys("low_freq_factor"), only=llama3),
@@ -162,6 +167,7 @@ def rope(*tops: str, types: tuple[str, ...] = ("default", "linear", "llama3", "y
         place("rope_beta_slow", *keys("beta_slow"), default=1.0, only=YARN),
         yarn.hf(*tops),
         place("rope_truncated", *keys("truncate"), default=True, only=YARN, omit=True),
+        *longrope.hf(*tops),
     )
 
 
@@ -231,8 +237,8 @@ def marks_of(said: Sequence[str], config: Config, kinds: Kinds = LAYER_TYPES) ->
 
 def kinds_of(config: Config, field: str, kinds: Kinds = LAYER_TYPES) -> list[list[str]]:
     """Return the one ``layer_types`` that says a mark a layer, none where all layers are alike."""
-    found = value(config, field)
-    return [[kinds[mark] for mark in found]] if isinstance(found, tuple) else []
+    found = several(config, field)
+    return [] if found is None else [[kinds[mark] for mark in found]]
 
 
 def mixed(dense: Sequence[int] | None, step: int, config: Config) -> list[bool]:
@@ -263,8 +269,7 @@ def _rotated(said: tuple[list[int] | None, int], config: Config) -> tuple[int, .
 
 def rotated_layers(config: Config) -> list[int]:
     """Return a mark a layer, 1 for each with rotary positions."""
-    found = value(config, "rope_layers")
-    return [*found] if isinstance(found, tuple) else [1] * number(config, "layers")
+    return [*(several(config, "rope_layers") or [1] * number(config, "layers"))]
 
 
 # layers without positions: those with a 0 in the list, or every fourth

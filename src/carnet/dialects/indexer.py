@@ -12,7 +12,7 @@ from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
 from carnet.dialects.senses import expect
 from carnet.model.fields import SET, Condition, Config
-from carnet.model.model import number, value
+from carnet.model.model import number, several, value
 
 INDEXER = LAYER + "self_attn.indexer."
 ROWS = (
@@ -100,8 +100,8 @@ def _mark(word: str) -> int:
 
 def _spelled(config: Config) -> list[Said]:
     """Return the list, with a step where one says the same: transformers reads the one, vLLM the other; nothing where all are full."""
-    marks = value(config, "index_layers")
-    if not isinstance(marks, tuple):
+    marks = several(config, "index_layers")
+    if marks is None:
         return [(None, None, None, None)]
     words = [WORDS[mark] for mark in marks]
     stepped = [(words, None, *said) for said in steps(config) if own(*said, config) == marks]

@@ -137,6 +137,9 @@ DROPPED = {
     "embed_positions": "table of positions",
     "embed_positions_for_gpt_attention": "table of positions",
     "rotary_inv_freq": "rotary buffer",
+    "long_rope_embed_positions": "table of positions",
+    "long_rope_embed_positions_for_gpt_attention": "table of positions",
+    "long_rope_rotary_inv_freq": "rotary buffer",
 }
 
 

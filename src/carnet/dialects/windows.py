@@ -9,7 +9,7 @@ from carnet.dialects import hf
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER_TYPES
 from carnet.model.fields import SET, Config
-from carnet.model.model import number, value
+from carnet.model.model import number, several, value
 
 KEYS = ("sliding_window", "max_window_layers", "layer_types")  # mean nothing without use_sliding_window
 Windows = tuple[bool, int | None, int, list[str] | None]  # what use_sliding_window and KEYS say
@@ -37,11 +37,10 @@ def _window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
 
 def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
     """Yield what says the window; transformers reads the list of layers, releases before 4.53 and vLLM the first."""
-    size, found = value(config, "window"), value(config, "window_layers")
+    size, found = value(config, "window"), several(config, "window_layers") or (1,) * number(config, "layers")
     if not isinstance(size, int):
         yield (None,) * 4
         return
-    found = found if isinstance(found, tuple) else (1,) * number(config, "layers")
     first = found.index(1) if 1 in found else len(found)
     yield True, size, first, [LAYER_TYPES[mark] for mark in found]
 

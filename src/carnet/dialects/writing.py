@@ -81,7 +81,7 @@ def _unplaced(table: Table, config: Config, traits: Config, where: str) -> Itera
             and (name in implied or not equal(value, known.neutral))
             and not (name in traits and equal(traits[name], value))
         ):
-            facts = {"where": where, "field": f"{name}: {known.remark}", "found": repr(value)}
+            facts = {"where": where, "field": f"{name}: {known.remark}", "found": f"{value!r}"[:80]}
             yield Misfit((name,), NotSupported(f"the target's config has no place for {name!r}", facts))
 
 

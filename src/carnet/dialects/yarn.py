@@ -34,7 +34,7 @@ def megatron(only: Condition, *others: tuple[str, str]) -> Spread:
 def _of_hf(said: tuple[Any, ...], config: Config) -> float:
     given, mscale, every = said
     if given is not None:
-        return _rounded(given)
+        return rounded(given)
     return _ratio(config, mscale, every) if mscale and every else _ratio(config, 1.0, 0.0)
 
 
@@ -65,10 +65,11 @@ def _solved(config: Config) -> Iterator[float]:
 def _ratio(config: Config, numerator: float, denominator: float) -> float:
     below = _grown(config, denominator)
     expect(below, "a factor that is not by nothing")
-    return _rounded(_grown(config, numerator) / below)
+    return rounded(_grown(config, numerator) / below)
 
 
-def _rounded(factor: float) -> float:
+def rounded(factor: float) -> float:
+    """Return a factor as far as it is looked at."""
     return float(f"{factor:.{DIGITS}g}")
 
 

@@ -68,13 +68,13 @@ def _is_rotary(target: Side, stored: Stored, config: Config) -> bool | None:
         return None
     width = _width(config)
     bases = {float(str(base)) for name in ("rope_theta", "rope_local_theta") if (base := value(config, name)) is not None}
-    if stored.shape != (width // 2,) or stored.dtype not in FLOATS:
-        return False
-    found = _values(target, stored, whole(stored.shape))
     known = _of_ranks if target.inventory.dialect.ranked else _frequencies
     candidates = [each for base in sorted(bases) for each in known(config, base, width)]
     if not candidates:
         return None
+    if stored.shape != (width // 2,) or stored.dtype not in FLOATS:
+        return False
+    found = _values(target, stored, whole(stored.shape))
     return any(_is_near(found, right, stored.dtype) for right in candidates)
 
 
@@ -96,6 +96,8 @@ def _frequencies(config: Config, base: float, width: int) -> Iterator[Numbers]:
         yield plain
     if kind == "linear":
         yield plain / factor
+    if kind == "longrope":
+        yield from (plain / np.asarray(value(config, name), dtype=np.float64) for name in ("rope_short", "rope_long"))
     if kind == "llama3":
         low, high, original = (float(str(value(config, name))) for name in ("rope_low", "rope_high", "rope_original"))
         waves = 2 * pi / plain
@@ -126,7 +128,7 @@ def _is_table(target: Side, stored: Stored, config: Config) -> bool | None:
     ``embed_positions`` has the sines of a position before its cosines, the attention plugin's table each cosine before its sine
     (tensorrt_llm/layers/attention.py create_attention_const_params). Angles are products in f32, which has no choice how to round.
     """
-    if value(config, "position") != "rope":
+    if value(config, "position") != "rope" or value(config, "rope_type") == "longrope":  # whose tables nobody compares
         return None
     by_halves, width, positions = stored.name == "embed_positions", _width(config), number(config, "positions")
     if stored.shape != ((1, positions, width) if by_halves else (1, positions * width)) or stored.dtype != "f32":

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 
-Value = str | int | float | bool | tuple[int, ...] | None
+Value = str | int | float | bool | tuple[int, ...] | tuple[float, ...] | None
 Config = Mapping[str, Value]  # field name -> value; a field that is absent has its neutral value
 SET = object()  # in a condition: any value but none, zero, false and the empty word
 Condition = Mapping[str, object]  # field, or what a layer is -> the value that it must have, or SET
@@ -23,7 +23,7 @@ class Field:
     soft: bool = False  # says nothing about the weights' meaning: a target without a place for it may leave it out
     least: int | None = 1  # of an integer, the smallest that makes sense
     most: int | None = None  # of an integer, the largest that a machine can list
-    many: bool = False  # may be several integers
+    many: bool = False  # may be several of them
     remedy: str | None = None  # what a person can do where no config says it
     moot: Callable[[Config], bool] | None = None  # where it changes nothing, whatever its value: a target may leave it out
     of: str = ""  # the blocks that it is about, as letters of the field ``blocks``; "" for the whole model
@@ -68,12 +68,15 @@ FIELDS = (
         "rope_type",
         str,
         "default",
-        "how rotary frequencies are stretched: default, linear, llama3, yarn, proportional (a part is rotated by those of a whole)",
+        "how rotary frequencies are stretched: default, linear, llama3, yarn, longrope (each by a factor of its own), proportional (a "
+        "part is rotated by those of a whole)",
     ),
     Field("rope_factor", float, 1.0, "by how much"),
     Field("rope_beta_fast", float, 32.0, "yarn: rotations above which frequencies are left alone"),
     Field("rope_beta_slow", float, 1.0, "yarn: rotations below which frequencies are stretched fully"),
-    Field("rope_attention", float, None, "yarn: factor on cosines and sines"),
+    Field("rope_attention", float, None, "yarn, longrope: factor on cosines and sines"),
+    Field("rope_short", float, None, "longrope: what divides each frequency in texts as long as before stretching", many=True),
+    Field("rope_long", float, None, "longrope: what divides each frequency in longer texts", many=True),
     Field(
         "rope_mscale_all", float, 0.0, "latent attention: its scores are multiplied by (0.1 x ln(rope_factor) + 1)^2 for this x"
     ),
@@ -295,10 +298,12 @@ FIELDS = (
 )
 BY_NAME = {field.name: field for field in FIELDS}
 
-# what fields say together that computes nothing -> what they say instead, and those that mean nothing then: positions stretched by one
-ROPE_WORDS = "factor beta_fast beta_slow attention mscale_all low high original truncated"
+# what fields say together that computes nothing -> what they say instead, and those that mean nothing then: positions stretched by one,
+# or not at all
+ROPE_WORDS = "factor beta_fast beta_slow attention mscale_all low high original truncated short long"
 UNSTRETCHED: tuple[Config, tuple[str, ...]] = {"rope_type": "default"}, tuple(f"rope_{word}" for word in ROPE_WORDS.split())
 NOTHING: tuple[tuple[Condition, tuple[Config, tuple[str, ...]]], ...] = (
+    ({"rope_type": "default"}, UNSTRETCHED),
     ({"rope_type": "linear", "rope_factor": 1.0}, UNSTRETCHED),
     ({"rope_type": "llama3", "rope_factor": 1.0}, UNSTRETCHED),
     ({"rope_type": "yarn", "rope_factor": 1.0, "rope_attention": 1.0}, UNSTRETCHED),

@@ -35,6 +35,12 @@ def real(config: Config, name: str) -> float:
     return found
 
 
+def several(config: Config, name: str) -> tuple[int, ...] | None:
+    """Return the value of a field that is several integers, None where there is none."""
+    found = value(config, name)
+    return tuple(map(int, found)) if isinstance(found, tuple) else None
+
+
 def head_share(config: Config) -> int:
     """Return how wide a head is where all of them share the model's width."""
     return number(config, "hidden") // number(config, "heads")

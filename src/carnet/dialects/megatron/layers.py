@@ -12,7 +12,7 @@ from carnet.dialects.heterogeneous import MEANINGS, read_text, spelled_text
 from carnet.dialects.megatron.releases import PATTERNS
 from carnet.dialects.senses import Kind, expect
 from carnet.model.fields import Config, Value
-from carnet.model.model import blocks, concerns, further_blocks, marks, mixtures, number, unlike_last, value
+from carnet.model.model import blocks, concerns, further_blocks, marks, mixtures, number, several, unlike_last, value
 
 
 def letters(said: tuple[Any, ...]) -> str | None:
@@ -189,8 +189,8 @@ def windowed(said: int | list[int] | None, config: Config) -> tuple[int, ...] | 
 
 def listed(config: Config, name: str, *, turned: bool = False) -> list[int] | None:
     """Return a field that is a mark a layer as a list, or with each mark the other one."""
-    found = value(config, name)
-    return [mark ^ turned for mark in found] if isinstance(found, tuple) else None
+    found = several(config, name)
+    return None if found is None else [mark ^ turned for mark in found]
 
 
 def rotated(said: int | list[int] | None, config: Config) -> tuple[int, ...] | None:
