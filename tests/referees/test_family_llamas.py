@@ -1,5 +1,7 @@
 """Mistral, Qwen2 and Qwen3: what transformers saved comes back tensor by tensor, and computes the same bits."""
 
+import json
+
 import pytest
 from transformers import (
     Cohere2Config,
@@ -18,7 +20,7 @@ from transformers import (
 )
 
 import carnet
-from carnet.errors import NotSupported
+from carnet.errors import BadCheckpoint, NotSupported
 from tests.referees.sizes import HEADS, TOKENS
 
 pytestmark = pytest.mark.referee
@@ -40,6 +42,12 @@ MODELS = {
     "qwen3": Qwen3Config(**HEADS, **TOKENS, intermediate_size=56),
     "seed_oss": SeedOssConfig(**HEADS, **TOKENS, intermediate_size=56),
     "smollm3": SmolLM3Config(**QWEN2, **TOKENS, intermediate_size=56),
+    "smollm3, a window where there are no positions": SmolLM3Config(
+        **QWEN2, **TOKENS, intermediate_size=56, use_sliding_window=True, sliding_window=8
+    ),
+    "smollm3, a window as listed": SmolLM3Config(
+        **QWEN2, **TOKENS, intermediate_size=56, use_sliding_window=True, sliding_window=8, layer_types=KINDS
+    ),
     "ernie4_5": Ernie4_5Config(**HEADS, **TOKENS, intermediate_size=56, use_bias=True),
     "glm4": Glm4Config(**HEADS, **TOKENS, intermediate_size=56),
     "olmo3": Olmo3Config(**QWEN2, **TOKENS, intermediate_size=56, sliding_window=8),
@@ -68,6 +76,35 @@ def test_a_model_comes_back_as_it_went(which, there_and_again):
     # carnet says how wide a head is where a class leaves it to the reader, and the numbers of YaRN that are usual
     otherwise = {"head_dim"} if which.startswith(("qwen2", "smollm3")) else {"rope_parameters"} if "stretched" in which else ()
     there_and_again(MODELS[which], spelled_otherwise=otherwise)
+
+
+def test_a_window_that_is_listed_and_not_asked_for_is_refused(saved):
+    """The class has it with one attention and has none with another."""
+    source = saved(SmolLM3Config(**QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=KINDS))
+    with pytest.raises(BadCheckpoint, match="sliding_window and sliding_window where a layer has the window"):
+        carnet.plan(source, to="hf")
+
+
+@pytest.mark.parametrize("said", [False, None])
+def test_a_model_that_sees_what_comes_later_is_refused(said, saved):
+    source = saved(MODELS["qwen3"])
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "is_causal": said}))
+    with pytest.raises(NotSupported, match="'is_causal'"):
+        carnet.plan(source, to="hf")
+
+
+def test_positions_that_are_said_twice_are_refused_unless_they_are_the_same(saved, tmp_path):
+    """The class reads rope_scaling alone where both are there: the base among the others is lost."""
+    source = saved(MODELS["qwen3"])
+    config = json.loads((source / "config.json").read_text())
+    stretched = {"rope_type": "yarn", "factor": 4.0}
+    for name, based in (("other", {**stretched, "rope_theta": 7.0}), ("same", stretched)):
+        said = {**config, "rope_parameters": based, "rope_scaling": stretched}
+        (tmp_path / f"{name}.json").write_text(json.dumps(said))
+    with pytest.raises(BadCheckpoint, match="leave one of them"):
+        carnet.plan(source, to="hf", config=tmp_path / "other.json")
+    assert carnet.plan(source, to="hf", config=tmp_path / "same.json")
 
 
 def test_a_window_that_no_sequence_reaches_is_none_for_a_target_without_windows(saved, tmp_path):

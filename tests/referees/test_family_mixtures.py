@@ -1,5 +1,6 @@
 """Mixtures of experts: what transformers saved comes back tensor by tensor, and computes the same bits."""
 
+import json
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 import carnet
+from carnet.errors import BadCheckpoint
 from tests.referees.sizes import HEADS, TOKENS
 
 pytestmark = pytest.mark.referee
@@ -134,3 +136,11 @@ def test_a_rank_of_mixtral_holds_its_experts_up_rows_before_gate_rows(expert, sa
         assert torch.equal(held["transformer.layers.0.mlp.fc.weight"][expert], torch.cat((w3[rows], w1[rows])))
         assert torch.equal(held["transformer.layers.0.mlp.proj.weight"][expert], w2[:, rows])
         assert torch.equal(held["transformer.layers.0.mlp.router.weight"], router)
+
+
+def test_mixtures_of_no_experts_are_refused(saved):
+    source = saved(MODELS["dots1"])
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "n_routed_experts": 0}))
+    with pytest.raises(BadCheckpoint, match="layers are mixtures, and there are no experts"):
+        carnet.plan(source, to="hf")

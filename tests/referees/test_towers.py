@@ -210,6 +210,14 @@ def test_a_text_model_alone_is_not_called_one_that_sees(model, tmp_path):
         carnet.plan(tmp_path / "text", to="hf")
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES if name.startswith("Qwen")])
+def test_positions_without_a_type_are_the_usual_ones(name, model, tmp_path):
+    config = json.loads((model(name) / "config.json").read_text())
+    del config["text_config"]["rope_parameters"]["rope_type"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert carnet.cross(model(name), tmp_path / "hf", to="hf", config=tmp_path / "config.json").equal
+
+
 def test_another_text_model_inside_is_refused_by_its_name(model, tmp_path):
     config = json.loads((model(QWEN) / "config.json").read_text())
     config["text_config"]["model_type"] = "ministral3"
@@ -218,7 +226,7 @@ def test_another_text_model_inside_is_refused_by_its_name(model, tmp_path):
         carnet.plan(model(QWEN), to="hf", config=tmp_path / "config.json")
 
 
-@pytest.mark.parametrize("said", [[], "x", 3])
+@pytest.mark.parametrize("said", [[], "x", 3, None])
 def test_nonsense_in_place_of_the_text_models_config_is_refused(said, model, tmp_path):
     config = json.loads((model(QWEN) / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "text_config": said}))
@@ -290,6 +298,19 @@ def test_what_lends_no_tower_is_refused(trained, model, tmp_path):
         carnet.plan(model(QWEN), to="hf", tower=model(QWEN))
     with pytest.raises(NotSupported, match="no known family"):
         carnet.plan(trained, to="hf", tower=model("Gemma3ForConditionalGeneration"))
+
+
+def test_a_folder_that_lends_only_its_config_or_another_width_is_refused(trained, model, tmp_path):
+    said = json.loads((model(QWEN) / "config.json").read_text())
+    tensors = load_file(model(QWEN) / "model.safetensors")
+    save_file({name: each for name, each in tensors.items() if "visual" not in name}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(BadRequest, match="a folder without a tower"):
+        carnet.plan(trained, to="hf", tower=tmp_path)
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**said, "text_config": {**said["text_config"], "hidden_size": 128}}))
+    with pytest.raises(BadRequest, match="for a text model of another hidden_size"):
+        carnet.plan(trained, to="hf", tower=tmp_path)
 
 
 def test_a_tower_that_changes_before_it_is_written_is_an_error(trained, model, tmp_path):

@@ -47,7 +47,7 @@ from carnet.dialects.writing import Misfit, misfits
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.model.fields import BY_NAME, Config, Value
 from carnet.model.keys import left_out
-from carnet.model.model import OWN, concerns, holds, value
+from carnet.model.model import OWN, blocks, concerns, holds, marks, value
 
 FAMILIES = (
     LLAMA,
@@ -202,7 +202,7 @@ def recognise(
 
 
 def _check(config: Config, where: str) -> None:
-    """Refuse sizes that do not go together, and a list that has not a number a layer."""
+    """Refuse sizes that do not go together, a list that has not a number a layer, and mixtures of nothing."""
     for many in OWN.values():
         listed = value(config, many)
         if isinstance(listed, tuple) and len(listed) != value(config, "layers"):
@@ -212,6 +212,8 @@ def _check(config: Config, where: str) -> None:
         heads, groups = value(config, many), value(config, few)
         if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
             raise BadCheckpoint(f"the {what}", {"where": where, many: heads, few: groups})
+    if any(marks(config)) and not value(config, "experts"):
+        raise BadCheckpoint("layers are mixtures, and there are no experts", {"where": where, "blocks": blocks(config)})
 
 
 SHARING = (  # heads -> those that they divide among

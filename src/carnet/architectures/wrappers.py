@@ -60,6 +60,7 @@ class Wrapper:
     tower: tuple[str, ...] = ("model.visual.", "visual.")  # what the names of a tower begin with
     rows: tuple[TowerRow, ...] = ()  # what Megatron-Bridge calls otherwise there; ``heads`` is asked of the config
     key: str = "text_config"  # where the text model's config stands
+    flat: bool = False  # where that is not there, the keys of the text model stand among the others: configs of old releases
     # keys of that config that are of no concern to the text alone -> the values that are, None for all
     own: Mapping[str, tuple[object, ...] | None] = field(default_factory=dict)
     # what its config class takes a key for that is not there, other than the text class
@@ -99,17 +100,14 @@ GLM_TOWER = (TowerRow("model.visual.**", "visual.**"),)  # glm_vl/glm_45v_bridge
 PROJECTED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 # positions in three dimensions, which are the same three for a text
-MROPE: dict[str, tuple[object, ...] | None] = {
-    f"{top}.{name}": values
-    for top in ("rope_scaling", "rope_parameters")
-    for name, values in (
-        ("mrope_section", None),
-        ("mrope_interleaved", None),
-        ("rope_type", ("default", "mrope")),
-        ("type", ("default", "mrope")),
-    )
+TOPS = ("rope_scaling", "rope_parameters")
+SECTIONS: dict[str, tuple[object, ...] | None] = {
+    f"{top}.mrope_{name}": None for top in TOPS for name in ("section", "interleaved")
 }
+# and what such positions are called by classes that do not read a type
+MROPE = SECTIONS | {f"{top}.{name}": ("default", "mrope") for top in TOPS for name in ("rope_type", "type")}
 
+QWEN2_ABSENT: Json = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0}  # of Qwen2-VL and Qwen2.5-VL
 AT = LAYER + "mlp.experts."
 BY_OUTPUT, BY_INPUT, PLAIN = {"experts_by_output": True}, {"experts_by_output": False}, {"coded": False}
 # Qwen3-VL's are published with the inputs of an expert before its outputs, as vLLM takes them (models/qwen3_vl_moe.py), and saved by
@@ -136,9 +134,25 @@ def _by_output(shapes: Mapping[str, tuple[int, ...]], config: Config) -> bool:
 WRAPPERS = {
     wrapper.architecture: wrapper
     for wrapper in (
-        Wrapper("Qwen3VLForConditionalGeneration", "Qwen3ForCausalLM", ("qwen3_vl_text",), rows=QWEN_TOWER, own=MROPE),
-        Wrapper("Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", ("qwen2_vl_text",), own=MROPE),
-        Wrapper("Qwen2_5_VLForConditionalGeneration", "Qwen2ForCausalLM", ("qwen2_5_vl_text",), own=MROPE),
+        Wrapper(
+            "Qwen3VLForConditionalGeneration",
+            "Qwen3ForCausalLM",
+            ("qwen3_vl_text",),
+            rows=QWEN_TOWER,
+            own=MROPE,
+            absent={"rope_theta": 500000.0},
+        ),
+        Wrapper(
+            "Qwen2VLForConditionalGeneration", "Qwen2ForCausalLM", ("qwen2_vl_text",), flat=True, own=MROPE, absent=QWEN2_ABSENT
+        ),
+        Wrapper(
+            "Qwen2_5_VLForConditionalGeneration",
+            "Qwen2ForCausalLM",
+            ("qwen2_5_vl_text",),
+            flat=True,
+            own=MROPE,
+            absent=QWEN2_ABSENT,
+        ),
         Wrapper(
             "Qwen3VLMoeForConditionalGeneration",
             "Qwen3MoeForCausalLM",
@@ -149,9 +163,16 @@ WRAPPERS = {
             experts=QWEN_EXPERTS,
             told_by={"experts_by_output": _by_output},
         ),
-        Wrapper("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", rows=QWEN_TOWER, own=MROPE),
-        Wrapper("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", rows=QWEN_TOWER, own=MROPE),
-        Wrapper("Glm4vMoeForConditionalGeneration", "Glm4MoeForCausalLM", ("glm4v_moe_text",), rows=GLM_TOWER, own=MROPE),
+        Wrapper("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", rows=QWEN_TOWER, own=SECTIONS),
+        Wrapper("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", rows=QWEN_TOWER, own=SECTIONS),
+        Wrapper(
+            "Glm4vMoeForConditionalGeneration",
+            "Glm4MoeForCausalLM",
+            ("glm4v_moe_text",),
+            rows=GLM_TOWER,
+            own=MROPE,
+            absent={"attention_bias": True},
+        ),
         Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
         Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
         Wrapper(
@@ -221,11 +242,11 @@ def unwrapped(raw: Json, model_type: object, where: str) -> tuple[Json, str]:
     files = {key: value for key, value in raw.items() if key.endswith(".json")}  # that stand beside the config
     rest = {key: value for key, value in raw.items() if key not in (*IDLE_HERE, *files, wrapper.key)}
     text = raw.get(wrapper.key)
-    if text is None:  # of an old release: the keys of the text model stand among the others
+    if text is None and wrapper.flat:
         rest = {key: value for key, value in rest.items() if _is_beside(key)}
         text = {key: value for key, value in raw.items() if key not in rest}
     elif not isinstance(text, Mapping):
-        facts = {"where": where, "found": repr(text)[:80], "expected": "the text model's config"}
+        facts = {"where": where, "class": wrapper.architecture, "found": repr(text)[:80], "expected": "the text model's config"}
         raise BadCheckpoint(f"the config's {wrapper.key!r} is not a record", facts)
     kept: dict[str, object] = {}
     own = [key for key in leaves(text) if _is_own(wrapper, key, lookup(text, key))]

@@ -216,6 +216,8 @@ GENERATION: Mapping[str, object] = {
     "max_length": 20,
     "top_k": 50,
 }
+# any class sees what comes later, too, where this says so: create_causal_mask of masking_utils.py
+CAUSAL: Mapping[str, tuple[object, ...]] = {"is_causal": (True,)}
 # Fields of transformers' PretrainedConfig that every family has and that nothing depends on which a model computes or generates.
 IDLE = frozenset(
     """
@@ -337,7 +339,8 @@ def dialect(
             fixed={"model_type": model_type, **(fixed or {})},
             written={"architectures": [architecture], "use_cache": True, **(written or {})},
             absent=absent or {},
-            guards=guards or {},
+            guards={**CAUSAL, **(guards or {})},
+            instead={"rope_parameters": "rope_scaling"},  # modeling_rope_utils.py: convert_rope_params_to_dict
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped={**DROPPED, **(dropped or {})},

@@ -6,13 +6,14 @@ from glob import escape
 from itertools import takewhile
 
 OTHER_CLASS = "look whether the config is that of these weights: a model of its class has no such tensor"
+INSIDE = (
+    r"^(?>model\.)?language_model\.",
+    "the text model inside one that also sees or hears",
+    "save the text model alone with transformers: model.language_model.save_pretrained(OUT)",
+)
 # what such a tensor may be, and the way out; the model computes with all of these, so that none can be left behind
 STRANGERS = (
-    (
-        r"^(?>model\.)?language_model\.",
-        "the text model inside one that also sees or hears",
-        "save the text model alone with transformers: model.language_model.save_pretrained(OUT)",
-    ),
+    INSIDE,
     (r"lora_|\.adapter\.|^(?>.*?adapter).*\.linear_|ia3_", "an adapter", "merge the adapter into the weights first"),
     (r"qkv|query_key_value|gate_up|c_attn|kqv", "a joined projection", OTHER_CLASS),
     (r"experts|router", "a part of a mixture", OTHER_CLASS),
@@ -29,12 +30,16 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
     ('', "--drop 'visual.blocks.*' if it may be left behind")
     >>> way_out(["a[0]", "a[1]"], {"norm.weight"}, whole=True)[1].split()[1]
     "'a[[]*'"
+    >>> way_out(["model.language_model.lora_A"], {"model.language_model.norm.weight"}, whole=True)[0]
+    'an adapter'
     >>> way_out(["layers.0.self_attn.q_norm.weight"], {"norm.weight"}, whole=True)[0]
     'a norm'
     """
     names = "\n".join(unknown).lower()  # a search of one text takes a tenth of the time of one a name
     for looks_so, looks, remedy in STRANGERS:
-        if not re.search(looks_so, names, re.MULTILINE):
+        if not re.search(looks_so, names, re.MULTILINE) or (
+            looks == INSIDE[1] and any(re.match(looks_so, name) for name in known)
+        ):
             continue
         if looks not in WEAK or not re.search(rf"^(?!.*(?:{looks_so})).+$", names, re.MULTILINE):
             return looks, remedy

@@ -26,16 +26,16 @@ def _windowed(said: Windows, config: Config) -> tuple[int, ...]:
     return hf.marks_of(kinds, config)
 
 
-def _window(said: Windows, config: Config) -> int | None:
+def window(said: Windows, config: Config) -> int | None:
     return said[1] if any(_windowed(said, config)) else None
 
 
-def _window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
+def window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
     found = _windowed(said, config)
     return None if all(found) else found
 
 
-def _windows(config: Config) -> Iterator[Windows | tuple[None, ...]]:
+def spelled(config: Config) -> Iterator[Windows | tuple[None, ...]]:
     """Yield what says the window; transformers reads the list of layers, releases before 4.53 and vLLM the first."""
     size, found = value(config, "window"), several(config, "window_layers") or (1,) * number(config, "layers")
     if not isinstance(size, int):
@@ -50,11 +50,11 @@ def _after(key: str, absent: tuple[object, ...], more: tuple[str, ...]) -> tuple
     flag = (True,) * (4 - len(absent))
 
     def choices(config: Config) -> Iterator[tuple[object, ...]]:
-        return (each[len(flag) :] for each in _windows(config))
+        return (each[len(flag) :] for each in spelled(config))
 
     return (
-        Spread("window", key, absent, lambda said, c: _window((*flag, *said), c), choices, more=more),
-        Spread("window_layers", key, absent, lambda said, c: _window_layers((*flag, *said), c), choices, {"window": SET}, more),
+        Spread("window", key, absent, lambda said, c: window((*flag, *said), c), choices, more=more),
+        Spread("window_layers", key, absent, lambda said, c: window_layers((*flag, *said), c), choices, {"window": SET}, more),
     )
 
 

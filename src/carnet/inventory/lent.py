@@ -1,5 +1,6 @@
 """A tower that another folder lends: a Megatron checkpoint of the text alone becomes a model that also sees or hears."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from carnet.architectures.known import dialect_of, names_none, of_class, text_of
@@ -17,13 +18,14 @@ from carnet.storage.lent import MARK, WithLent
 from carnet.storage.schemes import PathLike, folder_at
 
 OPTION = "--tower"
+WIDTH = "hidden_size"  # which Megatron and every class call the same
 
 
 def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
     """Return a Megatron checkpoint with what a Hugging Face folder has beside its text model; as it is where none is named.
 
-    Raises BadRequest where the folder is of no class that also sees or hears, and where the checkpoint has a tower of its own: one
-    that was trained is never replaced.
+    Raises BadRequest where the folder is of no class that also sees or hears, holds no tower or one for another width, and where the
+    checkpoint has a tower of its own: one that was trained is never replaced.
     """
     if path is None:
         return checkpoint
@@ -32,13 +34,18 @@ def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
         raise BadRequest(f"{OPTION} is for a checkpoint of Megatron's", facts, remedy="leave it out: a folder has its own")
     other = open_checkpoint(folder_at(path))
     where = str(other.root)
-    config: Config = {"wrapper": text_of(other.config, where)[1]}
+    text, rest = text_of(other.config, where)
+    config: Config = {"wrapper": rest}
     if not KINDS[other.dialect].companions or not config["wrapper"]:
         facts = {"where": where, "expected": "a Hugging Face folder of a class that also sees or hears"}
         raise BadRequest(f"{OPTION} names a folder without a tower", facts)
     names = {name for _, name in other.tensors}
     family = of_class(text_inside(config))
     apart = beside(dialect_of(family, "hf", config, names), names)
+    if not apart:
+        facts = {"where": where, "expected": "a text model, and what is beside it"}
+        raise BadRequest(f"{OPTION} names a folder without a tower", facts)
+    _refuse_width(checkpoint.config, text, where)
     _refuse_own(checkpoint, config, dialect_of(family, checkpoint.dialect, config))
     lent = {key: _marked(stored) for key, stored in other.tensors.items() if key[1] in apart}
     stamps = (*checkpoint.stamps, *(replace(stamp, file=MARK + stamp.file) for stamp in other.stamps))
@@ -54,6 +61,14 @@ def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
         config=said,
         notes={**checkpoint.notes, "tower": f"{len(lent)} tensors of {where}"},
     )
+
+
+def _refuse_width(said: Mapping[str, object], text: Mapping[str, object], where: str) -> None:
+    """Refuse a tower whose text model is as wide as none that was trained: what it makes of an image does not fit."""
+    wide, trained = text.get(WIDTH), said.get(WIDTH)
+    if isinstance(wide, int) and isinstance(trained, int) and wide != trained:
+        facts = {"where": where, "found": wide, "expected": trained}
+        raise BadRequest(f"{OPTION} names a tower for a text model of another {WIDTH}", facts)
 
 
 def _refuse_own(checkpoint: Checkpoint, config: Config, dialect: Dialect) -> None:
