@@ -27,10 +27,12 @@ def _windowed(said: Windows, config: Config) -> tuple[int, ...]:
 
 
 def window(said: Windows, config: Config) -> int | None:
+    """Return the window, None where no layer has it."""
     return said[1] if any(_windowed(said, config)) else None
 
 
 def window_layers(said: Windows, config: Config) -> tuple[int, ...] | None:
+    """Return the marks, None where every layer has the window."""
     found = _windowed(said, config)
     return None if all(found) else found
 
