@@ -390,13 +390,12 @@ def _idle(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSu
 def _hidden(table: Table, raw: Json, where: str) -> Iterator[BadCheckpoint]:
     """Yield a refusal of each record that nobody reads beside another one; records of several kinds of layers are read together."""
     for key, other in table.instead.items():
-        one, read_alone = lookup(raw, key), lookup(raw, other)
-        both = isinstance(one, Mapping) and isinstance(read_alone, Mapping) and one and read_alone
-        if both and one != read_alone and not any(isinstance(inner, Mapping) for inner in one.values()):
-            facts = {"where": where, key: f"{one!r}"[:80], other: f"{read_alone!r}"[:80]}
-            yield BadCheckpoint(
-                "the config contradicts itself", facts, remedy=f"leave one of them: with {other}, the other is not read"
-            )
+        one, read = lookup(raw, key), lookup(raw, other)
+        if not (isinstance(one, Mapping) and isinstance(read, Mapping) and one and read):
+            continue
+        if one != read and not any(isinstance(inner, Mapping) for inner in one.values()):
+            facts = {"where": where, key: f"{one!r}"[:80], other: f"{read!r}"[:80]}
+            yield BadCheckpoint("the config contradicts itself", facts, remedy=f"leave one: {key} is not read beside {other}")
 
 
 def _foreign(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSupported]:
