@@ -37,6 +37,7 @@ from carnet.architectures.stablelm import STABLELM
 from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
+from carnet.dialects.hf import said_once
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.needs import NEEDS, lacked
@@ -190,6 +191,7 @@ def recognise(
         facts = {"where": where, "asked": asked, "named": family.name}
         raise BadRequest("the config names another family than --as", facts, remedy="leave out --as")
     spelled = dialect_of(family, kind.name, given)
+    said_once(raw, where)
     raw = {**raw, WHOLE: given["wrapper"]} if given.get("wrapper") else raw
     try:
         config = {**family.traits, **read(spelled.table, raw, where), **given}

@@ -91,9 +91,6 @@ class Table:
     guards: Mapping[str, tuple[object, ...]] = having(
         default_factory=dict
     )  # dotted key -> values that change nothing; not written
-    instead: Mapping[str, str] = having(
-        default_factory=dict
-    )  # record -> the one that a program reads alone where both are there
     ignored: frozenset[str] = frozenset()  # top-level keys that say nothing about the weights
     closed: bool = True  # a key that no row, guard or list names is an error
 
@@ -130,7 +127,7 @@ def read(table: Table, raw: Json, where: str, given: Config = NONE) -> dict[str,
             lost.update(fields_of(row))
     if table.closed and len(found.errors) == len(unknown):
         found.errors += _idle(table, raw, config, where)
-    found.errors += [*_foreign(table, raw, config, where), *_hidden(table, raw, where)]
+    found.errors += _foreign(table, raw, config, where)
     found.stop()
     for together, (instead, idle) in NOTHING:
         if all(name in config and equal(config[name], wanted) for name, wanted in together.items()):
@@ -385,17 +382,6 @@ def _idle(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSu
                 f"the config sets {key!r}, which means nothing beside the rest",
                 {"where": where, "found": f"{lookup(raw, key)!r}"[:80]},
             )
-
-
-def _hidden(table: Table, raw: Json, where: str) -> Iterator[BadCheckpoint]:
-    """Yield a refusal of each record that nobody reads beside another one; records of several kinds of layers are read together."""
-    for key, other in table.instead.items():
-        one, read = lookup(raw, key), lookup(raw, other)
-        if not (isinstance(one, Mapping) and isinstance(read, Mapping) and one and read):
-            continue
-        if one != read and not any(isinstance(inner, Mapping) for inner in one.values()):
-            facts = {"where": where, key: f"{one!r}"[:80], other: f"{read!r}"[:80]}
-            yield BadCheckpoint("the config contradicts itself", facts, remedy=f"leave one: {key} is not read beside {other}")
 
 
 def _foreign(table: Table, raw: Json, config: Config, where: str) -> Iterator[NotSupported]:

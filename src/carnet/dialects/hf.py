@@ -13,6 +13,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, fuse, row
 from carnet.dialects.senses import expect
 from carnet.dialects.yarn import YARN
+from carnet.errors import BadCheckpoint
 from carnet.model.fields import Config
 from carnet.model.model import head_share, marks, number, several, value
 
@@ -286,6 +287,20 @@ def generation(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config[key] for key, neutral in GENERATION.items() if config.get(key, neutral) not in (None, neutral)}
 
 
+def said_once(raw: Mapping[str, object], where: str) -> None:
+    """Refuse a config that says positions twice and differently: rope_scaling alone is read then, a base among the others lost.
+
+    modeling_rope_utils.py: convert_rope_params_to_dict. Records of several kinds of layers are read together.
+    """
+    tops = ("rope_parameters", "rope_scaling")
+    one, other = (raw.get(top) for top in tops)
+    if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one and other):
+        return
+    if one != other and not any(isinstance(inner, Mapping) for inner in one.values()):
+        facts = {"where": where, **{top: f"{raw[top]!r}"[:80] for top in tops}}
+        raise BadCheckpoint("the config contradicts itself", facts, remedy=f"leave one: {tops[0]} is not read beside {tops[1]}")
+
+
 DROPPED = {
     "*.rotary_emb.inv_freq": "rotary buffer",
     "*.attn.masked_bias": "causal mask",
@@ -340,7 +355,6 @@ def dialect(
             written={"architectures": [architecture], "use_cache": True, **(written or {})},
             absent=absent or {},
             guards={**CAUSAL, **(guards or {})},
-            instead={"rope_parameters": "rope_scaling"},  # modeling_rope_utils.py: convert_rope_params_to_dict
             ignored=IGNORED | frozenset(ignored.split()),
         ),
         dropped={**DROPPED, **(dropped or {})},
