@@ -31,7 +31,7 @@ def main() -> int:
         for family in named(case, goldens):
             found[family][case["file"]] += 1
     for family in sorted(NAMES):
-        print(f"{family:<14}" + ", ".join(f"{file} {count}" for file, count in sorted(found[family].items())))
+        print(f"{family:<13} " + ", ".join(f"{file} {count}" for file, count in sorted(found[family].items())))
     return 0 if all(any(not file.startswith("every_") for file in found[family]) for family in NAMES) else 1
 
 

@@ -369,6 +369,8 @@ SAMPLES: dict[str, Sample] = {
     "ernie4_5": Sample("hf", MLP, SILU),
     "olmo3": Sample("hf", (*MLP, windows), {**SILU, "window_every": 4, "rope_local_theta": 500000.0}),
     "exaone4": Sample("hf", MLP, SILU),
+    "hunyuan_v1_dense": Sample("hf", MLP, SILU),
+    "hunyuan_v1_moe": Sample("hf", (*MLP, experts, one_width, one_shared), SILU),
     "exaone4, windows": Sample("hf", (*MLP, moving), {**SILU, "window_every": 4}),
     "cohere": Sample("hf", MLP, {**COHERE, "logits_divisor": 2.0}),
     "cohere2": Sample("hf", (*MLP, moving), {**COHERE, "logits_divisor": 4.0, "window_every": 4}),

@@ -1303,6 +1303,7 @@ def test_arguments_that_no_family_has_name_the_nearest_and_what_stands_against_i
 
 def test_of_many_things_against_a_family_two_or_three_are_named():
     said = {"rotary_percent": 0.5, "softmax_type": "learnable", "add_qkv_bias": True, "qk_layernorm": True, "mtp_num_layers": 1}
+    said["rotary_interleaved"] = True
     with pytest.raises(NotSupported) as caught:
         recognise("megatron", {**LLAMA_MEGATRON, **said}, "a config", {})
     assert [*caught.value.facts] == ["where", "nearest", "against it", "and", "and also", "others"]

@@ -87,6 +87,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "deepseek_v2": (hf.DeepseekV2Config, LATENT),
     "deepseek_v3": (hf.DeepseekV3Config, LATENT),
     "nemotron_h": (hf.NemotronHConfig, HYBRID),
+    "hunyuan_v1_dense": (hf.HunYuanDenseV1Config, WIDE),
     "smollm3": (hf.SmolLM3Config, {**SIZES, "no_rope_layers": [1, 1], "pad_token_id": 0}),
 }
 
@@ -127,6 +128,7 @@ def longrope(original: int = 16, **more: object) -> dict[str, Any]:
 
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}
+ALPHA = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 1.0, "alpha": 50.0}}
 DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}}
 PROPORTIONAL = {
     "full_attention": {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.5},
@@ -266,6 +268,8 @@ CASES: dict[str, tuple[Case, ...]] = {
     "expert_scale": (Case("gemma4", GEMMA4_EXPERTS, False, "gated", moves=False),),
     "norm_before": (Case("olmo2", {}, False, "qk_norm"),),
     "norm_after": (Case("olmo2", {}, False, "qk_norm"),),
+    "qk_norm_rotated": (Case("hunyuan_v1_dense", {}, False),),
+    "rope_alpha": (Case("hunyuan_v1_dense", ALPHA, False, "qk_norm_rotated"),),
     "embed_root": (Case("gemma", {}, False, "gated"),),
     "embed_scale": (Case("granite", {"embedding_multiplier": 4.0}, False),),
     "residual_scale": (Case("granite", {"residual_multiplier": 0.5}, False),),

@@ -45,6 +45,8 @@ MODELS = {
     "glm4_moe_lite": (hf.Glm4MoeLiteConfig, {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}),
     "deepseek_v32": (hf.DeepseekV32Config, SPARSE),
     "glm_moe_dsa": (hf.GlmMoeDsaConfig, SPARSE),
+    "hunyuan_v1_dense": (hf.HunYuanDenseV1Config, WIDE),
+    "hunyuan_v1_moe": (hf.HunYuanMoEV1Config, {**WIDE, "num_experts": 4, "moe_topk": 2}),
     "olmo3": (hf.Olmo3Config, SIZES),
     "exaone4": (hf.Exaone4Config, WIDE),
     "cohere": (hf.CohereConfig, SIZES),

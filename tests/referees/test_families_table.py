@@ -36,6 +36,8 @@ CONFIGS = {
     "Exaone4ForCausalLM": transformers.Exaone4Config(**SIZES, **HEAD),
     "CohereForCausalLM": transformers.CohereConfig(**SIZES),
     "Cohere2ForCausalLM": transformers.Cohere2Config(**SIZES),
+    "HunYuanDenseV1ForCausalLM": transformers.HunYuanDenseV1Config(**SIZES, **HEAD),
+    "HunYuanMoEV1ForCausalLM": transformers.HunYuanMoEV1Config(**SIZES, **HEAD, num_experts=4, moe_topk=2),
     "MiniMaxM2ForCausalLM": transformers.MiniMaxM2Config(**SIZES, **HEAD, num_local_experts=4, num_experts_per_tok=2),
     "Llama4ForCausalLM": transformers.Llama4TextConfig(
         **SIZES, **HEAD, intermediate_size_mlp=48, num_local_experts=4, num_experts_per_tok=1

@@ -9,6 +9,7 @@ from transformers import (
     Ernie4_5Config,
     Exaone4Config,
     Glm4Config,
+    HunYuanDenseV1Config,
     LlamaConfig,
     MistralConfig,
     Olmo3Config,
@@ -63,6 +64,13 @@ MODELS = {
     "cohere2, windows as listed": Cohere2Config(
         **QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=KINDS, logit_scale=1.0
     ),
+    "hunyuan_v1_dense": HunYuanDenseV1Config(**HEADS, **TOKENS, intermediate_size=56, attention_bias=True),
+    "hunyuan_v1_dense, a base that grows with alpha": HunYuanDenseV1Config(
+        **HEADS,
+        **TOKENS,
+        intermediate_size=56,
+        rope_parameters={"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 1.0, "alpha": 100.0},
+    ),
     "stablelm": StableLmConfig(**STABLE, **TOKENS, intermediate_size=56),
     "stablelm, MLP beside attention, biases": StableLmConfig(
         **STABLE, **TOKENS, intermediate_size=56, use_parallel_residual=True, use_qkv_bias=True
@@ -75,6 +83,7 @@ MODELS = {
 def test_a_model_comes_back_as_it_went(which, there_and_again):
     # carnet says how wide a head is where a class leaves it to the reader, and the numbers of YaRN that are usual
     otherwise = {"head_dim"} if which.startswith(("qwen2", "smollm3")) else {"rope_parameters"} if "stretched" in which else ()
+    otherwise = {"use_qk_norm"} if which.startswith("hunyuan") else otherwise  # which vLLM asks for
     there_and_again(MODELS[which], spelled_otherwise=otherwise)
 
 

@@ -10,6 +10,7 @@ from transformers import (
     Dots1Config,
     Glm4MoeConfig,
     GptOssConfig,
+    HunYuanMoEV1Config,
     Llama4TextConfig,
     MiniMaxM2Config,
     MixtralConfig,
@@ -57,6 +58,7 @@ MODELS = {
     "glm4_moe, norms, biases, heads of their own": Glm4MoeConfig(
         **HEADS, **TOKENS, **FINE, use_qk_norm=True, attention_bias=True
     ),
+    "hunyuan_v1_moe": HunYuanMoEV1Config(**HEADS, **TOKENS, intermediate_size=20, num_experts=5, moe_topk=[2] * 5),
     "dots1": Dots1Config(**HEADS, **TOKENS, **DOTS, first_k_dense_replace=1, sliding_window=None),
     "dots1, windows": Dots1Config(**HEADS, **TOKENS, **DOTS, attention_bias=True, sliding_window=8, max_window_layers=3),
     "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),
@@ -91,7 +93,14 @@ MODELS = {
 MODELS["gpt_oss, plain rope"] = GptOssConfig(
     **HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
 )
-OTHERWISE = {"glm4_moe": {"head_dim"}, "qwen2_moe": {"head_dim"}, "qwen2_moe, no bias, a dense layer": {"head_dim"}}
+# what vLLM asks for, and a number for each layer where all are one
+HUNYUAN = {"moe_topk", "moe_intermediate_size", "num_shared_expert", "use_mixed_mlp_moe", "use_qk_norm"}
+OTHERWISE = {
+    "hunyuan_v1_moe": HUNYUAN,
+    "glm4_moe": {"head_dim"},
+    "qwen2_moe": {"head_dim"},
+    "qwen2_moe, no bias, a dense layer": {"head_dim"},
+}
 
 
 @pytest.mark.parametrize("which", MODELS)

@@ -265,6 +265,17 @@ REFUSED: dict[str, Any] = {
         "the target's config cannot say norm_after",
         {"also": "the target's config has no place for 'norm_before': False"},
     ),
+    # Megatron norms queries and keys before it rotates them
+    "hunyuan_v1_dense": (
+        hf.HunYuanDenseV1Config(**WIDE, pad_token_id=0),
+        "the target's config has no place for 'qk_norm_rotated'",
+        {"found": "True"},
+    ),
+    "hunyuan_v1_moe": (
+        hf.HunYuanMoEV1Config(**WIDE, pad_token_id=0, num_experts=4, moe_topk=2),
+        "the target's config has no place for 'qk_norm_rotated'",
+        {"found": "True"},
+    ),
     "cohere": (hf.CohereConfig(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
     "cohere2": (hf.Cohere2Config(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
     "stablelm, MLP beside attention": (

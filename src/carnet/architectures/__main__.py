@@ -14,7 +14,8 @@ from carnet.model.model import value
 
 SIZES = {"layers": 2, "hidden": 4096, "heads": 4, "kv_heads": 2, "head_dim": 16, "topk": 2, "window": 8}  # others are 32
 BLOCK = {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 2.0}}
-LISTS = {"layers_block_type": ["mamba", "attention"], "block_configs": [BLOCK, BLOCK]}  # what no class has a default for
+# what no class has a default for, or one that no model has
+LISTS = {"layers_block_type": ["mamba", "attention"], "block_configs": [BLOCK, BLOCK], "moe_topk": 2}
 HEADINGS = ("family", "Hugging Face", "Megatron", "TensorRT-LLM")
 
 

@@ -18,6 +18,7 @@ from carnet.architectures.gpt2 import GPT2
 from carnet.architectures.gpt_neox import GPT_NEOX
 from carnet.architectures.gpt_oss import GPT_OSS
 from carnet.architectures.granite import GRANITE
+from carnet.architectures.hunyuan import HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE
 from carnet.architectures.ling import BAILING_MOE_V2
 from carnet.architectures.llama import LLAMA, MISTRAL
 from carnet.architectures.llama4 import LLAMA4
@@ -98,6 +99,8 @@ FAMILIES = (
     DOTS1,
     MIMO,
     BAILING_MOE_V2,
+    HUNYUAN_V1_DENSE,
+    HUNYUAN_V1_MOE,
 )
 
 

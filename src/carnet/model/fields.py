@@ -68,10 +68,11 @@ FIELDS = (
         "rope_type",
         str,
         "default",
-        "how rotary frequencies are stretched: default, linear, llama3, yarn, longrope (each by a factor of its own), proportional (a "
-        "part is rotated by those of a whole)",
+        "how rotary frequencies are stretched: default, linear, llama3, yarn, longrope (each by a factor of its own), alpha (the base "
+        "is), proportional (a part is rotated by those of a whole)",
     ),
     Field("rope_factor", float, 1.0, "by how much"),
+    Field("rope_alpha", float, None, "alpha: the base is multiplied by its power of d / (d - 2), d the width of a head"),
     Field("rope_beta_fast", float, 32.0, "yarn: rotations above which frequencies are left alone"),
     Field("rope_beta_slow", float, 1.0, "yarn: rotations below which frequencies are stretched fully"),
     Field("rope_attention", float, None, "yarn, longrope: factor on cosines and sines"),
@@ -101,6 +102,13 @@ FIELDS = (
         str,
         "none",
         "query and key are normed: none, head (each head for itself), whole (all heads at once), plain (each head, no weight)",
+    ),
+    Field(
+        "qk_norm_rotated",
+        bool,
+        False,
+        "query and key are normed once they are rotated, not before",
+        moot=lambda config: config.get("qk_norm", "none") in ("none", "plain"),
     ),
     Field("v_norm", bool, False, "the values are normed, each head for itself, no weight", of="*"),
     Field(
@@ -300,7 +308,7 @@ BY_NAME = {field.name: field for field in FIELDS}
 
 # what fields say together that computes nothing -> what they say instead, and those that mean nothing then: positions stretched by one,
 # or not at all
-ROPE_WORDS = "factor beta_fast beta_slow attention mscale_all low high original truncated short long"
+ROPE_WORDS = "alpha factor beta_fast beta_slow attention mscale_all low high original truncated short long"
 UNSTRETCHED: tuple[Config, tuple[str, ...]] = {"rope_type": "default"}, tuple(f"rope_{word}" for word in ROPE_WORDS.split())
 NOTHING: tuple[tuple[Condition, tuple[Config, tuple[str, ...]]], ...] = (
     ({"rope_type": "default"}, UNSTRETCHED),
