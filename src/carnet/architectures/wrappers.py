@@ -46,6 +46,7 @@ class Spelling:
 MODERN = Spelling("model.language_model.")
 INSIDE = Spelling("language_model.model.", "language_model.lm_head.")
 FLAT = Spelling("model.")
+BACKBONE = Spelling("language_model.backbone.", "language_model.lm_head.")
 MEGATRON = "language_model."  # Megatron-Bridge: models/qwen_vl/modelling_qwen3_vl/model.py, models/gemma_vl, ...
 
 
@@ -98,6 +99,8 @@ GEMMA_TOWER = (
 )
 GLM_TOWER = (TowerRow("model.visual.**", "visual.**"),)  # glm_vl/glm_45v_bridge.py
 PROJECTED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+# of Nemotron's that see or hear, whose code lies beside published weights: vLLM's models/nano_nemotron_vl.py and nemotron_vl.py
+RADIO = ("vision_model.", "mlp1.", "sound_encoder.", "sound_projection.")
 
 # positions in three dimensions, which are the same three for a text
 TOPS = ("rope_scaling", "rope_parameters")
@@ -192,6 +195,16 @@ WRAPPERS = {
             "DeepseekV3ForCausalLM",
             spellings=(INSIDE,),
             tower=("vision_tower.", "mm_projector."),
+        ),
+        Wrapper("Llama_Nemotron_Nano_VL", "LlamaForCausalLM", spellings=(INSIDE,), tower=RADIO, key="llm_config"),
+        *(
+            Wrapper(name, "NemotronHForCausalLM", spellings=(BACKBONE,), tower=RADIO, key="llm_config")
+            for name in (
+                "NemotronH_Nano_VL_V2",
+                "NemotronH_Nano_Omni_Reasoning_V3",
+                "NemotronH_Omni_Reasoning_V3",
+                "NemotronH_Super_Omni_Reasoning_V3",
+            )
         ),
     )
 }
