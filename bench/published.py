@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from tools.list_published import targets
 CONFIGS = "aiconfigurator-core-*/aiconfigurator_core/model_configs"
 CLAIMED = {family.hf.architecture for family in FAMILIES} | {*WRAPPERS}
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
-ELSE = ("--accept", "needs", "--read-by", "megatron-bridge")  # where Megatron's arguments cannot say a model
+ELSE = {"*": ("--accept", "needs"), "+": ("--read-by", "megatron-bridge")}  # where Megatron's arguments cannot say a model
 TARGETS = {"hf": (), "megatron": ("--tp", "2", "--ep", "2"), "trtllm": ("--tp", "2")}
 
 
@@ -55,14 +56,15 @@ def shapes(config: dict[str, object]) -> Tensors:
 
 
 def _plain(said: dict[str, object]) -> dict[str, object]:
+    """Return a config, however deep, without what it says of codes."""
     return {key: _plain(each) if isinstance(each, dict) else each for key, each in said.items() if key != CONFIG_KEY}
 
 
 def words_of(config: dict[str, object], name: str) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield each target whose config can say a model, and the options that it takes."""
     for word in targets(*text_of(config, name), name).split():
-        kind = word.rstrip("*")
-        yield kind, TARGETS[kind] + (ELSE if kind != word else ())
+        kind = word.rstrip("".join(ELSE))
+        yield kind, (*TARGETS[kind], *chain(*(ELSE[mark] for mark in word[len(kind) :])))
 
 
 def main() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from carnet.architectures.family import Family
 from carnet.architectures.known import dialect_of, padded, recognise, text_of
 from carnet.dialects.kinds import KINDS, Kind
-from carnet.dialects.writing import misfits
+from carnet.dialects.megatron.needs import needs
+from carnet.dialects.writing import written
 from carnet.errors import CarnetError, NotSupported
 from carnet.model.fields import Config
 from carnet.quantize.configs import BESIDE
@@ -57,7 +58,7 @@ def can_do(path: Path) -> tuple[str, str, str, str]:
 
 
 def targets(text: Mapping[str, object], wrapper: str, where: str) -> str:
-    """Return the kinds of targets whose config can say a model, a star behind those that it needs ``--accept needs`` for."""
+    """Return the kinds of targets that can say a model: * with ``--accept needs``, + with ``--read-by megatron-bridge``."""
     family, config = recognise("hf", text, where, {"wrapper": wrapper} if wrapper else {})
     return " ".join(filter(None, (_told(family, kind, config, where) for kind in KINDS.values())))
 
@@ -67,9 +68,15 @@ def _told(family: Family, kind: Kind, config: Config, where: str) -> str:
         dialect = dialect_of(family, kind.name, config)
     except NotSupported:
         return ""
-    if not misfits(dialect.table, padded(dialect, config), {} if kind.arguments else family.traits, where):
-        return kind.name
-    return f"{kind.name}*" if kind.arguments else ""
+    said, lacking = written(dialect.table, padded(dialect, config), {} if kind.arguments else family.traits, where)
+    if not kind.arguments:
+        return "" if lacking else kind.name
+    mark = "*" if lacking else ""
+    try:
+        needs(said, None, local=False)
+    except NotSupported:
+        mark += "+"
+    return kind.name + mark
 
 
 if __name__ == "__main__":
