@@ -40,6 +40,15 @@ DELTA = {
 }
 WITHOUT_HEAD = {key: value for key, value in TEXT.items() if key != "head_dim"}
 
+GLM = {
+    "text_config": {**WITHOUT_HEAD, "rope_parameters": {**ROPE, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}},
+    "vision_config": {**VISION, "image_size": 16},
+    "image_token_id": 3,
+    "video_token_id": 4,
+    "image_start_token_id": 5,
+    "image_end_token_id": 6,
+}
+
 # class -> its config's fields
 CLASSES = {
     "Qwen3VLForConditionalGeneration": {
@@ -79,6 +88,8 @@ CLASSES = {
         "vision_config": {**VISION, "num_position_embeddings": 16},
         **TOKENS,
     },
+    "Glm4vForConditionalGeneration": GLM,
+    "Glm46VForConditionalGeneration": GLM,
     "Glm4vMoeForConditionalGeneration": {
         "text_config": {
             **TEXT,
@@ -182,6 +193,8 @@ IMAGES = {
     "Qwen3_5MoeForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Qwen2_5_VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Qwen2VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Glm4vForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
+    "Glm46VForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Gemma3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE}),
     "Mistral3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE, "image_sizes": torch.tensor([[16, 16]])}),
 }

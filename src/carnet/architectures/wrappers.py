@@ -111,6 +111,8 @@ SECTIONS: dict[str, tuple[object, ...] | None] = {
 MROPE = SECTIONS | {f"{top}.{name}": ("default", "mrope") for top in TOPS for name in ("rope_type", "type")}
 
 QWEN2_ABSENT: Json = {"num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1000000.0}  # of Qwen2-VL and Qwen2.5-VL
+# of GLM-4.1V, whose heads share the width of the stream
+GLM4V_ABSENT: Json = {"head_dim": None, "rms_norm_eps": 1e-5, "partial_rotary_factor": 1.0, "pad_token_id": None}
 AT = LAYER + "mlp.experts."
 BY_OUTPUT, BY_INPUT, PLAIN = {"experts_by_output": True}, {"experts_by_output": False}, {"coded": False}
 # Qwen3-VL's are published with the inputs of an expert before its outputs, as vLLM takes them (models/qwen3_vl_moe.py), and saved by
@@ -168,6 +170,10 @@ WRAPPERS = {
         ),
         Wrapper("Qwen3_5ForConditionalGeneration", "Qwen3_5ForCausalLM", rows=QWEN_TOWER, own=SECTIONS),
         Wrapper("Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM", rows=QWEN_TOWER, own=SECTIONS),
+        *(
+            Wrapper(name, "Glm4ForCausalLM", ("glm4v_text",), own=MROPE, absent=GLM4V_ABSENT)
+            for name in ("Glm4vForConditionalGeneration", "Glm46VForConditionalGeneration")
+        ),
         Wrapper(
             "Glm4vMoeForConditionalGeneration",
             "Glm4MoeForCausalLM",
