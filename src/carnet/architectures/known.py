@@ -43,6 +43,7 @@ from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.needs import NEEDS, lacked
 from carnet.dialects.megatron.programs import Heard, hear, program
+from carnet.dialects.megatron.providers import provided
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, misfits
@@ -180,6 +181,7 @@ def recognise(
     """
     kind = KINDS[dialect]
     if names_none(kind, raw):
+        raw = provided(raw)
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}
         config = read(MEGATRON.table, arguments, where, canonical(lacked(raw), where))
         _check(config, where)

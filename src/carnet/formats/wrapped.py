@@ -126,6 +126,9 @@ def read_nemo(root: Folder) -> tuple[dict[str, object], list[Sighting]]:
 
 def translate(fields: Mapping[str, object], where: object) -> dict[str, object]:
     """Return the arguments that say what these fields of a model's config say; unknown fields keep their names."""
+    inner = fields.get("transformer")
+    if isinstance(inner, dict):  # what a builder of Megatron-Bridge's is given: models/gpt/model_config.py
+        fields = {**inner, **{name: value for name, value in fields.items() if name != "transformer"}}
     model = {name: _plain(value) for name, value in fields.items()}
     for theirs, ours in RENAMED:
         if theirs in model:
