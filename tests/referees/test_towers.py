@@ -168,7 +168,15 @@ def _cast(tensors):
     tensors["model.visual.pos_embed.weight"] = tensors["model.visual.pos_embed.weight"].double()
 
 
-@pytest.mark.parametrize("damage", [_bits, _exchanged, _lost, _added, _cast])
+def _flat(tensors):
+    tensors["model.visual.pos_embed.weight"] = tensors["model.visual.pos_embed.weight"].reshape(-1)
+
+
+def _grown(tensors):
+    tensors["model.visual.pos_embed.weight"] = torch.nn.functional.pad(tensors["model.visual.pos_embed.weight"], (0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("damage", [_bits, _exchanged, _lost, _added, _cast, _flat, _grown])
 def test_a_damaged_tower_is_found(damage, model, tmp_path):
     assert carnet.cross(model(QWEN), tmp_path / "hf", to="hf").equal
     tensors = load_file(tmp_path / "hf/model.safetensors")

@@ -195,6 +195,7 @@ def survey(
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
     tower = _take_tower(checkpoint, dialect, config, kept)
+    config |= {"tower": like["tower"]} if like and tower and like.get("tower") else {}  # each in the shape that it should have
     # else it is held to what the program of its style writes
     published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
