@@ -194,8 +194,7 @@ def survey(
     dialect = dialect_of(family, kind.name, config, names)
     config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
     dropped, kept = _drop(checkpoint, dialect, drop)
-    tower = _take_tower(checkpoint, dialect, config, kept)
-    config |= {"tower": like["tower"]} if like and tower and like.get("tower") else {}  # each in the shape that it should have
+    tower = _take_tower(checkpoint, dialect, config, kept, like)
     # else it is held to what the program of its style writes
     published = like is None or said == carried
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
@@ -255,11 +254,11 @@ def _read(checkpoint: Checkpoint, kind: Kind, heard: Heard, given: Config) -> tu
 
 
 def _take_tower(
-    checkpoint: Checkpoint, dialect: Dialect, config: dict[str, Value], kept: dict[Key, Stored]
+    checkpoint: Checkpoint, dialect: Dialect, config: dict[str, Value], kept: dict[Key, Stored], like: Config | None
 ) -> dict[Key, Stored]:
     """Take what goes along with a text model that is inside of a class that also sees or hears out of what is kept.
 
-    Where all of it is left behind, the model is the text model alone.
+    Where all of it is left behind, the model is the text model alone. Of a target each tensor is to have its shape in the source.
     """
     config.pop("tower", None)  # what is there says it
     if not config.get("wrapper"):
@@ -278,7 +277,7 @@ def _take_tower(
         raise BadCheckpoint(
             "the checkpoint holds a text model alone, and its class also sees or hears", {"where": where}, remedy=remedy
         )
-    config["tower"] = told(one for each in held.values() for one in each)
+    config["tower"] = (like or {}).get("tower") or told(one for each in held.values() for one in each)
     return {key: kept.pop(key) for key in held}
 
 
