@@ -367,6 +367,7 @@ SAMPLES: dict[str, Sample] = {
     "seed_oss": Sample("hf megatron", MLP, SILU),
     "smollm3": Sample("hf megatron", (*MLP, unrotated), SILU),
     "ernie4_5": Sample("hf", MLP, SILU),
+    "ernie4_5_moe": Sample("hf", (*MLP, experts, shared, dense_first), SILU),
     "olmo3": Sample("hf", (*MLP, windows), {**SILU, "window_every": 4, "rope_local_theta": 500000.0}),
     "exaone4": Sample("hf", MLP, SILU),
     "hunyuan_v1_dense": Sample("hf", MLP, SILU),

@@ -40,6 +40,7 @@ MODELS = {
     "seed_oss": (hf.SeedOssConfig, WIDE),
     "smollm3": (hf.SmolLM3Config, {**SIZES, "num_hidden_layers": 6, "pad_token_id": 0}),
     "ernie4_5": (hf.Ernie4_5Config, WIDE),
+    "ernie4_5_moe": (hf.Ernie4_5_MoeConfig, {**SIZES, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 20}),
     "glm4": (hf.Glm4Config, {**WIDE, "pad_token_id": 0}),
     "glm4_moe": (hf.Glm4MoeConfig, {**WIDE, **FINE, "first_k_dense_replace": 1}),
     "glm4_moe_lite": (hf.Glm4MoeLiteConfig, {name: size for name, size in LATENT.items() if name != "first_k_dense_replace"}),

@@ -31,6 +31,7 @@ CONFIGS = {
     "Olmo2ForCausalLM": transformers.Olmo2Config(**SIZES),
     "OlmoeForCausalLM": transformers.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
     "Ernie4_5ForCausalLM": transformers.Ernie4_5Config(**SIZES, **HEAD),
+    "Ernie4_5_MoeForCausalLM": transformers.Ernie4_5_MoeConfig(**SIZES, moe_num_experts=4, moe_k=2, moe_intermediate_size=48),
     "Glm4ForCausalLM": transformers.Glm4Config(**SIZES, **HEAD),
     "Olmo3ForCausalLM": transformers.Olmo3Config(**SIZES),
     "Exaone4ForCausalLM": transformers.Exaone4Config(**SIZES, **HEAD),

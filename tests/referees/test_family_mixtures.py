@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import (
     Dots1Config,
+    Ernie4_5_MoeConfig,
     Glm4MoeConfig,
     GptOssConfig,
     HunYuanMoEV1Config,
@@ -35,6 +36,7 @@ FINE = {
     "n_routed_experts": 5,
     "num_experts_per_tok": 2,
 }
+ERNIE = {"intermediate_size": 56, "moe_intermediate_size": 20, "moe_num_experts": 5, "moe_k": 2}
 DOTS = {**{name: value for name, value in FINE.items() if name != "num_nextn_predict_layers"}, "n_shared_experts": 1}
 EXPERTS = {"intermediate_size": 20, "num_local_experts": 5}
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0}
@@ -57,6 +59,10 @@ MODELS = {
     "glm4_moe": Glm4MoeConfig(**PLAIN, **TOKENS, **FINE),
     "glm4_moe, norms, biases, heads of their own": Glm4MoeConfig(
         **HEADS, **TOKENS, **FINE, use_qk_norm=True, attention_bias=True
+    ),
+    "ernie4_5_moe": Ernie4_5_MoeConfig(**PLAIN, **TOKENS, **ERNIE),
+    "ernie4_5_moe, every second, but for the last": Ernie4_5_MoeConfig(
+        **PLAIN, **TOKENS, **ERNIE, moe_layer_interval=2, moe_layer_start_index=0, moe_layer_end_index=2
     ),
     "hunyuan_v1_moe": HunYuanMoEV1Config(**HEADS, **TOKENS, intermediate_size=20, num_experts=5, moe_topk=[2] * 5),
     "dots1": Dots1Config(**HEADS, **TOKENS, **DOTS, first_k_dense_replace=1, sliding_window=None),
@@ -93,9 +99,12 @@ MODELS = {
 MODELS["gpt_oss, plain rope"] = GptOssConfig(
     **HEADS, **TOKENS, **EXPERTS, num_experts_per_tok=2, rope_parameters={"rope_type": "default", "rope_theta": 5000.0}
 )
+STEPS = ("start_index", "end_index", "interval")
 # what vLLM asks for, and a number for each layer where all are one
 HUNYUAN = {"moe_topk", "moe_intermediate_size", "num_shared_expert", "use_mixed_mlp_moe", "use_qk_norm"}
 OTHERWISE = {
+    "ernie4_5_moe": {"head_dim"},
+    "ernie4_5_moe, every second, but for the last": {"head_dim", *(f"moe_layer_{word}" for word in STEPS)},
     "hunyuan_v1_moe": HUNYUAN,
     "glm4_moe": {"head_dim"},
     "qwen2_moe": {"head_dim"},

@@ -250,6 +250,11 @@ REFUSED: dict[str, Any] = {
     "minimax_m2": (hf.MiniMaxM2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron rotates neighbours in latent attention alone
     "ernie4_5": (hf.Ernie4_5Config(**WIDE), "the target's config cannot say rope_interleaved", {"rope_interleaved": True}),
+    "ernie4_5_moe": (
+        hf.Ernie4_5_MoeConfig(**SIZES, moe_num_experts=4, moe_k=2, moe_intermediate_size=48),
+        "the target's config cannot say rope_interleaved",
+        {"rope_interleaved": True},
+    ),
     "glm4": (
         hf.Glm4Config(**WIDE, pad_token_id=0),
         "the target's config cannot say norm_after",

@@ -7,7 +7,7 @@ from itertools import product
 from carnet.architectures.cohere import COHERE, COHERE2
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32
 from carnet.architectures.dots import DOTS1
-from carnet.architectures.ernie import ERNIE4_5
+from carnet.architectures.ernie import ERNIE4_5, ERNIE4_5_MOE
 from carnet.architectures.exaone import EXAONE4
 from carnet.architectures.falcon import FALCON
 from carnet.architectures.family import Family
@@ -102,6 +102,7 @@ FAMILIES = (
     BAILING_MOE_V2,
     HUNYUAN_V1_DENSE,
     HUNYUAN_V1_MOE,
+    ERNIE4_5_MOE,
 )
 
 

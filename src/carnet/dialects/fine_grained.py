@@ -62,11 +62,11 @@ def _whole_experts(config: Config) -> int:
     return round_up(number(config, "shared_ffn"), number(config, "moe_ffn"))
 
 
-def sizes(shared: str, *experts: str) -> tuple[Field, ...]:
-    """Write the rows of the sizes of a mixture, under a class's own keys for how many shared and other experts there are."""
+def sizes(shared: str, *experts: str, topk: str = "num_experts_per_tok") -> tuple[Field, ...]:
+    """Write the rows of the sizes of a mixture, under a class's own keys for how many experts are shared, are not, are chosen."""
     return (
         place("experts", *experts),
-        place("topk", "num_experts_per_tok"),
+        place("topk", topk),
         place("moe_ffn", "moe_intermediate_size"),
         Spread(
             "shared_ffn",
