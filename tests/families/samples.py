@@ -313,6 +313,8 @@ COHERE: Fields = {"activation": "silu", "tied": True}
 CAPS: Fields = {"softcap_attention": 50.0, "softcap_logits": 30.0}
 SHARPENED: Fields = {"temperature": True, "temperature_floor": 16, "temperature_scale": 0.5}
 
+GROWING: Fields = {"rope_type": "yarn", "rope_factor": 4.0, "rope_original": 8, "rope_attention": 1.0, "query_growth": 0.1}
+
 RELU2: Fields = {"activation": "relu2", "tied": False}
 SIGMOID: Fields = {"router_score": "sigmoid", "router_bias": True}
 
@@ -377,6 +379,7 @@ SAMPLES: dict[str, Sample] = {
     "cohere2": Sample("hf", (*MLP, moving), {**COHERE, "logits_divisor": 4.0, "window_every": 4}),
     "stablelm": Sample("hf megatron", SQUARE, {**SILU, "rope_percent": 0.25}),
     "stablelm, MLP beside attention": Sample("hf", SQUARE, {**SILU, "rope_percent": 0.25, **BESIDE, "one_norm": True}),
+    "ministral3": Sample("hf", MLP, {**SILU, **GROWING}),
     "dots1": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), SILU),
     "glm4_moe": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),
     "bailing_moe_v2": Sample("hf megatron", (*MLP, experts, two_chosen, shared, dense_first), {**SILU, "rope_percent": 0.5}),

@@ -55,6 +55,8 @@ del HYBRID["num_hidden_layers"], HYBRID["tie_word_embeddings"]
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 LLAMA4 = {"num_local_experts": 4, "intermediate_size_mlp": 48, "attention_chunk_size": 64, "use_qk_norm": False}
 
+GROWING = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 8}
+
 GEMMA4 = {**WIDE, "global_head_dim": 16, "hidden_size_per_layer_input": 0, "sliding_window": 64, "tie_word_embeddings": True}
 GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 20}
 
@@ -88,6 +90,7 @@ BASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "deepseek_v3": (hf.DeepseekV3Config, LATENT),
     "nemotron_h": (hf.NemotronHConfig, HYBRID),
     "hunyuan_v1_dense": (hf.HunYuanDenseV1Config, WIDE),
+    "ministral3": (hf.Ministral3Config, {**WIDE, "rope_parameters": {**GROWING, "llama_4_scaling_beta": 0.0}}),
     "smollm3": (hf.SmolLM3Config, {**SIZES, "no_rope_layers": [1, 1], "pad_token_id": 0}),
 }
 
@@ -344,6 +347,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "temperature": (Case("llama4", SHARP, False, "rope_interleaved"),),
     "temperature_floor": (Case("llama4", SHARP, False, "rope_interleaved"),),
     "temperature_scale": (Case("llama4", SHARP, False, "rope_interleaved"),),
+    "query_growth": (Case("ministral3", {"rope_parameters": {**GROWING, "llama_4_scaling_beta": 0.5}}, False),),
     "latent": (v3(), Case("deepseek_v2"), Case("deepseek_v2", {"q_lora_rank": None}, moves=False)),
     "ssm_conv_bias": (Case("nemotron_h", {"use_conv_bias": False}, False, moves=False),),
     "ssm_norm_eps": (Case("nemotron_h", {"layer_norm_epsilon": 0.01}, False),),

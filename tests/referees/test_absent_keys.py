@@ -27,6 +27,13 @@ FURTHER = {"num_nextn_predict_layers"}
 
 NEW_DECODER = {"new_decoder_architecture": True, "parallel_attn": True}
 HYBRID = {"n_routed_experts": 4, "num_experts_per_tok": 3, "layers_block_type": ["linear_attention", "moe", "full_attention"]}
+GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 7.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.5,
+}
 MAMBA2 = {"num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 12, "vocab_size": 97}
 FINE = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 20}
 SPARSE = {**LATENT, "q_lora_rank": 12, "index_n_heads": 3, "index_head_dim": 10, "index_topk": 6}
@@ -54,6 +61,7 @@ MODELS = {
     "cohere2": (hf.Cohere2Config, SIZES),
     "stablelm": (hf.StableLmConfig, SIZES),
     "dots1": (hf.Dots1Config, {**WIDE, **FINE, "n_shared_experts": 1}),
+    "ministral3": (hf.Ministral3Config, {**WIDE, "rope_parameters": GROWING}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}

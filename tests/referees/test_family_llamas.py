@@ -11,6 +11,7 @@ from transformers import (
     Glm4Config,
     HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
     Olmo3Config,
     Qwen2Config,
@@ -31,6 +32,18 @@ QWEN2 = {name: value for name, value in HEADS.items() if name != "head_dim"}
 STABLE = {**QWEN2, "hidden_size": 96}  # a quarter of a head is rotated
 KINDS = ["full_attention", "sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
 FULL = ["full_attention"] * 5
+# queries grow within the text, in the words that the hub has
+GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 1e6,
+    "factor": 16.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 8,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 STRETCHED = {
     "full_attention": {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 32},
     "sliding_attention": {"rope_type": "default", "rope_theta": 7000.0},
@@ -75,6 +88,20 @@ MODELS = {
     "stablelm, MLP beside attention, biases": StableLmConfig(
         **STABLE, **TOKENS, intermediate_size=56, use_parallel_residual=True, use_qkv_bias=True
     ),
+    "ministral3": Ministral3Config(**HEADS, **TOKENS, intermediate_size=56, rope_parameters={**GROWING}),
+    "ministral3, a window, another factor": Ministral3Config(
+        **{**HEADS, "tie_word_embeddings": True},
+        **TOKENS,
+        intermediate_size=56,
+        sliding_window=8,
+        rope_parameters={
+            **GROWING,
+            "mscale": None,
+            "mscale_all_dim": None,
+            "attention_factor": 0.75,
+            "max_position_embeddings": 128,
+        },
+    ),
     "qwen3, biases": Qwen3Config(**HEADS, **TOKENS, intermediate_size=56, attention_bias=True),
 }
 
@@ -82,7 +109,8 @@ MODELS = {
 @pytest.mark.parametrize("which", MODELS)
 def test_a_model_comes_back_as_it_went(which, there_and_again):
     # carnet says how wide a head is where a class leaves it to the reader, and the numbers of YaRN that are usual
-    otherwise = {"head_dim"} if which.startswith(("qwen2", "smollm3")) else {"rope_parameters"} if "stretched" in which else ()
+    otherwise = {"head_dim"} if which.startswith(("qwen2", "smollm3")) else ()
+    otherwise = {"rope_parameters"} if "stretched" in which or "another factor" in which else otherwise
     otherwise = {"use_qk_norm"} if which.startswith("hunyuan") else otherwise  # which vLLM asks for
     there_and_again(MODELS[which], spelled_otherwise=otherwise)
 

@@ -288,6 +288,14 @@ REFUSED: dict[str, Any] = {
         "the target's config has no place for 'parallel_residual'",
         {"found": "True"},
     ),
+    # a class of Megatron-Bridge has it from the config.json alone
+    "ministral3": (
+        hf.Ministral3Config(
+            **WIDE, rope_parameters={**YARN, "original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5}
+        ),
+        "the target's config has no place for 'query_growth'",
+        {"found": "0.5"},
+    ),
     "olmoe": (hf.OlmoeConfig(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
     # Megatron norms them in layers without positions too, and its attention knows no chunks
     "llama4": (

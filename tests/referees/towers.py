@@ -38,6 +38,14 @@ DELTA = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 16,
 }
+# queries grow within the text
+GROWING = {
+    "rope_type": "yarn",
+    "rope_theta": 5e5,
+    "factor": 4.0,
+    "original_max_position_embeddings": 4,
+    "llama_4_scaling_beta": 0.5,
+}
 WITHOUT_HEAD = {key: value for key, value in TEXT.items() if key != "head_dim"}
 
 GLM = {
@@ -159,6 +167,11 @@ CLASSES = {
         "vision_config": {**PLAIN, "model_type": "pixtral", "head_dim": 16},
         "image_token_index": 9,
     },
+    "Mistral3ForConditionalGeneration, Ministral 3": {
+        "text_config": {**TEXT, "model_type": "ministral3", "rope_parameters": GROWING},
+        "vision_config": {**PLAIN, "model_type": "pixtral", "head_dim": 16},
+        "image_token_index": 9,
+    },
     "Llama4ForConditionalGeneration": {
         "text_config": {
             **TEXT,
@@ -185,6 +198,7 @@ CLASSES = {
 GRID = {"image_grid_thw": torch.tensor([[1, 4, 4]])}
 FLAT = torch.linspace(-1, 1, 16 * 3 * 2 * 16).view(16, -1)  # patches of two frames
 SQUARE = torch.linspace(-1, 1, 3 * 256).view(1, 3, 16, 16)
+MISTRAL = [9] * 4, {"pixel_values": SQUARE, "image_sizes": torch.tensor([[16, 16]])}
 # class -> the image, beside its tokens
 IMAGES = {
     "Qwen3VLForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
@@ -196,14 +210,15 @@ IMAGES = {
     "Glm4vForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Glm46VForConditionalGeneration": ([5, 3, 3, 3, 3, 6], {"pixel_values": FLAT, **GRID}),
     "Gemma3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE}),
-    "Mistral3ForConditionalGeneration": ([9] * 4, {"pixel_values": SQUARE, "image_sizes": torch.tensor([[16, 16]])}),
+    "Mistral3ForConditionalGeneration": MISTRAL,
+    "Mistral3ForConditionalGeneration, Ministral 3": MISTRAL,
 }
 
 
 def save(name, folder, dtype=torch.float32):
     """Save a model of a class, whose every weight is drawn."""
     torch.manual_seed(0)
-    kind = getattr(transformers, name)
+    kind = getattr(transformers, name.split(",")[0])
     model = kind(kind.config_class(**CLASSES[name]))
     for parameter in model.parameters():
         parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.05)
@@ -213,7 +228,9 @@ def save(name, folder, dtype=torch.float32):
 
 def logits(name, folder, *, image=False):
     """Return what a folder's model says to a text, or to an image in one."""
-    model, said = getattr(transformers, name).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    model, said = getattr(transformers, name.split(",")[0]).from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True
+    )
     assert not any(said.values())
     text = torch.randint(20, 150, (1, 12), generator=torch.Generator().manual_seed(5))
     seen, more = IMAGES[name] if image else ([], {})

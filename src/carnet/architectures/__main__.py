@@ -1,10 +1,10 @@
 """``python -m carnet.architectures``: print what carnet knows, a line for each family."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from carnet.architectures.family import Family
 from carnet.architectures.known import FAMILIES, padded
-from carnet.architectures.wrappers import WRAPPERS
+from carnet.architectures.wrappers import WRAPPERS, Wrapper
 from carnet.dialects.configs import Choice, Place, Row, Table, fields_of, keys_of, read
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.writing import misfits
@@ -24,9 +24,13 @@ def main() -> None:
     families = sorted(FAMILIES, key=lambda family: family.name)
     _print([HEADINGS, *((each.name, each.hf.architecture, _megatron(each), _tensorrt(each)) for each in families)])
     print()
-    inside = {family.hf.architecture: family.name for family in FAMILIES}
+    names = {family.hf.architecture: family.name for family in FAMILIES}
     wrappers = sorted(WRAPPERS.values(), key=lambda wrapper: wrapper.architecture)
-    _print([("it sees or hears", "family"), *((each.architecture, inside[each.text]) for each in wrappers)])
+    _print([("it sees or hears", "family"), *((each.architecture, _inside(each, names)) for each in wrappers)])
+
+
+def _inside(wrapper: Wrapper, names: Mapping[str, str]) -> str:
+    return ", ".join(names[text] for text in (wrapper.text, *wrapper.texts.values()))
 
 
 def _print(lines: Sequence[tuple[str, ...]]) -> None:

@@ -24,6 +24,7 @@ from carnet.architectures.llama import LLAMA, MISTRAL
 from carnet.architectures.llama4 import LLAMA4
 from carnet.architectures.mimo import MIMO
 from carnet.architectures.minimax import MINIMAX_M2
+from carnet.architectures.ministral import MINISTRAL3
 from carnet.architectures.mixtral import MIXTRAL
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.architectures.nemotron_nas import NEMOTRON_NAS
@@ -98,6 +99,7 @@ FAMILIES = (
     COHERE2,
     STABLELM,
     DOTS1,
+    MINISTRAL3,
     MIMO,
     BAILING_MOE_V2,
     HUNYUAN_V1_DENSE,

@@ -68,6 +68,9 @@ class Wrapper:
     absent: Json = field(default_factory=dict)
     experts: tuple[Row, ...] = ()  # the rows of the experts where they are stored otherwise than in the text class
     told_by: ToldBy = field(default_factory=dict)  # as in a Dialect
+    texts: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what another text model is called -> its class, of which that is then
 
 
 def _block(name: str, stored: str) -> TowerRow:
@@ -182,7 +185,12 @@ WRAPPERS = {
             own=MROPE,
             absent={"attention_bias": True},
         ),
-        Wrapper("Mistral3ForConditionalGeneration", "MistralForCausalLM", tower=PROJECTED),
+        Wrapper(
+            "Mistral3ForConditionalGeneration",
+            "MistralForCausalLM",
+            tower=PROJECTED,
+            texts={"ministral3": "Ministral3ForCausalLM"},
+        ),
         Wrapper("Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", tower=PROJECTED, rows=GEMMA_TOWER),
         Wrapper(
             "Gemma4ForConditionalGeneration",
@@ -217,10 +225,16 @@ WRAPPERS = {
 
 
 def wrapper_of(raw: Json) -> Wrapper | None:
-    """Return the wrapper that a Hugging Face config is of, None where it is of a text model."""
+    """Return the wrapper that a Hugging Face config is of, with the class of its text model; None where it is of a text model."""
     names = raw.get(CLASS)
     found = [WRAPPERS[name] for name in names if isinstance(name, str) and name in WRAPPERS] if isinstance(names, list) else []
-    return found[0] if found else None
+    return next((replace(each, text=text_class(each, raw)) for each in found), None)
+
+
+def text_class(wrapper: Wrapper, raw: Json) -> str:
+    """Return the class of the text model inside a wrapper's config."""
+    inner = lookup(raw, f"{wrapper.key}.model_type")
+    return wrapper.texts.get(inner, wrapper.text) if isinstance(inner, str) else wrapper.text
 
 
 def around(config: Config) -> tuple[dict[str, Any], Wrapper | None]:

@@ -217,6 +217,7 @@ FIELDS = (
     Field("temperature", bool, False, "layers without positions sharpen the attention of late tokens"),
     Field("temperature_floor", int, None, "tokens after which they do"),
     Field("temperature_scale", float, None, "by how much"),
+    Field("query_growth", float, 0.0, "a query is multiplied by 1 + so much x ln(1 + its position // rope_original)"),
     Field("latent", bool, False, "keys and values are kept compressed (multi-head latent attention)"),
     Field("latent_norm_eps", float, None, "latent attention: added to the variance in the norms of what is compressed"),
     Field("kv_lora", int, 0, "latent attention: width of the compressed keys and values", least=0),
