@@ -17,7 +17,7 @@ ROWS = (
 )
 HEADS = r"(k_proj|v_proj)\.(weight|bias)"  # repeated where there are more ranks
 COLUMNS = r"(o_proj|down_proj|w2|dense|dense_4h_to_h|out_proj|c_proj)\.weight"
-PARTS = r"(qkv_proj|gate_up_proj|in_proj|conv1d|c_attn)\.(weight|bias)"
+PARTS = r"(qkv_proj|gate_up_proj|in_proj|conv1d|c_attn|model\.layers\.\d+\.attention\.query_key_value)\.(weight|bias)"
 GPT2 = re.compile(r"(transformer\.)?h\.\d+\.(attn|mlp)\.c_")  # inputs before outputs
 GROUPS = r"query_key_value\.(weight|bias)"
 VOCABULARY = r"(embed_tokens|lm_head|wte|word_embeddings|embed_in|embed_out|embeddings?|shared_head\.head)\.weight"
@@ -85,7 +85,7 @@ def part_of(name, array, layer, world, at):
         return np.split(array, world)[at] if ends(r"q_norm\.weight") else heads(array, kv, world, at)
     if ends(HEADS):
         return heads(array, kv, world, at)
-    if ends(GROUPS):
+    if ends(GROUPS) and not ends(PARTS):  # of Ling 2 they are parts, one after the other
         q, k, v = groups(array, kv, dim)
         q, k, v = heads(q, len(q) // dim, world, at), heads(k, kv, world, at), heads(v, kv, world, at)
         kv = max(1, kv // world)
@@ -119,7 +119,7 @@ def fused(name, array, layer):
     if "gate_up" in name:
         return [(half, len(half)) for half in np.split(array, 2)]
     size = {field: number(layer, field) for field in ("heads", "kv_heads", "head_dim") if field in layer}
-    if "qkv_proj" in name or "c_attn" in name:
+    if re.search("qkv_proj|c_attn|query_key_value", name):
         many = [size["heads"], size["kv_heads"], size["kv_heads"]]
         rows = [count * size["head_dim"] for count in many]
     elif layer["mixer"] == "gdn":
