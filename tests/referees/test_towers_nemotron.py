@@ -13,6 +13,7 @@ from transformers import LlamaConfig, NemotronHConfig
 import carnet
 from carnet.errors import NotSupported
 from tests.referees.sizes import HEADS, TOKENS
+from tests.referees.test_towers import of_store
 
 pytestmark = pytest.mark.referee
 
@@ -36,16 +37,38 @@ INSIDE = {  # class -> the text model, and what stands before its names
     "NemotronH_Nano_Omni_Reasoning_V3": (HYBRID, "backbone."),
     "Llama_Nemotron_Nano_VL": (LLAMA, "model."),
 }
+RADIO = "vision_model.radio_model.model."
+BLOCK = {
+    "norm1.weight": (32,),
+    "norm1.bias": (32,),
+    "norm2.weight": (32,),
+    "norm2.bias": (32,),
+    "attn.qkv.weight": (96, 32),
+    "attn.qkv.bias": (96,),
+    "attn.proj.weight": (32, 32),
+    "attn.proj.bias": (32,),
+    "mlp.fc1.weight": (64, 32),
+    "mlp.fc1.bias": (64,),
+    "mlp.fc2.weight": (32, 64),
+    "mlp.fc2.bias": (32,),
+}
 TOWER = {
-    "vision_model.radio_model.model.patch_generator.embedder.weight": (32, 48),
-    "vision_model.radio_model.model.patch_generator.pos_embed": (1, 16, 32),
-    "vision_model.radio_model.model.blocks.0.attn.qkv.weight": (96, 32),
+    RADIO + "patch_generator.cls_token.token": (4, 32),
+    RADIO + "patch_generator.embedder.weight": (32, 48),
+    RADIO + "patch_generator.pos_embed": (1, 16, 32),
+    **{f"{RADIO}blocks.{at}.{name}": shape for at in range(2) for name, shape in BLOCK.items()},
     "vision_model.radio_model.input_conditioner.norm_mean": (3, 1, 1),
     "mlp1.0.weight": (128,),
     "mlp1.1.weight": (40, 128),
     "mlp1.3.weight": (40, 40),
 }
-HEARD = {"sound_encoder.encoder.layers.0.conv.pointwise_conv1.weight": (8, 4, 1), "sound_projection.linear1.weight": (40, 8)}
+HEARD = {
+    "sound_encoder.encoder.layers.0.conv.pointwise_conv1.weight": (8, 4, 1),
+    "sound_encoder.encoder.feature_extractor.featurizer.window": (16,),
+    "sound_projection.norm.weight": (8,),
+    "sound_projection.linear1.weight": (40, 8),
+    "sound_projection.linear2.weight": (40, 40),
+}
 AROUND = {"vision_config": {"args": {"model": "vit_huge_patch16_224"}}, "downsample_ratio": 0.5, "img_context_token_id": 9}
 TEXTS = torch.randint(20, 97, (2, 24), generator=torch.Generator().manual_seed(3))
 
@@ -82,6 +105,50 @@ def test_such_a_class_comes_back_from_megatron_as_it_was(seen, tmp_path):
     said = json.loads((tmp_path / "back/config.json").read_text())
     assert said["architectures"] == [name]
     assert {key: said[key] for key in AROUND} == AROUND
+
+
+def test_megatron_bridge_finds_the_tower_under_its_own_names(seen, tmp_path):
+    """As its nemotron_vl_bridge.py and nemotron_omni_bridge.py have them: a head's q, k, v together, of 16 heads."""
+    _, folder, _ = seen
+    assert carnet.cross(folder, tmp_path / "megatron", to="megatron", accept=["needs"]).equal
+    ours, theirs = of_store(tmp_path / "megatron"), load_file(folder / "model.safetensors")
+
+    def stacked(name):
+        return torch.stack([theirs[f"{RADIO}blocks.{at}.{name}"] for at in range(2)])
+
+    projection = "vision_projection.encoder.linear_fc"
+    expected = {
+        "vision_model.class_token": theirs[RADIO + "patch_generator.cls_token.token"],
+        "vision_model.position_embeddings": theirs[RADIO + "patch_generator.pos_embed"],
+        "vision_model.embedder.weight": theirs[RADIO + "patch_generator.embedder.weight"],
+        "vision_model.radio_model.input_conditioner.norm_mean": theirs["vision_model.radio_model.input_conditioner.norm_mean"],
+        projection + "1.layer_norm_weight": theirs["mlp1.0.weight"],
+        projection + "1.weight": theirs["mlp1.1.weight"],
+        projection + "2.weight": theirs["mlp1.3.weight"],
+    }
+    for last in ("weight", "bias"):
+        of = {
+            "self_attention.linear_proj.": "attn.proj",
+            "self_attention.linear_qkv.layer_norm_": "norm1",
+            "mlp.linear_fc1.layer_norm_": "norm2",
+            "mlp.linear_fc1.": "mlp.fc1",
+            "mlp.linear_fc2.": "mlp.fc2",
+        }
+        expected |= {f"vision_model.decoder.layers.{name}{last}": stacked(f"{each}.{last}") for name, each in of.items()}
+        rows = stacked(f"attn.qkv.{last}")
+        apart = rows.view(2, 3, 16, 2, *rows.shape[2:]).transpose(1, 2).reshape(rows.shape)
+        expected[f"vision_model.decoder.layers.self_attention.linear_qkv.{last}"] = apart
+    if any(name in theirs for name in HEARD):
+        expected |= {
+            name.replace("sound_encoder.", "sound_model."): theirs[name] for name in HEARD if name.startswith("sound_encoder.")
+        }
+        heard = {"linear_fc1.layer_norm_": "norm", "linear_fc1.": "linear1", "linear_fc2.": "linear2"}
+        expected |= {
+            f"sound_projection.encoder.{name}weight": theirs[f"sound_projection.{each}.weight"] for name, each in heard.items()
+        }
+    beside = {name: tensor for name, tensor in ours.items() if not name.startswith("language_model.")}
+    assert beside.keys() == expected.keys()
+    assert [name for name in beside if not torch.equal(beside[name], expected[name])] == []
 
 
 def test_without_the_tower_the_text_model_says_what_it_said(seen, loaded, tmp_path):

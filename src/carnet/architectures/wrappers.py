@@ -15,6 +15,7 @@ from carnet.dialects.configs import lookup, place
 from carnet.dialects.hf import IDLE, LAYER, stacked
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, Row, ToldBy, TowerRow, fuse, row
+from carnet.dialects.tower_rows import ASKED, GEMMA_TOWER, GLM_TOWER, QWEN_TOWER, RADIO_TOWER
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.model.fields import Config
 from carnet.model.keys import leaves, left_out, put
@@ -59,7 +60,7 @@ class Wrapper:
     types: tuple[str, ...] = ()  # what the text model's config calls it, where that is not what its own class is called
     spellings: tuple[Spelling, ...] = (MODERN, INSIDE, FLAT)  # the first is written where the source has none of them
     tower: tuple[str, ...] = ("model.visual.", "visual.")  # what the names of a tower begin with
-    rows: tuple[TowerRow, ...] = ()  # what Megatron-Bridge calls otherwise there; ``heads`` is asked of the config
+    rows: tuple[TowerRow, ...] = ()  # what Megatron-Bridge calls otherwise there; of heads that are ASKED the config speaks
     key: str = "text_config"  # where the text model's config stands
     flat: bool = False  # where that is not there, the keys of the text model stand among the others: configs of old releases
     # keys of that config that are of no concern to the text alone -> the values that are, None for all
@@ -73,37 +74,9 @@ class Wrapper:
     )  # what another text model is called -> its class, of which that is then
 
 
-def _block(name: str, stored: str) -> TowerRow:
-    return TowerRow(f"model.visual.{name}.**", f"vision_model.{stored}{'' if stored.endswith('_') else '.'}**")
-
-
-QKV = "model.visual.blocks.*.attn.qkv.", "vision_model.decoder.layers.*.self_attention.linear_qkv."
-# Megatron-Bridge: models/qwen_vl/qwen3_vl_bridge.py, and ConcatenatedQKVMapping of models/conversion/param_mapping.py
-QWEN_TOWER = (
-    TowerRow(QKV[0] + "weight", QKV[1] + "weight", heads=1, order=((1, 0, 2), (3,))),
-    TowerRow(QKV[0] + "bias", QKV[1] + "bias", heads=1, order=((1, 0, 2),)),
-    _block("blocks.*.attn.proj", "decoder.layers.*.self_attention.linear_proj"),
-    _block("blocks.*.norm1", "decoder.layers.*.self_attention.linear_qkv.layer_norm_"),
-    _block("blocks.*.norm2", "decoder.layers.*.mlp.linear_fc1.layer_norm_"),
-    _block("blocks.*.mlp.linear_fc1", "decoder.layers.*.mlp.linear_fc1"),
-    _block("blocks.*.mlp.linear_fc2", "decoder.layers.*.mlp.linear_fc2"),
-    _block("deepstack_merger_list.*.norm", "decoder.deepstack_merger_list.*.patch_norm"),
-    _block("deepstack_merger_list.*.linear_fc1", "decoder.deepstack_merger_list.*.linear_fc1"),
-    _block("deepstack_merger_list.*.linear_fc2", "decoder.deepstack_merger_list.*.linear_fc2"),
-    _block("merger.norm", "merger.patch_norm"),
-    _block("merger", "merger"),
-    _block("patch_embed", "patch_embed"),
-    TowerRow("model.visual.pos_embed.weight", "vision_model.pos_embed.weight"),
-)
-# gemma_vl/gemma3_vl_bridge.py; its tower is transformers' own module, under the names of its release
-GEMMA_TOWER = (
-    TowerRow("multi_modal_projector.mm_soft_emb_norm.weight", "multi_modal_projector.mm_soft_embed_norm.weight"),
-    TowerRow("multi_modal_projector.mm_input_projection_weight", "multi_modal_projector.proj.weight", order=((1,), (0,))),
-)
-GLM_TOWER = (TowerRow("model.visual.**", "visual.**"),)  # glm_vl/glm_45v_bridge.py
 PROJECTED = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 # of Nemotron's that see or hear, whose code lies beside published weights: vLLM's models/nano_nemotron_vl.py and nemotron_vl.py
-RADIO = ("vision_model.", "mlp1.", "sound_encoder.", "sound_projection.")
+HEARD = ("vision_model.", "mlp1.", "sound_encoder.", "sound_projection.")
 
 # positions in three dimensions, which are the same three for a text
 TOPS = ("rope_scaling", "rope_parameters")
@@ -210,9 +183,11 @@ WRAPPERS = {
             spellings=(INSIDE,),
             tower=("vision_tower.", "mm_projector."),
         ),
-        Wrapper("Llama_Nemotron_Nano_VL", "LlamaForCausalLM", spellings=(INSIDE,), tower=RADIO, key="llm_config"),
+        Wrapper(
+            "Llama_Nemotron_Nano_VL", "LlamaForCausalLM", spellings=(INSIDE,), tower=HEARD, rows=RADIO_TOWER, key="llm_config"
+        ),
         *(
-            Wrapper(name, "NemotronHForCausalLM", spellings=(BACKBONE,), tower=RADIO, key="llm_config")
+            Wrapper(name, "NemotronHForCausalLM", spellings=(BACKBONE,), tower=HEARD, rows=RADIO_TOWER, key="llm_config")
             for name in (
                 "NemotronH_Nano_VL_V2",
                 "NemotronH_Nano_Omni_Reasoning_V3",
@@ -337,7 +312,7 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     rest, wrapper = around(config)
     if wrapper is None:
         return dialect
-    stored = tuple(replace(row, heads=_heads(rest, row)) if row.heads else row for row in wrapper.rows)
+    stored = tuple(replace(row, heads=_heads(rest, row)) if row.heads == ASKED else row for row in wrapper.rows)
     if dialect.kind.arguments:
         prefixes = (*(prefix + MEGATRON for prefix in dialect.prefixes), *dialect.prefixes)
         return replace(dialect, prefixes=prefixes, tower=stored)
