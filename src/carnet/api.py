@@ -27,6 +27,7 @@ from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
+from carnet.inventory.bridge import vouched
 from carnet.inventory.lent import with_tower
 from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
@@ -281,7 +282,8 @@ def _examine(
         inventory = take(opened, said.drop, said.vocab_size, said.tokens)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
-    checkpoint = _meant(open_checkpoint(target), said.read_by)
+    checkpoint = _meant(open_checkpoint(target), said.reader)
+    known = [*known, Known("the arguments", vouched(checkpoint))]
     if (
         inventory.dialect.kind.companions
         and checkpoint.dialect == inventory.dialect.name
@@ -293,7 +295,7 @@ def _examine(
         target,
         checkpoint=checkpoint,
         source_path=source,
-        needs=lambda arrived: _needs(arrived, said.read_by, said.spelling == "local"),
+        needs=lambda arrived: _needs(arrived, said.reader, said.names == "local"),
         asked=asked,
         request=request,
         known=known,

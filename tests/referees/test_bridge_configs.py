@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
+import yaml
 from safetensors.torch import load_file
 
 import carnet
-from carnet.errors import CarnetError
+from carnet.errors import BadOption, CarnetError, NotSupported
 
 pytestmark = pytest.mark.referee
 
@@ -48,7 +49,9 @@ MODELS = {
     "deepseek_v3.provider": hf.DeepseekV3Config(**{**ALL, "num_key_value_heads": 4}, **ROUTED, **LATENT, **GROUPS),
     "gemma.provider": hf.GemmaConfig(**SIZES),
     "gemma2.provider": hf.Gemma2Config(**SIZES, **CAPS),
-    "olmoe.provider": hf.OlmoeConfig(**ALL, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False),
+    "olmoe.provider": hf.OlmoeConfig(
+        **{**ALL, "num_key_value_heads": 4}, num_experts=4, num_experts_per_tok=2, norm_topk_prob=False
+    ),
     "minimax_m2.provider": hf.MiniMaxM2Config(**SIZES, num_local_experts=4, num_experts_per_tok=2),
     "exaone4.provider": hf.Exaone4Config(
         **SIZES, sliding_window=None, sliding_window_pattern=4, layer_types=["full_attention"] * 4
@@ -106,3 +109,82 @@ def test_words_that_the_provider_does_not_have_are_refused(name, now, then, stor
     said.write_text(text.replace(now, then))
     with pytest.raises(CarnetError):
         carnet.plan(root, to="hf")
+
+
+# what a run chooses as it likes, and what says the same in other words
+FREE = {
+    *(
+        "moe_aux_loss_coeff",
+        "moe_router_load_balancing_type",
+        "moe_router_dtype",
+        "pipeline_dtype",
+        "tensor_model_parallel_size",
+    ),
+    *("should_pad_vocab", "make_vocab_size_divisible_by", "attention_dropout"),
+}
+SAME = {
+    "linear_attention_freq": (4, [1, 1, 1, 0]),
+    "moe_router_topk_scaling_factor": (1.0, None),
+    "moe_router_num_groups": (None, 1),
+    "moe_router_group_topk": (None, 1),
+    "moe_ffn_hidden_size": (96, None),  # ffn_hidden_size, where it is not said
+    "rope_type": ("rope", "yarn"),  # whose factor is 1
+    "mscale_all_dim": (0.0, 1.0),
+    "bias_activation_fusion": (False, True),  # of a SiLU, a kernel of the same numbers
+}
+BLOCKS = "megatron.core.models.gpt.gpt_layer_specs.get_gpt_decoder_block_spec"
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith("provider")])
+def test_what_is_written_for_megatron_bridge_is_what_it_writes_itself(name, saved, tmp_path):
+    """Every word is one of its provider's; those about the model have its own values."""
+    before = saved(MODELS[name], torch.bfloat16)
+    went = carnet.cross(before, tmp_path / "megatron", to="megatron", spelling="bridge", accept=["needs"], tp=2)
+    assert went.equal
+    assert went.needs["program"] == "megatron-bridge"
+    said = tmp_path / "megatron/iter_0000001/run_config.yaml"
+    ours, theirs = (yaml.safe_load(path.read_text())["model"] for path in (said, CONFIGS / f"{name}.yaml"))
+    assert ours.keys() <= theirs.keys()
+    different = {key: (value, theirs[key]) for key, value in ours.items() if value != theirs[key] and key not in FREE}
+    layers = different.pop("transformer_layer_spec", ({}, {}))
+    assert [each.get("_target_") for each in layers] in ([None, None], [BLOCKS, BLOCKS])
+    assert {key: pair for key, pair in different.items() if SAME.get(key) != pair} == {}
+    target = (
+        theirs["_target_"]
+        if "ModelProvider" in went.needs.get("provider", "")
+        else theirs["transformer_layer_spec"]["_target_"]
+    )
+    assert went.needs.get("provider", target) == target
+    assert carnet.verify(before, tmp_path / "megatron", read_by="megatron-bridge", accept=["needs"]).equal
+    carnet.cross(tmp_path / "megatron", tmp_path / "back", to="hf", config=said)
+    assert load_file(tmp_path / "back/model.safetensors").keys() == load_file(before / "model.safetensors").keys()
+
+
+def test_what_no_provider_has_is_refused_with_a_way_out(saved, tmp_path):
+    before = saved(hf.Olmo2Config(**ALL), torch.bfloat16)
+    with pytest.raises(NotSupported, match="knows no provider") as refused:
+        carnet.plan(before, to="megatron", spelling="bridge", accept=["needs"])
+    assert refused.value.facts["beyond arguments"] == "norm_after, qk_norm, norm_before"
+    assert carnet.cross(before, tmp_path / "megatron", to="megatron", read_by="megatron-bridge", accept=["needs"]).equal
+    assert not (tmp_path / "megatron/iter_0000001/run_config.yaml").exists()
+
+
+def test_another_program_cannot_read_it(saved):
+    with pytest.raises(BadOption, match="--spelling bridge is for megatron-bridge"):
+        carnet.plan(saved(hf.LlamaConfig(**SIZES)), to="megatron", spelling="bridge", read_by="megatron-lm==0.18")
+
+
+@pytest.mark.parametrize(
+    ("now", "then"),
+    [("num_layers: 4", "num_layers: 5"), ("GemmaModelProvider", "GemmaModelProvider2"), ("model:", "train: {}\nmodel:")],
+    ids=["a number", "a class", "a section"],
+)
+def test_one_that_is_not_what_the_arguments_say_is_found(now, then, saved, tmp_path):
+    before = saved(MODELS["gemma.provider"], torch.bfloat16)
+    carnet.cross(before, tmp_path / "megatron", to="megatron", spelling="bridge", accept=["needs"])
+    said = tmp_path / "megatron/iter_0000001/run_config.yaml"
+    text = said.read_text()
+    assert now in text
+    said.write_text(text.replace(now, then, 1))
+    told = carnet.verify(before, tmp_path / "megatron", read_by="megatron-bridge", accept=["needs"])
+    assert [each.where for each in told.findings] == ["iter_0000001/run_config.yaml"]

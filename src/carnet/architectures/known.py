@@ -42,9 +42,9 @@ from carnet.dialects.entries import stored_as
 from carnet.dialects.hf import said_once
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.layers import joined
-from carnet.dialects.megatron.needs import NEEDS, lacked
+from carnet.dialects.megatron.needs import NEEDS
 from carnet.dialects.megatron.programs import Heard, hear, program
-from carnet.dialects.megatron.providers import provided
+from carnet.dialects.megatron.providers import lacked, provided
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, misfits

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from carnet.architectures.known import padded, types_of
 from carnet.dialects.configs import Table, keys_of, lookup
 from carnet.dialects.hf import GENERATION, generation
-from carnet.dialects.megatron.needs import UNSAID
+from carnet.dialects.megatron.providers import UNSAID
 from carnet.dialects.writing import written
 from carnet.errors import CarnetError
 from carnet.examiner.compare import Finding

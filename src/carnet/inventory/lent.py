@@ -6,7 +6,7 @@ from dataclasses import replace
 from carnet.architectures.known import dialect_of, names_none, of_class, text_of
 from carnet.architectures.wrappers import beside, is_of_tower, text_inside
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.megatron.needs import UNSAID, lacked
+from carnet.dialects.megatron.providers import UNSAID, lacked
 from carnet.dialects.rows import Dialect
 from carnet.dialects.towers import found
 from carnet.errors import BadRequest

@@ -18,8 +18,8 @@ from carnet.architectures.wrappers import beside, is_of_tower
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
-from carnet.dialects.megatron.needs import UNSAID
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, program
+from carnet.dialects.megatron.providers import UNSAID
 from carnet.dialects.rows import Dialect, is_zero_centred, less_one
 from carnet.dialects.strangers import way_out
 from carnet.dialects.towers import found

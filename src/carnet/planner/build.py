@@ -116,7 +116,7 @@ def make_plan(
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
     carries = is_carried(source, target, request)
-    wanted = [*entries(target, config, None, request.spelling, among, coded=carries or request.quantize is not None)]
+    wanted = [*entries(target, config, None, request.names, among, coded=carries or request.quantize is not None)]
     coded = carried(source, wanted) if carries else {}
     found, extents = source_pieces(source, request.dtype, gathered, carried_extents(source, coded))
     kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names})

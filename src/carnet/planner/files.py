@@ -12,8 +12,9 @@ from carnet.architectures.known import padded
 from carnet.architectures.wrappers import rewrapped
 from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import STORE
-from carnet.dialects.megatron.needs import NEEDS, NOTHING, UNSAID, Needs, needs
+from carnet.dialects.megatron.needs import NEEDS, NOTHING, Needs, needs
 from carnet.dialects.megatron.programs import program
+from carnet.dialects.megatron.providers import UNSAID
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, write, written
 from carnet.dtypes import BY_NAME
@@ -23,13 +24,14 @@ from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
-from carnet.formats.wrapped import MEANT_FOR
+from carnet.formats.wrapped import MEANT_FOR, RUN_CONFIG
+from carnet.inventory.bridge import checked
 from carnet.model.fields import Config
 from carnet.model.model import value
 from carnet.planner.choosing import Coded, kinds, plain_modules
 from carnet.planner.coding import Coding, Laid, Scaled, scratch
 from carnet.planner.store import chunks, states
-from carnet.plans.request import Request
+from carnet.plans.request import BRIDGE, Request
 from carnet.quantize.configs import BESIDE, Codes, with_codes
 from carnet.quantize.styles import Kept
 from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile
@@ -131,7 +133,7 @@ def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ..
 def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], config: Config, request: Request) -> Made:
     folder = folder_of(ITERATION)
     cut = chunks(wanted, dtypes, config, request)
-    empty = [("__0_1.distcp", states(wanted, config, request.spelling))]
+    empty = [("__0_1.distcp", states(wanted, config, request.names))]
     store = layout_store(folder, [(file, [chunk for _, chunk in held]) for file, held in cut.items()], empty)
     places = []
     for file, held in zip(store.files, cut.values(), strict=True):
@@ -144,10 +146,14 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     kinds = {
         name: torch_type(str(config["dtype"])) if name == "params_dtype" else _plain(value) for name, value in said.items()
     }
-    reader = None if request.read_by is None else program(request.read_by, "--read-by")
-    told = needs(said, reader, local=request.spelling == "local")
+    reader = None if request.reader is None else program(request.reader, "--read-by")
+    told = needs(said, reader, local=request.names == "local")
+    beside = []
+    if request.spelling == BRIDGE:
+        ranks = {"tp": request.tp, "pp": request.pp, "ep": request.ep}
+        beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked(said, config, ranks))]
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
-    return Made(store.files, tuple(places), (*store.raws, common), {}, NO_SCRATCH, {}, told)
+    return Made(store.files, tuple(places), (*store.raws, *beside, common), {}, NO_SCRATCH, {}, told)
 
 
 def _refuse(lacking: Sequence[Misfit]) -> None:

@@ -13,6 +13,7 @@ from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
 from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word, wrong
 
+BRIDGE, READER = "bridge", "megatron-bridge"  # a spelling, and the program that it is for, one of PROGRAMS in programs.py
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
 
 
@@ -251,8 +252,8 @@ class Request:
         "te",
         "word",
         TARGET,
-        "Whose names: Transformer Engine's layers, or the local ones.",
-        words=lambda: ("te", "local"),
+        "Whose names: Transformer Engine's layers, the local ones, or those of Megatron-Bridge, with its run_config.yaml.",
+        words=lambda: ("te", "local", BRIDGE),
         used_by=lambda kind: kind.arguments,
     )
     read_by: str | None = _is(
@@ -290,6 +291,16 @@ class Request:
         None, "number", NUMBERS, "That scale, the same for all layers, where --amax does not say it.", compared=True
     )
 
+    @property
+    def names(self) -> str:
+        """Return whose names a Megatron target has."""
+        return "te" if self.spelling == BRIDGE else self.spelling
+
+    @property
+    def reader(self) -> str | None:
+        """Return the program that will load a Megatron target, None for any release of Megatron-LM."""
+        return self.read_by or (READER if self.spelling == BRIDGE else None)
+
     @classmethod
     def of(cls, options: Mapping[str, object]) -> Self:
         """Return what ``Options`` ask for; raise BadOption where that makes no sense, whatever the checkpoint."""
@@ -307,6 +318,8 @@ class Request:
                 fit = [each.name for each in KINDS.values() if option.used_by(each)]
                 what = f"{name} is for a target of the kind {' or '.join(map(repr, fit))}"
                 raise BadOption(what, {"to": kind.name, "option": flag_of(name)}, remedy="leave it out")
+        if made.spelling == BRIDGE and made.reader != READER:
+            raise BadOption(f"--spelling {BRIDGE} is for {READER}", {"option": "--read-by"}, remedy="leave it out")
         return made
 
     @classmethod

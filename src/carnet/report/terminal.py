@@ -231,7 +231,8 @@ def _words(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mappin
         releases = f" {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
         lines["needs"] = f"{needs['program']}{releases}: {' '.join(needs['say']) or 'nothing said'}"
         own = [f"{name}{TIED}{_short(said)}" for name, said in needs.get("fields", {}).items()]
-        lines |= {"besides": f"a class or a spec of its own, for what no argument says: {' '.join(own)}"} if own else {}
+        found = needs.get("provider", "a class or a spec of its own")
+        lines |= {"besides": f"{found}, for what no argument says: {' '.join(own)}"} if own else {}
     return lines
 
 

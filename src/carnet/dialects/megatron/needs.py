@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from dataclasses import field as having
 
 from carnet.dialects.megatron.programs import BRIDGE, LM, Program, model_of, stopped, used
+from carnet.dialects.megatron.providers import lacked, provider_for
 from carnet.dialects.megatron.releases import BY_NAME, FREQUENCY, RELEASES, Argument, Arguments
 from carnet.errors import NotSupported
 from carnet.model.keys import equal
 
 CARRY = "--use-checkpoint-args"
-# an argument of carnet's own: the canonical fields of a model that no argument of Megatron's says, which a provider or a spec brings
-UNSAID = "carnet_needs"
 NEEDS = "needs"  # what a person accepts by --accept, where the arguments lack fields
 DTYPES = {"torch.bfloat16": "--bf16", "torch.float16": "--fp16", "torch.float32": ""}  # validate_args has the type from these
 NOWHERE = "nowhere"  # where an argument that reaches no model is handed on
@@ -33,11 +32,13 @@ class Needs:
     # for the command line: "--norm-epsilon 1e-06"; of other programs the fields of their config: "rope_scaling True"
     flags: tuple[str, ...]
     fields: Mapping[str, object] = having(default_factory=dict)  # of the model, that no argument says
+    provider: str = ""  # of Megatron-Bridge, that has all of them: its class or its layer spec
 
     @property
     def data(self) -> dict[str, object]:
         """Return it as plain values, for plans and documents."""
-        own = {"fields": dict(self.fields)} if self.fields else {}
+        own: dict[str, object] = {"fields": dict(self.fields)} if self.fields else {}
+        own |= {"provider": self.provider} if self.provider else {}
         return {"program": self.program, "releases": [*self.releases], "say": [*self.flags], **own} if self.program else {}
 
     @property
@@ -54,7 +55,8 @@ def needs(said: Arguments, reader: Program | None, *, local: bool) -> Needs:
 
     ``local``: the modules are those of Megatron's local spec. Raises NotSupported where no flag says what the model needs.
     """
-    own = lacked(said)
+    own, found = lacked(said), provider_for(said)
+    provider = "" if found is None else found.path
     said = {name: value for name, value in said.items() if name in BY_NAME}
     if reader is not None and reader.name != LM:
         told = {
@@ -63,7 +65,7 @@ def needs(said: Arguments, reader: Program | None, *, local: bool) -> Needs:
         fields = (
             f"{PROVIDED.get(name, name)} {value}" for name, value in told.items() if not equal(value, BY_NAME[name].default)
         )
-        return Needs(reader.name, (), tuple(fields), own)
+        return Needs(reader.name, (), tuple(fields), own, provider)
     releases = RELEASES[1:] if reader is None or not reader.release else (reader.release,)
     against: dict[str, Mapping[str, str]] = {release: _against(said, release) for release in releases}
     able = tuple(release for release, reasons in against.items() if not reasons)
@@ -75,13 +77,7 @@ def needs(said: Arguments, reader: Program | None, *, local: bool) -> Needs:
         )
     flags = [flag for release in able for name in said for flag in _flags(BY_NAME[name], said[name], release) or ()]
     whose = ["--transformer-impl local"] if local else []
-    return Needs(LM, able, tuple(dict.fromkeys([CARRY, *whose, *flags])), own)
-
-
-def lacked(said: Arguments) -> Mapping[str, object]:
-    """Return the fields of a model that its arguments could not say, and say as carnet's own."""
-    own = said.get(UNSAID)
-    return own if isinstance(own, Mapping) else {}
+    return Needs(LM, able, tuple(dict.fromkeys([CARRY, *whose, *flags])), own, provider)
 
 
 def _by_argument(against: Mapping[str, Mapping[str, str]]) -> dict[str, object]:

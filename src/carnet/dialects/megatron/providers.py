@@ -7,11 +7,14 @@ src/megatron/bridge/models.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from carnet.dialects.megatron.needs import UNSAID
 from carnet.model.fields import Config
 
+Arguments = Mapping[str, object]
+# an argument of carnet's own: the canonical fields of a model that no argument of Megatron's says, which a provider or a spec brings
+UNSAID = "carnet_needs"
 MODELS = "megatron.bridge.models."
-NAMED = ("_target_", "transformer_layer_spec")  # where a config names them
+TARGET, SPEC = "_target_", "transformer_layer_spec"  # where a config names the two
+WINDOW, SKIPPED = "window_size", "window_attn_skip_freq"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,46 +23,83 @@ class Provider:
 
     module: str  # below ``MODELS``
     brings: Config  # fields of the model
+    name: str = ""  # the class; that of every GPT where a layer spec is all that differs
+    spec: str = ""  # the layer spec
     keys: Mapping[str, str] = field(default_factory=dict)  # a word of its config -> the field that it says
-    says: Mapping[str, object] = field(default_factory=dict)  # words of its config that say the same as what it brings
-    whatever: Mapping[str, object] = field(default_factory=dict)  # arguments that it has whatever its config says
+    says: Arguments = field(default_factory=dict)  # words of its config that say the same as what it brings
+    only: Arguments = field(default_factory=dict)  # arguments of the models that it is for, where another has the same for all
+    windows: int | None = None  # each so manieth layer sees all, whatever its config says
+
+    @property
+    def path(self) -> str:
+        """Return where Python finds it."""
+        return f"{MODELS}{self.module}.{self.name or self.spec}"
 
 
-GELU: dict[str, object] = {"activation_func": "fast_gelu", "gated_linear_unit": True}
+GELU: Arguments = {"activation_func": "fast_gelu", "gated_linear_unit": True}
 GEMMA: Config = {"activation": "gelu_tanh", "gated": True, "embed_root": True}
 WHOLE: Config = {"qk_norm": "whole"}
+NORMED: Arguments = {"qk_layernorm": True}
+ALIKE: Arguments = {"group_query_attention": False, "moe_router_score_function": "softmax"}
 PROVIDERS = (
-    Provider("gemma.gemma_provider", GEMMA, says=GELU),
+    Provider("gemma.gemma_provider", GEMMA, name="GemmaModelProvider", says=GELU),
     Provider(
         "gemma.gemma2_provider",
         {**GEMMA, "norm_after": True},
+        name="Gemma2ModelProvider",
+        spec="gemma2_layer_spec",
         keys={
             "query_pre_attn_scalar": "attention_root",
             "attn_logit_softcapping": "softcap_attention",
             "final_logit_softcapping": "softcap_logits",
         },
         says=GELU,
-        whatever={"window_attn_skip_freq": 2},  # Gemma2DotProductAttention: every other layer, from the first
+        windows=2,  # Gemma2DotProductAttention
     ),
-    Provider("olmoe.olmoe_provider", WHOLE),
-    Provider("minimax_m2.minimax_m2_provider", WHOLE),
-    Provider("exaone.exaone4.exaone4_provider", {"norm_after": True, "norm_before": False}),
+    # its norm of the keys is as wide as that of the queries
+    Provider("olmoe.olmoe_provider", WHOLE, spec="olmoe_layer_spec", says=NORMED, only=ALIKE),
+    Provider("minimax_m2.minimax_m2_provider", WHOLE, spec="minimax_m2_layer_spec", says=NORMED),
+    Provider("exaone.exaone4.exaone4_provider", {"norm_after": True, "norm_before": False}, spec="exaone4_layer_spec"),
 )
 
 
-def provider_of(said: Mapping[str, object]) -> Provider | None:
-    """Return the provider that a config names; None where it names none of these."""
-    names = [str(said.get(key)) for key in NAMED]
-    return next((row for row in PROVIDERS if any(name.startswith(f"{MODELS}{row.module}.") for name in names)), None)
-
-
-def provided(said: Mapping[str, object]) -> Mapping[str, object]:
+def provided(said: Arguments) -> Arguments:
     """Return arguments with what the provider that they name brings beside them, and its words for that taken out."""
-    row = provider_of(said)
+    names = [str(said.get(key)) for key in (TARGET, SPEC)]
+    row = next((row for row in PROVIDERS if any(name.startswith(f"{MODELS}{row.module}.") for name in names)), None)
     if row is None:
         return said
     told = {name: said[key] for key, name in row.keys.items() if said.get(key) is not None}
     kept = {
         key: value for key, value in said.items() if key not in row.keys and (key not in row.says or value != row.says[key])
     }
-    return {**kept, **row.whatever, UNSAID: {**row.brings, **told}}
+    windows = {} if row.windows is None else {SKIPPED: row.windows}
+    return {**kept, **windows, UNSAID: {**row.brings, **told}}
+
+
+def provider_for(said: Arguments) -> Provider | None:
+    """Return the provider that brings what these arguments lack, all of it and nothing else; None where there is none."""
+    lacking = lacked(said)
+    return next((row for row in PROVIDERS if lacking and _has(row, lacking, said) and _sees(row, said)), None)
+
+
+def lacked(said: Arguments) -> Arguments:
+    """Return the fields of a model that its arguments could not say, and say as carnet's own."""
+    own = said.get(UNSAID)
+    return own if isinstance(own, Mapping) else {}
+
+
+def _has(row: Provider, lacking: Arguments, said: Arguments) -> bool:
+    if any(said.get(name) != value for name, value in row.only.items()):
+        return False
+    brought = lacking.keys() - {*row.keys.values()}
+    return brought <= row.brings.keys() and all(lacking.get(name) == value for name, value in row.brings.items())
+
+
+def _sees(row: Provider, said: Arguments) -> bool:
+    """Say whether the layers that a provider gives a window are those that have one."""
+    if said.get(WINDOW) is None:
+        return True
+    skipped, count = said.get(SKIPPED), said.get("num_layers")
+    every = [int((layer + 1) % row.windows > 0) for layer in range(count)] if row.windows and isinstance(count, int) else None
+    return skipped in (row.windows, every) if row.windows else skipped is None
