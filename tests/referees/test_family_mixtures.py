@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     Dots1Config,
     Ernie4_5_MoeConfig,
@@ -120,6 +120,24 @@ def test_a_mixture_comes_back_as_it_went(which, there_and_again):
 def test_every_second_layer_of_qwen_s_may_be_dense_and_the_list_then_says_which(there_and_again):
     config = Qwen3MoeConfig(**HEADS, **TOKENS, **QWEN, decoder_sparse_step=2, mlp_only_layers=[1])
     there_and_again(config, spelled_otherwise={"decoder_sparse_step", "mlp_only_layers"})
+
+
+def test_ernie_s_layers_for_further_tokens_are_left_out_as_by_transformers(saved, loaded, tmp_path):
+    source = saved(MODELS["ernie4_5_moe"])
+    said = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**said, "num_nextn_predict_layers": 1}))
+    before = load_file(source / "model.safetensors")
+    names = ("mtp_emb_norm.0.weight", "mtp_hidden_norm.0.weight", "mtp_block.0.input_layernorm.weight")
+    further = {f"model.{name}": torch.ones(40) for name in names} | {"model.mtp_linear_proj.0.weight": torch.ones(40, 80)}
+    save_file({**before, **further}, source / "model.safetensors", {"format": "pt"})
+    assert carnet.cross(source, tmp_path / "out", to="hf").equal
+    assert load_file(tmp_path / "out/model.safetensors").keys() == before.keys()
+    dropped = json.loads((tmp_path / "out/carnet.json").read_text())["dropped"]
+    assert dropped
+    tokens = torch.randint(97, (2, 32), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        found, expected = (loaded(at)(tokens, use_cache=False).logits for at in (tmp_path / "out", source))
+    assert torch.equal(found, expected)
 
 
 RANKS = {
