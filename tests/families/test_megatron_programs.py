@@ -353,3 +353,14 @@ def test_sparse_attention_is_that_of_0_19_and_later():
     with pytest.raises(NotSupported) as caught:
         needs(SPARSE, program(f"{LM}==0.17", "--read-by"), local=False)
     assert caught.value.facts["experimental_attention_variant"] == "0.17: 'dsa' builds no such model"
+
+
+def test_queries_that_are_not_compressed_have_a_norm_of_their_own_from_0_19_on():
+    """A second one, behind the layer's: no class of Hugging Face has a place for it."""
+    alone = LATENT | {"rope_type": "rope"}
+    assert model({}, base=alone)["q_lora"] == 0
+    with pytest.raises(BadRequest, match="no release of megatron-lm computes with these arguments") as caught:
+        heard({}, era=">=0.19", base=alone)
+    assert "qk_layernorm True" in caught.value.facts
+    assert model({}, BRIDGE, era=">=0.19", base=alone)["latent"]  # whose spec may be another
+    assert needs(alone, None, local=False).releases == ("0.16", "0.17", "0.18")

@@ -102,7 +102,6 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
         outcomes = {written_by.name: honoured(told, written_by.release or known_release("", era))}
     else:
         outcomes = {release: used(told, release) for release in _releases(told, written_by, era)}
-        outcomes = {release: found for release, found in outcomes.items() if found is not None}
         if written_by is None and any(_is_foreign(name) for name, value in raw.items() if value is not None):
             outcomes[UNKNOWN] = honoured(told, known_release("", era))
     found = _one(raw, outcomes, where)
@@ -148,18 +147,18 @@ def _releases(told: Arguments, written_by: Program | None, era: str) -> Iterable
 def used(told: Arguments, release: str) -> dict[str, object] | None:
     """Return the arguments that a release of Megatron-LM uses; None where it builds nothing, or what no other program computes."""
     has = {name: value for name, value in told.items() if _has(BY_NAME.get(name), release)}
-    return _but_idle(told, has, [idle for idle in IDLE if release <= idle.until])
+    return _but_idle(told, has, [idle for idle in IDLE if idle.since <= release <= idle.until])
 
 
 def stopped(told: Arguments, release: str) -> str:
     """Name the argument with which a release of Megatron-LM builds nothing that another program computes."""
-    stops = (idle for idle in IDLE if idle.instead is STOPS and release <= idle.until)
+    stops = (idle for idle in IDLE if idle.instead is STOPS and idle.since <= release <= idle.until)
     return next(idle.name for idle in stops if told.get(idle.name) is not None and idle.when(told))
 
 
 def honoured(told: Arguments, release: str) -> dict[str, object] | None:
     """Return what a release of megatron-core ("" for any) uses of arguments that all reach it."""
-    return _but_idle(told, told, [idle for idle in IDLE if idle.core and (release or RELEASES[-1]) <= idle.until])
+    return _but_idle(told, told, [idle for idle in IDLE if idle.core and idle.since <= (release or RELEASES[-1]) <= idle.until])
 
 
 def _but_idle(told: Arguments, has: Arguments, idle: Iterable[Idle]) -> dict[str, object] | None:
@@ -183,7 +182,9 @@ def _one(raw: Arguments, outcomes: Mapping[str, dict[str, object] | None], where
     found = {release: one for release, one in outcomes.items() if one is not None}
     if not found:
         remedy = f"name the program that trained it: --written-by {BRIDGE}"
-        raise BadRequest(f"no release of {LM} computes with these arguments", {"where": where}, remedy=remedy)
+        stops = {name: raw[name] for name in (stopped(raw, release) for release in outcomes if release in RELEASES)}
+        why = {f"{name} {value!r}": "builds nothing here, or what no other program computes" for name, value in stops.items()}
+        raise BadRequest(f"no release of {LM} computes with these arguments", {"where": where, **why}, remedy=remedy)
     first = next(iter(found))
     if all(one == found[first] for one in found.values()):
         return found[first]

@@ -226,6 +226,7 @@ class Idle:
     name: str  # of the argument
     instead: object  # what the model has; STOPS where there is no model
     when: Callable[[Arguments], bool]  # of the other arguments
+    since: str = RELEASES[0]  # the first release of which this is true
     until: str = RELEASES[-1]  # the last release of which this is true
     core: bool = (
         False  # megatron-core does not look at it, whatever program builds the model; else only Megatron-LM's builders do not
@@ -238,6 +239,10 @@ def _mixture(said: Arguments) -> bool:
 
 def _latent(said: Arguments) -> bool:
     return bool(said.get("multi_latent_attention"))
+
+
+def _latent_alone(said: Arguments) -> bool:
+    return _latent(said) and not _sparse(said) and not said.get("q_lora_rank")
 
 
 def _sparse(said: Arguments) -> bool:
@@ -291,6 +296,8 @@ IDLE = (
     Idle("position_embedding_type", STOPS, _yarn, until="0.18"),
     # an indexer of these rotates the last dimensions of its heads, and reads queries before their norm: dsa.py
     Idle("experimental_attention_variant", STOPS, _sparse, until="0.18", core=True),
+    # queries that are not compressed get a norm of their own, behind the layer's: mla_qk_norm_config.py _resolve_mla_qk_layernorm
+    Idle("qk_layernorm", STOPS, _latent_alone, since="0.19"),
     Idle("num_query_groups", None, _ungrouped),
     Idle("heterogeneous_layers_config_encoded_json", None, lambda said: said.get("heterogeneous_layers_config_path") is None),
     # the fused kernel has no limit (mlp.py, experts.py); that of 0.20 has, for experts
