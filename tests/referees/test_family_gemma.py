@@ -242,6 +242,10 @@ def test_what_a_program_has_no_word_for_is_refused(which, to, saved, tmp_path):
         carnet.cross(tmp_path / "hf", tmp_path / "out", to=to)
 
 
+def test_keys_that_are_values_have_biases_in_megatron_too(there_and_again):
+    there_and_again(MODELS["gemma4, one width, biases"], {"to": "megatron", "tp": 2, "accept": ["needs"]})
+
+
 def test_keys_that_are_values_stand_twice_in_megatron_and_must_be_the_same(saved, tmp_path):
     """As Megatron-Bridge stores them: rows of the keys, and again in the place of the values."""
     saved(MODELS["gemma4"])

@@ -26,6 +26,7 @@ QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 GATED_QKV = {"attention.q": "rep dim", "attention.gate": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 # keys are the values too, and stand in the place of both: Megatron-Bridge for Gemma 4
 QKK = (("attention.q", "rep dim"), *(("attention.k", "dim"),) * 2)
+QKK_BIAS = tuple((f"{name}_bias", axes) for name, axes in QKK)
 QKV_BIAS, GATED_QKV_BIAS = ({f"{name}_bias": axes for name, axes in each.items()} for each in (QKV, GATED_QKV))
 GATE_UP = {"mlp.gate": "ffn", "mlp.up": "ffn"}
 GATE_UP_BIAS = {f"{name}_bias": axes for name, axes in GATE_UP.items()}
@@ -86,6 +87,7 @@ ROWS = (
         for name, text, parts in (("weight", "(kv *) hidden", weight), ("bias", "(kv *)", bias))
     ),
     fuse(LAYER + "self_attention.linear_qkv.weight", "(kv *) hidden", QKK, when={"own_values": False}, cut="kv"),
+    fuse(LAYER + "self_attention.linear_qkv.bias", "(kv *)", QKK_BIAS, when={"own_values": False}, cut="kv"),
     row(LAYER + "self_attention.linear_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
     row(LAYER + "self_attention.linear_proj.bias", "hidden", "attention.o_bias"),
     row(LAYER + "self_attention.core_attention.softmax_offset", "(kv rep)", "attention.sinks", cut="kv"),
