@@ -7,6 +7,7 @@ A new family is in here by its line in ``tests/families/samples.py``. What a pro
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -37,6 +38,7 @@ OF_EXPERTS = {
     "compressed-tensors/int8-channel": "transformers looks for packed codes of experts",
 }
 # transformers/quantizers/base.py, _convert_model_for_quantization
+STACKED = ("gpt_oss", "llama4")  # whose experts are one parameter
 # whose experts are one tensor, and coded a module each, as ModelOpt writes and vLLM reads them: transformers looks for the one tensor
 TAKEN_APART = ("gemma4, mixtures",)
 APART = {
@@ -237,7 +239,7 @@ def test_modelopt_turns_the_weights_of_a_conv1d(wish, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if name in ("gpt_oss", "llama4")])
+@pytest.mark.parametrize("name", STACKED)
 def test_experts_in_one_tensor_are_refused_by_name_and_can_be_left_plain(name, tmp_path):
     said = []
     for recipe in ("modelopt/mxfp8", "modelopt/mxfp4", "modelopt/fp8-channel"):
@@ -248,13 +250,19 @@ def test_experts_in_one_tensor_are_refused_by_name_and_can_be_left_plain(name, t
     same_as_modelopt(name, "mxfp8", tmp_path / "theirs" / made(name).name, tmp_path, exclude=said[0])
 
 
-@pytest.mark.parametrize("wish", ["fp8", "nvfp4"])
-def test_experts_in_one_tensor_that_modelopt_coded_are_read_bit_for_bit(wish, tmp_path):
+@pytest.fixture(scope="module", params=["fp8", "nvfp4"])
+def coded_by_modelopt(request, tmp_path_factory):
+    """Return a scheme, and the folder in which ModelOpt left models whose experts are one tensor."""
+    theirs = tmp_path_factory.mktemp("theirs")
+    exported(request.param, [made(name) for name in STACKED], theirs)
+    return request.param, theirs
+
+
+def test_experts_in_one_tensor_that_modelopt_coded_are_read_bit_for_bit(coded_by_modelopt, tmp_path):
     """Codes of experts lie [in, out], two in a byte along the inputs, under names that are longer than the parameter's."""
-    names = [name for name in NAMES if name in ("gpt_oss", "llama4")]
-    exported(wish, [made(name) for name in names], tmp_path / "theirs")
-    for name in names:
-        theirs = tmp_path / "theirs" / made(name).name
+    wish, folder = coded_by_modelopt
+    for name in STACKED:
+        theirs = folder / made(name).name
         stored, plain = tensors(theirs), tensors(api.run(api.plan(theirs, to="hf", dtype="bf16"), tmp_path / f"{name} plain"))
         assert {at for at in plain if stored[at].dtype != torch.bfloat16} >= {*parameters(name)}
         for at, found in plain.items():
@@ -274,10 +282,8 @@ def test_experts_in_one_tensor_that_modelopt_coded_are_read_bit_for_bit(wish, tm
         assert differing(tensors(api.run(api.plan(theirs, to="hf"), tmp_path / f"{name} same")), stored) == {}
 
 
-@pytest.mark.parametrize("wish", ["fp8", "nvfp4"])
-def test_a_wrong_scale_of_experts_in_one_tensor_is_found(wish, tmp_path):
-    exported(wish, [made("gpt_oss")], tmp_path / "theirs")
-    theirs = tmp_path / "theirs" / made("gpt_oss").name
+def test_a_wrong_scale_of_experts_in_one_tensor_is_found(coded_by_modelopt, tmp_path):
+    theirs = shutil.copytree(coded_by_modelopt[1] / made("gpt_oss").name, tmp_path / "theirs")
     plain = api.run(api.plan(theirs, to="hf", dtype="bf16"), tmp_path / "plain")
     stored = tensors(theirs)
     at = parameters("gpt_oss")[0]
