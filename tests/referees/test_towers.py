@@ -27,6 +27,7 @@ DROPPED = {  # what is beside the text model
     "Gemma3ForConditionalGeneration": PROJECTED,
     "Gemma4ForConditionalGeneration": ["model.vision_tower.*", "model.embed_vision.*"],
     "Mistral3ForConditionalGeneration": PROJECTED,
+    "KimiK25ForConditionalGeneration": ["vision_tower.*", "mm_projector.*"],
     "Llama4ForConditionalGeneration": ["vision_model.*", "multi_modal_projector.*"],
 }
 
@@ -354,3 +355,20 @@ def test_the_layer_for_a_further_token_stands_beside_the_tower_and_is_the_text_m
     found = load_file(tmp_path / "back/model.safetensors")
     assert [key for key in further if key in found and not torch.equal(found[key], further[key])] == []
     assert around.keys() <= found.keys()
+
+
+def test_kimi_vl_is_kimi_k2_5_with_another_name_for_its_projector(model, tmp_path):
+    """transformers has no class of it; names: vLLM's models/kimi_vl.py."""
+    shutil.copytree(model("KimiK25ForConditionalGeneration"), tmp_path / "hf")
+    held = load_file(tmp_path / "hf/model.safetensors")
+    held = {key.replace("mm_projector.", "multi_modal_projector."): tensor for key, tensor in held.items()}
+    save_file(held, tmp_path / "hf/model.safetensors")
+    config = json.loads((tmp_path / "hf/config.json").read_text())
+    config |= {"architectures": ["KimiVLForConditionalGeneration"], "model_type": "kimi_vl"}
+    (tmp_path / "hf/config.json").write_text(json.dumps(config))
+    assert carnet.cross(tmp_path / "hf", tmp_path / "megatron", **THERE).equal
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "back", to="hf").equal
+    found = load_file(tmp_path / "back/model.safetensors")
+    assert found.keys() == held.keys()
+    assert [key for key in held if not torch.equal(found[key], held[key])] == []
+    assert json.loads((tmp_path / "back/config.json").read_text())["model_type"] == "kimi_vl"

@@ -1,7 +1,10 @@
 """Small models that also see, as transformers makes them: what a class needs for its config, and an image for it."""
 
+import json
+
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 TEXT = {
     "vocab_size": 160,
@@ -172,6 +175,28 @@ CLASSES = {
         "vision_config": {**PLAIN, "model_type": "pixtral", "head_dim": 16},
         "image_token_index": 9,
     },
+    "KimiK25ForConditionalGeneration": {
+        "text_config": {
+            **WITHOUT_HEAD,
+            "model_type": "deepseek_v3",
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": 20,
+            "kv_lora_rank": 24,
+            "qk_nope_head_dim": 12,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+        },
+        "vision_config": {**PLAIN, "pos_emb_height": 8, "pos_emb_width": 8},
+        "projection_hidden_size": 32,
+        "image_token_id": 3,
+        "tie_word_embeddings": False,
+    },
     "Llama4ForConditionalGeneration": {
         "text_config": {
             **TEXT,
@@ -194,6 +219,13 @@ CLASSES = {
         "boi_token_index": 10,
         "eoi_token_index": 11,
     },
+}
+# published class -> transformers' own, and what that calls otherwise than the published files where it saves: it loads both
+PUBLISHED = {
+    "KimiK25ForConditionalGeneration": (
+        "Kimi_K25ForConditionalGeneration",
+        {"language_model.model.blocks.": "language_model.model.layers.", "model.mm_projector.": "mm_projector."},
+    )
 }
 GRID = {"image_grid_thw": torch.tensor([[1, 4, 4]])}
 FLAT = torch.linspace(-1, 1, 16 * 3 * 2 * 16).view(16, -1)  # patches of two frames
@@ -218,19 +250,26 @@ IMAGES = {
 def save(name, folder, dtype=torch.float32):
     """Save a model of a class, whose every weight is drawn."""
     torch.manual_seed(0)
-    kind = getattr(transformers, name.split(",")[0])
+    own, renamed = PUBLISHED.get(name, (name.split(",")[0], {}))
+    kind = getattr(transformers, own)
     model = kind(kind.config_class(**CLASSES[name]))
     for parameter in model.parameters():
         parameter.data.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.05)
     model.to(dtype).save_pretrained(folder)
+    if renamed:
+        tensors = load_file(folder / "model.safetensors")
+        for theirs, published in renamed.items():
+            tensors = {key.replace(theirs, published, key.startswith(theirs)): each for key, each in tensors.items()}
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        config = json.loads((folder / "config.json").read_text()) | {"architectures": [name]}
+        (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def logits(name, folder, *, image=False):
     """Return what a folder's model says to a text, or to an image in one."""
-    model, said = getattr(transformers, name.split(",")[0]).from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
+    own, _ = PUBLISHED.get(name, (name.split(",")[0], {}))
+    model, said = getattr(transformers, own).from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     assert not any(said.values())
     text = torch.randint(20, 150, (1, 12), generator=torch.Generator().manual_seed(5))
     seen, more = IMAGES[name] if image else ([], {})

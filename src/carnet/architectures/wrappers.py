@@ -177,11 +177,12 @@ WRAPPERS = {
             spellings=(INSIDE, MODERN),
             tower=("vision_model.", "multi_modal_projector.", "model.vision_model.", "model.multi_modal_projector."),
         ),
-        Wrapper(
-            "KimiK25ForConditionalGeneration",
-            "DeepseekV3ForCausalLM",
-            spellings=(INSIDE,),
-            tower=("vision_tower.", "mm_projector."),
+        *(
+            Wrapper(name, "DeepseekV3ForCausalLM", spellings=(INSIDE,), tower=("vision_tower.", projector))
+            for name, projector in (  # vLLM's models/kimi_k25.py and kimi_vl.py
+                ("KimiK25ForConditionalGeneration", "mm_projector."),
+                ("KimiVLForConditionalGeneration", "multi_modal_projector."),
+            )
         ),
         Wrapper(
             "Llama_Nemotron_Nano_VL", "LlamaForCausalLM", spellings=(INSIDE,), tower=HEARD, rows=RADIO_TOWER, key="llm_config"
