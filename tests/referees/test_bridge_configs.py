@@ -5,6 +5,7 @@ provider, or its builder's config, of the config here, in a ConfigContainer's to
 """
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,17 @@ def test_one_that_is_not_what_the_arguments_say_is_found(now, then, saved, tmp_p
     said.write_text(text.replace(now, then, 1))
     told = carnet.verify(before, tmp_path / "megatron", read_by="megatron-bridge", accept=["needs"])
     assert [each.where for each in told.findings] == ["iter_0000001/run_config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "strange", [{"vocab_size": 0}, {"params_dtype": None}, {"num_layers": "x" * 99}, {"tokens": [[[[]]]] * 9}]
+)
+def test_strange_arguments_beside_one_make_no_traceback(strange, saved, tmp_path):
+    before = saved(MODELS["gemma2.provider"], torch.bfloat16)
+    carnet.cross(before, tmp_path / "megatron", to="megatron", spelling="bridge", accept=["needs"])
+    common = tmp_path / "megatron/iter_0000001/common.pt"
+    state = torch.load(common, weights_only=False)
+    vars(state["args"]).update(strange)
+    torch.save(state, common)
+    with suppress(CarnetError):
+        assert not carnet.verify(before, tmp_path / "megatron", read_by="megatron-bridge", accept=["needs"]).equal

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from yaml import YAMLError
+
 from carnet.architectures.known import recognise
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.providers import MODELS, SKIPPED, UNSAID, lacked, provider_for
@@ -56,7 +58,7 @@ def vouched(checkpoint: Checkpoint) -> dict[str, str]:
         text = run_config_of(
             checkpoint.config, {key: count if type(count) is int and count > 0 else 1 for key, count in cut.items()}
         )
-    except CarnetError:
+    except (CarnetError, YAMLError, RecursionError):  # of arguments that anyone may have written
         return {}
     return {f"{root.name}/{RUN_CONFIG}": digest_of(text)}
 
