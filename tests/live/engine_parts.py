@@ -46,6 +46,9 @@ def parts_of(whole, model, grid):
             expert = re.search(r"\.experts\.(\d+)\.", name)
             if not here or (expert and not belongs(int(expert[1]), model, ep, place)):
                 continue
+            head = re.search(r"\.([qk])_layernorm\.norms\.(\d+)\.", name)
+            if head and int(head[2]) not in of_rank(head[1], model.config, tp, place):
+                continue
             array = np.frombuffer(data, dict(TYPES.values())[dtype]).reshape(shape)
             experts = expert is not None or ".experts." in name
             world, share = (tp // ep, place // ep) if experts else (tp, place)
@@ -55,6 +58,12 @@ def parts_of(whole, model, grid):
             found = part_of(name, array, kind, world, share)
             held[name] = dtype, found.shape, np.ascontiguousarray(found).tobytes()
         yield rank, held
+
+
+def of_rank(part, config, world, at):
+    """Return the numbers of the heads that a rank has."""
+    kv = number(config, "kv_heads")
+    return heads(np.arange(kv), kv, world, at) if part == "k" else np.split(np.arange(number(config, "heads")), world)[at]
 
 
 def belongs(expert, model, ep, place):

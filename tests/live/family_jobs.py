@@ -122,7 +122,8 @@ def block(own, place, spelling):
         found["self_attention.core_attention.softmax_offset"] = share(own["attention.sinks"], tp).flatten()
     found |= named(own, {"self_attention.linear_proj.bias": "attention.o_bias"})
     found |= named(own, {f"self_attention.{part}_layernorm.weight": f"attention.{part}_norm" for part in "qk"})
-    whole = {part: own[f"attention.{part}_whole_norm"] for part in "qk" if f"attention.{part}_whole_norm" in own}
+    norms = {f"attention.{part}_{kind}_norm": part for part in "qk" for kind in ("whole", "heads")}
+    whole = {part: own[name] for name, part in norms.items() if name in own}
     found |= {f"self_attention.{part}_layernorm.weight": share(norm, tp).flatten() for part, norm in whole.items()}
     found |= named(own, {"self_attention.linear_proj.post_layernorm.weight": "attention_out_norm"})
     found |= named(own, {"mlp.linear_fc2.post_layernorm.weight": "mlp_out_norm"})

@@ -73,6 +73,9 @@ MODELS = {
     "exaone4, a window in no layer": Exaone4Config(**HEADS, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=FULL),
     "cohere": CohereConfig(**QWEN2, **TOKENS, intermediate_size=56, logit_scale=0.8333333333333334),
     "cohere, biases": CohereConfig(**QWEN2, **TOKENS, intermediate_size=56, attention_bias=True, logit_scale=2.0),
+    "cohere, norms of queries and keys": CohereConfig(
+        **QWEN2, **TOKENS, intermediate_size=56, use_qk_norm=True, logit_scale=0.8333333333333334
+    ),
     "cohere2": Cohere2Config(**QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, logit_scale=1.25),
     "cohere2, windows as listed": Cohere2Config(
         **QWEN2, **TOKENS, intermediate_size=56, sliding_window=8, layer_types=KINDS, logit_scale=1.0
@@ -85,6 +88,9 @@ MODELS = {
         rope_parameters={"rope_type": "dynamic", "rope_theta": 5000.0, "factor": 1.0, "alpha": 100.0},
     ),
     "stablelm": StableLmConfig(**STABLE, **TOKENS, intermediate_size=56),
+    "stablelm, norms of queries and keys": StableLmConfig(
+        **STABLE, **TOKENS, intermediate_size=56, use_parallel_residual=True, qk_layernorm=True
+    ),
     "stablelm, MLP beside attention, biases": StableLmConfig(
         **STABLE, **TOKENS, intermediate_size=56, use_parallel_residual=True, use_qkv_bias=True
     ),

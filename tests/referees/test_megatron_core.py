@@ -282,6 +282,16 @@ REFUSED: dict[str, Any] = {
         {"found": "True"},
     ),
     "cohere": (hf.CohereConfig(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
+    "cohere, norms of each head's own": (
+        hf.CohereConfig(**SIZES, use_qk_norm=True),
+        "the target's config cannot say norm = 'centred'",
+        {"known": "rms, layer"},
+    ),
+    "stablelm, norms of each head's own": (
+        hf.StableLmConfig(**SIZES, qk_layernorm=True),
+        "the target's config cannot say qk_norm = 'heads'",
+        {"known": "none, head"},
+    ),
     "cohere2": (hf.Cohere2Config(**SIZES), "the target's config cannot say norm = 'centred'", {"known": "rms, layer"}),
     "stablelm, MLP beside attention": (
         hf.StableLmConfig(**SIZES, use_parallel_residual=True),

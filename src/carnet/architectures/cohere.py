@@ -1,7 +1,7 @@
 """Command R and Command A: LayerNorm without a bias, attention and MLP beside each other behind one norm, logits scaled.
 
 Neighbouring dimensions are rotated together; of the later class only in layers with the window. transformers: modeling_cohere.py,
-modeling_cohere2.py. Norms of queries and keys, which have weights for each head, are refused.
+modeling_cohere2.py.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from carnet.architectures.family import Family
 from carnet.dialects import hf, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
+from carnet.dialects.rows import row
 from carnet.dialects.senses import expect
 from carnet.model.fields import Config
 from carnet.model.model import real
@@ -23,6 +24,10 @@ TRAITS: Config = {
     "parallel_residual": True,
     "one_norm": True,
 }
+QK_NORMS = (
+    row(hf.LAYER + "self_attn.q_norm.weight", "(kv rep) dim", "attention.q_heads_norm"),
+    row(hf.LAYER + "self_attn.k_norm.weight", "kv dim", "attention.k_heads_norm"),
+)
 ROWS = (hf.EMBED, hf.NORMS[0], *hf.ATTENTION, *hf.GATED_MLP, hf.FINAL_NORM, hf.HEAD)
 
 
@@ -49,7 +54,6 @@ FIELDS: tuple[Field, ...] = (
 )
 # what configs on the hub say of all models of the class
 GUARDS: dict[str, tuple[object, ...]] = {
-    "use_qk_norm": (False,),
     "layer_norm_bias": (False,),
     "position_embedding_type": ("rope_gptj",),
     "rotary_pct": (1.0,),
@@ -62,10 +66,15 @@ COHERE = Family(
     hf=hf.dialect(
         "CohereForCausalLM",
         "cohere",
-        ROWS,
-        (*FIELDS, *hf.ROPE),
+        (*ROWS, *QK_NORMS),
+        (
+            *FIELDS,
+            *hf.ROPE,
+            place("qk_norm", "use_qk_norm", default="none", words=(("none", False), ("heads", True)), omit=True),
+        ),
         absent={"logit_scale": 0.0625, "rope_theta": 500000.0},
         guards=GUARDS,
+        ignored="model_max_length",  # a tokenizer's
     ),
     trtllm=None,
 )
@@ -83,7 +92,12 @@ COHERE2 = Family(
             *(*windows.STEPPED, windows.ROTATED),
         ),
         absent={"logit_scale": 0.0625},
-        guards={**GUARDS, "order_of_interleaved_layers": ("local_attn_first",), "use_parallel_embedding": (True, False)},
+        guards={
+            **GUARDS,
+            "use_qk_norm": (False,),
+            "order_of_interleaved_layers": ("local_attn_first",),
+            "use_parallel_embedding": (True, False),
+        },
         ignored="cache_implementation layer_switch",
     ),
     trtllm=None,

@@ -1,11 +1,12 @@
 """StableLM 2: LayerNorm with bias, a gated MLP, which may stand beside the attention, a quarter of each head rotated.
 
-transformers: modeling_stablelm.py. Norms of queries and keys, one module for each head, are refused.
+transformers: modeling_stablelm.py, whose norms of queries and keys are a module for each head.
 """
 
 from carnet.architectures.family import Family
 from carnet.dialects import hf
 from carnet.dialects.configs import Choice, place
+from carnet.dialects.rows import row
 from carnet.model.model import head_share
 
 STABLELM = Family(
@@ -14,13 +15,18 @@ STABLELM = Family(
     hf=hf.dialect(
         "StableLmForCausalLM",
         "stablelm",
-        (*hf.LLAMA_ROWS, *hf.NORM_BIASES),
+        (
+            *(*hf.LLAMA_ROWS, *hf.NORM_BIASES),
+            row(hf.LAYER + "self_attn.q_layernorm.norms.{kv rep}.weight", "dim", "attention.q_heads_norm"),
+            row(hf.LAYER + "self_attn.k_layernorm.norms.{kv}.weight", "dim", "attention.k_heads_norm"),
+        ),
         (
             *(field for field in hf.SIZES if field.field != "head_dim"),
             place("head_dim", default=head_share),
             place("norm_eps", "layer_norm_eps", default=1e-5),
             place("activation", "hidden_act", default="silu", words=hf.ACTIVATIONS),
             *(*hf.ROPE, hf.rope_percent(0.25)),
+            place("qk_norm", "qk_layernorm", default="none", words=(("none", False), ("heads", True)), omit=True),
             place("qkv_bias", "use_qkv_bias", default=False),
             Choice(
                 ("parallel_residual", "one_norm"),
@@ -30,7 +36,6 @@ STABLELM = Family(
             *(hf.TIED, hf.DTYPE, *hf.TOKENS),
         ),
         absent={"num_key_value_heads": 32},
-        guards={"qk_layernorm": (False,)},
     ),
     trtllm=None,
 )

@@ -6,10 +6,12 @@ is chosen); for a target, the rows of one spelling.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import product
 
 from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, fold, view
 from carnet.dialects.entry import Entry, Like
-from carnet.dialects.rows import Dialect, Row
+from carnet.dialects.rows import Dialect, Row, numbered
 from carnet.dialects.towers import carried
 from carnet.dialects.units import Among, Present, Unit, units
 from carnet.errors import BadRequest
@@ -135,11 +137,12 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     if usual and ((unit.name, stacked) in present if present is not None else len(same) == number(job.config, "layers")):
         yield BEFORE, _stacked(job, same, stacked, parts, shares, axes)
         return
-    each = [*_experts(name, shares, unit.expert_base)]
+    each = [*_each(numbered(name), shares, unit.expert_base)]
     spelled = [*_spelled(job, name, same)] if row.inside else [(0, name)]
-    known = [text.replace("{expert}", shown) for _, shown in (each[0], each[-1]) for _, text in spelled]
+    mark = f"{{{' '.join(numbered(name))}}}"
+    known = [text.replace(mark, shown) for _, shown in (each[0], each[-1]) for _, text in spelled]
     if present is not None and len(each) > 1 and row.inside and not any((unit.name, text) in present for text in known):
-        return  # another spelling of experts: hundreds of names need no look
+        return  # another spelling of them: hundreds of names need no look
     tensors = {layer: (_names(parts, layer),) for layer in (same if row.inside else [0])}
     places = [({"first": BEFORE, "layer": layer}.get(stage, AFTER), text, tensors[layer]) for layer, text in spelled]
     folded = fold(row.pattern, each[0][0])  # the others fold alike
@@ -148,7 +151,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
         views = tuple(_views(folded, parts, held, {}))
         like = Like(folded.shape, stored, views, folded.padding, row.dtype, row.pattern, held, axes, row.cut)
         for at, text, names in places:
-            text = text.replace("{expert}", shown)
+            text = text.replace(mark, shown)
             if present is None or (unit.name, text) in present:
                 yield at, Entry(unit.name, text, like, names)
 
@@ -194,15 +197,16 @@ def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, s
             yield layer, spelled
 
 
-def _experts(name: str, shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:
-    """Yield the shares and the number for each expert that has a tensor of its own; once where they share one."""
-    if "{expert}" not in name:
+def _each(axes: tuple[str, ...], shares: dict[str, Share], base: int | None) -> Iterator[tuple[dict[str, Share], str]]:
+    """Yield the shares and the number of each index of some axes that has a tensor of its own, an expert; once where there is one."""
+    if not axes:
         yield shares, ""
         return
-    share = shares["expert"]
-    first = share.start if base is None else base
-    for expert in range(share.start, share.stop):
-        yield {**shares, "expert": Share(expert, expert + 1, share.size)}, str(expert - first)
+    first = 0 if axes != ("expert",) else shares["expert"].start if base is None else base
+    for indices in product(*(range(shares[axis].start, shares[axis].stop) for axis in axes)):
+        own = {axis: Share(at, at + 1, shares[axis].size) for axis, at in zip(axes, indices, strict=True)}
+        nth = reduce(lambda before, share: before * share.size + share.start, own.values(), 0)
+        yield {**shares, **own}, str(nth - first)
 
 
 def _names(parts: list[Tensor], layer: int) -> tuple[Canonical, ...]:

@@ -3,6 +3,7 @@
 Rows have no direction. A source is read by the rows whose names are there; a target is written by the rows of one spelling.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as having
@@ -17,6 +18,7 @@ from carnet.model.tensors import AXES, BY_PART, NORM
 
 # field -> its value, of the stored shapes by name and of the other fields
 ToldBy = Mapping[str, Callable[[Mapping[str, tuple[int, ...]], Config], bool]]
+PLACES = ("layer", "inner")  # numbers in a name that are of no axis
 MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 
 
@@ -24,7 +26,9 @@ MODULE = {"spelling": "module"}  # a name inside the running module: read where 
 class Row:
     """One stored tensor of a dialect."""
 
-    name: str  # without the dialect's prefix, "/" before one that never has it; ``{layer}`` and ``{expert}`` for their numbers
+    # without the dialect's prefix, "/" before one that never has it; ``{layer}`` for its number, ``{expert}`` or other axes where each
+    # index has a tensor of its own: ``{kv rep}`` for the number of a head
+    name: str
     pattern: Pattern
     cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
     dtype: str  # element type whatever the others have; "" for the model's own
@@ -178,9 +182,19 @@ def fuse(
     return Row(name, pattern, cut, dtype, when or {}, written or {}, whole, shape)
 
 
+def numbered(name: str) -> tuple[str, ...]:
+    """Return the axes whose indices a name has, outermost first.
+
+    >>> numbered("layers.{layer}.norms.{kv rep}.weight")
+    ('kv', 'rep')
+    """
+    found = [text.split() for text in re.findall(r"{([^}]*)}", name) if text not in PLACES]
+    return tuple(axis for axes in found for axis in axes)
+
+
 def _check_axes(name: str, pattern: Pattern, cut: str) -> None:
     """Raise BadPattern where it has other axes than its tensors have: some place of theirs would be nowhere, or of another one."""
-    outside = [axis for axes in pattern.dims for axis in axes if axis != JOIN] + ["expert"] * ("{expert}" in name)
+    outside = [axis for axes in pattern.dims for axis in axes if axis != JOIN] + [*numbered(name)]
     for part, inner in pattern.parts:
         if part not in BY_PART:
             raise BadPattern(f"{name}: there is no tensor {part!r}", pattern.text, 0)

@@ -101,7 +101,8 @@ FIELDS = (
         "qk_norm",
         str,
         "none",
-        "query and key are normed: none, head (each head for itself), whole (all heads at once), plain (each head, no weight)",
+        "query and key are normed: none, head (each head for itself), heads (each by weights of its own), whole (all heads at once), "
+        "plain (each head, no weight); without a bias",
     ),
     Field(
         "qk_norm_rotated",

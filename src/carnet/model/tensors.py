@@ -191,6 +191,8 @@ TENSORS = (
     _norm("attention.k_norm", "dim", qk_norm="head", **GQA),
     _norm("attention.q_whole_norm", "kv rep dim", qk_norm="whole", **GQA),
     _norm("attention.k_whole_norm", "kv dim", qk_norm="whole", **GQA),
+    _norm("attention.q_heads_norm", "kv rep dim", qk_norm="heads", **GQA),
+    _norm("attention.k_heads_norm", "kv dim", qk_norm="heads", **GQA),
     _norm("attention_out_norm", "hidden", norm_after=True, mixer=SET),
     _linear("mla.q", "kv qk | hidden", "latent", q_compressed=False, **MLA),
     _linear("mla.q_a", "q_lora | hidden", "latent", q_compressed=True, **MLA),

@@ -124,9 +124,12 @@ ROWS = (
     row(LAYER + "self_attention.q_layernorm.weight", "dim", "attention.q_norm"),
     row(LAYER + "self_attention.k_layernorm.weight", "dim", "attention.k_norm"),
     # what no spec of megatron-core builds, as the specs of others do: norms over all heads, a share on each rank
-    # (Megatron-Bridge, ms-swift and slime for OLMoE and MiniMax-M2), and norms of what comes out (Megatron-Bridge for Gemma 2 and 3)
+    # (Megatron-Bridge, ms-swift and slime for OLMoE and MiniMax-M2; weights of each head's own, which no other has, lie alike), and
+    # norms of what comes out (Megatron-Bridge for Gemma 2 and 3)
     row(LAYER + "self_attention.q_layernorm.weight", "(kv rep dim)", "attention.q_whole_norm", cut="kv"),
     row(LAYER + "self_attention.k_layernorm.weight", "(kv dim)", "attention.k_whole_norm", cut="kv"),
+    row(LAYER + "self_attention.q_layernorm.weight", "(kv rep dim)", "attention.q_heads_norm", cut="kv"),
+    row(LAYER + "self_attention.k_layernorm.weight", "(kv dim)", "attention.k_heads_norm", cut="kv"),
     row(LAYER + "self_attention.linear_proj.post_layernorm.weight", "hidden", "attention_out_norm"),
     row(LAYER + "mlp.linear_fc2.post_layernorm.weight", "hidden", "mlp_out_norm", written={"mlp": "dense"}),
     # a mixture beside an MLP that is normed for itself, and a number for each layer: Megatron-Bridge for Gemma 4
