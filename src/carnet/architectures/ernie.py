@@ -54,8 +54,8 @@ def _blocks(said: tuple[int, int, int], config: Config) -> str | None:
 
 def _spelled(config: Config) -> Iterator[tuple[int, int, int]]:
     found = marks(config)
-    ends = found.index(1), len(found) - 1 - found[::-1].index(1)
-    yield from ((*ends, step) for step in range(1, len(found) + 1))
+    mixed = [layer for layer, mark in enumerate(found) if mark] or [len(found)]
+    yield from ((mixed[0], mixed[-1], step) for step in range(1, len(found) + 1))
 
 
 ERNIE4_5_MOE = Family(
