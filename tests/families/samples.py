@@ -315,6 +315,7 @@ SHARPENED: Fields = {"temperature": True, "temperature_floor": 16, "temperature_
 
 GROWING: Fields = {"rope_type": "yarn", "rope_factor": 4.0, "rope_original": 8, "rope_attention": 1.0, "query_growth": 0.1}
 
+ALPHA: Fields = {"rope_type": "alpha", "rope_alpha": 1000.0}
 RELU2: Fields = {"activation": "relu2", "tied": False}
 SIGMOID: Fields = {"router_score": "sigmoid", "router_bias": True}
 
@@ -373,7 +374,9 @@ SAMPLES: dict[str, Sample] = {
     "olmo3": Sample("hf", (*MLP, windows), {**SILU, "window_every": 4, "rope_local_theta": 500000.0}),
     "exaone4": Sample("hf", MLP, SILU),
     "hunyuan_v1_dense": Sample("hf", MLP, SILU),
+    "hunyuan_v1_dense, as published": Sample("hf", MLP, {**SILU, **ALPHA}),
     "hunyuan_v1_moe": Sample("hf", (*MLP, experts, one_width, one_shared), SILU),
+    "hunyuan_v1_moe, as published": Sample("hf", (*MLP, experts, one_width, one_shared), {**SILU, **ALPHA}),
     "exaone4, windows": Sample("hf", (*MLP, moving), {**SILU, "window_every": 4}),
     "cohere": Sample("hf", MLP, {**COHERE, "logits_divisor": 2.0}),
     "cohere, norms of each head's own": Sample("hf", (*MLP, square), {**COHERE, "logits_divisor": 2.0, "qk_norm": "heads"}),

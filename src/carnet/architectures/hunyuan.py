@@ -129,10 +129,10 @@ HUNYUAN_V1_MOE = Family(
         (*MIXTURE, *hf.gated("mlp.shared_mlp", "shared", "shared_ffn")),
         (
             place("experts", "num_experts", "num_local_experts"),
-            Spread("topk", "moe_topk", int | list[int], _topk, lambda c: (number(c, "topk"),)),
+            Spread("topk", "moe_topk", int | list[int], _topk, lambda c: (value(c, "topk"),)),
             Spread(
                 *("moe_ffn", "moe_intermediate_size", (int | list[int],) * 2, _moe_ffn),
-                lambda c: ((number(c, "moe_ffn"), 1),),
+                lambda c: ((value(c, "moe_ffn"), 1),),
                 more=("num_shared_expert",),
             ),
             place("shared_ffn", default=lambda c: c["ffn"]),

@@ -297,7 +297,8 @@ def said_once(raw: Mapping[str, object], where: str) -> None:
     if not (isinstance(one, Mapping) and isinstance(other, Mapping) and one and other):
         return
     if one != other and not any(isinstance(inner, Mapping) for inner in one.values()):
-        facts = {"where": where, **{top: f"{raw[top]!r}"[:80] for top in tops}}
+        said = ((f"{top}.{key}", value) for top, each in zip(tops, (one, other), strict=True) for key, value in each.items())
+        facts = {"where": where, **{key: f"{value!r}"[:80] for key, value in said}}
         raise BadCheckpoint("the config contradicts itself", facts, remedy=f"leave one: {tops[0]} is not read beside {tops[1]}")
 
 
