@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import carnet
-from carnet.errors import CarnetError
+from carnet.errors import BadRequest, CarnetError
 from carnet.live import Grid, plan
 from carnet.megatron import meta
 from carnet.megatron.models import arguments
@@ -226,3 +226,18 @@ def test_its_projection_stays_plain_beside_codes_and_is_named_so(model, tmp_path
     assert held["mtp.layers.0.self_attn.q_proj.weight"] == "f8_e4m3"
     assert held["mtp.fc.weight"] == "f32"
     assert '"mtp.fc"' in str(plan.texts)
+
+
+def test_what_no_calibration_reaches_is_left_plain_by_the_name_that_the_refusal_says(model, tmp_path):
+    """transformers computes no such layer, and so says nothing of its activations; NVIDIA publishes it plain."""
+    found = folder_of("qwen3_5", model(DENSE), DENSE, tmp_path)
+    seen = {name.replace(".weight", ".input_amax"): torch.tensor(3.5) for name in found if name.endswith("proj.weight")}
+    seen |= {name.replace("weight", "input_amax"): torch.tensor(3.5) for name in found if ".linear_attn.in_proj_" in name}
+    save_file({name: each for name, each in seen.items() if not name.startswith("mtp.")}, tmp_path / "amax.safetensors")
+    wish: Any = {"to": "hf", "quantize": "fp8", "amax": tmp_path / "amax.safetensors"}
+    with pytest.raises(BadRequest, match="nothing says how large the activations of 'mtp") as refused:
+        carnet.plan(tmp_path / "hf", **wish)
+    assert "--exclude 'mtp.layers.0.*'" in str(refused.value.remedy)
+    assert carnet.cross(tmp_path / "hf", tmp_path / "coded", **wish, exclude=["mtp.layers.0.*"]).equal
+    coded = load_file(tmp_path / "coded" / FILE)
+    assert [name for name in coded if name.startswith("mtp.") and not torch.equal(coded[name], found[name])] == []

@@ -4,6 +4,7 @@ A weight that is coded is first assembled in *scratch* space, by the same steps 
 whole tensor belongs to canonical tensors, never to a rank's part of one: all ranks and all fused parts have the same.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -49,6 +50,7 @@ class Coding:
     source_scales: SourceScales  # what the checkpoint itself says: it counts where a person says nothing
 
 
+LAYER = re.compile(r".*?layers\.\d+\.")
 # options that mean nothing unless something is quantized
 BESIDE = ("style", "kv_cache", "kv_scale", "activations", "amax", "exclude")
 
@@ -288,7 +290,12 @@ def _input(coding: Coding, one: Coded) -> float:
         return own
     if not found:
         dynamic = coding.recipe.scheme in STYLES[coding.recipe.style].dynamic
-        raise _unknown(coding, one.entry, "input", ", or use --activations dynamic" if dynamic else "")
+        otherwise = ", or use --activations dynamic" if dynamic else ""
+        if coding.amaxes:  # transformers computes no layer that predicts further tokens, and NVIDIA publishes them plain
+            layer, module = LAYER.match(one.entry.name), one.entry.name.removesuffix(".weight")
+            left = f"{layer[0]}*" if layer else module
+            otherwise += f", or leave what it does not reach as it is: --exclude '{left}'"
+        raise _unknown(coding, one.entry, "input", otherwise)
     return input_scale(coding.recipe, max(found), one.own)
 
 
