@@ -15,7 +15,9 @@ import yaml
 from safetensors.torch import load_file
 
 import carnet
-from carnet.errors import BadOption, CarnetError, NotSupported
+from carnet.architectures.known import recognise
+from carnet.errors import BadCheckpoint, BadOption, CarnetError, NotSupported
+from carnet.formats.wrapped import arguments_of
 
 pytestmark = pytest.mark.referee
 
@@ -203,3 +205,28 @@ def test_strange_arguments_beside_one_make_no_traceback(strange, saved, tmp_path
     torch.save(state, common)
     with suppress(CarnetError):
         assert not carnet.verify(before, tmp_path / "megatron", read_by="megatron-bridge", accept=["needs"]).equal
+
+
+GROWING = {
+    "_target_": "megatron.bridge.models.ministral3.ministral3_provider.Ministral3ModelProvider",
+    "position_embedding_type": "yarn",
+    "yarn_rotary_scaling_factor": 16.0,
+    "yarn_original_max_position_embeddings": 16384,
+    "yarn_mscale": 1.0,
+    "yarn_mscale_all_dim": 1.0,
+    "yarn_correction_range_round_to_int": False,
+}
+
+
+@pytest.mark.parametrize("said", [0.1, "a lot"])
+def test_queries_that_grow_are_in_the_config_that_ministral_s_provider_keeps(said):
+    """As config_utils.py _convert_pretrained_config_to_dict writes a config of transformers."""
+    config = yaml.safe_load((CONFIGS / "llama.provider.yaml").read_text())
+    kept = {"_target_": "transformers.Mistral3Config", "text_config": {"rope_parameters": {"llama_4_scaling_beta": said}}}
+    config["model"] |= {**GROWING, "hf_config": kept}
+    if not isinstance(said, float):
+        with pytest.raises(BadCheckpoint, match="query_growth"):
+            recognise("megatron", arguments_of(config, "-"), "-", {})
+        return
+    family, fields = recognise("megatron", arguments_of(config, "-"), "-", {})
+    assert (family.name, fields["query_growth"], fields["rope_truncated"]) == ("ministral3", said, False)

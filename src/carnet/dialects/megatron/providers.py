@@ -7,6 +7,7 @@ src/megatron/bridge/models.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from carnet.dialects.configs import lookup
 from carnet.model.fields import Config
 
 Arguments = Mapping[str, object]
@@ -25,7 +26,7 @@ class Provider:
     brings: Config  # fields of the model
     name: str = ""  # the class; that of every GPT where a layer spec is all that differs
     spec: str = ""  # the layer spec
-    keys: Mapping[str, str] = field(default_factory=dict)  # a word of its config -> the field that it says
+    keys: Mapping[str, str] = field(default_factory=dict)  # a word of its config, dotted -> the field that it says
     says: Arguments = field(default_factory=dict)  # words of its config that say the same as what it brings
     only: Arguments = field(default_factory=dict)  # arguments of the models that it is for, where another has the same for all
     windows: int | None = None  # each so manieth layer sees all, whatever its config says
@@ -59,6 +60,14 @@ PROVIDERS = (
     # its norm of the keys is as wide as that of the queries
     Provider("olmoe.olmoe_provider", WHOLE, spec="olmoe_layer_spec", says=NORMED, only=ALIKE),
     Provider("minimax_m2.minimax_m2_provider", WHOLE, spec="minimax_m2_layer_spec", says=NORMED),
+    # read alone: a config of transformers' stands in its own, and carnet writes none
+    Provider(
+        "ministral3.ministral3_provider",
+        {},
+        name="Ministral3ModelProvider",
+        keys={"hf_config.text_config.rope_parameters.llama_4_scaling_beta": "query_growth"},
+        only={"hf_config": True},
+    ),
     Provider("exaone.exaone4.exaone4_provider", {"norm_after": True, "norm_before": False}, spec="exaone4_layer_spec"),
 )
 
@@ -69,7 +78,7 @@ def provided(said: Arguments) -> Arguments:
     row = next((row for row in PROVIDERS if any(name.startswith(f"{MODELS}{row.module}.") for name in names)), None)
     if row is None:
         return said
-    told = {name: said[key] for key, name in row.keys.items() if said.get(key) is not None}
+    told = {name: found for key, name in row.keys.items() if (found := lookup(said, key)) is not None}
     kept = {
         key: value for key, value in said.items() if key not in row.keys and (key not in row.says or value != row.says[key])
     }
