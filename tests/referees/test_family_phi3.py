@@ -116,6 +116,17 @@ def test_a_config_as_the_hub_has_it_is_read_and_written_whole(which, saved, load
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(("which", "right"), [("short_factor", True), ("long_factor", True), ("rope_theta", False)])
+def test_frequencies_that_a_folder_holds_are_stretched_by_one_of_the_lists(which, right, saved, tmp_path):
+    assert carnet.cross(saved(MODELS["stretched, longer texts"]), tmp_path / "again", to="hf").equal
+    found, factor = load_file(tmp_path / "again/model.safetensors"), stretched(6)["rope_parameters"][which]
+    plain = 10000.0 ** -(torch.arange(0, 12, 2).float() / 12)
+    found["model.layers.0.self_attn.rotary_emb.inv_freq"] = plain / torch.tensor(factor)
+    save_file(found, tmp_path / "again/model.safetensors", {"format": "pt"})
+    (tmp_path / "again/carnet.json").unlink()
+    assert carnet.verify(tmp_path / "hf", tmp_path / "again").equal == right
+
+
 SHORT = stretched(5)
 REFUSED = [
     ({"lm_head_bias": True}, NotSupported, "lm_head_bias"),
