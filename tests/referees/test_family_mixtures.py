@@ -65,6 +65,9 @@ MODELS = {
         **PLAIN, **TOKENS, **ERNIE, moe_layer_interval=2, moe_layer_start_index=0, moe_layer_end_index=2
     ),
     "hunyuan_v1_moe": HunYuanMoEV1Config(**HEADS, **TOKENS, intermediate_size=20, num_experts=5, moe_topk=[2] * 5),
+    "dots1, no layer of which is a mixture": Dots1Config(
+        **HEADS, **TOKENS, **DOTS, first_k_dense_replace=9, sliding_window=None
+    ),
     "dots1": Dots1Config(**HEADS, **TOKENS, **DOTS, first_k_dense_replace=1, sliding_window=None),
     "dots1, windows": Dots1Config(**HEADS, **TOKENS, **DOTS, attention_bias=True, sliding_window=8, max_window_layers=3),
     "llama4": Llama4TextConfig(**HEADS, **TOKENS, **EXPERTS, intermediate_size_mlp=56, attention_chunk_size=8),

@@ -64,6 +64,10 @@ def test_query_heads_have_a_bias_beside_their_gates(there_and_again):
     there_and_again(Qwen3NextConfig(**SIZES, attention_bias=True))
 
 
+def test_a_model_that_was_cut_before_its_first_attention_comes_back(there_and_again):
+    there_and_again(Qwen3NextConfig(**{**SIZES, "num_hidden_layers": 2}))
+
+
 def test_the_gated_norm_alone_is_stored_whole_and_the_sum_is_kept_exact(tmp_path):
     plan = carnet.plan(GOLDEN, to="hf")
     assert {step.tensor for step in plan.steps if kind(step).startswith("add")} == {

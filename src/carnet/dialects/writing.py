@@ -15,6 +15,7 @@ from carnet.dialects.configs import (
     applies,
     each_of,
     fields_of,
+    keys_of,
     spellings_of,
 )
 from carnet.dialects.senses import Senseless
@@ -51,7 +52,16 @@ def written(table: Table, config: Config, traits: Config, where: str) -> tuple[d
     for key, constant in {**table.fixed, **dict.fromkeys(table.absent), **table.written}.items():
         put(out, key, constant)
     said: dict[str, object] = {}
+    heeded, idle = set[str](), set[str]()
+    heard: Config = {
+        name: value for name, value in config.items() if name != "blocks"
+    }  # what a reader knows of the model so far
     for row in table.rows:
+        heard = config if "blocks" in fields_of(row) else heard
+        concerned = any(concerns(heard, name) for name in fields_of(row))
+        (heeded if concerned else idle).update(keys_of(row))
+        if not concerned:
+            continue
         try:
             pairs = [*_writes(row, config, where)]
         except NotSupported as error:
@@ -64,6 +74,8 @@ def written(table: Table, config: Config, traits: Config, where: str) -> tuple[d
                 found.append(Misfit(fields_of(row), refusal))
             said[key] = value
             put(out, key, value)
+    for key in (table.absent.keys() & idle) - heeded:  # not null either, where a class wants a number
+        out.pop(key, None)
     return out, [*found, *_unplaced(table, config, traits, where)]
 
 
@@ -87,8 +99,6 @@ def _unplaced(table: Table, config: Config, traits: Config, where: str) -> Itera
 
 def _writes(row: Row, config: Config, where: str) -> Iterator[tuple[str, object]]:
     """Yield what one row writes: (dotted key, value)."""
-    if not any(concerns(config, name) for name in fields_of(row)):
-        return
     match row:
         case Place():
             neutral = BY_NAME[row.field].neutral
