@@ -66,7 +66,7 @@ MODELS = {
     ),
     "hunyuan_v1_moe": HunYuanMoEV1Config(**HEADS, **TOKENS, intermediate_size=20, num_experts=5, moe_topk=[2] * 5),
     "dots1, no layer of which is a mixture": Dots1Config(
-        **HEADS, **TOKENS, **DOTS, first_k_dense_replace=9, sliding_window=None
+        **HEADS, **TOKENS, **DOTS, first_k_dense_replace=5, sliding_window=None
     ),
     "dots1": Dots1Config(**HEADS, **TOKENS, **DOTS, first_k_dense_replace=1, sliding_window=None),
     "dots1, windows": Dots1Config(**HEADS, **TOKENS, **DOTS, attention_bias=True, sliding_window=8, max_window_layers=3),
@@ -106,6 +106,7 @@ STEPS = ("start_index", "end_index", "interval")
 # what vLLM asks for, and a number for each layer where all are one
 HUNYUAN = {"moe_topk", "moe_intermediate_size", "num_shared_expert", "use_mixed_mlp_moe", "use_qk_norm"}
 OTHERWISE = {
+    "dots1, no layer of which is a mixture": {"n_shared_experts"},
     "ernie4_5_moe": {"head_dim"},
     "ernie4_5_moe, every second, but for the last": {"head_dim", *(f"moe_layer_{word}" for word in STEPS)},
     "hunyuan_v1_moe": HUNYUAN,

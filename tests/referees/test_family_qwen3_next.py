@@ -65,7 +65,7 @@ def test_query_heads_have_a_bias_beside_their_gates(there_and_again):
 
 
 def test_a_model_that_was_cut_before_its_first_attention_comes_back(there_and_again):
-    there_and_again(Qwen3NextConfig(**{**SIZES, "num_hidden_layers": 2}))
+    there_and_again(Qwen3NextConfig(**{**SIZES, "num_hidden_layers": 2}), spelled_otherwise={"head_dim"})
 
 
 def test_the_gated_norm_alone_is_stored_whole_and_the_sum_is_kept_exact(tmp_path):

@@ -220,7 +220,7 @@ def _check(config: Config, where: str) -> None:
             raise BadCheckpoint(f"{many!r} has another length than the model has layers", facts)
     for many, few, what in SHARING:
         heads, groups = value(config, many), value(config, few)
-        if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+        if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups and concerns(config, many):
             raise BadCheckpoint(f"the {what}", {"where": where, many: heads, few: groups})
     if any(marks(config)) and not value(config, "experts"):
         raise BadCheckpoint("layers are mixtures, and there are no experts", {"where": where, "blocks": blocks(config)})

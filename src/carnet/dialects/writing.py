@@ -58,7 +58,8 @@ def written(table: Table, config: Config, traits: Config, where: str) -> tuple[d
     }  # what a reader knows of the model so far
     for row in table.rows:
         heard = config if "blocks" in fields_of(row) else heard
-        concerned = any(concerns(heard, name) for name in fields_of(row))
+        asked = heard if isinstance(row, Place) and row.default is ... else config
+        concerned = any(concerns(asked, name) for name in fields_of(row))
         (heeded if concerned else idle).update(keys_of(row))
         if not concerned:
             continue
