@@ -89,14 +89,16 @@ def _inputs(source: Side, target: Side, asked: Asked, known: Amaxes) -> Iterator
             seen = [amax for reader in readers if (amax := known.get((reader, "input"))) is not None]
             own = own_type(source, target, entry, asked.request.dtype)
             right = input_scale(recipe, max(seen), own) if seen else _brought(source, recipe, readers, own)
-            right = _before(source, target, (stored.unit, stored.name)) if right is None else right
+            before = _before(source, target, (stored.unit, stored.name))
+            right = before if right is None else right
             if right is not None:
                 right = float(np.float64(right).astype(array_type(stored.dtype)))
                 if found != right:
                     yield _wrong("activations: ", entry, stored, found, right)
             elif not (isfinite(found) and found > 0):
                 yield Finding("activations: no positive number", entry.reading.tensors[0][0], stored.label, f"found {found:g}")
-            groups[readers].append((stored, found))
+            if before is None:  # else a source's own, whatever it is
+                groups[readers].append((stored, found))
     for readers, held in groups.items():
         odd = next((stored for stored, found in held if found != held[0][1]), None)
         if odd is not None and not any((reader, "input") in known for reader in readers):

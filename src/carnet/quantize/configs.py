@@ -85,10 +85,10 @@ def with_codes(said: Mapping[str, object], key: str, codes: Codes) -> dict[str, 
 
 def _blocks(codes: Codes) -> Json:
     blocks: Json = {
-        "activation_scheme": "dynamic",
+        "activation_scheme": "static" if codes.static else "dynamic",
         "fmt": "e4m3",
         "quant_method": "fp8",
-        "weight_block_size": [*codes.recipe.block],
+        "weight_block_size": [*codes.recipe.block] if any(codes.recipe.block) else None,
     }
     return {**blocks, **({"modules_to_not_convert": [*codes.ignored]} if codes.ignored else {})}
 

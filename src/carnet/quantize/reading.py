@@ -277,24 +277,29 @@ def _cache(record: Json, key: str, where: str) -> bool:
     return True
 
 
-OF_DEEPSEEK = "activation_scheme fmt quant_method weight_block_size modules_to_not_convert scale_fmt expert_dtype".split()
+OF_DEEPSEEK = """activation_scheme fmt quant_method weight_block_size modules_to_not_convert scale_fmt expert_dtype
+    dequantize""".split()
 
 
 def _deepseek(record: Json, where: str) -> Said:
     key = CONFIG_KEY
     _closed(record, OF_DEEPSEEK, key, where)
     # "ue8m0" says that the scales are powers of two; they are stored as f32 all the same
+    blocks = record.get("weight_block_size", "")  # what its absence means differs from program to program
+    static = blocks is None and record.get("activation_scheme") == "static"
     wanted: dict[str, Collection[object]] = {
-        "activation_scheme": ("dynamic",),
+        "activation_scheme": ("dynamic", *(["static"] if static else [])),
         "fmt": (None, "e4m3", "float8_e4m3fn"),
         "scale_fmt": (None, "float", "ue8m0"),
         "expert_dtype": (None, "fp8"),
+        "dequantize": (None, False),
     }
     _only(record, key, where, wanted, FP8_TOO)
-    if record.get("weight_block_size") != [128, 128]:
-        raise _unknown(f"{key}.weight_block_size", record.get("weight_block_size"), where, ([128, 128],), FP8_TOO)
+    if blocks not in ([128, 128], None):
+        raise _unknown(f"{key}.weight_block_size", blocks, where, ([128, 128], None), FP8_TOO)
     lists = {CONFIG: _names(record, "modules_to_not_convert", where)}
-    return Said(STYLES["deepseek"], BY_NAME["deepseek/fp8-block"], static=False, cache=False, lists=lists)
+    recipe = BY_NAME["deepseek/fp8-block" if blocks else "deepseek/fp8"]
+    return Said(STYLES["deepseek"], recipe, static=static, cache=False, lists=lists)
 
 
 def _openai(record: Json, where: str) -> Said:

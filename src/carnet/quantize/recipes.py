@@ -88,8 +88,11 @@ RECIPES = (
     # modelopt's too; the scale has an axis here, and torch rounds a quotient to the weights' type only where the divisor has none
     Recipe("trtllm", "fp8", E4M3, WHOLE, _MODELOPT, "f32"),
 )
-# read as they are published, and never made: nobody says how the scales of GPT-OSS were found
-PUBLISHED = (Recipe("openai", "mxfp4", E2M1, (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),)
+# read as they are published, and never made: nobody says how the scales of GPT-OSS, or of Ministral 3 and Devstral 2, were found
+PUBLISHED = (
+    Recipe("openai", "mxfp4", E2M1, (1, 32), Scale("power", "u8", 0.0, "", ""), "", "bytes"),
+    Recipe("deepseek", "fp8", E4M3, WHOLE, Scale("linear", "f32", 0.0, "", ""), ""),
+)
 # experts in one tensor, as modelopt 0.47 keeps them [in, out]: one scale over all of them, which has an axis where weights are divided
 # by it, so that torch rounds no quotient. Carnet reads none with blocks along the outputs (MXFP4, MXFP8), or with a scale each
 STACKED = {

@@ -108,12 +108,13 @@ STYLES = {
         codes="weight",
         scales="weight_scale_inv",
         outer="",
-        inputs={},
-        scalar="[1]",
+        inputs={"fp8": "activation_scale"},  # transformers 5.23 integrations/finegrained_fp8.py FP8Linear, without blocks
+        scalar="[]",
         input_dtype="f32",
         joint={},
         cache=("", "", ""),
         lists=LEFT - {"head"},  # DeepSeek's code leaves the head alone without being told
+        dynamic=frozenset(("fp8",)),
         reaches=True,  # transformers: quantizers_utils.py should_convert_module
         heads_asked=(0,),
     ),
