@@ -35,20 +35,22 @@ def groups_of_64(folder):
     return stored, {**record, "quant_method": "compressed-tensors", "quantization_status": "compressed"}
 
 
-def scales_of_tensors(folder):
-    """Code every weight under one scale, as DeepSeek's style has it for blocks."""
+def smaller_blocks(folder):
+    """Code every weight by blocks that are not DeepSeek's."""
     stored = load_file(folder / "model.safetensors")
     for name in [name for name in stored if name.endswith("_proj.weight")]:
-        scale = stored[name].abs().max().float() / 448
-        stored[name], stored[f"{name}_scale_inv"] = (stored[name].float() / scale).to(torch.float8_e4m3fn), scale
-    return stored, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": None}
+        blocks = stored[name].float().unflatten(0, (-1, 8)).unflatten(2, (-1, 8))
+        scale = blocks.abs().amax((1, 3)) / 448
+        stored[name] = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn).reshape(stored[name].shape)
+        stored[f"{name}_scale_inv"] = scale
+    return stored, {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [8, 8]}
 
 
 @pytest.mark.parametrize(
     ("family", "publish", "loads_as"),
     [
         ("llama", groups_of_64, "CompressedTensorsConfig"),
-        ("llama", scales_of_tensors, "FineGrainedFP8Config"),
+        ("llama", smaller_blocks, "FineGrainedFP8Config"),
     ],
 )
 def test_what_transformers_dequantizes_and_saves_is_read_with_the_same_logits(family, publish, loads_as, tmp_path):
