@@ -115,6 +115,7 @@ FAULTS = [
     ("every other column is written", moved(0, "target", strides=(6, 2)), WRITES, "a"),
     ("one row is written twice", moved(0, "target", strides=(0, 1)), WRITES, "a"),
     ("one column is written many times", moved(0, "target", strides=(6, 0)), WRITES, "a"),
+    ("a step more writes one column many times", [*STEPS, moved(0, "target", strides=(6, 0))[0]], WRITES, "a"),
     ("the axes that are written changed places", moved(0, "target", strides=(1, 6)), WRITES, "a"),
     (
         "one element is written twice by a step that stands still",

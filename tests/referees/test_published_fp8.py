@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import FineGrainedFP8Config, Mistral3ForConditionalGeneration
 
 import carnet
-from carnet.errors import BadCheckpoint
+from carnet.errors import BadCheckpoint, NotSupported
 from tests.referees import towers
 
 pytestmark = pytest.mark.referee
@@ -79,3 +79,45 @@ def test_a_wrong_scale_is_found_and_a_missing_one_named(coded, tmp_path):
     save_file(tensors, coded / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(BadCheckpoint, match=f"the scale '{name}' is missing"):
         carnet.plan(coded, to="hf", dtype="bf16")
+
+
+def code(tensors, name):
+    """Code a further matrix, as those of the text are."""
+    scale = (tensors[name].float().abs().max() / 448).to(torch.bfloat16)
+    tensors[name] = (tensors[name].float() / scale.float()).to(torch.float8_e4m3fn)
+    tensors[f"{name}_scale_inv"] = scale
+
+
+def test_codes_beside_the_text_go_along_or_are_refused(coded, tmp_path):
+    """Without a config that says them they would be read as weights."""
+    carnet.cross(coded, tmp_path / "plain", to="hf", dtype="bf16")
+    for folder in (coded, tmp_path / "plain"):
+        tensors = load_file(folder / "model.safetensors")
+        code(tensors, next(name for name in tensors if "vision_tower" in name and name.endswith("q_proj.weight")))
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    assert carnet.cross(coded, tmp_path / "same", to="hf").equal
+    for to in ("hf", "megatron"):
+        with pytest.raises(NotSupported, match="no codes beside the text model"):
+            carnet.plan(coded, to=to, dtype="bf16", accept=["needs"])
+    found = carnet.verify(coded, tmp_path / "plain", dtype="bf16").findings
+    assert any("no codes beside" in f"{each}" for each in found)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "language_model.lm_head.weight"])
+def test_a_coded_head_and_a_coded_embedding_have_scales_of_their_own(coded, tmp_path, name):
+    tensors = load_file(coded / "model.safetensors")
+    if not name.startswith("language_model"):  # as transformers has called them since
+        tensors = {key.replace("language_model.model.", "model.language_model."): each for key, each in tensors.items()}
+    embedding = next(name for name in tensors if "embed_tokens" in name)
+    tensors[name] = tensors[embedding].flip(0).contiguous()
+    code(tensors, name)
+    code(tensors, embedding)
+    save_file(tensors, coded / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((coded / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = False
+    config["quantization_config"]["modules_to_not_convert"].remove("lm_head")
+    (coded / "config.json").write_text(json.dumps(config))
+    assert carnet.cross(coded, tmp_path / "same", to="hf").equal
+    assert carnet.cross(coded, tmp_path / "plain", to="hf", dtype="bf16").equal
+    head = load_file(tmp_path / "plain/model.safetensors")[name]
+    assert torch.equal(head, (tensors[name].float() * tensors[f"{name}_scale_inv"].float()).to(torch.bfloat16))

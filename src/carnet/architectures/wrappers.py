@@ -351,4 +351,7 @@ def beside(dialect: Dialect, names: Collection[str]) -> set[str]:
     named = (*(row.name for row in dialect.rows), *(f"{other}*" for other in dialect.further))
     apart = [translate(re.sub(r"{\w+}", "*", name[1:])) for name in named if name.startswith("/")]
     whole = re.compile("|".join(apart) or "(?!)").fullmatch
-    return {name for name in names if not name.startswith(prefix) and not whole(name)}
+    # what stands beside the codes of a head is no more the tower's than the head
+    return {
+        name for name in names if not (name.startswith(prefix) or whole(name) or whole(f"{name.rpartition('.')[0]}.weight"))
+    }

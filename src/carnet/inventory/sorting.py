@@ -10,13 +10,17 @@ from carnet.dialects.entry import Entry, as_linear, turned
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.stored import Coded, Key, Stored, label_of, reshaped
+from carnet.model.fields import Config
 from carnet.model.tensors import HEAD, LINEAR
+from carnet.model.tower import tower
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
 from carnet.quantize.recipes import BY_NAME, PACKED, STACKED, Recipe, codes_dtype
 from carnet.quantize.styles import SCALAR, Kept, Style, around, beside, ends_in, is_stacked
 from carnet.quantize.styles import kept as kept_beside
 
+CODES = {codes_dtype(recipe) for recipe in BY_NAME.values()}
+BESIDE_TOO = f"where the text is coded, too, cross it --to hf without --dtype, and all goes along as it is; else {ANEW}"
 UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
 
 
@@ -153,6 +157,14 @@ def check_lists(said: Said, coded: Mapping[Key, Coded], where: str) -> Iterator[
         facts = {"where": where, "tensor": label, "others": len(found) - 1, "said by": words}
         remedy = "--config with a config.json that does not exclude it, if it is to be read as codes"
         yield BadCheckpoint(f"{label!r} is stored as codes, and the config says that it is not quantized", facts, remedy=remedy)
+
+
+def coded_beside(config: Config, where: str) -> list[CarnetError]:
+    """Return what is wrong with codes in a tower, where no config goes along that says them: programs would read them as weights."""
+    found = [each for each in tower(config) if each.dtype in CODES and len(each.dims) > 1]
+    facts = {"where": where, "tensor": found[0].name, "found": found[0].dtype, "others": len(found) - 1} if found else {}
+    what = "carnet reads no codes beside the text model"
+    return [NotSupported(what, facts, remedy=BESIDE_TOO)] if found else []
 
 
 def unlisted(said: Said | None, named: Mapping[Key, Entry], coded: Mapping[Key, Coded]) -> list[str]:

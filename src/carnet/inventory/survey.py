@@ -31,7 +31,7 @@ from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.lent import is_lent, with_tower
-from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, sort_out, unlisted
+from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
@@ -222,6 +222,7 @@ def survey(
     problems = [
         *([contradicted(config, rows, named, kept, where)] if rows and told is None else []),
         *sorted_out.problems,
+        *(coded_beside(config, where) if said is None else []),
         *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing),

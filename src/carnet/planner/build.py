@@ -16,6 +16,7 @@ from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Key
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
+from carnet.inventory.sorting import coded_beside
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, others_of, take
@@ -116,6 +117,8 @@ def make_plan(
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
     carries = is_carried(source, target, request)
+    for problem in () if carries else coded_beside(source.config, str(source.checkpoint.root)):
+        raise problem
     wanted = [*entries(target, config, None, request.names, among, coded=carries or request.quantize is not None)]
     coded = carried(source, wanted) if carries else {}
     found, extents = source_pieces(source, request.dtype, gathered, carried_extents(source, coded))
@@ -189,11 +192,11 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         "halves": False,
     }
     embed = next(
-        stored
+        value(source.config, "dtype") if key in source.coded else stored.dtype
         for key, stored in source.checkpoint.tensors.items()
         if key in source.entries and _holds(source.entries[key], "embed")
     )
-    config["dtype"] = request.dtype or embed.dtype
+    config["dtype"] = request.dtype or embed
     if target.kind.pads_vocabulary:
         config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
         config["padded_vocab"] = padded_rows(number(config, "vocab"), request.tp)

@@ -7,6 +7,7 @@ cover it. Equal situations (the same layer, sixty times) are proven once.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from math import gcd, prod
 
 from carnet.algebra.box import Box, tiles, uncovered, volume, whole
@@ -93,7 +94,8 @@ def _scales(encoding: Encoding) -> Iterator[Use]:
 
 def _is_tiled(extent: Extent, marks: Sequence[Footprint]) -> bool:
     extent = _in_steps(extent, marks)
-    return tiles(whole(extent.shape), [box for mark in marks for box in _boxes(extent, mark)])
+    boxes = [_boxes(extent, mark) for mark in marks if 0 not in mark[0]]
+    return all(boxes) and tiles(whole(extent.shape), [*chain(*boxes)])
 
 
 def _is_covered(extent: Extent, marks: Sequence[Footprint]) -> bool:
