@@ -13,8 +13,9 @@ BASE = 64 << 20  # bytes: Python, numpy and what headers say
 PER_TENSOR = 3 << 10
 PER_THREAD = 2 << 20  # stack, allocator's arena
 HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
-BLOCKS = (1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
-ENOUGH = 8  # threads: rather these with smaller blocks than fewer
+BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
+# threads: rather so few with smaller blocks than fewer; never more than the most: they take turns at Python, small blocks often
+ENOUGH, MOST = 4, 16
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -33,9 +34,9 @@ def choose_means(budget: int, tensors: int, cores: int | None = None) -> Means:
     """Return what stays inside a budget of bytes for a number of stored tensors; raise BadRequest where nothing does.
 
     >>> choose_means(512 << 20, 1000, cores=64).threads, choose_means(72 << 20, 100, cores=64).threads
-    (20, 2)
+    (5, 2)
     """
-    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    cores = min(len(os.sched_getaffinity(0)) if cores is None else cores, MOST)
     least = BASE + PER_THREAD + HELD * BLOCKS[-1]
     if budget < least:
         facts = {"expected": f"at least {least:,} bytes", "found": f"{budget:,} bytes"}
