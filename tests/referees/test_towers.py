@@ -372,3 +372,24 @@ def test_kimi_vl_is_kimi_k2_5_with_another_name_for_its_projector(model, tmp_pat
     assert found.keys() == held.keys()
     assert [key for key in held if not torch.equal(found[key], held[key])] == []
     assert json.loads((tmp_path / "back/config.json").read_text())["model_type"] == "kimi_vl"
+
+
+AGAIN = {
+    "a projection": ("layers.1.self_attn.o_proj.weight", "model.language_model.layers.1.self_attn.o_proj.weight"),
+    "one that transformers loads, too": ("layers.1.mlp.up_proj.weight", "language_model.layers.1.mlp.up_proj.weight"),
+    "the head": ("embed_tokens.weight", "lm_head.weight"),
+}
+
+
+@pytest.mark.parametrize(("of", "name"), AGAIN.values(), ids=AGAIN)
+def test_a_tensor_of_the_text_under_the_name_of_another_release_is_none_of_the_tower(of, name, model, tmp_path):
+    """Which of the two transformers loads no file says."""
+    shutil.copytree(model("Mistral3ForConditionalGeneration"), tmp_path / "hf")
+    held = load_file(tmp_path / "hf/model.safetensors")
+    tensor = held[f"language_model.model.{of}"].flip(0).contiguous()
+    save_file({**held, name: tensor}, tmp_path / "hf/model.safetensors", {"format": "pt"})
+    for target in ({"to": "hf"}, THERE):
+        with pytest.raises(NotSupported, match="a tensor that carnet does not know") as refused:
+            carnet.plan(tmp_path / "hf", **target)
+        assert refused.value.facts["tensor"] == name
+    assert carnet.cross(tmp_path / "hf", tmp_path / "out", to="hf", drop=(name,)).equal

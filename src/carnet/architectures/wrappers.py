@@ -48,6 +48,7 @@ MODERN = Spelling("model.language_model.")
 INSIDE = Spelling("language_model.model.", "language_model.lm_head.")
 FLAT = Spelling("model.")
 BACKBONE = Spelling("language_model.backbone.", "language_model.lm_head.")
+ABOVE = r"(?:(?:model|language_model|backbone|module)\.)*"  # what may stand above a text model's tensors, in any release
 MEGATRON = "language_model."  # Megatron-Bridge: models/qwen_vl/modelling_qwen3_vl/model.py, models/gemma_vl, ...
 
 
@@ -320,14 +321,18 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     if not dialect.kind.companions:
         remedy = "--drop with the names of what is beside the text model takes that alone"
         raise NotSupported(f"{dialect.name} has no place for what a model sees or hears with", remedy=remedy)
-    found = (each for each in wrapper.spellings if any(name.startswith(each.prefix) for name in names))
-    spelling = next(found, wrapper.spellings[0])
+    spelling = max(wrapper.spellings, key=lambda each: _below(each.prefix, names))
     rows = tuple(replace(row, name=row.name.replace(HEAD, "/" + spelling.head)) for row in dialect.rows)
     rows = (*(row for row in rows if "experts." not in row.name), *wrapper.experts) if wrapper.experts else rows
     absent = {**dialect.table.absent, **wrapper.absent}
     table = replace(dialect.table, rows=(*dialect.table.rows, place("wrapper", WHOLE)), absent=absent)
     own = tuple(replace(row, stored=row.name, order=()) for row in stored if row.heads)
     return replace(dialect, prefixes=(spelling.prefix,), rows=rows, table=table, tower=own, told_by=wrapper.told_by)
+
+
+def _below(prefix: str, names: Collection[str]) -> tuple[int, bool]:
+    """Count the names of layers below a prefix, and say whether there is any name; a stray one makes no spelling."""
+    return sum(name.startswith(f"{prefix}layers.") for name in names), any(name.startswith(prefix) for name in names)
 
 
 def _heads(rest: Json, row: TowerRow) -> int:
@@ -346,12 +351,12 @@ def is_of_tower(config: Config, name: str) -> bool:
 
 
 def beside(dialect: Dialect, names: Collection[str]) -> set[str]:
-    """Return the names that are not below the text model's: those of a tower."""
+    """Return the names that are none of the text model's: those of a tower.
+
+    A tensor of the text under the prefix of another release is none of a tower's, nor what stands beside the codes of a head.
+    """
     prefix = next((each for each in dialect.prefixes if any(name.startswith(each) for name in names)), "")
-    named = (*(row.name for row in dialect.rows), *(f"{other}*" for other in dialect.further))
-    apart = [translate(re.sub(r"{\w+}", "*", name[1:])) for name in named if name.startswith("/")]
-    whole = re.compile("|".join(apart) or "(?!)").fullmatch
-    # what stands beside the codes of a head is no more the tower's than the head
-    return {
-        name for name in names if not (name.startswith(prefix) or whole(name) or whole(f"{name.rpartition('.')[0]}.weight"))
-    }
+    named = (*(row.name for row in dialect.rows), *(f"{other}*" for other in dialect.further if other))
+    own = {re.sub(rf"^/?{ABOVE}", "", name) for name in named}
+    text = re.compile(f"{ABOVE}(?:{'|'.join(translate(re.sub('{.*?}', '*', name)) for name in own)})").fullmatch
+    return {name for name in names if not (name.startswith(prefix) or text(name) or text(f"{name.rpartition('.')[0]}.weight"))}
