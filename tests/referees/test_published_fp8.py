@@ -1,6 +1,7 @@
 """FP8 with one scale a matrix, as Ministral 3 and Devstral 2 are published: read as transformers reads it, and carried over."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -99,6 +100,16 @@ def test_codes_beside_the_text_go_along_or_are_refused(coded, tmp_path):
     for to in ("hf", "megatron"):
         with pytest.raises(NotSupported, match="no codes beside the text model"):
             carnet.plan(coded, to=to, dtype="bf16", accept=["needs"])
+    tensors = load_file(tmp_path / "plain/model.safetensors")
+    wide = {
+        name: tensor.to(torch.float8_e5m2 if tensor.dtype == torch.float8_e4m3fn else tensor.dtype)
+        for name, tensor in tensors.items()
+    }
+    (tmp_path / "wide").mkdir()
+    save_file(wide, tmp_path / "wide/model.safetensors", metadata={"format": "pt"})
+    shutil.copy(tmp_path / "plain/config.json", tmp_path / "wide")
+    with pytest.raises(NotSupported, match="no codes beside the text model"):
+        carnet.plan(tmp_path / "wide", to="hf")
     found = carnet.verify(coded, tmp_path / "plain", dtype="bf16").findings
     assert any("no codes beside" in f"{each}" for each in found)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from carnet.dialects.entry import Entry, as_linear, turned
+from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.stored import Coded, Key, Stored, label_of, reshaped
@@ -19,7 +20,10 @@ from carnet.quantize.recipes import BY_NAME, PACKED, STACKED, Recipe, codes_dtyp
 from carnet.quantize.styles import SCALAR, Kept, Style, around, beside, ends_in, is_stacked
 from carnet.quantize.styles import kept as kept_beside
 
-CODES = {codes_dtype(recipe) for recipe in BY_NAME.values()}
+CODES = {
+    *(codes_dtype(recipe) for recipe in BY_NAME.values()),
+    *(dtype for dtype in DTYPES if dtype.startswith(("f4", "f6", "f8"))),
+}
 BESIDE_TOO = f"where the text is coded, too, cross it --to hf without --dtype, and all goes along as it is; else {ANEW}"
 UNNEEDED = ("input", "cache", "shape")  # what stands beside codes and no weight needs
 
