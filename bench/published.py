@@ -25,9 +25,8 @@ from bench.skeleton import Tensors, write
 from carnet.architectures.known import FAMILIES, text_of
 from carnet.architectures.wrappers import WRAPPERS
 from carnet.quantize.reading import CONFIG_KEY
-from tools.list_published import targets
+from tools.list_published import BROUGHT, CONFIG, targets
 
-CONFIGS = "aiconfigurator-core-*/aiconfigurator_core/model_configs"
 CLAIMED = {family.hf.architecture for family in FAMILIES} | {*WRAPPERS}
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 ELSE = {"*": ("--accept", "needs"), "+": ("--read-by", "megatron-bridge")}  # where Megatron's arguments cannot say a model
@@ -36,11 +35,11 @@ TARGETS = {"hf": (), "megatron": ("--tp", "2", "--ep", "2"), "trtllm": ("--tp", 
 
 def published() -> Iterator[tuple[str, dict[str, object]]]:
     """Yield name and config, without what it says of codes, of each model whose class carnet and transformers know."""
-    for path in sorted(Path(sys.prefix).glob(f"{CONFIGS}/*_config.json")):
+    for path in sorted(Path(sys.prefix).glob(f"{BROUGHT}/*{CONFIG}")):
         config = json.loads(path.read_text())
         (architecture,) = config.get("architectures") or [""]
         if architecture in CLAIMED and hasattr(transformers, architecture):
-            yield path.name.removesuffix("_config.json").replace("--", "/"), _plain(config)
+            yield path.name.removesuffix(CONFIG).replace("--", "/"), _plain(config)
 
 
 def shapes(config: dict[str, object]) -> Tensors:

@@ -85,12 +85,8 @@ def made(said, spec, seed=17):
     return model
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_transformers_computes_what_megatron_core_does_and_the_store_comes_back(name, spec, tmp_path):
-    said = MODELS[name]
-    model = made(said, spec)
-    expected = logits(model)[..., : said["vocab_size"]]
-    save(model, said, tmp_path / "store")
+def assert_computed_and_back(name, expected, tmp_path):
+    """Assert that a store's family is known, that transformers computes its logits, and that it comes back."""
     assert carnet.inspect(tmp_path / "store").inventory.family.name == name.partition(",")[0]
     assert carnet.cross(tmp_path / "store", tmp_path / "hf", to="hf").equal
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
@@ -98,6 +94,15 @@ def test_transformers_computes_what_megatron_core_does_and_the_store_comes_back(
         found = theirs(TOKENS, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert carnet.cross(tmp_path / "hf", tmp_path / "back", to="megatron").equal
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_transformers_computes_what_megatron_core_does_and_the_store_comes_back(name, spec, tmp_path):
+    said = MODELS[name]
+    model = made(said, spec)
+    expected = logits(model)[..., : said["vocab_size"]]
+    save(model, said, tmp_path / "store")
+    assert_computed_and_back(name, expected, tmp_path)
     again = made(said, spec, seed=3)
     assert states_aside(again, tmp_path / "back/iter_0000001") == set()
     assert torch.equal(logits(again)[..., : said["vocab_size"]], expected)
@@ -139,13 +144,7 @@ def test_a_hybrid_of_such_layers_is_the_same_family(name, stack, tmp_path):
     model = made(said, stack)
     expected = logits(model)
     save(model, said, tmp_path / "store")
-    assert carnet.inspect(tmp_path / "store").inventory.family.name == name.partition(",")[0]
-    assert carnet.cross(tmp_path / "store", tmp_path / "hf", to="hf").equal
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32, attn_implementation="eager")
-    with torch.no_grad():
-        found = theirs(TOKENS, use_cache=False).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    assert carnet.cross(tmp_path / "hf", tmp_path / "back", to="megatron").equal
+    assert_computed_and_back(name, expected, tmp_path)
     assert carnet.verify(tmp_path / "store", tmp_path / "back").equal
     stored = load_file(tmp_path / "hf/model.safetensors")
     with plan(arguments(model), source=Grid(), target=Grid(), family=name.partition(",")[0]) as live:

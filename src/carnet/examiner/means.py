@@ -14,7 +14,7 @@ PER_TENSOR = 3 << 10
 PER_THREAD = 2 << 20  # stack, allocator's arena
 HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
 BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
-# threads: rather so few with smaller blocks than fewer; never more than the most: they take turns at Python, small blocks often
+# threads: blocks are smaller rather than fewer threads at work than ENOUGH; beyond MOST they wait, since they take turns at Python
 ENOUGH, MOST = 4, 16
 
 S = TypeVar("S")
