@@ -1,7 +1,7 @@
 """Quantize on one GPU beside a device-to-device copy: GB/s of bf16 read, after the bits were held against the processor's.
 
-Weights lie in the GPU's memory already: this is the speed of the kernels that `carnet run --device cuda` uses. The largest magnitude
-of a whole tensor is part of the time where a scheme needs it.
+Weights lie in the GPU's memory already: this is the speed of the kernels that `carnet.live` uses. The largest magnitude of a whole
+tensor is part of the time where a scheme needs it.
 """
 
 import statistics
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bench.measure import record, table
-from carnet.executor import device
+from carnet.live import kernels
 from carnet.quantize import arithmetic
 from carnet.quantize.recipes import BY_NAME, WHOLE, Recipe
 
@@ -58,32 +58,34 @@ def coder(recipe: Recipe) -> Coder:
     """Return what codes a matrix, given as bits, from nothing: measuring first where the scheme needs it."""
 
     def amax(bits: torch.Tensor, largest: float) -> torch.Tensor:
-        return (device.largest(bits).view(torch.bfloat16).float() / largest).reshape(1)
+        return (kernels.largest(bits).view(torch.bfloat16).float() / largest).reshape(1)
 
     if recipe.block == WHOLE:
-        return lambda bits: (device.whole(recipe, bits, amax(bits, 448)),)
+        return lambda bits: (kernels.whole(recipe, bits, amax(bits, 448)),)
     if recipe.scale.outer:
-        return lambda bits: device.nvfp4(bits, amax(bits, 448 * 6))
-    return lambda bits: device.blocks(recipe, bits)
+        return lambda bits: kernels.nvfp4(bits, amax(bits, 448 * 6))
+    return lambda bits: kernels.blocks(recipe, bits)
 
 
 def check(recipe: Recipe, weights: torch.Tensor) -> None:
     """Stop where a bit differs from the processor's."""
     bits = weights.cpu().view(torch.int16).numpy().view(np.uint16)
-    gpu = device.Gpu()
+    sent = weights.view(torch.int16)
     amax = arithmetic.block_amax(bits, "bf16", recipe.block)
-    if gpu.measure(bits) != float(amax.max()):
+    if float(kernels.largest(sent).view(torch.bfloat16)) != float(amax.max()):
         raise SystemExit(f"{recipe.name}: another largest magnitude")
     outer = float(arithmetic.outer_scale(recipe, float(amax.max()), "bf16")) if recipe.scale.outer else None
     stored, divisors = arithmetic.scales(recipe, amax, "bf16", outer)
     expected = arithmetic.pack(recipe, arithmetic.encode(recipe, bits, "bf16", divisors))
-    codes = np.empty_like(expected)
     if recipe.block == WHOLE:
-        gpu.whole(recipe, bits, float(divisors[0, 0]), codes)
+        made = kernels.whole(recipe, sent, torch.tensor(divisors[0], device=sent.device))
     else:
-        scales, most = gpu.blocks(recipe, bits, outer, codes)
-        if scales.tobytes() != stored.tobytes() or most != float(amax.max()):
+        given = None if outer is None else torch.tensor([outer], device=sent.device)
+        made, scales, _ = kernels.blocks(recipe, sent) if given is None else kernels.nvfp4(sent, given)
+        found = scales.cpu().numpy()
+        if (found if given is not None else found.astype(stored.dtype)).tobytes() != stored.tobytes():
             raise SystemExit(f"{recipe.name}: other scales")
+    codes = made.cpu().numpy()
     if (codes != expected).any():
         raise SystemExit(f"{recipe.name}: {int((codes != expected).sum())} other codes of {codes.size}")
 

@@ -346,7 +346,7 @@ def test_what_is_asked_for_wrongly_exits_with_2(tmp_path):
         ("plan", HF, "--to", "hf", "--memory", "512Q"),
         ("plan", HF, "--to", "hf", "--memory", "0"),
         ("plan", HF, "--to", "hf", "--shard-size", "-1"),
-        ("cross", HF, tmp_path / "out", "--to", "hf", "--device", "tpu"),
+        ("cross", HF, tmp_path / "out", "--to", "hf", "--device", "cuda"),
     ):
         result = call(*words)
         assert (result.exit_code, result.stdout, words) == (2, "", words)

@@ -18,7 +18,7 @@ from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
 from carnet.executor.memory import choose_window, promised_memory
-from carnet.executor.run import coder_on, write
+from carnet.executor.run import write
 from carnet.executor.staging import owned
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
@@ -108,18 +108,16 @@ def run(
     plan: Plan | PathLike,
     out: PathLike,
     *,
-    device: str = "cpu",
     progress: Progress | None = None,
     phase: Phase | None = None,
 ) -> Path:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
 
-    ``device`` is where matrices are quantized: "cpu" or "cuda"; the bytes are the same.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     said = local("out", out, out=True)
     made = plan if isinstance(plan, Plan) else saved.load(Path(local("plan", plan)))
-    with _written(made, folder_at(said), progress, phase, device) as (_, publish_it):
+    with _written(made, folder_at(said), progress, phase) as (_, publish_it):
         publish_it()
     return Path(said)
 
@@ -200,7 +198,6 @@ def cross(
     path: PathLike,
     out: PathLike,
     *,
-    device: str = "cpu",
     progress: Progress | None = None,
     phase: Phase | None = None,
     **options: Unpack[Options],
@@ -212,7 +209,7 @@ def cross(
     said, wish = local("out", out, out=True), gathered(options)
     made, memory = plan(path, **wish), memory_of(wish)
     writing, examining = _phases(made, progress or _silent)
-    with _written(made, folder_at(said), writing, phase, device) as (staging, publish_it):
+    with _written(made, folder_at(said), writing, phase) as (staging, publish_it):
         if phase is not None:
             phase("examining")
         known = [Known(PLAN, documents.planned(made), whole=True)]
@@ -240,10 +237,10 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
 
 @contextmanager
 def _written(
-    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None, device: str
+    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None
 ) -> Iterator[tuple[Draft, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
-    source, coder = folder_at(made.source), coder_on(device)
+    source = folder_at(made.source)
     lender = made.request.get("tower")
     checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
     if fingerprint(checkpoint) != made.fingerprint:
@@ -252,7 +249,7 @@ def _written(
     seen = digest_of(repr(checkpoint.stamps).encode())
     with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
         try:
-            write(made, checkpoint.root, staging, progress=progress, phase=phase, coder=coder)
+            write(made, checkpoint.root, staging, progress=progress, phase=phase)
             check_unchanged(checkpoint.root, checkpoint.stamps)
             yield staging, partial(_publish, checkpoint, staging)
         except BadCheckpoint:

@@ -21,7 +21,6 @@ from carnet.cli.options import (
     choice,
     comparison_options,
     crossing_options,
-    device_option,
     existing_file,
     existing_folder,
     json_option,
@@ -197,13 +196,12 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=existing_file)
 @click.argument("out", type=Here())
-@device_option
-def run(plan_file: str, out: str, device: str) -> None:
+def run(plan_file: str, out: str) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
     with progress_bar("preparing") as (progress, phase):
-        api.run(plan_file, out, device=device, progress=progress, phase=phase)
+        api.run(plan_file, out, progress=progress, phase=phase)
     click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
 
 
@@ -237,7 +235,6 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
 @checkpoint
 @click.argument("out", type=Here())
 @crossing_options
-@device_option
 @json_option
 @click.pass_context
 def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: "Unpack[Options]") -> None:

@@ -8,7 +8,7 @@ import click
 
 from carnet.errors import BadOption
 from carnet.plans.options import local, nbytes, near
-from carnet.plans.request import DEFAULTS, KNOWN, MACHINE, MEMORY, OPTIONS, flag_of
+from carnet.plans.request import DEFAULTS, KNOWN, MEMORY, OPTIONS, flag_of
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -120,13 +120,6 @@ def together(*options: Decorator) -> Decorator:
 
 checkpoint = click.argument("ckpt", type=existing_folder)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-device_option = choice(
-    "--device",
-    known=("cpu", "cuda"),
-    default="cpu",
-    group=MACHINE,
-    help="Where to quantize; cuda needs carnet[cuda].  [default: cpu]",
-)
 crossing_options = options("to", "tokenizer", "request", *(name for name in OPTIONS if name != "to"), "memory")
 comparison_options = options(
     "tokenizer",

@@ -44,9 +44,7 @@ def measure(worker: Worker, step: Measure) -> None:
         pieces = clip(step.shape, step.source, dense, linear(0, item, low, high))
         gather(worker, [want(step, step.source.file, piece, (own, own), 0) for piece in pieces])
         bits = worker.window[: high - low].view(f"u{item}")
-        worker.amaxes.note(
-            step.amax, _largest(bits, own) if worker.coder is None or own != "bf16" else worker.coder.measure(bits)
-        )
+        worker.amaxes.note(step.amax, _largest(bits, own))
         worker.tell(high - low)
 
 
@@ -80,9 +78,7 @@ def _whole(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Array
     own = step.source.dtype
     _refuse_infinite(step, largest)
     stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
-    if worker.coder is not None and worker.coder.takes(recipe, own):
-        worker.coder.whole(recipe, bits, divisor, codes)
-    elif bits.dtype.itemsize == 2:
+    if bits.dtype.itemsize == 2:
         table = _table(recipe.name, own, divisor)
         for low in range(0, bits.size, TILE):
             np.take(table, bits.reshape(-1)[low : low + TILE], out=codes.reshape(-1)[low : low + TILE], mode="clip")
@@ -109,11 +105,6 @@ def _blocks(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Arra
             _write(worker, step.encoding.outer, np.full((1, 1), outer, np.float32), (0, 0))
     rows, columns = bits.shape
     down, along = recipe.block[0], recipe.block[1] or columns
-    if worker.coder is not None and worker.coder.takes(recipe, own):
-        stored, most = worker.coder.blocks(recipe, bits, outer, codes)
-        _refuse_infinite(step, most)
-        _write(worker, step.encoding.scales, stored, (at[0] // down, at[1] // along))
-        return
     amax = np.empty(grid(recipe, (rows, columns)), np.float32)
     for box in _boxes(recipe, bits.shape):
         amax[_cut(box, down, along)] = arithmetic.block_amax(bits[box], own, recipe.block)

@@ -7,13 +7,12 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 
 import numpy as np
 
 from carnet import pool
-from carnet.errors import BadCheckpoint, BadOption, BadRequest, MachineFailed
+from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
@@ -21,14 +20,12 @@ from carnet.executor.memory import block_size
 from carnet.executor.quantizing import put
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
-from carnet.executor.worker import Amaxes, Coder, Worker
+from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
 from carnet.steps import Put
 from carnet.storage.protocol import Draft, Folder, Opened
 from carnet.storage.schemes import PathLike, folder_at
-
-DEVICES = "cpu", "cuda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +44,9 @@ def write(
     *,
     progress: Progress | None = None,
     phase: Phase | None = None,
-    coder: Coder | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
-    ``coder`` is what codes matrices, None for this processor; the bytes are the same.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
     BadCheckpoint where the source is not what the plan saw.
@@ -63,7 +58,7 @@ def write(
         return Written(nbytes, len(jobs), len(jobs))
     done = _prepared(plan, staging)
     try:
-        _run(plan, root, staging, jobs, done, (progress or _silent, begin), coder)
+        _run(plan, root, staging, jobs, done, (progress or _silent, begin))
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
@@ -76,24 +71,6 @@ def write(
     begin("flushing")
     _flush(plan, staging)
     return Written(nbytes, len(jobs), len(done))
-
-
-def coder_on(device: str) -> Coder | None:
-    """Return what codes on "cuda", None for "cpu"; the module that needs torch is imported here and nowhere else.
-
-    Raises MachineFailed where there is no such device, or nothing to use it with.
-    """
-    if device not in DEVICES:
-        raise BadOption(f"device cannot be {device!r}", {"known": ", ".join(DEVICES)})
-    if device == "cpu":
-        return None
-    missing = [name for name in ("torch", "triton") if find_spec(name) is None]
-    if missing:
-        facts = {"missing": ", ".join(missing)}
-        raise MachineFailed("the programs that use a GPU are not installed", facts, remedy="pip install 'carnet[cuda]'")
-    from carnet.executor.device import Gpu
-
-    return Gpu()
 
 
 def _silent(done: int, total: int) -> None:
@@ -120,7 +97,6 @@ def _run(
     jobs: Jobs,
     finished: frozenset[int],
     tell: tuple[Progress, Phase],
-    coder: Coder | None,
 ) -> None:
     progress, begin = tell
     nbytes = jobs.rows["nbytes"]
@@ -134,7 +110,7 @@ def _run(
 
     @contextmanager
     def hire(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
-        worker = replace(_worker(plan, source, staging, amaxes, tell), coder=coder)
+        worker = _worker(plan, source, staging, amaxes, tell)
 
         def serve(number: int) -> None:
             job = jobs[number]

@@ -4,33 +4,14 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isnan
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.plans.columns import Plan
-from carnet.quantize.recipes import Recipe
 from carnet.storage.protocol import File, Opened, Target
 
 Bytes = NDArray[np.uint8]
-Array = NDArray[Any]
-
-
-class Coder(Protocol):
-    """What codes in the processor's place: a GPU."""
-
-    def takes(self, recipe: Recipe, own: str) -> bool:
-        """Say whether it has a kernel for a recipe and a type of weights."""
-
-    def measure(self, bits: Array) -> float:
-        """Return the largest magnitude among weights in bf16; NaN where one is."""
-
-    def whole(self, recipe: Recipe, bits: Array, divisor: float, codes: Array) -> None:
-        """Code weights under one scale."""
-
-    def blocks(self, recipe: Recipe, bits: Array, outer: float | None, codes: Array) -> tuple[Array, float]:
-        """Code weights whose blocks have scales; return these as they are stored, and the largest magnitude of all."""
 
 
 class Amaxes:
@@ -64,4 +45,3 @@ class Worker:
     temporary: Bytes  # temporaries of casts
     amaxes: Amaxes
     tell: Callable[[int], None]  # takes the bytes done since the last call; raises where the crossing was stopped
-    coder: Coder | None = None  # in the processor's place

@@ -123,9 +123,9 @@ def _floats(found: Sequence[torch.Tensor]) -> np.ndarray[Any, Any]:
 def _largest(view: torch.Tensor) -> torch.Tensor:
     """Return the largest magnitude, in the tensor's own type; NaN where there is one."""
     if view.is_cuda and view.dtype == torch.bfloat16:
-        from carnet.executor import device
+        from carnet.live import kernels
 
-        return device.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16)
+        return kernels.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16)
     low, high = view.aminmax()
     return torch.maximum(-low, high)
 
@@ -152,9 +152,9 @@ def encode(weights: torch.Tensor, scale: Scale) -> torch.Tensor:
     """Return the codes of weights (e4m3, their shape), the same bits as carnet.quantize.arithmetic makes."""
     divisor = scale.divisor.to(weights.device)
     if weights.is_cuda and weights.dtype == torch.bfloat16 and scale.own == "bf16":
-        from carnet.executor import device
+        from carnet.live import kernels
 
-        return device.whole(scale.recipe, weights.contiguous().view(torch.int16), divisor).view(torch.float8_e4m3fn)
+        return kernels.whole(scale.recipe, weights.contiguous().view(torch.int16), divisor).view(torch.float8_e4m3fn)
     quotients = weights.to(TORCH[scale.own]).float() / divisor
     if scale.recipe.quotient == "own":
         quotients = quotients.to(TORCH[scale.own]).float()

@@ -1,26 +1,17 @@
 """Coding on a GPU: the same bits as carnet.quantize.arithmetic, in kernels that read every weight once.
 
-The one module of the executor that needs torch (and Triton, which comes with it): it is imported where ``--device cuda`` asks for
-it, not before. Largest magnitudes are found among bits, which sort as the magnitudes do and keep NaN and infinity above all;
-divisions round to nearest as on a processor (Triton's own sign for a division does not).
+Imported where weights lie on a GPU, not before: Triton comes with the torch that knows one. Largest magnitudes are found among bits,
+which sort as the magnitudes do and keep NaN and infinity above all; divisions round to nearest as on a processor (Triton's own sign
+for a division does not).
 """
 
-from threading import Lock
-from typing import Any
-
 import ml_dtypes
-import numpy as np
 import torch
 import triton
 import triton.language as tl
-from numpy.typing import NDArray
 
-from carnet.dtypes import array_type
-from carnet.errors import MachineFailed
 from carnet.quantize.arithmetic import finfo
 from carnet.quantize.recipes import Recipe
-
-Array = NDArray[Any]
 
 BLOCK = 4096  # weights that one program codes
 TURNS = 8  # times as many are measured by one
@@ -154,49 +145,3 @@ def nvfp4(weights: torch.Tensor, outer: torch.Tensor) -> tuple[torch.Tensor, tor
     most = torch.empty(programs, dtype=torch.int16, device=weights.device)
     _nvfp4[(programs,)](weights, outer, codes, scales, most, weights.numel(), BLOCK)
     return codes, scales, most
-
-
-class Gpu:
-    """The GPU that workers share; one at a time."""
-
-    def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            raise MachineFailed("there is no GPU that torch can use", {"torch": torch.__version__}, remedy="use --device cpu")
-        self._lock = Lock()
-
-    def takes(self, recipe: Recipe, own: str) -> bool:
-        """Say whether there is a kernel for a recipe and a type of weights; what has none is coded on the processor."""
-        return own == "bf16" and (
-            recipe.name == "modelopt/nvfp4" or (recipe.code.name, recipe.scale.kind) == ("e4m3", "linear")
-        )
-
-    def measure(self, bits: Array) -> float:
-        """Return the largest magnitude among weights in bf16; NaN where one is."""
-        with self._lock:
-            return _magnitude(largest(_sent(bits)))
-
-    def whole(self, recipe: Recipe, bits: Array, divisor: float, codes: Array) -> None:
-        """Code weights under one scale."""
-        with self._lock:
-            codes[...] = whole(recipe, _sent(bits), torch.tensor([divisor], device="cuda")).cpu().numpy()
-
-    def blocks(self, recipe: Recipe, bits: Array, outer: float | None, codes: Array) -> tuple[Array, float]:
-        """Code weights whose blocks have scales; return these as they are stored, and the largest magnitude of all."""
-        with self._lock:
-            if outer is None:
-                made, scales, most = blocks(recipe, _sent(bits))
-                stored = array_type("bf16" if recipe.scale.stored == "own" else recipe.scale.stored)
-                found: Array = scales.cpu().numpy().astype(stored)
-            else:
-                made, scales, most = nvfp4(_sent(bits), torch.tensor([outer], device="cuda"))
-                found = scales.cpu().numpy().view(ml_dtypes.float8_e4m3fn)
-            codes[...] = made.cpu().numpy()
-            return found, _magnitude(most.max())
-
-
-def _sent(bits: Array) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(bits).view(np.int16)).to("cuda")
-
-
-def _magnitude(bits: torch.Tensor) -> float:
-    return float(bits.view(torch.bfloat16))
