@@ -740,8 +740,8 @@ def test_a_plan_whose_file_names_climb_out_of_their_folder(which, plan, tmp_path
 
 
 HEADS: dict[str, dict[str, object]] = {
-    "no threads": {"threads": 0},
-    "threads that are a word": {"threads": "many"},
+    "no memory": {"memory": 0},
+    "memory that is a word": {"memory": "much"},
     "no window": {"window": 0},
     "a window below zero": {"window": -1},
     "a window that is a word": {"window": "big"},

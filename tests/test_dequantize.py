@@ -215,7 +215,7 @@ def test_a_small_window_gives_the_same_bytes(name, options, coded, tmp_path):
     source = coded(next(recipe for recipe in HF if recipe.name == name))
     plan = carnet.plan(source, dtype="bf16", **options)
     carnet.run(plan, tmp_path / "wide")
-    carnet.run(replace(plan, window=4096, threads=2), tmp_path / "narrow")
+    carnet.run(replace(plan, window=4096), tmp_path / "narrow", threads=2)
     assert contents(tmp_path / "wide") == contents(tmp_path / "narrow")
 
 

@@ -181,7 +181,7 @@ def test_a_small_window_gives_the_same_bytes_and_every_byte_of_the_codes_is_used
     assert plan.proof["source bytes"] == sum(tensor.nbytes for tensor in load_file(published / MODEL).values())
     assert "read as plain" not in plan.notes
     carnet.run(plan, tmp_path / "wide")
-    carnet.run(replace(plan, window=4096, threads=2), tmp_path / "narrow")
+    carnet.run(replace(plan, window=4096), tmp_path / "narrow", threads=2)
     assert contents(tmp_path / "wide") == contents(tmp_path / "narrow")
 
 

@@ -17,7 +17,7 @@ from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
-from carnet.executor.memory import choose_window, promised_memory
+from carnet.executor.memory import choose_window
 from carnet.executor.run import write
 from carnet.executor.staging import owned
 from carnet.formats.amax import read_amax
@@ -35,7 +35,7 @@ from carnet.planner.reproof import reprove
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import local
-from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only
+from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
 from carnet.steps import TextFile
@@ -98,26 +98,26 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     request = replace(request, tokens=None if tokens is None else tokens.count)
     measured = {} if request.amax is None else read_amax(request.amax)
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
-    window, threads = choose_window(memory, len(made.steps))
-    promised = promised_memory(window, threads, len(made.steps))
     texts = (TextFile(DOCUMENT, documents.draft(made, __version__, _words(made))), *made.texts)
-    return replace(made, texts=texts, memory=promised, window=window, threads=threads)
+    return replace(made, texts=texts, memory=memory, window=choose_window(memory, len(made.steps)))
 
 
 def run(
     plan: Plan | PathLike,
     out: PathLike,
     *,
+    threads: int | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
 ) -> Path:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
 
+    ``threads`` is how many are at work, None for one a core, as far as the plan's memory has room for them.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     said = local("out", out, out=True)
     made = plan if isinstance(plan, Plan) else saved.load(Path(local("plan", plan)))
-    with _written(made, folder_at(said), progress, phase) as (_, publish_it):
+    with _written(made, folder_at(said), progress, phase, threads_of({"threads": threads})) as (_, publish_it):
         publish_it()
     return Path(said)
 
@@ -129,6 +129,7 @@ def verify(
     plan: PathLike | None = None,
     seal: bool = False,
     memory: int | str = MEMORY,
+    threads: int | None = None,
     progress: Progress | None = None,
     **options: Unpack[Comparison],
 ) -> Verdict:
@@ -138,16 +139,16 @@ def verify(
     believed. ``tokenizer`` is the folder whose tokenizer was brought along. Nothing is written into a target, but its document
     (``carnet.json``): with ``seal`` where it is equal and everything in it is accounted for, and where the run of this source that
     wrote it left the document unfinished.
-    ``memory`` (bytes) is the peak of private memory that it may use. ``progress`` gets bytes done and bytes in all, on this thread.
+    ``memory`` (bytes) is the peak of private memory that it may use, ``threads`` how many are at work (None: one a core). ``progress`` gets bytes done and bytes in all, on this thread.
     """
-    space, tokenizer = memory_of({"memory": memory}), options.get("tokenizer")
+    space, workers, tokenizer = memory_of({"memory": memory}), threads_of({"threads": threads}), options.get("tokenizer")
     told = any(value not in (None, ()) for value in options.values())
     only(Comparison.__optional_keys__, options)
     if out is None and (told or seal or plan is not None):
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:
         alone = local("out", source)
-        return replace(recheck(folder_at(alone), space, progress or _silent), target=alone)
+        return replace(recheck(folder_at(alone), space, workers, progress or _silent), target=alone)
     if plan is not None and told:
         raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
     known, said = list[Known](), (local("ckpt", source), local("out", out))
@@ -159,7 +160,7 @@ def verify(
         request, tokenizer = _request(open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
-    proof = _examine(ours, target, request, known, space, progress)
+    proof = _examine(ours, target, request, known, space, workers, progress)
     proof = replace(proof, verdict=replace(proof.verdict, source=said[0], target=said[1]))
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
@@ -207,13 +208,15 @@ def cross(
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
     """
     said, wish = local("out", out, out=True), gathered(options)
-    made, memory = plan(path, **wish), memory_of(wish)
+    made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
     writing, examining = _phases(made, progress or _silent)
-    with _written(made, folder_at(said), writing, phase) as (staging, publish_it):
+    with _written(made, folder_at(said), writing, phase, threads) as (staging, publish_it):
         if phase is not None:
             phase("examining")
         known = [Known(PLAN, documents.planned(made), whole=True)]
-        proof = _examine(folder_at(made.source), folder_at(staging.where), made.request, known, memory, examining, staged=True)
+        proof = _examine(
+            folder_at(made.source), folder_at(staging.where), made.request, known, memory, threads, examining, staged=True
+        )
         if proof.data is not None:
             staging.put(DOCUMENT, [documents.text(proof.data).encode()], sync=True)
             publish_it()
@@ -237,7 +240,7 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
 
 @contextmanager
 def _written(
-    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None
+    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None, threads: int | None
 ) -> Iterator[tuple[Draft, Callable[[], None]]]:
     """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
     source = folder_at(made.source)
@@ -249,7 +252,7 @@ def _written(
     seen = digest_of(repr(checkpoint.stamps).encode())
     with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
         try:
-            write(made, checkpoint.root, staging, progress=progress, phase=phase)
+            write(made, checkpoint.root, staging, progress=progress, phase=phase, threads=threads)
             check_unchanged(checkpoint.root, checkpoint.stamps)
             yield staging, partial(_publish, checkpoint, staging)
         except BadCheckpoint:
@@ -268,6 +271,7 @@ def _examine(
     request: Mapping[str, object],
     known: Sequence[Known],
     memory: int,
+    threads: int | None,
     progress: Progress | None,
     *,
     staged: bool = False,
@@ -298,6 +302,7 @@ def _examine(
         known=known,
         version=__version__,
         memory=memory,
+        threads=threads,
         progress=progress or _silent,
         staged=staged,
     )

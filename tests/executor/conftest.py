@@ -15,6 +15,7 @@ from carnet.algebra.box import Box, intersect
 from carnet.dtypes import BY_NAME, array_type
 from carnet.formats.safetensors import render_header
 from carnet.plans.columns import Plan, Steps
+from carnet.plans.request import MEMORY
 from carnet.steps import Fill, Move, Place, Same, Step, TargetFile, TargetTensor, TextFile
 
 CONFIG = {
@@ -59,8 +60,8 @@ class Crossing:
     expected: dict[str, bytes]  # target file -> content
 
 
-def make_plan(source: Path, files, steps, *, window=1 << 20, threads=2, texts=(TextFile("config.json", "{}\n"),), assets=()):
-    return Plan(str(source), "f", {}, "toy", tuple(files), tuple(texts), assets, Steps.of(steps), {}, {}, 0, window, threads)
+def make_plan(source: Path, files, steps, *, window=1 << 20, texts=(TextFile("config.json", "{}\n"),), assets=()):
+    return Plan(str(source), "f", {}, "toy", tuple(files), tuple(texts), assets, Steps.of(steps), {}, {}, MEMORY, window)
 
 
 def make_file(name: str, tensors: list[tuple[str, str, tuple[int, ...]]]) -> TargetFile:
@@ -136,7 +137,7 @@ class Draw:
         return dense, view
 
 
-def draw(folder: Path, seed: int, *, window: int, threads: int = 2, scale: int = 1) -> Crossing:
+def draw(folder: Path, seed: int, *, window: int, scale: int = 1) -> Crossing:
     d = Draw(folder, seed, scale)
     made = []  # file, tensor name, kind, dense array, pending steps
     for number in range(d.random.randint(1, 4)):
@@ -184,7 +185,7 @@ def draw(folder: Path, seed: int, *, window: int, threads: int = 2, scale: int =
     expected = {
         file.name: render_header(file) + b"".join(row[3].tobytes() for row in made if row[0] == file.name) for file in files
     }
-    return Crossing(make_plan(d.source, files, d.steps, window=window, threads=threads), d.source, expected)
+    return Crossing(make_plan(d.source, files, d.steps, window=window), d.source, expected)
 
 
 def _part(values, box):

@@ -81,7 +81,7 @@ def test_any_box_of_codes_in_any_order_of_axes_is_what_decoding_everything_gives
         source = Path(folder) / "source"
         source.mkdir()
         (source / "a.bin").write_bytes(content)
-        plan = Plan(folder, "f", {}, "toy", (file,), (), (), Steps.of([step]), {}, {}, 0, window, 2)
+        plan = Plan(folder, "f", {}, "toy", (file,), (), (), Steps.of([step]), {}, {}, 1 << 20, window)
         with owned(plan, Crossing("p"), source, Path(folder) / "out") as staging:
             write(plan, source, staging)
             found = load(Path(staging.where, file.name).read_bytes())["w"]

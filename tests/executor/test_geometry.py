@@ -105,7 +105,7 @@ def plan(steps, *tensors, window=1 << 20):
     for shape in tensors:
         rows.append(TargetTensor(f"t{len(rows)}", "u8", shape, offset))
         offset += int(np.prod(shape))
-    return Plan("/s", "", {}, "toy", (TargetFile("o", offset, tuple(rows), {}),), (), (), Steps.of(steps), {}, {}, 0, window, 1)
+    return Plan("/s", "", {}, "toy", (TargetFile("o", offset, tuple(rows), {}),), (), (), Steps.of(steps), {}, {}, 0, window)
 
 
 def copy(shape, source, strides, at, *, file="a"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from carnet.errors import BadRequest
-from carnet.executor.memory import LEAST, choose_window, promised_memory
+from carnet.executor.memory import LEAST, choose_threads, choose_window, promised_memory
 from carnet.plans.request import MEMORY
 from tests.peak import SAMPLED
 
@@ -23,7 +23,7 @@ thread.start()
 folder = Path(sys.argv[1])
 plan = pickle.loads((folder / "plan").read_bytes())
 with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
-    write(plan, folder / "source", staging)
+    write(plan, folder / "source", staging, threads=4)
 stop()
 print(peak)
 """
@@ -39,7 +39,7 @@ print(peak)
     ],
 )
 def test_the_measured_peak_stays_inside_the_promise(halves, tmp_path, tensors, rows, width, short):
-    case = halves(tmp_path, tensors=tensors, rows=rows, width=width, short=short, window=8 << 20, threads=4)
+    case = halves(tmp_path, tensors=tensors, rows=rows, width=width, short=short, window=8 << 20)
     (tmp_path / "plan").write_bytes(pickle.dumps(case.plan))
     child = subprocess.run([sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, check=True)
     promised = promised_memory(8 << 20, 4, len(case.plan.steps))
@@ -48,18 +48,21 @@ def test_the_measured_peak_stays_inside_the_promise(halves, tmp_path, tensors, r
 
 
 def test_a_trillion_weights_in_codes_are_written_inside_the_default_budget():
-    assert choose_window(MEMORY, 209_435)[0] == 8 << 20  # Kimi-K2's shape, 384 experts in 60 layers, to NVFP4
+    assert choose_window(MEMORY, 209_435) == 8 << 20  # Kimi-K2's shape, 384 experts in 60 layers, to NVFP4
 
 
 def test_a_large_budget_gets_the_largest_window():
-    assert choose_window(1 << 40, 1000)[0] == 8 << 20
+    assert choose_window(1 << 40, 1000) == 8 << 20
 
 
 @pytest.mark.parametrize("budget", [70 << 20, 80 << 20, 100 << 20, 200 << 20, 1 << 30])
 def test_a_chosen_window_keeps_its_promise(budget):
-    window, threads = choose_window(budget, 100)
+    window = choose_window(budget, 100)
     assert window >= LEAST
-    assert promised_memory(window, threads, 100) <= budget
+    for wanted in (None, 1, 64):
+        threads = choose_threads(budget, window, 100, wanted)
+        assert 1 <= threads <= (wanted or 64)
+        assert promised_memory(window, threads, 100) <= budget
 
 
 def test_a_budget_below_the_least_is_refused_with_what_it_takes():

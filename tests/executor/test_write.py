@@ -21,7 +21,7 @@ from carnet.storage import journal as journals
 from carnet.storage.drafts import staging_of
 from carnet.storage.protocol import Crossing
 
-SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10, "threads": 2}
+SMALL = {"tensors": 6, "rows": 256, "width": 4096, "short": True, "window": 16 << 10}
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def case(halves, tmp_path):
     return halves(tmp_path, **SMALL)
 
 
-def run(case, out, *, place=False, name="p", progress=None, **changes):
+def run(case, out, *, place=False, name="p", progress=None, threads=None, **changes):
     plan = replace(case.plan, **changes)
     with owned(plan, Crossing(name), case.source, out) as staging:
-        found = write(plan, case.source, staging, progress=progress)
+        found = write(plan, case.source, staging, progress=progress, threads=threads)
         if place:
             staging.publish()
     return found
@@ -174,16 +174,16 @@ def test_a_source_that_vanished_is_named(halves, tmp_path, out, short):
 
 @pytest.mark.parametrize("short", [True, False])
 def test_a_source_that_shrinks_during_the_run_is_an_error_and_no_signal(halves, tmp_path, out, short):
-    case = halves(tmp_path, **SMALL | {"short": short, "threads": 1, "tensors": 20})
+    case = halves(tmp_path, **SMALL | {"short": short, "tensors": 20})
     with pytest.raises(BadCheckpoint, match="ends too early"):
-        run(case, out, progress=lambda *_: os.truncate(case.source / "all.bin", 9000))
+        run(case, out, threads=1, progress=lambda *_: os.truncate(case.source / "all.bin", 9000))
     assert not out.exists()
     assert not (staging_of(out) / "config.json").exists()
 
 
 @pytest.mark.parametrize("short", [True, False])
 def test_a_file_that_may_not_grow_stops_the_run_which_then_resumes(halves, tmp_path, out, short):
-    case = halves(tmp_path, **SMALL | {"short": short, "threads": 1})
+    case = halves(tmp_path, **SMALL | {"short": short})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     half = case.plan.files[0].nbytes // 2
 
@@ -192,7 +192,7 @@ def test_a_file_that_may_not_grow_stops_the_run_which_then_resumes(halves, tmp_p
 
     try:
         with pytest.raises(MachineFailed, match="may not grow"):
-            run(case, out, progress=fill)
+            run(case, out, threads=1, progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not (staging_of(out) / "config.json").exists()
@@ -228,7 +228,7 @@ def test_a_value_out_of_range_names_its_tensor(tmp_path, out, crossing):
     (source / "a").write_bytes(bytes.fromhex("000080470000803f"))  # 65536.0 and 1.0
     cast = Move("final.norm", (0,), (2,), Place("a", 0, (1,), "f32"), Place("o", 72, (1,), "f16"))
     file = TargetFile("o", 76, (TargetTensor("n", "f16", (2,), 72),), {})
-    plan = Plan(str(source), "", {}, "toy", (file,), (), (), Steps.of([cast]), {}, {}, 0, 1 << 16, 1)
+    plan = Plan(str(source), "", {}, "toy", (file,), (), (), Steps.of([cast]), {}, {}, 1 << 20, 1 << 16)
     refused = pytest.raises(BadRequest, match=r"final\.norm is out of range for f16")
     with refused, owned(plan, Crossing("p"), source, out) as staging:
         write(plan, source, staging)
@@ -271,7 +271,7 @@ with owned(plan, Crossing("p"), folder / "source", folder / "out") as staging:
 def test_kills_at_any_moment_leave_a_run_that_can_be_finished(halves, tmp_path, out):
     import pickle
 
-    case = halves(tmp_path, tensors=40, rows=256, width=4096, short=True, window=16 << 10, threads=2)
+    case = halves(tmp_path, tensors=40, rows=256, width=4096, short=True, window=16 << 10)
     (tmp_path / "plan").write_bytes(pickle.dumps(case.plan))
     noted, moments = [], random.Random(0)
     for _ in range(60):

@@ -65,7 +65,6 @@ PLAN = Plan(
     proof={"source bytes": 12, "copies checked equal": 1},
     memory=1 << 20,
     window=4096,
-    threads=2,
     scratch=TargetFile("scratch", 16, (TargetTensor("up", "bf16", (4, 2), 0),), {}, "scratch"),
 )
 
@@ -96,7 +95,7 @@ def test_what_was_loaded_is_of_the_same_types_down_to_each_tuple(path):
 
 def test_a_plan_is_lines_of_json_in_this_order():
     found = [json.loads(line) for line in lines(PLAN)]
-    assert found[0]["carnet-plan"] == 3
+    assert found[0]["carnet-plan"] == 4
     kinds = [
         "carnet-plan",
         "file",
@@ -166,7 +165,7 @@ def test_a_plan_that_differs_in_one_field_has_another_digest(field):
         "dropped": {},
         "proof": {},
         **{name: {"vocabulary": "x"} for name in ("notes", "unused", "accepted", "needs")},
-        **dict.fromkeys(("memory", "window", "threads"), 7),
+        **dict.fromkeys(("memory", "window"), 7),
     }[field]
     assert digest(replace(PLAN, **{field: other})) != digest(PLAN)
 
@@ -205,7 +204,6 @@ PLANS = st.builds(
     st.lists(STEPS, max_size=4).map(Steps.of),
     st.dictionaries(TEXT, st.lists(TEXT, max_size=2).map(tuple)),
     st.dictionaries(TEXT, NUMBERS),
-    NUMBERS,
     NUMBERS,
     NUMBERS,
 )
@@ -395,7 +393,7 @@ FORGED = [
     ("nothing of what a scale follows from", at(11, "mores", 0, [])),
     ("two scratch spaces", at(1, "kind", "scratch")),
     ("no scratch space", lambda rows: rows.pop(3)),
-    ("another version", at(0, "carnet-plan", 4)),
+    ("another version", at(0, "carnet-plan", 5)),
     ("no version", lambda rows: rows[0].pop("carnet-plan")),
     ("no window", lambda rows: rows[0].pop("window")),
     ("a row that is a number", lambda rows: rows.append(7)),
@@ -415,7 +413,7 @@ def test_a_forged_plan_is_refused_for(path, remark, change):
 def test_a_plan_of_an_older_version_is_refused_in_plain_words(path):
     with pytest.raises(BadRequest) as caught:
         load(forged(path, at(0, "carnet-plan", 1)))
-    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 3"
+    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 4"
     assert caught.value.remedy == "make it again with `carnet plan`"
 
 

@@ -25,6 +25,7 @@ from carnet.cli.options import (
     existing_folder,
     json_option,
     options,
+    threads_option,
 )
 from carnet.cli.progress import progress_bar
 
@@ -196,12 +197,13 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=existing_file)
 @click.argument("out", type=Here())
-def run(plan_file: str, out: str) -> None:
+@threads_option
+def run(plan_file: str, out: str, threads: int | None = None) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
     with progress_bar("preparing") as (progress, phase):
-        api.run(plan_file, out, progress=progress, phase=phase)
+        api.run(plan_file, out, threads=threads, progress=progress, phase=phase)
     click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
 
 
@@ -235,6 +237,7 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
 @checkpoint
 @click.argument("out", type=Here())
 @crossing_options
+@threads_option
 @json_option
 @click.pass_context
 def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: "Unpack[Options]") -> None:
@@ -265,7 +268,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     from carnet.calibrate import calibrate as observe
 
     with progress_bar("calibrating", bytes_=False) as (progress, _):
-        found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
+        found = observe(hf_dir, data, output, samples=samples, length=length, progress=progress)
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 
 

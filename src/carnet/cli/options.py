@@ -121,11 +121,13 @@ def together(*options: Decorator) -> Decorator:
 checkpoint = click.argument("ckpt", type=existing_folder)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 crossing_options = options("to", "tokenizer", "request", *(name for name in OPTIONS if name != "to"), "memory")
+threads_option = options("threads")
 comparison_options = options(
     "tokenizer",
     "request",
     *(name for name, option in OPTIONS.items() if option.compared),
     "memory",
+    "threads",
     dtype="What the weights were cast to.",
     tokenizer="Folder whose tokenizer went along.",
     amax="What `carnet calibrate` had found.",

@@ -30,13 +30,15 @@ class Means:
     whole: int  # bytes of a tensor that may be looked at as a whole, one at a time, to name what is wrong with it
 
 
-def choose_means(budget: int, tensors: int, cores: int | None = None) -> Means:
+def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
     """Return what stays inside a budget of bytes for a number of stored tensors; raise BadRequest where nothing does.
 
-    >>> choose_means(512 << 20, 1000, cores=64).threads, choose_means(72 << 20, 100, cores=64).threads
+    ``wanted`` is how many threads shall be at work, None for one a core.
+
+    >>> choose_means(512 << 20, 1000, wanted=64).threads, choose_means(72 << 20, 100, wanted=64).threads
     (5, 2)
     """
-    cores = min(len(os.sched_getaffinity(0)) if cores is None else cores, MOST)
+    cores = min(len(os.sched_getaffinity(0)), MOST) if wanted is None else wanted
     least = BASE + PER_THREAD + HELD * BLOCKS[-1]
     if budget < least:
         facts = {"expected": f"at least {least:,} bytes", "found": f"{budget:,} bytes"}

@@ -107,15 +107,17 @@ def examine_target(
     known: Sequence[Known],
     version: str,
     memory: int,
+    threads: int | None,
     progress: Progress,
     staged: bool = False,
 ) -> Proof:
     """Compare a target with its source in every way.
 
     ``request`` is what was asked for, as plain values, for the document; ``known`` are those who say what other files hold.
+    ``memory`` (bytes) and ``threads`` (None for one a core) are what the examination may use.
     A target that is ``staged`` is being made by this run.
     """
-    means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors))
+    means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors), threads)
     found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked)
     left, lacks = _lacking(source.checkpoint, checkpoint)
     found = replace(found, dropped={**found.dropped, **left})
@@ -221,8 +223,8 @@ def _is_unfinished(said: Document, source: Inventory) -> bool:
     return not said.proven and isinstance(of, Mapping) and of.get("fingerprint") == fingerprint(source.checkpoint)
 
 
-def recheck(target: Folder, memory: int, progress: Progress) -> Verdict:
-    """Compare a target with its own document alone; ``memory`` and ``progress`` are as for ``examine_target``."""
+def recheck(target: Folder, memory: int, threads: int | None, progress: Progress) -> Verdict:
+    """Compare a target with its own document alone; ``memory``, ``threads`` and ``progress`` are as for ``examine_target``."""
     said = documents.load(target)
     if said is None or not said.proven:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
@@ -231,7 +233,7 @@ def recheck(target: Folder, memory: int, progress: Progress) -> Verdict:
         )
         raise BadRequest(f"{what}, so a target alone has nothing to be compared with", {"where": target}, remedy=remedy)
     checkpoint = open_checkpoint(target)
-    findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors)), progress)]
+    findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors), threads), progress)]
     beside = _account(target, checkpoint, [Known(CARNET, said.files, whole=True)], {DOCUMENT})
     check_unchanged(checkpoint.root, checkpoint.stamps)
     check_unchanged(target, [said.stamp])

@@ -4,6 +4,8 @@ One worker holds a *window* (target bytes being assembled), a *block* (source by
 processor's cache) and *temporary* memory for casts. Page cache is not private memory: the kernel takes it back when it wants.
 """
 
+import os
+
 from carnet.errors import BadRequest
 
 # measured on CPython 3.11 with numpy 2: 15 MB of private memory with the executor imported; the rest is for its callers
@@ -13,7 +15,7 @@ PER_THREAD = 2 << 20  # stack, allocator's arena, open files
 WINDOW = 8 << 20
 LEAST = 64 << 10
 BLOCK = 1 << 20
-THREADS = 4  # whatever the machine: the same request gives the same plan everywhere
+FEW, MOST = 4, 64  # threads: while one waits for a disk another copies; beyond, they wait for each other
 
 
 def block_size(window: int) -> int:
@@ -30,14 +32,25 @@ def promised_memory(window: int, threads: int, steps: int) -> int:
     return BASE + threads * (window + 2 * block_size(window) + PER_THREAD) + steps * PER_STEP
 
 
-def choose_window(budget: int, steps: int) -> tuple[int, int]:
-    """Return window (bytes) and threads of the fastest crossing that stays inside a budget of bytes.
+def choose_window(budget: int, steps: int) -> int:
+    """Return the window (bytes) of the fastest crossing that stays inside a budget of bytes, whatever the machine.
 
-    >>> choose_window(1 << 30, 1000)[0] >> 20
+    >>> choose_window(1 << 30, 1000) >> 20
     8
     """
-    for window, threads in ((WINDOW, THREADS), (WINDOW // 4, THREADS), (WINDOW // 4, 1), (WINDOW // 16, 1), (LEAST, 1)):
+    for window, threads in ((WINDOW, FEW), (WINDOW // 4, FEW), (WINDOW // 4, 1), (WINDOW // 16, 1), (LEAST, 1)):
         if promised_memory(window, threads, steps) <= budget:
-            return window, threads
+            return window
     facts = {"expected": f"at least {promised_memory(LEAST, 1, steps):,} bytes", "found": f"{budget:,} bytes"}
     raise BadRequest("the memory budget is too small for this crossing", facts, remedy="give more --memory")
+
+
+def choose_threads(budget: int, window: int, steps: int, wanted: int | None = None) -> int:
+    """Return how many threads run on this machine inside a budget of bytes: one a core, and a few where there are fewer cores.
+
+    >>> choose_threads(512_000_000, 8 << 20, 1000, wanted=64), choose_threads(1 << 30, 8 << 20, 1000, wanted=2)
+    (35, 2)
+    """
+    most = min(max(len(os.sched_getaffinity(0)), FEW), MOST) if wanted is None else wanted
+    each = promised_memory(window, 1, 0) - promised_memory(window, 0, 0)
+    return max(1, min(most, (budget - promised_memory(window, 0, steps)) // each))

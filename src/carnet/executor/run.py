@@ -16,7 +16,7 @@ from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
-from carnet.executor.memory import block_size
+from carnet.executor.memory import block_size, choose_threads
 from carnet.executor.quantizing import put
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
@@ -44,9 +44,11 @@ def write(
     *,
     progress: Progress | None = None,
     phase: Phase | None = None,
+    threads: int | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
+    ``threads`` is how many do the jobs, None for what suits the machine, as far as the plan's memory has room for them.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
     BadCheckpoint where the source is not what the plan saw.
@@ -57,8 +59,9 @@ def write(
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
     done = _prepared(plan, staging)
+    workers = choose_threads(plan.memory, plan.window, len(plan.steps), threads)
     try:
-        _run(plan, root, staging, jobs, done, (progress or _silent, begin))
+        _run(plan, root, staging, jobs, done, (progress or _silent, begin), workers)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
@@ -69,7 +72,7 @@ def write(
         put_asset(asset, staging)
     put_texts(plan, staging)
     begin("flushing")
-    _flush(plan, staging)
+    _flush(plan, staging, workers)
     return Written(nbytes, len(jobs), len(done))
 
 
@@ -97,6 +100,7 @@ def _run(
     jobs: Jobs,
     finished: frozenset[int],
     tell: tuple[Progress, Phase],
+    workers: int,
 ) -> None:
     progress, begin = tell
     nbytes = jobs.rows["nbytes"]
@@ -134,7 +138,7 @@ def _run(
         for name, numbers in phases.items():
             if numbers:
                 begin(name)
-            pool.run(numbers, min(plan.threads, max(1, len(numbers))), hire, add)
+            pool.run(numbers, min(workers, len(numbers)), hire, add)
 
 
 def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Worker:
@@ -151,7 +155,7 @@ def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
     worker.targets.close()
 
 
-def _flush(plan: Plan, staging: Draft) -> None:
+def _flush(plan: Plan, staging: Draft, workers: int) -> None:
     names = written(plan)
 
     @contextmanager
@@ -162,4 +166,4 @@ def _flush(plan: Plan, staging: Draft) -> None:
 
         yield serve
 
-    pool.run(range(len(names)), plan.threads, hire, lambda nbytes: None)
+    pool.run(range(len(names)), workers, hire, lambda nbytes: None)

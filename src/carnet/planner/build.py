@@ -50,7 +50,7 @@ def build(
     tokens: Tokens | None = None,
     calibration: Mapping[str, float] | None = None,
 ) -> Plan:
-    """Return the proven plan of a crossing; its memory, window and threads are still open (0).
+    """Return the proven plan of a crossing; its memory and window are still open (0).
 
     ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
@@ -160,7 +160,6 @@ def make_plan(
         proof={**proof, "vocabulary rows": source.vocabulary.rows, "vocabulary rows left out": source.vocabulary.padding},
         memory=0,
         window=0,
-        threads=0,
         notes={**source.notes, "vocabulary": str(source.vocabulary)},
         unused=source.heard.unused,
         accepted=source.heard.accepted,

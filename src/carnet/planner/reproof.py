@@ -27,7 +27,7 @@ PAGE, WIDEST = 4096, 1 << 30  # bytes: windows of no plan are smaller or larger
 
 def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
     """Prove what can be proven of a plan that was read from a file: its targets, and that it reads inside files of these sizes."""
-    if plan.window % PAGE or not (0 < plan.window <= min(plan.memory, WIDEST) and 0 < plan.threads <= 256):
+    if plan.window % PAGE or not 0 < plan.window <= min(plan.memory, WIDEST):
         raise BadRequest("the plan promises a memory that cannot be", {"memory": plan.memory, "window": plan.window})
     for path in (plan.source, *(asset.path for asset in plan.assets)):
         if not is_place(path) or "\0" in path:

@@ -297,9 +297,8 @@ class Plan:
     steps: Steps
     dropped: Mapping[str, tuple[str, ...]]  # reason -> names of what is left behind
     proof: Mapping[str, int]  # counts that the coverage proof established
-    memory: int  # bytes: the promised peak of private memory
+    memory: int  # bytes of private memory that the crossing may use: the budget, which says how many threads a machine starts
     window: int  # bytes of one buffer
-    threads: int  # workers, each with its own buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
     scratch: TargetFile = NO_SCRATCH  # the matrices that are quantized
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line

@@ -40,6 +40,7 @@ class Options(Common, total=False):
     pp: int
     ep: int
     memory: int | str
+    threads: int | None
     spelling: str
     drop: str | Sequence[str]
     vocab_size: int | None
@@ -77,6 +78,7 @@ class Verifying(Comparison, total=False):
     plan: PathLike | None
     seal: bool
     memory: int | str
+    threads: int | None
 
 
 class Looking(TypedDict, total=False):
@@ -342,6 +344,7 @@ OPTIONS: Mapping[str, Option] = {each.name: each.metadata["option"] for each in 
 ASIDE: Mapping[str, Option] = {  # options of a crossing that are no part of what its target is
     "tokenizer": Option("folder", MOST, "Folder whose tokenizer goes along.", compared=True),
     "memory": Option("size", MACHINE, "Peak of private memory: 512M, 2GiB."),
+    "threads": Option("whole", MACHINE, "Threads at work, as far as the memory has room for them.  [default: one a core]"),
     "request": Option("path", MOST, "TOML with any of these options, by their names; what is said beside it counts more."),
 }
 
@@ -367,6 +370,12 @@ def as_data(request: Request) -> Mapping[str, object]:
 def memory_of(options: Mapping[str, object]) -> int:
     """Return the bytes of private memory that a crossing may use."""
     return nbytes("memory", options.get("memory", MEMORY))
+
+
+def threads_of(options: Mapping[str, object]) -> int | None:
+    """Return how many threads shall be at work, None for what suits the machine."""
+    said = options.get("threads")
+    return None if said is None else whole("threads", said)
 
 
 def only(known: Iterable[str], said: Iterable[str]) -> None:

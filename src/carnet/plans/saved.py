@@ -3,7 +3,7 @@
 The first line says what and whence; then come files, texts and assets; then the steps of each target file, as columns with tables of
 their own, so that who writes a few of the files reads no other lines::
 
-    {"carnet-plan": 3, "source": "/models/llama", "fingerprint": "9f...", ...}
+    {"carnet-plan": 4, "source": "/models/llama", "fingerprint": "9f...", ...}
     {"file": "rank0.safetensors", "nbytes": 96536, "metadata": {}, "tensors": [["lm_head.weight", "bf16", [48, 64], 1504], ...]}
     {"steps": "rank0.safetensors", "forms": [["move", ...], ...], "names": [...], ..., "form": [0, 0, 1, ...], "source_at": [...], ...}
     {"digest": "5be1..."}
@@ -28,7 +28,7 @@ from carnet.plans.values import below, dtype_of, list_of, natural, numbers_of, p
 from carnet.steps import AssetFile, Make, RawFile, TargetFile, TargetTensor, TextFile
 from carnet.storage.opening import failed, reading, replace_file
 
-VERSION = 3
+VERSION = 4
 PARTS = b'{"file":', b'{"steps":'  # how the lines begin that are of one target file
 MAGIC = b'{"carnet-plan":'
 TAIL = 128  # bytes: the last line has fewer
@@ -44,7 +44,6 @@ HEAD = (
     "proof",
     "memory",
     "window",
-    "threads",
     "notes",
     "unused",
     "accepted",
@@ -188,7 +187,6 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
         proof={key: natural(key, count) for key, count in table_of("proof", head["proof"])},
         memory=natural("memory", head["memory"]),
         window=natural("window", head["window"]),
-        threads=natural("threads", head["threads"]),
         files=tuple(files),
         raws=tuple(raws),
         texts=tuple(texts),

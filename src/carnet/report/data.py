@@ -120,7 +120,6 @@ def plan_data(plan: Plan) -> dict[str, object]:
         "notes": dict(plan.notes),
         "memory": plan.memory,
         "window": plan.window,
-        "threads": plan.threads,
     }
 
 

@@ -84,7 +84,7 @@ def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
         "target": _target(plan),
         **_quantized(plan),
         "steps": ", ".join(f"{count:,} {kind}" for kind, count in kinds.items()),
-        "memory": f"at most {size(plan.memory)} private, {plan.threads} threads with windows of {size(plan.window)}",
+        "memory": f"at most {size(plan.memory)} private, in windows of {size(plan.window)}",
         "proof": f"{plan.proof['source tensors']} source tensors, {size(plan.proof['source bytes'])}: every element used once"
         + (f", {size(plan.proof['source padding bytes'])} of padding left out" if plan.proof["source padding bytes"] else "")
         + (f", {plan.proof['copies checked equal']} copies to be compared" if plan.proof["copies checked equal"] else ""),
