@@ -268,7 +268,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     from carnet.calibrate import calibrate as observe
 
     with progress_bar("calibrating", bytes_=False) as (progress, _):
-        found = observe(hf_dir, data, output, samples=samples, length=length, progress=progress)
+        found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 
 
