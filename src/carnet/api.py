@@ -139,8 +139,8 @@ def verify(
     believed. ``tokenizer`` is the folder whose tokenizer was brought along. Nothing is written into a target, but its document
     (``carnet.json``): with ``seal`` where it is equal and everything in it is accounted for, and where the run of this source that
     wrote it left the document unfinished.
-    ``memory`` (bytes) is the peak of private memory that it may use, ``threads`` how many are at work, None for one a core. ``progress``
-    gets bytes done and bytes in all, on this thread.
+    ``memory`` (bytes) is the peak of private memory that it may use, ``threads`` how many are at work, None for one a core.
+    ``progress`` gets bytes done and bytes in all, on this thread.
     """
     space, workers, tokenizer = memory_of({"memory": memory}), threads_of({"threads": threads}), options.get("tokenizer")
     told = any(value not in (None, ()) for value in options.values())
