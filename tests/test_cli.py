@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import carnet
 from carnet.cli import main
+from carnet.plans import saved
 
 GOLDENS = Path(__file__).parent / "goldens"
 MEGATRON = GOLDENS / "megatron/llama_tp2pp2"
@@ -228,33 +229,33 @@ def test_an_option_that_is_misspelled_or_lacking_is_a_usage_error():
 
 # --- stores ---------------------------------------------------------------------------------------------------------------------
 
-URLS = (
-    "s3://bucket/llama",
-    "gs://bucket/llama",
-    "hf://meta-llama/Llama-3.1-8B",
-    "https://huggingface.co/gpt2",
-    "az://c/x",
-    "S3://B/x",
-)
+URLS = ("hf://meta-llama/Llama-3.1-8B", "https://huggingface.co/gpt2", "foo://x", "S4://B/x")
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_is_refused_with_what_to_do_and_becomes_no_folder(url, tmp_path, monkeypatch):
+def test_a_url_of_an_unknown_kind_is_a_usage_error_that_names_the_known_ones_and_becomes_no_folder(url, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for words, todo in (
-        (("cross", MEGATRON, url, "--to", "hf"), "write to a folder"),
-        (("cross", url, "out", "--to", "hf"), "bring it into a folder of this machine first"),
-        (("inspect", url), "bring it"),
-        (("verify", url), "bring it"),
-        (("verify", MEGATRON, url), "bring it"),
-        (("plan", url, "--to", "hf"), "bring it"),
-        (("plan", MEGATRON, "--to", "hf", "-o", url), "write to a folder"),
-        (("plan", MEGATRON, "--to", "hf", "--tokenizer", url), "bring it"),
-    ):
-        lines = refused(*words)
-        assert "carnet does not support stores yet" in lines[0]
-        assert any(line.startswith(f"  try: {todo}") for line in lines), lines
     plan = carnet.plan(MEGATRON, to="hf")
+    saved.save(plan, tmp_path / "a.plan")
+    for words in (
+        ("cross", MEGATRON, url, "--to", "hf"),
+        ("cross", url, "out", "--to", "hf"),
+        ("inspect", url),
+        ("inspect", MEGATRON, "--config", url),
+        ("verify", url),
+        ("verify", MEGATRON, url),
+        ("run", "a.plan", url),
+        ("run", url, "out"),
+        ("plan", url, "--to", "hf"),
+        ("plan", MEGATRON, "--to", "hf", "-o", url),
+        ("plan", MEGATRON, "--to", "hf", "--tokenizer", url),
+        ("plan", MEGATRON, "--to", "hf", "--request", url),
+        ("plan", MEGATRON, "--to", "hf", "--quantize", "fp8", "--amax", url),
+    ):
+        result = call(*words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "s3://, gs://, az://, msc://" in result.stderr
+        assert ("hf download" in result.stderr) == url.startswith("hf:")
     for path in (url, Path(url)):  # a Path has one slash less
         for call_it in (
             lambda path=path: carnet.cross(MEGATRON, path, to="hf"),
@@ -262,9 +263,47 @@ def test_a_url_is_refused_with_what_to_do_and_becomes_no_folder(url, tmp_path, m
             lambda path=path: carnet.inspect(path),
             lambda path=path: carnet.verify(MEGATRON, path),
         ):
-            with pytest.raises(carnet.NotSupported, match="stores"):
+            with pytest.raises(carnet.BadOption, match="a kind that carnet does not know"):
                 call_it()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.plan"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "s3://bucket/a.plan", "out"),
+        ("plan", MEGATRON, "--to", "hf", "-o", "s3://bucket/a.plan"),
+        ("plan", MEGATRON, "--to", "hf", "--request", "s3://bucket/a.toml"),
+        ("verify", MEGATRON, MEGATRON, "--plan", "s3://bucket/a.plan"),
+        ("calibrate", "s3://bucket/llama", "--data", __file__, "-o", "x.safetensors"),
+    ],
+    ids=str,
+)
+def test_what_has_to_be_of_this_machine_is_not_looked_for_in_a_store(words):
+    result = call(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is a URL, and has to be a path of this machine" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "library"), [("s3://b/x", "obstore"), ("az://b/x", "obstore"), ("msc://b/x", "multistorageclient")]
+)
+def test_a_store_whose_library_is_not_installed_is_refused_with_how_to_install_it(url, library, tmp_path):
+    code = f"import sys; sys.modules[{library!r}] = None; from carnet.cli import main; main()"
+    for words in (("inspect", url), ("cross", MEGATRON, url, "--to", "hf")):
+        done = carnet_in_a_shell(*words, cwd=tmp_path, code=code)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "try: pip install 'carnet[cloud]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_of_this_machine_is_its_path(tmp_path):
+    out = f"file://{tmp_path}/my%20out"
+    assert call("cross", f"file://{MEGATRON}", out, "--to", "hf").exit_code == 0
+    assert carnet.verify(f"file:{MEGATRON}", Path(out)).equal
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my out"]
+    result = call("inspect", "file://host/models")
+    assert (result.exit_code, "three slashes" in result.stderr) == (2, True)
 
 
 def test_a_folder_whose_name_has_a_colon_is_a_folder(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from carnet.planner.build import build
 from carnet.planner.reproof import reprove
 from carnet.plans import saved
 from carnet.plans.columns import Plan
-from carnet.plans.options import local
+from carnet.plans.options import here, local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
@@ -109,17 +109,17 @@ def run(
     threads: int | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
-) -> Path:
-    """Carry out a plan: write the target beside ``out`` and put it in place when it is complete.
+) -> Path | str:
+    """Carry out a plan: write the target beside ``out`` and put it in place when it is complete; return its path, or its URL.
 
     ``threads`` is how many are at work, None for one a core, as far as the plan's memory has room for them.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     said = local("out", out, out=True)
-    made = plan if isinstance(plan, Plan) else saved.load(Path(local("plan", plan)))
+    made = plan if isinstance(plan, Plan) else saved.load(here("plan", plan))
     with _written(made, folder_at(said), progress, phase, threads_of({"threads": threads})) as (_, publish_it):
         publish_it()
-    return Path(said)
+    return said if "://" in said else Path(said)
 
 
 def verify(
@@ -155,7 +155,7 @@ def verify(
     known, said = list[Known](), (local("ckpt", source), local("out", out))
     ours, target = map(folder_at, said)
     if plan is not None:
-        made = saved.load(Path(local("plan", plan)))
+        made = saved.load(here("plan", plan))
         request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
     else:
         request, tokenizer = _request(open_checkpoint(target).dialect, options)

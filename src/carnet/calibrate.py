@@ -21,6 +21,7 @@ from carnet.api import inspect
 from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.formats.amax import read_amax
+from carnet.plans.options import here
 from carnet.pool import Progress
 from carnet.storage.opening import check_plain_file, failed, reading, replace_file
 from carnet.storage.schemes import PathLike
@@ -60,17 +61,17 @@ def calibrate(
     The first ``samples`` texts are read, ``length`` tokens of each. Raises BadRequest where there is no text, and MachineFailed where
     the programs that run a model are not installed.
     """
-    out = Path(output)
+    home, texts_file, out = here("hf_dir", folder), here("data", data), here("output", output, out=True)
     if not out.absolute().parent.is_dir():
         raise BadRequest("the folder of the output does not exist", {"where": out.absolute().parent})
     _refuse_other(out)
-    texts = read_texts(Path(data), samples)
+    texts = read_texts(texts_file, samples)
     names = _modules(folder)
     missing = [name for name in PROGRAMS if find_spec(name) is None]
     if missing:
         raise MachineFailed("the programs that run a model are not installed", {"missing": ", ".join(missing)}, remedy=INSTALL)
     with _quiet():
-        model, tokenizer = _load(Path(folder), device)
+        model, tokenizer = _load(home, device)
         cut = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
         tokens = [ids for ids in cut if ids]
         if not tokens:

@@ -16,7 +16,7 @@ from carnet import __version__
 from carnet.cli.edge import REMEMBERS, code_of, heed, heeded, stop_at_once, unwind
 from carnet.cli.options import (
     Grouped,
-    Here,
+    Place,
     checkpoint,
     choice,
     comparison_options,
@@ -173,20 +173,20 @@ def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **op
 )
 @checkpoint
 @crossing_options
-@click.option("-o", "--output", type=Here(dir_okay=False), help="Save the plan to this file.")
+@click.option("-o", "--output", type=Place(dir_okay=False), help="Save the plan to this file.")
 @json_option
 def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Options]") -> None:
     """Plan a crossing and prove that it loses nothing. Only headers are read."""
-    from pathlib import Path
-
     from carnet import api
     from carnet.plans import saved
+    from carnet.plans.options import here
     from carnet.report.data import dump, plan_data
     from carnet.report.terminal import plan_lines
 
+    path = None if output is None else here("output", output, out=True)
     made = api.plan(ckpt, **options)
-    if output is not None:
-        saved.save(made, Path(output))
+    if path is not None:
+        saved.save(made, path)
         click.echo(f"carnet: plan saved to {output}", err=True)
     if as_json:
         click.echo(dump(plan_data(made)))
@@ -196,7 +196,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
 @click.argument("plan_file", metavar="PLAN", type=existing_file)
-@click.argument("out", type=Here())
+@click.argument("out", type=Place())
 @threads_option
 def run(plan_file: str, out: str, threads: int | None = None) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
@@ -235,7 +235,7 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors",
 )
 @checkpoint
-@click.argument("out", type=Here())
+@click.argument("out", type=Place())
 @crossing_options
 @threads_option
 @json_option
@@ -256,7 +256,7 @@ def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: 
 )
 @click.argument("hf_dir", type=existing_folder)
 @click.option("--data", required=True, type=existing_file, help='Texts, one {"text": "..."} a line.')
-@click.option("-o", "--output", required=True, type=Here(dir_okay=False), help="The file for --amax.")
+@click.option("-o", "--output", required=True, type=Place(dir_okay=False), help="The file for --amax.")
 @click.option("--samples", default=512, show_default=True, type=click.IntRange(1), help="Texts to read, at most.")
 @click.option("--length", default=512, show_default=True, type=click.IntRange(1), help="Tokens of a text, at most.")
 @click.option("--device", help="Where the model runs: cpu, cuda, cuda:1.  [default: cuda where there is one]")

@@ -52,15 +52,17 @@ def size(value: str | int) -> int:
         raise click.BadParameter(f"{value!r} is not a size; write 512M (decimal), 512MiB or a number of bytes") from None
 
 
-class Here(click.Path):
-    """A path on this machine. A URL is refused with what to do instead, before it is looked for or becomes a folder's name; what is not
-    there is answered with what is near.
+class Place(click.Path):
+    """A path on this machine, or a URL of a store, which nobody looks for yet. A URL of another kind is refused before it becomes a
+    folder's name; what is not there is answered with what is near.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click's own
-        """Refuse a URL, then do as click does and a little more."""
+        """Take a URL as it is, and of a path do as click does and a little more."""
         name = "a path" if param is None else param.human_readable_name
-        local(name, value, out=self.exists is False)
+        value = local(name, value, out=self.exists is False)
+        if "://" in value:
+            return value
         try:
             return super().convert(value, param, ctx)
         except click.BadParameter as wrong:
@@ -69,7 +71,7 @@ class Here(click.Path):
             raise click.BadParameter(wrong.message.removesuffix(".") + near(last, there), ctx, param) from wrong
 
 
-existing_file, existing_folder = Here(exists=True, dir_okay=False), Here(exists=True, file_okay=False)
+existing_file, existing_folder = Place(exists=True, dir_okay=False), Place(exists=True, file_okay=False)
 TYPES: Mapping[str, Mapping[str, Any]] = {
     "whole": {"type": click.IntRange(1)},
     "size": {"type": size, "metavar": "SIZE"},

@@ -11,7 +11,7 @@ from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
 
-from carnet.errors import BadOption, NotSupported, shown
+from carnet.errors import BadOption, shown
 
 PathLike = str | os.PathLike[str]
 
@@ -25,24 +25,19 @@ DTYPES = {  # as carnet, PyTorch, its command line and other converters' say the
 }
 
 STORE = re.compile(r"([a-z][a-z0-9+.-]+):/(/?)(.*)", re.IGNORECASE | re.DOTALL)
-TOOLS = {  # scheme -> how a folder is brought here, and how one is brought there
-    "s3": ("aws s3 sync {url} FOLDER", "aws s3 sync FOLDER {url}"),
-    "gs": ("gcloud storage rsync -r {url} FOLDER", "gcloud storage rsync -r FOLDER {url}"),
-    "hf": ("hf download {path} --local-dir FOLDER", "hf upload {path} FOLDER"),
-    "az": ("azcopy copy -r {url} FOLDER", "azcopy copy -r FOLDER {url}"),
-}
-
 OF_HUBS = ("ckpt", "hf_dir", "tokenizer")  # what people are used to name by an owner and a model
+HUB = "a model of Hugging Face's hub has to be brought here first: hf download {} --local-dir FOLDER"
+BROUGHT = {"hf": HUB}  # scheme -> how what is there comes here
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def local(name: str, path: object, *, out: bool = False) -> str:
-    """Return the path of something that a store of carnet's has; raise NotSupported for a URL, with how to bring it here, or there.
+    """Return the path or URL of something in a store of carnet's; raise BadOption for a URL of any other.
 
-    What can only be a model's name on a hub is a BadOption.
+    So is what can only be a model's name on a hub, with how to bring it here.
 
-    >>> local("ckpt", "./models/llama")
-    './models/llama'
+    >>> local("ckpt", "./models/llama"), local("ckpt", "S3://models/llama"), local("ckpt", "file:///models/llama")
+    ('./models/llama', 's3://models/llama', '/models/llama')
     """
     if not isinstance(path, str | os.PathLike):
         raise wrong(name, path, "a path")
@@ -51,21 +46,29 @@ def local(name: str, path: object, *, out: bool = False) -> str:
         raise wrong(name, path, "a path")
     found = STORE.fullmatch(said)
     if found is None and not out and name.lower() in OF_HUBS and HUB_NAME.fullmatch(said) and not Path(said).parent.exists():
-        remedy = f"a model of Hugging Face's hub has to be brought here first: hf download {said} --local-dir FOLDER"
-        raise BadOption(f"{name} is not a folder of this machine", {"found": said}, remedy=remedy)
+        raise BadOption(f"{name} is not a folder of this machine", {"found": said}, remedy=HUB.format(said))
     if found is None or (not found[2] and Path(f"{found[1]}:").exists()):  # a Path has lost one of a URL's slashes
         return said
-    from carnet.storage.schemes import SCHEMES  # not sooner: --help need not know a store
+    from carnet.storage.schemes import SCHEMES, local_path  # not sooner: --help need not know a store
 
-    scheme, url = found[1].lower(), f"{found[1]}://{found[3].lstrip('/')}"
-    if scheme in SCHEMES:
-        return url
+    scheme = found[1].lower()
     if scheme == "file":
-        raise NotSupported(f"{name} is a URL", {"found": url}, remedy=f"/{found[3].lstrip('/')}")
-    there = TOOLS.get(scheme, ("", ""))[out].format(url=url, path=found[3].strip("/"))
-    todo = "write to a folder, then bring that there" if out else "bring it into a folder of this machine first"
-    what = f"{name} is a URL, and carnet does not support stores yet: it reads and writes folders of this machine"
-    raise NotSupported(what, {"found": url}, remedy=f"{todo}: {there}" if there else todo)
+        return local_path(f"file://{found[3] if found[2] else '/' + found[3].lstrip('/')}")
+    url = f"{scheme}://{found[3].lstrip('/')}"
+    if scheme not in SCHEMES:
+        facts = {"found": url, "known": ", ".join(f"{known}://" for known in SCHEMES if known)}
+        brought = BROUGHT.get(scheme)
+        remedy = brought and brought.format(found[3].strip("/"))
+        raise BadOption(f"{name} is a URL of a kind that carnet does not know", facts, remedy=remedy)
+    return url
+
+
+def here(name: str, path: object, *, out: bool = False) -> Path:
+    """Return the path of a file that has to be of this machine."""
+    said = local(name, path, out=out)
+    if "://" in said:
+        raise BadOption(f"{name} is a URL, and has to be a path of this machine", {"found": said})
+    return Path(said)
 
 
 def _can_be_a_path(said: str) -> bool:

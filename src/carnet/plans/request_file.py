@@ -9,7 +9,7 @@ from typing import Any
 from carnet.errors import BadOption, CarnetError
 from carnet.formats.files import TABLE_LIMIT, read_whole
 from carnet.formats.jsons import TABLE, parse_object
-from carnet.plans.options import local
+from carnet.plans.options import here, local
 from carnet.plans.request import KNOWN, flag_of, only
 from carnet.storage.schemes import file_at, is_place
 
@@ -20,7 +20,7 @@ def gathered(options: Mapping[str, object]) -> dict[str, Any]:
     """Return options with those of the file that ``request`` names, which count where nothing else is said."""
     said = {name: value for name, value in options.items() if name != "request"}
     asked = options.get("request")
-    return said if asked is None else {**read_request(Path(local("request", asked))), **said}
+    return said if asked is None else {**read_request(here("request", asked)), **said}
 
 
 def read_request(path: Path) -> dict[str, Any]:

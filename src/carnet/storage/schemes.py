@@ -2,13 +2,57 @@
 
 import os
 from collections.abc import Callable
+from importlib import import_module
+from urllib.parse import unquote
 
+from carnet.errors import BadOption, MachineFailed, shown
+from carnet.storage.buckets import told
+from carnet.storage.objects import ObjectFolder, Shared
 from carnet.storage.posix import PosixFolder
 from carnet.storage.protocol import Folder
 
 PathLike = str | os.PathLike[str]
 
-SCHEMES: dict[str, Callable[[str], Folder]] = {"": PosixFolder.at}
+
+def _of_machine(url: str) -> Folder:
+    """Return the folder of this machine that a URL names.
+
+    >>> str(_of_machine("file:///models/my%20llama"))
+    '/models/my llama'
+    """
+    return PosixFolder.at(local_path(url))
+
+
+def _in_bucket(module: str, kind: str) -> Callable[[str], Folder]:
+    """Return what makes folders in buckets of a kind, which a module of this package has; its library comes with an extra."""
+
+    def at(url: str) -> Folder:
+        scheme, _, rest = url.partition("://")
+        bucket, _, path = rest.partition("/")
+        if not bucket:
+            raise BadOption("a URL names no bucket", {"found": shown(url)}, remedy=f"{scheme}://BUCKET/FOLDER")
+        try:
+            with told("cannot use this store", shown(url)):
+                made = getattr(import_module(f"carnet.storage.{module}"), kind).at(f"{scheme}://{bucket}")
+        except ModuleNotFoundError as error:
+            facts = {"where": shown(url), "missing": error.name}
+            raise MachineFailed(
+                f"what reads {scheme}:// is not installed", facts, remedy="pip install 'carnet[cloud]'"
+            ) from error
+        return ObjectFolder(Shared(made), "/".join(part for part in path.split("/") if part))
+
+    return at
+
+
+_obstore, _msc = _in_bucket("obstores", "ObstoreBucket"), _in_bucket("multistorage", "MscBucket")
+SCHEMES: dict[str, Callable[[str], Folder]] = {
+    "": PosixFolder.at,
+    "file": _of_machine,
+    "s3": _obstore,
+    "gs": _obstore,
+    "az": _obstore,
+    "msc": _msc,
+}
 
 
 def folder_at(path: PathLike | Folder) -> Folder:
@@ -22,6 +66,18 @@ def folder_at(path: PathLike | Folder) -> Folder:
     said = os.fspath(path)
     scheme, colon, _ = said.partition("://")
     return SCHEMES.get(scheme if colon else "", PosixFolder.at)(said)
+
+
+def local_path(url: str) -> str:
+    """Return the path of this machine that a file's URL names.
+
+    >>> local_path("file:///models/llama")
+    '/models/llama'
+    """
+    host, slash, path = url.removeprefix("file://").partition("/")
+    if host not in ("", "localhost") or not slash:
+        raise BadOption("a URL of this machine has three slashes", {"found": shown(url)}, remedy=f"file:///{host}{slash}{path}")
+    return f"/{unquote(path)}"
 
 
 def is_place(path: str) -> bool:
