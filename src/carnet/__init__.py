@@ -1,6 +1,6 @@
 """carnet takes a trained language model across the border: Megatron to TensorRT-LLM, vLLM and transformers, provably whole.
 
-Five verbs, what they return, and what they raise::
+The verbs, what they return, and what they raise::
 
     import carnet
 
@@ -25,6 +25,7 @@ __all__ = [
     "Plan",
     "Verdict",
     "cross",
+    "finish",
     "inspect",
     "plan",
     "run",
@@ -32,14 +33,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from carnet.api import Inspection, cross, inspect, plan, run, verify
+    from carnet.api import Inspection, cross, finish, inspect, plan, run, verify
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
     from carnet.examiner.verdict import Verdict
     from carnet.plans.columns import Plan
     from carnet.plans.request import Options
 
 _HOMES = {
-    "carnet.api": ("Inspection", "Verdict", "cross", "inspect", "plan", "run", "verify"),
+    "carnet.api": ("Inspection", "Verdict", "cross", "finish", "inspect", "plan", "run", "verify"),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.request": ("Options",),
     "carnet.plans.columns": ("Plan",),

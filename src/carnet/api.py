@@ -1,10 +1,9 @@
-"""The five verbs, as functions. The command line adds nothing to them but options and colours."""
+"""The verbs, as functions. The command line adds nothing to them but options and colours."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -12,26 +11,24 @@ from carnet import __version__
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.needs import needs
 from carnet.dialects.megatron.programs import LM, program
-from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed
+from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
 from carnet.executor.memory import choose_window
-from carnet.executor.run import write
-from carnet.executor.staging import owned
+from carnet.executor.owning import Held, held, part_of
+from carnet.executor.run import finish as finish_parts
+from carnet.executor.run import write, write_part
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
-from carnet.formats.detect import fingerprint, open_checkpoint
-from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.detect import open_checkpoint
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.bridge import vouched
-from carnet.inventory.lent import with_tower
 from carnet.inventory.survey import Inventory, opened, take
 from carnet.planner.build import build
-from carnet.planner.reproof import reprove
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import here, local
@@ -39,7 +36,7 @@ from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, 
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
 from carnet.steps import TextFile
-from carnet.storage.protocol import Crossing, Draft, Folder
+from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike, folder_at
 
 
@@ -106,20 +103,59 @@ def run(
     plan: Plan | PathLike,
     out: PathLike,
     *,
+    part: tuple[int, int] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
 ) -> Path | str:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete; return its path, or its URL.
 
+    ``part``, (3, 64), does one of so many parts and leaves the rest to other processes, on any machines that see the same disk; parts
+    may run in any order and at once, and ``finish`` puts the target in place.
     ``threads`` is how many are at work, None for one a core, as far as the plan's memory has room for them.
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
-    said = local("out", out, out=True)
-    made = plan if isinstance(plan, Plan) else saved.load(here("plan", plan))
-    with _written(made, folder_at(said), progress, phase, threads_of({"threads": threads})) as (_, publish_it):
-        publish_it()
+    said, workers = local("out", out, out=True), threads_of({"threads": threads})
+    share = None if part is None else part_of(part)
+    made = _saved(plan)
+    with held(made, folder_at(said), share) as target:
+        root, staging = target.source.root, target.staging
+        if share is None:
+            write(made, root, staging, progress=progress, phase=phase, threads=workers)
+            target.publish()
+        else:
+            write_part(made, root, staging, share, progress=progress, phase=phase, threads=workers)
+            target.check()
     return said if "://" in said else Path(said)
+
+
+def finish(
+    plan: Plan | PathLike,
+    out: PathLike,
+    *,
+    verify: bool = False,
+    memory: int | str = MEMORY,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    phase: Phase | None = None,
+) -> Verdict | None:
+    """Put a target in place whose every part was written; with ``verify`` only when it is proven, as ``cross`` does.
+
+    Returns the verdict where there is one. Raises BadRequest, which names the parts that are not written.
+    """
+    said, made = local("out", out, out=True), _saved(plan)
+    space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
+    with held(made, folder_at(said)) as target:
+        finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
+        target.check()
+        if verify:
+            return replace(_prove(made, target, space, workers, progress, phase), target=said)
+        target.publish()
+    return None
+
+
+def _saved(plan: Plan | PathLike) -> Plan:
+    return plan if isinstance(plan, Plan) else saved.load(here("plan", plan))
 
 
 def verify(
@@ -211,17 +247,26 @@ def cross(
     said, wish = local("out", out, out=True), gathered(options)
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
     writing, examining = _phases(made, progress or _silent)
-    with _written(made, folder_at(said), writing, phase, threads) as (staging, publish_it):
-        if phase is not None:
-            phase("examining")
-        known = [Known(PLAN, documents.planned(made), whole=True)]
-        proof = _examine(
-            folder_at(made.source), folder_at(staging.where), made.request, known, memory, threads, examining, staged=True
-        )
-        if proof.data is not None:
-            staging.put(DOCUMENT, [documents.text(proof.data).encode()], sync=True)
-            publish_it()
-    return replace(proof.verdict, source=local("ckpt", path), target=said)
+    with held(made, folder_at(said)) as target:
+        write(made, target.source.root, target.staging, progress=writing, phase=phase, threads=threads)
+        target.check()
+        verdict = _prove(made, target, memory, threads, examining, phase)
+    return replace(verdict, source=local("ckpt", path), target=said)
+
+
+def _prove(
+    made: Plan, target: Held, memory: int, threads: int | None, progress: Progress | None, phase: Phase | None
+) -> Verdict:
+    """Examine what was written, and put it in place with its document where it is equal."""
+    if phase is not None:
+        phase("examining")
+    known = [Known(PLAN, documents.planned(made), whole=True)]
+    there = folder_at(target.staging.where)
+    proof = _examine(folder_at(made.source), there, made.request, known, memory, threads, progress, staged=True)
+    if proof.data is not None:
+        target.staging.put(DOCUMENT, [documents.text(proof.data).encode()], sync=True)
+        target.publish()
+    return proof.verdict
 
 
 def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
@@ -237,33 +282,6 @@ def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
         progress(written + (examined * done // total if total else examined), written + examined)
 
     return writing, examining
-
-
-@contextmanager
-def _written(
-    made: Plan, out: Folder, progress: Progress | None, phase: Phase | None, threads: int | None
-) -> Iterator[tuple[Draft, Callable[[], None]]]:
-    """Own the target and write it: (where it lies, what puts it in place if the source is still what it was at the beginning)."""
-    source = folder_at(made.source)
-    lender = made.request.get("tower")
-    checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
-    if fingerprint(checkpoint) != made.fingerprint:
-        raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
-    reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
-    seen = digest_of(repr(checkpoint.stamps).encode())
-    with owned(made, Crossing(saved.digest(made), seen), source, out) as staging:
-        try:
-            write(made, checkpoint.root, staging, progress=progress, phase=phase, threads=threads)
-            check_unchanged(checkpoint.root, checkpoint.stamps)
-            yield staging, partial(_publish, checkpoint, staging)
-        except BadCheckpoint:
-            staging.discard()  # what was written is of no state that the source ever had, or never will be right
-            raise
-
-
-def _publish(source: Checkpoint, staging: Draft) -> None:
-    check_unchanged(source.root, source.stamps)
-    staging.publish()
 
 
 def _examine(

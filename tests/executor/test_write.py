@@ -17,7 +17,7 @@ from carnet.executor.run import write
 from carnet.executor.staging import owned
 from carnet.plans.columns import Steps
 from carnet.steps import AssetFile, Move, Same, TextFile
-from carnet.storage import journal as journals
+from carnet.storage import journal_lines as journals
 from carnet.storage.drafts import staging_of
 from carnet.storage.protocol import Crossing
 

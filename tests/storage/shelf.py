@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Stamp
+from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Part, Stamp
 
 FILES: dict[str, bytearray] = {}  # URL -> content
 
@@ -51,8 +51,26 @@ class ShelfDraft:
     def where(self) -> str:
         return f"{self.out}.draft"
 
-    def note(self, job: int) -> None:
+    @property
+    def measured(self) -> dict[int, float]:
+        return {}
+
+    @property
+    def parts(self) -> int:
+        return 0
+
+    @property
+    def ready(self) -> bool:
+        return False
+
+    def share(self) -> None:
+        """Remember nothing."""
+
+    def note(self, job: int, found: float | None = None) -> None:
         """Remember nothing: an interrupted run begins anew."""
+
+    def settle(self) -> None:
+        """Remember nothing."""
 
     def restart(self) -> None:
         self.discard()
@@ -123,7 +141,10 @@ class ShelfFolder:
         FILES[f"{self.url}/{name}"] = bytearray(b"".join(chunks))
 
     @contextmanager
-    def owned(self, names: Collection[str], crossing: Crossing, source: Folder | None) -> Iterator[ShelfDraft]:
+    def owned(
+        self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
+    ) -> Iterator[ShelfDraft]:
+        assert part is None
         if self.kind():
             raise BadRequest(f"{self} exists")
         draft = ShelfDraft(self.url, frozenset(names))

@@ -25,6 +25,7 @@ from carnet.cli.options import (
     existing_folder,
     json_option,
     options,
+    part,
     threads_option,
 )
 from carnet.cli.progress import progress_bar
@@ -32,10 +33,11 @@ from carnet.cli.progress import progress_bar
 if TYPE_CHECKING:
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.plans.request import Looking, Options, Verifying
+    from carnet.plans.request import Budget, Looking, Options, Verifying
 
 
-RESUMED = ("cross", "run")  # what an interrupted command of these wrote is used by the next
+UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
+RESUMED = ("cross", "finish", "run")  # what an interrupted command of these wrote is used by the next
 
 
 class Verb(click.Command):
@@ -194,17 +196,44 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
         _print(plan_lines(made, _width()))
 
 
-@main.command(cls=Verb, epilog="carnet run llama.plan out/llama")
+@main.command(cls=Verb, epilog="carnet run llama.plan out/llama\ncarnet run llama.plan out/llama --part 3/64")
 @click.argument("plan_file", metavar="PLAN", type=existing_file)
 @click.argument("out", type=Place())
+@click.option(
+    "--part",
+    type=part,
+    metavar="N/M",
+    help="Do the Nth of M parts, beside others that do the rest on any machines that see the same disk; then `carnet finish`.",
+)
 @threads_option
-def run(plan_file: str, out: str, threads: int | None = None) -> None:
+def run(plan_file: str, out: str, part: tuple[int, int] | None, threads: int | None = None) -> None:
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
     with progress_bar("preparing") as (progress, phase):
-        api.run(plan_file, out, threads=threads, progress=progress, phase=phase)
-    click.echo(f"carnet: {out} is written, not examined: `carnet verify CKPT {out}` proves it", err=True)
+        api.run(plan_file, out, part=part, threads=threads, progress=progress, phase=phase)
+    if part is not None:
+        click.echo(f"carnet: part {part[0]}/{part[1]} is written; when all are: `carnet finish {plan_file} {out}`", err=True)
+        return
+    click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
+
+
+@main.command(cls=Verb, epilog="carnet finish llama.plan out/llama\ncarnet finish llama.plan out/llama --verify")
+@click.argument("plan_file", metavar="PLAN", type=existing_file)
+@click.argument("out", type=Place())
+@click.option("--verify", is_flag=True, help="Compare it with its source first; OUT appears only when it is proven.")
+@options("memory", "threads")
+@json_option
+@click.pass_context
+def finish(ctx: click.Context, /, plan_file: str, out: str, verify: bool, as_json: bool, **options: "Unpack[Budget]") -> None:
+    """Put a target in place whose every part was written by `carnet run --part`."""
+    from carnet import api
+
+    with progress_bar("finishing") as (progress, phase):
+        verdict = api.finish(plan_file, out, verify=verify, progress=progress, phase=phase, **options)
+    if verdict is not None:
+        _tell(ctx, verdict, as_json=as_json)
+    click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
 
 
 @main.command(

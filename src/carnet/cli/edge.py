@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MADE_ELSEWHERE = {
     "calibrate",
     "cross",
+    "finish",
     "run",
     "verify",
 }  # commands whose work is done whether or not somebody reads what they print

@@ -52,6 +52,15 @@ def size(value: str | int) -> int:
         raise click.BadParameter(f"{value!r} is not a size; write 512M (decimal), 512MiB or a number of bytes") from None
 
 
+def part(value: str | tuple[int, int]) -> tuple[int, int]:
+    """Read which of how many parts, as a person writes it."""
+    try:
+        number, of = map(int, value.split("/") if isinstance(value, str) else value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a part; write 3/64 for the third of 64") from None
+    return number, of
+
+
 class Place(click.Path):
     """A path on this machine, or a URL of a store, which nobody looks for yet. A URL of another kind is refused before it becomes a
     folder's name; what is not there is answered with what is near.

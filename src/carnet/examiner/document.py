@@ -34,7 +34,6 @@ from carnet.storage.protocol import Folder, Stamp
 from carnet.storage.schemes import file_at, folder_at
 
 VERSION = 3
-JOURNAL = "journal.jsonl"  # of a crossing that is still being written
 PROVEN, WRITTEN = "proven", "written, not verified"
 SELF = "self"  # the key of the digest over all others
 

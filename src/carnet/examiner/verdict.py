@@ -29,7 +29,8 @@ from carnet.formats.tokenizers import generation_eos
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.inventory.survey import Inventory
 from carnet.pool import Progress
-from carnet.storage.protocol import Folder
+from carnet.storage.journal_lines import is_journal
+from carnet.storage.protocol import Folder, names_in
 
 CARNET = "the carnet"  # as one who says what files hold
 PLAN = "the plan"
@@ -124,7 +125,7 @@ def examine_target(
     said, findings = (None, []) if staged else _loaded(target)
     findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *_untracked(target, checkpoint), *findings]
     findings += [] if arrived is None else check_words(source, arrived)
-    own = {DOCUMENT, documents.JOURNAL} if staged else {DOCUMENT}
+    own = {DOCUMENT, *filter(is_journal, names_in(target))} if staged else {DOCUMENT}
     believed = [*known, *([] if said is None else [Known(CARNET, said.files, whole=True, accused=True)])]
     beside = _account(target, checkpoint, believed, own)
     blamed = {finding.stored for finding in findings}

@@ -32,11 +32,11 @@ Box = tuple[slice, slice]  # rows and columns
 TILE = 1 << 16  # elements that are coded at a time: their temporaries stay in the processor's cache
 
 
-def measure(worker: Worker, step: Measure) -> None:
-    """Find the largest magnitude of a box and remember it under its name."""
+def measure(worker: Worker, step: Measure) -> float:
+    """Return the largest magnitude of a box; NaN where one is."""
     if step.encoding is not None:
-        worker.amaxes.note(step.amax, largest_weight(worker, step))
-        return
+        return largest_weight(worker, step)
+    found = [0.0]
     own = step.source.dtype
     item = DTYPES[own].nbytes
     dense = Place("", 0, dense_strides(step.shape), own)
@@ -44,8 +44,9 @@ def measure(worker: Worker, step: Measure) -> None:
         pieces = clip(step.shape, step.source, dense, linear(0, item, low, high))
         gather(worker, [want(step, step.source.file, piece, (own, own), 0) for piece in pieces])
         bits = worker.window[: high - low].view(f"u{item}")
-        worker.amaxes.note(step.amax, _largest(bits, own))
+        found.append(_largest(bits, own))
         worker.tell(high - low)
+    return float(np.max(found))
 
 
 def _largest(bits: NDArray[np.unsignedinteger], own: str) -> float:

@@ -1,4 +1,4 @@
-"""Running a plan: prepare the staging folder that is owned, do the jobs that no earlier run did, bring everything to the disk.
+"""Running a plan: prepare the staging folder, do the jobs that no earlier run did, finish it. Any process may do a part of the jobs.
 
 ::
 
@@ -13,18 +13,20 @@ import numpy as np
 
 from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest
+from carnet.executor import shares
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
 from carnet.executor.quantizing import put
+from carnet.executor.shares import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
 from carnet.steps import Put
-from carnet.storage.protocol import Draft, Folder, Opened
+from carnet.storage.protocol import Draft, Folder, Opened, Part
 from carnet.storage.schemes import PathLike, folder_at
 
 
@@ -58,22 +60,78 @@ def write(
     nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
-    done = _prepared(plan, staging)
-    workers = choose_threads(plan.memory, plan.window, len(plan.steps), threads)
+    workers = _threads(plan, threads)
     try:
-        _run(plan, root, staging, jobs, done, (progress or _silent, begin), workers)
+        resumed = _do(plan, root, staging, jobs, shares.writing(jobs), (progress or _silent, begin), workers)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
-    _put_known(plan, root, staging)
-    for raw in plan.raws:
-        staging.put(raw.name, [raw.data])
-    for asset in plan.assets:
-        put_asset(asset, staging)
-    put_texts(plan, staging)
-    begin("flushing")
-    _flush(plan, staging, workers)
-    return Written(nbytes, len(jobs), len(done))
+    _complete(plan, root, staging, begin, workers)
+    return Written(nbytes, len(jobs), resumed)
+
+
+def write_part(
+    plan: Plan,
+    source: PathLike | Folder,
+    staging: Draft,
+    part: Part,
+    *,
+    measures: bool = False,
+    progress: Progress | None = None,
+    phase: Phase | None = None,
+    threads: int | None = None,
+) -> Written:
+    """Write a part of a target, beside other processes that write the other parts of it; or measure a part of what is measured.
+
+    Nothing is published. Everything else is as ``write`` has it, but that the staging folder stays, whatever the error.
+    """
+    jobs = jobs_of(plan)
+    numbers = (shares.measuring if measures else shares.writing)(jobs, part)
+    nbytes = int(jobs.rows["nbytes"][numbers].sum())
+    if staging.whole:
+        return Written(nbytes, len(numbers), len(numbers))
+    resumed = _do(
+        plan, folder_at(source), staging, jobs, numbers, (progress or _silent, phase or _unsaid), _threads(plan, threads)
+    )
+    return Written(nbytes, len(numbers), resumed)
+
+
+def finish(
+    plan: Plan, source: PathLike | Folder, staging: Draft, *, phase: Phase | None = None, threads: int | None = None
+) -> None:
+    """Write what is beside the tensors into a target whose every part is written; the caller may verify it and then publishes it.
+
+    Raises BadRequest, which names the parts that are not.
+    """
+    if staging.whole:
+        return
+    jobs, where = jobs_of(plan), {"where": staging.where}
+    missing = {*shares.writing(jobs).tolist()} - staging.done
+    if missing and not staging.done and not staging.parts:
+        staging.discard()
+        remedy = "run its parts first (--part 1/8 ...), where every machine sees the same disk under the same path"
+        raise BadRequest("nothing of this target is written", where, remedy=remedy)
+    if staging.fresh:
+        raise BadRequest("the source changed since parts were written", where, remedy="run all parts again")
+    if missing or not intact(plan, staging):
+        of = staging.parts
+        found = shares.parts_of(jobs, missing, of)
+        facts = {**where, "missing": f"{_spans(found)} of {of}" if of else f"{len(missing):,} of {len(jobs):,} jobs"}
+        remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
+        raise BadRequest("not every part of the target is written", facts, remedy=remedy)
+    prepare(plan, staging)
+    _complete(plan, folder_at(source), staging, phase or _unsaid, _threads(plan, threads))
+
+
+def _spans(numbers: list[int]) -> str:
+    """Return numbers as a person writes them.
+
+    >>> _spans([1, 3, 4, 5])
+    '1, 3-5'
+    """
+    starts = [each for each in numbers if each - 1 not in numbers]
+    ends = [each for each in numbers if each + 1 not in numbers]
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
 def _silent(done: int, total: int) -> None:
@@ -84,28 +142,60 @@ def _unsaid(name: str) -> None:
     """Show nothing."""
 
 
-def _prepared(plan: Plan, staging: Draft) -> frozenset[int]:
+def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
     """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done."""
+    if staging.ready:
+        return staging.done
     counts = not staging.fresh and intact(plan, staging)
     if not counts:
         staging.restart()
     prepare(plan, staging)
+    staging.share()
     return staging.done if counts else frozenset()
 
 
-def _run(
+def _threads(plan: Plan, wanted: int | None) -> int:
+    return choose_threads(plan.memory, plan.window, len(plan.steps), wanted)
+
+
+def _complete(plan: Plan, source: Folder, staging: Draft, begin: Phase, workers: int) -> None:
+    """Write what is known, what is taken over and the texts, and bring everything to the disk."""
+    _put_known(plan, source, staging)
+    for raw in plan.raws:
+        staging.put(raw.name, [raw.data])
+    for asset in plan.assets:
+        put_asset(asset, staging)
+    put_texts(plan, staging)
+    begin("flushing")
+    _flush(plan, staging, workers)
+
+
+def _do(
     plan: Plan,
     source: Folder,
     staging: Draft,
     jobs: Jobs,
-    finished: frozenset[int],
+    numbers: Numbers,
     tell: tuple[Progress, Phase],
     workers: int,
-) -> None:
+) -> int:
+    """Do some jobs, and first measure what they need; return how many of them an earlier run had done."""
     progress, begin = tell
-    nbytes = jobs.rows["nbytes"]
-    total = int(nbytes.sum())
-    done = sum(int(nbytes[number]) for number in finished if number < len(jobs))
+    finished = prepared(plan, staging)
+    left = [number for number in numbers.tolist() if number not in finished]
+    kinds = jobs.rows["kind"][left]
+    wanted = np.union1d(shares.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
+    amaxes, measured = Amaxes(), staging.measured if len(wanted) else {}
+    names = shares.names_of(jobs, wanted)
+    for number in names.keys() & measured.keys():
+        amaxes.note(names[number], measured[number])
+    phases = {  # a scale is known before the first code is written
+        "scales": [number for number in names if number not in measured],
+        "writing": [number for number, kind in zip(left, kinds, strict=True) if kind != GAUGE],
+    }
+    todo = sum(int(jobs.rows["nbytes"][each].sum()) for each in phases.values())
+    total = int(jobs.rows["nbytes"][np.union1d(numbers, wanted)].sum())
+    done = total - todo
 
     def add(nbytes: int) -> None:
         nonlocal done
@@ -118,9 +208,10 @@ def _run(
 
         def serve(number: int) -> None:
             job = jobs[number]
-            work(worker, job)
-            if not isinstance(job, Gauge):  # what was measured is in memory alone
-                staging.note(number)
+            found = work(worker, job)
+            if isinstance(job, Gauge) and found is not None:
+                amaxes.note(job.step.amax, found)
+            staging.note(number, found)
             dirty(touched(job))
 
         try:
@@ -129,16 +220,14 @@ def _run(
             worker.sources.close()
             worker.targets.close()
 
-    amaxes = Amaxes()
-    gauges = np.flatnonzero(jobs.rows["kind"] == GAUGE).tolist()
-    left = [number for number in np.flatnonzero(jobs.rows["kind"] != GAUGE).tolist() if number not in finished]
-    phases = {"scales": gauges, "writing": left} if left else {}  # a scale is known before the first code is written
-    progress(done if left else total, total)
+    progress(done, total)
     with flushing(staging) as dirty:
-        for name, numbers in phases.items():
-            if numbers:
+        for name, each in phases.items():
+            if each:
                 begin(name)
-            pool.run(numbers, min(workers, len(numbers)), hire, add)
+                pool.run(each, min(workers, len(each)), hire, add)
+    staging.settle()
+    return len({*numbers.tolist()}.difference(*phases.values()))
 
 
 def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Worker:

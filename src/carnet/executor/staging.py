@@ -13,15 +13,15 @@ from carnet.formats.safetensors import render_header
 from carnet.formats.torch_dist_files import frames_of
 from carnet.plans.columns import Plan
 from carnet.steps import AssetFile
-from carnet.storage.protocol import Crossing, Draft, Folder
+from carnet.storage.protocol import Crossing, Draft, Folder, Part
 from carnet.storage.schemes import PathLike, file_at, folder_at
 
 
 def owned(
-    plan: Plan, crossing: Crossing, source: PathLike | Folder | None, out: PathLike | Folder
+    plan: Plan, crossing: Crossing, source: PathLike | Folder | None, out: PathLike | Folder, part: Part | None = None
 ) -> AbstractContextManager[Draft]:
     """Own the target of a plan, a new one or as an earlier run of the same crossing left it; errors are those of ``Folder.owned``."""
-    return folder_at(out).owned(names_of(plan), crossing, None if source is None else folder_at(source))
+    return folder_at(out).owned(names_of(plan), crossing, None if source is None else folder_at(source), part)
 
 
 def names_of(plan: Plan) -> list[str]:

@@ -18,8 +18,8 @@ from carnet.formats.stored import dense_strides
 from carnet.steps import Fill, Make, Move, Place
 
 
-def work(worker: Worker, job: Job) -> None:
-    """Do a job; when this returns, its bytes are with the kernel."""
+def work(worker: Worker, job: Job) -> float | None:
+    """Do a job, and return what it measured; when this returns, its bytes are with the kernel."""
     match job:
         case Direct():
             _direct(worker, job)
@@ -28,10 +28,11 @@ def work(worker: Worker, job: Job) -> None:
         case Check():
             _check(worker, job)
         case Gauge():
-            measure(worker, job.step)
+            return measure(worker, job.step)
         case Encode():
             _assemble(worker, (job.part,))
             code(worker, job.step, job.part.tile)
+    return None
 
 
 def _direct(worker: Worker, job: Direct) -> None:

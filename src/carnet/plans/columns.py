@@ -10,6 +10,7 @@ row says them: a hundred thousand steps take some ten megabytes, and what holds 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import eq
 from typing import Any, Self, TypeVar, overload
 
@@ -229,13 +230,14 @@ class Gathered:
 
         def renumber(columns: Sequence[str], table: Sequence[T], number: Callable[[T], int]) -> None:
             new = np.full(len(table) + 1, -1, np.int32)  # -1 is its last: it stays what it is
-            for each in sorted(set().union(*(made[column].tolist() for column in columns)) - {-1}):
-                new[each] = number(table[each])
+            for each in dict.fromkeys(chain.from_iterable(made[column].tolist() for column in columns)):
+                if each >= 0:  # in the order in which rows name them: equal steps have equal tables, wherever they come from
+                    new[each] = number(table[each])
             for column in columns:
                 made[column] = new[made[column]]
 
         renumber(["form"], steps.forms, self.form)
-        renumber(["tensor", "source", "target", "scales", "outer"], steps.names, self.name)
+        renumber(["source", "target", "scales", "outer", "tensor"], steps.names, self.name)
         renumber(["start"], steps.starts, self.start)
         renumber(["more"], steps.more, self.more)
         self.rows(made)

@@ -81,6 +81,13 @@ class Verifying(Comparison, total=False):
     threads: int | None
 
 
+class Budget(TypedDict, total=False):
+    """The options of ``carnet.finish`` that are a request's, too."""
+
+    memory: int | str
+    threads: int | None
+
+
 class Looking(TypedDict, total=False):
     """The options of ``carnet.inspect``, which mean what they do for a crossing."""
 

@@ -7,7 +7,8 @@ that takes the folder's place leads nobody astray. Nothing in it is written, tru
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from carnet.errors import BadRequest, MachineFailed, shown
 from carnet.storage import journal as journals
 from carnet.storage.files import PosixTarget
 from carnet.storage.journal import Journal
+from carnet.storage.journal_lines import NAME, YOUNG, is_journal, name_of, parts_in
 from carnet.storage.opening import (
     FOLDER,
     NEW,
@@ -28,7 +30,7 @@ from carnet.storage.opening import (
     told,
     write_whole,
 )
-from carnet.storage.protocol import Crossing
+from carnet.storage.protocol import Crossing, Part
 
 TEMPORARY = ".tmp"  # what a small file is called until it is whole
 LOOKS = 100  # at a folder that others make and publish meanwhile
@@ -61,13 +63,36 @@ class PosixDraft:
         return self.journal.done
 
     @property
+    def measured(self) -> Mapping[int, float]:
+        """Return what is in all journals."""
+        return journals.measured(self.base, self.crossing)
+
+    @property
+    def parts(self) -> int:
+        """Return the most parts that a journal is one of."""
+        return max((of for _, of in parts_in(self.base)), default=0)
+
+    @property
     def fresh(self) -> bool:
         """Say whether the journal is new, or of another boot or state of the source."""
         return self.journal.fresh
 
-    def note(self, job: int) -> None:
+    @property
+    def ready(self) -> bool:
+        """Say whether the journal is held together with other parts."""
+        return not self.journal.alone
+
+    def share(self) -> None:
+        """Write that every file is there, and hold the journal together with other parts."""
+        journals.share(self.journal)
+
+    def note(self, job: int, found: float | None = None) -> None:
         """Write that a job is done."""
-        journals.note(self.journal, job)
+        journals.note(self.journal, job, found)
+
+    def settle(self) -> None:
+        """Write that what was done outlives the machine's power."""
+        journals.settle(self.journal)
 
     def restart(self) -> None:
         """Remove what crossings of this plan wrote into the folder, and nothing else; begin the journal anew."""
@@ -76,8 +101,9 @@ class PosixDraft:
         journals.begin(self.journal, self.crossing)
 
     def _clear(self) -> None:
+        held = {os.path.basename(file.name) for file in (self.journal.main, self.journal.own)}
         for name, found in list(_entries(self.base)):
-            if name == journals.NAME or not _is_own(self.names, name, found):
+            if name in held or not _is_own(self.names, name, found):
                 continue
             with holder(self.base, name) as (at, last):
                 if stat.S_ISDIR(found.st_mode):
@@ -141,7 +167,7 @@ class PosixDraft:
         """Remove the folder of a crossing that can never be finished; what carnet did not write in it stays."""
         self._clear()
         with suppress(FileNotFoundError):
-            os.unlink(journals.NAME, dir_fd=self.base)
+            os.unlink(NAME, dir_fd=self.base)
         if _is_there(self.folder, self.base):
             with suppress(OSError):
                 self.folder.rmdir()
@@ -160,7 +186,9 @@ class PosixDraft:
                 os.fsync(self.base)
                 os.rename(folder.name, out.name, src_dir_fd=parent, dst_dir_fd=parent)
                 os.fsync(parent)
-            os.unlink(journals.NAME, dir_fd=self.base)
+            for part in parts_in(self.base):
+                os.unlink(name_of(*part), dir_fd=self.base)
+            os.unlink(NAME, dir_fd=self.base)
             os.fsync(self.base)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
@@ -183,19 +211,23 @@ def staging_of(out: Path) -> Path:
 
 
 @contextmanager
-def owned(out: Path, names: Collection[str], crossing: Crossing, source: Path | None) -> Iterator[PosixDraft]:
+def owned(
+    out: Path, names: Collection[str], crossing: Crossing, source: Path | None, part: Part | None = None
+) -> Iterator[PosixDraft]:
     """Own the staging folder of a target; ``source`` is a folder that it must not lie in, None where it has none of this machine."""
     if source is not None:
         _refuse_overlap(source, out)
     _refuse_entangled(out, names)
     for _ in range(LOOKS):
         with ExitStack() as stack:
-            draft = _taken(stack, crossing, out, frozenset(names))
+            draft = _taken(stack, crossing, out, frozenset(names), part)
             if draft is not None:
                 if not draft.whole:
                     _refuse_foreign(draft)
                 yield draft
                 return
+        if part is not None:
+            time.sleep(journals.LOOK)
     raise BadRequest(f"others write {out} all the time", remedy="choose another target")
 
 
@@ -212,18 +244,21 @@ def _opened(base: int, folder: Path, name: str) -> PosixTarget:
         return PosixTarget(open_below(base, name, os.O_WRONLY), str(folder / name))
 
 
-def _taken(stack: ExitStack, crossing: Crossing, out: Path, names: frozenset[str]) -> PosixDraft | None:
+def _taken(stack: ExitStack, crossing: Crossing, out: Path, names: frozenset[str], part: Part | None) -> PosixDraft | None:
     """Return the folder with its journal locked, or None where somebody else's folder was published or removed at this moment."""
     folder = out if _is_whole(crossing, out) else staging_of(out)
     if folder != out:
         refuse_taken(out)
+    if part is not None and part.joins and not (folder / NAME).exists():
+        remedy = "give every machine the same disk under the same path"
+        raise MachineFailed("this machine does not see the target that others write", {"where": folder}, remedy=remedy)
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         base = os.open(folder, FOLDER)
     stack.callback(os.close, base)
-    journal = stack.enter_context(journals.held(base, folder, crossing, begin=folder != out))
+    journal = stack.enter_context(journals.held(base, folder, crossing, begin=folder != out, part=part))
     if journal is None:
-        if folder != out and not journals.is_there(base) and _is_there(folder, base):
+        if folder != out and not {NAME, YOUNG} & {*os.listdir(base)} and _is_there(folder, base):
             raise BadRequest(
                 f"{folder} exists and no crossing of carnet began it", remedy="remove it, or choose another target"
             )
@@ -259,8 +294,8 @@ def _is_there(folder: Path, base: int) -> bool:
 
 def _leave_nothing(base: int, folder: Path) -> None:
     """Remove a staging folder in which nothing was written."""
-    if os.listdir(base) == [journals.NAME]:
-        os.unlink(journals.NAME, dir_fd=base)
+    if os.listdir(base) == [NAME]:
+        os.unlink(NAME, dir_fd=base)
         with suppress(OSError):
             folder.rmdir()
 
@@ -292,8 +327,9 @@ def _refuse_overlap(source: Path, out: Path) -> None:
 def _refuse_entangled(out: Path, names: Collection[str]) -> None:
     """Raise BadRequest where a file would lie in another, or in the place of what the staging folder itself needs."""
     files, folders = set(names), {str(parent) for name in names for parent in PurePosixPath(name).parents}
-    ours = {journals.NAME, journals.YOUNG, *(name + TEMPORARY for name in files)}
-    for found in sorted((files & folders) | ((files | folders) & ours)):
+    ours = {name + TEMPORARY for name in files}
+    theirs = set(filter(is_journal, files | folders))
+    for found in sorted((files & folders) | ((files | folders) & ours) | theirs):
         raise BadRequest("a file of the target is in the way of another one", {"target": out, "file": shown(found)})
 
 
@@ -315,7 +351,7 @@ def _is_own(names: Collection[str], name: str, found: os.stat_result) -> bool:
         check_plain_file(found, writes=True)
     except NotPlain:
         return False
-    return name in names or name.removesuffix(TEMPORARY) in names or name in (journals.NAME, journals.YOUNG)
+    return name in names or name.removesuffix(TEMPORARY) in names or is_journal(name)
 
 
 def _entries(base: int) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,116 +1,153 @@
-"""The *journal* says whose the staging folder is and which jobs are done, so that a killed crossing goes on where it stopped.
+"""Owning a staging folder: who holds the lock on its *journal*, alone or together with others.
 
-One JSON value a line: the plan, the source and the boot of the machine; who holds the folder; then the number of each finished job::
-
-    {"carnet-journal": 1, "plan": "5be1...", "source": "9f...", "boot": "c0..."}
-    {"pid": 4711, "host": "node7", "since": "2026-03-01 12:00:00"}
-    0
-    2
-
-A line is one append, and a last line without an end is not a line. The first line is there as soon as the journal has its name: what
-begins otherwise is not a journal, and nothing beside it is touched. A first line that comes again begins anew. Bytes that were written
-before the machine went down may not have reached the disk, and those of a source that changed are no longer right: what was done in
-another boot, or of another state of the source, counts for nothing. The lock on the journal is the kernel's: it ends with its process.
+A crossing that several processes write, on any machines, has a journal for each part beside this one, which its process locks. All
+of them hold the lock on this one together; the first holds it alone until it has written that every file is there (``prepared``). The
+lock is the kernel's: it ends with its process.
 """
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from carnet.errors import BadRequest, MachineFailed, shown
+from carnet.storage.journal_lines import (
+    NAME,
+    YOUNG,
+    File,
+    Said,
+    append,
+    check,
+    counts,
+    head,
+    is_here,
+    last_holder,
+    line,
+    name_of,
+    of_this_plan,
+    parts_in,
+    said_in,
+    text,
+)
 from carnet.storage.opening import NEW, explained, open_regular, told
-from carnet.storage.protocol import Crossing
+from carnet.storage.protocol import Crossing, Part
 
-NAME = "journal.jsonl"
-YOUNG = NAME + ".new"  # it gets its name when its first line is there
-MAGIC = b'{"carnet-journal": 1, '
-BOOT = Path("/proc/sys/kernel/random/boot_id")
-
-
-@dataclass(frozen=True, slots=True)
-class File:
-    """An open file."""
-
-    descriptor: int
-    name: str  # for messages
+LOOK = 0.05  # seconds between two looks at a lock
+SHORT = 5.0  # seconds that a part waits for whoever holds the folder alone, and longer while another part prepares it
 
 
 @dataclass(frozen=True, slots=True)
 class Journal:
     """An open and locked journal."""
 
-    file: File
-    done: frozenset[int]  # jobs that an earlier run finished
+    main: File
+    own: File  # where jobs are noted: the journal itself, or that of a part
+    alone: bool  # nobody shares the folder
+    done: frozenset[int]  # jobs that an earlier run finished; those of other parts, too, where nobody shares the folder
     fresh: bool  # nothing in the staging folder counts: begin anew
 
 
-def boot_id() -> str | None:
-    """Return what changes when the machine starts, or None where it is not known."""
-    try:
-        return BOOT.read_text().strip()
-    except OSError:
-        return None
-
-
 @contextmanager
-def held(base: int, folder: Path, crossing: Crossing, *, begin: bool = True) -> Iterator[Journal | None]:
+def held(
+    base: int, folder: Path, crossing: Crossing, *, begin: bool = True, part: Part | None = None
+) -> Iterator[Journal | None]:
     """Open, lock and read the journal in an open folder, or give None where there is none and the caller should look again.
 
     An empty folder gets one, if ``begin``. Raises BadRequest where it is not a journal, another plan's, or somebody holds it; then
     nothing was changed.
     """
     try:
-        descriptor = _opened(base, folder, crossing, begin=begin)
+        descriptor = _opened(base, folder, crossing, part, begin=begin)
     except OSError as error:
         raise explained(error, str(folder / NAME)) from error
     if descriptor is None:
         yield None
         return
     try:
-        file = File(descriptor, str(folder / NAME))
-        _check(file, whole=True)
-        _lock(file)
-        if _named(descriptor, NAME, base):
-            found = _read(file, crossing)
-            append(file, _line({"pid": os.getpid(), "host": os.uname().nodename, "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
-            yield found
-        else:  # published or removed by another run a moment ago
-            yield None
+        main = File(descriptor, str(folder / NAME))
+        check(main, whole=True)
+        alone = _lock(main, part)
+        said = of_this_plan(main, crossing) if _named(descriptor, NAME, base) else None
+        if said is None or not (alone or said.prepared):
+            yield None  # published or removed by another run a moment ago, or about to be prepared
+            return
+        if alone:
+            os.ftruncate(descriptor, len(text(main)))
+            append(main, _holder(part))
+        with _parts_own(base, folder, part, main) as own:
+            yield _read(base, said, crossing, part, Journal(main, own, alone, frozenset(), fresh=False))
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _parts_own(base: int, folder: Path, part: Part | None, main: File) -> Iterator[File]:
+    """Open and lock the journal of a part; that of none is the journal itself."""
+    if part is None:
+        yield main
+        return
+    path = folder / name_of(part.number, part.of)
+    with told(path):
+        try:
+            descriptor = os.open(path.name, NEW | os.O_APPEND, 0o666, dir_fd=base)
+        except FileExistsError:
+            descriptor = open_regular(path.name, os.O_RDWR | os.O_APPEND, dir_fd=base)
+    try:
+        own = File(descriptor, str(path))
+        check(own, whole=False)
+        until = time.monotonic() + part.patience
+        while not _locked(own, fcntl.LOCK_EX):
+            if time.monotonic() > until:
+                raise _is_held(own, f"another run is writing part {part}")
+            time.sleep(LOOK)
+        os.ftruncate(descriptor, len(text(own)))
+        yield own
     finally:
         os.close(descriptor)
 
 
 def begin(journal: Journal, crossing: Crossing) -> None:
     """Write that what was done until now counts for nothing."""
-    append(journal.file, _head(crossing))
+    for file in dict.fromkeys((journal.main, journal.own)):
+        append(file, head(crossing))
 
 
-def note(journal: Journal, number: int) -> None:
-    """Write that a job is done."""
-    append(journal.file, b"%d\n" % number)
+def share(journal: Journal) -> None:
+    """Write that every file is there, and let other parts hold the journal, too."""
+    if journal.own == journal.main or not journal.alone:
+        return
+    append(journal.main, line({"prepared": True}))
+    until = time.monotonic() + SHORT
+    while not _locked(journal.main, fcntl.LOCK_SH):  # another had it between: it looks, and shares it again
+        if time.monotonic() > until:
+            raise _is_held(journal.main, f"another run is writing {Path(journal.main.name).parent.name}")
+        time.sleep(LOOK)
+
+
+def note(journal: Journal, number: int, found: float | None = None) -> None:
+    """Write that a job is done, and what it found."""
+    append(journal.own, line(number if found is None else [number, found]))
+
+
+def settle(journal: Journal) -> None:
+    """Write that what was done until now is on the disk."""
+    append(journal.own, line({"flushed": True}))
+    with told(journal.own.name):
+        os.fsync(journal.own.descriptor)
+
+
+def measured(base: int, crossing: Crossing) -> Mapping[int, float]:
+    """Return what jobs found, from every journal in an open folder."""
+    return {number: found for said in _all(base) if counts(said, crossing) for number, found in said.measured.items()}
 
 
 def end(journal: Journal) -> None:
     """Write that all is on the disk and examined, so that the folder may become the target."""
-    append(journal.file, _line({"whole": True}))
-    os.fsync(journal.file.descriptor)
-
-
-def append(file: File, data: bytes) -> None:
-    """Add bytes to the end of a file in one go; where it took only some, asking for more has the machine say why."""
-    with told(file.name):
-        while data := data[os.write(file.descriptor, data) :]:
-            pass
-
-
-def is_there(base: int) -> bool:
-    """Say whether an open folder has a journal."""
-    return NAME in os.listdir(base)
+    append(journal.main, line({"whole": True}))
+    os.fsync(journal.main.descriptor)
 
 
 def is_whole(base: int, crossing: Crossing) -> bool:
@@ -121,8 +158,8 @@ def is_whole(base: int, crossing: Crossing) -> bool:
         return False
     try:
         file = File(descriptor, NAME)
-        _check(file, whole=True)
-        said = _said(file)
+        check(file, whole=True)
+        said = said_in(file)
         return said.head.get("plan") == crossing.plan and said.whole
     except BadRequest:
         return False
@@ -130,15 +167,12 @@ def is_whole(base: int, crossing: Crossing) -> bool:
         os.close(descriptor)
 
 
-def _head(crossing: Crossing) -> bytes:
-    return _line({"carnet-journal": 1, "plan": crossing.plan, "source": crossing.source, "boot": boot_id()})
+def _holder(part: Part | None) -> bytes:
+    who = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    return line(who if part is None else {**who, "part": str(part)})
 
 
-def _line(value: object) -> bytes:
-    return (json.dumps(value) + "\n").encode()
-
-
-def _opened(base: int, folder: Path, crossing: Crossing, *, begin: bool) -> int | None:
+def _opened(base: int, folder: Path, crossing: Crossing, part: Part | None, *, begin: bool) -> int | None:
     """Return the journal's descriptor, or None where there is none; an empty folder gets one."""
     with suppress(FileNotFoundError):
         return open_regular(NAME, os.O_RDWR | os.O_APPEND, dir_fd=base)
@@ -153,11 +187,10 @@ def _opened(base: int, folder: Path, crossing: Crossing, *, begin: bool) -> int 
             return None
     young = File(descriptor, str(folder / YOUNG))
     try:
-        _check(young, whole=False)
-        _lock(young)
-        if _named(descriptor, YOUNG, base):
+        check(young, whole=False)
+        if _lock(young, part) and _named(descriptor, YOUNG, base):
             os.ftruncate(descriptor, 0)
-            append(young, _head(crossing))
+            append(young, head(crossing))
             os.rename(YOUNG, NAME, src_dir_fd=base, dst_dir_fd=base)
         return descriptor
     except BaseException:
@@ -173,82 +206,69 @@ def _named(descriptor: int, name: str, base: int) -> bool:
         return False
 
 
-def _check(file: File, *, whole: bool) -> None:
-    """Raise BadRequest unless a file begins as a journal does; one that nobody finished beginning may end in the midst of it."""
-    first = os.pread(file.descriptor, len(MAGIC), 0)
-    if first != MAGIC and (whole or not MAGIC.startswith(first)):
-        facts = {"expected": MAGIC.decode() + "...", "found": first.decode("ascii", "backslashreplace") or "an empty file"}
-        remedy = "see what its folder holds and move it away, or choose another target"
-        raise BadRequest(f"{file.name} is not a journal of carnet", facts, remedy=remedy)
+def _lock(file: File, part: Part | None) -> bool:
+    """Lock a journal alone (True); a part, where others hold it, together with them."""
+    until = time.monotonic() + (0 if part is None else SHORT)
+    while True:
+        if _locked(file, fcntl.LOCK_EX):
+            return True
+        if part is not None and _locked(file, fcntl.LOCK_SH):
+            return False
+        if part is not None and "part" in last_holder(file):
+            until = time.monotonic() + SHORT
+        if time.monotonic() >= until:
+            raise _is_held(file, f"another run is writing {Path(file.name).parent.name}")
+        time.sleep(LOOK)
 
 
-def _lock(file: File) -> None:
+def _locked(file: File, how: int) -> bool:
+    """Lock a file, and say whether that could be done."""
     try:
-        fcntl.flock(file.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
-        folder = Path(file.name).parent
-        facts: dict[str, object] = {"where": folder}
-        holders = [line for line in _lines(file) if isinstance(line, dict) and "pid" in line]
-        if holders:
-            facts["held by"] = shown(f"process {holders[-1]['pid']} on {holders[-1].get('host')}")
-            facts["since"] = shown(str(holders[-1].get("since")))
-        raise BadRequest(
-            f"another run is writing {folder.name}", facts, remedy="wait for it, or write to another folder"
-        ) from None
+        return False
     except OSError as error:  # ENOLCK, ENOSYS: a network file system that was mounted without locks
         facts = {"where": file.name, "reason": error.strerror}
         remedy = "mount it with locks (Lustre: -o flock), or write to another disk"
         raise MachineFailed("the file system has no locks, so nobody could own the target", facts, remedy=remedy) from error
+    return True
 
 
-def _lines(file: File) -> Iterator[object]:
-    """Yield what the whole lines of a journal say."""
-    for line in _text(file).splitlines():
+def _is_held(file: File, what: str) -> BadRequest:
+    facts: dict[str, object] = {"where": Path(file.name).parent}
+    if holder := last_holder(file):
+        first = f"part {holder['part']} and others, begun by " if "part" in holder else ""
+        facts["held by"] = shown(f"{first}process {holder['pid']} on {holder.get('host')}")
+        facts["since"] = shown(str(holder.get("since")))
+    return BadRequest(what, facts, remedy="wait for it, or write to another folder")
+
+
+def _all(base: int) -> Iterator[Said]:
+    """Yield what the journals in an open folder say, of the crossing and of its parts."""
+    for name in (NAME, *(name_of(*part) for part in parts_in(base))):
+        descriptor = open_regular(name, dir_fd=base)
         try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise BadRequest(
-                f"{file.name} is not a journal of carnet", {"found": repr(line[:80])}, remedy="move it away"
-            ) from error
+            file = File(descriptor, name)
+            check(file, whole=False)
+            yield said_in(file)
+        finally:
+            os.close(descriptor)
 
 
-def _text(file: File) -> bytes:
-    text = b""
-    while chunk := os.pread(file.descriptor, 1 << 20, len(text)):
-        text += chunk
-    return text[: text.rfind(b"\n") + 1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What the lines of a journal say, since its last first line."""
-
-    head: Mapping[str, object]
-    done: frozenset[int]
-    whole: bool
-
-
-def _said(file: File) -> _Said:
-    head: dict[str, object] = {}
-    done, whole = set[int](), False
-    for line in _lines(file):
-        if type(line) is int:
-            done.add(line)
-        elif isinstance(line, dict) and "carnet-journal" in line:
-            head, done, whole = line, set(), False
-        elif isinstance(line, dict) and "whole" in line:
-            whole = True
-    return _Said(head, frozenset(done), whole)
-
-
-def _read(file: File, crossing: Crossing) -> Journal:
-    """Return what a locked journal says; what comes after its last whole line goes."""
-    said = _said(file)
-    plan, boot, source = (said.head.get(key) for key in ("plan", "boot", "source"))
-    if plan != crossing.plan:
-        folder = Path(file.name).parent
-        facts = {"where": folder, "expected": f"plan {crossing.plan}", "found": f"plan {plan}"}
-        raise BadRequest(f"{folder.name} belongs to another plan", facts, remedy="remove it, or finish that crossing first")
-    os.ftruncate(file.descriptor, len(_text(file)))
-    counts = boot is not None and boot == boot_id() and source == crossing.source
-    return Journal(file, said.done if counts else frozenset(), fresh=not counts)
+def _read(base: int, said: Said, crossing: Crossing, part: Part | None, journal: Journal) -> Journal:
+    """Return a locked journal with what it says."""
+    ours = [*_all(base)] if part is None else [said, said_in(journal.own)]
+    if part is not None and not counts(ours[-1], crossing):
+        append(journal.own, head(crossing))
+    if part is not None:
+        append(journal.own, _holder(part))
+    done = frozenset[int]().union(*(each.done if is_here(each) else each.kept for each in ours if counts(each, crossing)))
+    # another boot of this machine, or another machine: what a run of all of it did not flush may be lost
+    lost = not is_here(said) and not done and part is None and not parts_in(base)
+    fresh = not counts(said, crossing) or lost
+    if fresh and not journal.alone:
+        facts = {"where": Path(journal.main.name).parent}
+        raise BadRequest(
+            "other parts are written from another state of the source", facts, remedy="wait for them, then run all again"
+        )
+    return replace(journal, done=done, fresh=fresh)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Self
 
-from carnet.storage.protocol import Crossing, Draft, File, Folder, Stamp, Target
+from carnet.storage.protocol import Crossing, Draft, File, Folder, Part, Stamp, Target
 
 MARK = "lent:"  # before the name of a file of the other folder
 
@@ -72,9 +72,11 @@ class WithLent:
         """Write a small file."""
         self.root.put(name, chunks)
 
-    def owned(self, names: Collection[str], crossing: Crossing, source: Folder | None) -> AbstractContextManager[Draft]:
+    def owned(
+        self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
+    ) -> AbstractContextManager[Draft]:
         """Own the folder as a target."""
-        return self.root.owned(names, crossing, source)
+        return self.root.owned(names, crossing, source, part)
 
     def joined(self) -> Callable[[str], Target]:
         """Return what opens files of the target."""

@@ -14,7 +14,7 @@ from typing import Self
 from carnet.errors import BadCheckpoint, shown
 from carnet.storage.blocks import BLOCK, Blocks
 from carnet.storage.buckets import Bucket, Changed, Missing, Object, Past, Short, told
-from carnet.storage.protocol import FILE, FOLDER, Crossing, Draft, Folder, Stamp, Target
+from carnet.storage.protocol import FILE, FOLDER, Crossing, Draft, Folder, Part, Stamp, Target
 
 HEAD = 64 << 10  # bytes that come with opening: the header of most files
 GAP = 512 << 10  # bytes: reading fewer that nobody needs is cheaper than one more request
@@ -105,7 +105,9 @@ class ObjectFolder:
         with told(f"{shown(name)} cannot be written", str(self)):
             self.bucket.put(self.key(name), b"".join(chunks), {})
 
-    def owned(self, names: Collection[str], crossing: Crossing, source: Folder | None) -> AbstractContextManager[Draft]:
+    def owned(
+        self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
+    ) -> AbstractContextManager[Draft]:
         """Own the objects below."""
         raise NotImplementedError
 

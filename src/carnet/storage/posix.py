@@ -13,7 +13,7 @@ from carnet.errors import BadCheckpoint, shown
 from carnet.storage import drafts
 from carnet.storage.files import PosixFile, PosixTarget, unreadable
 from carnet.storage.opening import KINDS, NotPlain, failed, open_regular, replace_file
-from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Stamp
+from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Part, Stamp
 
 HUB = re.compile(r"(\.\./)+blobs/[0-9a-f]{40,64}")  # where the files of a snapshot in the Hugging Face cache lead
 
@@ -105,11 +105,11 @@ class PosixFolder:
             raise failed(f"{shown(name)} cannot be written", self, error) from error
 
     def owned(
-        self, names: Collection[str], crossing: Crossing, source: Folder | None
+        self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
     ) -> AbstractContextManager[drafts.PosixDraft]:
         """Own the staging folder beside this one."""
         here = Path(source.path) if isinstance(source, PosixFolder) else None
-        return drafts.owned(Path(self.path), names, crossing, here)
+        return drafts.owned(Path(self.path), names, crossing, here, part)
 
     def joined(self) -> Callable[[str], PosixTarget]:
         """Return what opens files of the staging folder."""

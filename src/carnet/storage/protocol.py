@@ -3,7 +3,7 @@
 A folder is a folder of a disk or a prefix of a bucket. It is shown by its path or URL, which ``schemes.folder_at`` takes again.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -69,9 +69,12 @@ class Folder(Protocol):
     def put(self, name: str, chunks: Iterable[bytes]) -> None:
         """Write a small file in place of what has the name: it is whole or as it was. Raises MachineFailed."""
 
-    def owned(self, names: Collection[str], crossing: "Crossing", source: "Folder | None") -> AbstractContextManager["Draft"]:
+    def owned(
+        self, names: Collection[str], crossing: "Crossing", source: "Folder | None", part: "Part | None" = None
+    ) -> AbstractContextManager["Draft"]:
         """Own this folder as a target of files of these names, new or as an earlier run of the same crossing left it.
 
+        A ``part`` owns it alone until ``share``, and then together with the other parts; one that comes later shares it at once.
         Raises BadRequest, with nothing touched, where the target exists or lies in its source, where another run holds it, where
         another plan began it or nobody of carnet's did, and where something lies in it that has none of these names.
         """
@@ -85,7 +88,25 @@ class Crossing:
     """What is written from what: its work goes on where that of the same crossing stopped."""
 
     plan: str  # digest
-    source: str = ""  # digest of what tells that no file of the source has changed
+    source: str = ""  # digest of what tells on every machine that no file of the source has changed
+    identity: str = ""  # and of what tells more on this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of a crossing a process does, beside others that do the other parts.
+
+    >>> str(Part(3, 64))
+    '3/64'
+    """
+
+    number: int  # from 1
+    of: int
+    patience: float = 0.0  # seconds to wait for who holds this part: a machine that is lost keeps its locks for a while
+    joins: bool = False  # the target was prepared before: where it is not there, this is not the same disk
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
 
 
 class Target(Protocol):
@@ -114,11 +135,29 @@ class Draft(Protocol):
         """Return the jobs that an earlier run noted, where what it wrote still counts."""
 
     @property
+    def measured(self) -> Mapping[int, float]:
+        """Return what jobs found that any run, of any part, noted."""
+
+    @property
+    def parts(self) -> int:
+        """Return into how many parts others cut the crossing, 0 where nobody did."""
+
+    @property
     def fresh(self) -> bool:
         """Say whether nothing counts that an earlier run wrote."""
 
-    def note(self, job: int) -> None:
-        """Remember that a job is done."""
+    @property
+    def ready(self) -> bool:
+        """Say whether other parts have been let in: every file is there, and what is in it is theirs, too."""
+
+    def share(self) -> None:
+        """Let other parts in: every file is there. A draft that is nobody's part stays its owner's alone."""
+
+    def note(self, job: int, found: float | None = None) -> None:
+        """Remember that a job is done, and what it found."""
+
+    def settle(self) -> None:
+        """Remember that the files of all jobs that were noted until now are flushed."""
 
     def restart(self) -> None:
         """Remove what earlier runs wrote, and forget their jobs."""

@@ -1,0 +1,61 @@
+"""Owning the target of a plan whose source is still the one that was planned, alone or for one part of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from carnet.errors import BadCheckpoint, BadOption, BadRequest
+from carnet.executor.staging import owned
+from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.stored import Checkpoint
+from carnet.inventory.lent import with_tower
+from carnet.planner.reproof import reprove
+from carnet.plans import saved
+from carnet.plans.columns import Plan
+from carnet.storage.protocol import Crossing, Draft, Folder, Part
+from carnet.storage.schemes import folder_at
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A target that is owned, and its source as it was at the beginning."""
+
+    source: Checkpoint
+    staging: Draft
+
+    def check(self) -> None:
+        """Raise BadCheckpoint where the source changed since."""
+        check_unchanged(self.source.root, self.source.stamps)
+
+    def publish(self) -> None:
+        """Put the target in place, if its source is what it was."""
+        self.check()
+        self.staging.publish()
+
+
+@contextmanager
+def held(made: Plan, out: Folder, part: Part | None = None) -> Iterator[Held]:
+    """Own a target; what was written of it goes where the source turns out to be damaged, or changes, but for what others write."""
+    source, lender = folder_at(made.source), made.request.get("tower")
+    checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
+    if fingerprint(checkpoint) != made.fingerprint:
+        raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
+    reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
+    everywhere = digest_of(repr([(stamp.file, stamp.nbytes, stamp.version) for stamp in checkpoint.stamps]).encode())
+    crossing = Crossing(saved.digest(made), everywhere, digest_of(repr(checkpoint.stamps).encode()))
+    with owned(made, crossing, source, out, part) as staging:
+        try:
+            yield Held(checkpoint, staging)
+        except BadCheckpoint:
+            if part is None:
+                staging.discard()  # what was written is of no state that the source ever had, or never will be right
+            raise
+
+
+def part_of(said: tuple[int, int]) -> Part:
+    """Return a part as a person names it; raise BadOption where there can be none such."""
+    number, of = said
+    if not 1 <= number <= of:
+        raise BadOption(f"there is no part {number}/{of}", {"expected": "a number from 1 on, and of how many: 3/64"})
+    return Part(number, of)

@@ -1,0 +1,61 @@
+"""How the jobs of a plan are shared among processes, a function of the plan and of the number of parts alone.
+
+Jobs stay in the order in which their source lies on disk, and a part is a run of them: as many bytes as another's, give or take half a
+job at either end. What is measured is shared alike, in a list of its own, for those who measure everything first::
+
+    jobs   |--- 1/3 ---|--- 2/3 ---|--- 3/3 ---|        what is measured   |- 1/3 -|- 2/3 -|- 3/3 -|
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.executor.jobs import ENCODE, GAUGE, Jobs
+from carnet.storage.protocol import Part
+
+Numbers = NDArray[np.int64]
+
+
+def writing(jobs: Jobs, part: Part | None = None) -> Numbers:
+    """Return the numbers of the jobs that write and compare, of one part or of all."""
+    return _cut(jobs, np.flatnonzero(jobs.rows["kind"] != GAUGE), part)
+
+
+def measuring(jobs: Jobs, part: Part | None = None) -> Numbers:
+    """Return the numbers of the jobs that measure, of one part or of all."""
+    return _cut(jobs, np.flatnonzero(jobs.rows["kind"] == GAUGE), part)
+
+
+def parts_of(jobs: Jobs, numbers: Collection[int], of: int) -> list[int]:
+    """Return the parts, of so many, that some writing jobs belong to."""
+    sought = np.fromiter(numbers, np.int64, len(numbers))
+    return [part for part in range(1, of + 1) if np.isin(writing(jobs, Part(part, of)), sought).any()]
+
+
+def needed(jobs: Jobs, numbers: Numbers) -> Numbers:
+    """Return the numbers of the jobs that measure what some jobs need before they can code."""
+    gauges, rows = measuring(jobs), jobs.rows[numbers]
+    more = jobs.steps.rows["more"]
+    names = set[object]()
+    for said in np.unique(more[rows["step"][rows["kind"] == ENCODE]]).tolist():
+        given, *amaxes = jobs.steps.more[said]
+        names |= set(amaxes) if given is None else set()
+    return gauges[[name in names for name in names_of(jobs, gauges).values()]]
+
+
+def names_of(jobs: Jobs, gauges: Numbers) -> Mapping[int, str]:
+    """Return under which name each of some jobs measures, by its number."""
+    said = jobs.steps.rows["more"][jobs.rows["step"][gauges]].tolist()
+    return {number: str(jobs.steps.more[each][0]) for number, each in zip(gauges.tolist(), said, strict=True)}
+
+
+def _cut(jobs: Jobs, numbers: Numbers, part: Part | None) -> Numbers:
+    if part is None:
+        return numbers
+    nbytes = jobs.rows["nbytes"][numbers]
+    ends = np.cumsum(nbytes)
+    total = int(ends[-1]) if len(ends) else 0
+    middles = 2 * ends - nbytes  # of each job, twice: a job is of the part that its middle lies in
+    first, end = (np.searchsorted(middles, -(-2 * total * at // part.of)) for at in (part.number - 1, part.number))
+    return numbers[first : len(numbers) if part.number == part.of else end]
