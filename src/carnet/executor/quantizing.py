@@ -22,7 +22,7 @@ from carnet.executor.dequantizing import largest_weight
 from carnet.executor.geometry import Tile, clip, linear
 from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
-from carnet.quantize import arithmetic
+from carnet.quantize import arithmetic, groups
 from carnet.quantize.codes import Codes
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe, codes_dtype, grid
 from carnet.steps import Make, Measure, Place, Put
@@ -80,9 +80,7 @@ def _whole(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Array
     _refuse_infinite(step, largest)
     stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
     if bits.dtype.itemsize == 2:
-        table = _table(recipe.name, own, divisor)
-        for low in range(0, bits.size, TILE):
-            np.take(table, bits.reshape(-1)[low : low + TILE], out=codes.reshape(-1)[low : low + TILE], mode="clip")
+        arithmetic.look_up(_table(recipe.name, own, divisor), bits.reshape(-1), codes.reshape(-1), _index(worker))
     else:
         for box in _boxes(recipe, bits.shape):
             codes[box] = arithmetic.encode(recipe, bits[box], own, np.full((1, 1), divisor, np.float32))
@@ -106,6 +104,11 @@ def _blocks(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Arra
             _write(worker, step.encoding.outer, np.full((1, 1), outer, np.float32), (0, 0))
     rows, columns = bits.shape
     down, along = recipe.block[0], recipe.block[1] or columns
+    if groups.takes(recipe, own, outer):
+        _refuse_infinite(step, _largest(bits, own))
+        stored = _groups(worker, groups.tables(recipe.name, outer), bits.reshape(-1), codes.reshape(-1))
+        _write(worker, step.encoding.scales, stored.reshape(grid(recipe, bits.shape)), (at[0] // down, at[1] // along))
+        return
     amax = np.empty(grid(recipe, (rows, columns)), np.float32)
     for box in _boxes(recipe, bits.shape):
         amax[_cut(box, down, along)] = arithmetic.block_amax(bits[box], own, recipe.block)
@@ -115,6 +118,19 @@ def _blocks(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Arra
     for box in _boxes(recipe, bits.shape):
         made = arithmetic.encode(recipe, bits[box], own, divisors[_cut(box, down, along)])
         codes[_cut(box, 1, PACKED[recipe.packing])] = arithmetic.pack(recipe, made).view(codes.dtype)
+
+
+def _groups(worker: Worker, of: groups.Tables, bits: Array, codes: Array) -> Array:
+    size = worker.block.size // 64 * 32  # weights at a time: so many that other threads get their turn while numpy works
+    each = PACKED[of.recipe.packing]
+    parts = [slice(low, min(low + size, bits.size)) for low in range(0, bits.size, size)]
+    index = _index(worker)
+    return np.concatenate([groups.code(of, bits[part], codes[part.start // each : part.stop // each], index) for part in parts])
+
+
+def _index(worker: Worker) -> NDArray[np.intp]:
+    """Return memory for numpy's indices: the buffer of what was read, which nobody needs any more."""
+    return worker.block[: worker.block.size // 8 * 8].view(np.intp)
 
 
 def _cut(box: Box, down: int, along: int) -> Box:

@@ -120,6 +120,15 @@ def lookup(recipe: Recipe, own: str, divisor: float) -> Codes:
         return _coded(recipe, forms / np.float32(divisor), own)
 
 
+def look_up(table: Codes, places: Array, codes: Codes, index: NDArray[np.intp]) -> None:
+    """Fill ``codes`` from a table. ``index`` is memory for numpy's indices: one call for each part that it holds."""
+    for low in range(0, places.size, index.size):
+        part = places[low : low + index.size]
+        where = index[: part.size]
+        np.copyto(where, part)
+        np.take(table, where, out=codes[low : low + part.size], mode="clip")
+
+
 def encode(recipe: Recipe, bits: Bits, own: str, divisors: Floats) -> Codes:
     """Return the code of each element of a matrix, one a byte; ``divisors`` has one number for each block."""
     values = bits.view(array_type(own)).astype(np.float32)
