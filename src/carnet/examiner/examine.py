@@ -19,9 +19,9 @@ from carnet.examiner.compare import Finding, Side, is_judged, side
 from carnet.examiner.diagnose import name_damages
 from carnet.examiner.judge import Judgement, judge, ratio
 from carnet.examiner.matrix import amax, amax_names
-from carnet.examiner.means import Means, Tally, each
+from carnet.examiner.means import Means, Order, Tally, each
 from carnet.examiner.naming import Clues
-from carnet.examiner.order import jobs, nbytes, work_off
+from carnet.examiner.order import Codes, jobs, nbytes, work_off
 from carnet.examiner.tensor_files import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
@@ -70,11 +70,12 @@ def examine(
     means: Means,
     progress: Progress = lambda done, total: None,
     asked: Asked = NOTHING,
+    order: Order | None = None,
 ) -> tuple[Examination, Inventory | None]:
     """Compare a target with an understood source; return the target too, as far as it is understood.
 
     ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and digested, of
-    the source digested.
+    the source digested. ``order`` says when the tensors of a target are there that is still being written, None where all is.
     """
     try:
         target, problems = survey(checkpoint, like=source.config, carried=source.said)
@@ -87,23 +88,20 @@ def examine(
     findings += [_problem(error, "") for error in problems if not isinstance(error, Lacking)]
     ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
-    todo = [*jobs(ours, theirs)]
-    coded = {key: target.coded[key].codes.nbytes for key in codes}
-    tally = Tally(progress, sum((*(nbytes(ours, theirs, job) for job in todo), *coded.values())))
+    todo = [*jobs(ours, theirs), *map(Codes, codes)]
+    tally = Tally(progress, sum(nbytes(ours, theirs, job) for job in todo))
     try:
-        compared, ours_digest, theirs_digest = work_off(ours, theirs, todo, means.threads, tally.add)
-        suspects = (suspect for name in names for suspect in compared[name].found)
-        findings += name_damages(ours, theirs, suspects, means.whole)
         shared = sorted({name for key in codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
         largest = each(shared, lambda name: amax(ours, name), lambda _: 0, means.threads, tally.add)
         amaxes, clues = dict(zip(shared, largest, strict=True)), Clues(means.whole)
-        judged = each(
-            codes,
-            lambda key: judge(ours, theirs, key, asked.request.dtype, amaxes, clues),
-            coded.__getitem__,
-            means.threads,
-            tally.add,
-        )
+
+        def judged_one(key: Key) -> Judgement:
+            return judge(ours, theirs, key, asked.request.dtype, amaxes, clues)
+
+        done = work_off(ours, theirs, todo, judged_one, means.threads, tally.add, order)
+        suspects = (suspect for name in names for suspect in done.compared[name].found)
+        findings += name_damages(ours, theirs, suspects, means.whole)
+        judged = [done.judged[key] for key in codes]
         for one in judged:
             findings += one.findings
         wrong, unsure = check_buffers(ours, theirs)
@@ -116,11 +114,11 @@ def examine(
         tuple(findings),
         len(names),
         len({where for finding in findings for where in finding.where.split(", ")} & {*map(str, names)}),
-        sum(one.elements for one in compared.values()) + sum(one.elements for one in judged),
+        sum(one.elements for one in done.compared.values()) + sum(one.elements for one in judged),
         tuple(sorted(f"{a} -> {b}" for a, b in casts if a != b)),
         source.dropped,
-        ours_digest,
-        theirs_digest,
+        done.source,
+        done.target,
         _quality(judged),
         tuple(unsure),
     )

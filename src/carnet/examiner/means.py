@@ -1,7 +1,7 @@
 """What an examination may use: threads, and the bytes that each holds, out of a budget of memory whatever the number of cores."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,6 +16,10 @@ HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in 
 BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
 # threads: blocks are smaller rather than fewer threads at work than ENOUGH; beyond MOST they wait, since they take turns at Python
 ENOUGH, MOST = 4, 16
+
+Spot = tuple[str, int]  # a file of a target, and the offset in it of something that is read, bytes
+# takes for each of some tasks what it reads of the target; yields the number of each when that is there
+Order = Callable[[Sequence[Iterable[Spot]]], Iterable[int]]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -50,9 +54,17 @@ def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
 
 
 def each(
-    items: Sequence[S], do: Callable[[S], T], nbytes: Callable[[S], int], threads: int, add: Callable[[int], None]
+    items: Sequence[S],
+    do: Callable[[S], T],
+    nbytes: Callable[[S], int],
+    threads: int,
+    add: Callable[[int], None],
+    order: Iterable[int] | None = None,
 ) -> list[T]:
-    """Return what a function makes of every item, on some threads; ``add`` gets the bytes of each on the thread that called."""
+    """Return what a function makes of every item, on some threads; ``add`` gets the bytes of each on the thread that called.
+
+    ``order`` are the numbers of the items, in an order other than theirs; it may wait before it gives one.
+    """
     found: dict[int, T] = {}
 
     @contextmanager
@@ -63,7 +75,7 @@ def each(
 
         yield serve
 
-    pool.run(range(len(items)), min(threads, len(items)), worker, add)
+    pool.run(range(len(items)) if order is None else order, min(threads, len(items)), worker, add)
     return [found[number] for number in range(len(items))]
 
 

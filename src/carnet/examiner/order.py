@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from carnet.algebra.box import Box, volume
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME
-from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged
-from carnet.examiner.means import each
+from carnet.examiner.compare import Compared, Part, Side, compare, is_in_order, is_judged, moved
+from carnet.examiner.judge import Judgement
+from carnet.examiner.means import Order, Spot, each
 from carnet.examiner.tensor_files import digest
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Key, Stored
 from carnet.model.tensors import Canonical
 
 
@@ -27,7 +28,14 @@ class Held:
     stored: Stored
 
 
-Job = Canonical | Held
+@dataclass(frozen=True, slots=True)
+class Codes:
+    """A stored weight of the target whose codes are held against the source's numbers."""
+
+    key: Key
+
+
+Job = Canonical | Held | Codes
 
 
 def jobs(source: Side, target: Side) -> Iterator[Job]:
@@ -36,6 +44,7 @@ def jobs(source: Side, target: Side) -> Iterator[Job]:
     names = dict.fromkeys((*stored, *source.shapes))
     places = {name: at for at, name in enumerate(names)}
     digested = {id(part.entry) for name in names for part in target.parts.get(name, []) if is_in_order(part)}
+    digested |= {id(part.entry) for name in names if (part := moved(source, target, name)) is not None}
     following: dict[int, list[Held]] = defaultdict(list)
     for of in (source, target):
         for key, entry in of.inventory.entries.items():
@@ -48,28 +57,71 @@ def jobs(source: Side, target: Side) -> Iterator[Job]:
     yield from following[len(names)]
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found on the way."""
+
+    compared: dict[Canonical, Compared]
+    judged: dict[Key, Judgement]
+    source: dict[str, str]  # digests of stored tensors
+    target: dict[str, str]
+
+
 def work_off(
-    source: Side, target: Side, todo: Sequence[Job], threads: int, add: Callable[[int], None]
-) -> tuple[dict[Canonical, Compared], dict[str, str], dict[str, str]]:
-    """Compare and digest: (what was found of each canonical tensor, digests of the source's stored tensors, and of the target's)."""
-    compared, digests = dict[Canonical, Compared](), {id(source): dict[str, str](), id(target): dict[str, str]()}
+    source: Side,
+    target: Side,
+    todo: Sequence[Job],
+    judge: Callable[[Key], Judgement],
+    threads: int,
+    add: Callable[[int], None],
+    order: Order | None,
+) -> Found:
+    """Compare, judge and digest; ``order`` says when what is read of the target is there, None where all is."""
+    found = Found({}, {}, {}, {})
 
     def do(at: int) -> None:
         match todo[at]:
             case Held(of, stored):
-                digests[id(of)][stored.label] = digest(of.tensor_files, stored)
+                (found.source if of is source else found.target)[stored.label] = digest(of.tensor_files, stored)
+            case Codes(key):
+                found.judged[key] = judge(key)
             case name:
-                one = compared[name] = compare(source, target, name)
-                digests[id(target)].update(one.digests)
+                one = found.compared[name] = compare(source, target, name)
+                found.target.update(one.digests)
+                found.source.update(one.moved)
 
-    each(range(len(todo)), do, lambda at: nbytes(source, target, todo[at]), threads, add)
-    return compared, digests[id(source)], digests[id(target)]
+    arriving = None if order is None else order([*_spots(target, todo)])
+    each(range(len(todo)), do, lambda at: nbytes(source, target, todo[at]), threads, add, arriving)
+    return found
+
+
+def _spots(target: Side, todo: Sequence[Job]) -> Iterator[list[Spot]]:
+    """Yield for each job the places that it reads of the target; one that reads none is due with the one before it."""
+    last = list[Spot]()
+    for job in todo:
+        match job:
+            case Held(of, stored):
+                read = [stored] if of is target else []
+            case Codes(key):
+                read = [*target.inventory.stored(key)]
+            case name:
+                read = [one for part in target.parts.get(name, []) for one in _held(part)]
+        last = [(chunk.file, chunk.offset) for one in read for chunk in one.chunks] or last
+        yield last
+
+
+def _held(part: Part) -> list[Stored]:
+    """Return the stored tensors that a part is read from."""
+    coded = part.coded
+    return [part.stored] if coded is None else [one for one in (coded.codes, coded.scales, coded.outer) if one is not None]
 
 
 def nbytes(source: Side, target: Side, job: Job) -> int:
     """Return the bytes of a job: of the target those that are compared, of both those that are digested."""
     if isinstance(job, Held):
         return job.stored.nbytes
+    if isinstance(job, Codes):
+        return target.inventory.coded[job.key].codes.nbytes
     found = 0
     for part in target.parts.get(job, []):
         if part.coded is None:
