@@ -17,7 +17,7 @@ from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
 from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
 from carnet.executor.memory import choose_window
-from carnet.executor.owning import Held, held, part_of
+from carnet.executor.owning import Held, held, part_of, proven
 from carnet.executor.run import finish as finish_parts
 from carnet.executor.run import write, write_part
 from carnet.formats.amax import read_amax
@@ -118,7 +118,7 @@ def run(
     said, workers = local("out", out, out=True), threads_of({"threads": threads})
     share = None if part is None else part_of(part)
     made = _saved(plan)
-    with held(made, folder_at(said), share) as target:
+    with held(proven(made), folder_at(said), share) as target:
         root, staging = target.source.root, target.staging
         if share is None:
             write(made, root, staging, progress=progress, phase=phase, threads=workers)
@@ -145,11 +145,11 @@ def finish(
     """
     said, made = local("out", out, out=True), _saved(plan)
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
-    with held(made, folder_at(said)) as target:
+    with held(proven(made), folder_at(said)) as target:
         finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
         target.check()
         if verify:
-            return replace(_prove(made, target, space, workers, progress, phase), target=said)
+            return replace(prove(made, target, space, workers, progress, phase), target=said)
         target.publish()
     return None
 
@@ -247,14 +247,14 @@ def cross(
     said, wish = local("out", out, out=True), gathered(options)
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
     writing, examining = _phases(made, progress or _silent)
-    with held(made, folder_at(said)) as target:
+    with held(proven(made), folder_at(said)) as target:
         write(made, target.source.root, target.staging, progress=writing, phase=phase, threads=threads)
         target.check()
-        verdict = _prove(made, target, memory, threads, examining, phase)
+        verdict = prove(made, target, memory, threads, examining, phase)
     return replace(verdict, source=local("ckpt", path), target=said)
 
 
-def _prove(
+def prove(
     made: Plan, target: Held, memory: int, threads: int | None, progress: Progress | None, phase: Phase | None
 ) -> Verdict:
     """Examine what was written, and put it in place with its document where it is equal."""

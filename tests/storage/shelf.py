@@ -59,6 +59,9 @@ class ShelfDraft:
     def parts(self) -> int:
         return 0
 
+    def measured_by_all(self) -> dict[int, float]:
+        return {}
+
     @property
     def ready(self) -> bool:
         return False

@@ -5,9 +5,9 @@
     OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  then assets, then texts: config.json last
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import shares
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
-from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
+from carnet.executor.jobs import ENCODE, GAUGE, Gauge, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
 from carnet.executor.quantizing import put
 from carnet.executor.shares import Numbers
@@ -37,6 +37,7 @@ class Written:
     nbytes: int  # moved, cast and compared, by this run and by those before it
     jobs: int  # how many the plan has
     resumed: int  # how many of them an earlier run had done
+    measured: Mapping[int, float] = field(default_factory=dict)  # what jobs found, by number
 
 
 def write(
@@ -62,7 +63,7 @@ def write(
         return Written(nbytes, len(jobs), len(jobs))
     workers = _threads(plan, threads)
     try:
-        resumed = _do(plan, root, staging, jobs, shares.writing(jobs), (progress or _silent, begin), workers)
+        resumed, _ = _do(plan, root, staging, jobs, shares.writing(jobs), (progress or _silent, begin), workers)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
@@ -76,24 +77,26 @@ def write_part(
     staging: Draft,
     part: Part,
     *,
+    jobs: Jobs | None = None,
     measures: bool = False,
+    measured: Mapping[int, float] | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
     threads: int | None = None,
 ) -> Written:
     """Write a part of a target, beside other processes that write the other parts of it; or measure a part of what is measured.
 
+    ``jobs`` are those of the plan, where they are known; ``measured`` is what all parts have measured, None to look what they noted.
     Nothing is published. Everything else is as ``write`` has it, but that the staging folder stays, whatever the error.
     """
-    jobs = jobs_of(plan)
+    jobs = jobs_of(plan) if jobs is None else jobs
     numbers = (shares.measuring if measures else shares.writing)(jobs, part)
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    resumed = _do(
-        plan, folder_at(source), staging, jobs, numbers, (progress or _silent, phase or _unsaid), _threads(plan, threads)
-    )
-    return Written(nbytes, len(numbers), resumed)
+    tell = progress or _silent, phase or _unsaid
+    resumed, found = _do(plan, folder_at(source), staging, jobs, numbers, tell, _threads(plan, threads), measured)
+    return Written(nbytes, len(numbers), resumed, found)
 
 
 def finish(
@@ -178,15 +181,18 @@ def _do(
     numbers: Numbers,
     tell: tuple[Progress, Phase],
     workers: int,
-) -> int:
-    """Do some jobs, and first measure what they need; return how many of them an earlier run had done."""
+    given: Mapping[int, float] | None = None,
+) -> tuple[int, Mapping[int, float]]:
+    """Do some jobs, and first measure what they need; return how many of them an earlier run had done, and what is measured."""
     progress, begin = tell
     finished = prepared(plan, staging)
     left = [number for number in numbers.tolist() if number not in finished]
     kinds = jobs.rows["kind"][left]
     wanted = np.union1d(shares.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
-    amaxes, measured = Amaxes(), staging.measured if len(wanted) else {}
-    names = shares.names_of(jobs, wanted)
+    amaxes, names = Amaxes(), shares.names_of(jobs, wanted)
+    measured = dict(staging.measured if given is None else given)
+    if given is None and staging.ready and (kinds == ENCODE).any():
+        measured |= staging.measured_by_all()
     for number in names.keys() & measured.keys():
         amaxes.note(names[number], measured[number])
     phases = {  # a scale is known before the first code is written
@@ -211,6 +217,7 @@ def _do(
             found = work(worker, job)
             if isinstance(job, Gauge) and found is not None:
                 amaxes.note(job.step.amax, found)
+                measured[number] = found
             staging.note(number, found)
             dirty(touched(job))
 
@@ -227,7 +234,7 @@ def _do(
                 begin(name)
                 pool.run(each, min(workers, len(each)), hire, add)
     staging.settle()
-    return len({*numbers.tolist()}.difference(*phases.values()))
+    return len({*numbers.tolist()}.difference(*phases.values())), {n: measured[n] for n in names}
 
 
 def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Worker:

@@ -64,8 +64,12 @@ class PosixDraft:
 
     @property
     def measured(self) -> Mapping[int, float]:
+        """Return what jobs in the journal found."""
+        return self.journal.measured
+
+    def measured_by_all(self) -> Mapping[int, float]:
         """Return what is in all journals."""
-        return journals.measured(self.base, self.crossing)
+        return journals.measured_by_all(self.base, self.crossing)
 
     @property
     def parts(self) -> int:

@@ -136,7 +136,10 @@ class Draft(Protocol):
 
     @property
     def measured(self) -> Mapping[int, float]:
-        """Return what jobs found that any run, of any part, noted."""
+        """Return what jobs found that an earlier run noted."""
+
+    def measured_by_all(self) -> Mapping[int, float]:
+        """Return what the jobs of all parts found until now."""
 
     @property
     def parts(self) -> int:
