@@ -246,7 +246,7 @@ def cross(
     """
     said, wish = local("out", out, out=True), gathered(options)
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
-    writing, examining = _phases(made, progress or _silent)
+    writing, examining = phases(made, progress or _silent)
     with held(proven(made), folder_at(said)) as target:
         write(made, target.source.root, target.staging, progress=writing, phase=phase, threads=threads)
         target.check()
@@ -269,7 +269,7 @@ def prove(
     return proof.verdict
 
 
-def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
+def phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
     """Return the progress of writing and of examining under one total in bytes, which is known from the start."""
     examined, written = made.proof["source bytes"] + 2 * made.proof["target bytes"], 0  # read to compare, and for digests
 
