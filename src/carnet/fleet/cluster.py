@@ -5,6 +5,7 @@ Ray sends a task elsewhere when its worker or its machine is lost. An error of c
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,13 +110,14 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
     ours = not ray.is_initialized()
     try:
         if ours:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         nodes = {
             each["NodeID"]: Node(each["NodeManagerHostname"], each["NodeManagerAddress"], int(each["Resources"].get("CPU", 0)))
             for each in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
             if each["Alive"] and each["Resources"].get("CPU", 0) >= 1
         }
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         facts = {"where": address, "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
         remedy = "start it (ray start --head), or name it in --on"
         raise MachineFailed("the Ray cluster cannot be used", facts, remedy=remedy) from error
@@ -126,6 +128,13 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
     finally:
         if ours:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody answers: Ray would ask again for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _looker() -> Callable[[Mapping[str, bytes]], tuple[str, str | None, list[str]]]:
