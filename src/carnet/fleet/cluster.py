@@ -6,7 +6,7 @@ Ray sends a task elsewhere when its worker or its machine is lost. An error of c
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -137,40 +137,45 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _looker() -> Callable[[Mapping[str, bytes]], tuple[str, str | None, list[str]]]:
+Seen = tuple[str, str, bytes]  # a folder, a file in it, "" for the folder itself, and what that begins with
+
+
+def _looker() -> Callable[[str, Sequence[Seen]], tuple[str, str | None, list[str]]]:
     """Return a function that needs nothing of carnet's where it runs: pickle sends one that is defined in another by its code."""
 
-    def look(paths: Mapping[str, bytes]) -> tuple[str, str | None, list[str]]:
+    def look(version: str, sought: Sequence[Seen]) -> tuple[str, str | None, list[str]]:
         import os
-        from contextlib import suppress
 
-        version: str | None = None
-        with suppress(ImportError):
+        host, unseen = os.uname().nodename, list[str]()
+        try:
             from carnet import __version__ as found
 
-            version = found
-        unseen = []
-        for path, begin in paths.items():
+            if found != version:
+                return host, found, []
+            from carnet.errors import CarnetError
+            from carnet.storage.protocol import read_at
+            from carnet.storage.schemes import folder_at
+        except ImportError:
+            return host, None, []
+        for folder, name, begin in sought:
             try:
-                with open(path, "rb") as file:
-                    same = file.read(len(begin)) == begin
-            except IsADirectoryError:
-                same = True
-            except OSError:
+                there = folder_at(folder)
+                same = there.kind() == "folder" if not name else read_at(there.open(name), 0, len(begin)) == begin
+            except CarnetError:
                 same = False
-            unseen += [] if same else [path]
-        return os.uname().nodename, version, unseen
+            unseen += [] if same else [f"{folder}/{name}".rstrip("/")]
+        return host, found, unseen
 
     return look
 
 
-def look_at(cluster: Cluster, paths: Mapping[str, bytes]) -> None:
-    """Raise MachineFailed unless every node has this carnet and sees some files, which begin so, and folders."""
+def look_at(cluster: Cluster, sought: Sequence[Seen]) -> None:
+    """Raise MachineFailed unless every node has this carnet and sees some files and folders."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = cluster.ray.remote(num_cpus=0)(_looker())
-    asked = {id_: look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(id_, soft=True)) for id_ in cluster.nodes}
-    for name, version, unseen in cluster.ray.get([one.remote(paths) for one in asked.values()]):
+    there = [look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=True)) for node in cluster.nodes]
+    for name, version, unseen in cluster.ray.get([each.remote(__version__, sought) for each in there]):
         if version != __version__:
             facts = {"node": name, "expected": __version__, "found": version or "none"}
             what = "a node of the cluster has no carnet" if version is None else "a node of the cluster has another carnet"

@@ -5,7 +5,7 @@
     plan, prove -> prepare -> | measure 1/n ... | -> | write 1/n ... | -> config, document -> | examine 1/n ... | -> OUT
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Unpack
@@ -17,16 +17,17 @@ from carnet.executor.jobs import Jobs, jobs_of
 from carnet.executor.owning import held, proven
 from carnet.executor.run import finish, prepared
 from carnet.fleet import tasks
-from carnet.fleet.cluster import Cluster, Node, look_at, reached
+from carnet.fleet.cluster import Cluster, Node, Seen, look_at, reached
 from carnet.plans.options import local
 from carnet.plans.request import Options, memory_of, threads_of
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
 from carnet.storage.journal_lines import NAME
-from carnet.storage.protocol import Part
+from carnet.storage.protocol import Part, read_at
 from carnet.storage.schemes import PathLike, folder_at
 
 TASK = 1 << 30  # bytes of a part
+BEGIN = 200  # bytes of a journal: the digests in its first line
 FEWEST = 16  # parts: even a small crossing goes to several machines
 
 
@@ -61,7 +62,7 @@ def cross(
             where = staging.where
         threads = threads_of(wish) or cluster.threads
         if not whole:
-            look_at(cluster, _files(made.source, where))
+            look_at(cluster, _sought(made.source, where))
             sent = tasks.Sent(of.crossing.plan, cluster.keep((made, jobs)), said, threads)
             _write(cluster, sent, jobs, count, writing, begin)
         with held(of, target) as complete:
@@ -92,13 +93,10 @@ def _write(cluster: Cluster, sent: tasks.Sent, jobs: Jobs, count: int, progress:
     cluster.all(tasks.write, [(sent, part, kept) for part in parts], add)
 
 
-def _files(source: str, staging: str) -> Mapping[str, bytes]:
-    """Return what every node must see: the source, and the journal with what it begins with; in a store everyone does."""
-    found = {} if "://" in source else {source: b""}
-    if "://" not in staging:
-        with open(f"{staging}/{NAME}", "rb") as journal:
-            found[f"{staging}/{NAME}"] = journal.readline()
-    return found
+def _sought(source: str, staging: str) -> list[Seen]:
+    """Return what every node must see: the source, and the target that was prepared."""
+    journal = folder_at(staging).open(NAME)
+    return [(source, "", b""), (staging, NAME, read_at(journal, 0, min(BEGIN, journal.stamp.nbytes)))]
 
 
 def _silent(done: int, total: int) -> None:
