@@ -12,7 +12,8 @@ The verbs, what they return, and what they raise::
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from carnet.version import __version__ as __version__
+
 __all__ = [
     "BadCheckpoint",
     "BadOption",

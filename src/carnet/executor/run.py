@@ -2,7 +2,7 @@
 
 ::
 
-    OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  then assets, then texts: config.json last
+    OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  assets, then tensors, then texts: config.json last
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +14,7 @@ import numpy as np
 from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import shares
+from carnet.executor.arrivals import Arrivals, heard
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import ENCODE, GAUGE, Gauge, Jobs, jobs_of, touched
@@ -48,13 +49,15 @@ def write(
     progress: Progress | None = None,
     phase: Phase | None = None,
     threads: int | None = None,
+    begun: Callable[[Arrivals], None] | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
     ``threads`` is how many do the jobs, None for what suits the machine, as far as the plan's memory has room for them.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
-    BadCheckpoint where the source is not what the plan saw.
+    BadCheckpoint where the source is not what the plan saw. ``begun`` is told when all files of tensors are there, with what knows
+    which tensors are whole; all else but texts is written then.
     """
     begin, root = phase or _unsaid, folder_at(source)
     jobs = jobs_of(plan)
@@ -63,11 +66,17 @@ def write(
         return Written(nbytes, len(jobs), len(jobs))
     workers = _threads(plan, threads)
     try:
-        resumed, _ = _do(plan, root, staging, jobs, shares.writing(jobs), (progress or _silent, begin), workers)
+        finished = prepared(plan, staging)
+        _put_beside(plan, root, staging)
+        with heard(plan, jobs, finished, begun) as hear:
+            resumed, _ = _do(
+                plan, root, staging, jobs, shares.writing(jobs), finished, (progress or _silent, begin), workers, hear
+            )
+            put_texts(plan, staging)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
-    _complete(plan, root, staging, begin, workers)
+    _flush(plan, staging, begin, workers)
     return Written(nbytes, len(jobs), resumed)
 
 
@@ -94,8 +103,10 @@ def write_part(
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    tell = progress or _silent, phase or _unsaid
-    resumed, found = _do(plan, folder_at(source), staging, jobs, numbers, tell, _threads(plan, threads), measured)
+    finished, tell = prepared(plan, staging), (progress or _silent, phase or _unsaid)
+    resumed, found = _do(
+        plan, folder_at(source), staging, jobs, numbers, finished, tell, _threads(plan, threads), given=measured
+    )
     return Written(nbytes, len(numbers), resumed, found)
 
 
@@ -123,7 +134,9 @@ def finish(
         remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
         raise BadRequest("not every part of the target is written", facts, remedy=remedy)
     prepare(plan, staging)
-    _complete(plan, folder_at(source), staging, phase or _unsaid, _threads(plan, threads))
+    _put_beside(plan, folder_at(source), staging)
+    put_texts(plan, staging)
+    _flush(plan, staging, phase or _unsaid, _threads(plan, threads))
 
 
 def _spans(numbers: list[int]) -> str:
@@ -161,16 +174,13 @@ def _threads(plan: Plan, wanted: int | None) -> int:
     return choose_threads(plan.memory, plan.window, len(plan.steps), wanted)
 
 
-def _complete(plan: Plan, source: Folder, staging: Draft, begin: Phase, workers: int) -> None:
-    """Write what is known, what is taken over and the texts, and bring everything to the disk."""
+def _put_beside(plan: Plan, source: Folder, staging: Draft) -> None:
+    """Write what is known, and what is taken over: all but the tensors that jobs write, and the texts."""
     _put_known(plan, source, staging)
     for raw in plan.raws:
         staging.put(raw.name, [raw.data])
     for asset in plan.assets:
         put_asset(asset, staging)
-    put_texts(plan, staging)
-    begin("flushing")
-    _flush(plan, staging, workers)
 
 
 def _do(
@@ -179,13 +189,14 @@ def _do(
     staging: Draft,
     jobs: Jobs,
     numbers: Numbers,
+    finished: frozenset[int],
     tell: tuple[Progress, Phase],
     workers: int,
+    hear: Callable[[int], None] = lambda job: None,
     given: Mapping[int, float] | None = None,
 ) -> tuple[int, Mapping[int, float]]:
     """Do some jobs, and first measure what they need; return how many of them an earlier run had done, and what is measured."""
     progress, begin = tell
-    finished = prepared(plan, staging)
     left = [number for number in numbers.tolist() if number not in finished]
     kinds = jobs.rows["kind"][left]
     wanted = np.union1d(shares.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
@@ -200,7 +211,7 @@ def _do(
         "writing": [number for number, kind in zip(left, kinds, strict=True) if kind != GAUGE],
     }
     todo = sum(int(jobs.rows["nbytes"][each].sum()) for each in phases.values())
-    total = int(jobs.rows["nbytes"][np.union1d(numbers, wanted)].sum())
+    total = int(jobs.rows["nbytes"][np.union1d(numbers, shares.needed(jobs, numbers))].sum())
     done = total - todo
 
     def add(nbytes: int) -> None:
@@ -219,6 +230,7 @@ def _do(
                 amaxes.note(job.step.amax, found)
                 measured[number] = found
             staging.note(number, found)
+            hear(number)
             dirty(touched(job))
 
         try:
@@ -251,7 +263,8 @@ def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
     worker.targets.close()
 
 
-def _flush(plan: Plan, staging: Draft, workers: int) -> None:
+def _flush(plan: Plan, staging: Draft, begin: Phase, workers: int) -> None:
+    begin("flushing")
     names = written(plan)
 
     @contextmanager

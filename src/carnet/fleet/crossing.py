@@ -22,6 +22,7 @@ from carnet.plans.options import local
 from carnet.plans.request import Options, memory_of, threads_of
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
+from carnet.proving import Shown, prove
 from carnet.storage.journal_lines import NAME
 from carnet.storage.protocol import Part, read_at
 from carnet.storage.schemes import PathLike, folder_at
@@ -51,7 +52,7 @@ def cross(
     tell = nodes or _untold
     with reached(on, tell) as cluster:
         made = api.plan(path, **wish)
-        writing, examining = api.phases(made, progress or _silent)
+        shown = Shown(made, progress or _silent)
         of, jobs, target = proven(made), jobs_of(made), folder_at(said)
         count = max(FEWEST, -(-int(jobs.rows["nbytes"].sum()) // TASK))
         with ExitStack() as stack:
@@ -64,11 +65,11 @@ def cross(
         if not whole:
             look_at(cluster, _sought(made.source, where))
             sent = tasks.Sent(of.crossing.plan, cluster.keep((made, jobs)), said, threads)
-            _write(cluster, sent, jobs, count, writing, begin)
+            _write(cluster, sent, jobs, count, shown.writing, begin)
         with held(of, target) as complete:
             finish(made, complete.source.root, complete.staging, phase=phase)
             complete.check()
-            verdict = api.prove(made, complete, memory_of(wish), threads_of(wish), examining, phase)
+            verdict = prove(made, complete, memory_of(wish), threads_of(wish), shown.examining, begin)
     return replace(verdict, source=local("ckpt", path), target=said)
 
 
