@@ -78,9 +78,9 @@ def test_the_two_statements_about_scales_agree(name, own):
 def test_the_largest_of_a_block_is_found_by_either(name, shape):
     recipe = BY_NAME[name]
     values = np.random.default_rng(3).standard_normal(shape).astype(ml_dtypes.bfloat16)
-    found = examined.block_amax(recipe, values.astype(np.float32))
+    found = examined.block_amax(recipe.block, values.astype(np.float32))
     assert (found == arithmetic.block_amax(values.view(np.uint16), "bf16", recipe.block)).all()
-    wide = np.broadcast_to(examined.spread(recipe, found, shape), shape)
+    wide = np.broadcast_to(examined.spread(recipe.block, found, shape), shape)
     assert (wide >= np.abs(values.astype(np.float32))).all()
 
 

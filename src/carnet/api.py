@@ -1,23 +1,20 @@
 """The verbs, as functions. The command line adds nothing to them but options and colours."""
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Unpack
 
-from carnet import __version__
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.megatron.needs import needs
-from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
-from carnet.examiner.asked import asked_of, words
-from carnet.examiner.verdict import PLAN, Proof, Verdict, examine_target, recheck
+from carnet.examiner.verdict import PLAN, Proof, Verdict, recheck
+from carnet.examining import examine, open_source
 from carnet.executor.memory import choose_window
-from carnet.executor.owning import Held, held, part_of
+from carnet.executor.owning import held, part_of, proven
 from carnet.executor.run import finish as finish_parts
 from carnet.executor.run import write, write_part
 from carnet.formats.amax import read_amax
@@ -26,8 +23,7 @@ from carnet.formats.detect import open_checkpoint
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
-from carnet.inventory.bridge import vouched
-from carnet.inventory.survey import Inventory, opened, take
+from carnet.inventory.survey import Inventory, take
 from carnet.planner.build import build
 from carnet.plans import saved
 from carnet.plans.columns import Plan
@@ -35,6 +31,7 @@ from carnet.plans.options import here, local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress
+from carnet.proving import prove, write_and_prove
 from carnet.steps import TextFile
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike, folder_at
@@ -60,7 +57,7 @@ def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
     """
     only(Looking.__optional_keys__, options)
     said = Request.of({**options, "to": "hf"})
-    checkpoint = _opened(local("ckpt", path), said.config, said.written_by, said.accept, said.family)
+    checkpoint = open_source(local("ckpt", path), said.config, said.written_by, said.accept, said.family)
     try:
         return Inspection(checkpoint, take(checkpoint, said.drop, said.vocab_size), None)
     except CarnetError as refusal:
@@ -89,13 +86,15 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """
     said = gathered(options)
     request, memory, lent = Request.of(said), memory_of(said), said.get("tokenizer")
-    checkpoint = _opened(local("ckpt", path), request.config, request.written_by, request.accept, request.family, request.tower)
+    checkpoint = open_source(
+        local("ckpt", path), request.config, request.written_by, request.accept, request.family, request.tower
+    )
     folder = None if lent is None else folder_at(local("tokenizer", lent))
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)
     measured = {} if request.amax is None else read_amax(request.amax)
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
-    texts = (TextFile(DOCUMENT, documents.draft(made, __version__, _words(made))), *made.texts)
+    texts = (TextFile(DOCUMENT, documents.draft(made, _words(made))), *made.texts)
     return replace(made, texts=texts, memory=memory, window=choose_window(memory, len(made.steps)))
 
 
@@ -118,7 +117,7 @@ def run(
     said, workers = local("out", out, out=True), threads_of({"threads": threads})
     share = None if part is None else part_of(part)
     made = _saved(plan)
-    with held(made, folder_at(said), share) as target:
+    with held(proven(made), folder_at(said), share) as target:
         root, staging = target.source.root, target.staging
         if share is None:
             write(made, root, staging, progress=progress, phase=phase, threads=workers)
@@ -145,18 +144,13 @@ def finish(
     """
     said, made = local("out", out, out=True), _saved(plan)
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
-    with held(made, folder_at(said)) as target:
-        finish_parts(made, target.staging, phase=phase, threads=workers)
+    with held(proven(made), folder_at(said)) as target:
+        finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
         target.check()
         if verify:
-            return replace(_prove(made, target, space, workers, progress, phase), target=said)
+            return replace(prove(made, target, space, workers, progress or _silent, phase or _unsaid), target=said)
         target.publish()
     return None
-
-
-def clean(out: PathLike) -> list[str]:
-    """Remove what a crossing into ``out`` left that was not finished, and nothing else; return the names of what it was."""
-    return folder_at(local("out", out, out=True)).cleared()
 
 
 def _saved(plan: Plan | PathLike) -> Plan:
@@ -202,7 +196,7 @@ def verify(
         request, tokenizer = _request(open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
-    proof = _examine(ours, target, request, known, space, workers, progress)
+    proof = examine(ours, target, request, known, space, workers, progress)
     proof = replace(proof, verdict=replace(proof.verdict, source=said[0], target=said[1]))
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
@@ -247,130 +241,22 @@ def cross(
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document.
 
+    A tensor is examined as soon as it is whole, while others are written; what is compared is read from the target's files.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
     """
     said, wish = local("out", out, out=True), gathered(options)
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
-    writing, examining = _phases(made, progress or _silent)
-    with held(made, folder_at(said)) as target:
-        write(made, target.source.root, target.staging, progress=writing, phase=phase, threads=threads)
-        target.check()
-        verdict = _prove(made, target, memory, threads, examining, phase)
+    with held(proven(made), folder_at(said)) as target:
+        verdict = write_and_prove(made, target, memory, threads, progress or _silent, phase or _unsaid)
     return replace(verdict, source=local("ckpt", path), target=said)
-
-
-def _prove(
-    made: Plan, target: Held, memory: int, threads: int | None, progress: Progress | None, phase: Phase | None
-) -> Verdict:
-    """Examine what was written, and put it in place with its document where it is equal."""
-    if phase is not None:
-        phase("examining")
-    known = [Known(PLAN, documents.planned(made), whole=True)]
-    there = folder_at(target.staging.where)
-    proof = _examine(folder_at(made.source), there, made.request, known, memory, threads, progress, staged=True)
-    if proof.data is not None:
-        target.staging.put(DOCUMENT, [documents.text(proof.data).encode()], sync=True)
-        target.publish()
-    return proof.verdict
-
-
-def _phases(made: Plan, progress: Progress) -> tuple[Progress, Progress]:
-    """Return the progress of writing and of examining under one total in bytes, which is known from the start."""
-    examined, written = made.proof["source bytes"] + 2 * made.proof["target bytes"], 0  # read to compare, and for digests
-
-    def writing(done: int, total: int) -> None:
-        nonlocal written
-        written = total
-        progress(done, total + examined)
-
-    def examining(done: int, total: int) -> None:
-        progress(written + (examined * done // total if total else examined), written + examined)
-
-    return writing, examining
-
-
-def _examine(
-    source: Folder,
-    target: Folder,
-    request: Mapping[str, object],
-    known: Sequence[Known],
-    memory: int,
-    threads: int | None,
-    progress: Progress | None,
-    *,
-    staged: bool = False,
-) -> Proof:
-    asked = asked_of(request)
-    said = asked.request
-    try:
-        opened = _opened(source, said.config, said.written_by, said.accept, said.family, said.tower)
-        inventory = take(opened, said.drop, said.vocab_size, said.tokens)
-    except CarnetError as error:
-        raise error if staged else _with_claims(error, target) from None
-    checkpoint = _meant(open_checkpoint(target), said.reader)
-    known = [*known, Known("the arguments", vouched(checkpoint))]
-    if (
-        inventory.dialect.kind.companions
-        and checkpoint.dialect == inventory.dialect.name
-        and not any(each.whole for each in known)
-    ):
-        known = [*known, Known("the source", folder=source)]
-    return examine_target(
-        inventory,
-        target,
-        checkpoint=checkpoint,
-        source_path=source,
-        needs=lambda arrived: _needs(arrived, said.reader, said.names == "local"),
-        asked=asked,
-        request=request,
-        known=known,
-        version=__version__,
-        memory=memory,
-        threads=threads,
-        progress=progress or _silent,
-        staged=staged,
-    )
 
 
 def _silent(done: int, total: int) -> None:
     """Show nothing."""
 
 
-def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
-    """Return a refusal of a source, with the options that the target's document names: perhaps one of them was forgotten."""
-    try:
-        said = documents.load(target)
-    except CarnetError:
-        return error
-    request = said.data.get("request") if said is not None else None
-    claimed = " ".join(words(request)) if isinstance(request, Mapping) else ""
-    return type(error)(error.what, {**error.facts, "its carnet": claimed}, remedy=error.remedy) if claimed else error
-
-
-def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
-    """Return a target as the program reads it that a person names; its own word for another program than Megatron-LM does not count."""
-    own = target.program if target.program.startswith(LM) else LM
-    return replace(target, program=read_by or own) if KINDS[target.dialect].arguments else target
-
-
-def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[str, object]:
-    """Return what the program that loads a target must be told."""
-    if not target.dialect.kind.arguments:
-        return {}
-    reader = None if read_by is None else program(read_by, "--read-by")
-    return needs(target.checkpoint.config, reader, local=local_spec).data
-
-
-def _opened(
-    path: PathLike | Folder,
-    config: PathLike | None,
-    written_by: str | None = None,
-    accept: Sequence[str] = (),
-    family: str | None = None,
-    tower: PathLike | None = None,
-) -> Checkpoint:
-    own = None if config is None else local("config", config)
-    return opened(path, own, written_by, accept, family, None if tower is None else local("tower", tower))
+def _unsaid(name: str) -> None:
+    """Show nothing."""
 
 
 def _companions(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Companions:

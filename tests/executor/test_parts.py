@@ -16,7 +16,7 @@ import carnet
 from carnet.errors import BadOption, BadRequest, MachineFailed
 from carnet.executor import shares
 from carnet.executor.jobs import jobs_of
-from carnet.executor.owning import held
+from carnet.executor.owning import held, proven
 from carnet.executor.run import write_part
 from carnet.plans import saved
 from carnet.storage.drafts import staging_of
@@ -86,7 +86,7 @@ def test_a_run_of_the_whole_takes_over_what_parts_have_written(out, tmp_path):
     plan = carnet.plan(GOLDEN, to="hf")
     carnet.run(plan, tmp_path / "whole")
     carnet.run(plan, out, part=(2, 3))
-    with held(plan, folder_at(out)) as target:
+    with held(proven(plan), folder_at(out)) as target:
         assert len(target.staging.done) == len(shares.writing(jobs_of(plan), Part(2, 3)))
     carnet.run(plan, out)
     assert content(out) == content(tmp_path / "whole")
@@ -190,7 +190,7 @@ def test_a_part_that_is_killed_goes_on_where_it_stopped(asked, stuck, out, tmp_p
     noted = (staging_of(out) / name_of(1, 2)).read_text().count("\n") - 2
     assert noted > 0
     first = Part(1, 2)
-    with held(made, folder_at(out), first) as target:
+    with held(proven(made), folder_at(out), first) as target:
         found = write_part(made, target.source.root, target.staging, first)
     assert found.resumed > 0
     with pytest.raises(BadRequest) as caught:
@@ -225,7 +225,7 @@ def test_a_scale_that_another_part_measured_is_not_measured_again(out):
     plan = carnet.plan(GOLDEN, **CODED)
     for number in (1, 2):
         part = Part(number, 2)
-        with held(plan, folder_at(out), part) as target:
+        with held(proven(plan), folder_at(out), part) as target:
             write_part(plan, target.source.root, target.staging, part, measures=True)
     phases = []
     for number in (1, 2):
@@ -238,7 +238,7 @@ def test_a_part_that_joins_others_says_where_it_does_not_see_their_target(out):
     plan = carnet.plan(GOLDEN, to="hf")
     with (
         pytest.raises(MachineFailed, match="does not see the target that others write"),
-        held(plan, folder_at(out), Part(1, 2, joins=True)),
+        held(proven(plan), folder_at(out), Part(1, 2, joins=True)),
     ):
         pass
     assert not staging_of(out).exists()

@@ -7,7 +7,7 @@ Nothing heavy is imported before a command runs.
 import gc
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
 import click
@@ -24,6 +24,7 @@ from carnet.cli.options import (
     existing_file,
     existing_folder,
     json_option,
+    on_option,
     options,
     part,
     threads_option,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
     from carnet.plans.request import Budget, Looking, Options, Verifying
+    from carnet.pool import Phase, Progress
 
 
 UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
@@ -236,18 +238,6 @@ def finish(ctx: click.Context, /, plan_file: str, out: str, verify: bool, as_jso
     click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
 
 
-@main.command(cls=Verb, epilog="carnet clean out/llama\ncarnet clean s3://models/llama")
-@click.argument("out", type=Place())
-@json_option
-def clean(out: str, as_json: bool) -> None:
-    """Remove what a crossing into OUT left that was killed and shall not go on; nothing that carnet did not write."""
-    from carnet import api
-    from carnet.report.data import dump
-
-    removed = api.clean(out)
-    click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
-
-
 @main.command(
     cls=Verb,
     epilog="carnet verify checkpoints/llama out/llama-bf16 --dtype bf16\n"
@@ -273,21 +263,45 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
     cls=Crossing,
     epilog="carnet cross checkpoints/llama out/llama-hf --to hf --tokenizer tokenizers/llama\n"
     "carnet cross checkpoints/llama out/llama-trt --to trtllm --tp 4\n"
-    "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors",
+    "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors\n"
+    "carnet cross /shared/llama /shared/llama-hf --to hf --on ray://head:10001",
 )
 @checkpoint
 @click.argument("out", type=Place())
 @crossing_options
 @threads_option
+@on_option
 @json_option
 @click.pass_context
-def cross(ctx: click.Context, /, ckpt: str, out: str, as_json: bool, **options: "Unpack[Options]") -> None:
+def cross(
+    ctx: click.Context, /, ckpt: str, out: str, as_json: bool, on: str | None = None, **options: "Unpack[Options]"
+) -> None:
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
     from carnet import api
 
     with progress_bar("planning") as (progress, phase):
-        verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
+        if on is None:
+            verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
+        else:
+            verdict = _cross_on(on, ckpt, out, progress, phase, options)
     _tell(ctx, verdict, as_json=as_json)
+
+
+def _cross_on(on: str, ckpt: str, out: str, progress: "Progress | None", phase: "Phase", options: "Options") -> "Verdict":
+    """Cross on the machines of a cluster, and say on stderr which has done what."""
+    from carnet import fleet
+    from carnet.report.terminal import node_lines
+
+    seen = list[fleet.Node]()
+
+    def tell(nodes: "Sequence[fleet.Node]") -> None:
+        seen[:] = nodes
+
+    try:
+        return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=tell, **options)
+    finally:
+        if seen:
+            click.echo("\n".join(node_lines(seen, _width())), err=True)
 
 
 @main.command(

@@ -8,7 +8,7 @@ import click
 
 from carnet.errors import BadOption
 from carnet.plans.options import local, nbytes, near
-from carnet.plans.request import DEFAULTS, KNOWN, MEMORY, OPTIONS, flag_of
+from carnet.plans.request import DEFAULTS, KNOWN, MACHINE, MEMORY, OPTIONS, flag_of
 
 Command = Callable[..., None]
 Decorator = Callable[[Command], Command]
@@ -131,6 +131,13 @@ def together(*options: Decorator) -> Decorator:
 
 checkpoint = click.argument("ckpt", type=existing_folder)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+on_option = click.option(
+    "--on",
+    metavar="CLUSTER",
+    cls=Grouped,
+    group=MACHINE,
+    help="Use all machines of a Ray cluster that see the same files: ray://HOST:10001, or ray for the one of RAY_ADDRESS.",
+)
 crossing_options = options("to", "tokenizer", "request", *(name for name in OPTIONS if name != "to"), "memory")
 threads_option = options("threads")
 comparison_options = options(

@@ -19,12 +19,17 @@ MEANT = "f32"  # the type of the numbers that codes mean
 def codes_at(tensor_files: TensorFiles, coded: Coded, box: Box) -> NDArray[np.uint8]:
     """Return the codes of a box of the weight, one a byte."""
     recipe = BY_NAME[coded.recipe]
+    skip = box.start[-1] % PACKED[recipe.packing]
+    return unpacked(recipe, stored_at(tensor_files, coded, box))[..., skip : skip + box.shape[-1]]
+
+
+def stored_at(tensor_files: TensorFiles, coded: Coded, box: Box) -> NDArray[np.uint8]:
+    """Return the bytes that hold the codes of a box of the weight."""
+    recipe = BY_NAME[coded.recipe]
     each = PACKED[recipe.packing]
     first, last = box.start[-1] // each, -(-(box.start[-1] + box.shape[-1]) // each)
     start, shape = around(recipe, (*box.start[:-1], first)), around(recipe, (*box.shape[:-1], last - first))
-    stored = _around(recipe, region(tensor_files, coded.codes, Box(start, shape)))
-    skip = box.start[-1] - first * each
-    return unpacked(recipe, stored)[..., skip : skip + box.shape[-1]]
+    return np.ascontiguousarray(_around(recipe, region(tensor_files, coded.codes, Box(start, shape)))).view(np.uint8)
 
 
 def _around(recipe: Recipe, stored: Array) -> Array:

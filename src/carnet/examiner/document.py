@@ -32,6 +32,7 @@ from carnet.inventory.survey import Inventory
 from carnet.plans.columns import Plan
 from carnet.storage.protocol import Folder, Stamp
 from carnet.storage.schemes import file_at, folder_at
+from carnet.version import __version__
 
 VERSION = 3
 PROVEN, WRITTEN = "proven", "written, not verified"
@@ -65,7 +66,6 @@ def document(
     found: Examination,
     request: Mapping[str, object],
     beside: tuple[Mapping[str, str], Mapping[str, str]],
-    version: str,
     words: Mapping[str, object],
 ) -> dict[str, object]:
     """Return the document of a target that the examiner found to be the source.
@@ -96,14 +96,14 @@ def document(
                 **({} if found.quality is None else quality_data(found.quality)),
             },
             "digest": "xxh3-128",
-            "versions": versions(version),
+            "versions": versions(),
         }
     )
 
 
-def versions(carnet: str) -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return the versions of the programs that write a document."""
-    return {"carnet": carnet, "python": platform.python_version(), "numpy": numpy.__version__}
+    return {"carnet": __version__, "python": platform.python_version(), "numpy": numpy.__version__}
 
 
 def vocabulary_data(said: Vocabulary) -> dict[str, object]:
@@ -127,7 +127,7 @@ def _said_words(words: Mapping[str, object]) -> dict[str, object]:
     return {name: said for name, said in words.items() if said}
 
 
-def draft(plan: Plan, version: str, words: Mapping[str, object] = MappingProxyType({})) -> str:
+def draft(plan: Plan, words: Mapping[str, object] = MappingProxyType({})) -> str:
     """Return the document of a target that was written and not yet examined: it knows the small files that the plan writes."""
     return text(
         sealed(
@@ -141,7 +141,7 @@ def draft(plan: Plan, version: str, words: Mapping[str, object] = MappingProxyTy
                 "dropped": {reason: list(names) for reason, names in plan.dropped.items()},
                 **_said_words(words),
                 "digest": "xxh3-128",
-                "versions": versions(version),
+                "versions": versions(),
             }
         )
     )

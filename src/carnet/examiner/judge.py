@@ -11,13 +11,18 @@ from carnet.algebra.box import Box
 from carnet.algebra.layout import clip
 from carnet.dialects.entry import Entry
 from carnet.examiner import scales as rules
-from carnet.examiner.codes import codes_at, scales_of
+from carnet.examiner.codes import scales_of, stored_at
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import (
+    LINED,
+    TILE,
     Amaxes,
     Matrix,
+    Tile,
     assemble,
     bits_of,
+    in_rows,
+    lined,
     matrix_of,
     own_type,
     quotients_of,
@@ -27,7 +32,7 @@ from carnet.examiner.matrix import (
 from carnet.examiner.naming import Clues, lent_scales, name_codes
 from carnet.examiner.scales import Array, Floats
 from carnet.formats.stored import Coded, Key
-from carnet.quantize.recipes import BY_NAME, WHOLE
+from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE
 
 SAMPLES = 1 << 12  # wrong scales that are kept to name what is wrong with them
 
@@ -95,30 +100,50 @@ class _Wrong:
 
 def _judge(source: Side, target: Side, of: Matrix, done: Judgement, clues: Clues) -> None:
     wrong = _Wrong()
-    nearest = rules.nearest(of.recipe.name)
     for tile in of.tiles():
-        values = assemble(source, of.entry, of.box(tile), of.own)
-        codes = codes_at(target.tensor_files, of.coded, of.box(tile)).reshape(values.shape)
-        stored, right = of.scales[of.blocks(tile)], right_scales(of, values)
-        under = spread_divisors(of, stored, of.outer, values.shape)
-        quotients = quotients_of(of, values, under)
-        places = codes.astype(np.intp)
-        good = nearest.is_right(codes, places, quotients)
-        done.elements += values.size
-        _measure(done, nearest.value.take(places, mode="clip"), nearest, values, quotients, under)
-        differs = (
-            stored.view(bits_of(stored)) != right.view(bits_of(right))
-            if stored.dtype == right.dtype
-            else np.ones(stored.shape, np.bool_)
-        )
-        if differs.any():
-            _note_scales(wrong, of, tile, stored, right, differs)
-        if not good.all():
-            wrong.codes += int((~good).sum())
-            wrong.first_code = wrong.first_code or (*of.at, *_first(~good, (tile[0].start, tile[1].start)))
-            again = quotients_of(of, values, spread_divisors(of, right, of.right_outer, values.shape))
-            wrong.under_right += int((~nearest.is_right(codes, places, again)).sum())
+        numbers = assemble(source, of.entry, of.box(tile), of.own)
+        codes = stored_at(target.tensor_files, of.coded, of.box(tile)).reshape(len(numbers), -1)
+        for rows, columns in of.parts((numbers.shape[0], numbers.shape[1]), TILE):
+            at = _within(tile, (rows, columns))
+            each = PER_BYTE[of.recipe.packing]
+            _look(of, at, numbers[rows, columns], codes[rows, columns.start // each : columns.stop // each], done, wrong)
     done.findings += _findings(source, target, of, wrong, clues)
+
+
+def _within(tile: Tile, part: Tile) -> Tile:
+    rows, columns = (slice(a.start + b.start, a.start + b.stop) for a, b in zip(tile, part, strict=True))
+    return rows, columns
+
+
+def _look(of: Matrix, tile: Tile, numbers: Array, codes: NDArray[np.uint8], done: Judgement, wrong: _Wrong) -> None:
+    """Look at the codes and the scales of a tile, the numbers of which are in the processor's cache."""
+    shape, block, stored = numbers.shape, of.recipe.block, of.scales[of.blocks(tile)]
+    if is_lined := block[0] == 1 and block[1] > 1:
+        numbers = lined(of, numbers, 4 * numbers.dtype.itemsize)
+        codes = lined(of, codes, 4 // PER_BYTE[of.recipe.packing])
+        block, stored = LINED, np.ascontiguousarray(stored).reshape(1, -1)
+    nearest, values, places = rules.nearest_of_bytes(of.recipe.name), numbers.astype(np.float32), codes.astype(np.intp)
+    right = right_scales(of, values, block)
+    under = spread_divisors(of, stored, of.outer, values.shape, block)
+    quotients = quotients_of(of, values, under)
+    good = nearest.is_right(codes, places, quotients)
+    done.elements += values.size
+    _measure(done, nearest.values(places), nearest, values, quotients, under)
+    differs = (
+        stored.view(bits_of(stored)) != right.view(bits_of(right))
+        if stored.dtype == right.dtype
+        else np.ones(stored.shape, np.bool_)
+    )
+    if differs.any():
+        _note_scales(wrong, of, tile, stored, right, differs)
+    if not good.all():
+        wrong.codes += int((~good).sum())
+        wrong.first_code = wrong.first_code or (
+            *of.at,
+            *_first(in_rows(~good, shape) if is_lined else ~good, (tile[0].start, tile[1].start)),
+        )
+        again = quotients_of(of, values, spread_divisors(of, right, of.right_outer, values.shape, block))
+        wrong.under_right += int((~nearest.is_right(codes, places, again)).sum())
 
 
 def _first(found: NDArray[np.bool_], start: tuple[int, int]) -> tuple[int, int]:
@@ -136,14 +161,15 @@ def _measure(done: Judgement, lost: Floats, nearest: rules.Nearest, values: Floa
     done.signal += float(np.vdot(values, values))
 
 
-def _note_scales(
-    wrong: _Wrong, of: Matrix, tile: tuple[slice, slice], stored: Array, right: Array, differs: NDArray[np.bool_]
-) -> None:
+def _note_scales(wrong: _Wrong, of: Matrix, tile: Tile, stored: Array, right: Array, differs: NDArray[np.bool_]) -> None:
     parts = of.blocks(tile)
     if of.recipe.block == WHOLE and wrong.scales:
         return  # one scale, seen again
     wrong.scales += int(differs.sum())
-    wrong.first_scale = wrong.first_scale or (*of.at, *_first(differs, (parts[0].start, parts[1].start)))
+    wrong.first_scale = wrong.first_scale or (
+        *of.at,
+        *_first(differs.reshape(of.scales[parts].shape), (parts[0].start, parts[1].start)),
+    )
     if sum(len(pair[0]) for pair in wrong.pairs) < SAMPLES:
         found, expected = (rules.divisors(of.recipe, each, None)[differs] for each in (stored, right))
         wrong.pairs.append((found, expected))

@@ -25,7 +25,10 @@ from carnet.model.tensors import Canonical
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
 from carnet.quantize.styles import STYLES
 
-TILE = 1 << 18  # elements at most
+TILE = 1 << 18  # elements that are looked at together: their numbers stay in the processor's cache
+LINED = (0, 4)  # a block of numbers that are lined up
+
+Tile = tuple[slice, slice]  # rows and columns
 
 Amaxes = Mapping[Canonical, Floats]  # canonical tensor -> the largest magnitude in it, or in each of its experts
 
@@ -45,32 +48,37 @@ class Matrix:
     largest: float  # of all that shares the scale of a whole tensor; 0 where none is shared
     amaxes: Amaxes  # of every tensor that shares one
     given: float | None  # its scale, where the source has one from training
-    tile: int  # elements that are looked at together: their numbers stay in the processor's cache
+    tile: int  # elements that are read together
 
     @property
     def recipe(self) -> Recipe:
         """Return the rules of the codes."""
         return BY_NAME[self.coded.recipe]
 
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
+    def tiles(self) -> Iterator[Tile]:
         """Cut the matrix into tiles of whole blocks."""
         rows, columns = self.coded.shape[-2:]
+        return self.parts((rows, columns), self.tile)
+
+    def parts(self, shape: tuple[int, int], size: int) -> Iterator[Tile]:
+        """Cut a matrix of such a shape into tiles of whole blocks and about so many elements."""
+        rows, columns = shape
         down, along = self.recipe.block
         step = max(along, PACKED[self.recipe.packing], 1)
-        wide = columns if along == 0 and down == 1 else min(columns, max(self.tile // max(down, 1) // step, 1) * step)
-        tall = max(self.tile // wide // max(down, 1), 1) * max(down, 1)
+        wide = columns if along == 0 and down == 1 else min(columns, max(size // max(down, 1) // step, 1) * step)
+        tall = max(size // wide // max(down, 1), 1) * max(down, 1)
         for row in range(0, rows, tall):
             for column in range(0, columns, wide):
                 yield slice(row, min(row + tall, rows)), slice(column, min(column + wide, columns))
 
-    def blocks(self, tile: tuple[slice, slice]) -> tuple[slice, slice]:
+    def blocks(self, tile: Tile) -> Tile:
         """Return the blocks of a tile."""
         found = []
         for part, block, count in zip(tile, self.recipe.block, self.scales.shape, strict=True):
             found.append(slice(part.start // block, -(-part.stop // block)) if block else slice(0, count))
         return found[0], found[1]
 
-    def box(self, tile: tuple[slice, slice]) -> Box:
+    def box(self, tile: Tile) -> Box:
         """Return a tile as a box of the stored weight."""
         shape = tuple(part.stop - part.start for part in tile)
         return Box((*self.at, *(part.start for part in tile)), ((1,) * len(self.at)) + shape)
@@ -83,9 +91,9 @@ def own_type(source: Side, target: Side, entry: Entry, asked: str | None) -> str
     return asked or (said if said != before or part.coded is not None else part.stored.dtype)
 
 
-def assemble(source: Side, entry: Entry, box: Box, own: str) -> Floats:
+def assemble(source: Side, entry: Entry, box: Box, own: str) -> Array:
     """Return the source's numbers where a box of a stored matrix has them, rounded to the type that they are coded from."""
-    made = np.zeros(box.shape[-2:], np.float32)
+    made: Array = np.zeros(box.shape[-2:], array_type(own))
     for number, (view, name) in enumerate(zip(entry.views, entry.reading.tensors[0], strict=True)):
         for wanted in clip(view, box):
             for origin, shared in sources(source, name, wanted):
@@ -148,10 +156,11 @@ def amax(source: Side, name: Canonical) -> Floats:
     found = np.zeros(shape[0] if by_expert else 1, np.float32)
     for box in blocks(whole(shape), source.tensor_files.block // 4):
         for origin, shared in sources(source, name, box):
-            kind = array_type(origin.stored.dtype)
-            sizes = np.abs(np.ascontiguousarray(read(source, origin, shared)).view(kind).astype(np.float32))
+            bits: Array = np.ascontiguousarray(read(source, origin, shared))
+            magnitudes = bits & bits.dtype.type((1 << 8 * bits.dtype.itemsize - 1) - 1)  # they sort as their bits do
+            largest = magnitudes.reshape(shared.shape[0] if by_expert else 1, -1).max(1)
             at = slice(shared.start[0], shared.start[0] + shared.shape[0]) if by_expert else slice(0, 1)
-            found[at] = np.maximum(found[at], sizes.reshape(shared.shape[0] if by_expert else 1, -1).max(1))
+            found[at] = np.maximum(found[at], largest.view(array_type(origin.stored.dtype)).astype(np.float32))
     return found
 
 
@@ -177,22 +186,51 @@ def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, st
     trained = recipe.scheme == "fp8" and bool(marks) and all(mark in brought.scales for mark in marks)
     given = max(brought.scales[mark] for mark in marks) if trained else None
     right = rules.outer_scale(recipe, largest, own) if recipe.scale.outer else None
-    tile = min(target.tensor_files.block // 4, TILE)
+    tile = target.tensor_files.block // 4
     return Matrix(key, entry, coded, own, at, stored, outer_of(target.tensor_files, coded), right, largest, amaxes, given, tile)
 
 
-def right_scales(of: Matrix, values: Floats) -> Array:
+def lined(of: Matrix, matrix: Array, fours: int) -> Array:
+    """Return what belongs to the numbers of a matrix whose blocks are short parts of rows, so that a block has a few columns to itself.
+
+    A line has four numbers of every block: numpy's loops run along the blocks, and not inside of them. ``fours`` is the bytes of four::
+
+        |aaaaAAAA|bbbbBBBB|       ->   |aaaa|bbbb|cccc|dddd|
+        |ccccCCCC|ddddDDDD|            |AAAA|BBBB|CCCC|DDDD|
+    """
+    item = np.dtype(np.complex128 if fours == 16 else f"u{fours}")
+    found: Array = np.ascontiguousarray(matrix).view(item).reshape(-1, of.recipe.block[1] // 4).T
+    return np.ascontiguousarray(found).view(matrix.dtype)
+
+
+def in_rows(lines: Array, shape: tuple[int, ...]) -> Array:
+    """Return the matrix of such a shape whose elements are lined up."""
+    return lines.reshape(len(lines), -1, 4).swapaxes(0, 1).reshape(shape)
+
+
+def right_scales(of: Matrix, values: Floats, block: tuple[int, int]) -> Array:
     """Return the scales that the numbers of a tile ask for."""
     if of.given is not None:
         return rules.kept_scale(of.recipe, of.given, of.own).reshape(1, 1)
     if of.recipe.block == WHOLE:
         return rules.scales(of.recipe, np.full((1, 1), of.largest, np.float32), of.own, None)
-    return rules.scales(of.recipe, rules.block_amax(of.recipe, values), of.own, of.right_outer)
+    amax = rules.block_amax(block, values)
+    kind = array_type(of.own)
+    if kind.itemsize == 2:  # few are different, and each is asked for once
+        bits = amax.astype(kind).view(np.uint16)
+        first, last = int(bits.min()), int(bits.max())
+        if last - first < bits.size:
+            every = np.arange(first, last + 1, dtype=np.uint16).view(kind).astype(np.float32)
+            few = rules.scales(of.recipe, every, of.own, of.right_outer)
+            return few.view(bits_of(few)).take(bits - np.uint16(first), mode="clip").view(few.dtype)
+    return rules.scales(of.recipe, amax, of.own, of.right_outer)
 
 
-def spread_divisors(of: Matrix, stored: Array, outer: np.float32 | None, shape: tuple[int, ...]) -> Floats:
+def spread_divisors(
+    of: Matrix, stored: Array, outer: np.float32 | None, shape: tuple[int, ...], block: tuple[int, int]
+) -> Floats:
     """Return what each element of a tile is divided by."""
-    return rules.spread(of.recipe, rules.divisors(of.recipe, stored, outer), shape)
+    return rules.spread(block, rules.divisors(of.recipe, stored, outer), shape)
 
 
 def quotients_of(of: Matrix, values: Floats, under: Floats) -> Floats:

@@ -14,6 +14,7 @@ PER_TENSOR = 3 << 10
 PER_THREAD = 2 << 20  # stack, allocator's arena
 HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
 BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
+LEAST = BASE + PER_THREAD + HELD * BLOCKS[-1]  # bytes: with fewer nothing is examined
 # threads: blocks are smaller rather than fewer threads at work than ENOUGH; beyond MOST they wait, since they take turns at Python
 ENOUGH, MOST = 4, 16
 
@@ -43,9 +44,8 @@ def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
     (5, 2)
     """
     cores = min(len(os.sched_getaffinity(0)), MOST) if wanted is None else wanted
-    least = BASE + PER_THREAD + HELD * BLOCKS[-1]
-    if budget < least:
-        facts = {"expected": f"at least {least:,} bytes", "found": f"{budget:,} bytes"}
+    if budget < LEAST:
+        facts = {"expected": f"at least {LEAST:,} bytes", "found": f"{budget:,} bytes"}
         raise BadRequest("the memory budget is too small to examine a target", facts, remedy="give more --memory")
     free = max(budget - BASE - tensors * PER_TENSOR, 0)
     fits = [(block, min(cores, free // (PER_THREAD + HELD * block))) for block in BLOCKS]

@@ -13,7 +13,7 @@ from carnet.examiner import scales as rules
 from carnet.examiner.codes import codes_at, scales_of
 from carnet.examiner.compare import Side
 from carnet.examiner.diagnose import rearranged
-from carnet.examiner.matrix import Matrix, assemble, matrix_of, quotients_of, right_scales, spread_divisors
+from carnet.examiner.matrix import Matrix, Tile, assemble, matrix_of, quotients_of, right_scales, spread_divisors
 from carnet.examiner.scales import Array
 from carnet.formats.stored import Coded, Key
 from carnet.quantize.recipes import PACKED
@@ -67,10 +67,11 @@ def lent_scales(target: Side, of: Matrix, clues: Clues) -> str | None:
     return f"the scales of {target.inventory.coded[others[0]].codes.name}" if others else None
 
 
-def expected_codes(source: Side, of: Matrix, tile: tuple[slice, slice]) -> NDArray[np.uint8]:
+def expected_codes(source: Side, of: Matrix, tile: Tile) -> NDArray[np.uint8]:
     """Return the codes that a tile must have, under the scales that it must have."""
-    values = assemble(source, of.entry, of.box(tile), of.own)
-    under = spread_divisors(of, right_scales(of, values), of.right_outer, values.shape)
+    values = assemble(source, of.entry, of.box(tile), of.own).astype(np.float32)
+    block = of.recipe.block
+    under = spread_divisors(of, right_scales(of, values, block), of.right_outer, values.shape, block)
     return rules.nearest(of.recipe.name).code(quotients_of(of, values, under))
 
 

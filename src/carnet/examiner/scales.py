@@ -4,7 +4,7 @@ The writer looks codes up in tables; here a code is right where the number that 
 code's value. Values come from ml_dtypes and numpy, scales are computed in f64 and rounded once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,6 +19,7 @@ Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 finfo: Any = ml_dtypes.finfo  # it has no types
+FORMS = 256  # of a byte
 LARGEST = 448.0  # of e4m3
 TOP = 6.0 * LARGEST  # of e2m1 under e4m3
 PAIRS = np.array(
@@ -37,10 +38,14 @@ class Nearest:
     largest: float
     signed_zero: bool  # a zero has the sign of its number, which an interval cannot say
 
+    def values(self, places: NDArray[np.intp]) -> Floats:
+        """Return the values of codes; ``places`` are the codes as numpy takes indices."""
+        return self.value.take(places, mode="clip").view(np.float32)
+
     def is_right(self, codes: NDArray[np.uint8], places: NDArray[np.intp], quotients: Floats) -> NDArray[np.bool_]:
-        """Say which codes are the nearest to their numbers; ``places`` are the codes once more, as numpy takes indices."""
-        right = self.low.take(places, mode="clip") <= quotients
-        right &= quotients <= self.high.take(places, mode="clip")
+        """Say which codes are the nearest to their numbers; ``places`` are the codes once more."""
+        right = self.low.take(places, mode="clip").view(np.float32) <= quotients
+        right &= quotients <= self.high.take(places, mode="clip").view(np.float32)
         if self.signed_zero:
             zeros = np.flatnonzero((codes & 0x7F) == 0)
             if len(zeros):
@@ -92,6 +97,15 @@ def nearest(recipe: str) -> Nearest:
     return Nearest(value, lows, highs, -reach, reach, of.code.minus_zero == "kept")
 
 
+@cache
+def nearest_of_bytes(recipe: str) -> Nearest:
+    """Return the same for every byte of stored codes: of two codes in a byte, two numbers in one item."""
+    of = nearest(recipe)
+    codes = unpacked(BY_NAME[recipe], np.arange(256, dtype=np.uint8).reshape(256, 1))
+    value, low, high = (each[codes].view(f"u{4 * codes.shape[1]}")[:, 0] for each in (of.value, of.low, of.high))
+    return replace(of, value=value, low=low, high=high)
+
+
 def _steps(value: Floats) -> Nearest:
     """Return whole numbers; a number in the middle of two goes to the even one."""
     infinity = np.float32(np.inf)
@@ -107,12 +121,14 @@ def unpacked(recipe: Recipe, stored: Array) -> NDArray[np.uint8]:
     return PAIRS.take(raw, mode="clip").view(np.uint8) if recipe.packing else raw
 
 
-def block_amax(recipe: Recipe, values: Floats) -> Floats:
+def block_amax(block: tuple[int, int], values: Floats) -> Floats:
     """Return the largest magnitude of each block of a matrix."""
     sizes = np.abs(values)
-    down, along = recipe.block
-    if down != 1:
-        sizes = np.maximum.reduceat(sizes, range(0, len(sizes), down or len(sizes)), axis=0)
+    down, along = block
+    if down == 0:
+        sizes = sizes.max(axis=0, keepdims=True)
+    elif down > 1:
+        sizes = np.maximum.reduceat(sizes, range(0, len(sizes), down), axis=0)
     if not along:
         largest: Floats = sizes.max(axis=1, keepdims=True)
         return largest
@@ -123,9 +139,9 @@ def block_amax(recipe: Recipe, values: Floats) -> Floats:
     return sizes
 
 
-def spread(recipe: Recipe, grid: Floats, shape: tuple[int, ...]) -> Floats:
+def spread(block: tuple[int, int], grid: Floats, shape: tuple[int, ...]) -> Floats:
     """Return a number for each element of a matrix, from a number for each block; one axis may stay of length one."""
-    down, along = recipe.block
+    down, along = block
     wide = np.repeat(grid, along, axis=1)[:, : shape[1]] if along > 1 else grid
     return np.repeat(wide, down, axis=0)[: shape[0]] if down > 1 else wide
 
@@ -183,8 +199,12 @@ def _powers(recipe: Recipe, amax: Floats) -> Array:
 
 def divisors(recipe: Recipe, stored: Array, outer: np.float32 | None) -> Floats:
     """Return what a weight is divided by, from the scales as they are stored."""
+    if stored.dtype.itemsize == 1 and stored.size > FORMS:  # each once
+        every = np.arange(FORMS, dtype=np.uint8).view(stored.dtype)
+        return divisors(recipe, every, outer).take(stored.view(np.uint8), mode="clip")
     if recipe.scale.kind == "power":
-        return np.ldexp(np.float32(1), stored.view(np.uint8).astype(np.int32) - 127).astype(np.float32)
+        with np.errstate(over="ignore"):  # 255 is no power of two but infinite
+            return np.ldexp(np.float32(1), stored.view(np.uint8).astype(np.int32) - 127).astype(np.float32)
     found = stored.astype(np.float32)
     if outer is None:
         return found

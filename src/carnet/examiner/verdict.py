@@ -17,7 +17,7 @@ from carnet.examiner.containers import check_containers
 from carnet.examiner.document import Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
-from carnet.examiner.means import Means, Tally, choose_means, each
+from carnet.examiner.means import Means, Order, Tally, choose_means, each
 from carnet.examiner.tensor_files import digest, tensor_files_of
 from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
@@ -106,24 +106,40 @@ def examine_target(
     asked: Asked,
     request: Mapping[str, object],
     known: Sequence[Known],
-    version: str,
     memory: int,
     threads: int | None,
     progress: Progress,
     staged: bool = False,
+    order: Order | None = None,
 ) -> Proof:
     """Compare a target with its source in every way.
 
     ``request`` is what was asked for, as plain values, for the document; ``known`` are those who say what other files hold.
     ``memory`` (bytes) and ``threads`` (None for one a core) are what the examination may use.
-    A target that is ``staged`` is being made by this run.
+    A target that is ``staged`` is being made by this run. ``order`` says when its tensors are there, None where all are.
     """
     means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors), threads)
-    found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked)
+    below, wrong = _below(target, checkpoint), list[Finding]()
+    found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked, order=_placed(order, below))
+    if order is not None:  # what was seen before it was written is what is there now
+        there = open_checkpoint(target)
+        if there.digest != checkpoint.digest or there.tensors != checkpoint.tensors:
+            wrong = [
+                Finding(
+                    "written otherwise than planned", "config", "", "its headers or config are not those that were examined"
+                )
+            ]
+        checkpoint = replace(there, program=checkpoint.program)
     left, lacks = _lacking(source.checkpoint, checkpoint)
     found = replace(found, dropped={**found.dropped, **left})
     said, findings = (None, []) if staged else _loaded(target)
-    findings = [*found.findings, *check_containers(source.checkpoint, checkpoint), *_untracked(target, checkpoint), *findings]
+    findings = [
+        *found.findings,
+        *wrong,
+        *check_containers(source.checkpoint, checkpoint),
+        *_untracked(target, checkpoint),
+        *findings,
+    ]
     findings += [] if arrived is None else check_words(source, arrived)
     own = {DOCUMENT, *filter(is_journal, names_in(target))} if staged else {DOCUMENT}
     believed = [*known, *([] if said is None else [Known(CARNET, said.files, whole=True, accused=True)])]
@@ -145,7 +161,7 @@ def examine_target(
             "needs": told,
             "families": source.others,
         }
-        data = documents.document(source, arrived, found, asks, around, version, said_words)
+        data = documents.document(source, arrived, found, asks, around, said_words)
         unsaid = unexamined(source, arrived, {name for each in known if not each.accused for name in each.files})
         if said is not None:
             note = OTHER if is_of_another(said.data, data) else ""
@@ -194,6 +210,13 @@ def _untracked(target: Folder, checkpoint: Checkpoint) -> list[Finding]:
     return [Finding("missing", TRACKER, TRACKER, f"nothing tells Megatron to load {below[:-1]}")]
 
 
+def _placed(order: Order | None, below: str) -> Order | None:
+    """Return an order that is asked about files of a checkpoint, where it knows those of the target that this lies in."""
+    if order is None or not below:
+        return order
+    return lambda needs: order([[(below + file, offset) for file, offset in spots] for spots in needs])
+
+
 def _below(target: Folder, checkpoint: Checkpoint) -> str:
     """Return where a checkpoint lies in its target, with a slash at the end: "" or "iter_0000001/"."""
     below = str(checkpoint.root).removeprefix(str(target)).strip("/")
@@ -226,7 +249,6 @@ def _is_unfinished(said: Document, source: Inventory) -> bool:
 
 def recheck(target: Folder, memory: int, threads: int | None, progress: Progress) -> Verdict:
     """Compare a target with its own document alone; ``memory``, ``threads`` and ``progress`` are as for ``examine_target``."""
-    names_in(target)  # which refuses one that its crossing has not finished
     said = documents.load(target)
     if said is None or not said.proven:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"

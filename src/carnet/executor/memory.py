@@ -45,6 +45,16 @@ def choose_window(budget: int, steps: int) -> int:
     raise BadRequest("the memory budget is too small for this crossing", facts, remedy="give more --memory")
 
 
+def choose_halves(budget: int, window: int, steps: int, wanted: int | None = None) -> tuple[int, int]:
+    """Return how many threads write while something else goes on in the same process, and the bytes that this may use.
+
+    >>> choose_halves(512_000_000, 8 << 20, 1000, wanted=4)
+    (4, 459876352)
+    """
+    threads = choose_threads(budget // 2, window, steps, wanted)
+    return threads, budget - promised_memory(window, threads, steps) + BASE  # which both have, once
+
+
 def choose_threads(budget: int, window: int, steps: int, wanted: int | None = None) -> int:
     """Return how many threads run on this machine inside a budget of bytes: one a core, and a few where there are fewer cores.
 

@@ -34,19 +34,38 @@ class Held:
         self.staging.publish()
 
 
-@contextmanager
-def held(made: Plan, out: Folder, part: Part | None = None) -> Iterator[Held]:
-    """Own a target; what was written of it goes where the source turns out to be damaged, or changes, but for what others write."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A plan, and its source as this machine sees it."""
+
+    plan: Plan
+    source: Checkpoint
+    crossing: Crossing
+
+
+def known(made: Plan, digest: str) -> Known:
+    """Open the source of a plan (digest); raise BadRequest where it is not the one that was planned."""
     source, lender = folder_at(made.source), made.request.get("tower")
     checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
-    reprove(made, {stamp.file: stamp.nbytes for stamp in checkpoint.stamps})
     everywhere = digest_of(repr([(stamp.file, stamp.nbytes, stamp.version) for stamp in checkpoint.stamps]).encode())
-    crossing = Crossing(saved.digest(made), everywhere, digest_of(repr(checkpoint.stamps).encode()))
-    with owned(made, crossing, source, out, part) as staging:
+    return Known(made, checkpoint, Crossing(digest, everywhere, digest_of(repr(checkpoint.stamps).encode())))
+
+
+def proven(made: Plan) -> Known:
+    """Open the source of a plan, whoever made it: it is proven once more."""
+    found = known(made, saved.digest(made))
+    reprove(made, {stamp.file: stamp.nbytes for stamp in found.source.stamps})
+    return found
+
+
+@contextmanager
+def held(of: Known, out: Folder, part: Part | None = None) -> Iterator[Held]:
+    """Own a target; what was written of it goes where the source turns out to be damaged, or changes, but for what others write."""
+    with owned(of.plan, of.crossing, of.source.root, out, part) as staging:
         try:
-            yield Held(checkpoint, staging)
+            yield Held(of.source, staging)
         except BadCheckpoint:
             if part is None:
                 staging.discard()  # what was written is of no state that the source ever had, or never will be right

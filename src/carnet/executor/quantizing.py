@@ -155,10 +155,11 @@ def _refuse_infinite(step: Make, largest: float) -> None:
         raise BadCheckpoint(f"a weight of {step.tensor} is not a number, so it has no scale", facts)
 
 
-def numbers(step: Put) -> bytes:
-    """Return numbers that the plan knows as they are stored."""
+def put(worker: Worker, step: Put) -> None:
+    """Write numbers that the plan knows."""
     values = step.values * int(np.prod(step.shape)) if len(step.values) == 1 else step.values
-    return np.array(values, np.float64).astype(array_type(step.target.dtype)).tobytes()
+    made = np.array(values, np.float64).astype(array_type(step.target.dtype))
+    worker.targets(step.target.file).write(step.target.offset, memoryview(made.tobytes()))
 
 
 def _write(worker: Worker, place: Place, values: Array, at: tuple[int, int]) -> None:

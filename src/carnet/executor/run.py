@@ -2,28 +2,31 @@
 
 ::
 
-    OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  then assets, then texts: config.json last
+    OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  assets, then tensors, then texts: config.json last
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from carnet import pool
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import shares
+from carnet.executor.arrivals import Arrivals, heard
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
-from carnet.executor.jobs import GAUGE, Gauge, Jobs, jobs_of, touched
+from carnet.executor.jobs import ENCODE, GAUGE, Gauge, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
+from carnet.executor.quantizing import put
 from carnet.executor.shares import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
+from carnet.steps import Put
 from carnet.storage.protocol import Draft, Folder, Opened, Part
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -35,6 +38,7 @@ class Written:
     nbytes: int  # moved, cast and compared, by this run and by those before it
     jobs: int  # how many the plan has
     resumed: int  # how many of them an earlier run had done
+    measured: Mapping[int, float] = field(default_factory=dict)  # what jobs found, by number
 
 
 def write(
@@ -45,26 +49,34 @@ def write(
     progress: Progress | None = None,
     phase: Phase | None = None,
     threads: int | None = None,
+    begun: Callable[[Arrivals], None] | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
     ``threads`` is how many do the jobs, None for what suits the machine, as far as the plan's memory has room for them.
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
-    BadCheckpoint where the source is not what the plan saw.
+    BadCheckpoint where the source is not what the plan saw. ``begun`` is told when all files of tensors are there, with what knows
+    which tensors are whole; all else but texts is written then.
     """
     begin, root = phase or _unsaid, folder_at(source)
-    jobs = jobs_of(plan, in_order=staging.in_order)
+    jobs = jobs_of(plan)
     nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
     workers = _threads(plan, threads)
     try:
-        resumed = _do(plan, root, staging, jobs, shares.writing(jobs), (progress or _silent, begin), workers)
+        finished = prepared(plan, staging)
+        _put_beside(plan, root, staging)
+        with heard(plan, jobs, finished, begun) as hear:
+            resumed, _ = _do(
+                plan, root, staging, jobs, shares.writing(jobs), finished, (progress or _silent, begin), workers, hear
+            )
+            put_texts(plan, staging)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
         raise
-    _complete(plan, staging, begin, workers)
+    _flush(plan, staging, begin, workers)
     return Written(nbytes, len(jobs), resumed)
 
 
@@ -74,34 +86,40 @@ def write_part(
     staging: Draft,
     part: Part,
     *,
+    jobs: Jobs | None = None,
     measures: bool = False,
+    measured: Mapping[int, float] | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
     threads: int | None = None,
 ) -> Written:
     """Write a part of a target, beside other processes that write the other parts of it; or measure a part of what is measured.
 
+    ``jobs`` are those of the plan, where they are known; ``measured`` is what all parts have measured, None to look what they noted.
     Nothing is published. Everything else is as ``write`` has it, but that the staging folder stays, whatever the error.
     """
-    jobs = jobs_of(plan, in_order=staging.in_order)
+    jobs = jobs_of(plan) if jobs is None else jobs
     numbers = (shares.measuring if measures else shares.writing)(jobs, part)
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    resumed = _do(
-        plan, folder_at(source), staging, jobs, numbers, (progress or _silent, phase or _unsaid), _threads(plan, threads)
+    finished, tell = prepared(plan, staging), (progress or _silent, phase or _unsaid)
+    resumed, found = _do(
+        plan, folder_at(source), staging, jobs, numbers, finished, tell, _threads(plan, threads), given=measured
     )
-    return Written(nbytes, len(numbers), resumed)
+    return Written(nbytes, len(numbers), resumed, found)
 
 
-def finish(plan: Plan, staging: Draft, *, phase: Phase | None = None, threads: int | None = None) -> None:
+def finish(
+    plan: Plan, source: PathLike | Folder, staging: Draft, *, phase: Phase | None = None, threads: int | None = None
+) -> None:
     """Write what is beside the tensors into a target whose every part is written; the caller may verify it and then publishes it.
 
     Raises BadRequest, which names the parts that are not.
     """
     if staging.whole:
         return
-    jobs, where = jobs_of(plan, in_order=staging.in_order), {"where": staging.where}
+    jobs, where = jobs_of(plan), {"where": staging.where}
     missing = {*shares.writing(jobs).tolist()} - staging.done
     if missing and not staging.done and not staging.parts:
         staging.discard()
@@ -116,7 +134,9 @@ def finish(plan: Plan, staging: Draft, *, phase: Phase | None = None, threads: i
         remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
         raise BadRequest("not every part of the target is written", facts, remedy=remedy)
     prepare(plan, staging)
-    _complete(plan, staging, phase or _unsaid, _threads(plan, threads))
+    _put_beside(plan, folder_at(source), staging)
+    put_texts(plan, staging)
+    _flush(plan, staging, phase or _unsaid, _threads(plan, threads))
 
 
 def _spans(numbers: list[int]) -> str:
@@ -142,7 +162,7 @@ def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
     """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done."""
     if staging.ready:
         return staging.done
-    counts = not staging.fresh and (staging.in_order or intact(plan, staging))
+    counts = not staging.fresh and intact(plan, staging)
     if not counts:
         staging.restart()
     prepare(plan, staging)
@@ -150,28 +170,17 @@ def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
     return staging.done if counts else frozenset()
 
 
-def _of_files(jobs: Jobs, names: Collection[str]) -> frozenset[int]:
-    """Return the jobs that write into some files alone."""
-    return (
-        frozenset(at for at, job in enumerate(jobs) if (found := touched(job)) and found <= {*names}) if names else frozenset()
-    )
-
-
 def _threads(plan: Plan, wanted: int | None) -> int:
     return choose_threads(plan.memory, plan.window, len(plan.steps), wanted)
 
 
-def _complete(plan: Plan, staging: Draft, begin: Phase, workers: int) -> None:
-    """Write what is taken over and the texts, and bring everything to the disk."""
-    for file in plan.files:
-        staging.complete(file.name)
+def _put_beside(plan: Plan, source: Folder, staging: Draft) -> None:
+    """Write what is known, and what is taken over: all but the tensors that jobs write, and the texts."""
+    _put_known(plan, source, staging)
     for raw in plan.raws:
         staging.put(raw.name, [raw.data])
     for asset in plan.assets:
         put_asset(asset, staging)
-    put_texts(plan, staging)
-    begin("flushing")
-    _flush(plan, staging, workers)
 
 
 def _do(
@@ -180,17 +189,21 @@ def _do(
     staging: Draft,
     jobs: Jobs,
     numbers: Numbers,
+    finished: frozenset[int],
     tell: tuple[Progress, Phase],
     workers: int,
-) -> int:
-    """Do some jobs, and first measure what they need; return how many of them an earlier run had done."""
+    hear: Callable[[int], None] = lambda job: None,
+    given: Mapping[int, float] | None = None,
+) -> tuple[int, Mapping[int, float]]:
+    """Do some jobs, and first measure what they need; return how many of them an earlier run had done, and what is measured."""
     progress, begin = tell
-    finished = prepared(plan, staging) | _of_files(jobs, staging.kept)
     left = [number for number in numbers.tolist() if number not in finished]
     kinds = jobs.rows["kind"][left]
     wanted = np.union1d(shares.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
-    amaxes, measured = Amaxes(), staging.measured if len(wanted) else {}
-    names = shares.names_of(jobs, wanted)
+    amaxes, names = Amaxes(), shares.names_of(jobs, wanted)
+    measured = dict(staging.measured if given is None else given)
+    if given is None and staging.ready and (kinds == ENCODE).any():
+        measured |= staging.measured_by_all()
     for number in names.keys() & measured.keys():
         amaxes.note(names[number], measured[number])
     phases = {  # a scale is known before the first code is written
@@ -198,7 +211,7 @@ def _do(
         "writing": [number for number, kind in zip(left, kinds, strict=True) if kind != GAUGE],
     }
     todo = sum(int(jobs.rows["nbytes"][each].sum()) for each in phases.values())
-    total = int(jobs.rows["nbytes"][np.union1d(numbers, wanted)].sum())
+    total = int(jobs.rows["nbytes"][np.union1d(numbers, shares.needed(jobs, numbers))].sum())
     done = total - todo
 
     def add(nbytes: int) -> None:
@@ -215,7 +228,9 @@ def _do(
             found = work(worker, job)
             if isinstance(job, Gauge) and found is not None:
                 amaxes.note(job.step.amax, found)
+                measured[number] = found
             staging.note(number, found)
+            hear(number)
             dirty(touched(job))
 
         try:
@@ -231,7 +246,7 @@ def _do(
                 begin(name)
                 pool.run(each, min(workers, len(each)), hire, add)
     staging.settle()
-    return len({*numbers.tolist()}.difference(*phases.values()))
+    return len({*numbers.tolist()}.difference(*phases.values())), {n: measured[n] for n in names}
 
 
 def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: pool.Tell) -> Worker:
@@ -241,7 +256,15 @@ def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: po
     return Worker(plan, sources(source), targets, window, read, temporary, amaxes, tell)
 
 
-def _flush(plan: Plan, staging: Draft, workers: int) -> None:
+def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
+    worker = _worker(plan, source, staging, Amaxes(), lambda nbytes: None)
+    for step in plan.steps.only(Put):
+        put(worker, step)
+    worker.targets.close()
+
+
+def _flush(plan: Plan, staging: Draft, begin: Phase, workers: int) -> None:
+    begin("flushing")
     names = written(plan)
 
     @contextmanager

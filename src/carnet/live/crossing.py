@@ -9,7 +9,6 @@ from typing import Self
 
 import torch
 
-from carnet import __version__
 from carnet.dialects.kinds import KINDS, RANKS
 from carnet.dialects.units import Unit
 from carnet.errors import BadRequest, CarnetError
@@ -195,7 +194,7 @@ class Crossing:
                 remedy = "plan a target that is not shared: target=Grid(ranks=[0])"
                 raise BadRequest("a checkpoint of this kind is not cut for ranks", {"to": self._request.to}, remedy=remedy)
             same(str(folder_at(out)))
-        note = documents.draft(plan, __version__)
+        note = documents.draft(plan)
         plan = replace(plan, texts=(TextFile(DOCUMENT, note), *plan.texts))
         with ExitStack() as stack:
             with together(self._control):

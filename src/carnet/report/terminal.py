@@ -12,6 +12,7 @@ from carnet.errors import folded, printable
 from carnet.examiner.document import layouts
 from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
+from carnet.fleet.cluster import Node
 from carnet.formats.stored import Stored, label_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
@@ -39,6 +40,15 @@ def size(nbytes: float) -> str:
             return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:.3g} TB"
+
+
+def node_lines(nodes: Sequence[Node], width: int | None) -> list[str]:
+    """Return a line for each machine of a cluster: what it has done, and how quickly while it was at work."""
+    rows = list[list[str]]()
+    for node in nodes:
+        rate = f"{size(node.nbytes / max(node.seconds, 1e-9))}/s"
+        rows.append([node.name, node.address, f"{node.cores}", f"{node.tasks:,}", size(node.nbytes), rate])
+    return table(["node", "address", "cores", "tasks", "bytes", "a task's rate"], rows, width, ("cores", "tasks", "bytes"))
 
 
 def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> Iterator[str]:

@@ -47,6 +47,7 @@ class Journal:
     own: File  # where jobs are noted: the journal itself, or that of a part
     alone: bool  # nobody shares the folder
     done: frozenset[int]  # jobs that an earlier run finished; those of other parts, too, where nobody shares the folder
+    measured: Mapping[int, float]  # and what jobs found
     fresh: bool  # nothing in the staging folder counts: begin anew
 
 
@@ -78,7 +79,7 @@ def held(
             os.ftruncate(descriptor, len(text(main)))
             append(main, _holder(part))
         with _parts_own(base, folder, part, main) as own:
-            yield _read(base, said, crossing, part, Journal(main, own, alone, frozenset(), fresh=False))
+            yield _read(base, said, crossing, part, Journal(main, own, alone, frozenset(), {}, fresh=False))
     finally:
         os.close(descriptor)
 
@@ -139,7 +140,7 @@ def settle(journal: Journal) -> None:
         os.fsync(journal.own.descriptor)
 
 
-def measured(base: int, crossing: Crossing) -> Mapping[int, float]:
+def measured_by_all(base: int, crossing: Crossing) -> Mapping[int, float]:
     """Return what jobs found, from every journal in an open folder."""
     return {number: found for said in _all(base) if counts(said, crossing) for number, found in said.measured.items()}
 
@@ -271,4 +272,5 @@ def _read(base: int, said: Said, crossing: Crossing, part: Part | None, journal:
         raise BadRequest(
             "other parts are written from another state of the source", facts, remedy="wait for them, then run all again"
         )
-    return replace(journal, done=done, fresh=fresh)
+    measured = {number: found for each in ours if counts(each, crossing) for number, found in each.measured.items()}
+    return replace(journal, done=done, measured=measured, fresh=fresh)

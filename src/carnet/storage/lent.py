@@ -1,11 +1,10 @@
 """A folder with files that are lent from another: read as if they lay in it, under names that begin with a mark."""
 
-from collections.abc import Callable, Collection, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Self
 
-from carnet.storage.protocol import Crossing, Draft, File, Folder, Part, Stamp, Target
+from carnet.storage.around import Around
+from carnet.storage.protocol import File, Folder, Stamp
 
 MARK = "lent:"  # before the name of a file of the other folder
 
@@ -32,30 +31,14 @@ class LentFile:
 
 
 @dataclass(frozen=True, slots=True)
-class WithLent:
+class WithLent(Around):
     """A folder, and another that lends it files; all else is the first one's."""
 
-    root: Folder
     lender: Folder
-
-    @property
-    def name(self) -> str:
-        """Return the last part of its path."""
-        return self.root.name
-
-    def __str__(self) -> str:
-        return str(self.root)
-
-    def __truediv__(self, name: str) -> Self:
-        return type(self)(self.root / name, self.lender)
 
     def kind(self, name: str = "") -> str:
         """Return what has a name."""
         return self.lender.kind(name.removeprefix(MARK)) if name.startswith(MARK) else self.root.kind(name)
-
-    def entries(self) -> list[tuple[str, str]]:
-        """Return the names and kinds of what is in the folder itself."""
-        return self.root.entries()
 
     def holds(self, name: str) -> bool:
         """Say whether a name leads to a place below."""
@@ -67,21 +50,3 @@ class WithLent:
             return self.root.open(name)
         file = self.lender.open(name.removeprefix(MARK))
         return LentFile(file, replace(file.stamp, file=name))
-
-    def put(self, name: str, chunks: Iterable[bytes]) -> None:
-        """Write a small file."""
-        self.root.put(name, chunks)
-
-    def owned(
-        self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
-    ) -> AbstractContextManager[Draft]:
-        """Own the folder as a target."""
-        return self.root.owned(names, crossing, source, part)
-
-    def cleared(self) -> list[str]:
-        """Remove what a crossing left."""
-        return self.root.cleared()
-
-    def joined(self) -> Callable[[str], Target]:
-        """Return what opens files of the target."""
-        return self.root.joined()

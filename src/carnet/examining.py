@@ -1,0 +1,109 @@
+"""Examining a target as a request asks for it: both sides opened as it says, and the examiner asked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.megatron.needs import needs
+from carnet.dialects.megatron.programs import LM, program
+from carnet.errors import CarnetError
+from carnet.examiner import document as documents
+from carnet.examiner.account import Known
+from carnet.examiner.asked import asked_of, words
+from carnet.examiner.means import Order
+from carnet.examiner.verdict import Proof, examine_target
+from carnet.formats.detect import open_checkpoint
+from carnet.formats.stored import Checkpoint
+from carnet.inventory.bridge import vouched
+from carnet.inventory.survey import Inventory, opened, take
+from carnet.plans.options import local
+from carnet.pool import Progress
+from carnet.storage.protocol import Folder
+from carnet.storage.schemes import PathLike
+
+
+def examine(
+    source: Folder,
+    target: Folder,
+    request: Mapping[str, object],
+    known: Sequence[Known],
+    memory: int,
+    threads: int | None,
+    progress: Progress | None,
+    *,
+    staged: bool = False,
+    order: Order | None = None,
+) -> Proof:
+    """Compare a target with its source; ``staged`` and ``order`` are as for ``examine_target``."""
+    asked = asked_of(request)
+    said = asked.request
+    try:
+        checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
+        inventory = take(checkpoint, said.drop, said.vocab_size, said.tokens)
+    except CarnetError as error:
+        raise error if staged else _with_claims(error, target) from None
+    arriving = _meant(open_checkpoint(target), said.reader)
+    known = [*known, Known("the arguments", vouched(arriving))]
+    if (
+        inventory.dialect.kind.companions
+        and arriving.dialect == inventory.dialect.name
+        and not any(each.whole for each in known)
+    ):
+        known = [*known, Known("the source", folder=source)]
+    return examine_target(
+        inventory,
+        target,
+        checkpoint=arriving,
+        source_path=source,
+        needs=lambda arrived: _needs(arrived, said.reader, said.names == "local"),
+        asked=asked,
+        request=request,
+        known=known,
+        memory=memory,
+        threads=threads,
+        progress=progress or _silent,
+        staged=staged,
+        order=order,
+    )
+
+
+def _silent(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
+    """Return a refusal of a source, with the options that the target's document names: perhaps one of them was forgotten."""
+    try:
+        said = documents.load(target)
+    except CarnetError:
+        return error
+    request = said.data.get("request") if said is not None else None
+    claimed = " ".join(words(request)) if isinstance(request, Mapping) else ""
+    return type(error)(error.what, {**error.facts, "its carnet": claimed}, remedy=error.remedy) if claimed else error
+
+
+def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
+    """Return a target as the program reads it that a person names; its own word for another program than Megatron-LM does not count."""
+    own = target.program if target.program.startswith(LM) else LM
+    return replace(target, program=read_by or own) if KINDS[target.dialect].arguments else target
+
+
+def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[str, object]:
+    """Return what the program that loads a target must be told."""
+    if not target.dialect.kind.arguments:
+        return {}
+    reader = None if read_by is None else program(read_by, "--read-by")
+    return needs(target.checkpoint.config, reader, local=local_spec).data
+
+
+def open_source(
+    path: PathLike | Folder,
+    config: PathLike | None,
+    written_by: str | None = None,
+    accept: Sequence[str] = (),
+    family: str | None = None,
+    tower: PathLike | None = None,
+) -> Checkpoint:
+    """Return a source as options say that it is to be understood."""
+    own = None if config is None else local("config", config)
+    return opened(path, own, written_by, accept, family, None if tower is None else local("tower", tower))

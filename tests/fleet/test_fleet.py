@@ -1,0 +1,186 @@
+"""Crossings on a real Ray cluster: the bytes of one machine, whatever dies on the way, and one clear error."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import carnet
+from carnet import fleet
+from carnet.errors import BadCheckpoint, BadOption, MachineFailed
+from carnet.storage.drafts import staging_of
+from tests.fleet.conftest import new_node
+
+PLAIN = {"to": "trtllm", "tp": 2}
+CODED = {"to": "hf", "dtype": "bf16", "quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def alone(source, tmp_path_factory):
+    """What one machine makes of the source, by what was asked for."""
+    made = {}
+    for name, asked in (("plain", PLAIN), ("coded", CODED)):
+        out = tmp_path_factory.mktemp("alone") / "out"
+        assert carnet.cross(source, out, **asked).equal
+        made[name] = content(out)
+    return made
+
+
+class Sighted(threading.Thread):
+    """Do something when a task is seen to run, the first of its name."""
+
+    def __init__(self, task, act):
+        super().__init__(daemon=True)
+        self.title, self.act, self.pid = f"ray::{task}".encode(), act, None
+        self.start()
+
+    def run(self):
+        until = time.monotonic() + 60
+        while self.pid is None and time.monotonic() < until:
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    if path.read_bytes().startswith(self.title):
+                        self.pid = int(path.parent.name)
+                        self.act(self.pid)
+                        break
+                except OSError:
+                    continue
+            time.sleep(0.002)
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+def command(*words, **given):
+    return [sys.executable, "-m", "carnet", *map(str, words)]
+
+
+@pytest.mark.parametrize("asked", [PLAIN, CODED], ids=["plain", "coded"])
+def test_a_cluster_writes_the_bytes_of_one_machine_with_one_document(cluster, source, alone, tmp_path, asked):
+    nodes, phases, told = [], [], []
+    verdict = fleet.cross(
+        source,
+        tmp_path / "out",
+        on="ray",
+        nodes=lambda found: nodes.append([(node.tasks, node.nbytes) for node in found]),
+        phase=phases.append,
+        progress=lambda done, total: told.append((done, total)),
+        **asked,
+    )
+    assert verdict.equal
+    assert content(tmp_path / "out") == alone["plain" if asked is PLAIN else "coded"]
+    assert phases == [*(["scales"] if asked is CODED else []), "writing", "flushing", "examining"]
+    assert len(nodes[-1]) == 3
+    assert told[-1][0] == told[-1][1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("task", ["measure", "write"])
+def test_a_worker_that_is_killed_costs_its_task_alone(cluster, source, alone, tmp_path, task):
+    killed = Sighted(task, kill)
+    assert fleet.cross(source, tmp_path / "out", on="ray", **CODED).equal
+    assert killed.pid is not None
+    assert content(tmp_path / "out") == alone["coded"]
+
+
+def test_a_node_that_is_lost_costs_its_tasks_alone(cluster, source, alone, tmp_path):
+    node = new_node(cluster)
+    cluster.wait_for_nodes()
+    lost = Sighted("write", lambda pid: cluster.remove_node(node, allow_graceful=False))
+    assert fleet.cross(source, tmp_path / "out", on="ray", **PLAIN).equal
+    lost.join()
+    assert content(tmp_path / "out") == alone["plain"]
+
+
+def test_the_same_command_goes_on_after_its_process_is_killed(cluster, source, alone, tmp_path):
+    words = command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", "ray")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
+        Sighted("write", lambda pid: first.kill()).join()
+    assert first.returncode == -signal.SIGKILL
+    assert staging_of(tmp_path / "out").exists()
+    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert content(tmp_path / "out") == alone["plain"]
+    head, _, *nodes = again.stderr.splitlines()
+    assert head.split() == ["node", "address", "cores", "tasks", "bytes", "a", "task's", "rate"]
+    assert len(nodes) == 3
+    assert all(line.split()[0] == os.uname().nodename for line in nodes)
+
+
+def test_a_cluster_is_reached_from_outside_of_it(cluster, source, alone, tmp_path):
+    url = f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}"
+    words = command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", url)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "out") == alone["plain"]
+
+
+def test_damage_of_the_source_comes_up_as_it_is_and_is_not_tried_again(cluster, source, tmp_path):
+    import shutil
+
+    shutil.copytree(source, tmp_path / "source")
+    seen = []
+
+    def act(pid):
+        os.truncate(tmp_path / "source/model.safetensors", 9000)
+        seen.append(pid)
+
+    Sighted("write", act)
+    with pytest.raises(BadCheckpoint) as caught:
+        fleet.cross(tmp_path / "source", tmp_path / "out", on="ray", **PLAIN)
+    assert seen
+    assert caught.value.facts["node"] == os.uname().nodename
+    assert not (tmp_path / "out").exists()
+
+
+# --- a cluster that cannot do it -----------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_does_not_see_the_files_is_named(cluster, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # what this path means is every process's own affair
+    with pytest.raises(MachineFailed, match="a node of the cluster does not see the same files") as caught:
+        fleet.cross(source, "/proc/self/cwd/out", on="ray", **PLAIN)
+    assert caught.value.facts["not seen"] == "/proc/self/cwd/out.partial/journal.jsonl"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("version", ["0.0.1", None])
+def test_a_node_with_another_carnet_or_none_is_named(cluster, source, tmp_path, version):
+    package = tmp_path / "other/carnet"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(f"__version__ = {version!r}" if version else "raise ImportError")
+    node = new_node(cluster, env_vars={"PYTHONPATH": str(tmp_path / "other")})
+    cluster.wait_for_nodes()
+    try:
+        with pytest.raises(MachineFailed, match="has another carnet" if version else "has no carnet") as caught:
+            fleet.cross(source, tmp_path / "out", on="ray", **PLAIN)
+    finally:
+        cluster.remove_node(node)
+    assert caught.value.facts["found"] == (version or "none")
+    assert "on every node" in caught.value.remedy
+
+
+def test_what_is_no_cluster_and_no_ray_are_said(source, tmp_path):
+    with pytest.raises(BadOption, match="on cannot be 'slurm'"):
+        fleet.cross(source, tmp_path / "out", on="slurm", **PLAIN)
+    code = f"import sys; sys.modules['ray'] = None\nfrom carnet import fleet\nfleet.cross({str(source)!r}, 'out', on='ray', to='hf')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert "MachineFailed: a cluster is reached with Ray" in found.stderr
+    assert "pip install 'carnet[ray]'" in found.stderr
+    words = command("cross", source, tmp_path / "out", "--to", "hf", "--on", "ray")
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+    found = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 1
+    assert found.stderr.startswith("carnet: the Ray cluster cannot be used\n  where     127.0.0.1:1\n")
+    assert not any(tmp_path.iterdir())
