@@ -22,8 +22,8 @@ from bench.skeleton import write
 
 PARTS = 1000
 MODELS = "deepseek-ai/DeepSeek-V3", "moonshotai/Kimi-K2-Instruct"
-FP8 = {"to": "hf", "quantize": "fp8-block", "style": "deepseek"}
-DYNAMIC = {"to": "hf", "quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
+FP8: dict[str, object] = {"to": "hf", "quantize": "fp8-block", "style": "deepseek"}
+DYNAMIC: dict[str, object] = {"to": "hf", "quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
 ASKED: dict[str, dict[str, object]] = {
     "hf": {"to": "hf"},
     "hf, fp8-block": FP8,

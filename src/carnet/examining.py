@@ -10,13 +10,15 @@ from carnet.errors import CarnetError
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
-from carnet.examiner.means import Order
+from carnet.examiner.desk import Desk, Elsewhere, desk_of
+from carnet.examiner.means import Order, choose_means
 from carnet.examiner.verdict import Proof, examine_target
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.inventory.bridge import vouched
-from carnet.inventory.survey import Inventory, opened, take
+from carnet.inventory.survey import Inventory, opened, survey, take
 from carnet.plans.options import local
+from carnet.plans.request import Request
 from carnet.pool import Progress
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike
@@ -33,13 +35,13 @@ def examine(
     *,
     staged: bool = False,
     order: Order | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Proof:
-    """Compare a target with its source; ``staged`` and ``order`` are as for ``examine_target``."""
+    """Compare a target with its source; ``staged``, ``order`` and ``elsewhere`` are as for ``examine_target``."""
     asked = asked_of(request)
     said = asked.request
     try:
-        checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
-        inventory = take(checkpoint, said.drop, said.vocab_size, said.tokens)
+        inventory = _understood(source, said)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
     arriving = _meant(open_checkpoint(target), said.reader)
@@ -64,7 +66,21 @@ def examine(
         progress=progress or _silent,
         staged=staged,
         order=order,
+        elsewhere=elsewhere,
     )
+
+
+def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: int, threads: int | None) -> Desk:
+    """Return the desk of an examination that another process began."""
+    said = asked_of(request).request
+    inventory, arriving = _understood(source, said), _meant(open_checkpoint(target), said.reader)
+    means = choose_means(memory, len(inventory.checkpoint.tensors) + len(arriving.tensors), threads)
+    return desk_of(inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype)
+
+
+def _understood(source: Folder, said: Request) -> Inventory:
+    checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
+    return take(checkpoint, said.drop, said.vocab_size, said.tokens)
 
 
 def _silent(done: int, total: int) -> None:

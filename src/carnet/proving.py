@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
+from carnet.examiner.desk import Elsewhere
 from carnet.examiner.means import LEAST, Order
 from carnet.examiner.verdict import PLAN, Proof, Verdict
 from carnet.examining import examine
@@ -65,15 +66,32 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
     return _placed(target, proof)
 
 
-def prove(made: Plan, target: Held, memory: int, threads: int | None, progress: Progress, phase: Phase) -> Verdict:
-    """Examine what was written, and put it in place with its document where it is equal."""
+def prove(
+    made: Plan,
+    target: Held,
+    memory: int,
+    threads: int | None,
+    progress: Progress,
+    phase: Phase,
+    elsewhere: Elsewhere | None = None,
+) -> Verdict:
+    """Examine what was written, and put it in place with its document where it is equal; others may do it (``elsewhere``)."""
     phase("examining")
-    return _placed(target, _examined(made, folder_at(target.staging.where), memory, threads, progress, None))
+    there = folder_at(target.staging.where)
+    return _placed(target, _examined(made, there, memory, threads, progress, None, elsewhere))
 
 
-def _examined(made: Plan, there: Folder, memory: int, threads: int | None, progress: Progress, order: Order | None) -> Proof:
-    known = [Known(PLAN, documents.planned(made), whole=True)]
-    return examine(folder_at(made.source), there, made.request, known, memory, threads, progress, staged=True, order=order)
+def _examined(
+    made: Plan,
+    there: Folder,
+    memory: int,
+    threads: int | None,
+    progress: Progress,
+    order: Order | None,
+    elsewhere: Elsewhere | None = None,
+) -> Proof:
+    known, source = [Known(PLAN, documents.planned(made), whole=True)], folder_at(made.source)
+    return examine(source, there, made.request, known, memory, threads, progress, staged=True, order=order, elsewhere=elsewhere)
 
 
 def _placed(target: Held, proof: Proof) -> Verdict:

@@ -85,7 +85,7 @@ def test_a_cluster_writes_the_bytes_of_one_machine_with_one_document(cluster, so
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("task", ["measure", "write"])
+@pytest.mark.parametrize("task", ["measure", "write", "examine"])
 def test_a_worker_that_is_killed_costs_its_task_alone(cluster, source, alone, tmp_path, task):
     killed = Sighted(task, kill)
     assert fleet.cross(source, tmp_path / "out", on="ray", **CODED).equal

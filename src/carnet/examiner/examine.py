@@ -5,27 +5,23 @@ value for casts, and zeros where a target pads.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from carnet.algebra.box import Box
 from carnet.dtypes import array_type
 from carnet.errors import CarnetError
 from carnet.examiner.asked import Asked
 from carnet.examiner.beside import check_beside
-from carnet.examiner.brought import by_rows
 from carnet.examiner.buffers import check_buffers
 from carnet.examiner.codes import MEANT, meant
-from carnet.examiner.compare import Finding, Side, is_judged, side
+from carnet.examiner.compare import Finding, Side
+from carnet.examiner.desk import Elsewhere, desk_of
 from carnet.examiner.diagnose import name_damages
-from carnet.examiner.judge import Judgement, judge, ratio
-from carnet.examiner.matrix import amax, amax_names
-from carnet.examiner.means import Means, Order, Tally, each
-from carnet.examiner.naming import Clues
-from carnet.examiner.order import Codes, jobs, nbytes, work_off
+from carnet.examiner.judge import Judgement, ratio
+from carnet.examiner.means import Means, Order, Tally
 from carnet.examiner.tensor_files import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
-from carnet.inventory.source_scales import read_source_scales
 from carnet.inventory.survey import Inventory, Lacking, survey
 from carnet.model.fields import FIELDS
 from carnet.model.model import matters, value
@@ -71,44 +67,36 @@ def examine(
     progress: Progress = lambda done, total: None,
     asked: Asked = NOTHING,
     order: Order | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[Examination, Inventory | None]:
     """Compare a target with an understood source; return the target too, as far as it is understood.
 
     ``progress`` gets bytes done and bytes in all, on this thread: every stored byte of the target is compared and digested, of
     the source digested. ``order`` says when the tensors of a target are there that is still being written, None where all is.
+    ``elsewhere`` does the tasks in the place of this process.
     """
     try:
         target, problems = survey(checkpoint, like=source.config, carried=source.said)
     except CarnetError as error:  # its config says nothing that carnet understands
         return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}), None
-    ours, theirs = side(source, means.block), side(target, means.block)
+    desk = desk_of(source, target, means, asked.request.dtype)
+    ours, theirs = desk.ours, desk.theirs
     names = [*ours.shapes]
     findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.request.dtype)]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not isinstance(error, Lacking)]
-    ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
-    codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
-    todo = [*jobs(ours, theirs), *map(Codes, codes)]
-    tally = Tally(progress, sum(nbytes(ours, theirs, job) for job in todo))
+    tally = Tally(progress, sum(map(desk.nbytes, desk.tasks)))
     try:
-        shared = sorted({name for key in codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
-        largest = each(shared, lambda name: amax(ours, name), lambda _: 0, means.threads, tally.add)
-        amaxes, clues = dict(zip(shared, largest, strict=True)), Clues(means.whole)
-
-        def judged_one(key: Key) -> Judgement:
-            return judge(ours, theirs, key, asked.request.dtype, amaxes, clues)
-
-        done = work_off(ours, theirs, todo, judged_one, means.threads, tally.add, order)
+        done = desk.work(tally.add, order) if elsewhere is None else elsewhere(tally.add)
         suspects = (suspect for name in names for suspect in done.compared[name].found)
         findings += name_damages(ours, theirs, suspects, means.whole)
-        judged = [done.judged[key] for key in codes]
+        judged = [done.judged[key] for key in desk.codes]
         for one in judged:
             findings += one.findings
         wrong, unsure = check_buffers(ours, theirs)
         findings += [*check_beside(ours, theirs, asked), *_padding(theirs), *wrong]
     finally:
-        ours.tensor_files.files.close()
-        theirs.tensor_files.files.close()
+        desk.close()
     casts = {(a, b) for name in names for a in _types(ours, name) for b in _types(theirs, name)}
     found = Examination(
         tuple(findings),

@@ -14,6 +14,7 @@ from carnet.examiner.asked import Asked
 from carnet.examiner.claims import check_claims, is_of_another, shown
 from carnet.examiner.compare import Finding
 from carnet.examiner.containers import check_containers
+from carnet.examiner.desk import Elsewhere
 from carnet.examiner.document import Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
@@ -111,16 +112,19 @@ def examine_target(
     progress: Progress,
     staged: bool = False,
     order: Order | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Proof:
     """Compare a target with its source in every way.
 
     ``request`` is what was asked for, as plain values, for the document; ``known`` are those who say what other files hold.
     ``memory`` (bytes) and ``threads`` (None for one a core) are what the examination may use.
-    A target that is ``staged`` is being made by this run. ``order`` says when its tensors are there, None where all are.
+    A target that is ``staged`` is being made by this run. ``order`` says when its tensors are there, None where all are;
+    ``elsewhere`` does the tasks in the place of this process.
     """
     means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors), threads)
     below, wrong = _below(target, checkpoint), list[Finding]()
-    found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked, order=_placed(order, below))
+    at = _placed(order, below)
+    found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked, order=at, elsewhere=elsewhere)
     if order is not None:  # what was seen before it was written is what is there now
         there = open_checkpoint(target)
         if there.digest != checkpoint.digest or there.tensors != checkpoint.tensors:

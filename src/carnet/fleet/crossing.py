@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Unpack
 
 from carnet import api
+from carnet.examiner.desk import together
+from carnet.examiner.order import Found
 from carnet.examiner.verdict import Verdict
 from carnet.executor import shares
 from carnet.executor.jobs import Jobs, jobs_of
@@ -69,7 +71,15 @@ def cross(
         with held(of, target) as complete:
             finish(made, complete.source.root, complete.staging, phase=phase)
             complete.check()
-            verdict = prove(made, complete, memory_of(wish), threads_of(wish), shown.examining, begin)
+
+            def examine(add: Callable[[int], None]) -> Found:
+                sought = tasks.Examined(
+                    of.crossing.plan, made.source, complete.staging.where, made.request, memory_of(wish), threads
+                )
+                calls = [(sought, Part(number, count)) for number in range(1, count + 1)]
+                return together(cluster.all(tasks.examine, calls, add))
+
+            verdict = prove(made, complete, memory_of(wish), threads_of(wish), shown.examining, begin, examine)
     return replace(verdict, source=local("ckpt", path), target=said)
 
 

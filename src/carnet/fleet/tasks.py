@@ -9,6 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from carnet.errors import CarnetError
+from carnet.examiner.desk import Desk
+from carnet.examiner.order import Found
+from carnet.examining import desk
 from carnet.executor.jobs import Jobs
 from carnet.executor.owning import Known, held, known
 from carnet.executor.run import write_part
@@ -62,6 +65,32 @@ def _do(sent: Sent, part: Part, *, measures: bool, measured: Mapping[int, float]
             )
             target.check()
     return Done(node(), done.nbytes, time.monotonic() - begun, done.measured)
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A target that is to be examined, on its way to nodes."""
+
+    digest: str  # of its plan
+    source: str
+    target: str  # where it is while it is written
+    request: Mapping[str, object] = field(compare=False)
+    memory: int
+    threads: int
+
+
+@lru_cache(maxsize=1)
+def _desk(of: Examined) -> Desk:
+    return desk(folder_at(of.source), folder_at(of.target), of.request, of.memory, of.threads)
+
+
+def examine(of: Examined, part: Part) -> Done[Found]:
+    """Do a share of the examination."""
+    begun = time.monotonic()
+    with _here():
+        share = _desk(of).share(part.number, part.of)
+        found = share.work(lambda nbytes: None)
+    return Done(node(), sum(map(share.nbytes, share.tasks)), time.monotonic() - begun, found)
 
 
 def node() -> str:

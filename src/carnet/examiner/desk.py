@@ -1,0 +1,92 @@
+"""A *desk*: both sides of an examination and all of its tasks. Whoever has the same two folders has the same desk, and may do a share.
+
+::
+
+    tasks   |--- 1/3 ---|--- 2/3 ---|--- 3/3 ---|        of similar bytes, in their order; what was found is put together
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from carnet.examiner.brought import by_rows
+from carnet.examiner.compare import Side, is_judged, side
+from carnet.examiner.judge import Judgement, judge
+from carnet.examiner.matrix import amax, amax_names
+from carnet.examiner.means import Means, Order, each
+from carnet.examiner.naming import Clues
+from carnet.examiner.order import Codes, Found, Job, jobs, nbytes, work_off
+from carnet.formats.stored import Key
+from carnet.inventory.source_scales import read_source_scales
+from carnet.inventory.survey import Inventory
+
+Elsewhere = Callable[[Callable[[int], None]], Found]  # does all tasks; takes what gets the bytes of those that are done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Desk:
+    """Two understood checkpoints, and what is to be done."""
+
+    ours: Side
+    theirs: Side
+    tasks: tuple[Job, ...]
+    means: Means
+    dtype: str | None  # that was asked for
+
+    def nbytes(self, task: Job) -> int:
+        """Return the bytes of a task."""
+        return nbytes(self.ours, self.theirs, task)
+
+    @property
+    def codes(self) -> list[Key]:
+        """Return the stored weights whose codes are held against numbers."""
+        return [task.key for task in self.tasks if isinstance(task, Codes)]
+
+    def share(self, number: int, of: int) -> "Desk":
+        """Return the desk with one of so many shares of the tasks; the first is 1."""
+        sizes = [*map(self.nbytes, self.tasks)]
+        total = sum(sizes) or 1
+        middles = (2 * end - size for end, size in zip(accumulate(sizes), sizes, strict=True))
+        held = (
+            task
+            for task, middle in zip(self.tasks, middles, strict=True)
+            if min(middle * of // (2 * total), of - 1) == number - 1
+        )
+        return replace(self, tasks=tuple(held))
+
+    def work(self, add: Callable[[int], None], order: Order | None = None) -> Found:
+        """Do the tasks; ``order`` says when what is read of the target is there, None where all is."""
+        ours, theirs, threads = self.ours, self.theirs, self.means.threads
+        target = theirs.inventory
+        names = sorted({name for key in self.codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
+        largest = each(names, lambda name: amax(ours, name), lambda _: 0, threads, add)
+        amaxes, clues = dict(zip(names, largest, strict=True)), Clues(self.means.whole)
+
+        def judged(key: Key) -> Judgement:
+            return judge(ours, theirs, key, self.dtype, amaxes, clues)
+
+        return work_off(ours, theirs, self.tasks, judged, threads, add, order)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.ours.tensor_files.files.close()
+        self.theirs.tensor_files.files.close()
+
+
+def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None) -> Desk:
+    """Return the desk for two understood checkpoints."""
+    ours, theirs = side(source, means.block), side(target, means.block)
+    ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
+    codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
+    return Desk(ours, theirs, (*jobs(ours, theirs), *map(Codes, codes)), means, dtype)
+
+
+def together(shares: Iterable[Found]) -> Found:
+    """Return what was found in several shares."""
+    whole = Found({}, {}, {}, {})
+    for found in shares:
+        whole.compared.update(found.compared)
+        whole.judged.update(found.judged)
+        whole.source.update(found.source)
+        whole.target.update(found.target)
+    return whole
