@@ -90,7 +90,7 @@ def reconfigure(folder, **fields):
 # --- the package ---------------------------------------------------------------------------------------------------------------
 
 
-VERBS = ("cross", "finish", "inspect", "plan", "run", "verify")
+VERBS = ("clean", "cross", "finish", "inspect", "plan", "run", "verify")
 ERRORS = ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported")
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Options",
     "Plan",
     "Verdict",
+    "clean",
     "cross",
     "finish",
     "inspect",
@@ -34,14 +35,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from carnet.api import Inspection, cross, finish, inspect, plan, run, verify
+    from carnet.api import Inspection, clean, cross, finish, inspect, plan, run, verify
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
     from carnet.examiner.verdict import Verdict
     from carnet.plans.columns import Plan
     from carnet.plans.request import Options
 
 _HOMES = {
-    "carnet.api": ("Inspection", "Verdict", "cross", "finish", "inspect", "plan", "run", "verify"),
+    "carnet.api": ("Inspection", "Verdict", "clean", "cross", "finish", "inspect", "plan", "run", "verify"),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.request": ("Options",),
     "carnet.plans.columns": ("Plan",),

@@ -36,7 +36,7 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
     shown = Shown(made, progress)
     root, staging = target.source.root, target.staging
     workers, rest = choose_halves(memory, made.window, len(made.steps), threads)
-    if rest < LEAST or staging.whole or "://" in staging.where:
+    if rest < LEAST or staging.whole or staging.in_order:
         write(made, root, staging, progress=shown.writing, phase=phase, threads=threads)
         target.check()
         return prove(made, target, memory, threads, shown.examining, phase)

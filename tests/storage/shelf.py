@@ -45,6 +45,8 @@ class ShelfDraft:
     done: frozenset[int] = frozenset()
     fresh: bool = True
     whole: bool = False
+    in_order: bool = False
+    kept: tuple[str, ...] = ()
     flushed: list[str] = field(default_factory=list)
 
     @property
@@ -92,6 +94,9 @@ class ShelfDraft:
 
     def open(self, name: str) -> ShelfTarget:
         return ShelfTarget(f"{self.where}/{name}")
+
+    def complete(self, name: str) -> None:
+        """Do nothing: what was created is zeros."""
 
     def put(self, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
         FILES[f"{self.where}/{name}"] = bytearray(b"".join(chunks))
@@ -153,6 +158,9 @@ class ShelfFolder:
         draft = ShelfDraft(self.url, frozenset(names))
         yield draft
         draft.discard()
+
+    def cleared(self) -> list[str]:
+        raise BadRequest("an interrupted run leaves nothing")
 
     def joined(self) -> Callable[[str], ShelfTarget]:
         return lambda name: ShelfTarget(f"{self.url}.draft/{name}")

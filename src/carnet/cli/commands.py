@@ -7,8 +7,7 @@ Nothing heavy is imported before a command runs.
 import gc
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import click
 
@@ -30,8 +29,11 @@ from carnet.cli.options import (
     threads_option,
 )
 from carnet.cli.progress import progress_bar
+from carnet.cli.telling import print_lines, tell, width
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
     from carnet.plans.request import Budget, Looking, Options, Verifying
@@ -163,7 +165,7 @@ def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **op
         data = inspection_data(found)
         click.echo(dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")}))
     else:
-        _print(inspection_lines(found, _width(), every=tensors))
+        print_lines(inspection_lines(found, width(), every=tensors))
     if found.refusal is not None:
         refused(found.refusal, as_json=False)  # the JSON has said it
         ctx.exit(1)
@@ -195,7 +197,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
     if as_json:
         click.echo(dump(plan_data(made)))
     else:
-        _print(plan_lines(made, _width()))
+        print_lines(plan_lines(made, width()))
 
 
 @main.command(cls=Verb, epilog="carnet run llama.plan out/llama\ncarnet run llama.plan out/llama --part 3/64")
@@ -234,8 +236,20 @@ def finish(ctx: click.Context, /, plan_file: str, out: str, verify: bool, as_jso
     with progress_bar("finishing") as (progress, phase):
         verdict = api.finish(plan_file, out, verify=verify, progress=progress, phase=phase, **options)
     if verdict is not None:
-        _tell(ctx, verdict, as_json=as_json)
+        tell(ctx, verdict, as_json=as_json)
     click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
+
+
+@main.command(cls=Verb, epilog="carnet clean out/llama\ncarnet clean s3://models/llama")
+@click.argument("out", type=Place())
+@json_option
+def clean(out: str, as_json: bool) -> None:
+    """Remove what a crossing into OUT left that was killed and shall not go on; nothing that carnet did not write."""
+    from carnet import api
+    from carnet.report.data import dump
+
+    removed = api.clean(out)
+    click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
 
 
 @main.command(
@@ -256,7 +270,7 @@ def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **o
 
     with progress_bar("examining") as (progress, _):
         verdict = api.verify(ckpt, out, progress=progress, **options)
-    _tell(ctx, verdict, as_json=as_json)
+    tell(ctx, verdict, as_json=as_json)
 
 
 @main.command(
@@ -284,7 +298,7 @@ def cross(
             verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
         else:
             verdict = _cross_on(on, ckpt, out, progress, phase, options)
-    _tell(ctx, verdict, as_json=as_json)
+    tell(ctx, verdict, as_json=as_json)
 
 
 def _cross_on(on: str, ckpt: str, out: str, progress: "Progress | None", phase: "Phase", options: "Options") -> "Verdict":
@@ -301,7 +315,7 @@ def _cross_on(on: str, ckpt: str, out: str, progress: "Progress | None", phase: 
         return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=tell, **options)
     finally:
         if seen:
-            click.echo("\n".join(node_lines(seen, _width())), err=True)
+            click.echo("\n".join(node_lines(seen, width())), err=True)
 
 
 @main.command(
@@ -372,26 +386,5 @@ def fits(
     if as_json:
         click.echo(dump(asked.data(found)))
     else:
-        _print(fit_lines(asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts), _width()))
+        print_lines(fit_lines(asked.facts(found), asked.misfits(found), *asked.lines(found, every=parts), width()))
     ctx.exit(0 if found.good else 3)
-
-
-def _tell(ctx: click.Context, verdict: "Verdict", *, as_json: bool) -> NoReturn:
-    """Print a verdict, and end with the exit code that says it."""
-    from carnet.report.data import dump, verdict_data
-    from carnet.report.terminal import verdict_lines
-
-    if as_json:
-        click.echo(dump(verdict_data(verdict)))
-    else:
-        _print(verdict_lines(verdict, _width()))
-    ctx.exit(0 if verdict.equal else 3)
-
-
-def _print(lines: Iterable[str]) -> None:
-    click.echo("\n".join(lines))
-
-
-def _width() -> int | None:
-    """Return the columns of the terminal; None for a pipe, which has a line a row."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -253,6 +253,7 @@ def _is_unfinished(said: Document, source: Inventory) -> bool:
 
 def recheck(target: Folder, memory: int, threads: int | None, progress: Progress) -> Verdict:
     """Compare a target with its own document alone; ``memory``, ``threads`` and ``progress`` are as for ``examine_target``."""
+    names_in(target)  # which refuses one that its crossing has not finished
     said = documents.load(target)
     if said is None or not said.proven:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"

@@ -41,6 +41,7 @@ class Run:
     step: int  # among the steps of the tensor
     block: int  # among its blocks
     first: int  # byte that it reads first, from the step's offset in the source
+    place: int  # byte that it writes first, from the step's offset in the target
     nbytes: int
 
 
@@ -50,19 +51,22 @@ class Cell:
 
     tile: Tile  # its base is 0
     steps: tuple[int, ...]  # among the steps of the tensor
-    reader: int  # the first of them that reads
+    reader: int  # the first of them that reads, or the first where none does
     first: int  # byte that it reads first, from its offset in the source
     wide: int  # bytes from there to the last one that it reads
 
 
-def runs_of(steps: Sequence[Writer]) -> list[Run] | None:
-    """Return the blocks that the kernel copies, None where the bytes of a tensor come in runs too short for it."""
-    if not _straight(steps):
+def runs_of(steps: Sequence[Writer], *, zeros: bool) -> list[Run] | None:
+    """Return the blocks that the kernel copies, None where the bytes of a tensor come in runs too short for it.
+
+    Where ``zeros`` have to be written, a tensor that has some is none of the kernel's.
+    """
+    if not _straight(steps) or (zeros and any(isinstance(step, Fill) for step in steps)):
         return None
-    # a step that fills needs no job: the file was created as one hole, which reads as zeros
+    # else a step that fills needs no job: the file was created as one hole, which reads as zeros
     moves = [(at, step) for at, step in enumerate(steps) if isinstance(step, Move)]
     return [
-        Run(at, number, piece.source - step.source.offset, count(piece) * piece.items[1])
+        Run(at, number, piece.source - step.source.offset, piece.target - step.target.offset, count(piece) * piece.items[1])
         for at, step in moves
         for number, piece in enumerate(blocks_of(step))
     ]
@@ -73,8 +77,11 @@ def blocks_of(step: Move) -> Iterator[Piece]:
     return blocks(piece_of(step.shape, step.source, step.target), MOST, pack=True)
 
 
-def cells_of(tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, window: int) -> Iterator[Cell]:
-    """Cut a tensor, or a matrix that is ``coded``, into tiles that fit a window (bytes), each with the steps that touch it."""
+def cells_of(tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, window: int, *, zeros: bool) -> Iterator[Cell]:
+    """Cut a tensor, or a matrix that is ``coded``, into tiles that fit a window (bytes), each with the steps that touch it.
+
+    Tiles of nothing but zeros are left out, but where ``zeros`` have to be written.
+    """
     reach = sorted((*_reach(step), number) for number, step in enumerate(steps))
     active: list[tuple[int, int, int]] = []
     coming = 0
@@ -86,7 +93,9 @@ def cells_of(tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, 
         active = [row for row in active if row[1] > low]
         touching = tuple(sorted(number for _, _, number in active)) if coded is None else tuple(range(len(steps)))
         found = _first(tile, steps, touching)
-        if found is not None:  # else there is nothing but zeros, and those are there
+        if found is None and zeros:
+            found = touching[0], 0, 0
+        if found is not None:
             yield Cell(replace(tile, base=tile.base - tensor.offset), touching, *found)
 
 

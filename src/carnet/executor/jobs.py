@@ -77,10 +77,10 @@ class Encode:
 
 Job = Direct | Windows | Check | Gauge | Encode
 KINDS = DIRECT, WINDOWS, CHECK, GAUGE, ENCODE = range(5)
-# which step (-1: none); which block of it, or the first of how many parts; and where its source lies
+# which step (-1: none); which block of it, or the first of how many parts; where its source lies, and what it writes (-1: nothing)
 JOB = np.dtype(
-    [(name, np.int32) for name in ("kind", "step", "block", "first", "number", "file")]
-    + [("at", np.int64), ("nbytes", np.int64)]
+    [(name, np.int32) for name in ("kind", "step", "block", "first", "number", "file", "target")]
+    + [("at", np.int64), ("place", np.int64), ("nbytes", np.int64)]
 )
 CELL = ("group", "tensor", "cell")
 PART = np.dtype([(name, np.int32) for name in CELL])  # a cell of one of the tensors alike
@@ -92,7 +92,7 @@ SEEN = np.dtype(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Jobs(Sequence[Job]):
-    """The jobs of a plan as columns, in the order in which their source lies on disk; each is made when it is asked for."""
+    """The jobs of a plan as columns, in the order of their source or of their target; each is made when it is asked for."""
 
     steps: Steps
     groups: Sequence[tuple[Group, Sequence[Cell]]]
@@ -109,7 +109,7 @@ class Jobs(Sequence[Job]):
     def __getitem__(self, at: "int | slice") -> "Job | Jobs":
         if isinstance(at, slice):
             return replace(self, rows=self.rows[at])
-        kind, number, block, first, count, _, _, nbytes = self.rows[at].item()
+        kind, number, block, first, count, *_, nbytes = self.rows[at].item()
         parts = tuple([self._part(part) for part in range(first, first + count)])
         step = self.steps[number] if kind != WINDOWS else None
         match kind, step:
@@ -132,18 +132,24 @@ class Jobs(Sequence[Job]):
         return Part(self.steps.names[alike.files[tensor]], tile, tuple(steps))  # type: ignore[arg-type]  # all of them write
 
 
-def jobs_of(plan: Plan) -> Jobs:
-    """Return the jobs of a plan, in the order in which their source lies on disk."""
+def jobs_of(plan: Plan, *, in_order: bool = False) -> Jobs:
+    """Return the jobs of a plan, in the order in which their source lies on disk.
+
+    ``in_order``: in that in which the target's files are written from their first byte to their last, one after the other. Then zeros
+    are written, too, and what compares and measures comes first.
+    """
     steps, groups = plan.steps, list[tuple[Group, list[Cell]]]()
     rows, parts, seen, coded_parts = [np.empty(0, JOB)], list[Rows](), [np.empty(0, SEEN)], 0
     for group in groups_of(plan):
         sample = [steps[number] for number in group.steps[0].tolist()]
         coded = None if group.coded is None else next(steps.at(group.coded[:1]).only(Make))
-        runs = runs_of(sample) if coded is None else None
+        runs = runs_of(sample, zeros=in_order) if coded is None else None
         if runs is not None:
-            rows += [_reading(steps, group.steps[:, run.step], run.first, DIRECT, run.block, run.nbytes) for run in runs]
+            for run in runs:
+                job = _reading(steps, group.steps[:, run.step], run.first, DIRECT, run.block, run.nbytes)
+                rows.append(_writing(job, steps, group.steps[:, run.step], run.place))
             continue
-        cells = [*cells_of(group.tensor, sample, coded, plan.window)]
+        cells = [*cells_of(group.tensor, sample, coded, plan.window, zeros=in_order)]
         for number, cell in enumerate(cells):
             part = np.zeros(len(group.offsets), SEEN)
             part["group"], part["tensor"], part["cell"] = len(groups), np.arange(len(part)), number
@@ -152,7 +158,8 @@ def jobs_of(plan: Plan) -> Jobs:
             if group.coded is not None:
                 job["step"], job["number"], job["first"] = group.coded, 1, coded_parts + np.arange(len(job))
                 coded_parts += len(job)
-                rows.append(job)
+                # no code is smaller than an eighth of the weight: this is in the order in which codes lie
+                rows.append(_writing(job, steps, group.coded, segments(cell.tile)[0] // 8))
                 parts.append(part[[*CELL]].astype(PART))
                 continue
             part["target"], part["place"] = group.files, group.offsets + segments(cell.tile)[0]
@@ -160,20 +167,29 @@ def jobs_of(plan: Plan) -> Jobs:
         groups.append((group, cells))
     rank = _ranks(steps)
     windows = np.concatenate(seen)
-    windows = windows[np.lexsort((windows["place"], rank[windows["target"]], windows["at"], rank[windows["file"]]))]
-    rows.append(_together(windows, plan.window, coded_parts))
+    by_target, by_source = (windows["place"], rank[windows["target"]]), (windows["at"], rank[windows["file"]])
+    windows = windows[np.lexsort((*by_source, *by_target) if in_order else (*by_target, *by_source))]
+    rows.append(_together(windows, plan.window, coded_parts, in_order=in_order))
     parts.append(windows[[*CELL]].astype(PART))
     rows += _looking(steps)
     made = np.concatenate(rows)
-    return Jobs(steps, groups, np.concatenate(parts), made[np.lexsort((made["at"], rank[made["file"]]))])
+    by_source = made["at"], rank[made["file"]]
+    by_target = made["place"], np.where(made["target"] < 0, -1, rank[made["target"]])
+    return Jobs(steps, groups, np.concatenate(parts), made[np.lexsort(by_target if in_order else by_source)])
 
 
 def _reading(steps: Steps, numbers: NDArray[np.int64], first: int, kind: int, block: int, nbytes: int) -> Rows:
     """Return a job for each of some steps, which reads from ``first`` on."""
     made, read = np.zeros(len(numbers), JOB), steps.rows[numbers]
     made["kind"], made["step"], made["block"], made["nbytes"] = kind, numbers, block, nbytes
-    made["file"], made["at"] = read["source"], read["source_at"] + first
+    made["file"], made["at"], made["target"] = read["source"], read["source_at"] + first, -1
     return made
+
+
+def _writing(jobs: Rows, steps: Steps, numbers: NDArray[np.int64], first: int) -> Rows:
+    """Say of jobs what they write, from ``first`` on where their steps do."""
+    jobs["target"], jobs["place"] = steps.rows["target"][numbers], steps.rows["target_at"][numbers] + first
+    return jobs
 
 
 def _ranks(steps: Steps) -> NDArray[np.int64]:
@@ -191,19 +207,24 @@ def _looking(steps: Steps) -> Iterator[Rows]:
             yield _reading(steps, np.flatnonzero(steps.rows["form"] == number), 0, kind, 0, nbytes)
 
 
-def _together(windows: Rows, window: int, first: int) -> Rows:
-    """Join parts that follow each other and read mostly the same source, as long as they fit one buffer; ``first`` is the first."""
+def _together(windows: Rows, window: int, first: int, *, in_order: bool) -> Rows:
+    """Join parts that follow each other and read mostly the same source, as long as they fit one buffer; ``first`` is the first.
+
+    ``in_order``: parts of one target file, wherever their source lies.
+    """
     made = list[tuple[int, ...]]()
-    begin, number, nbytes, file, at, until = first, 0, 0, -1, 0, 0
-    for there, place, wide, size in windows[["file", "at", "wide", "nbytes"]].tolist():
-        if number and not (there == file and place < until and nbytes + size <= window):
-            made.append((WINDOWS, -1, 0, begin, number, file, at, nbytes))
+    begin, number, nbytes, file, at, until, target, to = first, 0, 0, -1, 0, 0, -1, 0
+    rows = windows[["file", "at", "wide", "nbytes", "target", "place"]].tolist()
+    for there, place, wide, size, name, where in rows:
+        alike = name == target if in_order else there == file and place < until
+        if number and not (alike and nbytes + size <= window):
+            made.append((WINDOWS, -1, 0, begin, number, file, target, at, to, nbytes))
             begin, number, nbytes = begin + number, 0, 0
         if not number:
-            file, at, until = there, place, place + wide // 2
+            file, at, until, target, to = there, place, place + wide // 2, name, where
         number, nbytes = number + 1, nbytes + size
     if number:
-        made.append((WINDOWS, -1, 0, begin, number, file, at, nbytes))
+        made.append((WINDOWS, -1, 0, begin, number, file, target, at, to, nbytes))
     return np.array(made, JOB)
 
 

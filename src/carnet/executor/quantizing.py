@@ -155,11 +155,10 @@ def _refuse_infinite(step: Make, largest: float) -> None:
         raise BadCheckpoint(f"a weight of {step.tensor} is not a number, so it has no scale", facts)
 
 
-def put(worker: Worker, step: Put) -> None:
-    """Write numbers that the plan knows."""
+def numbers(step: Put) -> bytes:
+    """Return numbers that the plan knows as they are stored."""
     values = step.values * int(np.prod(step.shape)) if len(step.values) == 1 else step.values
-    made = np.array(values, np.float64).astype(array_type(step.target.dtype))
-    worker.targets(step.target.file).write(step.target.offset, memoryview(made.tobytes()))
+    return np.array(values, np.float64).astype(array_type(step.target.dtype)).tobytes()
 
 
 def _write(worker: Worker, place: Place, values: Array, at: tuple[int, int]) -> None:

@@ -5,7 +5,7 @@
     OUT.partial/  journal.jsonl  model-00001.safetensors (full size, holes)  ...  assets, then tensors, then texts: config.json last
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,14 +19,12 @@ from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import ENCODE, GAUGE, Gauge, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
-from carnet.executor.quantizing import put
 from carnet.executor.shares import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
-from carnet.steps import Put
 from carnet.storage.protocol import Draft, Folder, Opened, Part
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -60,18 +58,20 @@ def write(
     which tensors are whole; all else but texts is written then.
     """
     begin, root = phase or _unsaid, folder_at(source)
-    jobs = jobs_of(plan)
+    jobs = jobs_of(plan, in_order=staging.in_order)
     nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
     workers = _threads(plan, threads)
     try:
-        finished = prepared(plan, staging)
-        _put_beside(plan, root, staging)
+        finished = prepared(plan, staging) | _of_files(jobs, staging.kept)
+        _put_beside(plan, staging)
         with heard(plan, jobs, finished, begun) as hear:
             resumed, _ = _do(
                 plan, root, staging, jobs, shares.writing(jobs), finished, (progress or _silent, begin), workers, hear
             )
+            for file in plan.files:
+                staging.complete(file.name)
             put_texts(plan, staging)
     except (BadCheckpoint, BadRequest):
         staging.discard()  # trying again would end the same way
@@ -98,7 +98,7 @@ def write_part(
     ``jobs`` are those of the plan, where they are known; ``measured`` is what all parts have measured, None to look what they noted.
     Nothing is published. Everything else is as ``write`` has it, but that the staging folder stays, whatever the error.
     """
-    jobs = jobs_of(plan) if jobs is None else jobs
+    jobs = jobs_of(plan, in_order=staging.in_order) if jobs is None else jobs
     numbers = (shares.measuring if measures else shares.writing)(jobs, part)
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
@@ -110,16 +110,14 @@ def write_part(
     return Written(nbytes, len(numbers), resumed, found)
 
 
-def finish(
-    plan: Plan, source: PathLike | Folder, staging: Draft, *, phase: Phase | None = None, threads: int | None = None
-) -> None:
+def finish(plan: Plan, staging: Draft, *, phase: Phase | None = None, threads: int | None = None) -> None:
     """Write what is beside the tensors into a target whose every part is written; the caller may verify it and then publishes it.
 
     Raises BadRequest, which names the parts that are not.
     """
     if staging.whole:
         return
-    jobs, where = jobs_of(plan), {"where": staging.where}
+    jobs, where = jobs_of(plan, in_order=staging.in_order), {"where": staging.where}
     missing = {*shares.writing(jobs).tolist()} - staging.done
     if missing and not staging.done and not staging.parts:
         staging.discard()
@@ -134,7 +132,7 @@ def finish(
         remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
         raise BadRequest("not every part of the target is written", facts, remedy=remedy)
     prepare(plan, staging)
-    _put_beside(plan, folder_at(source), staging)
+    _put_beside(plan, staging)
     put_texts(plan, staging)
     _flush(plan, staging, phase or _unsaid, _threads(plan, threads))
 
@@ -162,7 +160,7 @@ def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
     """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done."""
     if staging.ready:
         return staging.done
-    counts = not staging.fresh and intact(plan, staging)
+    counts = not staging.fresh and (staging.in_order or intact(plan, staging))
     if not counts:
         staging.restart()
     prepare(plan, staging)
@@ -170,13 +168,19 @@ def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
     return staging.done if counts else frozenset()
 
 
+def _of_files(jobs: Jobs, names: Collection[str]) -> frozenset[int]:
+    """Return the jobs that write into some files alone."""
+    return (
+        frozenset(at for at, job in enumerate(jobs) if (found := touched(job)) and found <= {*names}) if names else frozenset()
+    )
+
+
 def _threads(plan: Plan, wanted: int | None) -> int:
     return choose_threads(plan.memory, plan.window, len(plan.steps), wanted)
 
 
-def _put_beside(plan: Plan, source: Folder, staging: Draft) -> None:
-    """Write what is known, and what is taken over: all but the tensors that jobs write, and the texts."""
-    _put_known(plan, source, staging)
+def _put_beside(plan: Plan, staging: Draft) -> None:
+    """Write what is taken over: all but the tensors, and the texts."""
     for raw in plan.raws:
         staging.put(raw.name, [raw.data])
     for asset in plan.assets:
@@ -254,13 +258,6 @@ def _worker(plan: Plan, source: Folder, staging: Draft, amaxes: Amaxes, tell: po
     window, read, temporary = (np.empty(size, np.uint8) for size in (plan.window, block, block))
     targets = Opened(lambda name: staging.open(contained(name)))
     return Worker(plan, sources(source), targets, window, read, temporary, amaxes, tell)
-
-
-def _put_known(plan: Plan, source: Folder, staging: Draft) -> None:
-    worker = _worker(plan, source, staging, Amaxes(), lambda nbytes: None)
-    for step in plan.steps.only(Put):
-        put(worker, step)
-    worker.targets.close()
 
 
 def _flush(plan: Plan, staging: Draft, begin: Phase, workers: int) -> None:

@@ -2,17 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import PurePosixPath
 
 import xxhash
 
 from carnet.errors import BadCheckpoint
 from carnet.executor.files import contained, opened
+from carnet.executor.quantizing import numbers
 from carnet.formats.files import contents
 from carnet.formats.safetensors import render_header
 from carnet.formats.torch_dist_files import frames_of
 from carnet.plans.columns import Plan
-from carnet.steps import AssetFile
+from carnet.steps import AssetFile, Put
 from carnet.storage.protocol import Crossing, Draft, Folder, Part
 from carnet.storage.schemes import PathLike, file_at, folder_at
 
@@ -30,12 +32,15 @@ def names_of(plan: Plan) -> list[str]:
 
 
 def prepare(plan: Plan, draft: Draft) -> None:
-    """Make every tensor file in its full size, with its header, where there is room for all."""
+    """Make every tensor file in its full size, with its header and the numbers that are known, where there is room for all."""
     sizes = [(file.name, file.nbytes) for file in plan.files] + [(asset.name, asset.nbytes) for asset in plan.assets]
     draft.reserve([*sizes, *((text.name, len(text.text.encode())) for text in plan.texts)])
+    known: dict[str, list[tuple[int, bytes]]] = {}
+    for step in plan.steps.only(Put):
+        known.setdefault(step.target.file, []).append((step.target.offset, numbers(step)))
     for file in plan.files:
         parts = frames_of(file) if file.kind == "torch_dist" else [(0, render_header(file))]
-        draft.create(file.name, file.nbytes, parts)
+        draft.create(file.name, file.nbytes, chain(parts, known.get(file.name, ())))
 
 
 def intact(plan: Plan, draft: Draft) -> bool:

@@ -62,19 +62,19 @@ def cross(
             whole = staging.whole
             if not whole:
                 prepared(made, staging)
-            where = staging.where
+            where = str(staging.where)
         threads = threads_of(wish) or cluster.threads
         if not whole:
             look_at(cluster, _sought(made.source, where))
             sent = tasks.Sent(of.crossing.plan, cluster.keep((made, jobs)), said, threads)
             _write(cluster, sent, jobs, count, shown.writing, begin)
         with held(of, target) as complete:
-            finish(made, complete.source.root, complete.staging, phase=phase)
+            finish(made, complete.staging, phase=phase)
             complete.check()
 
             def examine(add: Callable[[int], None]) -> Found:
                 sought = tasks.Examined(
-                    of.crossing.plan, made.source, complete.staging.where, made.request, memory_of(wish), threads
+                    of.crossing.plan, made.source, str(complete.staging.where), made.request, memory_of(wish), threads
                 )
                 calls = [(sought, Part(number, count)) for number in range(1, count + 1)]
                 return together(cluster.all(tasks.examine, calls, add))

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from carnet.errors import BadCheckpoint, shown
-from carnet.storage.protocol import FILE, FOLDER, Folder, walk
+from carnet.storage.protocol import FILE, FOLDER, LAST, Folder, walk
 
 DEPTH = 4  # of folders in folders
 Along = Literal["tokenizer", "model", "named", "anew", ""]
@@ -33,7 +33,7 @@ def _kind(what: str, names: str, along: Along, *, loaded: bool = True) -> Kind:
 
 
 WEIGHTS = "weights of another kind"
-DOCUMENT = "carnet.json"
+DOCUMENT = LAST
 UNKNOWN = Kind("files that carnet does not know", (), True, "")
 CODE = _kind("code that no config names", "*.py", "named")
 TOKENIZER = _kind(

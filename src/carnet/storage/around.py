@@ -51,6 +51,10 @@ class Around:
         """Own the folder as a target."""
         return self.root.owned(names, crossing, source, part)
 
+    def cleared(self) -> list[str]:
+        """Remove what a crossing left."""
+        return self.root.cleared()
+
     def joined(self) -> Callable[[str], Target]:
         """Return what opens files of the target."""
         return self.root.joined()

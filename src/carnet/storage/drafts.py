@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from carnet.errors import BadRequest, MachineFailed, shown
@@ -51,6 +51,16 @@ class PosixDraft:
     def where(self) -> str:
         """Return the path of the folder."""
         return str(self.folder)
+
+    @property
+    def in_order(self) -> bool:
+        """Say no: files are made in their full size."""
+        return False
+
+    @property
+    def kept(self) -> Collection[str]:
+        """Return no file: the journal counts jobs."""
+        return ()
 
     @property
     def whole(self) -> bool:
@@ -106,7 +116,7 @@ class PosixDraft:
 
     def _clear(self) -> None:
         held = {os.path.basename(file.name) for file in (self.journal.main, self.journal.own)}
-        for name, found in list(_entries(self.base)):
+        for name, found in list(entries(self.base)):
             if name in held or not _is_own(self.names, name, found):
                 continue
             with holder(self.base, name) as (at, last):
@@ -150,6 +160,9 @@ class PosixDraft:
     def open(self, name: str) -> PosixTarget:
         """Open a file for writing, following no link."""
         return _opened(self.base, self.folder, name)
+
+    def complete(self, name: str) -> None:
+        """Do nothing: holes are zeros."""
 
     def put(self, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
         """Write a small file so that it is whole or not there."""
@@ -222,6 +235,7 @@ def owned(
     if source is not None:
         _refuse_overlap(source, out)
     _refuse_entangled(out, names)
+    crossing = replace(crossing, names=tuple(sorted(names)))
     for _ in range(LOOKS):
         with ExitStack() as stack:
             draft = _taken(stack, crossing, out, frozenset(names), part)
@@ -340,7 +354,7 @@ def _refuse_entangled(out: Path, names: Collection[str]) -> None:
 def _refuse_foreign(draft: PosixDraft) -> None:
     """Raise BadRequest where the folder holds something that no crossing of this plan wrote."""
     with told(draft.folder):
-        for name, found in _entries(draft.base):
+        for name, found in entries(draft.base):
             if not _is_own(draft.names, name, found):
                 facts = {"where": draft.folder, "found": name}
                 remedy = "move it away; then the same command goes on where it stopped"
@@ -358,7 +372,7 @@ def _is_own(names: Collection[str], name: str, found: os.stat_result) -> bool:
     return name in names or name.removesuffix(TEMPORARY) in names or is_journal(name)
 
 
-def _entries(base: int) -> Iterator[tuple[str, os.stat_result]]:
+def entries(base: int) -> Iterator[tuple[str, os.stat_result]]:
     """Yield everything below an open folder, what lies deeper first, and no link's other end."""
     for folder, folders, files, at in os.fwalk(".", topdown=False, dir_fd=base):
         for name in (*files, *folders):

@@ -3,7 +3,7 @@
 One JSON value a line: the plan, the source and the boot of the machine; who holds the folder; then the number of each finished job,
 or number and what it found; and that all of these are on the disk::
 
-    {"carnet-journal": 1, "plan": "5be1...", "source": "9f...", "identity": "77...", "boot": "c0..."}
+    {"carnet-journal": 1, "plan": "5be1...", "source": "9f...", "identity": "77...", "boot": "c0...", "names": ["config.json", ...]}
     {"pid": 4711, "host": "node7", "since": "2026-03-01 12:00:00"}
     0
     [2, 3.25]
@@ -140,7 +140,7 @@ def check(file: File, *, whole: bool) -> None:
 def head(crossing: Crossing) -> bytes:
     """Return the first line of the journal of a crossing."""
     said = {"plan": crossing.plan, "source": crossing.source, "identity": crossing.identity, "boot": boot_id()}
-    return line({"carnet-journal": 1, **said})
+    return line({"carnet-journal": 1, **said, "names": crossing.names})
 
 
 def of_this_plan(file: File, crossing: Crossing) -> Said:

@@ -3,10 +3,10 @@
 The profile says which store it is and how it is reached; the client reads it from its own configuration, and tries again by itself.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, cast
 
 from multistorageclient import StorageClient, StorageClientConfig
 from multistorageclient.types import ObjectMetadata, PreconditionFailedError, Range
@@ -19,22 +19,24 @@ WORDS = {"403": Refused, "401": Refused, "AccessDenied": Refused, "ermission": R
 
 @dataclass(frozen=True, slots=True)
 class MscUpload:
-    """An object that the client keeps on this machine until it is closed."""
+    """An object that is kept on this machine until it is whole: the client sends files, and what is given up must not be sent."""
 
-    file: IO[bytes]
+    file: "tempfile._TemporaryFileWrapper[bytes]"
+    send: Callable[[str], None]  # takes a path
 
     def write(self, data: Buffer) -> None:
         """Add bytes."""
-        with heard():
-            self.file.write(data)
+        self.file.write(data)
 
     def close(self) -> None:
         """Have the client send it."""
-        with heard():
-            self.file.close()
+        self.file.flush()
+        with heard(), self.file:
+            self.send(self.file.name)
 
     def abandon(self) -> None:
-        """Leave it to the client's own clearing away: what is not closed is not sent."""
+        """Leave no object."""
+        self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class MscBucket:
 
     def upload(self, key: str, marks: Mapping[str, str], nbytes: int) -> MscUpload:  # noqa: ARG002  the client cuts as it likes
         """Begin to write an object."""
-        with heard():
-            return MscUpload(cast("IO[bytes]", self.client.open(key, "wb", attributes=dict(marks) or None)))
+        made = tempfile.NamedTemporaryFile(prefix="carnet-")  # noqa: SIM115  closed by the upload
+        return MscUpload(made, lambda path: self.client.upload_file(key, path, attributes=dict(marks) or None))
 
     def marks(self, key: str) -> Mapping[str, str]:
         """Return what an object was marked with."""

@@ -8,13 +8,15 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-from carnet.errors import BadCheckpoint, shown
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported, shown
+from carnet.storage import object_drafts
 from carnet.storage.blocks import BLOCK, Blocks
 from carnet.storage.buckets import Bucket, Changed, Missing, Object, Past, Short, told
-from carnet.storage.protocol import FILE, FOLDER, Crossing, Draft, Folder, Part, Stamp, Target
+from carnet.storage.journal_lines import NAME as JOURNAL
+from carnet.storage.protocol import FILE, FOLDER, LAST, Crossing, Draft, Folder, Part, Stamp, Target
 
 HEAD = 64 << 10  # bytes that come with opening: the header of most files
 GAP = 512 << 10  # bytes: reading fewer that nobody needs is cheaper than one more request
@@ -36,6 +38,7 @@ class ObjectFolder:
 
     shared: Shared
     path: str  # without slashes at its ends; "" for the whole bucket
+    unfinished: bool = False  # a target that is being written may be read
 
     @property
     def bucket(self) -> Bucket:
@@ -51,7 +54,7 @@ class ObjectFolder:
         return f"{self.bucket.url}/{self.path}" if self.path else self.bucket.url
 
     def __truediv__(self, name: str) -> Self:
-        return type(self)(self.shared, self.key(name))
+        return replace(self, path=self.key(name))
 
     def key(self, name: str) -> str:
         """Return the key of an object below, or the path of a folder."""
@@ -72,6 +75,9 @@ class ObjectFolder:
         with told("cannot list the folder", str(self)):
             folders, files = self.bucket.below(f"{self.path}/" if self.path else "")
         names = [each.key.rsplit("/", 1)[-1] for each in files]
+        if JOURNAL in names and LAST not in names and not self.unfinished:
+            remedy = f"run the command that writes it again: it resumes; or remove what is there: carnet clean {self}"
+            raise BadRequest(f"{self} is not finished", {"found": JOURNAL}, remedy=remedy)
         return sorted([*((name, FOLDER) for name in folders), *((name, FILE) for name in names if name)])
 
     def holds(self, name: str) -> bool:  # noqa: ARG002  nothing in a store leads elsewhere
@@ -109,11 +115,20 @@ class ObjectFolder:
         self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
     ) -> AbstractContextManager[Draft]:
         """Own the objects below."""
-        raise NotImplementedError
+        return object_drafts.owned(self, names, crossing, source, part)
+
+    def cleared(self) -> list[str]:
+        """Remove what a crossing left."""
+        return object_drafts.cleared(self)
 
     def joined(self) -> Callable[[str], Target]:
-        """Return what opens objects of a draft."""
-        raise NotImplementedError
+        """Refuse: an object has one writer."""
+        remedy = "save to a folder of this machine, and bring that there"
+        raise NotSupported("many processes cannot write an object together", {"where": self}, remedy=remedy)
+
+    def meanwhile(self) -> Self:
+        """Return the folder as its own crossing sees it."""
+        return replace(self, unfinished=True)
 
 
 @dataclass(slots=True)

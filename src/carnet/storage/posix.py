@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from carnet.errors import BadCheckpoint, shown
-from carnet.storage import drafts
+from carnet.storage import clearing, drafts
 from carnet.storage.files import PosixFile, PosixTarget, unreadable
 from carnet.storage.opening import KINDS, NotPlain, failed, open_regular, replace_file
 from carnet.storage.protocol import FILE, FOLDER, Crossing, Folder, Part, Stamp
@@ -110,6 +110,10 @@ class PosixFolder:
         """Own the staging folder beside this one."""
         here = Path(source.path) if isinstance(source, PosixFolder) else None
         return drafts.owned(Path(self.path), names, crossing, here, part)
+
+    def cleared(self) -> list[str]:
+        """Remove what a crossing left in the staging folder beside this one."""
+        return clearing.cleared(Path(self.path))
 
     def joined(self) -> Callable[[str], PosixTarget]:
         """Return what opens files of the staging folder."""

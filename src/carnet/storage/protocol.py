@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Generic, Protocol, Self, TypeVar
 
 FILE, FOLDER = "file", "folder"  # kinds of what has a name; any other is in words, "a FIFO", and nothing is ""
+LAST = "carnet.json"  # the document of a target: where a store cannot rename, a target without it is none
 OPEN = 16  # files that stay open: they are read in the order in which they lie
 
 
@@ -79,6 +80,12 @@ class Folder(Protocol):
         another plan began it or nobody of carnet's did, and where something lies in it that has none of these names.
         """
 
+    def cleared(self) -> list[str]:
+        """Remove what a crossing into this folder left that was not finished, and return the names of what it was.
+
+        Raises BadRequest, with nothing touched, where there is none.
+        """
+
     def joined(self) -> Callable[[str], "Target"]:
         """Return what opens files of the target that another process owns, for writing."""
 
@@ -90,6 +97,7 @@ class Crossing:
     plan: str  # digest
     source: str = ""  # digest of what tells on every machine that no file of the source has changed
     identity: str = ""  # and of what tells more on this machine
+    names: tuple[str, ...] = ()  # of the files that are written: what it may remove
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +131,16 @@ class Draft(Protocol):
     """A target that is being written: nobody sees it until it is published, and until then one crossing owns it."""
 
     @property
-    def where(self) -> str:
-        """Return the path or URL of the folder in which it can be read meanwhile."""
+    def where(self) -> str | Folder:
+        """Return the folder in which it can be read meanwhile, or its path."""
+
+    @property
+    def in_order(self) -> bool:
+        """Say whether files have to be written one after the other, each from its first byte to its last."""
+
+    @property
+    def kept(self) -> Collection[str]:
+        """Return the files that an earlier run wrote, where whole files are what counts, and not jobs."""
 
     @property
     def whole(self) -> bool:
@@ -176,6 +192,9 @@ class Draft(Protocol):
 
     def open(self, name: str) -> Target:
         """Open a file that was created."""
+
+    def complete(self, name: str) -> None:
+        """Hear that all is written into a file that was created: what nobody wrote is zeros."""
 
     def put(self, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
         """Write a small file in order, so that it is whole or not there."""
