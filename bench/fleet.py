@@ -1,24 +1,41 @@
 """Cut the crossings of the largest published models for 1,000 machines, and pass a crossing's tasks through a Ray cluster on this one.
 
 Two tables. ``cut``: what the head of ``carnet cross --on`` does before the first task, headers only, the files sparse: its time and its
-private memory, what it sends to a node, and by how much parts differ. ``tasks``: what a task costs that has next to nothing to do.
+private memory, what it sends to a node, and by how much parts differ. ``tasks``: what a task costs that has next to nothing to do, and
+what a core does in each wave, through a cluster of as many nodes as this machine has cores, on its disk.
 
 ``python -m bench.fleet cut`` or ``tasks``; without a word both.
 """
 
 import json
+import os
 import pickle
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
+from ray.cluster_utils import Cluster
+from safetensors.numpy import save_file
+
 from bench.measure import record, run, table, work_folder
 from bench.published import published, shapes
 from bench.skeleton import write
+from carnet import api, fleet
+from carnet.executor import shares
+from carnet.executor.jobs import jobs_of
+from carnet.executor.owning import held, proven
+from carnet.executor.run import prepared
+from carnet.fleet import tasks as sent
+from carnet.fleet.cluster import Node, reached
+from carnet.storage.protocol import Part
+from carnet.storage.schemes import folder_at
 
 PARTS = 1000
 MODELS = "deepseek-ai/DeepSeek-V3", "moonshotai/Kimi-K2-Instruct"
@@ -31,16 +48,27 @@ ASKED: dict[str, dict[str, object]] = {
     "megatron, EP 8": {"to": "megatron", "ep": 8, "read_by": "megatron-bridge"},
 }
 TASKS = 1000
+NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
+WIDTHS: dict[str, tuple[int, ...]] = {  # of a layer of a Llama of 8B
+    "self_attn.q_proj": (4096, 4096),
+    "self_attn.k_proj": (1024, 4096),
+    "self_attn.v_proj": (1024, 4096),
+    "self_attn.o_proj": (4096, 4096),
+    "mlp.gate_proj": (14336, 4096),
+    "mlp.up_proj": (14336, 4096),
+    "mlp.down_proj": (4096, 14336),
+    "input_layernorm": (4096,),
+    "post_attention_layernorm": (4096,),
+}
+MEASURED: dict[str, dict[str, object]] = {
+    "hf": {"to": "hf"},
+    "trtllm, TP 2": {"to": "trtllm", "tp": 2},
+    "hf, fp8, measured": DYNAMIC,
+}
 
 
 def head(folder: Path, asked: dict[str, object], told: Path) -> None:
     """Do what a head does, and write down how long it took and what came out."""
-    from carnet import api
-    from carnet.executor import shares
-    from carnet.executor.jobs import jobs_of
-    from carnet.executor.owning import proven
-    from carnet.storage.protocol import Part
-
     begun = time.perf_counter()
     made = api.plan(folder, **asked, memory="2G")  # type: ignore[arg-type]  # options by name
     planned = time.perf_counter()
@@ -91,8 +119,111 @@ def cut() -> None:
     record("fleet_cut", {"parts": PARTS, "plans": results})
 
 
+def save(folder: Path, layers: int) -> None:
+    """Write a Llama of random weights, of so many of the layers that one of 8B has."""
+    layer = [*WIDTHS.items()]
+    shapes = {f"model.layers.{n}.{name}.weight": shape for n in range(layers) for name, shape in layer}
+    shapes |= {"model.embed_tokens.weight": (8192, 4096), "model.norm.weight": (4096,), "lm_head.weight": (8192, 4096)}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 8192,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 5e5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+    }
+    numbers = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    held = {name: numbers.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
+    save_file(held, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def overhead(folder: Path) -> dict[str, float]:
+    """Return the seconds that many tasks take which have little to do, nothing, and none of carnet's."""
+    with reached("ray", lambda nodes: None) as cluster:
+        made, out = api.plan(folder, to="trtllm", tp=2), folder.with_name("out")
+        of, jobs = proven(made), jobs_of(made)
+        with held(of, folder_at(str(out)), Part(1, TASKS)) as target:
+            prepared(made, target.staging)
+        known = sent.Sent(of.crossing.plan, cluster.keep((made, jobs)), str(out), 1)
+        calls = [(known, Part(number, TASKS, joins=True), [cluster.keep({})]) for number in range(1, TASKS + 1)]
+        seconds = dict[str, float]()
+        for name in ("doing them", "done before"):
+            begun = time.perf_counter()
+            cluster.all(sent.write, calls, lambda nbytes: None)
+            seconds[name] = time.perf_counter() - begun
+        nothing = cluster.ray.remote(num_cpus=1)(lambda: None)
+        begun = time.perf_counter()
+        cluster.ray.get([nothing.remote() for _ in range(TASKS)])
+        seconds["Ray alone"] = time.perf_counter() - begun
+    return seconds
+
+
+class Waves:
+    """What all nodes together have done at the end of each wave: seconds of tasks, and bytes."""
+
+    def __init__(self) -> None:
+        self.now, self.done = "", dict[str, tuple[float, int]]()
+
+    def phase(self, name: str) -> None:
+        """Hear which wave begins."""
+        self.now = name
+
+    def tell(self, nodes: Sequence[Node]) -> None:
+        """Hear what was done."""
+        self.done[self.now] = sum(one.seconds for one in nodes), sum(one.nbytes for one in nodes)
+
+    def rates(self) -> dict[str, float]:
+        """Return the bytes a second of a task in each wave."""
+        ends = [(0.0, 0), *self.done.values()]
+        return {name: (b[1] - a[1]) / (b[0] - a[0]) for name, a, b in zip(self.done, ends, ends[1:], strict=False)}
+
+
+def tasks() -> None:
+    """Show what a task costs, and what a core does."""
+    folder, cores = work_folder() / "fleet", len(os.sched_getaffinity(0))
+    shutil.rmtree(folder, ignore_errors=True)
+    local = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    for _ in range(cores - 1):
+        local.add_node(wait=True, **NODE)
+    os.environ["RAY_ADDRESS"] = local.address
+    save(folder / "small", 1)
+    seconds = overhead(folder / "small")
+    print(
+        table(
+            [["tasks a second", *seconds], [f"{cores} nodes of a core", *(f"{TASKS / each:,.0f}" for each in seconds.values())]]
+        )
+    )
+    shutil.rmtree(folder)
+    save(folder / "source", 2)
+    rows, results = list[list[str]](), list[dict[str, object]]()
+    for name, asked in MEASURED.items():
+        waves, begun = Waves(), time.perf_counter()
+        assert fleet.cross(folder / "source", folder / "out", on="ray", phase=waves.phase, nodes=waves.tell, **asked)  # type: ignore[arg-type]
+        wall, rates = time.perf_counter() - begun, waves.rates()
+        shutil.rmtree(folder / "out")
+        shown = [f"{rates[wave] / 1e9:.2f}" if wave in rates else "" for wave in ("scales", "writing", "examining")]
+        rows.append([name, *shown, f"{wall:.1f}"])
+        results.append({"target": name, "bytes a second of a core": rates, "seconds": wall})
+    local.shutdown()  # type: ignore[no-untyped-call]  # Ray's own
+    shutil.rmtree(folder)
+    print(table([["GB/s of a core", "measuring", "writing", "examining", "s in all"], *rows]))
+    record("fleet_tasks", {"nodes": cores, "tasks": TASKS, "seconds": seconds, "crossings": results})
+
+
 if __name__ == "__main__":
     if sys.argv[1:2] == ["head"]:
         head(Path(sys.argv[2]), json.loads(sys.argv[3]), Path(sys.argv[4]))
     if sys.argv[1:] in ([], ["cut"]):
         cut()
+    if sys.argv[1:] in ([], ["tasks"]):
+        tasks()

@@ -240,7 +240,7 @@ def owned(
         with ExitStack() as stack:
             draft = _taken(stack, crossing, out, frozenset(names), part)
             if draft is not None:
-                if not draft.whole:
+                if not draft.whole and not draft.ready:  # where others are at work who has prepared it has looked
                     _refuse_foreign(draft)
                 yield draft
                 return
