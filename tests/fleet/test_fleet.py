@@ -35,12 +35,17 @@ def alone(source, tmp_path_factory):
     return made
 
 
-class Sighted(threading.Thread):
-    """Do something when a task is seen to run, the first of its name."""
+def raylets(cluster):
+    """Return the processes whose children the workers of a cluster are."""
+    return {info.process.pid for node in cluster.list_all_nodes() for info in node.all_processes["raylet"]}
 
-    def __init__(self, task, act):
+
+class Sighted(threading.Thread):
+    """Do something when a task is seen to run, the first of its name in a cluster."""
+
+    def __init__(self, cluster, task, act):
         super().__init__(daemon=True)
-        self.title, self.act, self.pid = f"ray::{task}".encode(), act, None
+        self.title, self.act, self.pid, self.parents = f"ray::{task}".encode(), act, None, raylets(cluster)
         self.start()
 
     def run(self):
@@ -48,13 +53,16 @@ class Sighted(threading.Thread):
         while self.pid is None and time.monotonic() < until:
             for path in Path("/proc").glob("[0-9]*/cmdline"):
                 try:
-                    if path.read_bytes().startswith(self.title):
+                    if path.read_bytes().startswith(self.title) and self.is_ours(path.parent):
                         self.pid = int(path.parent.name)
                         self.act(self.pid)
                         break
                 except OSError:
                     continue
             time.sleep(0.002)
+
+    def is_ours(self, process):
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1]) in self.parents
 
 
 def kill(pid):
@@ -87,7 +95,7 @@ def test_a_cluster_writes_the_bytes_of_one_machine_with_one_document(cluster, so
 
 @pytest.mark.parametrize("task", ["measure", "write", "examine"])
 def test_a_worker_that_is_killed_costs_its_task_alone(cluster, source, alone, tmp_path, task):
-    killed = Sighted(task, kill)
+    killed = Sighted(cluster, task, kill)
     assert fleet.cross(source, tmp_path / "out", on="ray", **CODED).equal
     assert killed.pid is not None
     assert content(tmp_path / "out") == alone["coded"]
@@ -96,7 +104,7 @@ def test_a_worker_that_is_killed_costs_its_task_alone(cluster, source, alone, tm
 def test_a_node_that_is_lost_costs_its_tasks_alone(cluster, source, alone, tmp_path):
     node = new_node(cluster)
     cluster.wait_for_nodes()
-    lost = Sighted("write", lambda pid: cluster.remove_node(node, allow_graceful=False))
+    lost = Sighted(cluster, "write", lambda pid: cluster.remove_node(node, allow_graceful=False))
     assert fleet.cross(source, tmp_path / "out", on="ray", **PLAIN).equal
     lost.join()
     assert content(tmp_path / "out") == alone["plain"]
@@ -105,7 +113,7 @@ def test_a_node_that_is_lost_costs_its_tasks_alone(cluster, source, alone, tmp_p
 def test_the_same_command_goes_on_after_its_process_is_killed(cluster, source, alone, tmp_path):
     words = command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", "ray")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as first:
-        Sighted("write", lambda pid: first.kill()).join()
+        Sighted(cluster, "write", lambda pid: first.kill()).join()
     assert first.returncode == -signal.SIGKILL
     assert staging_of(tmp_path / "out").exists()
     again = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -135,7 +143,7 @@ def test_damage_of_the_source_comes_up_as_it_is_and_is_not_tried_again(cluster, 
         os.truncate(tmp_path / "source/model.safetensors", 9000)
         seen.append(pid)
 
-    Sighted("write", act)
+    Sighted(cluster, "write", act)
     with pytest.raises(BadCheckpoint) as caught:
         fleet.cross(tmp_path / "source", tmp_path / "out", on="ray", **PLAIN)
     assert seen
