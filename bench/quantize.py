@@ -19,6 +19,8 @@ SCHEMES = {  # and whether it needs the activations' largest magnitudes
     "carnet run, fp8-channel": (("--to", "hf", "--quantize", "fp8-channel", "--style", "compressed-tensors"), False),
     "carnet run, fp8-block": (("--to", "hf", "--quantize", "fp8-block", "--style", "compressed-tensors"), False),
     "carnet run, nvfp4": (("--to", "hf", "--quantize", "nvfp4"), True),
+    "carnet run, mxfp8": (("--to", "hf", "--quantize", "mxfp8"), False),
+    "carnet run, mxfp4": (("--to", "hf", "--quantize", "mxfp4"), False),
 }
 
 

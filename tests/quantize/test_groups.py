@@ -42,7 +42,7 @@ def test_groups_that_are_looked_up_are_as_they_are_computed(recipe, kind, seen):
     with np.errstate(over="ignore"):
         expected = arithmetic.pack(recipe, arithmetic.encode(recipe, matrix, "bf16", divisors)).reshape(-1)
     codes = np.empty(SIZE // PACKED[recipe.packing], np.uint8)
-    scales = groups.code(groups.tables(recipe.name, outer), bits, codes, np.empty(1 << 10, np.intp))
+    scales = groups.code(groups.tables(recipe.name, outer), bits, codes)
     assert (scales == stored.view(np.uint8).reshape(-1)).all()
     assert (codes == expected).all()
 
@@ -53,5 +53,5 @@ def test_usual_weights_are_looked_up(recipe):
     tables = groups.tables(recipe.name, outer)
     bits = (np.random.default_rng(1).standard_normal(SIZE) / 50).astype(ml_dtypes.bfloat16).view(np.uint16)
     codes = np.empty(SIZE // PACKED[recipe.packing], np.uint8)
-    groups.code(replace(tables, codes=np.zeros_like(tables.codes)), bits, codes, np.empty(1 << 10, np.intp))
+    groups.code(replace(tables, codes=np.zeros_like(tables.codes)), bits, codes)
     assert not (codes & (0x7F if recipe.code.bits == 8 else 0x77)).any()  # of a table of zeros

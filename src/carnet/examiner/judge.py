@@ -34,6 +34,7 @@ from carnet.examiner.scales import Array, Floats
 from carnet.formats.stored import Coded, Key
 from carnet.quantize.recipes import BY_NAME, PER_BYTE, WHOLE
 
+SUMMED = 1 << 18  # squares that are added up in f32
 SAMPLES = 1 << 12  # wrong scales that are kept to name what is wrong with them
 
 
@@ -88,8 +89,9 @@ def _type(coded: Coded, own: str) -> list[Finding]:
 
 @dataclass(slots=True)
 class _Wrong:
-    """What was wrong so far."""
+    """What was wrong so far, and memory that is used for every tile: fresh memory is slow to touch, and lets threads wait."""
 
+    room: Floats = field(default_factory=lambda: np.empty((5, 0), np.float32))  # of every row, as many as a tile has elements
     scales: int = 0
     first_scale: tuple[int, ...] = ()
     pairs: list[tuple[Floats, Floats]] = field(default_factory=list)  # stored, right
@@ -122,13 +124,18 @@ def _look(of: Matrix, tile: Tile, numbers: Array, codes: NDArray[np.uint8], done
         numbers = lined(of, numbers, 4 * numbers.dtype.itemsize)
         codes = lined(of, codes, 4 // PER_BYTE[of.recipe.packing])
         block, stored = LINED, np.ascontiguousarray(stored).reshape(1, -1)
-    nearest, values, places = rules.nearest_of_bytes(of.recipe.name), numbers.astype(np.float32), codes.astype(np.intp)
+    if wrong.room.shape[1] < numbers.size:
+        wrong.room = np.empty((5, numbers.size), np.float32)
+    nearest, (first, second, third) = rules.nearest_of_bytes(of.recipe.name), wrong.room[:3]
+    values = first[: numbers.size].reshape(numbers.shape)
+    places = wrong.room[3:].reshape(-1)[: 2 * codes.size].view(np.intp).reshape(codes.shape)
+    values[...], places[...] = numbers, codes
     right = right_scales(of, values, block)
     under = spread_divisors(of, stored, of.outer, values.shape, block)
-    quotients = quotients_of(of, values, under)
-    good = nearest.is_right(codes, places, quotients)
+    quotients = quotients_of(of, values, under, second)
+    good = nearest.is_right(codes, places, quotients, third)
     done.elements += values.size
-    _measure(done, nearest.values(places), nearest, values, quotients, under)
+    _measure(done, nearest.values(places, third), nearest, values, quotients, under)
     differs = (
         stored.view(bits_of(stored)) != right.view(bits_of(right))
         if stored.dtype == right.dtype
@@ -157,8 +164,14 @@ def _measure(done: Judgement, lost: Floats, nearest: rules.Nearest, values: Floa
         done.saturated += int(((quotients > nearest.largest) | (quotients < nearest.least)).sum())
     lost *= under
     lost -= values
-    done.noise += float(np.vdot(lost, lost))
-    done.signal += float(np.vdot(values, values))
+    done.noise += _power(lost)
+    done.signal += _power(values)
+
+
+def _power(values: Floats) -> float:
+    """Return the sum of squares: of few at a time in f32, of those in f64."""
+    flat = values.reshape(-1)
+    return sum(float(np.vdot(part, part)) for part in (flat[low : low + SUMMED] for low in range(0, flat.size, SUMMED)))
 
 
 def _note_scales(wrong: _Wrong, of: Matrix, tile: Tile, stored: Array, right: Array, differs: NDArray[np.bool_]) -> None:

@@ -25,7 +25,7 @@ from carnet.model.tensors import Canonical
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
 from carnet.quantize.styles import STYLES
 
-TILE = 1 << 18  # elements that are looked at together: their numbers stay in the processor's cache
+TILE = 1 << 19  # elements that are looked at together: larger ones leave the processor's cache, smaller ones let threads wait
 LINED = (0, 4)  # a block of numbers that are lined up
 
 Tile = tuple[slice, slice]  # rows and columns
@@ -233,11 +233,11 @@ def spread_divisors(
     return rules.spread(block, rules.divisors(of.recipe, stored, outer), shape)
 
 
-def quotients_of(of: Matrix, values: Floats, under: Floats) -> Floats:
-    """Return what becomes codes: rounded first where the recipe does so."""
-    found: Floats = values / under
+def quotients_of(of: Matrix, values: Floats, under: Floats, room: Floats | None = None) -> Floats:
+    """Return what becomes codes, in ``room`` where that is given: rounded first where the recipe does so."""
+    found: Floats = np.divide(values, under, out=None if room is None else room[: values.size].reshape(values.shape))
     if of.recipe.quotient == "own" and of.own != "f32":
-        found = found.astype(array_type(of.own)).astype(np.float32)
+        found[...] = found.astype(array_type(of.own))
     return found
 
 

@@ -38,14 +38,16 @@ class Nearest:
     largest: float
     signed_zero: bool  # a zero has the sign of its number, which an interval cannot say
 
-    def values(self, places: NDArray[np.intp]) -> Floats:
-        """Return the values of codes; ``places`` are the codes as numpy takes indices."""
-        return self.value.take(places, mode="clip").view(np.float32)
+    def values(self, places: NDArray[np.intp], room: Floats | None = None) -> Floats:
+        """Return the values of codes; ``places`` are the codes as numpy takes indices, ``room`` is memory for what is found."""
+        return _looked_up(self.value, places, room)
 
-    def is_right(self, codes: NDArray[np.uint8], places: NDArray[np.intp], quotients: Floats) -> NDArray[np.bool_]:
+    def is_right(
+        self, codes: NDArray[np.uint8], places: NDArray[np.intp], quotients: Floats, room: Floats | None = None
+    ) -> NDArray[np.bool_]:
         """Say which codes are the nearest to their numbers; ``places`` are the codes once more."""
-        right = self.low.take(places, mode="clip").view(np.float32) <= quotients
-        right &= quotients <= self.high.take(places, mode="clip").view(np.float32)
+        right = _looked_up(self.low, places, room) <= quotients
+        right &= quotients <= _looked_up(self.high, places, room)
         if self.signed_zero:
             zeros = np.flatnonzero((codes & 0x7F) == 0)
             if len(zeros):
@@ -62,6 +64,12 @@ class Nearest:
         if self.signed_zero:
             found[(found == len(self.value) // 2) & ~np.signbit(quotients)] = 0
         return found
+
+
+def _looked_up(table: Array, places: NDArray[np.intp], room: Floats | None) -> Floats:
+    into = None if room is None else room[: places.size * table.itemsize // 4].view(table.dtype).reshape(places.shape)
+    found: Floats = np.take(table, places, out=into, mode="clip").view(np.float32)
+    return found
 
 
 @cache
@@ -123,12 +131,8 @@ def unpacked(recipe: Recipe, stored: Array) -> NDArray[np.uint8]:
 
 def block_amax(block: tuple[int, int], values: Floats) -> Floats:
     """Return the largest magnitude of each block of a matrix."""
-    sizes = np.abs(values)
     down, along = block
-    if down == 0:
-        sizes = sizes.max(axis=0, keepdims=True)
-    elif down > 1:
-        sizes = np.maximum.reduceat(sizes, range(0, len(sizes), down), axis=0)
+    sizes = np.abs(values) if down == 1 else _tall_amax(values, down or len(values))
     if not along:
         largest: Floats = sizes.max(axis=1, keepdims=True)
         return largest
@@ -139,11 +143,29 @@ def block_amax(block: tuple[int, int], values: Floats) -> Floats:
     return sizes
 
 
+def _tall_amax(values: Floats, down: int) -> Floats:
+    """Return the largest magnitude in each column of so many rows. It is at an end, and needs no array of all magnitudes."""
+    bands = [values[row : row + down] for row in range(0, len(values), down)]
+    found: Floats = np.abs([[band.max(axis=0), band.min(axis=0)] for band in bands]).max(axis=1)
+    return found
+
+
 def spread(block: tuple[int, int], grid: Floats, shape: tuple[int, ...]) -> Floats:
     """Return a number for each element of a matrix, from a number for each block; one axis may stay of length one."""
     down, along = block
-    wide = np.repeat(grid, along, axis=1)[:, : shape[1]] if along > 1 else grid
-    return np.repeat(wide, down, axis=0)[: shape[0]] if down > 1 else wide
+    if along > 1:  # numpy.repeat would let no other thread work
+        wide = np.empty((*grid.shape, along), np.float32)
+        if along == 4:  # numpy is slow along an axis of few
+            for column in range(along):
+                wide[:, :, column] = grid
+        else:
+            wide[...] = grid[:, :, None]
+        grid = wide.reshape(len(grid), -1)[:, : shape[1]]
+    if down > 1:
+        tall = np.empty((len(grid), down, grid.shape[1]), np.float32)
+        tall[...] = grid[:, None, :]
+        grid = tall.reshape(-1, grid.shape[1])[: shape[0]]
+    return grid
 
 
 def outer_scale(recipe: Recipe, amax: float, own: str) -> np.float32:

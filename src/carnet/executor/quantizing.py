@@ -80,7 +80,7 @@ def _whole(worker: Worker, step: Make, recipe: Recipe, bits: Array, codes: Array
     _refuse_infinite(step, largest)
     stored, divisor = arithmetic.whole_scale(recipe, largest, own, step.given)
     if bits.dtype.itemsize == 2:
-        arithmetic.look_up(_table(recipe.name, own, divisor), bits.reshape(-1), codes.reshape(-1), _index(worker))
+        arithmetic.look_up(_table(recipe.name, own, divisor), bits.reshape(-1), codes.reshape(-1))
     else:
         for box in _boxes(recipe, bits.shape):
             codes[box] = arithmetic.encode(recipe, bits[box], own, np.full((1, 1), divisor, np.float32))
@@ -124,13 +124,7 @@ def _groups(worker: Worker, of: groups.Tables, bits: Array, codes: Array) -> Arr
     size = worker.block.size // 64 * 32  # weights at a time: so many that other threads get their turn while numpy works
     each = PACKED[of.recipe.packing]
     parts = [slice(low, min(low + size, bits.size)) for low in range(0, bits.size, size)]
-    index = _index(worker)
-    return np.concatenate([groups.code(of, bits[part], codes[part.start // each : part.stop // each], index) for part in parts])
-
-
-def _index(worker: Worker) -> NDArray[np.intp]:
-    """Return memory for numpy's indices: the buffer of what was read, which nobody needs any more."""
-    return worker.block[: worker.block.size // 8 * 8].view(np.intp)
+    return np.concatenate([groups.code(of, bits[part], codes[part.start // each : part.stop // each]) for part in parts])
 
 
 def _cut(box: Box, down: int, along: int) -> Box:

@@ -19,6 +19,7 @@ finfo: Any = ml_dtypes.finfo  # it has no types
 BF16 = np.dtype(ml_dtypes.bfloat16)
 LEAST_FP8, LARGEST_FP8 = 2.0**-9, 448.0
 SHORT = 32  # elements of a row
+LOOKED_UP = 1 << 17  # elements
 
 
 def block_amax(bits: Bits, own: str, block: tuple[int, int]) -> Floats:
@@ -120,13 +121,10 @@ def lookup(recipe: Recipe, own: str, divisor: float) -> Codes:
         return _coded(recipe, forms / np.float32(divisor), own)
 
 
-def look_up(table: Codes, places: Array, codes: Codes, index: NDArray[np.intp]) -> None:
-    """Fill ``codes`` from a table. ``index`` is memory for numpy's indices: one call for each part that it holds."""
-    for low in range(0, places.size, index.size):
-        part = places[low : low + index.size]
-        where = index[: part.size]
-        np.copyto(where, part)
-        np.take(table, where, out=codes[low : low + part.size], mode="clip")
+def look_up(table: Codes, places: Array, codes: Codes) -> None:
+    """Fill ``codes`` from a table, so many at a time that numpy's indices, of eight bytes, stay few."""
+    for low in range(0, places.size, LOOKED_UP):
+        np.take(table, places[low : low + LOOKED_UP], out=codes[low : low + LOOKED_UP], mode="clip")
 
 
 def encode(recipe: Recipe, bits: Bits, own: str, divisors: Floats) -> Codes:

@@ -101,11 +101,8 @@ def _four(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
     return np.repeat(numbers.astype(np.uint16), FOUR).view(np.uint64)
 
 
-def code(of: Tables, bits: Halves, codes: Codes, index: NDArray[np.intp]) -> Codes:
-    """Code groups that follow each other, weights that are finite, as codes are stored; return the scales as they are stored.
-
-    ``index`` is memory for numpy's indices.
-    """
+def code(of: Tables, bits: Halves, codes: Codes) -> Codes:
+    """Code groups that follow each other, weights that are finite, as codes are stored; return the scales as they are stored."""
     recipe, size = of.recipe, of.recipe.block[1]
     count, fours = bits.size // size, size // FOUR
     turned = np.ascontiguousarray(bits.view(np.uint64).reshape(count, fours).T).view(np.uint16)
@@ -125,7 +122,7 @@ def code(of: Tables, bits: Halves, codes: Codes, index: NDArray[np.intp]) -> Cod
     if len(of.codes) > of.row:
         places += np.take(of.rows, scales, mode="clip").view(np.int16)
     found = np.empty(places.shape, np.uint8)
-    arithmetic.look_up(of.codes, places.reshape(-1), found.reshape(-1), index)
+    arithmetic.look_up(of.codes, places.reshape(-1), found.reshape(-1))
     signs *= np.uint8(1 << recipe.code.bits - 1)  # numpy is slow to shift bytes
     found |= signs
     packed = arithmetic.pack(recipe, found).view(f"u{FOUR // PACKED[recipe.packing]}")
