@@ -14,6 +14,7 @@ LIGHT := .venv-demo
 VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 CONFIGS := 0.12.0# aiconfigurator-core, for the configs of published models that it brings: 82 MB
+AZURITE := 3.37.0# the emulator of Azure's store; where there is no npm its test is skipped
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 
 help:  ## show this list
@@ -22,7 +23,7 @@ help:  ## show this list
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
-test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS)  ## run every test, the referees included
+test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
@@ -86,6 +87,13 @@ $(FULL)/aiconfigurator-core-$(CONFIGS): $(FULL)/.ready
 	@rm -rf $(FULL)/aiconfigurator-core-*
 	@$(FULL)/$(PIP) install --target $@ --no-deps --only-binary :all: aiconfigurator-core==$(CONFIGS)
 	@touch $@
+
+$(FULL)/azurite-$(AZURITE): $(FULL)/.ready
+	@rm -rf $(FULL)/azurite-*
+	@mkdir $@.new
+	@! command -v npm > /dev/null || npm install --silent --no-audit --no-fund --prefix $@.new azurite@$(AZURITE) \
+	    || echo "Azurite could not be installed: the test of az:// is skipped"
+	@mv $@.new $@
 
 # not editable: the demo runs the wheel that a user would get
 $(LIGHT)/.ready: pyproject.toml constraints.txt $(shell find src -name '*.py' 2>/dev/null)

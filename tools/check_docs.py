@@ -1,7 +1,8 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
 A fenced block of the kind ``console`` is a command and its output. The commands of a page run one after the other in one folder, where
-``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, and ``tools`` this folder::
+``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, ``s3://models`` is an empty bucket, and
+``tools`` this folder::
 
     ```console
     $ carnet plan --help
@@ -18,8 +19,14 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, os.curdir)  # this is run as a file, and the server of stores is the tests'
+
+from tests.stores.server import environment, serving
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 BLOCK = re.compile(r"^(?P<fence>```+)console\n\$ (?P<command>.+)\n(?P<shown>(?s:.*?))^(?P=fence)$", re.MULTILINE)
@@ -34,8 +41,8 @@ def main() -> int:
     stale = 0
     for path in named or sorted(path for pattern in PAGES for path in Path().glob(pattern)):
         page = path.read_text()
-        with tempfile.TemporaryDirectory() as folder:
-            fresh = BLOCK.sub(partial(current, desk=desk(Path(folder))), page)
+        with tempfile.TemporaryDirectory() as folder, stored(Path(folder), page) as store:
+            fresh = BLOCK.sub(partial(current, desk=desk(Path(folder)), store=store), page)
         if fresh == page:
             continue
         if write:
@@ -50,6 +57,17 @@ def main() -> int:
     return 1 if stale else 0
 
 
+@contextmanager
+def stored(folder: Path, page: str) -> Iterator[dict[str, str]]:
+    """Serve ``s3://models`` to a page that shows a command on it, and give what names the server in the environment."""
+    if not any("s3://" in block["command"] for block in BLOCK.finditer(page)):
+        yield {}
+        return
+    (folder / "stores/models").mkdir(parents=True)
+    with serving(folder / "stores") as relay:
+        yield environment(relay.port)
+
+
 def desk(folder: Path) -> Path:
     """Lay out the folder that a page's commands run in."""
     (folder / "checkpoints").mkdir()
@@ -59,14 +77,20 @@ def desk(folder: Path) -> Path:
     return folder
 
 
-def current(block: re.Match[str], desk: Path) -> str:
+def current(block: re.Match[str], desk: Path, store: Mapping[str, str]) -> str:
     """Return a block with the output that its command has today."""
     words = shlex.split(block["command"])
     if words[0] not in PROGRAMS:
         sys.exit(f"a page may run {' and '.join(PROGRAMS)}, not {words[0]!r}")
     # a refusal is worth showing too, so the exit code is not looked at
     done = subprocess.run(
-        words, cwd=desk, env=os.environ | SETTING, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        words,
+        cwd=desk,
+        env={**os.environ, **SETTING, **store},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     # a checkpoint's own path is absolute, and not the same on any two machines
     printed = done.stdout.replace(f"{desk.resolve()}/", "").replace(f"{desk}/", "").strip("\n")

