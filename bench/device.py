@@ -1,11 +1,13 @@
-"""Quantize on one GPU beside a device-to-device copy: GB/s of bf16 read, after the bits were held against the processor's.
+"""Code on one GPU beside a device-to-device copy: GB/s of bf16 read, after the bits were held against the processor's.
 
-Weights lie in the GPU's memory already: this is the speed of the kernels that `carnet.live` uses. The largest magnitude of a whole
-tensor is part of the time where a scheme needs it.
+    python -m bench.device
+
+Weights lie in the GPU's memory already, in many matrices, as `carnet.live` finds them: this is the speed of its kernels. What is
+measured first, and the scales of blocks beside the codes, are part of the time.
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -13,81 +15,133 @@ import torch
 
 from bench.measure import record, table
 from carnet.live import kernels
+from carnet.live.batches import WORDS, Batch, Job, batch
 from carnet.quantize import arithmetic
-from carnet.quantize.recipes import BY_NAME, WHOLE, Recipe
+from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe, grid
 
 SCHEMES = (
     "modelopt/fp8",
     "trtllm/fp8",
     "compressed-tensors/fp8",
-    "modelopt/fp8-channel",
-    "compressed-tensors/fp8-channel",
-    "modelopt/fp8-block",
-    "compressed-tensors/fp8-block",
-    "deepseek/fp8-block",
+    "modelopt/mxfp8",
+    "compressed-tensors/mxfp8",
     "modelopt/nvfp4",
+    "compressed-tensors/nvfp4",
 )
-SIDE = 16384  # of the matrix that is timed
-COPY = "device-to-device copy"
-Coder = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+SHAPES = (1024, 2048), (300, 8192), (640, 1536), (256, 28672), (48, 128)
+SIDE, MANY = 4096, 16  # of the matrices that are timed
+COPY, COPIES = "device-to-device copy", "carnet's copies"
 
 
 def main() -> None:
     """Compare the bits, then measure."""
-    generator = torch.Generator(device="cuda").manual_seed(1)
+    device = torch.device("cuda")
     for name in SCHEMES:
-        for rows, columns in ((1024, 2048), (300, 8192), (640, 1536), (256, 28672)):
-            for spread in (0, 100):
-                weights = torch.randn((rows, columns), device="cuda", generator=generator) * 0.02
-                weights *= torch.exp2(torch.randint(-spread, spread + 1, weights.shape, device="cuda", generator=generator))
-                weights[:, :256], weights[0], weights[1, ::2] = 0, 0, -0.0
-                check(BY_NAME[name], weights.bfloat16())
+        check(BY_NAME[name], samples(device))
         print(f"the processor's bits: {name}", flush=True)
-    weights = (torch.randn((SIDE, SIDE), device="cuda", generator=generator) * 0.02).bfloat16()
-    copy = torch.empty_like(weights)
-    contenders: dict[str, Callable[[], object]] = {COPY: lambda: copy.copy_(weights)}
+    generator = torch.Generator(device=device).manual_seed(1)
+    weights = [(torch.randn((SIDE, SIDE), device=device, generator=generator) * 0.02).bfloat16() for _ in range(MANY)]
+    copy = torch.empty((MANY, SIDE, SIDE), dtype=torch.bfloat16, device=device)
+    contenders: dict[str, Callable[[], object]] = {COPY: lambda: torch.stack(weights, out=copy), COPIES: copies(weights, copy)}
     for name in SCHEMES:
-        contenders[name] = partial(coder(BY_NAME[name]), weights.view(torch.int16))
-    found = {name: weights.nbytes / 1e9 / seconds(contender) for name, contender in contenders.items()}
+        contenders[name] = Coded(BY_NAME[name], weights).run
+    nbytes = sum(each.nbytes for each in weights)
+    found = {name: nbytes / 1e9 / seconds(contender) for name, contender in contenders.items()}
     rows_of = [(name, f"{speed:,.0f}", f"{speed / found[COPY]:.2f}") for name, speed in found.items()]
     print("\n" + table([("", "GB/s of bf16 read", "x copy"), *rows_of]))
     record("device", {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "gb_per_s": found})
 
 
-def coder(recipe: Recipe) -> Coder:
-    """Return what codes a matrix, given as bits, from nothing: measuring first where the scheme needs it."""
+def samples(device: torch.device) -> list[torch.Tensor]:
+    """Return matrices of many sizes with zeros and numbers of all magnitudes; some are parts of wider ones."""
+    made, generator = list[torch.Tensor](), torch.Generator().manual_seed(1)
+    for rows, columns in SHAPES:
+        for spread in (0, 5, 100):
+            weights = torch.randn((rows, columns), generator=generator) * 0.02
+            weights *= torch.exp2(torch.randint(-spread, spread + 1, weights.shape, generator=generator))
+            weights[:, :48], weights[0], weights[1, ::2] = 0, 0, -0.0
+            whole = weights.bfloat16().to(device)
+            made += [whole, whole[1:, columns // 2 :], whole.view(-1, 4, columns)[:, 1:3, : columns // 2]]
+    return made
 
-    def amax(bits: torch.Tensor, largest: float) -> torch.Tensor:
-        return (kernels.largest(bits).view(torch.bfloat16).float() / largest).reshape(1)
 
-    if recipe.block == WHOLE:
-        return lambda bits: (kernels.whole(recipe, bits, amax(bits, 448)),)
-    if recipe.scale.outer:
-        return lambda bits: kernels.nvfp4(bits, amax(bits, 448 * 6))
-    return lambda bits: kernels.blocks(recipe, bits)
+class Coded:
+    """Codes and scales of some matrices, all in a few launches."""
+
+    def __init__(self, recipe: Recipe, weights: Sequence[torch.Tensor]) -> None:
+        self.recipe, self.weights, device = recipe, weights, weights[0].device
+        self.numbers = torch.ones(len(weights), device=device)
+        by = {"codes": PACKED[recipe.packing]} | ({} if recipe.block == WHOLE else {"scales": recipe.block[1]})
+        self.made = {part: [_empty(each, many) for each in weights] for part, many in by.items()}
+        seen = [each.view(torch.int32) for each in weights]
+        self._batches = {
+            part: _batch(
+                [Job(view, _pairs(out, recipe, part), at) for at, (view, out) in enumerate(zip(seen, outs, strict=True))]
+            )
+            for part, outs in self.made.items()
+        }
+        self._measured = _batch([Job(view, view, at) for at, view in enumerate(seen)])
+
+    def measure(self) -> torch.Tensor:
+        """Return the largest magnitude of each."""
+        return kernels.largest(self._measured, len(self.weights))
+
+    def code(self) -> None:
+        """Write codes, and scales of blocks."""
+        for part, one in self._batches.items():
+            kernels.code(one, self.recipe, part, self.numbers)
+
+    def run(self) -> None:
+        """Do both."""
+        if self.recipe.block == WHOLE or self.recipe.scale.outer:
+            self.measure()
+        self.code()
 
 
-def check(recipe: Recipe, weights: torch.Tensor) -> None:
+def _empty(like: torch.Tensor, by: int) -> torch.Tensor:
+    return torch.empty((*like.shape[:-1], like.shape[-1] // by), dtype=torch.uint8, device=like.device)
+
+
+def _pairs(out: torch.Tensor, recipe: Recipe, part: str) -> torch.Tensor:
+    return out.view(torch.int16) if part == "codes" and not recipe.packing else out
+
+
+def _batch(jobs: Sequence[Job], wide: int | None = None) -> Batch:
+    made, left = batch(jobs) if wide is None else batch(jobs, wide)
+    if made is None or left:
+        raise SystemExit(f"{len(left)} of {len(jobs)} matrices have no kernel")
+    return made
+
+
+def copies(weights: Sequence[torch.Tensor], copy: torch.Tensor) -> Callable[[], object]:
+    """Return what copies matrices as live crossings do."""
+    jobs = [Job(each.view(torch.int64), out.view(torch.int64)) for each, out in zip(weights, copy, strict=True)]
+    return partial(kernels.copy, _batch(jobs, WORDS))
+
+
+def check(recipe: Recipe, weights: Sequence[torch.Tensor]) -> None:
     """Stop where a bit differs from the processor's."""
-    bits = weights.cpu().view(torch.int16).numpy().view(np.uint16)
-    sent = weights.view(torch.int16)
-    amax = arithmetic.block_amax(bits, "bf16", recipe.block)
-    if float(kernels.largest(sent).view(torch.bfloat16)) != float(amax.max()):
-        raise SystemExit(f"{recipe.name}: another largest magnitude")
-    outer = float(arithmetic.outer_scale(recipe, float(amax.max()), "bf16")) if recipe.scale.outer else None
-    stored, divisors = arithmetic.scales(recipe, amax, "bf16", outer)
-    expected = arithmetic.pack(recipe, arithmetic.encode(recipe, bits, "bf16", divisors))
-    if recipe.block == WHOLE:
-        made = kernels.whole(recipe, sent, torch.tensor(divisors[0], device=sent.device))
-    else:
-        given = None if outer is None else torch.tensor([outer], device=sent.device)
-        made, scales, _ = kernels.blocks(recipe, sent) if given is None else kernels.nvfp4(sent, given)
-        found = scales.cpu().numpy()
-        if (found if given is not None else found.astype(stored.dtype)).tobytes() != stored.tobytes():
-            raise SystemExit(f"{recipe.name}: other scales")
-    codes = made.cpu().numpy()
-    if (codes != expected).any():
-        raise SystemExit(f"{recipe.name}: {int((codes != expected).sum())} other codes of {codes.size}")
+    coded = Coded(recipe, weights)
+    found = coded.measure().tolist()
+    expected = []
+    for at, each in enumerate(weights):
+        bits = each.cpu().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1, each.shape[-1])
+        amax = arithmetic.block_amax(bits, "bf16", recipe.block)
+        if found[at] != float(amax.max()):
+            raise SystemExit(f"{recipe.name}: another largest magnitude")
+        outer = float(arithmetic.outer_scale(recipe, float(amax.max()), "bf16")) if recipe.scale.outer else None
+        stored, divisors = arithmetic.scales(recipe, amax, "bf16", outer)
+        if recipe.block == WHOLE and at % 2:
+            divisors = divisors / np.float32(2)  # a scale that weights have outgrown
+        coded.numbers[at] = float(divisors[0, 0]) if outer is None else outer
+        assert stored.shape == grid(recipe, bits.shape)
+        expected.append({"scales": stored, "codes": arithmetic.pack(recipe, arithmetic.encode(recipe, bits, "bf16", divisors))})
+    coded.code()
+    for part, made in coded.made.items():
+        for one, there in zip(expected, made, strict=True):
+            ours, theirs = there.cpu().numpy().reshape(-1), one[part].reshape(-1).view(np.uint8)
+            if (ours != theirs).any():
+                raise SystemExit(f"{recipe.name}: {int((ours != theirs).sum())} other {part} of {ours.size}")
 
 
 def seconds(work: Callable[[], object]) -> float:

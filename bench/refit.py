@@ -12,19 +12,24 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from bench.measure import record, table
 from carnet import live
 from carnet.live import Grid
+from carnet.quantize import arithmetic
+from carnet.quantize.recipes import BY_NAME, Recipe
 
 SHAPE = {"layers": 32, "hidden": 4096, "ffn": 11008, "heads": 32, "vocab": 32000}
 ROUNDS = 7
 MESSAGE = 1 << 30
 Found = dict[str, dict[str, float]]
+Case = Callable[[int], tuple[str, dict[str, Callable[[], object]]]]
 
 
 def main() -> None:
@@ -53,7 +58,8 @@ def _rank(rank: int, port: int, answers: Any) -> None:  # noqa: ANN401  a queue 
         "nccl", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, device_id=torch.device("cuda", rank)
     )
     found: Found = {}
-    for case in (_between_cuts, _to_engine, _to_fp8):
+    cases: list[Case] = [_between_cuts, _to_engine, *(partial(_coded, scheme) for scheme in ("fp8", "mxfp8", "nvfp4"))]
+    for case in cases:
         name, contenders = case(rank)
         found[name] = _times(contenders)
         torch.cuda.empty_cache()
@@ -130,8 +136,8 @@ def _to_engine(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
     }
 
 
-def _to_fp8(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
-    """Send the same as FP8, with one scale for each tensor: all weights are measured before the first goes."""
+def _coded(scheme: str, rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
+    """Send the same as codes: all weights are measured before the first code goes."""
     source = _model(rank, 1) if rank == 0 else None
     if source is not None:
         for parameter in source.parameters():
@@ -140,18 +146,36 @@ def _to_fp8(rank: int) -> tuple[str, dict[str, Callable[[], object]]]:
         _config(),
         source=Grid(ranks=(0,)),
         target=Grid(ranks=(1,)),
-        quantize="fp8",
+        quantize=scheme,
         style="compressed-tensors",
-        activations="dynamic",
         padded_vocab_size=32000,
+        activations=None if scheme == "mxfp8" else "dynamic",
     )
     held = plan.run(source)
+    _compare(BY_NAME[f"compressed-tensors/{scheme}"], source, held)
     plan.check()
     sent = plan.traffic()["bytes sent"]
-    return f"one GPU -> the other, FP8 on the way, {sent / 1e9:.1f} GB", {
+    return f"one GPU -> the other, {scheme.upper()} on the way, {sent / 1e9:.1f} GB", {
         "link": _link(rank, sent, 0),
         "carnet.live": lambda: plan.run(source, into=held),
     }
+
+
+def _compare(recipe: Recipe, source: torch.nn.Module | None, held: dict[str, torch.Tensor]) -> None:
+    """Stop where one matrix has other codes than the processor makes of it; its scale is its own alone."""
+    weights = torch.empty((SHAPE["hidden"], SHAPE["ffn"]), dtype=torch.bfloat16, device="cuda")
+    if source is not None:
+        weights.copy_(source.get_parameter("decoder.layers.1.mlp.linear_fc2.weight"))
+    dist.broadcast(weights, 0)
+    if source is None:
+        bits = weights.cpu().view(torch.int16).numpy().view(np.uint16)
+        amax = arithmetic.block_amax(bits, "bf16", recipe.block)
+        outer = float(arithmetic.outer_scale(recipe, float(amax.max()), "bf16")) if recipe.scale.outer else None
+        _, divisors = arithmetic.scales(recipe, amax, "bf16", outer)
+        codes = arithmetic.pack(recipe, arithmetic.encode(recipe, bits, "bf16", divisors)).view(np.uint8)
+        name = "model.layers.1.mlp.down_proj.weight"
+        ours = held[name if name in held else f"{name}_packed"].view(torch.uint8).cpu().numpy()
+        assert (ours == codes).all(), recipe.name
 
 
 def _link(rank: int, there: int, back: int) -> Callable[[], object]:

@@ -143,6 +143,56 @@ def test_files_that_ranks_write_together_are_those_of_the_crossing_of_files(worl
     assert json.loads((tmp_path / "together/carnet.json").read_text())["state"] == "proven"
 
 
+# rows of whole blocks on every rank, in both cuts
+WIDE = DENSE | {"hidden": 128, "ffn": 128}
+MOES = MIXTURE | {"hidden": 64, "ffn": 64, "moe_ffn": 64}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cut", "target", "scheme", "style"),
+    [
+        (WIDE, {"tp": 2, "pp": 2}, {"ranks": (1, 2)}, "nvfp4", "modelopt"),
+        (WIDE, {"tp": 4}, {"ranks": (0,)}, "nvfp4", "compressed-tensors"),
+        (WIDE, {"tp": 4}, {"ranks": (3,)}, "mxfp8", "modelopt"),
+        (WIDE, {"tp": 2}, {"ranks": (1,)}, "mxfp8", "compressed-tensors"),
+        (WIDE, {"tp": 2}, {"ranks": (0,)}, "mxfp4", "modelopt"),
+        (MOES, {"tp": 2, "ep": 2}, {"ranks": (3,)}, "nvfp4", "compressed-tensors"),
+        (MOES, {"ep": 4}, {"ranks": (0, 1)}, "mxfp8", "modelopt"),
+    ],
+)
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 14])
+def test_codes_and_scales_of_blocks_are_those_of_the_crossing_of_files(
+    world, tmp_path, sizes, cut, target, scheme, style, memory
+):
+    wish = {"quantize": scheme, "style": style}
+    if scheme == "nvfp4" and style == "modelopt":
+        save_file({name: torch.tensor(value) for name, value in calibration().items()}, tmp_path / "amax.safetensors")
+        options, made = wish | {"calibration": calibration()}, wish | {"amax": tmp_path / "amax.safetensors"}
+    else:
+        options = made = wish | ({"activations": "dynamic"} if scheme == "nvfp4" else {})
+    found = world.run("cross", sizes, cut, target, "hf", str(tmp_path / "megatron"), options | {"memory": memory})
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="hf", **made).equal
+    for rank in target["ranks"]:
+        assert found[rank][0] == held(tmp_path / "out/model.safetensors")
+        for name in ("config.json", "hf_quant_config.json"):
+            if (tmp_path / "out" / name).exists():
+                assert json.loads(found[rank][1][name]) == json.loads((tmp_path / "out" / name).read_text())
+
+
+@pytest.mark.parametrize("scheme", ["nvfp4", "mxfp8"])
+def test_blocks_of_a_part_are_those_of_the_whole(world, tmp_path, scheme):
+    options = {"quantize": scheme, "style": "compressed-tensors", "activations": None if scheme == "mxfp8" else "dynamic"}
+    whole = world.run("cross", WIDE, {"pp": 2}, {"ranks": (0,)}, "hf", str(tmp_path / "megatron"), options)[0][0]
+    parts = world.run("cross", WIDE, {"pp": 2}, {"tp": 2}, "hf", str(tmp_path / "again"), options)
+    names = [name for name in whole if name.endswith(("proj.weight", "weight_packed", "weight_scale"))]
+    assert len(names) == 2 * 7 * WIDE["layers"]
+    for name in names:
+        dim = 1 if name.split(".")[-2] in COLUMNS else 0
+        expected = as_tensor(whole[name]).view(torch.uint8).chunk(2, dim)
+        pair = [as_tensor(parts[rank][0][name]).view(torch.uint8) for rank in (0, 1)]
+        assert all(torch.equal(part, each) for part, each in zip(pair, expected, strict=True)), name
+
+
 def test_codes_of_a_part_are_those_of_the_whole(world, tmp_path):
     options = {"quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
     whole = world.run("cross", DENSE, {"pp": 2}, {"ranks": (0,)}, "hf", str(tmp_path / "megatron"), options)[0][0]
@@ -245,6 +295,13 @@ def test_what_is_wrong_on_one_rank_is_an_error_on_all(world, spoil, own, word):
         ({}, {}, {"memory": None}, "the memory for buckets is too little"),
         ({}, {}, {"memory": 100}, "the memory for buckets is too little"),
         ({}, {}, {"quantize": "fp8-block"}, "scales of blocks"),
+        ({}, {}, {"quantize": "fp8-channel", "style": "compressed-tensors"}, "scales of blocks"),
+        (
+            {"tp": 4},
+            {},
+            {"quantize": "mxfp8", "exclude": ["*.down_proj"], "padded_vocab_size": 256},
+            "ranks cut through blocks",
+        ),
         ({}, {}, {"quantize": "fp8"}, "nothing says how large the activations"),
     ],
 )

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import carnet
 from tests.live.conftest import World
-from tests.live.test_live import DENSE, calibration, held
+from tests.live.test_live import DENSE, WIDE, calibration, held
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
@@ -39,6 +39,14 @@ def test_gpus_make_the_codes_of_processors(gpus, tmp_path, scales):
     for rank in range(2):
         assert found[rank][0] == held(tmp_path / f"out/rank{rank}.safetensors")
         assert json.loads(found[rank][1]["config.json"]) == json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize("scheme", ["mxfp8", "nvfp4", "mxfp4"])  # the last is coded by the processors
+def test_gpus_make_the_blocks_of_processors(gpus, tmp_path, scheme):
+    options = {"quantize": scheme, "style": "compressed-tensors"} | ({"activations": "dynamic"} if scheme == "nvfp4" else {})
+    found = gpus.run("cross", WIDE, {"tp": 2}, {"ranks": (1,)}, "hf", str(tmp_path / "megatron"), options)
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="hf", **options).equal
+    assert found[1][0] == held(tmp_path / "out/model.safetensors")
 
 
 def test_a_model_takes_the_weights_of_another_that_is_cut_otherwise(gpus):

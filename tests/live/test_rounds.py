@@ -10,7 +10,7 @@ BUCKET = 1 << 10
 
 
 def move(name, sender, receiver, rows):
-    return Transfer(name, whole((rows, 8)), sender, receiver, Spot("f", name, 0, (8, 1)), "bf16", 0.0, "")
+    return Transfer(name, whole((rows, 8)), sender, receiver, Spot("f", name, 0, (rows, 8), (8, 1)), "bf16", 0.0, None)
 
 
 MOVES = st.lists(

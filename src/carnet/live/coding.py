@@ -1,13 +1,12 @@
-"""FP8 on the way: weights become codes where they are, under scales that all ranks share, and half the bytes travel.
+"""Codes on the way: weights become codes where they are, under scales that all ranks share, and half the bytes travel, or a quarter.
 
 The largest magnitude of a tensor is that of all its parts, wherever they lie: each rank measures its own, and one all-reduce finds
 the largest. Where the training brings scales along (Transformer Engine, ModelOpt), those count, and nothing is measured.
 """
 
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,20 +14,20 @@ import torch
 
 from carnet.algebra.box import Box
 from carnet.dialects.entry import Entry
-from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
 from carnet.formats.extra_state import NAME, Scales, scales_in
 from carnet.formats.stored import Key
 from carnet.inventory.source_scales import SourceScales, largest_of, tie_source_scales
-from carnet.live.binding import CARNET, TORCH, Located, chunks_of, tensors_of
+from carnet.live.batches import Job, batch, pairs
+from carnet.live.binding import Located, chunks_of, tensors_of
 from carnet.live.control import Control
+from carnet.live.encoding import Coder
 from carnet.live.moves import Transfer, matrix_name
 from carnet.live.virtual import Source
 from carnet.planner.given_scales import by_views
-from carnet.quantize.arithmetic import whole_scale
-from carnet.quantize.codes import E4M3
-from carnet.quantize.recipes import BY_NAME, Recipe
-from carnet.steps import Make, Measure, Put, Step
+from carnet.quantize.arithmetic import outer_scale, rounded, scales, whole_scale
+from carnet.quantize.recipes import BY_NAME, WHOLE, Recipe
+from carnet.steps import Make, Measure, Step
 
 MANY = 1 << 20  # more numbers are scales of blocks
 
@@ -70,99 +69,85 @@ def _bytes(value: object) -> bytes:
     return b""
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The scale of a matrix."""
+class Gauge:
+    """What is measured before anything is coded: of each scale of a whole matrix the largest magnitude, over all ranks.
 
-    recipe: Recipe
-    own: str  # element type of the weights
-    divisor: torch.Tensor  # [1], f32, where the weights are
-    stored: float  # as the target keeps it
+    Of what needs none (its scales are known, or those of blocks) too: what is not a number has no code.
+    """
+
+    def __init__(
+        self, control: Control, source: Source, located: Located, moves: Iterable[Transfer], steps: Sequence[Step]
+    ) -> None:
+        self._control = control
+        self._made = [step for step in steps if isinstance(step, Make)]
+        measured = [step for step in steps if isinstance(step, Measure)]
+        others = {matrix_name(step): step for step in self._made if not _is_measured(step)}
+        self._names = {name: at for at, name in enumerate(sorted({step.amax for step in measured} | others.keys()))}
+        boxes = [
+            (step.amax, step.tensor, Box(step.start, step.shape))
+            for step in measured
+            if source.holders(step.source.file, step.source.offset)[0] == control.rank
+        ]
+        boxes += [
+            (move.coded.matrix, move.tensor, move.box)
+            for move in moves
+            if move.coded is not None and move.coded.part == "codes" and move.coded.matrix in others
+            if move.sender == control.rank
+        ]
+        views = [(self._names[name], view) for name, tensor, box in boxes for _, view in located.find(tensor, box)]
+        on_gpu = [(at, view, seen) for at, view in views if (seen := pairs(view)) is not None]
+        self._batch, left = batch(Job(seen, seen, at) for at, _, seen in on_gpu)
+        self._alone = [each for each in views if pairs(each[1]) is None] + [on_gpu[number][:2] for number in left]
+
+    def read(self) -> dict[str, float]:
+        """Return what was found under each name; raise BadCheckpoint on all ranks where a weight is not a number."""
+        own = np.zeros(len(self._names), np.float32)
+        if self._batch is not None:
+            from carnet.live import kernels
+
+            own = kernels.largest(self._batch, len(own)).cpu().numpy()
+        if self._alone:
+            values = torch.stack([_largest(view).float() for _, view in self._alone]).cpu().numpy()
+            np.maximum.at(own, [at for at, _ in self._alone], values)  # NaN stays
+        every = self._control.largest(torch.from_numpy(np.where(np.isfinite(own), own, np.inf))).tolist()
+        found = {name: every[at] for name, at in self._names.items()}
+        for step in self._made:
+            if not all(np.isfinite(found[name]) for name in (step.amax if _is_measured(step) else (matrix_name(step),))):
+                raise BadCheckpoint(f"a weight of {step.tensor} is not a number, so it has no scale", {"tensor": step.tensor})
+        return found
 
 
-def measure(control: Control, source: Source, located: Located, steps: Iterable[Step]) -> dict[str, float]:
-    """Return the largest magnitude under each name that a plan measures, over all ranks; infinity where there is no number."""
-    wanted = [step for step in steps if isinstance(step, Measure)]
-    names = {name: at for at, name in enumerate(sorted({step.amax for step in wanted}))}
-    own = np.zeros(len(names), np.float32)
-    at, found = [], []
-    for step in wanted:
-        if source.holders(step.source.file, step.source.offset)[0] == control.rank:
-            for _, view in located.find(step.tensor, Box(step.start, step.shape)):
-                at.append(names[step.amax])
-                found.append(_largest(view))
-    if found:
-        values = _floats(found)
-        np.maximum.at(own, at, np.where(np.isfinite(values), values, np.inf))
-    every = control.largest(torch.from_numpy(own)).tolist()
-    return {name: every[place] for name, place in names.items()}
-
-
-def refuse_infinite(located: Located, moves: Iterable[Transfer], steps: Iterable[Step]) -> None:
-    """Refuse weights that are no numbers where the scale is known and nothing was measured, of the moves that this rank sends."""
-    given = {matrix_name(step): step.tensor for step in steps if isinstance(step, Make) and step.given is not None}
-    names, found = [], []
-    for move in moves:
-        for _, view in located.find(move.tensor, move.box) if move.code in given else ():
-            names.append(given[move.code])
-            found.append(_largest(view))
-    for name, value in zip(names, _floats(found) if found else (), strict=True):
-        if not np.isfinite(value):
-            raise _no_number(name)
-
-
-def _no_number(tensor: str) -> BadCheckpoint:
-    return BadCheckpoint(f"a weight of {tensor} is not a number, so it has no scale", {"tensor": tensor})
-
-
-def _floats(found: Sequence[torch.Tensor]) -> np.ndarray[Any, Any]:
-    """Bring numbers from the device, all at once."""
-    return torch.stack(list(found)).cpu().float().numpy()
+def _is_measured(step: Make) -> bool:
+    return step.given is None and bool(step.amax)
 
 
 def _largest(view: torch.Tensor) -> torch.Tensor:
     """Return the largest magnitude, in the tensor's own type; NaN where there is one."""
-    if view.is_cuda and view.dtype == torch.bfloat16:
-        from carnet.live import kernels
-
-        return kernels.largest(view.contiguous().view(torch.int16).view(-1)).view(torch.bfloat16)
     low, high = view.aminmax()
     return torch.maximum(-low, high)
 
 
-def scales(steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.device) -> dict[str, Scale]:
-    """Return the scale of every matrix that is coded, by name; raise BadCheckpoint where a weight is not a number."""
-    coded = [step for step in steps if isinstance(step, Make)]
-    found = []
-    for step in coded:
-        largest = 0.0 if step.given is not None else max(amaxes[name] for name in step.amax)
-        if not np.isfinite(largest):
-            raise _no_number(step.tensor)
-        stored, divisor = whole_scale(BY_NAME[step.encoding.recipe], largest, step.source.dtype, step.given)
-        found.append((float(stored[0, 0]), divisor))
-    # a tensor on the same device: a quotient by a plain number is a product with its inverse on GPUs
-    divisors = torch.tensor([divisor for _, divisor in found], dtype=torch.float32).view(-1, 1).to(device).unbind()
-    return {
-        matrix_name(step): Scale(BY_NAME[step.encoding.recipe], step.source.dtype, divisor, stored)
-        for step, (stored, _), divisor in zip(coded, found, divisors, strict=True)
-    }
-
-
-def encode(weights: torch.Tensor, scale: Scale) -> torch.Tensor:
-    """Return the codes of weights (e4m3, their shape), the same bits as carnet.quantize.arithmetic makes."""
-    divisor = scale.divisor.to(weights.device)
-    if weights.is_cuda and weights.dtype == torch.bfloat16 and scale.own == "bf16":
-        from carnet.live import kernels
-
-        return kernels.whole(scale.recipe, weights.contiguous().view(torch.int16), divisor).view(torch.float8_e4m3fn)
-    quotients = weights.to(TORCH[scale.own]).float() / divisor
-    if scale.recipe.quotient == "own":
-        quotients = quotients.to(TORCH[scale.own]).float()
-    return quotients.clamp_(-E4M3.largest, E4M3.largest).to(torch.float8_e4m3fn)
-
-
-def numbers(step: Put, dtype: torch.dtype) -> torch.Tensor:
-    """Return the numbers of a step, rounded as a file has them."""
-    values = step.values * prod(step.shape) if len(step.values) == 1 else step.values
-    made = np.array(values, np.float64).astype(array_type(CARNET[dtype])).astype(np.float64)
-    return torch.from_numpy(made).view(step.shape).to(dtype)
+def weigh(coder: Coder, steps: Iterable[Step], amaxes: Mapping[str, float], device: torch.device) -> None:
+    """Give the coder the scales of a run: of whole matrices, or what stands over the scales of blocks."""
+    numbers, stored = np.zeros(len(coder.matrices), np.float32), dict[str, float]()
+    alike: dict[tuple[Recipe, str], list[tuple[str, float]]] = defaultdict(list)
+    for step in steps:
+        if not isinstance(step, Make) or (step.given is None and not step.amax):
+            continue  # scales of blocks alone: they travel beside the codes
+        name, recipe, own = matrix_name(step), BY_NAME[step.encoding.recipe], step.source.dtype
+        largest = 0.0 if step.given is not None else max(amaxes[each] for each in step.amax)
+        if recipe.block == WHOLE and step.given is None:
+            alike[recipe, own].append((name, largest))  # for all of them at once: numpy is slow with one number
+        elif recipe.block == WHOLE:
+            kept, numbers[coder.matrices[name][0]] = whole_scale(recipe, largest, own, step.given)
+            stored[name] = float(kept[0, 0])
+        else:
+            amax = float(rounded(np.full(1, largest, np.float32), "own", own)[0])
+            over = float(outer_scale(recipe, amax, own)) if step.given is None else step.given
+            stored[name] = numbers[coder.matrices[name][0]] = over
+    for (recipe, own), many in alike.items():
+        amax_of = rounded(np.array([[largest] for _, largest in many], np.float32), "own", own)
+        kept, divisors = scales(recipe, amax_of, own)
+        numbers[[coder.matrices[name][0] for name, _ in many]] = divisors[:, 0]
+        stored |= zip([name for name, _ in many], kept[:, 0].astype(np.float64).tolist(), strict=True)
+    coder.numbers, coder.stored = torch.from_numpy(numbers).to(device), stored

@@ -17,8 +17,10 @@ from carnet.formats.side_files import DOCUMENT
 from carnet.inventory.source_scales import NOTHING, SourceScales
 from carnet.live import coding, saving
 from carnet.live.binding import TORCH, Located, State, Watch, bind, chunks_of
-from carnet.live.checking import Digests, compare, copies_of, joined, read_again
+from carnet.live.checking import Digests, compare, copies_of, read_again
 from carnet.live.control import Control, together
+from carnet.live.copying import acts, reads
+from carnet.live.encoding import Coder
 from carnet.live.grid import unit_name
 from carnet.live.landing import Module, Tensors
 from carnet.live.moves import TargetIndex, Transfer, by_tensor, moves, rounds, traffic
@@ -59,7 +61,8 @@ class Crossing:
         self._planned, self._index, self._moves = self._draw(states, calibration)
         self._fills = [*self._planned.plan.steps.only(Fill)]
         self._steps: list[Step] = []  # of coding, in this run
-        self._scales: Mapping[str, coding.Scale] = {}
+        self._gauge: coding.Gauge | None = None
+        self._coder = Coder(self._index.matrices)
         self._known = NOTHING  # what the states brought along the last time
 
     def _draw(self, states: States, calibration: Mapping[str, float]) -> tuple[Planned, TargetIndex, list[Transfer]]:
@@ -131,10 +134,10 @@ class Crossing:
             self._bind(states)
         if moved or other:
             self._land(into)
-        self._weigh(states)
-        for _ in wire.run(self._acts):
+        self._look(states)
+        for _ in wire.run(self._acts, self._weigh):
             pass
-        self._landing.settle([*self._fills, *self._steps], self._scales)
+        self._landing.settle([*self._fills, *self._steps], self._coder)
         return self._landing.held
 
     def check(self) -> int:
@@ -146,7 +149,10 @@ class Crossing:
         copies = list(copies_of(self._source, self._planned.plan))
 
         def read(move: Transfer) -> torch.Tensor:
-            return self._dress(move, joined(move.box, self._located.find(move.tensor, move.box))).to(TORCH[move.dtype])
+            made = torch.empty(move.spot.shape, dtype=TORCH[move.dtype], device=self._control.device())
+            for act in acts(reads(made, move, self._located.find(move.tensor, move.box)), self._coder):
+                act()
+            return made
 
         found: Digests = {}, {}, {}
         with together(self._control):
@@ -165,13 +171,13 @@ class Crossing:
     def _arriving(self, states: States, landing: Tensors, wire: Wire) -> Iterator[tuple[str, torch.Tensor]]:
         if self._control.any(not self._watch.same(states)):
             self._bind(states)
-        self._weigh(states)
+        self._look(states)
         left, beside = dict.fromkeys(landing.names), landing.beside([*self._fills, *self._steps])
 
         def settle(names: Iterable[str]) -> None:
-            landing.settle([step for name in names for step in beside.get(name, ())], self._scales)
+            landing.settle([step for name in names for step in beside.get(name, ())], self._coder)
 
-        for one in wire.run(self._lay(wire, landing)):
+        for one in wire.run(self._lay(wire, landing), self._weigh):
             own = (move.spot.name for move in one.moves if move.receiver == self._control.rank)
             arrived = [name for name in dict.fromkeys(own) if name in left]
             settle(arrived)
@@ -235,6 +241,7 @@ class Crossing:
 
     def _bind(self, states: States) -> None:
         """Tie the tensors of this rank to what it should hold."""
+        self._gauge = None
         self._located, self._watch = self._tie(states, self._source.placement), Watch(states)
 
     def _land(self, into: Mapping[str, torch.Tensor] | States) -> None:
@@ -253,21 +260,22 @@ class Crossing:
         self._acts = list(self._lay(self._wire("all"), self._landing))
 
     def _lay(self, wire: Wire, landing: Module | Tensors) -> Iterator[Acts]:
-        return (wire.lay(one, self._located, landing.find, self._dress) for one in wire.rounds)
+        return (wire.lay(one, self._located, landing.find, self._coder) for one in wire.rounds)
 
-    def _weigh(self, states: States) -> None:
-        """Find the scales of this run."""
+    def _look(self, states: States) -> None:
+        """See what of this run is to be measured, and which scales the states bring along."""
         if self._request.quantize is None:
             return
         source_scales = self._source_scales(states) if self._bring(states) else NOTHING
         if source_scales != self._known or not self._steps:
-            self._known, self._steps = source_scales, list(self._planned.coding(source_scales))
-        amaxes = coding.measure(self._control, self._source, self._located, self._steps)
-        with together(self._control):
-            coding.refuse_infinite(
-                self._located, (move for move in self._moves if move.sender == self._control.rank), self._steps
-            )
-            self._scales = coding.scales(self._steps, amaxes, self._control.device())
+            self._known, self._steps, self._gauge = source_scales, list(self._planned.coding(source_scales)), None
+        if self._gauge is None:
+            self._gauge = coding.Gauge(self._control, self._source, self._located, self._moves, self._steps)
+
+    def _weigh(self) -> None:
+        """Find the scales of this run."""
+        if self._gauge is not None:
+            coding.weigh(self._coder, self._steps, self._gauge.read(), self._control.device())
 
     def _tie(self, states: object, placement: Placement) -> Located:
         """Return where everything lies that a rank of one side must hold."""
@@ -302,8 +310,8 @@ class Crossing:
         return coding.source_scales_of(self._control, self._located.entries, list(zip(units, chunks_of(states), strict=True)))
 
     def _rounds(self, way: str) -> list[list[Transfer]]:
-        if way == "all":
-            return rounds(([move] for move in self._moves), self._bucket)
+        if way == "all":  # what is not coded first: scales are found meanwhile
+            return rounds(([move] for move in sorted(self._moves, key=lambda move: move.coded is not None)), self._bucket)
         return rounds(by_tensor(self._moves), self._bucket, kept=True)
 
     def _wire(self, way: str) -> Wire:
@@ -319,8 +327,3 @@ class Crossing:
         held = [file for file in self._planned.plan.files if self._control.rank in self._destination.holders(file.name)]
         wanted: dict[str, TargetTensor] = {tensor.name: tensor for file in held for tensor in file.tensors}
         return Tensors(wanted, self._index, [file.name for file in held], self._control.device())
-
-    def _dress(self, move: Transfer, view: torch.Tensor) -> torch.Tensor:
-        if move.code:
-            return coding.encode(view, self._scales[move.code])
-        return view.float() + move.add if move.add else view

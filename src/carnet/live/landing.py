@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 
 from carnet.errors import BadRequest
-from carnet.live import coding
 from carnet.live.binding import CARNET, TORCH, Located
+from carnet.live.encoding import Coder, numbers
 from carnet.live.moves import Spot, TargetIndex, Transfer, matrix_name
+from carnet.quantize.recipes import BY_NAME, WHOLE
 from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, Step, TargetTensor
 
 Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and where in memory
@@ -27,7 +28,7 @@ class Module:
         """Yield where the parts of a box go."""
         return self._located.find(move.tensor, move.box)
 
-    def settle(self, _: Iterable[Step], __: Mapping[str, coding.Scale]) -> None:
+    def settle(self, _: Iterable[Step], __: Coder) -> None:
         """Write zeros where the module pads its vocabulary."""
         for padding in self._located.padding:
             padding.zero_()
@@ -73,18 +74,18 @@ class Tensors:
 
     def find(self, move: Transfer) -> Parts:
         """Yield where a box goes."""
-        yield (), _view(self._tensor(move.spot.name), move.spot, move.box.shape)
+        yield (), _view(self._tensor(move.spot.name), move.spot)
 
     def beside(self, steps: Iterable[Step]) -> dict[str, list[Step]]:
         """Return the steps that write what does not travel, by the name of the tensor, as far as this rank holds it."""
         found: dict[str, list[Step]] = {}
         for step in steps:
-            place = step.encoding.scales if isinstance(step, Make) else step.target if isinstance(step, Fill | Put) else None
+            place = _alone(step) if isinstance(step, Make) else step.target if isinstance(step, Fill | Put) else None
             if place is not None and place.file in self._files:
-                found.setdefault(self._index.at(place).name, []).append(step)
+                found.setdefault(self._index.at(place, ()).name, []).append(step)
         return found
 
-    def settle(self, steps: Iterable[Step], scales: Mapping[str, coding.Scale]) -> None:
+    def settle(self, steps: Iterable[Step], coder: Coder) -> None:
         """Write what does not travel."""
         known: list[tuple[torch.Tensor, torch.Tensor]] = []
         for step in steps:
@@ -93,22 +94,22 @@ class Tensors:
                     for view in self._at(step.target, step.shape):
                         view.zero_()
                 case Put():
-                    known += [(v, coding.numbers(step, v.dtype)) for v in self._at(step.target, step.shape)]
-                case Make():
-                    stored = scales[matrix_name(step)].stored
-                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(step.encoding.scales, (1, 1))]
-                case Move() | Same() | Measure():
+                    known += [(v, numbers(step, v.dtype)) for v in self._at(step.target, step.shape)]
+                case Make() if (place := _alone(step)) is not None:
+                    stored = coder.stored[matrix_name(step)]
+                    known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(place, (1, 1))]
+                case Make() | Move() | Same() | Measure():
                     pass
         for dtype in {view.dtype for view, _ in known}:  # all of a type go to the device at once
             pairs = [(view, value.view(-1)) for view, value in known if view.dtype == dtype]
-            sent, start = torch.cat([value for _, value in pairs]).to(self._device), 0
-            for view, value in pairs:
-                view.copy_(sent[start : (start := start + len(value))].view(view.shape))
+            sent = torch.split_with_sizes(torch.cat([value for _, value in pairs]).to(self._device), [len(v) for _, v in pairs])
+            shaped = [each.view(view.shape) for each, (view, _) in zip(sent, pairs, strict=True)]
+            torch._foreach_copy_([view for view, _ in pairs], shaped)  # one launch for all of them
 
-    def _at(self, place: Place, shape: Sequence[int]) -> Iterator[torch.Tensor]:
+    def _at(self, place: Place, shape: tuple[int, ...]) -> Iterator[torch.Tensor]:
         if place.file in self._files:
-            spot = self._index.at(place)
-            yield _view(self._tensor(spot.name), spot, shape)
+            spot = self._index.at(place, shape)
+            yield _view(self._tensor(spot.name), spot)
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self.held:
@@ -117,5 +118,10 @@ class Tensors:
         return self.held[name]
 
 
-def _view(tensor: torch.Tensor, spot: Spot, shape: Sequence[int]) -> torch.Tensor:
-    return tensor.as_strided(shape, spot.strides, tensor.storage_offset() + spot.offset)
+def _alone(step: Make) -> Place | None:
+    """Return where the scale of a whole matrix goes, which is written on its own; None where only blocks have some."""
+    return step.encoding.scales if BY_NAME[step.encoding.recipe].block == WHOLE else step.encoding.outer
+
+
+def _view(tensor: torch.Tensor, spot: Spot) -> torch.Tensor:
+    return tensor.as_strided(spot.shape, spot.strides, tensor.storage_offset() + spot.offset)

@@ -10,16 +10,17 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import assert_never
+from typing import Literal, assert_never
 
 from carnet.algebra.box import Box
 from carnet.algebra.layout import round_up
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
+from carnet.formats.stored import dense_strides
 from carnet.live.virtual import Source
 from carnet.plans.columns import Plan
 from carnet.quantize.recipes import BY_NAME as RECIPES
-from carnet.quantize.recipes import WHOLE
+from carnet.quantize.recipes import PACKED, WHOLE, Recipe
 from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, TargetTensor
 
 NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
@@ -28,12 +29,22 @@ ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as el
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a box lies in a target tensor."""
+    """Where a box lies in a target tensor, and in which shape it goes there."""
 
     file: str
     name: str
     offset: int  # elements, from the tensor's first
+    shape: tuple[int, ...]
     strides: tuple[int, ...]  # elements
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """What of a matrix goes that is coded on the way. Blocks of a row are never cut: their columns are one axis on the wire."""
+
+    matrix: str  # a name for it, the same on all ranks
+    recipe: Recipe
+    part: Literal["codes", "scales"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +58,17 @@ class Transfer:
     spot: Spot
     dtype: str  # on the wire and in the target
     add: float  # added on the way, in f32
-    code: str  # name of the matrix whose scale it is coded under; "" where it is not coded
+    coded: Coded | None  # where it is
 
     @property
     def nbytes(self) -> int:
         """Return what it takes of a bucket."""
-        return round_up(prod(self.box.shape) * BY_NAME[self.dtype].nbytes, ALIGN)
+        return round_up(prod(self.spot.shape) * BY_NAME[self.dtype].nbytes, ALIGN)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Say whether the columns of its rows stay together."""
+        return self.coded is not None and self.coded.recipe.block != WHOLE
 
 
 class TargetIndex:
@@ -63,29 +79,63 @@ class TargetIndex:
             (file.space, file.name): ([t.offset for t in file.tensors], file.tensors) for file in (*plan.files, plan.scratch)
         }
         self._coded = {step.source.offset: step for step in plan.steps.only(Make) if step.function == "quantize"}
+        # of each matrix its number, and the element type of its weights
+        self.matrices = {matrix_name(step): (at, step.source.dtype) for at, step in enumerate(self._coded.values())}
 
     def _tensor(self, place: Place) -> TargetTensor:
         starts, tensors = self._files[place.space, place.file]
         return tensors[bisect_right(starts, place.offset) - 1]
 
-    def at(self, place: Place) -> Spot:
+    def at(self, place: Place, shape: tuple[int, ...]) -> Spot:
         """Return a place as one in a tensor."""
         tensor = self._tensor(place)
         inside = (place.offset - tensor.offset) // BY_NAME[place.dtype].nbytes
-        return Spot(place.file, tensor.name, inside, place.strides)
+        return Spot(place.file, tensor.name, inside, shape, place.strides)
 
-    def spot(self, step: Move) -> tuple[Spot, str, str]:
-        """Return where a step writes, as what type, and the matrix that it belongs to where that is coded."""
+    def spots(self, step: Move) -> Iterator[tuple[Spot, str, Coded | None]]:
+        """Yield where a step writes, as what type, and what of coding that is: codes, and the scales of blocks."""
         place = step.target
         if place.space == "file":
-            return self.at(place), place.dtype, ""
-        coded = self._coded[self._tensor(place).offset]
-        if RECIPES[coded.encoding.recipe].block != WHOLE:
-            known = ", ".join(sorted(name for name, recipe in RECIPES.items() if recipe.block == WHOLE))
-            raise NotSupported(f"{coded.encoding.recipe} has scales of blocks, which ranks may cut", {"on the way": known})
-        codes = self.at(coded.target)
-        inside = (place.offset - coded.source.offset) // BY_NAME[place.dtype].nbytes
-        return replace(codes, offset=codes.offset + inside, strides=place.strides), coded.target.dtype, matrix_name(coded)
+            yield self.at(place, step.shape), place.dtype, None
+            return
+        made = self._coded[self._tensor(place).offset]
+        recipe = RECIPES[made.encoding.recipe]
+        if not travels(recipe):
+            known = ", ".join(sorted(name for name, recipe in RECIPES.items() if recipe.is_made and travels(recipe)))
+            raise NotSupported(f"{recipe.name} has scales of blocks, which ranks may cut", {"on the way": known})
+        first = (place.offset - made.source.offset) // BY_NAME[place.dtype].nbytes
+        parts = {"codes": (made.target, PACKED[recipe.packing]), "scales": (made.encoding.scales, recipe.block[1])}
+        for part, (there, by) in parts.items():
+            if part == "codes" or recipe.block != WHOLE:
+                spot = _within(step, made, self.at(there, ()), first, by)
+                yield spot, there.dtype, Coded(matrix_name(made), recipe, part)  # type: ignore[arg-type]  # Literal
+
+
+def travels(recipe: Recipe) -> bool:
+    """Say whether ranks can code by themselves what they hold of a matrix: under a scale of all of it, or blocks of a row."""
+    return recipe.block == WHOLE or (recipe.block[0] == 1 and recipe.block[1] > 0 and not recipe.code.integer)
+
+
+def _within(step: Move, made: Make, base: Spot, first: int, by: int) -> Spot:
+    """Return where a box of a matrix lies among its codes or scales, ``by`` weights of a row to one of them.
+
+    ``first``: the place of its first weight in the matrix.
+    """
+    recipe, columns, (down, along) = RECIPES[made.encoding.recipe], made.encoding.shape[1], base.strides
+    offset = base.offset + first // columns * down + first % columns // by * along
+    strides = step.target.strides
+    if recipe.block == WHOLE:
+        there = tuple(stride // columns * down if stride >= columns else stride * along for stride in strides)
+        return replace(base, offset=offset, shape=step.shape, strides=there)
+    # an axis of one index, whose stride says nothing, goes with the rows
+    rows = next((axis for axis, stride in enumerate(strides) if step.shape[axis] > 1 and stride < columns), len(strides))
+    width, dense = prod(step.shape[rows:]), dense_strides(step.shape[rows:])
+    apart = any(size > 1 and one != other for size, one, other in zip(step.shape[rows:], strides[rows:], dense, strict=True))
+    if apart or first % columns % recipe.block[1] or width % recipe.block[1]:
+        facts = {"tensor": step.tensor, "block": f"{recipe.block[1]} weights of a row", "box": f"{step.start}, {step.shape}"}
+        raise NotSupported(f"ranks cut through blocks that have one scale in {recipe.name}", facts)
+    there = (*(stride // columns * down for stride in strides[:rows]), along)
+    return replace(base, offset=offset, shape=(*step.shape[:rows], width // by), strides=there)
 
 
 def matrix_name(step: Make) -> str:
@@ -111,32 +161,33 @@ def moves(
                 continue
             case _:
                 assert_never(step)
-        spot, dtype, code = index.spot(step)
         holders = source.holders(step.source.file, step.source.offset)
-        for receiver in receivers(spot):
-            sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))
-            move = Transfer(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, step.add, code)
-            if sender != receiver:
-                sent[sender] += move.nbytes
-                yield from _parts(move, bucket)
-            else:
-                yield move
+        for spot, dtype, coded in index.spots(step):
+            for receiver in receivers(spot):
+                sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))
+                move = Transfer(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, step.add, coded)
+                if sender != receiver:
+                    sent[sender] += move.nbytes
+                    yield from _parts(move, bucket)
+                else:
+                    yield move
 
 
 def _parts(move: Transfer, most: int) -> Iterator[Transfer]:
-    """Cut a move into parts that fit into a bucket, along the first axis that can be cut."""
-    if move.nbytes <= most:
+    """Cut a move into parts that fit into a bucket, along the first axis that can be cut; a row of blocks goes whole."""
+    start, shape = move.box.start, move.box.shape
+    axis = next((axis for axis in range(len(move.spot.shape) - move.in_blocks) if shape[axis] > 1), None)
+    if move.nbytes <= most or axis is None:
         yield move
         return
-    start, shape = move.box.start, move.box.shape
-    axis = next(axis for axis, length in enumerate(shape) if length > 1)
     half = shape[axis] // 2
     for skip, length in ((0, half), (half, shape[axis] - half)):
         box = Box(
             (*start[:axis], start[axis] + skip, *start[axis + 1 :]),
             (*shape[:axis], length, *shape[axis + 1 :]),
         )
-        spot = replace(move.spot, offset=move.spot.offset + skip * move.spot.strides[axis])
+        there = (*move.spot.shape[:axis], length, *move.spot.shape[axis + 1 :])
+        spot = replace(move.spot, offset=move.spot.offset + skip * move.spot.strides[axis], shape=there)
         yield from _parts(replace(move, box=box, spot=spot), most)
 
 

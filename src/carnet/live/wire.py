@@ -6,11 +6,11 @@
            | pack 1                | unpack 0 | pack 2     | unpack 1      two buckets each way: one is filled while one travels
 
 A small message costs as much as a large one, so that every pair of ranks has one message a round, however many boxes are in it.
+What is coded goes in the later rounds: scales are found while the first are on their way.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -19,11 +19,11 @@ import torch.distributed as dist
 from carnet.algebra.box import Box
 from carnet.live.binding import TORCH, Located
 from carnet.live.control import Control, watched
+from carnet.live.copying import Act, Copy, acts, reads
+from carnet.live.encoding import Coder
 from carnet.live.landing import Parts
 from carnet.live.moves import Transfer
 
-Act = Callable[[], object]
-Dressed = Callable[[Transfer, torch.Tensor], torch.Tensor]  # what a move makes of what it reads
 Find = Callable[[Transfer], Parts]  # where a box goes, in the memory of this rank
 
 
@@ -33,6 +33,7 @@ class Round:
 
     moves: Sequence[Transfer]  # that concern this rank
     travels: bool  # whether anything goes from one rank to another, anywhere
+    coded: bool  # whether any of that is coded, or of what stays
     sends: list[int]  # bytes for each rank of the group, in its order
     receives: list[int]
     turn: int  # which of two buckets it has
@@ -42,9 +43,9 @@ class Round:
 class Acts:
     """What a rank copies in one round."""
 
-    packs: list[Act] = field(default_factory=list)  # into the bucket
-    stays: list[Act] = field(default_factory=list)  # from this rank to itself
-    unpacks: list[Act] = field(default_factory=list)
+    packs: Sequence[Act]  # into the bucket
+    stays: Sequence[Act]  # from this rank to itself
+    unpacks: Sequence[Act]
 
 
 class Buckets:
@@ -82,7 +83,8 @@ class Wire:
         for number, moves in enumerate(rounds):
             own = [move for move in moves if control.rank in (move.sender, move.receiver)]
             travels = any(move.sender != move.receiver for move in moves)
-            one = Round(own, travels, [0] * len(at), [0] * len(at), number % 2)
+            coded = any(move.coded for move in moves)
+            one = Round(own, travels, coded, [0] * len(at), [0] * len(at), number % 2)
             for move in own:
                 if move.sender == move.receiver:
                     continue
@@ -92,37 +94,43 @@ class Wire:
         sides = zip(*[(sum(one.sends), sum(one.receives)) for one in self.rounds] or [(0, 0)], strict=True)
         self._out, self._in = (buckets.take(side, list(sizes)) for side, sizes in enumerate(sides))
 
-    def lay(self, one: Round, located: Located, find: Find, dress: Dressed) -> Acts:
+    def lay(self, one: Round, located: Located, find: Find, coder: Coder) -> Acts:
         """Return what is copied where in a round: good as long as the memory is the same."""
         out, into = self._out[one.turn], self._in[one.turn]
         sent, got = _starts(one.sends), _starts(one.receives)
         at = {peer: number for number, peer in enumerate(self._control.ranks)}
-        acts = Acts()
+        packs, stays, unpacks = list[Copy](), list[Copy](), list[Copy]()
         for move in one.moves:
             if move.sender == move.receiver:
-                acts.stays += [act for inside, view in find(move) for act in _pass_on(located, move, inside, view, dress)]
+                stays += [copy for inside, view in find(move) for copy in _pass_on(located, move, inside, view)]
             elif move.sender == self._control.rank:
-                box = _slice(out, move, sent, at[move.receiver])
-                acts.packs += [_read(box[inside], view, move, dress) for inside, view in located.find(move.tensor, move.box)]
+                packs += reads(_slice(out, move, sent, at[move.receiver]), move, located.find(move.tensor, move.box))
             else:
                 box = _slice(into, move, got, at[move.sender])
-                acts.unpacks += [_copy(view, box[inside]) for inside, view in find(move)]
-        return acts
+                unpacks += [Copy(view, [((), box[inside])], None) for inside, view in find(move)]
+        return Acts(acts(packs, coder), acts(stays, coder), acts(unpacks, coder))
 
-    def run(self, every: Iterable[Acts]) -> Iterator[Round]:
-        """Exchange all rounds, with what each copies; yield each when what it brought is in its place."""
+    def run(self, every: Iterable[Acts], weigh: Act) -> Iterator[Round]:
+        """Exchange all rounds, with what each copies; yield each when what it brought is in its place.
+
+        ``weigh`` finds the scales: nothing is coded before, and nothing that was coded has a place before.
+        """
         before: tuple[Round, Acts] | None = None
-        work: dist.Work | None = None
-        for one, acts in zip(self.rounds, every, strict=True):
-            _do(acts.packs)
-            self._wait(work)
+        waiting: dist.Work | None = None
+        known = False
+        for one, todo in zip(self.rounds, every, strict=True):
+            if one.coded and not known:
+                weigh()
+                known = True
+            _do(todo.packs)
             work = self._exchange(one) if one.travels else None
-            _do(acts.stays)
+            self._wait(waiting)
+            _do(todo.stays)
             if before is not None:
                 _do(before[1].unpacks)
                 yield before[0]
-            before = one, acts
-        self._wait(work)
+            before, waiting = (one, todo), work
+        self._wait(waiting)
         if before is not None:
             _do(before[1].unpacks)
             yield before[0]
@@ -155,32 +163,11 @@ def _slice(bucket: torch.Tensor, move: Transfer, starts: list[int], peer: int) -
     """Return the next box of a peer's message, and go on behind it."""
     start, dtype = starts[peer], TORCH[move.dtype]
     starts[peer] += move.nbytes
-    return bucket[start : start + prod(move.box.shape) * dtype.itemsize].view(dtype).view(move.box.shape)
+    return bucket[start : start + prod(move.spot.shape) * dtype.itemsize].view(dtype).view(move.spot.shape)
 
 
-def _read(out: torch.Tensor, view: torch.Tensor, move: Transfer, dress: Dressed) -> Act:
-    """Return what brings a view of memory to its place."""
-    if move.add or move.code or out.dtype != view.dtype:
-        return lambda: out.copy_(dress(move, view))
-    return _copy(out, view)
-
-
-def _copy(out: torch.Tensor, view: torch.Tensor) -> Act:
-    """Return a move of bits: by eight bytes where both sides let it, which GPUs copy several times as fast as two."""
-    wide = out.device.type == view.device.type == "cuda" and all(map(_is_even, (out, view)))
-    return partial(out.view(torch.int64).copy_, view.view(torch.int64)) if wide else partial(out.copy_, view)
-
-
-def _is_even(tensor: torch.Tensor) -> bool:
-    each = 8 // tensor.element_size()
-    if tensor.element_size() >= 8 or not tensor.dim() or tensor.stride(-1) != 1:
-        return False
-    sizes = (tensor.storage_offset(), tensor.size(-1), *tensor.stride()[:-1])
-    return all(size % each == 0 for size in sizes) and tensor.data_ptr() % 8 == 0
-
-
-def _pass_on(located: Located, move: Transfer, inside: tuple[slice, ...], out: torch.Tensor, dress: Dressed) -> list[Act]:
+def _pass_on(located: Located, move: Transfer, inside: tuple[slice, ...], out: torch.Tensor) -> list[Copy]:
     """Return what brings a part of a box that stays on its rank to its place."""
     starts = [low + (part.start or 0) for low, part in zip(move.box.start, inside, strict=False)] or move.box.start
-    box = Box(tuple(starts), tuple(out.shape))
-    return [_read(out[within], view, move, dress) for within, view in located.find(move.tensor, box)]
+    box = move.box if move.in_blocks else Box(tuple(starts), tuple(out.shape))
+    return reads(out, move, located.find(move.tensor, box))
