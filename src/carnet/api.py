@@ -145,7 +145,7 @@ def finish(
     said, made = local("out", out, out=True), _saved(plan)
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
     with held(proven(made), folder_at(said)) as target:
-        finish_parts(made, target.staging, phase=phase, threads=workers)
+        finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
         target.check()
         if verify:
             return replace(prove(made, target, space, workers, progress or _silent, phase or _unsaid), target=said)

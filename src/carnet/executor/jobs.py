@@ -98,6 +98,7 @@ class Jobs(Sequence[Job]):
     groups: Sequence[tuple[Group, Sequence[Cell]]]
     parts: Rows  # of PART
     rows: Rows  # of JOB
+    in_order: bool  # of their target
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -175,7 +176,7 @@ def jobs_of(plan: Plan, *, in_order: bool = False) -> Jobs:
     made = np.concatenate(rows)
     by_source = made["at"], rank[made["file"]]
     by_target = made["place"], np.where(made["target"] < 0, -1, rank[made["target"]])
-    return Jobs(steps, groups, np.concatenate(parts), made[np.lexsort(by_target if in_order else by_source)])
+    return Jobs(steps, groups, np.concatenate(parts), made[np.lexsort(by_target if in_order else by_source)], in_order)
 
 
 def _reading(steps: Steps, numbers: NDArray[np.int64], first: int, kind: int, block: int, nbytes: int) -> Rows:

@@ -64,7 +64,7 @@ def write(
         return Written(nbytes, len(jobs), len(jobs))
     workers = _threads(plan, threads)
     try:
-        finished = prepared(plan, staging) | _of_files(jobs, staging.kept)
+        finished = prepared(plan, staging) | _done_with(jobs, staging.kept)
         _put_beside(plan, staging)
         with heard(plan, jobs, finished, begun) as hear:
             resumed, _ = _do(
@@ -103,23 +103,41 @@ def write_part(
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    finished, tell = prepared(plan, staging), (progress or _silent, phase or _unsaid)
+    own, tell = shares.files_of(jobs, part) if staging.in_order else None, (progress or _silent, phase or _unsaid)
+    finished = prepared(plan, staging, own) | _done_with(jobs, staging.kept, own)
     resumed, found = _do(
         plan, folder_at(source), staging, jobs, numbers, finished, tell, _threads(plan, threads), given=measured
     )
+    for name in own or () if not measures else ():
+        staging.complete(name)
     return Written(nbytes, len(numbers), resumed, found)
 
 
-def finish(plan: Plan, staging: Draft, *, phase: Phase | None = None, threads: int | None = None) -> None:
+def finish(
+    plan: Plan, source: PathLike | Folder, staging: Draft, *, phase: Phase | None = None, threads: int | None = None
+) -> None:
     """Write what is beside the tensors into a target whose every part is written; the caller may verify it and then publishes it.
 
     Raises BadRequest, which names the parts that are not.
     """
     if staging.whole:
         return
-    jobs, where = jobs_of(plan, in_order=staging.in_order), {"where": staging.where}
-    missing = {*shares.writing(jobs).tolist()} - staging.done
-    if missing and not staging.done and not staging.parts:
+    jobs, begin, workers = jobs_of(plan, in_order=staging.in_order), phase or _unsaid, _threads(plan, threads)
+    _refuse_missing(plan, staging, jobs)
+    if staging.in_order:  # what compares is no part's
+        _do(plan, folder_at(source), staging, jobs, shares.comparing(jobs), frozenset(), (_silent, begin), workers)
+    else:
+        prepare(plan, staging)
+    _put_beside(plan, staging)
+    put_texts(plan, staging)
+    _flush(plan, staging, begin, workers)
+
+
+def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
+    """Raise BadRequest where not every part is written."""
+    where, done = {"where": staging.where}, staging.done | _done_with(jobs, staging.kept)
+    missing = {*shares.writing(jobs).tolist()} - done - ({*shares.comparing(jobs).tolist()} if staging.in_order else set())
+    if missing and not done and not staging.parts:
         staging.discard()
         remedy = "run its parts first (--part 1/8 ...), where every machine sees the same disk under the same path"
         raise BadRequest("nothing of this target is written", where, remedy=remedy)
@@ -131,10 +149,6 @@ def finish(plan: Plan, staging: Draft, *, phase: Phase | None = None, threads: i
         facts = {**where, "missing": f"{_spans(found)} of {of}" if of else f"{len(missing):,} of {len(jobs):,} jobs"}
         remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
         raise BadRequest("not every part of the target is written", facts, remedy=remedy)
-    prepare(plan, staging)
-    _put_beside(plan, staging)
-    put_texts(plan, staging)
-    _flush(plan, staging, phase or _unsaid, _threads(plan, threads))
 
 
 def _spans(numbers: list[int]) -> str:
@@ -156,23 +170,25 @@ def _unsaid(name: str) -> None:
     """Show nothing."""
 
 
-def prepared(plan: Plan, staging: Draft) -> frozenset[int]:
-    """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done."""
+def prepared(plan: Plan, staging: Draft, own: Collection[str] | None = None) -> frozenset[int]:
+    """Make the staging folder fit to be written, as an earlier run left it or from nothing; return the jobs that are done.
+
+    ``own`` are the files that this process writes, where a file has one writer; None for all.
+    """
     if staging.ready:
         return staging.done
     counts = not staging.fresh and (staging.in_order or intact(plan, staging))
     if not counts:
         staging.restart()
-    prepare(plan, staging)
+    prepare(plan, staging, own)
     staging.share()
     return staging.done if counts else frozenset()
 
 
-def _of_files(jobs: Jobs, names: Collection[str]) -> frozenset[int]:
-    """Return the jobs that write into some files alone."""
-    return (
-        frozenset(at for at, job in enumerate(jobs) if (found := touched(job)) and found <= {*names}) if names else frozenset()
-    )
+def _done_with(jobs: Jobs, kept: Collection[str], own: Collection[str] | None = None) -> frozenset[int]:
+    """Return the jobs that write, of ``own`` files or of all, into those alone that are kept."""
+    names = ((at, touched(job) if own is None else touched(job) & {*own}) for at, job in enumerate(jobs if kept else ()))
+    return frozenset(at for at, found in names if found and found <= {*kept})
 
 
 def _threads(plan: Plan, wanted: int | None) -> int:

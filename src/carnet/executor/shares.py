@@ -4,6 +4,9 @@ Jobs stay in the order in which their source lies on disk, and a part is a run o
 job at either end. What is measured is shared alike, in a list of its own, for those who measure everything first::
 
     jobs   |--- 1/3 ---|--- 2/3 ---|--- 3/3 ---|        what is measured   |- 1/3 -|- 2/3 -|- 3/3 -|
+
+Where files are written in order, a part is whole files, and a job that writes into two of them (codes here, their scales there) is
+in the part of either. What compares is in none then: nothing would tell that it was done.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,7 +14,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.executor.jobs import ENCODE, GAUGE, Jobs
+from carnet.executor.jobs import CHECK, ENCODE, GAUGE, Jobs
+from carnet.steps import Make
 from carnet.storage.protocol import Part
 
 Numbers = NDArray[np.int64]
@@ -19,7 +23,33 @@ Numbers = NDArray[np.int64]
 
 def writing(jobs: Jobs, part: Part | None = None) -> Numbers:
     """Return the numbers of the jobs that write and compare, of one part or of all."""
-    return _cut(jobs, np.flatnonzero(jobs.rows["kind"] != GAUGE), part)
+    numbers = np.flatnonzero(jobs.rows["kind"] != GAUGE)
+    return _writing_into(jobs, numbers, files_of(jobs, part)) if jobs.in_order and part else _cut(jobs, numbers, part)
+
+
+def comparing(jobs: Jobs) -> Numbers:
+    """Return the numbers of the jobs that compare."""
+    return np.flatnonzero(jobs.rows["kind"] == CHECK)
+
+
+def files_of(jobs: Jobs, part: Part) -> list[str]:
+    """Return the names of the files of a part, where a part is whole files."""
+    targets = jobs.rows["target"]
+    found, first = np.unique(targets[targets >= 0], return_index=True)
+    files = found[np.argsort(first)]
+    nbytes = np.bincount(targets[targets >= 0], jobs.rows["nbytes"][targets >= 0].astype(float))[files].astype(np.int64)
+    return [jobs.steps.names[file] for file in files[_share(nbytes, part)].tolist()]
+
+
+def _writing_into(jobs: Jobs, numbers: Numbers, names: Collection[str]) -> Numbers:
+    """Return those of some jobs that write into files of these names."""
+    steps, rows = jobs.steps, jobs.rows[numbers]
+    sought = [number for number, name in enumerate(steps.names) if name in {*names}]
+    ours, coding = np.isin(rows["target"], sought), rows["kind"] == ENCODE
+    coded = steps.rows[rows["step"][coding]]
+    over = np.array([isinstance(form, Make) and form.encoding.outer is not None for form in steps.forms], bool)[coded["form"]]
+    ours[coding] |= np.isin(coded["scales"], sought) | (over & np.isin(coded["outer"], sought))
+    return numbers[ours]
 
 
 def measuring(jobs: Jobs, part: Part | None = None) -> Numbers:
@@ -53,9 +83,13 @@ def names_of(jobs: Jobs, gauges: Numbers) -> Mapping[int, str]:
 def _cut(jobs: Jobs, numbers: Numbers, part: Part | None) -> Numbers:
     if part is None:
         return numbers
-    nbytes = jobs.rows["nbytes"][numbers]
+    return numbers[_share(jobs.rows["nbytes"][numbers], part)]
+
+
+def _share(nbytes: Numbers, part: Part) -> slice:
+    """Return which things of these sizes are of a part."""
     ends = np.cumsum(nbytes)
     total = int(ends[-1]) if len(ends) else 0
-    middles = 2 * ends - nbytes  # of each job, twice: a job is of the part that its middle lies in
+    middles = 2 * ends - nbytes  # of each, twice: it is of the part that its middle lies in
     first, end = (np.searchsorted(middles, -(-2 * total * at // part.of)) for at in (part.number - 1, part.number))
-    return numbers[first : len(numbers) if part.number == part.of else end]
+    return slice(int(first), len(nbytes) if part.number == part.of else int(end))

@@ -1,6 +1,6 @@
 """A plan's target while it is being written: every file in its full size first, small ones last."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import PurePosixPath
@@ -31,14 +31,14 @@ def names_of(plan: Plan) -> list[str]:
     return [contained(file.name) for part in (plan.files, plan.assets, plan.texts, plan.raws) for file in part]
 
 
-def prepare(plan: Plan, draft: Draft) -> None:
-    """Make every tensor file in its full size, with its header and the numbers that are known, where there is room for all."""
+def prepare(plan: Plan, draft: Draft, own: Collection[str] | None = None) -> None:
+    """Make every tensor file, or ``own`` ones, in full size, with header and known numbers, where there is room for all."""
     sizes = [(file.name, file.nbytes) for file in plan.files] + [(asset.name, asset.nbytes) for asset in plan.assets]
     draft.reserve([*sizes, *((text.name, len(text.text.encode())) for text in plan.texts)])
     known: dict[str, list[tuple[int, bytes]]] = {}
     for step in plan.steps.only(Put):
         known.setdefault(step.target.file, []).append((step.target.offset, numbers(step)))
-    for file in plan.files:
+    for file in plan.files if own is None else [file for file in plan.files if file.name in {*own}]:
         parts = frames_of(file) if file.kind == "torch_dist" else [(0, render_header(file))]
         draft.create(file.name, file.nbytes, chain(parts, known.get(file.name, ())))
 

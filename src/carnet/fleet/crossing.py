@@ -60,8 +60,10 @@ def cross(
         with ExitStack() as stack:
             staging = stack.enter_context(held(of, target, Part(1, count, tasks.PATIENCE))).staging
             whole = staging.whole
+            if staging.in_order:
+                jobs = jobs_of(made, in_order=True)
             if not whole:
-                prepared(made, staging)
+                prepared(made, staging, () if staging.in_order else None)
             where = str(staging.where)
         threads = threads_of(wish) or cluster.threads
         if not whole:
@@ -69,7 +71,7 @@ def cross(
             sent = tasks.Sent(of.crossing.plan, cluster.keep((made, jobs)), said, threads)
             _write(cluster, sent, jobs, count, shown.writing, begin)
         with held(of, target) as complete:
-            finish(made, complete.staging, phase=phase)
+            finish(made, complete.source.root, complete.staging, phase=phase)
             complete.check()
 
             def examine(add: Callable[[int], None]) -> Found:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from carnet.errors import BadRequest, NotSupported, shown
+from carnet.errors import BadRequest, MachineFailed, shown
 from carnet.storage.buckets import Broken, Bucket, Object, Taken, told
 from carnet.storage.in_order import InOrder, Room
 from carnet.storage.journal_lines import NAME
@@ -62,6 +62,7 @@ class ObjectDraft:
     names: frozenset[str]  # of the files that are written
     mark: str  # digest of the crossing
     fresh: bool  # nothing in it counts
+    stale: bool  # and something is there
     kept: dict[str, int]  # bytes of the objects that are whole, by name
     whole: bool = False  # an earlier run was killed between its last object and the removal of its journal
     done: frozenset[int] = frozenset()  # objects count here, not jobs
@@ -99,7 +100,8 @@ class ObjectDraft:
     def restart(self) -> None:
         """Remove what earlier runs wrote."""
         self.abandon()
-        self._remove(self.names)
+        if self.stale:  # else there was nothing, and what is there by now is another part's
+            self._remove(self.names)
         self.kept = {}
 
     def size(self, name: str) -> int | None:
@@ -119,8 +121,9 @@ class ObjectDraft:
             self.files[name].hold(offset, data)
 
     def open(self, name: str) -> ObjectTarget:
-        """Open a file that was created."""
-        return ObjectTarget(self.files[name], name, str(self.out))
+        """Open a file that was created; what goes into another one is another part's."""
+        file = self.files.get(name) or InOrder(0, lambda: self.bucket.upload(name, {}, 0), self.room, whole=True)
+        return ObjectTarget(file, name, str(self.out))
 
     def complete(self, name: str) -> None:
         """Have what nobody wrote be zeros."""
@@ -186,19 +189,19 @@ def owned(
 
     There are no locks in a store: two runs of one crossing write the same objects, and the journal refuses one of another crossing.
     """
-    if part is not None:
-        remedy = "run all of it in one process, or write the parts to a disk that all machines see"
-        raise NotSupported("a target in a store is not written in parts", {"where": out, "part": part}, remedy=remedy)
     _refuse_overlap(out, source)
     if not out.path or NAME in names:
         raise BadRequest(f"{out} names no folder that could be new", remedy="name a folder of the bucket")
     mark = xxhash.xxh3_128_hexdigest(f"{crossing.plan} {crossing.source}".encode())
     there = _there(out)
-    fresh = NAME not in there
-    if fresh:
+    fresh = stale = False
+    if NAME not in there:
         if there or _is_object(out):
             raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
-        _begin(out, names, crossing, new=True)
+        if part is not None and part.joins:
+            remedy = "give every machine the same store under the same URL"
+            raise MachineFailed("this machine does not see the target that others write", {"where": out}, remedy=remedy)
+        fresh = _begin(out, names, crossing, new=True)
     said = _said(out)
     if said.get("plan") != crossing.plan:
         facts = {"where": out, "expected": f"plan {crossing.plan}", "found": shown(f"plan {said.get('plan')}")}
@@ -209,10 +212,9 @@ def owned(
         remedy = "move it away; then the same command goes on where it stopped"
         raise BadRequest("the target holds something that carnet did not write", facts, remedy=remedy)
     if said.get("source") != crossing.source:
-        fresh = True
-        _begin(out, names, crossing)
+        fresh = stale = _begin(out, names, crossing)
     kept = {} if fresh else _kept(out, {name: found for name, found in there.items() if name != NAME}, mark)
-    draft = ObjectDraft(out, frozenset(names), mark, fresh, kept, whole=LAST in kept)
+    draft = ObjectDraft(out, frozenset(names), mark, fresh, stale, kept, whole=LAST in kept)
     try:
         yield draft
     finally:
@@ -251,8 +253,8 @@ def _is_object(out: "ObjectFolder") -> bool:
         return out.bucket.find(out.path) is not None
 
 
-def _begin(out: "ObjectFolder", names: Collection[str], crossing: Crossing, *, new: bool = False) -> None:
-    """Write the journal."""
+def _begin(out: "ObjectFolder", names: Collection[str], crossing: Crossing, *, new: bool = False) -> bool:
+    """Write the journal, and say whether it was this process."""
     holder = {"pid": os.getpid(), "host": os.uname().nodename, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     head = {"carnet-journal": 1, "plan": crossing.plan, "source": crossing.source, "names": sorted(names), **holder}
     data = (json.dumps(head) + "\n").encode()
@@ -261,6 +263,8 @@ def _begin(out: "ObjectFolder", names: Collection[str], crossing: Crossing, *, n
             out.bucket.put(out.key(NAME), data, {}, new=new)
         except Broken:  # no library asks again for what may have been done
             out.bucket.put(out.key(NAME), data, {}, new=new)
+        return True
+    return False
 
 
 def _said(out: "ObjectFolder") -> Mapping[str, object]:
