@@ -4,33 +4,39 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from queue import SimpleQueue
+from typing import TypeVar
 
 Message = int | BaseException | None  # bytes done, why a worker failed, or: a worker left
 Tell = Callable[[int], None]
 Progress = Callable[[int, int], None]  # done and in all
 Phase = Callable[[str], None]  # the name of what begins
-Maker = Callable[[Tell], AbstractContextManager[Callable[[int], None]]]
+T = TypeVar("T")
+Maker = Callable[[Tell], AbstractContextManager[Callable[[int], T]]]
+After = Callable[[int, T], None]  # takes the number of a job that is done, and what it returned
 
 
 class Stopped(Exception):
     """Another worker failed, or the person pressed Ctrl-C."""
 
 
-def run(numbers: Iterable[int], threads: int, maker: Maker, progress: Callable[[int], None]) -> None:
+def run(
+    numbers: Iterable[int], threads: int, maker: Maker[T], progress: Callable[[int], None], after: After[T] | None = None
+) -> None:
     """Do jobs by number on some threads and raise the first error.
 
     ``maker`` gives each worker its function; it gets a callback that takes bytes done and raises ``Stopped`` when it is
-    time to leave. ``progress`` gets the bytes done since the last call, always on the calling thread.
+    time to leave. ``after`` is called by the worker that did the job. ``progress`` gets the bytes done since the last call, always on
+    the calling thread.
     """
     messages: SimpleQueue[Message] = SimpleQueue()
     stop, shared = threading.Event(), _Shared(numbers)
-    workers = [threading.Thread(target=_serve, args=(shared, maker, messages, stop)) for _ in range(threads)]
+    workers = [threading.Thread(target=_serve, args=(shared, maker, messages, stop, after)) for _ in range(threads)]
     failed: BaseException | None = None
     left = 0
     try:
         started = _start(workers)
         if not started:
-            _serve(shared, maker, messages, stop)  # the machine has no room for threads: this one does the work
+            _serve(shared, maker, messages, stop, after)  # the machine has no room for threads: this one does the work
         while left < max(started, 1):
             message = messages.get()
             if isinstance(message, int):
@@ -73,7 +79,9 @@ class _Shared:
             return next(self._numbers)
 
 
-def _serve(shared: _Shared, maker: Maker, messages: "SimpleQueue[Message]", stop: threading.Event) -> None:
+def _serve(
+    shared: _Shared, maker: Maker[T], messages: "SimpleQueue[Message]", stop: threading.Event, after: After[T] | None
+) -> None:
     def tell(nbytes: int) -> None:
         if nbytes:
             messages.put(nbytes)
@@ -84,7 +92,9 @@ def _serve(shared: _Shared, maker: Maker, messages: "SimpleQueue[Message]", stop
         with maker(tell) as work:
             for number in shared:
                 tell(0)
-                work(number)
+                found = work(number)
+                if after is not None:
+                    after(number, found)
     except Stopped:
         pass
     except BaseException as error:  # noqa: BLE001  whatever it is, the caller must see it and the others must stop

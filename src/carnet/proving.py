@@ -20,7 +20,7 @@ from carnet.examining import examine
 from carnet.executor.arrivals import Arrivals
 from carnet.executor.memory import choose_halves
 from carnet.executor.owning import Held
-from carnet.executor.run import write
+from carnet.executor.run import codes, write
 from carnet.formats.side_files import DOCUMENT
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress, Stopped
@@ -35,7 +35,7 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
     """Write a target, examine it, and put it in place with its document where it is equal; both at once where the memory has room."""
     shown = Shown(made, progress)
     root, staging = target.source.root, target.staging
-    workers, rest = choose_halves(memory, made.window, len(made.steps), threads)
+    workers, rest = choose_halves(memory, made.window, len(made.steps), threads, coding=codes(made))
     if rest < LEAST or staging.whole or staging.in_order:
         write(made, root, staging, progress=shown.writing, phase=phase, threads=threads)
         target.check()

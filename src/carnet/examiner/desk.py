@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
+from carnet import forks
 from carnet.examiner.brought import by_rows
 from carnet.examiner.compare import Side, is_judged, side
 from carnet.examiner.judge import Judgement, judge
@@ -60,7 +61,11 @@ class Desk:
         target = theirs.inventory
         names = sorted({name for key in self.codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
         largest = each(names, lambda name: amax(ours, name), lambda _: 0, threads, add)
-        amaxes, clues = dict(zip(names, largest, strict=True)), Clues(self.means.whole)
+        amaxes = dict(zip(names, largest, strict=True))
+        apart = (
+            threads if forks.pay(threads, sum(map(self.nbytes, self.tasks))) else 1
+        )  # each holds a matrix, and knows of no other
+        clues = Clues(self.means.whole // apart)
 
         def judged(key: Key) -> Judgement:
             return judge(ours, theirs, key, self.dtype, amaxes, clues)

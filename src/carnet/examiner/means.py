@@ -6,17 +6,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from carnet import pool
+from carnet import forks, pool
 from carnet.errors import BadRequest
 
 BASE = 64 << 20  # bytes: Python, numpy and what headers say
 PER_TENSOR = 3 << 10
 PER_THREAD = 2 << 20  # stack, allocator's arena
+PER_FORK = 16 << 20  # what a process that was forked writes to of the memory that it shares at first
 HELD = 20  # blocks that a thread holds at once, at worst: both sides, casts in f64, codes with their scales and quotients
 BLOCKS = (4 << 20, 1 << 20, 256 << 10, 64 << 10)  # larger ones leave the processor's cache, and are slower
 LEAST = BASE + PER_THREAD + HELD * BLOCKS[-1]  # bytes: with fewer nothing is examined
-# threads: blocks are smaller rather than fewer threads at work than ENOUGH; beyond MOST they wait, since they take turns at Python
-ENOUGH, MOST = 4, 16
+ENOUGH, MOST = 8, 64  # threads: blocks are smaller rather than fewer of them at work than ENOUGH
 
 Spot = tuple[str, int]  # a file of a target, and the offset in it of something that is read, bytes
 # takes for each of some tasks what it reads of the target; yields the number of each when that is there
@@ -41,14 +41,14 @@ def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
     ``wanted`` is how many threads shall be at work, None for one a core.
 
     >>> choose_means(512 << 20, 1000, wanted=64).threads, choose_means(72 << 20, 100, wanted=64).threads
-    (5, 2)
+    (11, 1)
     """
     cores = min(len(os.sched_getaffinity(0)), MOST) if wanted is None else wanted
     if budget < LEAST:
         facts = {"expected": f"at least {LEAST:,} bytes", "found": f"{budget:,} bytes"}
         raise BadRequest("the memory budget is too small to examine a target", facts, remedy="give more --memory")
     free = max(budget - BASE - tensors * PER_TENSOR, 0)
-    fits = [(block, min(cores, free // (PER_THREAD + HELD * block))) for block in BLOCKS]
+    fits = [(block, min(cores, free // (PER_THREAD + PER_FORK + HELD * block))) for block in BLOCKS]
     block, threads = next((fit for fit in fits if fit[1] >= min(cores, ENOUGH)), fits[-1])
     return Means(max(threads, 1), block, free // 6)
 
@@ -61,21 +61,26 @@ def each(
     add: Callable[[int], None],
     order: Iterable[int] | None = None,
 ) -> list[T]:
-    """Return what a function makes of every item, on some threads; ``add`` gets the bytes of each on the thread that called.
+    """Return what a function makes of every item, by some threads, or as many processes where that pays.
 
-    ``order`` are the numbers of the items, in an order other than theirs; it may wait before it gives one.
+    ``nbytes`` are those that an item is read for; ``add`` gets them, of each that is done, on the thread that called. ``order`` are the
+    numbers of the items, in an order other than theirs; it may wait before it gives one.
     """
     found: dict[int, T] = {}
+    sizes = [*map(nbytes, items)]
 
     @contextmanager
-    def worker(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
-        def serve(number: int) -> None:
-            found[number] = do(items[number])
-            tell(nbytes(items[number]))
+    def worker(tell: pool.Tell) -> Iterator[Callable[[int], T]]:
+        def serve(number: int) -> T:
+            value = do(items[number])
+            tell(sizes[number])
+            return value
 
         yield serve
 
-    pool.run(range(len(items)) if order is None else order, min(threads, len(items)), worker, add)
+    count = min(threads, len(items))
+    by = forks if forks.pay(count, sum(sizes)) else pool
+    by.run(range(len(items)) if order is None else order, count, worker, add, found.__setitem__)
     return [found[number] for number in range(len(items))]
 
 

@@ -77,21 +77,32 @@ def work_off(
     order: Order | None,
 ) -> Found:
     """Compare, judge and digest; ``order`` says when what is read of the target is there, None where all is."""
-    found = Found({}, {}, {}, {})
 
-    def do(at: int) -> None:
-        match todo[at]:
+    def do(job: Job) -> Compared | Judgement | str:
+        match job:
             case Held(of, stored):
-                (found.source if of is source else found.target)[stored.label] = digest(of.tensor_files, stored)
+                return digest(of.tensor_files, stored)
             case Codes(key):
-                found.judged[key] = judge(key)
+                return judge(key)
             case name:
-                one = found.compared[name] = compare(source, target, name)
-                found.target.update(one.digests)
-                found.source.update(one.moved)
+                return compare(source, target, name)
 
     arriving = None if order is None else order([*_spots(target, todo)])
-    each(range(len(todo)), do, lambda at: nbytes(source, target, todo[at]), threads, add, arriving)
+    done = each(todo, do, lambda job: nbytes(source, target, job), threads, add, arriving)
+    found = Found({}, {}, {}, {})
+    for job, one in zip(todo, done, strict=True):
+        match job:
+            case Held(of, stored):
+                assert isinstance(one, str), "a digest"
+                (found.source if of is source else found.target)[stored.label] = one
+            case Codes(key):
+                assert isinstance(one, Judgement), "what is said of codes"
+                found.judged[key] = one
+            case name:
+                assert isinstance(one, Compared), "what comparing found"
+                found.compared[name] = one
+                found.target.update(one.digests)
+                found.source.update(one.moved)
     return found
 
 

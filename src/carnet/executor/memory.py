@@ -12,10 +12,11 @@ from carnet.errors import BadRequest
 BASE = 64 << 20
 PER_STEP = 7 << 8  # bytes of plan rows, jobs and tensors, measured 1.3 KiB
 PER_THREAD = 2 << 20  # stack, allocator's arena, open files
+PER_FORK = 16 << 20  # what a process that was forked writes to of the memory that it shares at first
 WINDOW = 8 << 20
 LEAST = 64 << 10
 BLOCK = 1 << 20
-FEW, MOST = 4, 64  # threads: while one waits for a disk another copies; beyond, they wait for each other
+FEW, MOST = 4, 64  # while one waits for a disk another copies; beyond these, they wait for each other
 
 
 def block_size(window: int) -> int:
@@ -45,22 +46,25 @@ def choose_window(budget: int, steps: int) -> int:
     raise BadRequest("the memory budget is too small for this crossing", facts, remedy="give more --memory")
 
 
-def choose_halves(budget: int, window: int, steps: int, wanted: int | None = None) -> tuple[int, int]:
+def choose_halves(budget: int, window: int, steps: int, wanted: int | None = None, *, coding: bool = False) -> tuple[int, int]:
     """Return how many threads write while something else goes on in the same process, and the bytes that this may use.
 
     >>> choose_halves(512_000_000, 8 << 20, 1000, wanted=4)
     (4, 459876352)
     """
-    threads = choose_threads(budget // 2, window, steps, wanted)
-    return threads, budget - promised_memory(window, threads, steps) + BASE  # which both have, once
+    threads = choose_threads(budget // 2, window, steps, wanted, coding=coding)
+    taken = promised_memory(window, threads, steps) + (threads * PER_FORK if coding else 0)
+    return threads, budget - taken + BASE  # which both have, once
 
 
-def choose_threads(budget: int, window: int, steps: int, wanted: int | None = None) -> int:
-    """Return how many threads run on this machine inside a budget of bytes: one a core, and a few where there are fewer cores.
+def choose_threads(budget: int, window: int, steps: int, wanted: int | None = None, *, coding: bool = False) -> int:
+    """Return how many threads, or processes, work on this machine inside a budget of bytes.
 
-    >>> choose_threads(512_000_000, 8 << 20, 1000, wanted=64), choose_threads(1 << 30, 8 << 20, 1000, wanted=2)
-    (35, 2)
+    What copies is bound by the kernel, which a few keep busy; what codes is bound by cores.
+
+    >>> choose_threads(512_000_000, 8 << 20, 1000), choose_threads(512_000_000, 8 << 20, 1000, wanted=64, coding=True)
+    (4, 15)
     """
-    most = min(max(len(os.sched_getaffinity(0)), FEW), MOST) if wanted is None else wanted
-    each = promised_memory(window, 1, 0) - promised_memory(window, 0, 0)
+    most = (min(max(len(os.sched_getaffinity(0)), 2), MOST) if coding else FEW) if wanted is None else wanted
+    each = promised_memory(window, 1, 0) - promised_memory(window, 0, 0) + (PER_FORK if coding else 0)
     return max(1, min(most, (budget - promised_memory(window, 0, steps)) // each))

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from carnet import pool
+from carnet import forks, pool
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import shares
 from carnet.executor.arrivals import Arrivals, heard
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
-from carnet.executor.jobs import ENCODE, GAUGE, Gauge, Jobs, jobs_of, touched
+from carnet.executor.jobs import ENCODE, GAUGE, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
 from carnet.executor.shares import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
@@ -25,6 +25,7 @@ from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress
+from carnet.steps import Make
 from carnet.storage.protocol import Draft, Folder, Opened, Part
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -192,7 +193,12 @@ def _done_with(jobs: Jobs, kept: Collection[str], own: Collection[str] | None = 
 
 
 def _threads(plan: Plan, wanted: int | None) -> int:
-    return choose_threads(plan.memory, plan.window, len(plan.steps), wanted)
+    return choose_threads(plan.memory, plan.window, len(plan.steps), wanted, coding=codes(plan))
+
+
+def codes(plan: Plan) -> bool:
+    """Say whether a plan computes codes, or what they mean: that is bound by cores."""
+    return any(isinstance(form, Make) for form in plan.steps.forms)
 
 
 def _put_beside(plan: Plan, staging: Draft) -> None:
@@ -240,18 +246,12 @@ def _do(
         progress(done, total)
 
     @contextmanager
-    def hire(tell: pool.Tell) -> Iterator[Callable[[int], None]]:
+    def hire(tell: pool.Tell) -> Iterator[Callable[[int], tuple[float | None, set[str]]]]:
         worker = _worker(plan, source, staging, amaxes, tell)
 
-        def serve(number: int) -> None:
+        def serve(number: int) -> tuple[float | None, set[str]]:
             job = jobs[number]
-            found = work(worker, job)
-            if isinstance(job, Gauge) and found is not None:
-                amaxes.note(job.step.amax, found)
-                measured[number] = found
-            staging.note(number, found)
-            hear(number)
-            dirty(touched(job))
+            return work(worker, job), touched(job)
 
         try:
             yield serve
@@ -259,12 +259,23 @@ def _do(
             worker.sources.close()
             worker.targets.close()
 
+    def after(number: int, done: tuple[float | None, set[str]]) -> None:
+        found, files = done
+        if found is not None:
+            amaxes.note(names[number], found)
+            measured[number] = found
+        staging.note(number, found)
+        hear(number)
+        dirty(files)
+
     progress(done, total)
     with flushing(staging) as dirty:
         for name, each in phases.items():
             if each:
                 begin(name)
-                pool.run(each, min(workers, len(each)), hire, add)
+                count = min(workers, len(each))
+                by = forks if codes(plan) and forks.pay(count, todo) else pool
+                by.run(each, count, hire, add, after)
     staging.settle()
     return len({*numbers.tolist()}.difference(*phases.values())), {n: measured[n] for n in names}
 
