@@ -19,7 +19,22 @@ OTHERS = {  # what touches the disk and no file of a checkpoint, a plan or a tar
 }
 MODULES = {  # module -> what of it does not touch the disk
     "io": {"BytesIO", "StringIO", "TextIOWrapper"},
-    "os": {"_exit", "cpu_count", "fsencode", "fspath", "getpid", "kill", "sched_getaffinity", "sysconf", "uname"},
+    "os": {
+        *(
+            "_exit",
+            "cpu_count",
+            "fork",
+            "fsencode",
+            "fspath",
+            "getpid",
+            "getppid",
+            "kill",
+            "sched_getaffinity",
+            "sysconf",
+            "uname",
+        ),
+        "waitpid",
+    },
     "shutil": {"get_terminal_size", "which"},
 }
 METHODS = {  # of a Path, and of os.path
