@@ -96,6 +96,7 @@ def measure(place: Path, contenders: list[Contender], source: Path, output: Path
             written[contender.name] = nbytes(output) if output.exists() else 0
             if count:
                 measured[contender.name].append(one)
+            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<38}{one.seconds:6.2f} s", flush=True)
     prepare(source, output)
     print(f"\n{place}, {len(os.sched_getaffinity(0))} cores", flush=True)
     report(f"machine-{place.name}", measured, written, nbytes(source))

@@ -1,7 +1,8 @@
 """Run a command and measure it from outside: wall time with its bytes on disk, and peak memory.
 
-Private memory (RssAnon) is what the process allocated for itself; mapped files are page cache that the kernel may take back,
-so they count in the resident peak (VmHWM) alone. Both are sums over the command and its children, read every 10 ms.
+Private memory (Pss_Anon) is what the processes allocated for themselves, with a page that several share counted once; mapped files
+are page cache that the kernel may take back, so they count in the resident peak (VmHWM) alone. Both are sums over the command and its
+children, read every 10 ms.
 """
 
 import json
@@ -30,7 +31,7 @@ class Measured:
     """What one run of a command took."""
 
     seconds: float  # wall time; with sync until the bytes that it wrote are on disk
-    private: int  # bytes: highest sum of RssAnon that was seen
+    private: int  # bytes: highest sum of Pss_Anon that was seen
     resident: int  # bytes: sum of VmHWM
     processor: float  # seconds of processor time of all its threads, the kernel's on its behalf included
 
@@ -113,19 +114,19 @@ def _processor() -> float:
 
 def _family(pid: int) -> list[int]:
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        said = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]  # each thread has its own
     except OSError:
         return [pid]
-    return [pid, *(member for child in children for member in _family(int(child)))]
+    return [pid, *(member for child in " ".join(said).split() for member in _family(int(child)))]
 
 
 def _memory(pid: int) -> tuple[int, int]:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        said = "".join(Path(f"/proc/{pid}/{file}").read_text() for file in ("smaps_rollup", "status"))
     except OSError:  # it has just ended
         return 0, 0
-    lines = dict(line.split(":", 1) for line in status.splitlines())
-    anonymous, highest = (int(lines.get(field, "0 kB").split()[0]) << 10 for field in ("RssAnon", "VmHWM"))
+    lines = dict(line.split(":", 1) for line in said.splitlines() if ":" in line)
+    anonymous, highest = (int(lines.get(field, "0 kB").split()[0]) << 10 for field in ("Pss_Anon", "VmHWM"))
     return anonymous, highest
 
 
