@@ -1,6 +1,7 @@
 """A tensor is said to be whole when it is, and no later than the target; what is examined meanwhile is what lies in the files."""
 
 import threading
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import carnet
 from carnet.dtypes import BY_NAME
 from carnet.executor.arrivals import Arrivals, Unfinished
 from carnet.executor.jobs import jobs_of
-from carnet.storage.drafts import staging_of
+from carnet.storage.drafts import PosixDraft, staging_of
 from carnet.storage.files import PosixTarget
 
 MEGATRON = Path(__file__).parents[1] / "goldens" / "megatron" / "llama_tp2pp2"
@@ -101,4 +102,17 @@ def test_an_examination_that_fails_ends_the_crossing_with_its_error(tmp_path, mo
     monkeypatch.setattr("carnet.proving.examine", fail)
     with pytest.raises(carnet.MachineFailed, match="the machine refused"):
         carnet.cross(MEGATRON, tmp_path / "out", to="hf")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_not_written_as_it_was_examined_is_found(tmp_path, monkeypatch):
+    put = PosixDraft.put
+
+    def bend(draft: PosixDraft, name: str, chunks: Iterable[bytes], *, sync: bool = False) -> None:
+        whole = b"".join(chunks)
+        put(draft, name, [whole.replace(b'"rms_norm_eps": 1e-06', b'"rms_norm_eps": 1e-05')], sync=sync)
+
+    monkeypatch.setattr(PosixDraft, "put", bend)
+    verdict = carnet.cross(MEGATRON, tmp_path / "out", to="hf")
+    assert {"written otherwise than planned", "file differs"} & {finding.what for finding in verdict.findings}
     assert not (tmp_path / "out").exists()
