@@ -2,7 +2,7 @@
 
 Two tables. ``cut``: what the head of ``carnet cross --on`` does before the first task, headers only, the files sparse: its time and its
 private memory, what it sends to a node, and by how much parts differ. ``tasks``: what a task costs that has next to nothing to do, and
-what a core does in each wave, through a cluster of as many nodes as this machine has cores, on its disk.
+what a core takes for a gigabyte.
 
 ``python -m bench.fleet cut`` or ``tasks``; without a word both.
 """
@@ -14,7 +14,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -24,16 +23,16 @@ import numpy as np
 from ray.cluster_utils import Cluster
 from safetensors.numpy import save_file
 
-from bench.measure import record, run, table, work_folder
+from bench.measure import nbytes, record, run, table, work_folder
 from bench.published import published, shapes
 from bench.skeleton import write
-from carnet import api, fleet
+from carnet import api
 from carnet.executor import shares
 from carnet.executor.jobs import jobs_of
 from carnet.executor.owning import held, proven
 from carnet.executor.run import prepared
 from carnet.fleet import tasks as sent
-from carnet.fleet.cluster import Node, reached
+from carnet.fleet.cluster import reached
 from carnet.storage.protocol import Part
 from carnet.storage.schemes import folder_at
 
@@ -47,7 +46,7 @@ ASKED: dict[str, dict[str, object]] = {
     "hf, fp8, measured": DYNAMIC,
     "megatron, EP 8": {"to": "megatron", "ep": 8, "read_by": "megatron-bridge"},
 }
-TASKS = 1000
+TASKS, ROUNDS = 1000, 2
 NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
 WIDTHS: dict[str, tuple[int, ...]] = {  # of a layer of a Llama of 8B
     "self_attn.q_proj": (4096, 4096),
@@ -168,56 +167,49 @@ def overhead(folder: Path) -> dict[str, float]:
     return seconds
 
 
-class Waves:
-    """What all nodes together have done at the end of each wave: seconds of tasks, and bytes."""
+def cores(source: Path) -> tuple[list[list[str]], list[dict[str, object]]]:
+    """Return the processor time that crossings take for each gigabyte of the source, as rows and as numbers."""
+    rows, results, size = list[list[str]](), list[dict[str, object]](), nbytes(source) / 1e9
+    out, plan = source.with_name("out"), source.with_name("a.plan")
+    for name, asked in MEASURED.items():
+        words = [word for option, value in asked.items() for word in (f"--{option}", str(value))]
+        run(["carnet", "plan", str(source), *words, "-o", str(plan)], sync=False)
+        taken = dict[str, float]()
+        for verb, command in (("run", [str(plan), str(out)]), ("cross", [str(source), str(out), *words])):
+            taken[verb] = min(_once(["carnet", verb, *command], out) for _ in range(ROUNDS)) / size
+        rows.append([name, *(f"{each:.2f}" for each in taken.values())])
+        results.append({"target": name, "processor seconds a GB": taken})
+    return rows, results
 
-    def __init__(self) -> None:
-        self.now, self.done = "", dict[str, tuple[float, int]]()
 
-    def phase(self, name: str) -> None:
-        """Hear which wave begins."""
-        self.now = name
-
-    def tell(self, nodes: Sequence[Node]) -> None:
-        """Hear what was done."""
-        self.done[self.now] = sum(one.seconds for one in nodes), sum(one.nbytes for one in nodes)
-
-    def rates(self) -> dict[str, float]:
-        """Return the bytes a second of a task in each wave."""
-        ends = [(0.0, 0), *self.done.values()]
-        return {name: (b[1] - a[1]) / (b[0] - a[0]) for name, a, b in zip(self.done, ends, ends[1:], strict=False)}
+def _once(command: list[str], out: Path) -> float:
+    taken = run(command, sync=False).processor
+    shutil.rmtree(out)
+    return taken
 
 
 def tasks() -> None:
     """Show what a task costs, and what a core does."""
-    folder, cores = work_folder() / "fleet", len(os.sched_getaffinity(0))
+    folder, nodes = work_folder() / "fleet", len(os.sched_getaffinity(0))
     shutil.rmtree(folder, ignore_errors=True)
     local = Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-    for _ in range(cores - 1):
+    for _ in range(nodes - 1):
         local.add_node(wait=True, **NODE)
     os.environ["RAY_ADDRESS"] = local.address
     save(folder / "small", 1)
     seconds = overhead(folder / "small")
     print(
         table(
-            [["tasks a second", *seconds], [f"{cores} nodes of a core", *(f"{TASKS / each:,.0f}" for each in seconds.values())]]
+            [["tasks a second", *seconds], [f"{nodes} nodes of a core", *(f"{TASKS / each:,.0f}" for each in seconds.values())]]
         )
     )
     shutil.rmtree(folder)
-    save(folder / "source", 2)
-    rows, results = list[list[str]](), list[dict[str, object]]()
-    for name, asked in MEASURED.items():
-        waves, begun = Waves(), time.perf_counter()
-        assert fleet.cross(folder / "source", folder / "out", on="ray", phase=waves.phase, nodes=waves.tell, **asked)  # type: ignore[arg-type]
-        wall, rates = time.perf_counter() - begun, waves.rates()
-        shutil.rmtree(folder / "out")
-        shown = [f"{rates[wave] / 1e9:.2f}" if wave in rates else "" for wave in ("scales", "writing", "examining")]
-        rows.append([name, *shown, f"{wall:.1f}"])
-        results.append({"target": name, "bytes a second of a core": rates, "seconds": wall})
     local.shutdown()  # type: ignore[no-untyped-call]  # Ray's own
+    save(folder / "source", 2)
+    rows, results = cores(folder / "source")
     shutil.rmtree(folder)
-    print(table([["GB/s of a core", "measuring", "writing", "examining", "s in all"], *rows]))
-    record("fleet_tasks", {"nodes": cores, "tasks": TASKS, "seconds": seconds, "crossings": results})
+    print(table([["processor seconds a GB of bf16", "run", "cross"], *rows]))
+    record("fleet_tasks", {"nodes": nodes, "tasks": TASKS, "seconds": seconds, "crossings": results})
 
 
 if __name__ == "__main__":

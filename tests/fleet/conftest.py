@@ -12,7 +12,10 @@ from ray.cluster_utils import Cluster
 from safetensors.numpy import save_file
 
 import carnet
+from tests.stores.conftest import served, store
+from tests.stores.server import environment
 
+__all__ = ["served", "store"]  # fixtures
 HERE = Path(carnet.__file__).parents[1]
 SMALL = {"num_cpus": 1, "object_store_memory": 80 << 20}  # a node
 
@@ -30,10 +33,11 @@ def new_node(cluster, **given):
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of three nodes, which is the one of RAY_ADDRESS."""
-    before = {name: os.environ.get(name) for name in ("PYTHONPATH", "RAY_ADDRESS")}
-    os.environ["PYTHONPATH"] = str(HERE)
+def cluster(served) -> Iterator[Cluster]:
+    """A cluster of three nodes, which is the one of RAY_ADDRESS; they know the store of the tests."""
+    told = {**environment(served[1].port), "PYTHONPATH": str(HERE)}
+    before = {name: os.environ.get(name) for name in (*told, "RAY_ADDRESS")}
+    os.environ |= told
     made = Cluster(
         initialize_head=True, head_node_args={**SMALL, "include_dashboard": False, "ray_client_server_port": free_port()}
     )

@@ -1,5 +1,6 @@
 """Crossings on a real Ray cluster: the bytes of one machine, whatever dies on the way, and one clear error."""
 
+import json
 import os
 import signal
 import subprocess
@@ -93,6 +94,18 @@ def test_a_cluster_writes_the_bytes_of_one_machine_with_one_document(cluster, so
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_target_in_a_store_is_written_by_all_nodes_whatever_is_killed(cluster, source, alone, store):
+    killed = Sighted(cluster, "write", kill)
+    asked = {**PLAIN, "pp": 3}
+    assert fleet.cross(store.fill(source, "source"), f"{store.url}/out", on="ray", **asked).equal
+    assert killed.pid is not None
+    expected = carnet.cross(source, store.folder / "alone", **asked)
+    assert expected.equal
+    found, wanted = content(store.folder / "out"), content(store.folder / "alone")
+    assert found.keys() == wanted.keys()
+    assert {name for name in found if found[name] != wanted[name]} <= {"carnet.json"}  # it names its source
+
+
 @pytest.mark.parametrize("task", ["measure", "write", "examine"])
 def test_a_worker_that_is_killed_costs_its_task_alone(cluster, source, alone, tmp_path, task):
     killed = Sighted(cluster, task, kill)
@@ -116,10 +129,13 @@ def test_the_same_command_goes_on_after_its_process_is_killed(cluster, source, a
         Sighted(cluster, "write", lambda pid: first.kill()).join()
     assert first.returncode == -signal.SIGKILL
     assert staging_of(tmp_path / "out").exists()
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    killed = Sighted(cluster, "write", kill)
+    again = subprocess.run([*words, "--json"], capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
+    assert killed.pid is not None
+    assert json.loads(again.stdout)["equal"]  # whatever Ray has to say of that
     assert content(tmp_path / "out") == alone["plain"]
-    head, _, *nodes = again.stderr.splitlines()
+    head, _, *nodes = [line for line in again.stderr.splitlines() if "raylet" not in line][-5:]
     assert head.split() == ["node", "address", "cores", "tasks", "bytes", "a", "task's", "rate"]
     assert len(nodes) == 3
     assert all(line.split()[0] == os.uname().nodename for line in nodes)

@@ -162,5 +162,8 @@ class ShelfFolder:
     def cleared(self) -> list[str]:
         raise BadRequest("an interrupted run leaves nothing")
 
+    def meanwhile(self) -> Self:
+        return self
+
     def joined(self) -> Callable[[str], ShelfTarget]:
         return lambda name: ShelfTarget(f"{self.url}.draft/{name}")

@@ -7,6 +7,7 @@ Nothing heavy is imported before a command runs.
 import gc
 import shutil
 import sys
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
@@ -312,7 +313,8 @@ def _cross_on(on: str, ckpt: str, out: str, progress: "Progress | None", phase: 
         seen[:] = nodes
 
     try:
-        return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=tell, **options)
+        with redirect_stdout(sys.stderr):  # Ray prints there when a worker is lost
+            return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=tell, **options)
     finally:
         if seen:
             click.echo("\n".join(node_lines(seen, width())), err=True)

@@ -15,7 +15,7 @@ from carnet import __version__
 from carnet.errors import BadOption, CarnetError, MachineFailed
 
 RETRIES = 8  # how often a task may lose its machine
-THREADS = 16  # of one task; a larger node has several
+THREADS = 4  # of one task, because threads take turns at Python; a larger node has several tasks
 INSTALL = "pip install 'carnet[ray]'"
 T = TypeVar("T")
 

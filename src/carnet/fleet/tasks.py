@@ -81,7 +81,7 @@ class Examined:
 
 @lru_cache(maxsize=1)
 def _desk(of: Examined) -> Desk:
-    return desk(folder_at(of.source), folder_at(of.target), of.request, of.memory, of.threads)
+    return desk(folder_at(of.source), folder_at(of.target).meanwhile(), of.request, of.memory, of.threads)
 
 
 def examine(of: Examined, part: Part) -> Done[Found]:

@@ -55,6 +55,10 @@ class Around:
         """Remove what a crossing left."""
         return self.root.cleared()
 
+    def meanwhile(self) -> Self:
+        """Return the folder as its own crossing sees it."""
+        return replace(self, root=self.root.meanwhile())
+
     def joined(self) -> Callable[[str], Target]:
         """Return what opens files of the target."""
         return self.root.joined()

@@ -70,10 +70,10 @@ def held(
     try:
         main = File(descriptor, str(folder / NAME))
         check(main, whole=True)
-        alone = _lock(main, part)
+        alone = _lock(main, crossing, part)
         said = of_this_plan(main, crossing) if _named(descriptor, NAME, base) else None
-        if said is None or not (alone or said.prepared):
-            yield None  # published or removed by another run a moment ago, or about to be prepared
+        if said is None:
+            yield None  # published or removed by another run a moment ago
             return
         if alone:
             os.ftruncate(descriptor, len(text(main)))
@@ -189,7 +189,7 @@ def _opened(base: int, folder: Path, crossing: Crossing, part: Part | None, *, b
     young = File(descriptor, str(folder / YOUNG))
     try:
         check(young, whole=False)
-        if _lock(young, part) and _named(descriptor, YOUNG, base):
+        if _lock(young, crossing, part) and _named(descriptor, YOUNG, base):
             os.ftruncate(descriptor, 0)
             append(young, head(crossing))
             os.rename(YOUNG, NAME, src_dir_fd=base, dst_dir_fd=base)
@@ -207,14 +207,16 @@ def _named(descriptor: int, name: str, base: int) -> bool:
         return False
 
 
-def _lock(file: File, part: Part | None) -> bool:
-    """Lock a journal alone (True); a part, where others hold it, together with them."""
+def _lock(file: File, crossing: Crossing, part: Part | None) -> bool:
+    """Lock a journal alone (True); a part locks one that says that all is prepared together with the other parts."""
     until = time.monotonic() + (0 if part is None else SHORT)
     while True:
+        if part is not None and _locked(file, fcntl.LOCK_SH):
+            said = said_in(file)
+            if said.prepared and counts(said, crossing):
+                return False
         if _locked(file, fcntl.LOCK_EX):
             return True
-        if part is not None and _locked(file, fcntl.LOCK_SH):
-            return False
         if part is not None and "part" in last_holder(file):
             until = time.monotonic() + SHORT
         if time.monotonic() >= until:
@@ -267,10 +269,5 @@ def _read(base: int, said: Said, crossing: Crossing, part: Part | None, journal:
     # another boot of this machine, or another machine: what a run of all of it did not flush may be lost
     lost = not is_here(said) and not done and part is None and not parts_in(base)
     fresh = not counts(said, crossing) or lost
-    if fresh and not journal.alone:
-        facts = {"where": Path(journal.main.name).parent}
-        raise BadRequest(
-            "other parts are written from another state of the source", facts, remedy="wait for them, then run all again"
-        )
     measured = {number: found for each in ours if counts(each, crossing) for number, found in each.measured.items()}
     return replace(journal, done=done, measured=measured, fresh=fresh)

@@ -115,6 +115,10 @@ class PosixFolder:
         """Remove what a crossing left in the staging folder beside this one."""
         return clearing.cleared(Path(self.path))
 
+    def meanwhile(self) -> Self:
+        """Return the folder: what is not finished has another name."""
+        return self
+
     def joined(self) -> Callable[[str], PosixTarget]:
         """Return what opens files of the staging folder."""
         return drafts.joined(Path(self.path))

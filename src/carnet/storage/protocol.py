@@ -86,6 +86,9 @@ class Folder(Protocol):
         Raises BadRequest, with nothing touched, where there is none.
         """
 
+    def meanwhile(self) -> "Folder":
+        """Return the folder as its own crossing sees it, which is not finished."""
+
     def joined(self) -> Callable[[str], "Target"]:
         """Return what opens files of the target that another process owns, for writing."""
 
