@@ -29,7 +29,7 @@ from carnet.steps import Make, Measure, Place, Put
 
 Array = NDArray[Any]
 Box = tuple[slice, slice]  # rows and columns
-TILE = 1 << 16  # elements that are coded at a time: their temporaries stay in the processor's cache
+TILE = 1 << 17  # elements that are coded at a time: their temporaries stay in the processor's cache
 
 
 def measure(worker: Worker, step: Measure) -> float:
