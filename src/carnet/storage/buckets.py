@@ -64,8 +64,8 @@ class Bucket(Protocol):
     def upload(self, key: str, marks: Mapping[str, str], nbytes: int) -> Upload:
         """Begin to write an object of this size."""
 
-    def marks(self, key: str) -> Mapping[str, str]:
-        """Return what an object was marked with, or nothing where the store keeps no marks."""
+    def look(self, key: str) -> tuple[Object, Mapping[str, str]] | None:
+        """Return an object and what it was marked with (nothing where the store keeps no marks), None where there is none."""
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects; one that is not there is none."""

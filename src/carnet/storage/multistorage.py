@@ -94,10 +94,14 @@ class MscBucket:
         made = tempfile.NamedTemporaryFile(prefix="carnet-")  # noqa: SIM115  closed by the upload
         return MscUpload(made, lambda path: self.client.upload_file(key, path, attributes=dict(marks) or None))
 
-    def marks(self, key: str) -> Mapping[str, str]:
-        """Return what an object was marked with."""
-        with heard():
-            return {name: str(value) for name, value in (self.client.info(key).metadata or {}).items()}
+    def look(self, key: str) -> tuple[Object, Mapping[str, str]] | None:
+        """Return an object and what it was marked with."""
+        try:
+            with heard():
+                found = self.client.info(key)
+        except Missing:
+            return None
+        return _object(found), {name: str(value) for name, value in (found.metadata or {}).items()}
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects."""

@@ -213,7 +213,7 @@ def owned(
         raise BadRequest("the target holds something that carnet did not write", facts, remedy=remedy)
     if said.get("source") != crossing.source:
         fresh = stale = _begin(out, names, crossing)
-    kept = {} if fresh else _kept(out, {name: found for name, found in there.items() if name != NAME}, mark)
+    kept = {} if fresh else _kept(out, names, mark)
     draft = ObjectDraft(out, frozenset(names), mark, fresh, stale, kept, whole=LAST in kept)
     try:
         yield draft
@@ -280,11 +280,15 @@ def _said(out: "ObjectFolder") -> Mapping[str, object]:
     return found
 
 
-def _kept(out: "ObjectFolder", there: Mapping[str, Object], mark: str) -> dict[str, int]:
-    """Return the bytes of the objects that this crossing wrote."""
+def _kept(out: "ObjectFolder", names: Collection[str], mark: str) -> dict[str, int]:
+    """Return the bytes of the objects of these names that this crossing wrote; each is asked, because a listing may lag behind."""
     with told("the target cannot be looked at", str(out)), ThreadPoolExecutor(AT_ONCE) as threads:
-        marks = threads.map(lambda each: out.bucket.marks(each.key).get(MARK), there.values())
-        return {name: found.nbytes for (name, found), said in zip(there.items(), marks, strict=True) if said == mark}
+        found = threads.map(lambda name: out.bucket.look(out.key(name)), names)
+        return {
+            name: each[0].nbytes
+            for name, each in zip(names, found, strict=True)
+            if each is not None and each[1].get(MARK) == mark
+        }
 
 
 def _remove(out: "ObjectFolder", names: Iterable[str]) -> None:

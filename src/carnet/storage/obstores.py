@@ -104,10 +104,14 @@ class ObstoreBucket:
 
         return StreamedUpload(send)
 
-    def marks(self, key: str) -> Mapping[str, str]:
-        """Return what an object was marked with."""
-        with heard():
-            return cast("Mapping[str, str]", obstore.get(self.store, key, options={"head": True}).attributes)
+    def look(self, key: str) -> tuple[Object, Mapping[str, str]] | None:
+        """Return an object and what it was marked with."""
+        try:
+            with heard():
+                found = obstore.get(self.store, key, options={"head": True})
+                return _object(found.meta), cast("Mapping[str, str]", found.attributes)
+        except Missing:
+            return None
 
     def remove(self, keys: Iterable[str]) -> None:
         """Remove objects."""
