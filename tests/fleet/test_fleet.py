@@ -16,6 +16,7 @@ from carnet import fleet
 from carnet.errors import BadCheckpoint, BadOption, MachineFailed
 from carnet.storage.drafts import staging_of
 from tests.fleet.conftest import new_node
+from tests.terminal import on_a_terminal
 
 PLAIN = {"to": "trtllm", "tp": 2}
 CODED = {"to": "hf", "dtype": "bf16", "quantize": "fp8", "style": "compressed-tensors", "activations": "dynamic"}
@@ -139,6 +140,14 @@ def test_the_same_command_goes_on_after_its_process_is_killed(cluster, source, a
     assert head.split() == ["node", "address", "cores", "tasks", "bytes", "a", "task's", "rate"]
     assert len(nodes) == 3
     assert all(line.split()[0] == os.uname().nodename for line in nodes)
+
+
+def test_on_a_terminal_the_nodes_stand_below_the_bar_while_they_work(cluster, source, tmp_path):
+    shown = on_a_terminal("-m", "carnet", "cross", source, tmp_path / "out", "--to", "hf", "--on", "ray")
+    heads = [at for at, line in enumerate(shown) if line.startswith("node ")]
+    assert len(heads) > 1
+    assert "━" in shown[heads[0] - 1]  # the bar
+    assert all(shown[heads[-1] + row].startswith(os.uname().nodename) for row in (2, 3, 4))
 
 
 def test_a_cluster_is_reached_from_outside_of_it(cluster, source, alone, tmp_path):

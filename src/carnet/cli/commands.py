@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
     from carnet.plans.request import Budget, Looking, Options, Verifying
-    from carnet.pool import Phase, Progress
 
 
 UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
@@ -294,30 +293,34 @@ def cross(
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
     from carnet import api
 
-    with progress_bar("planning") as (progress, phase):
-        if on is None:
+    if on is not None:
+        verdict = _cross_on(on, ckpt, out, options)
+    else:
+        with progress_bar("planning") as (progress, phase):
             verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
-        else:
-            verdict = _cross_on(on, ckpt, out, progress, phase, options)
     tell(ctx, verdict, as_json=as_json)
 
 
-def _cross_on(on: str, ckpt: str, out: str, progress: "Progress | None", phase: "Phase", options: "Options") -> "Verdict":
+def _cross_on(on: str, ckpt: str, out: str, options: "Options") -> "Verdict":
     """Cross on the machines of a cluster, and say on stderr which has done what."""
     from carnet import fleet
     from carnet.report.terminal import node_lines
 
     seen = list[fleet.Node]()
 
-    def tell(nodes: "Sequence[fleet.Node]") -> None:
+    def told(nodes: "Sequence[fleet.Node]") -> None:
         seen[:] = nodes
 
+    def lines() -> list[str]:
+        return node_lines(seen, width()) if seen else []
+
     try:
-        with redirect_stdout(sys.stderr):  # Ray prints there when a worker is lost
-            return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=tell, **options)
+        # Ray prints to stdout when a worker is lost
+        with progress_bar("planning", below=lines) as (progress, phase), redirect_stdout(sys.stderr):
+            return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=told, **options)
     finally:
-        if seen:
-            click.echo("\n".join(node_lines(seen, width())), err=True)
+        for line in lines():
+            click.echo(line, err=True)
 
 
 @main.command(

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rich.console import RenderableType
 
     from carnet.pool import Phase, Progress
 
@@ -13,8 +15,10 @@ WIDTH = len("examining")  # the longest name of a phase: the bar stays where it 
 
 
 @contextmanager
-def progress_bar(what: str, *, bytes_: bool = True) -> "Iterator[tuple[Progress | None, Phase]]":
-    """Show how much is done, of bytes the rate too, and the time left on a terminal; nothing in a pipe.
+def progress_bar(
+    what: str, *, bytes_: bool = True, below: "Callable[[], Iterable[str]]" = tuple
+) -> "Iterator[tuple[Progress | None, Phase]]":
+    """Show how much is done, of bytes the rate too, and the time left on a terminal, and lines ``below``; nothing in a pipe.
 
     Yields what takes the amount done and that in all, and what takes the name of a phase. What was done before the first call
     counts for no rate.
@@ -32,10 +36,16 @@ def progress_bar(what: str, *, bytes_: bool = True) -> "Iterator[tuple[Progress 
         TransferSpeedColumn,
     )
     from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Shown(Bar):
+        def get_renderables(self) -> "Iterator[RenderableType]":
+            yield from super().get_renderables()
+            yield from map(Text, below())
 
     amount = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Shown(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"{what:<{WIDTH}}", total=None)
         yield (
             lambda done, total: bar.update(task, completed=done, total=total),

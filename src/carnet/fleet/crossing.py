@@ -55,10 +55,10 @@ def cross(
     with reached(on, tell) as cluster:
         made = api.plan(path, **wish)
         shown = Shown(made, progress or _silent)
-        of, jobs, target = proven(made), jobs_of(made), folder_at(said)
+        of, jobs, target = tasks.patient(proven(made)), jobs_of(made), folder_at(said)
         count = max(FEWEST, -(-int(jobs.rows["nbytes"].sum()) // TASK))
         with ExitStack() as stack:
-            staging = stack.enter_context(held(of, target, Part(1, count, tasks.PATIENCE))).staging
+            staging = stack.enter_context(held(of, target, Part(1, count))).staging
             whole = staging.whole
             if staging.in_order:
                 jobs = jobs_of(made, in_order=True)
@@ -95,7 +95,7 @@ def _write(cluster: Cluster, sent: tasks.Sent, jobs: Jobs, count: int, progress:
         progress(done, total)
 
     progress(0, total)
-    parts = [Part(number, count, tasks.PATIENCE, joins=True) for number in range(1, count + 1)]
+    parts = [Part(number, count, joins=True) for number in range(1, count + 1)]
     measured = dict[int, float]()
     if len(shares.measuring(jobs)):
         begin("scales")

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -33,13 +33,18 @@ class Sent:
     threads: int
 
 
+def patient(of: Known) -> Known:
+    """Wait for locks as long as a machine may keep them that is lost."""
+    return replace(of, crossing=replace(of.crossing, patience=PATIENCE))
+
+
 @lru_cache(maxsize=1)
 def _fetched(sent: Sent) -> tuple[Known, Jobs]:
     import ray
 
     plan, jobs = ray.get(sent.reference)
     assert isinstance(plan, Plan), "that is what was sent"
-    return known(plan, sent.digest), jobs
+    return patient(known(plan, sent.digest)), jobs
 
 
 def measure(sent: Sent, part: Part) -> Done[Mapping[int, float]]:

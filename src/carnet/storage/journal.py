@@ -78,14 +78,14 @@ def held(
         if alone:
             os.ftruncate(descriptor, len(text(main)))
             append(main, _holder(part))
-        with _parts_own(base, folder, part, main) as own:
+        with _parts_own(base, folder, crossing, part, main) as own:
             yield _read(base, said, crossing, part, Journal(main, own, alone, frozenset(), {}, fresh=False))
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def _parts_own(base: int, folder: Path, part: Part | None, main: File) -> Iterator[File]:
+def _parts_own(base: int, folder: Path, crossing: Crossing, part: Part | None, main: File) -> Iterator[File]:
     """Open and lock the journal of a part; that of none is the journal itself."""
     if part is None:
         yield main
@@ -99,7 +99,7 @@ def _parts_own(base: int, folder: Path, part: Part | None, main: File) -> Iterat
     try:
         own = File(descriptor, str(path))
         check(own, whole=False)
-        until = time.monotonic() + part.patience
+        until = time.monotonic() + crossing.patience
         while not _locked(own, fcntl.LOCK_EX):
             if time.monotonic() > until:
                 raise _is_held(own, f"another run is writing part {part}")
@@ -209,7 +209,7 @@ def _named(descriptor: int, name: str, base: int) -> bool:
 
 def _lock(file: File, crossing: Crossing, part: Part | None) -> bool:
     """Lock a journal alone (True); a part locks one that says that all is prepared together with the other parts."""
-    until = time.monotonic() + (0 if part is None else SHORT)
+    until = time.monotonic() + max(crossing.patience, 0 if part is None else SHORT)
     while True:
         if part is not None and _locked(file, fcntl.LOCK_SH):
             said = said_in(file)

@@ -101,6 +101,7 @@ class Crossing:
     source: str = ""  # digest of what tells on every machine that no file of the source has changed
     identity: str = ""  # and of what tells more on this machine
     names: tuple[str, ...] = ()  # of the files that are written: what it may remove
+    patience: float = 0.0  # seconds to wait for who holds it: a machine that is lost keeps its locks for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,6 @@ class Part:
 
     number: int  # from 1
     of: int
-    patience: float = 0.0  # seconds to wait for who holds this part: a machine that is lost keeps its locks for a while
     joins: bool = False  # the target was prepared before: where it is not there, this is not the same disk
 
     def __str__(self) -> str:
