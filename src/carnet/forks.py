@@ -67,6 +67,7 @@ def run(
 ) -> None:
     """Do jobs by number as ``pool.run`` does them, in processes; ``after`` is called in this one."""
     forks = list[Fork]()
+    pool.keep_memory()
     try:
         gc.freeze()  # what is there stays where it is: a collection would write into every page of it
         for _ in range(count):

@@ -1,8 +1,9 @@
 """Threads that share one list of jobs. The first error stops all; so does Ctrl-C; what is done stays done."""
 
+import ctypes
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -13,6 +14,11 @@ Phase = Callable[[str], None]  # the name of what begins
 T = TypeVar("T")
 Maker = Callable[[Tell], AbstractContextManager[Callable[[int], T]]]
 After = Callable[[int, T], None]  # takes the number of a job that is done, and what it returned
+
+
+# mallopt(3): numpy's arrays of some megabytes come from what was freed before, instead of from the kernel, page by page, each time
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT, LARGE = 16 << 20, 8 << 20  # bytes that a thread may keep, and of arrays that are given back
 
 
 class Stopped(Exception):
@@ -28,6 +34,7 @@ def run(
     time to leave. ``after`` is called by the worker that did the job. ``progress`` gets the bytes done since the last call, always on
     the calling thread.
     """
+    keep_memory()
     messages: SimpleQueue[Message] = SimpleQueue()
     stop, shared = threading.Event(), _Shared(numbers)
     workers = [threading.Thread(target=_serve, args=(shared, maker, messages, stop, after)) for _ in range(threads)]
@@ -52,6 +59,14 @@ def run(
                 worker.join()
     if failed is not None:
         raise failed
+
+
+def keep_memory() -> None:
+    """Ask the C library not to give back to the kernel what the next tile needs again, where it is one that can be asked."""
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT)
+        library.mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _start(workers: Sequence[threading.Thread]) -> int:
