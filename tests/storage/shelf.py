@@ -117,6 +117,7 @@ class ShelfDraft:
 @dataclass(frozen=True)
 class ShelfFolder:
     url: str
+    far: bool = False
 
     @property
     def name(self) -> str:

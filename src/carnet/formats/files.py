@@ -5,12 +5,13 @@ A *sighting* is one file that was looked at: its stamp and a digest of the heade
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 
 import xxhash
 
 from carnet.errors import MADE_AGAIN, BadCheckpoint, CarnetError, shown
-from carnet.storage.protocol import File, Folder, Stamp, read_at
+from carnet.storage.protocol import File, Folder, Stamp, asked, read_at
 
 TEXT_LIMIT = 32 << 20  # bytes: no config comes near this
 STEP = 1 << 20  # bytes of a long file that are looked at together
@@ -27,17 +28,21 @@ class Sighting:
 
 def check_unchanged(root: Folder, stamps: Iterable[Stamp]) -> None:
     """Raise BadCheckpoint where a file is no longer the one that was looked at, or was written since."""
-    for stamp in stamps:
-        facts = {"where": root, "file": shown(stamp.file)}
-        try:
-            now = root.open(stamp.file).stamp
-        except CarnetError as error:
-            facts["reason"] = error.what
-            raise BadCheckpoint("a file went away while it was used", facts, remedy="bring it back and run again") from None
-        if now != stamp:
-            if now.nbytes != stamp.nbytes:
-                facts |= {"expected": f"{stamp.nbytes:,} bytes", "found": f"{now.nbytes:,} bytes"}
-            raise BadCheckpoint("a file changed while it was used", facts, remedy="wait until nobody writes to it")
+    for _ in asked(root, partial(_check, root), stamps):
+        pass
+
+
+def _check(root: Folder, stamp: Stamp) -> None:
+    facts = {"where": root, "file": shown(stamp.file)}
+    try:
+        now = root.open(stamp.file).stamp
+    except CarnetError as error:
+        facts["reason"] = error.what
+        raise BadCheckpoint("a file went away while it was used", facts, remedy="bring it back and run again") from None
+    if now != stamp:
+        if now.nbytes != stamp.nbytes:
+            facts |= {"expected": f"{stamp.nbytes:,} bytes", "found": f"{now.nbytes:,} bytes"}
+        raise BadCheckpoint("a file changed while it was used", facts, remedy="wait until nobody writes to it")
 
 
 def read_whole(root: Folder, name: str, limit: int = TEXT_LIMIT) -> tuple[bytes, Sighting]:

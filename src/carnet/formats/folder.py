@@ -13,7 +13,7 @@ from carnet.formats.files import TABLE_LIMIT, Sighting, check_plain, read_whole,
 from carnet.formats.jsons import parse_object
 from carnet.formats.safetensors import Header, read_header
 from carnet.formats.stored import Checkpoint, Stored
-from carnet.storage.protocol import Folder, names_in
+from carnet.storage.protocol import Folder, asked, names_in
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 BESIDE = "hf_quant_config.json"  # what modelopt says about quantized weights, in a file of its own
@@ -40,7 +40,7 @@ def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> C
         raise BadCheckpoint("config.json has no usable mapping.world_size", {"where": root, "found": shown(str(world))})
     expected = [f"rank{rank}.safetensors" for rank in range(world)]
     _compare(expected, [name for name in names_in(root) if _RANK.fullmatch(name)], "files of ranks", root)
-    headers = [read_header(root, name, f"rank{rank}") for rank, name in enumerate(expected)]
+    headers = [*asked(root, lambda each: read_header(root, each[1], f"rank{each[0]}"), enumerate(expected))]
     tensors = {(stored.unit, stored.name): stored for header in headers for stored in header.tensors}
     stamps, digest = sum_up((seen, *(header.seen for header in headers)))
     notes = {"ranks": str(world), **_written_by(headers)}
@@ -51,7 +51,7 @@ def _read_shards(root: Folder, config: Mapping[str, object], seen: Sighting) -> 
     """Return a Hugging Face checkpoint: one file, or shards with or without an index."""
     names = names_in(root)
     files, index, sightings = _shards(root, names)
-    headers = {name: read_header(root, name) for name in files}
+    headers = dict(zip(files, asked(root, lambda name: read_header(root, name), files), strict=True))
     tensors: dict[tuple[str, str], Stored] = {}
     for name, header in headers.items():
         for stored in header.tensors:

@@ -21,7 +21,7 @@ from carnet.formats.files import Sighting, check_inside, read_whole
 from carnet.formats.jsons import CONFIG, parse_object
 from carnet.formats.stored import Chunk, Stored
 from carnet.formats.torch_zip import TensorItem, ends, object_item, tensor_item
-from carnet.storage.protocol import Folder
+from carnet.storage.protocol import Folder, Stamp, asked
 
 Locate = Callable[[str], bool]  # tensor name -> whether its bytes are wanted
 
@@ -103,19 +103,22 @@ def _check_names(metadata: StoreMetadata, root: Folder) -> None:
 def _check_files(root: Folder, items: Iterable[Item]) -> list[Sighting]:
     """Return the sightings of all data files, once every item lies inside its file and beside the others."""
     ordered = sorted(items, key=lambda item: (item.file, item.offset))
-    sightings = []
-    for name, group in groupby(ordered, key=lambda item: item.file):
+    files = {name: list(group) for name, group in groupby(ordered, key=lambda item: item.file)}
+
+    def stamp(name: str) -> Stamp:
         check_inside(root, name, ".metadata")
-        file = root.open(name)
-        sightings.append(Sighting(file.stamp, ""))
-        held = list(group)
+        return root.open(name).stamp
+
+    sightings = []
+    for (name, held), seen in zip(files.items(), asked(root, stamp, files), strict=True):
+        sightings.append(Sighting(seen, ""))
         for one, other in pairwise(held):
             if one.offset + one.nbytes > other.offset:
                 facts = {"where": root / name, "items": f"at byte {one.offset} and at byte {other.offset}"}
                 raise BadCheckpoint(f"two items of {shown(name)} overlap", facts)
         end = held[-1].offset + held[-1].nbytes
-        if end > file.stamp.nbytes:
-            facts = {"where": root, "expected": f"at least {end} bytes", "found": f"{file.stamp.nbytes} bytes"}
+        if end > seen.nbytes:
+            facts = {"where": root, "expected": f"at least {end} bytes", "found": f"{seen.nbytes} bytes"}
             raise BadCheckpoint(f"{shown(name)} is shorter than .metadata says", facts, remedy="copy the checkpoint again")
     return sightings
 
@@ -161,14 +164,22 @@ def _locate(root: Folder, wanted: Mapping[str, TensorEntry], metadata: StoreMeta
     """Return the chunks of the wanted tensors, reading the heads of their items in file order."""
     jobs = [(metadata.items[name, box.start], name, box) for name, entry in wanted.items() for box in entry.boxes]
     jobs.sort(key=lambda job: (job[0].file, job[0].offset))
-    chunks: dict[str, list[Chunk]] = {}
-    for name, group in groupby(jobs, key=lambda job: job[0].file):
-        file, held = root.open(name), list(group)
+    groups = [(name, list(group)) for name, group in groupby(jobs, key=lambda job: job[0].file)]
+
+    def located(group: tuple[str, list[tuple[Item, str, Box]]]) -> list[tuple[str, Chunk]]:
+        name, held = group
+        file, found = root.open(name), list[tuple[str, Chunk]]()
         file.expect(place for item, _, _ in held for place in ends(item.offset, item.nbytes))
         for item, tensor, box in held:
             holds = tensor_item(file, item.offset, item.nbytes)
             _check_item(holds, tensor, wanted[tensor], box, root / name)
-            chunks.setdefault(tensor, []).append(Chunk(box, name, holds.offset, holds.strides))
+            found.append((tensor, Chunk(box, name, holds.offset, holds.strides)))
+        return found
+
+    chunks: dict[str, list[Chunk]] = {}
+    for some in asked(root, located, groups):
+        for tensor, chunk in some:
+            chunks.setdefault(tensor, []).append(chunk)
     for found in chunks.values():
         found.sort(key=lambda chunk: chunk.box.start)
     return chunks

@@ -19,6 +19,11 @@ class Around:
         """Return the last part of its path."""
         return self.root.name
 
+    @property
+    def far(self) -> bool:
+        """Say whether it is far."""
+        return self.root.far
+
     def __str__(self) -> str:
         return str(self.root)
 

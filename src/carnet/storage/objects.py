@@ -16,12 +16,11 @@ from carnet.storage import object_drafts
 from carnet.storage.blocks import BLOCK, Blocks
 from carnet.storage.buckets import Bucket, Changed, Missing, Object, Past, Short, told
 from carnet.storage.journal_lines import NAME as JOURNAL
-from carnet.storage.protocol import FILE, FOLDER, LAST, Crossing, Draft, Folder, Part, Stamp, Target
+from carnet.storage.protocol import AT_ONCE, FILE, FOLDER, LAST, Crossing, Draft, Folder, Part, Stamp, Target
 
 HEAD = 64 << 10  # bytes that come with opening: the header of most files
 GAP = 512 << 10  # bytes: reading fewer that nobody needs is cheaper than one more request
-SPAN = 4 << 20  # bytes of one request for what is expected
-AT_ONCE = 16  # of these requests
+SPAN = 2 << 20  # bytes of one request for what is expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,11 @@ class ObjectFolder:
     def name(self) -> str:
         """Return the last part of its path."""
         return self.path.rsplit("/", 1)[-1] or self.bucket.url.rsplit("/", 1)[-1]
+
+    @property
+    def far(self) -> bool:
+        """Say yes."""
+        return True
 
     def __str__(self) -> str:
         return f"{self.bucket.url}/{self.path}" if self.path else self.bucket.url

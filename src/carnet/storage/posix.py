@@ -34,6 +34,11 @@ class PosixFolder:
         """Return the last part of its path."""
         return os.path.basename(self.path)
 
+    @property
+    def far(self) -> bool:
+        """Say no."""
+        return False
+
     def __str__(self) -> str:
         return self.path
 

@@ -4,6 +4,7 @@ A folder is a folder of a disk or a prefix of a bucket. It is shown by its path 
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +12,7 @@ from typing import Generic, Protocol, Self, TypeVar
 
 FILE, FOLDER = "file", "folder"  # kinds of what has a name; any other is in words, "a FIFO", and nothing is ""
 LAST = "carnet.json"  # the document of a target: where a store cannot rename, a target without it is none
+AT_ONCE = 8  # requests that are under way, where one takes long
 OPEN = 16  # files that stay open: they are read in the order in which they lie
 
 
@@ -48,6 +50,10 @@ class Folder(Protocol):
     @property
     def name(self) -> str:
         """Return the last part of its path."""
+
+    @property
+    def far(self) -> bool:
+        """Say whether a request takes so long that many should be under way at once."""
 
     def __str__(self) -> str:
         """Return its path or URL."""
@@ -238,6 +244,16 @@ def read_at(file: File, offset: int, nbytes: int) -> bytes:
 
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+
+def asked(folder: Folder, ask: Callable[[T], U], things: Iterable[T]) -> Iterator[U]:
+    """Yield what is answered of each thing, in their order; where the folder is far, some are asked at once."""
+    if not folder.far:
+        yield from map(ask, things)
+        return
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield from threads.map(ask, things)
 
 
 class Opened(Generic[T]):
