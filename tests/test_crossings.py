@@ -342,6 +342,12 @@ def test_the_memory_that_is_given_changes_no_byte(megabytes, hf, tmp_path):
     assert contents(tmp_path / "out") == contents(hf("llama_tp2pp2"))
 
 
+def test_memory_that_is_too_little_to_examine_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(BadRequest, match="too small to examine"):
+        carnet.cross(MEGATRON / "llama_tp2pp2", tmp_path / "out", to="hf", memory="70M")
+    assert not list(tmp_path.iterdir())  # a plan for more memory would be another
+
+
 def test_nothing_is_left_beside_a_finished_target(tmp_path):
     assert carnet.cross(MEGATRON / "llama_tp2pp2", tmp_path / "out", to="trtllm", tp=2).equal
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]

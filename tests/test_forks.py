@@ -89,6 +89,25 @@ def test_ctrl_c_ends_them():
         os.waitpid(-1, os.WNOHANG)
 
 
+STOPPED = """
+import os, signal
+from contextlib import contextmanager
+from carnet import forks
+@contextmanager
+def hire(tell):
+    yield lambda number: number
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGINT))
+found = {}
+forks.run(range(4), 2, hire, lambda nbytes: None, found.__setitem__)
+print(sorted(found))
+"""
+
+
+def test_ctrl_c_is_not_heard_by_one_that_just_begins():
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[0, 1, 2, 3]\n", "")
+
+
 def test_a_crossing_by_processes_is_that_by_threads(tmp_path, monkeypatch):
     assert carnet.cross(MEGATRON, tmp_path / "forks", threads=3, **CODES)
     monkeypatch.setattr(forks, "pay", lambda *_: False)

@@ -11,6 +11,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.errors import BadRequest, CarnetError, MachineFailed
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
+from carnet.examiner.means import choose_means
 from carnet.examiner.verdict import PLAN, Proof, Verdict, recheck
 from carnet.examining import examine, open_source
 from carnet.executor.memory import choose_window
@@ -251,6 +252,7 @@ def cross(
     """
     said, wish = local("out", out, out=True), gathered(options)
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
+    choose_means(memory, len(made.steps))  # refused here, not when all is written
     with held(proven(made), folder_at(said)) as target:
         verdict = write_and_prove(made, target, memory, threads, progress or _silent, phase or _unsaid)
     return replace(verdict, source=local("ckpt", path), target=said)

@@ -24,6 +24,7 @@ from carnet import pool
 from carnet.errors import MachineFailed
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+STOPS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # what asks a process to end
 WORTH = 128 << 20  # bytes of work: with fewer, threads are done before processes have begun
 ALONE = ("grpc", "obstore", "ray")  # run threads of their own, which a process that is forked would wait for
 
@@ -117,19 +118,24 @@ def _forked(maker: pool.Maker[T], others: list[Fork]) -> Fork:
     ours, theirs = Pipe()
     parent = os.getpid()
     sys.stdout.flush()
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of threads: none of them is needed there
-        pid = os.fork()
-    if pid:
-        theirs.close()
-        return Fork(pid, ours)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # a process that heard one now would unwind what this one does
     try:
-        ours.close()
-        for other in others:
-            other.pipe.close()  # so that each ends with who asks it, whoever else still runs
-        _depend_on(parent)
-        _work(theirs, maker)
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of threads: none of them is needed there
+            pid = os.fork()
+        if pid:
+            theirs.close()
+            return Fork(pid, ours)
+        try:
+            ours.close()
+            for other in others:
+                other.pipe.close()  # so that each ends with who asks it, whoever else still runs
+            _depend_on(parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            _work(theirs, maker)
+        finally:
+            os._exit(0)  # nothing of what this process was copied from is run again: no exit handler, no open context
     finally:
-        os._exit(0)  # nothing of what this process was copied from is run again: no exit handler, no open context
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _depend_on(parent: int) -> None:

@@ -82,6 +82,18 @@ def test_finish_names_the_parts_that_are_missing_and_goes_on_when_they_are_there
         carnet.run(plan, out, part=(1, 6))
 
 
+@pytest.mark.parametrize("of", [1, 2, 7, 64, 1000, 10**12])
+def test_a_job_is_of_the_part_that_its_bytes_lie_in(of):
+    jobs = jobs_of(carnet.plan(GOLDEN, to="trtllm", tp=2))
+    numbers = shares.writing(jobs).tolist()
+    for number in numbers[::5]:
+        (found,) = shares.parts_of(jobs, [number], of)
+        assert number in shares.writing(jobs, Part(found, of))
+    named = shares.parts_of(jobs, numbers, of)
+    assert [each for part in named for each in shares.writing(jobs, Part(part, of)).tolist()] == numbers
+    assert of > 64 or named == [each for each in range(1, of + 1) if len(shares.writing(jobs, Part(each, of)))]
+
+
 def test_a_run_of_the_whole_takes_over_what_parts_have_written(out, tmp_path):
     plan = carnet.plan(GOLDEN, to="hf")
     carnet.run(plan, tmp_path / "whole")

@@ -158,8 +158,9 @@ def _spans(numbers: list[int]) -> str:
     >>> _spans([1, 3, 4, 5])
     '1, 3-5'
     """
-    starts = [each for each in numbers if each - 1 not in numbers]
-    ends = [each for each in numbers if each + 1 not in numbers]
+    known = {*numbers}
+    starts = [each for each in numbers if each - 1 not in known]
+    ends = [each for each in numbers if each + 1 not in known]
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 

@@ -57,10 +57,12 @@ def measuring(jobs: Jobs, part: Part | None = None) -> Numbers:
     return _cut(jobs, np.flatnonzero(jobs.rows["kind"] == GAUGE), part)
 
 
-def parts_of(jobs: Jobs, numbers: Collection[int], of: int) -> list[int]:
-    """Return the parts, of so many, that some writing jobs belong to."""
-    sought = np.fromiter(numbers, np.int64, len(numbers))
-    return [part for part in range(1, of + 1) if np.isin(writing(jobs, Part(part, of)), sought).any()]
+def parts_of(jobs: Jobs, missing: Collection[int], of: int) -> list[int]:
+    """Return the parts, of so many, that some writing jobs belong to; a part is not whole files here."""
+    numbers = writing(jobs)
+    middles, total = _middles(jobs.rows["nbytes"][numbers])
+    sought = middles[np.isin(numbers, np.fromiter(missing, np.int64, len(missing)))].tolist()
+    return sorted({min(middle * of // (2 * total), of - 1) + 1 if total else of for middle in sought})
 
 
 def needed(jobs: Jobs, numbers: Numbers) -> Numbers:
@@ -88,8 +90,12 @@ def _cut(jobs: Jobs, numbers: Numbers, part: Part | None) -> Numbers:
 
 def _share(nbytes: Numbers, part: Part) -> slice:
     """Return which things of these sizes are of a part."""
-    ends = np.cumsum(nbytes)
-    total = int(ends[-1]) if len(ends) else 0
-    middles = 2 * ends - nbytes  # of each, twice: it is of the part that its middle lies in
+    middles, total = _middles(nbytes)
     first, end = (np.searchsorted(middles, -(-2 * total * at // part.of)) for at in (part.number - 1, part.number))
     return slice(int(first), len(nbytes) if part.number == part.of else int(end))
+
+
+def _middles(nbytes: Numbers) -> tuple[Numbers, int]:
+    """Return twice the middle of each of some things that lie one after another, and the bytes of all: it is of the part with that."""
+    ends = np.cumsum(nbytes)
+    return 2 * ends - nbytes, int(ends[-1]) if len(ends) else 0

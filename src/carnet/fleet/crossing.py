@@ -12,6 +12,7 @@ from typing import Unpack
 
 from carnet import api
 from carnet.examiner.desk import together
+from carnet.examiner.means import choose_means
 from carnet.examiner.order import Found
 from carnet.examiner.verdict import Verdict
 from carnet.executor import shares
@@ -54,6 +55,7 @@ def cross(
     tell = nodes or _untold
     with reached(on, tell) as cluster:
         made = api.plan(path, **wish)
+        choose_means(memory_of(wish), len(made.steps))  # refused here, not when all is written
         shown = Shown(made, progress or _silent)
         of, jobs, target = tasks.patient(proven(made)), jobs_of(made), folder_at(said)
         count = max(FEWEST, -(-int(jobs.rows["nbytes"].sum()) // TASK))
