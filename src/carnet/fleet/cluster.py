@@ -16,6 +16,7 @@ from carnet.errors import BadOption, CarnetError, MachineFailed
 
 RETRIES = 8  # how often a task may lose its machine
 THREADS = 4  # of one task, because threads take turns at Python; a larger node has several tasks
+AGAIN = "run the same command again: it goes on where it stopped"
 INSTALL = "pip install 'carnet[ray]'"
 T = TypeVar("T")
 
@@ -75,6 +76,9 @@ class Cluster:
                     )
                     add(done.nbytes)
                     self.tell([*self.nodes.values()])
+        except ConnectionError as error:
+            facts = {"reason": str(error).splitlines()[0]}
+            raise MachineFailed("the Ray cluster does not answer any more", facts, remedy=AGAIN) from error
         except BaseException:
             for ref in left:
                 self.ray.cancel(ref, force=True)
