@@ -94,6 +94,18 @@ def test_a_job_is_of_the_part_that_its_bytes_lie_in(of):
     assert of > 64 or named == [each for each in range(1, of + 1) if len(shares.writing(jobs, Part(each, of)))]
 
 
+def test_a_file_that_is_lost_between_parts_is_named_with_the_way_out(out):
+    plan = carnet.plan(GOLDEN, to="hf")
+    carnet.run(plan, out, part=(1, 2))
+    os.truncate(staging_of(out) / "model.safetensors", 1000)
+    with pytest.raises(BadRequest, match="lost or cut since parts were written"):
+        carnet.finish(plan, out)
+    carnet.clean(out)
+    for number in (1, 2):
+        carnet.run(plan, out, part=(number, 2))
+    assert carnet.finish(plan, out, verify=True).equal
+
+
 def test_a_run_of_the_whole_takes_over_what_parts_have_written(out, tmp_path):
     plan = carnet.plan(GOLDEN, to="hf")
     carnet.run(plan, tmp_path / "whole")

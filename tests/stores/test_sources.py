@@ -192,6 +192,8 @@ WRONG = {
     "no such folder": ("{url}/nothing", {}, carnet.BadRequest),
     "wrong credentials": ("{url}/ckpt", {"AWS_SECRET_ACCESS_KEY": "no"}, carnet.MachineFailed),
     "no bucket": ("s3://", {}, carnet.BadOption),
+    "no bucket, but a folder": ("s3:///x", {}, carnet.BadOption),
+    "a folder above": ("{url}/ckpt/../ckpt", {}, carnet.BadOption),
 }
 
 

@@ -144,6 +144,9 @@ def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
         raise BadRequest("nothing of this target is written", where, remedy=remedy)
     if staging.fresh:
         raise BadRequest("the source changed since parts were written", where, remedy="run all parts again")
+    if staging.done and not staging.in_order and not intact(plan, staging):
+        remedy = "remove what is there (carnet clean OUT), and run all parts again"
+        raise BadRequest("a file was lost or cut since parts were written", where, remedy=remedy)
     if missing or not intact(plan, staging):
         of = staging.parts
         found = shares.parts_of(jobs, missing, of)

@@ -54,7 +54,7 @@ def local(name: str, path: object, *, out: bool = False) -> str:
     scheme = found[1].lower()
     if scheme == "file":
         return local_path(f"file://{found[3] if found[2] else '/' + found[3].lstrip('/')}")
-    url = f"{scheme}://{found[3].lstrip('/')}"
+    url = f"{scheme}://{found[3]}"
     if scheme not in SCHEMES:
         facts = {"found": url, "known": ", ".join(f"{known}://" for known in SCHEMES if known)}
         brought = BROUGHT.get(scheme)

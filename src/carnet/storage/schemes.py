@@ -31,6 +31,8 @@ def _in_bucket(module: str, kind: str) -> Callable[[str], Folder]:
         bucket, _, path = rest.partition("/")
         if not bucket:
             raise BadOption("a URL names no bucket", {"found": shown(url)}, remedy=f"{scheme}://BUCKET/FOLDER")
+        if {".", ".."} & {*path.split("/")}:
+            raise BadOption("a URL names a folder as it is", {"found": shown(url)}, remedy="leave out `.` and `..`")
         try:
             with told("cannot use this store", shown(url)):
                 made = getattr(import_module(f"carnet.storage.{module}"), kind).at(f"{scheme}://{bucket}")
