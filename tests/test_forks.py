@@ -1,5 +1,6 @@
 """Processes do what threads do: the same bytes, the same findings, the first error; and they end with who asked them."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -73,6 +74,23 @@ def test_a_process_that_is_killed_is_an_error_of_the_machine():
 
     with pytest.raises(carnet.MachineFailed, match="worker process ended"):
         forks.run(range(3), 2, maker(work), lambda nbytes: None)
+
+
+def test_a_machine_that_starts_no_more_processes_is_said_with_what_to_do(monkeypatch):
+    begun, fork = [], os.fork
+
+    def limited():  # as RLIMIT_NPROC has it, which root does not feel
+        if begun:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        begun.append(1)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    with pytest.raises(carnet.MachineFailed, match="starts no more processes") as caught:
+        forks.run(range(3), 2, maker(lambda number, tell: number), lambda nbytes: None)
+    assert "ulimit -u" in caught.value.remedy
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_ctrl_c_ends_them():

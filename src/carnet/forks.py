@@ -134,6 +134,9 @@ def _forked(maker: pool.Maker[T], others: list[Fork]) -> Fork:
             _work(theirs, maker)
         finally:
             os._exit(0)  # nothing of what this process was copied from is run again: no exit handler, no open context
+    except OSError as error:  # of fork(2): what the new process raises does not come here
+        remedy = "raise the limit of processes (ulimit -u), or give fewer --threads; the same command goes on"
+        raise MachineFailed("the machine starts no more processes", {"found": error.strerror}, remedy=remedy) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
