@@ -5,12 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 import carnet
+from carnet.storage.uploads import StreamedUpload
 from tests.stores.server import Fault
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -236,3 +239,24 @@ def test_a_source_that_changes_leaves_nothing_in_the_target(store):
     with pytest.raises(carnet.BadCheckpoint, match="a file changed while it was used"):
         carnet.cross(ckpt, out, to="hf", progress=exchange)
     assert not (store.folder / "out").exists() or not marked(store)
+
+
+@pytest.mark.parametrize("end", ["abandon", "close"])
+def test_an_upload_whose_store_fails_at_its_end_ends(end):
+    def send(pieces):
+        try:
+            list(pieces)
+        finally:
+            raise OSError("the store has not forgotten it")
+
+    upload = StreamedUpload(send)
+    upload.write(b"some")
+
+    def finish():
+        with suppress(OSError):
+            getattr(upload, end)()
+
+    ending = threading.Thread(target=finish, daemon=True)
+    ending.start()
+    ending.join(10)
+    assert not ending.is_alive()

@@ -23,7 +23,7 @@ class StreamedUpload:
 
     def __init__(self, send: Callable[[Iterator[Buffer]], object]) -> None:
         self._pieces: Queue[Buffer | None] = Queue(WAITING)
-        self._whole = False
+        self._whole = self._ended = False  # the object is; nothing more comes
         self._failed: BaseException | None = None
         self._held = bytearray()
         self._thread = threading.Thread(target=self._run, args=(send,), daemon=True)
@@ -62,11 +62,12 @@ class StreamedUpload:
             return
         except BaseException as error:  # noqa: BLE001  whatever it is, whoever writes must see it
             self._failed = error
-            while self._pieces.get() is not None:  # nobody may wait for this thread
+            while not self._ended and self._pieces.get() is not None:  # nobody may wait for this thread
                 pass
 
     def _iterate(self) -> Iterator[Buffer]:
         while (piece := self._pieces.get()) is not None:
             yield piece
+        self._ended = True
         if not self._whole:
             raise Abandoned
