@@ -47,6 +47,7 @@ LAYER = {
     "input_layernorm": (HIDDEN,),
     "post_attention_layernorm": (HIDDEN,),
 }
+CACHES = Path("/proc/sys/vm/drop_caches")  # proc(5): 3 frees the page cache
 CARNET = (sys.executable, "-m", "carnet")
 
 
@@ -60,6 +61,9 @@ def main() -> None:
     )
     options.add_argument("--schemes", nargs="*", default=[], help="schemes that quantize without a file of activations")
     options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
+    options.add_argument(
+        "--cold", action="store_true", help="read the source from the disk each time (root alone may ask for it)"
+    )
     asked = options.parse_args()
     for place in asked.at:
         source, output, proven = write(place, asked.gb), place / "output", place / "proven"
@@ -81,17 +85,19 @@ def main() -> None:
         for scheme in asked.schemes:
             words = ("--to", "hf", "--quantize", scheme, "--style", "compressed-tensors", "--activations", "dynamic")
             contenders.append(Contender(f"carnet cross, {scheme}", (*CARNET, "cross", str(source), str(output), *words)))
-        measure(place, contenders, source, output, asked.rounds)
+        measure(place, contenders, source, output, asked.rounds, cold=asked.cold)
         shutil.rmtree(proven)
 
 
-def measure(place: Path, contenders: list[Contender], source: Path, output: Path, rounds: int) -> None:
+def measure(place: Path, contenders: list[Contender], source: Path, output: Path, rounds: int, *, cold: bool) -> None:
     """Let the contenders take turns on one disk, and print their table."""
     measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
     written: dict[str, int] = {}
     for count in range(rounds + 1):
         for contender in contenders:
             prepare(source, output)
+            if cold:
+                CACHES.write_text("3")
             one = run(contender.command)
             written[contender.name] = nbytes(output) if output.exists() else 0
             if count:
