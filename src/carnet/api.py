@@ -31,7 +31,7 @@ from carnet.plans.columns import Plan
 from carnet.plans.options import here, local
 from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
-from carnet.pool import Phase, Progress
+from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import prove, write_and_prove
 from carnet.steps import TextFile
 from carnet.storage.protocol import Folder
@@ -149,7 +149,7 @@ def finish(
         finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
         target.check()
         if verify:
-            return replace(prove(made, target, space, workers, progress or _silent, phase or _unsaid), target=said)
+            return replace(prove(made, target, space, workers, progress or silent, phase or unsaid), target=said)
         target.publish()
     return None
 
@@ -190,7 +190,7 @@ def verify(
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
     if out is None:
         alone = local("out", source)
-        return replace(recheck(folder_at(alone), space, workers, progress or _silent), target=alone)
+        return replace(recheck(folder_at(alone), space, workers, progress or silent), target=alone)
     if plan is not None and told:
         raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
     known, said = list[Known](), (local("ckpt", source), local("out", out))
@@ -254,16 +254,8 @@ def cross(
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
     choose_means(memory, len(made.steps))  # refused here, not when all is written
     with held(proven(made), folder_at(said)) as target:
-        verdict = write_and_prove(made, target, memory, threads, progress or _silent, phase or _unsaid)
+        verdict = write_and_prove(made, target, memory, threads, progress or silent, phase or unsaid)
     return replace(verdict, source=local("ckpt", path), target=said)
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def _unsaid(name: str) -> None:
-    """Show nothing."""
 
 
 def _companions(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Companions:

@@ -19,7 +19,7 @@ from carnet.inventory.bridge import vouched
 from carnet.inventory.survey import Inventory, opened, survey, take
 from carnet.plans.options import local
 from carnet.plans.request import Request
-from carnet.pool import Progress
+from carnet.pool import Progress, silent
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike
 
@@ -63,7 +63,7 @@ def examine(
         known=known,
         memory=memory,
         threads=threads,
-        progress=progress or _silent,
+        progress=progress or silent,
         staged=staged,
         order=order,
         elsewhere=elsewhere,
@@ -81,10 +81,6 @@ def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: 
 def _understood(source: Folder, said: Request) -> Inventory:
     checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
     return take(checkpoint, said.drop, said.vocab_size, said.tokens)
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""
 
 
 def _with_claims(error: CarnetError, target: Folder) -> CarnetError:

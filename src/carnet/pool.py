@@ -21,6 +21,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT, LARGE = 16 << 20, 8 << 20  # bytes that a thread may keep, and of arrays that are given back
 
 
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def unsaid(name: str) -> None:
+    """Show no phase."""
+
+
 class Stopped(Exception):
     """Another worker failed, or the person pressed Ctrl-C."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from carnet.algebra.box import Box, volume
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME
-from carnet.examiner.compare import Compared, Part, Side, compare, is_in_order, is_judged, moved
+from carnet.examiner.compare import Compared, Side, compare, is_in_order, is_judged, moved
 from carnet.examiner.judge import Judgement
 from carnet.examiner.means import Order, Spot, each
 from carnet.examiner.tensor_files import digest
@@ -116,15 +116,10 @@ def _spots(target: Side, todo: Sequence[Job]) -> Iterator[list[Spot]]:
             case Codes(key):
                 read = [*target.inventory.stored(key)]
             case name:
-                read = [one for part in target.parts.get(name, []) for one in _held(part)]
+                parts = target.parts.get(name, [])
+                read = [one for part in parts for one in ((part.stored,) if part.coded is None else part.coded.parts)]
         last = [(chunk.file, chunk.offset) for one in read for chunk in one.chunks] or last
         yield last
-
-
-def _held(part: Part) -> list[Stored]:
-    """Return the stored tensors that a part is read from."""
-    coded = part.coded
-    return [part.stored] if coded is None else [one for one in (coded.codes, coded.scales, coded.outer) if one is not None]
 
 
 def nbytes(source: Side, target: Side, job: Job) -> int:

@@ -24,7 +24,7 @@ from carnet.executor.staging import intact, prepare, put_asset, put_texts, writt
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
-from carnet.pool import Phase, Progress
+from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.steps import Make
 from carnet.storage.protocol import Draft, Folder, Opened, Part
 from carnet.storage.schemes import PathLike, folder_at
@@ -58,7 +58,7 @@ def write(
     BadCheckpoint where the source is not what the plan saw. ``begun`` is told when all files of tensors are there, with what knows
     which tensors are whole; all else but texts is written then.
     """
-    begin, root = phase or _unsaid, folder_at(source)
+    begin, root = phase or unsaid, folder_at(source)
     jobs = jobs_of(plan, in_order=staging.in_order)
     nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
@@ -69,7 +69,7 @@ def write(
         _put_beside(plan, staging)
         with heard(plan, jobs, finished, begun) as hear:
             resumed, _ = _do(
-                plan, root, staging, jobs, shares.writing(jobs), finished, (progress or _silent, begin), workers, hear
+                plan, root, staging, jobs, shares.writing(jobs), finished, (progress or silent, begin), workers, hear
             )
             for file in plan.files:
                 staging.complete(file.name)
@@ -104,7 +104,7 @@ def write_part(
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    own, tell = shares.files_of(jobs, part) if staging.in_order else None, (progress or _silent, phase or _unsaid)
+    own, tell = shares.files_of(jobs, part) if staging.in_order else None, (progress or silent, phase or unsaid)
     finished = prepared(plan, staging, own) | _done_with(jobs, staging.kept, own)
     resumed, found = _do(
         plan, folder_at(source), staging, jobs, numbers, finished, tell, _threads(plan, threads), given=measured
@@ -123,10 +123,10 @@ def finish(
     """
     if staging.whole:
         return
-    jobs, begin, workers = jobs_of(plan, in_order=staging.in_order), phase or _unsaid, _threads(plan, threads)
+    jobs, begin, workers = jobs_of(plan, in_order=staging.in_order), phase or unsaid, _threads(plan, threads)
     _refuse_missing(plan, staging, jobs)
     if staging.in_order:  # what compares is no part's
-        _do(plan, folder_at(source), staging, jobs, shares.comparing(jobs), frozenset(), (_silent, begin), workers)
+        _do(plan, folder_at(source), staging, jobs, shares.comparing(jobs), frozenset(), (silent, begin), workers)
     else:
         prepare(plan, staging)
     _put_beside(plan, staging)
@@ -165,14 +165,6 @@ def _spans(numbers: list[int]) -> str:
     starts = [each for each in numbers if each - 1 not in known]
     ends = [each for each in numbers if each + 1 not in known]
     return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def _unsaid(name: str) -> None:
-    """Show nothing."""
 
 
 def prepared(plan: Plan, staging: Draft, own: Collection[str] | None = None) -> frozenset[int]:

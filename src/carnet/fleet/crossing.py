@@ -24,7 +24,7 @@ from carnet.fleet.cluster import Cluster, Node, Seen, look_at, reached
 from carnet.plans.options import local
 from carnet.plans.request import Options, memory_of, threads_of
 from carnet.plans.request_file import gathered
-from carnet.pool import Phase, Progress
+from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import Shown, prove
 from carnet.storage.journal_lines import NAME
 from carnet.storage.protocol import Part, read_at
@@ -51,12 +51,12 @@ def cross(
     this machine see them under the same path. ``nodes`` hears who has done what, whenever a task is done. Everything else is as
     ``carnet.cross`` has it; called again after an interruption, the function does what is left.
     """
-    said, wish, begin = local("out", out, out=True), gathered(options), phase or _unsaid
+    said, wish, begin = local("out", out, out=True), gathered(options), phase or unsaid
     tell = nodes or _untold
     with reached(on, tell) as cluster:
         made = api.plan(path, **wish)
         choose_means(memory_of(wish), len(made.steps))  # refused here, not when all is written
-        shown = Shown(made, progress or _silent)
+        shown = Shown(made, progress or silent)
         of, jobs, target = tasks.patient(proven(made)), jobs_of(made), folder_at(said)
         count = max(FEWEST, -(-int(jobs.rows["nbytes"].sum()) // TASK))
         with ExitStack() as stack:
@@ -112,14 +112,6 @@ def _sought(source: str, staging: str) -> list[Seen]:
     """Return what every node must see: the source, and the target that was prepared."""
     journal = folder_at(staging).open(NAME)
     return [(source, "", b""), (staging, NAME, read_at(journal, 0, min(BEGIN, journal.stamp.nbytes)))]
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def _unsaid(name: str) -> None:
-    """Show nothing."""
 
 
 def _untold(nodes: Sequence[Node]) -> None:

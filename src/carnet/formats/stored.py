@@ -68,6 +68,11 @@ class Coded:
     outer: Stored | None  # one number over them
     others: tuple[Stored, ...]  # what stands beside and is no part of the weight: scale of activations, shape
 
+    @property
+    def parts(self) -> tuple[Stored, ...]:
+        """Return the stored tensors that make up the weight: codes, then scales."""
+        return tuple(each for each in (self.codes, self.scales, self.outer) if each is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:

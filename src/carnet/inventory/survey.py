@@ -125,8 +125,7 @@ class Inventory:
     def stored(self, key: Key) -> tuple[Stored, ...]:
         """Return the stored tensors of an entry: one, or codes with their scales."""
         one = self.coded.get(key)
-        held = (self.checkpoint.tensors[key],) if one is None else (one.codes, one.scales, one.outer)
-        return tuple(each for each in held if each is not None)
+        return (self.checkpoint.tensors[key],) if one is None else one.parts
 
     @property
     def notes(self) -> dict[str, str]:
