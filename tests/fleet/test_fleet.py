@@ -1,5 +1,6 @@
 """Crossings on a real Ray cluster: the bytes of one machine, whatever dies on the way, and one clear error."""
 
+import contextlib
 import json
 import os
 import signal
@@ -69,6 +70,16 @@ class Sighted(threading.Thread):
 
 def kill(pid):
     os.kill(pid, signal.SIGKILL)
+
+
+def servers():
+    """Return the processes that are, or are about to be, what Ray's proxy starts for a new client."""
+    found = set[int]()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"specific-server" in path.read_bytes():
+                found.add(int(path.parent.name))
+    return found
 
 
 def command(*words, **given):
@@ -155,6 +166,17 @@ def test_a_cluster_is_reached_from_outside_of_it(cluster, source, alone, tmp_pat
     words = command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", url)
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "out") == alone["plain"]
+
+
+def test_a_client_whose_server_dies_as_it_starts_asks_for_another(cluster, source, alone, tmp_path):
+    url = f"ray://127.0.0.1:{cluster.head_node._ray_params.ray_client_server_port}"
+    before = servers()
+    with subprocess.Popen(command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", url)) as crossing:
+        while not (started := servers() - before):
+            assert crossing.poll() is None
+        kill(started.pop())
+    assert crossing.returncode == 0
     assert content(tmp_path / "out") == alone["plain"]
 
 

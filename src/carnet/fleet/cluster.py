@@ -15,6 +15,7 @@ from carnet import __version__
 from carnet.errors import BadOption, CarnetError, MachineFailed
 
 RETRIES = 8  # how often a task may lose its machine
+KNOCKS = 3  # how often a door that answers may fail to open
 THREADS = 4  # of one task, because threads take turns at Python; a larger node has several tasks
 AGAIN = "run the same command again: it goes on where it stopped"
 INSTALL = "pip install 'carnet[ray]'"
@@ -115,7 +116,7 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
     try:
         if ours:
             _knock(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            _enter(ray, address)
         nodes = {
             each["NodeID"]: Node(each["NodeManagerHostname"], each["NodeManagerAddress"], int(each["Resources"].get("CPU", 0)))
             for each in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own
@@ -132,6 +133,18 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
     finally:
         if ours:
             ray.shutdown()
+
+
+def _enter(ray: Any, address: str) -> None:  # noqa: ANN401  as Ray's own
+    """Connect to a cluster. The server that Ray's proxy starts for a client dies at times as it starts: the next one does not."""
+    for knock in range(KNOCKS):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionAbortedError:  # ray/util/client/worker.py: "Initialization failure from server"
+            if knock == KNOCKS - 1:
+                raise
+        else:
+            return
 
 
 def _knock(address: str) -> None:
