@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm test-quantized fuzz check format bench clean
+.PHONY: help demo test test-vllm test-kernels test-quantized fuzz check format bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
 SECONDS_EACH ?= 120
@@ -13,6 +13,7 @@ FULL := .venv
 LIGHT := .venv-demo
 VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
+TRITON := 3.9.0# 1 GB
 CONFIGS := 0.12.0# aiconfigurator-core, for the configs of published models that it brings: 82 MB
 AZURITE := 3.37.0# the emulator of Azure's store; where there is no npm its test is skipped
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
@@ -28,6 +29,9 @@ test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
 	@$(VLLM)/bin/pytest tests/vllm $(ARGS)
+
+test-kernels: $(FULL)/triton-$(TRITON)  ## let Triton's interpreter run the kernels of GPUs, and its compiler build them; 1 GB
+	@TRITON_INTERPRET=1 PYTHONPATH=$(CURDIR)/$< $(FULL)/bin/pytest tests/kernels $(ARGS)
 
 check: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## format, lint, types, import contracts, file sizes, one door to the disk, docs current
 	@$(FULL)/bin/ruff format --check --quiet --output-format concise . || { echo "not formatted: run make format"; exit 1; }
@@ -80,6 +84,12 @@ $(FULL)/.ready: pyproject.toml constraints.txt
 $(FULL)/megatron-core-$(NEWEST): $(FULL)/.ready
 	@rm -rf $(FULL)/megatron-core-*
 	@$(FULL)/$(PIP) install --target $@ --no-deps --ignore-requires-python --python-version 3.12 --only-binary :all: megatron-core==$(NEWEST)
+	@touch $@
+
+# torch's CPU build comes without it, and other programs behave otherwise where it is
+$(FULL)/triton-$(TRITON): $(FULL)/.ready
+	@rm -rf $(FULL)/triton-*
+	@$(FULL)/$(PIP) install --target $@ --no-deps triton==$(TRITON)
 	@touch $@
 
 # without what it asks for, and not on the path: tests look at its data alone

@@ -203,38 +203,46 @@ def _code(
 
 # of copying, measuring and coding: programs of a launch, warps of each, rows that it reads at a time
 COPYING, MEASURING, CODING = (64, 16, 16), (2112, 4, 4), (64, 16, 16)
+UNFUSED = {
+    "enable_fp_fusion": False
+}  # a product and a sum are rounded one by one, as on a processor; what Triton does unasked changes in 3.10
 
 
 def copy(batch: Batch) -> None:
     """Copy boxes by eight bytes."""
     programs, warps, step = COPYING
-    _copy[(min(programs, batch.count),)](batch.jobs, batch.tiles, batch.count, TALL, WORDS, step, num_warps=warps)
+    _copy[(min(programs, batch.count),)](batch.jobs, batch.tiles, batch.count, TALL, WORDS, step, num_warps=warps, **UNFUSED)
 
 
 def largest(batch: Batch, count: int) -> torch.Tensor:
     """Return the largest magnitude among the boxes of each number, f32; of what was not measured, 0."""
     programs, warps, step = MEASURING
     most = torch.zeros(count, dtype=torch.int32, device=batch.jobs.device)
-    _amax[(min(programs, batch.count),)](batch.jobs, batch.tiles, batch.count, most, TALL, WIDE, step, num_warps=warps)
+    _amax[(min(programs, batch.count),)](
+        batch.jobs, batch.tiles, batch.count, most, TALL, WIDE, step, num_warps=warps, **UNFUSED
+    )
     return most.view(torch.float32)
+
+
+def meant(recipe: Recipe, part: str) -> dict[str, object]:
+    """Return what a kernel that codes is built for."""
+    near = recipe.scale.kind == "power" and recipe.scale.round == "near"
+    return {
+        "kind": {"linear": "whole", "power": "power", "two": "two"}[recipe.scale.kind],
+        "part": part,
+        "block": (recipe.block[1] or 16) // 2,
+        "four": PACKED[recipe.packing] == 2,
+        "up": recipe.scale.round == "up" or recipe.scale.outer == "multiplies",
+        "largest": int(recipe.scale.divisor).bit_length() - 1 if near else recipe.scale.divisor,
+        "narrow": recipe.quotient == "own",
+        "tall": TALL,
+        "wide": WIDE,
+        "step": CODING[2],
+    }
 
 
 def code(batch: Batch, recipe: Recipe, part: str, numbers: torch.Tensor) -> None:
     """Write codes or the scales of blocks; ``numbers`` is what weights are divided by, or the scale over those of blocks."""
-    kind = {"linear": "whole", "power": "power", "two": "two"}[recipe.scale.kind]
-    programs, warps, step = CODING
-    near = recipe.scale.kind == "power" and recipe.scale.round == "near"
-    _code[(min(programs, batch.count),)](
-        *(batch.jobs, batch.tiles, batch.count, numbers),
-        kind=kind,
-        part=part,
-        block=(recipe.block[1] or 16) // 2,
-        four=PACKED[recipe.packing] == 2,
-        up=recipe.scale.round == "up" or recipe.scale.outer == "multiplies",
-        largest=int(recipe.scale.divisor).bit_length() - 1 if near else recipe.scale.divisor,
-        narrow=recipe.quotient == "own",
-        tall=TALL,
-        wide=WIDE,
-        step=step,
-        num_warps=warps,
-    )
+    programs, warps, _ = CODING
+    given = (batch.jobs, batch.tiles, batch.count, numbers)
+    _code[(min(programs, batch.count),)](*given, **meant(recipe, part), num_warps=warps, **UNFUSED)
