@@ -22,7 +22,9 @@ def pytest_configure():
             continue
         with tempfile.TemporaryDirectory(dir=archive.parent) as scratch:
             with tarfile.open(archive) as packed:
-                packed.extractall(scratch, filter="data")
+                if hasattr(tarfile, "data_filter"):  # as Debian's 3.11.2 has not
+                    packed.extraction_filter = tarfile.data_filter
+                packed.extractall(scratch)
             for folder in Path(scratch).iterdir():
                 shutil.rmtree(archive.with_name(folder.name), ignore_errors=True)
                 folder.rename(archive.with_name(folder.name))
