@@ -36,6 +36,7 @@ from carnet.version import __version__
 
 VERSION = 3
 PROVEN, WRITTEN = "proven", "written, not verified"
+DELTA, APPLIED = "delta", "applied"  # what changed from one version to the next, and a folder in which that was applied
 SELF = "self"  # the key of the digest over all others
 
 
@@ -51,6 +52,11 @@ class Document:
     def proven(self) -> bool:
         """Say that an examination wrote it."""
         return self.data.get("state") == PROVEN
+
+    @property
+    def tells(self) -> bool:
+        """Say that it has a digest of every tensor of its target."""
+        return self.proven or self.data.get("state") == APPLIED
 
     @property
     def files(self) -> Mapping[str, str]:
@@ -213,15 +219,20 @@ KEYS = [
     SELF,
 ]
 WORDS = ("unused", "accepted", "needs", "families")  # keys that are there where there is anything to say
-OF_A_DRAFT = [key for key in KEYS if key not in ("config", "vocabulary", "proof")]
+KEYS_OF = {  # state -> the keys that are there
+    PROVEN: KEYS,
+    WRITTEN: [key for key in KEYS if key not in ("config", "vocabulary", "proof")],
+    DELTA: ["carnet", "state", "version", "base_version", "base", "result", "tensors", "counts", "digest", "versions", SELF],
+    APPLIED: ["carnet", "state", "chain", "target", "digest", "versions", SELF],
+}
 
 
 def _problems(raw: bytes, data: Mapping[str, object]) -> list[Finding]:
     """Return what is wrong with a document taken by itself."""
-    wanted = KEYS if data.get("state") == PROVEN else OF_A_DRAFT
+    wanted = KEYS_OF.get(str(data.get("state")), KEYS)
     if raw != text(data).encode() or sealed(data) != data:
         return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, "it does not have the digest that it says of itself")]
-    if [key for key in data if key not in WORDS] != wanted or data.get("state") not in (PROVEN, WRITTEN):
+    if [key for key in data if key not in WORDS] != wanted or data.get("state") not in KEYS_OF:
         return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, f"expected the keys {', '.join(wanted)}")]
     return []
 

@@ -167,7 +167,7 @@ def examine_target(
         }
         data = documents.document(source, arrived, found, asks, around, said_words)
         unsaid = unexamined(source, arrived, {name for each in known if not each.accused for name in each.files})
-        if said is not None:
+        if said is not None and said.data.get("state") != documents.APPLIED:  # which tells of no crossing
             note = OTHER if is_of_another(said.data, data) else ""
             findings += check_claims(said.data, data, source, arrived, whole=not findings)
     nbytes = sum(stamp.nbytes for stamp in checkpoint.stamps)
@@ -255,7 +255,7 @@ def recheck(target: Folder, memory: int, threads: int | None, progress: Progress
     """Compare a target with its own document alone; ``memory``, ``threads`` and ``progress`` are as for ``examine_target``."""
     names_in(target)  # which refuses one that its crossing has not finished
     said = documents.load(target)
-    if said is None or not said.proven:
+    if said is None or not said.tells:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
         what = (
             f"{DOCUMENT} is missing" if said is None else f"{DOCUMENT} says that nobody has compared the folder with its source"

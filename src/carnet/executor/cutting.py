@@ -82,13 +82,13 @@ def cells_of(tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, 
 
     Tiles of nothing but zeros are left out, but where ``zeros`` have to be written.
     """
-    reach = sorted((*_reach(step), number) for number, step in enumerate(steps))
+    spans = sorted((*reach(step), number) for number, step in enumerate(steps))
     active: list[tuple[int, int, int]] = []
     coming = 0
     for tile in _tiles(window, tensor, steps) if coded is None else _matrix_tiles(tensor, coded, window):
         low, lines, width, pitch = segments(tile)
-        while coming < len(reach) and reach[coming][0] < low + (lines - 1) * pitch + width:
-            active.append(reach[coming])
+        while coming < len(spans) and spans[coming][0] < low + (lines - 1) * pitch + width:
+            active.append(spans[coming])
             coming += 1
         active = [row for row in active if row[1] > low]
         touching = tuple(sorted(number for _, _, number in active)) if coded is None else tuple(range(len(steps)))
@@ -171,7 +171,8 @@ def _waste(tile: Tile, steps: Sequence[Writer]) -> float:
     return sum(map(span, pieces)) / max(1, sum(count(piece) * piece.items[0] for piece in pieces))
 
 
-def _reach(step: Writer) -> tuple[int, int]:
+def reach(step: Writer) -> tuple[int, int]:
+    """Return the first byte of a target file that a step writes, and one past the last."""
     place = step.target
     last = sum((extent - 1) * stride for extent, stride in zip(step.shape, place.strides, strict=True))
     return place.offset, place.offset + (1 + last) * BY_NAME[place.dtype].nbytes

@@ -30,7 +30,7 @@ def work(worker: Worker, job: Job) -> float | None:
         case Gauge():
             return measure(worker, job.step)
         case Encode():
-            _assemble(worker, (job.part,))
+            assemble(worker, (job.part,))
             code(worker, job.step, job.part.tile)
     return None
 
@@ -48,7 +48,7 @@ def _direct(worker: Worker, job: Direct) -> None:
 
 def _windows(worker: Worker, job: Windows) -> None:
     """Assemble the parts side by side in the window, then write each where it belongs."""
-    _assemble(worker, job.parts)
+    assemble(worker, job.parts)
     base = 0
     for part in job.parts:
         file = worker.targets(part.file)
@@ -59,8 +59,8 @@ def _windows(worker: Worker, job: Windows) -> None:
         worker.tell(volume(part.tile))
 
 
-def _assemble(worker: Worker, parts: Iterable[Part]) -> None:
-    """Bring the bytes of some parts side by side into the window."""
+def assemble(worker: Worker, parts: Iterable[Part]) -> None:
+    """Bring the bytes of some parts side by side into the window, from its start."""
     wants, coded, base = [], [], 0
     for part in parts:
         for step in part.steps:

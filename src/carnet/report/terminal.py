@@ -7,6 +7,7 @@ from typing import Any
 
 from carnet.api import Inspection
 from carnet.architectures.wrappers import inside_of
+from carnet.deltas import Applied, Made
 from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.errors import folded, printable
 from carnet.examiner.document import layouts
@@ -49,6 +50,34 @@ def node_lines(nodes: Sequence[Node], width: int | None) -> list[str]:
         rate = f"{size(node.nbytes / max(node.seconds, 1e-9))}/s"
         rows.append([node.name, node.address, f"{node.cores}", f"{node.tasks:,}", size(node.nbytes), rate])
     return table(["node", "address", "cores", "tasks", "bytes", "a task's rate"], rows, width, ("cores", "tasks", "bytes"))
+
+
+def delta_lines(made: Made, width: int | None) -> Iterator[str]:
+    """Yield what a delta is."""
+    yield from _facts(
+        {
+            "delta": f"{made.base_version} to {made.version}",
+            "changed": f"{made.changed:,} of {made.tensors:,} tensors, {made.elements:,} elements "
+            f"({made.elements / max(made.whole, 1):.2%})",
+            "frames": f"{size(made.packed)} for {size(made.nbytes)} ({made.packed / max(made.nbytes, 1):.2%})",
+            "target": made.target,
+        },
+        width,
+    )
+
+
+def applied_lines(done: Applied, width: int | None) -> Iterator[str]:
+    """Yield what was applied."""
+    unsure = "those that changed have their checksum; the deltas have no digest of the others"
+    yield from _facts(
+        {
+            "applied": f"{done.base_version} to {done.version}",
+            "changed": f"{done.changed:,} of {done.tensors:,} tensors",
+            "proof": f"{done.tensors:,} tensors have the digests that the deltas say" if done.proven else unsure,
+            "target": done.target,
+        },
+        width,
+    )
 
 
 def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> Iterator[str]:

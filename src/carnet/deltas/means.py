@@ -1,0 +1,78 @@
+"""How many work on a delta, and on how large pieces, inside a budget of memory; and how they are started."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from carnet import forks, pool
+from carnet.errors import BadRequest
+from carnet.executor.memory import BASE, PER_FORK, PER_STEP, PER_THREAD
+from carnet.pool import Progress
+from carnet.storage.protocol import Draft
+
+WINDOWS = (2 << 20, 512 << 10, 64 << 10)  # bytes of each side that are looked at together: what fits a core's cache is fastest
+MOST = 64
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What work may use."""
+
+    window: int  # bytes
+    workers: int
+
+
+def choose(budget: int, each: Callable[[int], int], steps: int, wanted: int | None) -> Means:
+    """Return the means inside a budget of bytes, where ``each`` says what a worker takes for a window.
+
+    Raises BadRequest where the budget is too small for one.
+    """
+    most = max(1, min(len(os.sched_getaffinity(0)), MOST)) if wanted is None else wanted
+    room = budget - BASE - steps * PER_STEP
+    for window in WINDOWS:
+        workers = min(most, room // (each(window) + PER_THREAD + PER_FORK))
+        if workers >= min(most, 2) or (workers and window == WINDOWS[-1]):
+            return Means(window, workers)
+    facts = {
+        "expected": f"at least {budget - room + each(WINDOWS[-1]) + PER_THREAD + PER_FORK:,} bytes",
+        "found": f"{budget:,}",
+    }
+    raise BadRequest("the memory budget is too small for this delta", facts, remedy="give more --memory")
+
+
+@contextmanager
+def begun(draft: Draft) -> Iterator[None]:
+    """Write a target from its beginning, and leave nothing where it does not come about: nobody goes on where it stopped."""
+    draft.restart()
+    try:
+        yield
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def work(count: int, nbytes: int, workers: int, maker: pool.Maker[T], progress: Progress | None) -> list[T]:
+    """Do jobs 0, 1, ... and return what each returned; ``progress`` gets bytes done, and these in all."""
+    found, done, show = dict[int, T](), 0, progress or pool.silent
+
+    def add(moved: int) -> None:
+        nonlocal done
+        done += moved
+        show(done, nbytes)
+
+    def keep(number: int, result: T) -> None:
+        found[number] = result
+
+    show(0, nbytes)
+    workers = max(1, min(workers, count))
+    (forks if forks.pay(workers, nbytes) else pool).run(range(count), workers, maker, add, keep)
+    return [found[number] for number in range(count)]
+
+
+def largest_first(sizes: Iterable[tuple[str, int]]) -> list[str]:
+    """Return names in the order in which their work is begun: what takes longest may not begin last."""
+    return [name for name, _ in sorted(sizes, key=lambda each: -each[1])]

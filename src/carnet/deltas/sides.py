@@ -1,0 +1,228 @@
+"""A *side* is a model's tensors as a Hugging Face folder holds them, whatever lies on the disk: their names, types, shapes, and bytes.
+
+Those of a Hugging Face folder are read as they are. Any other layout is planned into one, as a crossing would be, and a range of a
+tensor's bytes is assembled when it is asked for, by the executor, from the steps that touch it.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet import api
+from carnet.dialects.kinds import KINDS
+from carnet.dtypes import BY_NAME
+from carnet.errors import BadRequest, NotSupported, shown
+from carnet.executor.cutting import cuts, reach
+from carnet.executor.files import sources
+from carnet.executor.geometry import linear
+from carnet.executor.groups import groups_of
+from carnet.executor.jobs import Check, Part
+from carnet.executor.memory import block_size
+from carnet.executor.owning import known
+from carnet.executor.quantizing import numbers
+from carnet.executor.work import assemble, work
+from carnet.executor.worker import Amaxes, Worker
+from carnet.formats.detect import open_checkpoint
+from carnet.formats.stored import Checkpoint
+from carnet.plans.columns import Plan
+from carnet.plans.options import PathLike, local
+from carnet.pool import Tell
+from carnet.steps import Make, Measure, Put, Same
+from carnet.storage.protocol import Opened, Target
+from carnet.storage.schemes import folder_at
+
+Bytes = NDArray[np.uint8]
+# keys of a config that say nothing of what the weights mean, or what the tensors' own types say
+BESIDE = ("transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "architectures")
+
+
+class Reading(TypedDict, total=False):
+    """How a side is to be understood that is no Hugging Face folder: the words of a crossing."""
+
+    dtype: str | None
+    config: PathLike | None
+    family: str | None
+    vocab_size: int | None
+    tokenizer: PathLike | None
+    drop: str | tuple[str, ...]
+    written_by: str | None
+    tower: PathLike | None
+    accept: str | tuple[str, ...]
+
+
+class Differing(Reading, total=False):
+    """The options of ``carnet delta``."""
+
+    version: str | None
+    base_version: str | None
+    after: PathLike | None
+    checksum: str
+    scope: str
+    memory: int | str
+    threads: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a side."""
+
+    name: str
+    dtype: str  # carnet's name
+    shape: tuple[int, ...]
+
+    @property
+    def item(self) -> int:
+        """Return the bytes of an element."""
+        return BY_NAME[self.dtype].nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all."""
+        return prod(self.shape) * self.item
+
+    @property
+    def bits(self) -> str:
+        """Return what numpy compares elements as."""
+        return f"u{self.item}" if self.item in (1, 2, 4, 8) else "u1"
+
+    def pieces(self, window: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of its bytes, in their order, none longer than a window."""
+        return cuts(self.shape, self.item, window) if self.nbytes else iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What a worker reads a side with."""
+
+    read: Callable[[str, int, int], Bytes]  # the bytes from one to another of a tensor, good until the next call
+    check: Callable[[int], None]  # a copy of its source against the other, by number
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A model's tensors, and how their bytes are read."""
+
+    checkpoint: Checkpoint
+    config: Mapping[str, object]  # as a Hugging Face folder has it
+    tensors: Mapping[str, Tensor]
+    opened: Callable[[int, Tell], AbstractContextManager[Reader]]  # takes the bytes of a window: no read is longer
+    checks: int = 0  # how many pairs of copies must be equal
+    steps: int = 0  # of its plan
+
+    def memory(self, window: int) -> int:
+        """Return the bytes that a reader takes."""
+        return window + (2 * block_size(window) if self.steps else 0)
+
+
+def side_of(name: str, path: PathLike, options: Reading) -> Side:
+    """Return the side that a checkpoint or a target is; raise BadRequest where it can be none."""
+    said = local(name, path)
+    checkpoint = open_checkpoint(folder_at(said))
+    if KINDS[checkpoint.dialect].companions and options.get("dtype") is None:
+        return stored_side(checkpoint)
+    return planned_side(api.plan(said, to="hf", **options))
+
+
+def stored_side(checkpoint: Checkpoint) -> Side:
+    """Return a Hugging Face folder as it is."""
+    held = {stored.name: stored for stored in checkpoint.tensors.values()}
+
+    @contextmanager
+    def opened(window: int, tell: Tell) -> Iterator[Reader]:  # noqa: ARG001  who reads tells
+        files, buffer = sources(checkpoint.root), np.empty(window, np.uint8)
+
+        def read(name: str, low: int, high: int) -> Bytes:
+            chunk, into = held[name].chunks[0], buffer[: high - low]
+            files(chunk.file).read_into(chunk.offset + low, into.data)
+            return into
+
+        try:
+            yield Reader(read, lambda number: None)
+        finally:
+            files.close()
+
+    tensors = {name: Tensor(name, stored.dtype, stored.shape) for name, stored in held.items()}
+    return Side(checkpoint, checkpoint.config, tensors, opened)
+
+
+def planned_side(plan: Plan) -> Side:
+    """Return what a crossing into a Hugging Face folder would write."""
+    if any(isinstance(form, Measure) or (isinstance(form, Make) and form.function == "quantize") for form in plan.steps.forms):
+        raise NotSupported(
+            "a delta of what a crossing quantizes is not made", remedy="cross both sides, then take those folders"
+        )
+    source = known(plan, "").source
+    placed = {(file.name, each.offset): each for file in plan.files for each in file.tensors}
+    tensors = {each.name: Tensor(each.name, each.dtype, each.shape) for each in placed.values()}
+    writers, puts = _writers(plan), {(step.target.file, step.target.offset): numbers(step) for step in plan.steps.only(Put)}
+    where = {each.name: (file, each) for (file, _), each in placed.items()}
+    same = [*plan.steps.only(Same)]
+
+    @contextmanager
+    def opened(window: int, tell: Tell) -> Iterator[Reader]:
+        block = block_size(window)
+        window_, read_, spare = (np.empty(size, np.uint8) for size in (window, block, block))
+        files = sources(source.root)
+        worker = Worker(plan, files, Opened(_nowhere), window_, read_, spare, Amaxes(), lambda nbytes: tell(0))
+
+        def read(name: str, low: int, high: int) -> Bytes:
+            file, tensor = where[name]
+            into = worker.window[: high - low]
+            if (known := puts.get((file, tensor.offset))) is not None:
+                into[:] = np.frombuffer(known, np.uint8)[low:high]
+                return into
+            tile = linear(tensor.offset, BY_NAME[tensor.dtype].nbytes, low, high)
+            steps = [plan.steps[at] for at, begin, end in writers[file, tensor.offset] if begin < high and low < end]
+            assemble(worker, (Part(file, tile, tuple(steps)),))  # type: ignore[arg-type]  # all of them write
+            return into
+
+        def check(number: int) -> None:
+            work(worker, Check(same[number], 0))
+
+        try:
+            yield Reader(read, check)
+        finally:
+            files.close()
+
+    config = json.loads(next(text.text for text in plan.texts if text.name == "config.json"))
+    return Side(source, config, tensors, opened, len(same), len(plan.steps))
+
+
+def _writers(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
+    """Return for each target tensor, by file and offset, the steps that write it, each with its first byte and its end."""
+    found = dict[tuple[str, int], list[tuple[int, int, int]]]()
+    for group in groups_of(plan):
+        spans = [reach(plan.steps[at]) for at in group.steps[0].tolist()]
+        spans = [(begin - int(group.offsets[0]), end - int(group.offsets[0])) for begin, end in spans]
+        for file, offset, steps in zip(group.files.tolist(), group.offsets.tolist(), group.steps.tolist(), strict=True):
+            found[plan.steps.names[file], offset] = [(at, *span) for at, span in zip(steps, spans, strict=True)]
+    return found
+
+
+def _nowhere(name: str) -> Target:
+    raise AssertionError(f"nothing is written into {name}")
+
+
+def check_pair(before: Side, after: Side) -> None:
+    """Raise BadRequest where two sides are not of one model."""
+    ours, theirs = before.tensors, after.tensors
+    facts: dict[str, object] = {"one": before.checkpoint.root, "other": after.checkpoint.root}
+    remedy = "bring both to one form first: carnet cross CKPT OUT --to hf"
+    odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    if odd:
+        for label, held in (("in one", ours.get(odd[0])), ("in other", theirs.get(odd[0]))):
+            facts[label] = "missing" if held is None else f"{held.dtype} {list(held.shape)}"
+        facts |= {"in all": f"{len(odd)} of {len(ours.keys() | theirs.keys())} tensors"}
+        raise BadRequest(f"two versions of one model have the same tensors, and {shown(odd[0])} is not", facts, remedy=remedy)
+    shared = sorted(before.config.keys() & after.config.keys() - {*BESIDE})
+    key = next((key for key in shared if before.config[key] != after.config[key]), None)
+    if key is not None:
+        facts |= {f"one's {key}": shown(str(before.config[key])), f"other's {key}": shown(str(after.config[key]))}
+        what = f"the configs say otherwise of {shown(key)}, and a delta carries tensors alone"
+        raise BadRequest(what, facts, remedy="publish the new version whole")
