@@ -82,7 +82,9 @@ def _start(workers: Sequence[threading.Thread]) -> int:
     for number, worker in enumerate(workers):
         try:
             worker.start()
-        except RuntimeError:  # "can't start new thread"
+        except RuntimeError as error:
+            if "new thread" not in str(error):  # what an interrupt breaks is another one
+                raise
             return number
     return len(workers)
 

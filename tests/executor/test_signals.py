@@ -44,6 +44,29 @@ sys.addaudithook(hook)
 from carnet.__main__ import main
 main()
 """
+# a lock that an interrupt left behind would be waited for for ever: by who examines, or by who sends to a store
+LOCKED = """
+import os, signal, threading, time
+from carnet.cli import edge
+
+def ask():
+    time.sleep(0.0003)
+    os.kill(os.getpid(), signal.SIGINT)
+
+for _ in range(40):
+    lock = threading.Condition()
+    edge.heed(edge.unwind)
+    try:
+        threading.Thread(target=ask).start()
+        while True:
+            with lock:
+                pass
+    except edge.Ended:
+        edge.heed(edge.stop_at_once)
+    other = threading.Thread(target=lambda: print(lock.acquire(timeout=5), flush=True))
+    other.start()
+    other.join()
+"""
 GOES_ON = "carnet: interrupted; the same command goes on where it stopped\n"
 
 
@@ -91,6 +114,11 @@ def test_a_second_signal_ends_at_once(words, source, out):
     assert (done.returncode, done.stderr) == (143, "carnet: interrupted\n")
     assert not out.exists()
     goes_on(words, source, out)
+
+
+def test_an_interrupt_leaves_no_lock_behind():
+    done = subprocess.run([sys.executable, "-c", LOCKED], capture_output=True, text=True, check=False, timeout=300)
+    assert (done.stdout, done.stderr) == ("True\n" * 40, "")
 
 
 def test_what_is_ignored_stays_ignored(words, source, out):

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -26,6 +27,16 @@ MADE_ELSEWHERE = {
     "verify",
 }  # commands whose work is done whether or not somebody reads what they print
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what asks a process to end
+# where an interrupt leaves a lock as it must not be, or a thread that nobody knows of, and others wait for either for ever
+FRAGILE = {
+    vars(kind)[name].__code__
+    for kind, names in (
+        (threading.Condition, ("__enter__", "__exit__", "_acquire_restore", "_release_save")),
+        (threading.Thread, ("start",)),
+    )
+    for name in names
+}
+LATER = 0.001  # seconds
 SHOW_CURSOR = "\x1b[?25h"  # a bar hides it
 INTERRUPTED = "carnet: interrupted\n"
 REMEMBERS = "carnet: interrupted; the same command goes on where it stopped"
@@ -98,9 +109,15 @@ def stop_at_once(signum: int, _frame: FrameType | None) -> None:
         os._exit(128 + signum)
 
 
-def unwind(signum: int, _frame: FrameType | None) -> None:
-    """Unwind what the process does; the next signal does not wait for that."""
+def unwind(signum: int, frame: FrameType | None) -> None:
+    """Unwind what the process does, as soon as no lock breaks of it; the next signal does not wait for that."""
     heed(stop_at_once)
+    while frame is not None:
+        if frame.f_code in FRAGILE:
+            signal.signal(signal.SIGALRM, lambda _, later: unwind(signum, later))
+            signal.setitimer(signal.ITIMER_REAL, LATER)
+            return
+        frame = frame.f_back
     raise Ended(signum)
 
 
@@ -121,6 +138,13 @@ def code_of(interrupt: BaseException | None) -> int:
     return 128 + (interrupt.signum if isinstance(interrupt, Ended) else signal.SIGINT)
 
 
+def interrupt_of(error: BaseException | None) -> BaseException | None:
+    """Return the interrupt that an error comes of."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error
+
+
 def guarded(command: Callable[[], object], name: str) -> int:
     """Run a command to its exit code; ``name`` is the verb."""
     out, _ = open_streams()
@@ -130,7 +154,8 @@ def guarded(command: Callable[[], object], name: str) -> int:
         heed(stop_at_once)
         code = _say(code_of(interrupt), REMEMBERS)
     except Exception as error:  # noqa: BLE001  this is where every error ends
-        code = _say(1, explained(error))
+        interrupt = interrupt_of(error)
+        code = _say(1, explained(error)) if interrupt is None else _say(code_of(interrupt), REMEMBERS)
     heed(stop_at_once)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -100,8 +100,8 @@ def heard(
         yield lambda job: None
         return
     arrivals = Arrivals(plan, jobs, done)
-    begun(arrivals)
     try:
+        begun(arrivals)
         yield arrivals.note
     except BaseException:
         arrivals.end(whole=False)

@@ -17,8 +17,8 @@ def flushing(draft: Draft) -> Iterator[Callable[[set[str]], None]]:
     """Give a function that takes names of files that have new bytes; raise what the disk said, at the end."""
     names: SimpleQueue[set[str] | None] = SimpleQueue()
     with ThreadPoolExecutor(1) as thread:
-        flushed = thread.submit(_serve, draft, names)
         try:
+            flushed = thread.submit(_serve, draft, names)
             yield names.put
         finally:
             names.put(None)
