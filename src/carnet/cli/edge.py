@@ -154,8 +154,8 @@ def guarded(command: Callable[[], object], name: str) -> int:
         heed(stop_at_once)
         code = _say(code_of(interrupt), REMEMBERS)
     except Exception as error:  # noqa: BLE001  this is where every error ends
-        interrupt = interrupt_of(error)
-        code = _say(1, explained(error)) if interrupt is None else _say(code_of(interrupt), REMEMBERS)
+        asked = interrupt_of(error)
+        code = _say(1, explained(error)) if asked is None else _say(code_of(asked), REMEMBERS)
     heed(stop_at_once)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
