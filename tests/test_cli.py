@@ -509,7 +509,6 @@ def test_more_ranks_than_the_kv_heads_can_be_cut_into(verb, tmp_path):
     ("option", "word", "meant"),
     [
         ("--to", "megaton", "megatron"),
-        ("--to", "vllm", "hf"),
         ("--to", "sglang", "hf"),
         ("--to", "TensorRT-LLM", "trtllm"),
         ("--to", "mcore", "megatron"),

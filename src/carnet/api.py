@@ -260,7 +260,7 @@ def cross(
 
 def _companions(checkpoint: Checkpoint, to: str, tokenizer: Folder | None) -> Companions:
     """Return what goes along with the weights: all that is beside them in a folder of the same layout, or the tokenizer alone."""
-    if checkpoint.dialect == to and KINDS[to].companions:
+    if KINDS[checkpoint.dialect].companions and KINDS[to].companions:
         return companions(checkpoint.root, checkpoint.config, _own(checkpoint), tokenizer)
     lent = {} if tokenizer is None else tokenizer_files(tokenizer)
     return Companions(tuple(asset(folder, name) for name, folder in lent.items()))

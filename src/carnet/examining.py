@@ -46,11 +46,7 @@ def examine(
         raise error if staged else _with_claims(error, target) from None
     arriving = _meant(open_checkpoint(target), said.reader)
     known = [*known, Known("the arguments", vouched(arriving))]
-    if (
-        inventory.dialect.kind.companions
-        and arriving.dialect == inventory.dialect.name
-        and not any(each.whole for each in known)
-    ):
+    if inventory.dialect.kind.companions and KINDS[arriving.dialect].companions and not any(each.whole for each in known):
         known = [*known, Known("the source", folder=source)]
     return examine_target(
         inventory,

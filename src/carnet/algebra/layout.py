@@ -307,15 +307,20 @@ def cut_padded(size: int, world: int, rank: int) -> Share:
     return Share(rank * step, (rank + 1) * step, size)
 
 
-def cut_unevenly(size: int, world: int, rank: int) -> Share:
+def cut_unevenly(size: int, world: int, rank: int, *, spares_last: bool = False) -> Share:
     """Return a rank's share where the first ranks get one more if the axis does not divide, as ``torch.tensor_split`` does.
+
+    Or those before the last, ``spares_last``.
 
     >>> [cut_unevenly(5, 2, rank) for rank in (0, 1)]
     [Share(start=0, stop=3, size=5), Share(start=3, stop=5, size=5)]
+    >>> [cut_unevenly(5, 4, rank, spares_last=True).start for rank in range(4)]
+    [0, 1, 2, 4]
     """
     base, more = divmod(size, world)
-    start = rank * base + min(rank, more)
-    return Share(start, start + base + (rank < more), size)
+    first = world - 1 - more if spares_last else 0  # of those that get one more
+    start = rank * base + min(max(rank - first, 0), more)
+    return Share(start, start + base + (first <= rank < first + more), size)
 
 
 def cut_or_repeat(axis: str, size: int, finer: str, finer_size: int, world: int, rank: int) -> dict[str, Share]:

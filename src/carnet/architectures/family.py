@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from carnet.dialects.rows import Dialect
+from carnet.dialects.vllm import Spelling
 from carnet.model.fields import Condition, Config
 
 LLAMA_TRAITS: Config = {"norm": "rms", "gated": True, "position": "rope"}
@@ -17,4 +18,5 @@ class Family:
     hf: Dialect
     trtllm: Dialect | None  # None where there is none
     without: str = "NVIDIA's TensorRT-LLM has no class for it"  # why, then
+    vllm: Spelling | None = None  # what vLLM's class stores otherwise than the folder; None where carnet does not know
     needs: Condition = field(default_factory=dict)  # what all of its models have, whatever the value: experts

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import product
 
 from carnet.architectures.cohere import COHERE, COHERE2
@@ -37,6 +38,7 @@ from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
 from carnet.architectures.stablelm import STABLELM
 from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
+from carnet.dialects import vllm
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.hf import said_once
@@ -108,18 +110,32 @@ FAMILIES = (
 )
 
 
+@cache
+def _engines() -> dict[str, Dialect | None]:
+    return {each.name: None if each.vllm is None else vllm.dialect(each.hf, each.vllm) for each in FAMILIES}
+
+
 SPELLED: Mapping[str, Callable[[Family], Dialect | None]] = {  # kind -> how it spells a family, None where it cannot
     "megatron": lambda family: MEGATRON,
     "hf": lambda family: family.hf,
     "trtllm": lambda family: family.trtllm,
+    "vllm": lambda family: _engines()[family.name],
 }
+
+
+def _because(family: Family, name: str) -> str:
+    """Say why a program is no place for a family."""
+    if not KINDS[name].releases:
+        return family.without
+    known = ", ".join(each.name for each in FAMILIES if each.vllm is not None)
+    return f"carnet does not know what the engine's class of it stores: it knows those of {known}"
 
 
 def dialect_of(family: Family, name: str, config: Config = NONE, names: Collection[str] = ()) -> Dialect:
     """Return how a program spells a family, in the class that a model is inside of; ``names`` are those of a checkpoint of the kind."""
     found = SPELLED[name](family)
     if found is None:
-        raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": family.without})
+        raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": _because(family, name)})
     return wrapped(found, config, names)
 
 

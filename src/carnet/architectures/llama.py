@@ -4,7 +4,7 @@ transformers: modeling_llama.py, configuration_llama.py and their neighbours. Te
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import place
 
 TRTLLM_MOE = {**trtllm.MOE_NONE, "moe.normalization_mode": None}
@@ -12,6 +12,7 @@ TRTLLM_MOE = {**trtllm.MOE_NONE, "moe.normalization_mode": None}
 LLAMA = Family(
     name="llama",
     traits=LLAMA_TRAITS,
+    vllm=vllm.LLAMA,
     hf=hf.dialect(
         "LlamaForCausalLM",
         "llama",

@@ -318,7 +318,7 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
     if dialect.kind.arguments:
         prefixes = (*(prefix + MEGATRON for prefix in dialect.prefixes), *dialect.prefixes)
         return replace(dialect, prefixes=prefixes, tower=stored)
-    if not dialect.kind.companions:
+    if not dialect.kind.companions or dialect.ranked:
         remedy = "--drop with the names of what is beside the text model takes that alone"
         raise NotSupported(f"{dialect.name} has no place for what a model sees or hears with", remedy=remedy)
     spelling = max(wrapper.spellings, key=lambda each: _below(each.prefix, names))

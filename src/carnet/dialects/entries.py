@@ -4,14 +4,14 @@ The same entries describe a source and a target. For a source, the rows whose na
 is chosen); for a target, the rows of one spelling.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 
 from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, fold, view
 from carnet.dialects.entry import Entry, Like
-from carnet.dialects.rows import Dialect, Row, numbered
+from carnet.dialects.rows import Constant, Dialect, Row, numbered
 from carnet.dialects.towers import carried
 from carnet.dialects.units import Among, Present, Unit, units
 from carnet.errors import BadRequest
@@ -37,7 +37,7 @@ def entries(
     """
     what, stored = layers(config), (stored_at(config), further_at(config))
     top = tensors(config, config)
-    facts: Config = {"spelling": spelling, "coded": coded}
+    facts: Config = {"spelling": spelling, "coded": coded, "staged": number(config, "pp") > 1}
     for unit in units(dialect, config, present) if among is None else among:
         prefix = _prefix(dialect, unit, present)
         found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
@@ -59,6 +59,14 @@ def entries(
                 taken.setdefault(name, entry)
         yield from taken.values()
     yield from carried(dialect, config, present)
+
+
+def constants(dialect: Dialect, stored: Iterable[Entry]) -> Iterator[tuple[Entry, Constant, str]]:
+    """Yield what a dialect stores beside some tensors that is no weight: the tensor, what stands beside it, and its name."""
+    for entry in stored if dialect.constants else ():
+        for end, those in dialect.constants.items():
+            if entry.name.endswith(end):
+                yield from ((entry, one, entry.name.removesuffix(end[1:]) + one.name) for one in those)
 
 
 def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]:

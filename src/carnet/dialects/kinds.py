@@ -26,6 +26,14 @@ class Kind:
     pads_vocabulary: bool = False  # the ranks' multiple of rows is stored
     halved_by: str = "-"  # the tensor that is there where what mixes tokens and the MLP behind it are two layers; "-" for none
     omits_further: bool = False  # layers that predict further tokens are left out, and their number stays in the config
+    # what a rank is called, where there is one stage and where there are several, and its file then
+    units: tuple[str, str] = ("rank{rank}", "rank{rank}")
+    file: str = "{unit}.safetensors"
+    counts_anew: bool = True  # the layers of every stage are numbered from 0
+    spares_last: bool = False  # where layers do not divide, the stages before the last have one more, not the first ones
+    pads_to: int = 0  # the rows of the vocabulary are padded to a multiple, whatever the number of ranks
+    whole_ep: bool = False  # all ranks share the experts, or none
+    releases: tuple[str, ...] = ()  # of the program whose names the rows are; the first unless another is asked for
 
     @property
     def arguments(self) -> bool:
@@ -54,6 +62,24 @@ KINDS: Mapping[str, Kind] = {
             styles=("trtllm",),
             embeddings=("none", "rows", "columns"),
             rounds_sums=True,
+        ),
+        # vllm 0.32 model_executor/model_loader/sharded_state_loader.py; distributed/utils.py get_pp_indices;
+        # model_executor/layers/vocab_parallel_embedding.py DEFAULT_VOCAB_PADDING_SIZE
+        Kind(
+            "vllm",
+            RANKS,
+            "architectures",
+            list,
+            codes_key="quantization_config",
+            companions=True,
+            omits_further=True,
+            units=("rank-{tp}", "pp-{pp}-tp-{tp}"),
+            file="model-{unit}-part-0.safetensors",
+            counts_anew=False,
+            spares_last=True,
+            pads_to=64,
+            whole_ep=True,
+            releases=("0.32", "0.33"),
         ),
         # megatron/core/models/hybrid/hybrid_block.py; where brackets of the pattern join the two, the norm has the usual name
         Kind("megatron", STORE, "", pads_vocabulary=True, halved_by="decoder.final_norm.weight"),

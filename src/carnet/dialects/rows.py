@@ -12,12 +12,12 @@ from itertools import product
 from carnet.algebra.layout import JOIN, BadPattern, Parts, Pattern, parse
 from carnet.dialects.configs import Table
 from carnet.dialects.kinds import RANKS, Kind
-from carnet.model.fields import SET, Condition, Config
+from carnet.model.fields import SET, Condition, Config, Value
 from carnet.model.model import value
 from carnet.model.tensors import AXES, BY_PART, NORM
 
 # field -> its value, of the stored shapes by name and of the other fields
-ToldBy = Mapping[str, Callable[[Mapping[str, tuple[int, ...]], Config], bool]]
+ToldBy = Mapping[str, Callable[[Mapping[str, tuple[int, ...]], Config], Value]]
 PLACES = ("layer", "inner")  # numbers in a name that are of no axis
 MODULE = {"spelling": "module"}  # a name inside the running module: read where a checkpoint has it, never written
 
@@ -54,6 +54,16 @@ class TowerRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """A stored tensor that holds no weight, and the same number in every place."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Dialect:
     """How one program stores one family."""
 
@@ -74,6 +84,10 @@ class Dialect:
     pads: Mapping[str, Callable[[Config], int]]  # field that is an axis -> its length with the zeros that the dialect needs
     # fields that stored shapes tell
     told_by: ToldBy = having(default_factory=dict)
+    # end of a stored name -> what stands beside that tensor, named from its module's module
+    constants: Mapping[str, tuple[Constant, ...]] = having(default_factory=dict)
+    # part of the name under which a module is registered first -> the name that its file has
+    aliases: Mapping[str, str] = having(default_factory=dict)
     tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:

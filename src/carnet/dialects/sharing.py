@@ -16,7 +16,8 @@ WHOLE = {"mtp.project_embed", "mtp.project_hidden"}
 
 
 @cache
-def _cuts() -> dict[str, str]:
+def cuts() -> dict[str, str]:
+    """Return what tensor parallelism cuts in each canonical tensor, "" for nothing."""
     return {tensor: row.cut for row in MEGATRON.rows for tensor, _ in row.pattern.parts if tensor not in WHOLE}
 
 
@@ -34,5 +35,5 @@ def shared(dialect: Dialect) -> Dialect:
 
 def _cut(row: Row) -> str:
     """Return what tensor parallelism cuts in a stored tensor: the same in all its parts, or nothing."""
-    found = {_cuts().get(tensor, "") for tensor, _ in row.pattern.parts}
+    found = {cuts().get(tensor, "") for tensor, _ in row.pattern.parts}
     return found.pop() if len(found) == 1 else ""

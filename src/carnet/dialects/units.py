@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import product
 
 from carnet.algebra.layout import cut_unevenly
+from carnet.dialects.kinds import Kind
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.model.fields import Config
+from carnet.model.fields import Config, Value
 from carnet.model.model import further, number, stored_at
 from carnet.model.tensors import Axis
 
@@ -50,14 +51,14 @@ def units(dialect: Dialect, config: Config, present: Present = None) -> list[Uni
     """Return the files of a dialect, in the order of their ranks."""
     labels = sorted({label for label, _ in present or () if label.startswith("tp")})
     if dialect.ranked:
-        return _tensorrt_units(config)
+        return _rank_units(dialect.kind, config)
     if labels:
         return _megatron_units(config, labels, present or ())
     return [Unit("", tuple(range(further(config).stop)), 0, first=True, last=True)]
 
 
-def _tensorrt_units(config: Config) -> list[Unit]:
-    """Return the ranks as TensorRT-LLM numbers them: rank = stage x tp + place; neighbours share the experts."""
+def _rank_units(kind: Kind, config: Config) -> list[Unit]:
+    """Return the ranks as programs number them: rank = stage x tp + place; neighbours share the experts."""
     count = number(config, "layers")
     tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
     if pp > count:
@@ -66,12 +67,24 @@ def _tensorrt_units(config: Config) -> list[Unit]:
         )
     found = []
     for stage, rank in product(range(pp), range(tp)):
-        held, last = cut_unevenly(count, pp, stage), stage == pp - 1
+        held, last = cut_unevenly(count, pp, stage, spares_last=kind.spares_last), stage == pp - 1
         layers = tuple(range(held.start, further(config).stop if last else held.stop))
         expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
-        name, base = f"rank{stage * tp + rank}", held.start
+        name = kind.units[pp > 1].format(rank=stage * tp + rank, tp=rank, pp=stage)
+        base = held.start if kind.counts_anew else 0
         found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
     return found
+
+
+def told_ranks(labels: Collection[str]) -> dict[str, Value]:
+    """Return how many ranks and stages there are, as the names of a source's units say.
+
+    >>> told_ranks(["pp-0-tp-0", "pp-0-tp-1", "pp-1-tp-0", "pp-1-tp-1"])
+    {'tp': 2, 'pp': 2, 'world': 4}
+    """
+    places = [re.findall(r"\d+", label) for label in labels]
+    tp, pp = (1 + max(int((place[-1:] if axis else place[:-1] or ["0"])[0]) for place in places) for axis in (1, 0))
+    return {"tp": tp, "pp": pp, "world": tp * pp}
 
 
 def _megatron_units(config: Config, labels: Sequence[str], present: Collection[tuple[str, str]]) -> list[Unit]:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, whole
+from carnet.dialects.entries import constants
+from carnet.dialects.vllm import CONSTANT
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.tensor_files import blocks, digest, region
@@ -33,7 +35,7 @@ def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]
     for reason, names in target.inventory.dropped.items():
         for label in names:
             stored = target.inventory.checkpoint.tensors[labels[label]] if label in labels else None
-            if stored is None or not stored.chunks or _is_of_source(source, target, stored):
+            if reason == CONSTANT or stored is None or not stored.chunks or _is_of_source(source, target, stored):
                 continue  # an object, or what only training reads: no tensor that a model computes with
             right = RULES[reason](target, stored, source.inventory.config) if reason in RULES else None
             if right is None and target.inventory.dialect.ranked:
@@ -41,7 +43,24 @@ def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]
             elif not right:
                 what = f"{reason}: {'nothing here says what it must be' if right is None else 'wrong values'}"
                 findings.append(Finding(what, stored.name, label, "no weight of the model, and not in the source; remove it"))
-    return findings, unsure
+    return [*findings, *check_constants(target)], unsure
+
+
+def check_constants(target: Side) -> Iterator[Finding]:
+    """Yield what is wrong with the numbers that a program stores beside weights: each is there, and what it always is."""
+    there, stored = target.inventory.dialect, target.inventory.checkpoint.tensors
+    wanted = {(entry.unit, name): one for entry, one, name in constants(there, target.inventory.entries.values())}
+    for key, one in wanted.items():
+        label, found = label_of(key), stored.get(key)
+        if found is None:
+            yield Finding("missing", label, label, f"{there.name} loads no file without it: {one.dtype} {one.value}")
+        elif (found.dtype, found.shape) != (one.dtype, one.shape):
+            detail = f"expected {one.dtype} {list(one.shape)}, found {found.dtype} {list(found.shape)}"
+            yield Finding("another type or shape", label, label, detail)
+        elif (_values(target, found, whole(found.shape)) != one.value).any():
+            yield Finding("not the number that it always is", label, label, f"expected {one.value}")
+    for label in sorted({*target.inventory.dropped.get(CONSTANT, ())} - {label_of(key) for key in wanted}):
+        yield Finding("not in the source", label, label, "no layer of the model has it")
 
 
 def _is_of_source(source: Side, target: Side, stored: Stored) -> bool:

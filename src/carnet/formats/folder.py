@@ -4,8 +4,10 @@ Names come from listing the folder, so a file may be a symlink, as every file of
 shard index gives must be one of the folder's own plain names.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats import jsons
@@ -18,6 +20,7 @@ from carnet.storage.protocol import Folder, asked, names_in
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 BESIDE = "hf_quant_config.json"  # what modelopt says about quantized weights, in a file of its own
 _SHARD = re.compile(r"model-(\d{5})(?:-of-(\d{5}))?\.safetensors")
+_PART = re.compile(r"model-(rank-\d+|pp-\d+-tp-\d+)-part-\d+\.safetensors")
 _RANK = re.compile(r"rank(\d+)\.safetensors")
 _OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model).*\.(bin|pt|pth|h5|msgpack|ckpt)(\.index\.json)?")
 _RANKS = 1 << 16  # no machine has more
@@ -29,7 +32,38 @@ def read_folder(root: Folder) -> Checkpoint:
     config = parse_object(raw, CONFIG, root, jsons.CONFIG, jsons.infinity)
     if "mapping" in config and "architecture" in config:
         return _read_ranks(root, config, seen)
+    names = names_in(root)
+    parts = {name: found for name in names if (found := _PART.fullmatch(name))}
+    if parts and SINGLE not in names and INDEX not in names:
+        return _read_parts(root, config, seen, parts)
     return _read_shards(root, config, seen)
+
+
+def _read_parts(root: Folder, config: Mapping[str, object], seen: Sighting, parts: Mapping[str, re.Match[str]]) -> Checkpoint:
+    """Return what the workers of an engine load: files of ranks, or of ranks of stages, each in one part or several."""
+    places = sorted({tuple(map(int, re.findall(r"\d+", found[1]))) for found in parts.values()})
+    if len({len(place) for place in places}) > 1:
+        raise BadCheckpoint(
+            "files of stages and files without them are in one folder", {"where": root, "found": ", ".join(parts)[:240]}
+        )
+    sizes = [max(place[axis] for place in places) + 1 for axis in range(len(places[0]))]
+    if math.prod(sizes) > _RANKS:
+        raise BadCheckpoint("no machine has so many ranks", {"where": root, "found": " x ".join(map(str, sizes))})
+    form = "model-rank-{}-" if len(sizes) == 1 else "model-pp-{}-tp-{}-"
+    lacking = [form.format(*place) for place in product(*map(range, sizes)) if place not in set(places)]
+    if lacking:
+        facts = {"where": root, "missing": ", ".join(lacking[:8])}
+        raise BadCheckpoint("the files of ranks are not all here", facts, remedy="copy the checkpoint again")
+    headers = [*asked(root, lambda name: read_header(root, name, parts[name][1]), sorted(parts))]
+    tensors: dict[tuple[str, str], Stored] = {}
+    for header in headers:
+        for stored in header.tensors:
+            if tensors.setdefault((stored.unit, stored.name), stored) is not stored:
+                facts = {"where": root, "files": f"{tensors[stored.unit, stored.name].chunks[0].file}, {stored.chunks[0].file}"}
+                raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
+    stamps, digest = sum_up((seen, *(header.seen for header in headers)))
+    notes = {"ranks": str(len(places)), **_written_by(headers)}
+    return Checkpoint(root, "vllm", "safetensors", config, tensors, {}, stamps, digest, notes)
 
 
 def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> Checkpoint:

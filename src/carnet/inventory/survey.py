@@ -32,6 +32,7 @@ from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, resh
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.lent import is_lent, with_tower
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
+from carnet.inventory.telling import further_stored, told_by_store
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
@@ -199,16 +200,15 @@ def survey(
     sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
     kept = {**sorted_out.kept, **tower}
     if kind.omits_further or (kind.arguments and not names_none(kind, heard.said)):
-        config["mtp"] = _further(dialect, config, kept)
+        config["mtp"] = further_stored(dialect, config, kept)
         config["mtp_blocks"] = value(config, "mtp_blocks") if config["mtp"] else None
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
-    shapes = {name: stored.shape for (_, name), stored in kept.items()} if dialect.told_by else {}
-    config |= {name: tell(shapes, config) for name, tell in dialect.told_by.items()}
+    config |= told_by_store(dialect, config, kept)
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
-    rows = 0 if kind.pads_vocabulary else other_rows(config, named, kept)
+    rows = 0 if kind.pads_vocabulary or kind.pads_to else other_rows(config, named, kept)
     if rows and vocab is not None:
         told = given(vocab, rows, where)
         config["padded_vocab"] = rows
@@ -279,16 +279,6 @@ def _take_tower(
         )
     config["tower"] = (like or {}).get("tower") or told(one for each in held.values() for one in each)
     return {key: kept.pop(key) for key in held}
-
-
-def _further(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) -> int:
-    """Return how many further tokens have layers: transformers leaves them out, and their number in the config.
-
-    Where their names are those of nothing else, they are there whatever a config says: Qwen3-Next's says nothing.
-    """
-    apart = dialect.further[1].strip("/").partition("{layer}")[0]
-    there = any((apart or f"layers.{config['layers']}.") in name for _, name in kept)
-    return max(number(config, "mtp"), int(bool(apart))) if there else 0
 
 
 def _drop(

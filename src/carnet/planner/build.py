@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from carnet.algebra.layout import round_up
 from carnet.architectures.known import dialect_of
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
@@ -27,7 +28,7 @@ from carnet.planner.carrying import extents as carried_extents
 from carnet.planner.carrying import move as move_carried
 from carnet.planner.carrying import records as carried_records
 from carnet.planner.choosing import choose
-from carnet.planner.coding import asked, cache_tensors
+from carnet.planner.coding import asked, cache_tensors, constant_tensors, put_scales
 from carnet.planner.coding import steps as code_steps
 from carnet.planner.decoding import aside
 from carnet.planner.ends import ends
@@ -129,7 +130,8 @@ def make_plan(
     coding = asked(request, source, calibration or {}, source_scales)
     coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
-    cache = cache_tensors(coding, wanted, dtypes)
+    constants = constant_tensors(target, wanted)
+    cache = cache_tensors(coding, wanted, dtypes) | constants
     made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
 
     def code(source_scales: SourceScales, gathered: Gathered) -> Gathered:
@@ -140,6 +142,7 @@ def make_plan(
         return gathered
 
     meet(made.places, kept, shifts, gathered)
+    put_scales(constants, made.laid, gathered)
     if carries:
         move_carried(source, coded, made.laid, gathered)
     steps = by_file(code(NO_SCALES if coding is None else coding.source_scales, gathered).steps())
@@ -172,9 +175,7 @@ def _more(source: Inventory, target: Dialect, along: Companions) -> dict[str, ob
     """Return what one Hugging Face config takes over from another: how texts are generated, and the code that goes along."""
     code: dict[str, object] = {} if along.auto_map is None else {"auto_map": along.auto_map}
     return (
-        {**generation(source.checkpoint.config), **code}
-        if source.dialect.kind is target.kind and target.kind.companions
-        else code
+        {**generation(source.checkpoint.config), **code} if source.dialect.kind.companions and target.kind.companions else code
     )
 
 
@@ -204,7 +205,15 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             raise BadRequest(
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
+        if target.kind.whole_ep and request.ep not in (1, request.tp):
+            facts = {
+                "tp": request.tp,
+                "ep": request.ep,
+                "because": f"{target.name} shares the experts among all ranks, or each",
+            }
+            raise BadRequest("some of the ranks cannot share the experts", facts, remedy=f"--ep {request.tp}, or leave it out")
         config |= {"tp": request.tp, "pp": request.pp, "world": request.tp * request.pp}
+        config |= {"padded_vocab": _padded_rows(target, config, request.tp)} if target.kind.pads_to else {}
         config |= {"ep": request.ep, "moe_tp": request.tp // request.ep, "embedding": _embedding(request, target)}
     elif (request.tp, request.pp, request.ep, request.parallel_embedding or "none") != (1, 1, 1, "none"):
         raise BadRequest(
@@ -212,6 +221,17 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             remedy="leave out --tp, --pp, --ep and --parallel-embedding",
         )
     return config
+
+
+def _padded_rows(target: Dialect, config: Config, ranks: int) -> int:
+    """Return how many rows of a vocabulary some ranks store that pad it to a multiple; refuse where they cannot share them."""
+    rows = round_up(number(config, "vocab"), target.kind.pads_to)
+    if rows % ranks:
+        facts = {"tp": ranks, "rows": f"{rows}, a multiple of {target.kind.pads_to}"}
+        raise BadRequest(
+            "the ranks cannot share the vocabulary", facts, remedy=f"use a tensor-parallel size that divides {rows}"
+        )
+    return rows
 
 
 def _embedding(request: Request, target: Dialect) -> str:

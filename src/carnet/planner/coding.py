@@ -12,9 +12,10 @@ from math import prod
 from carnet.algebra.box import Box, intersect, whole
 from carnet.architectures.family import Family
 from carnet.architectures.known import dialect_of
-from carnet.dialects.entries import entries
+from carnet.dialects.entries import constants, entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS
+from carnet.dialects.rows import Dialect
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.stored import Key, dense_strides
@@ -198,10 +199,15 @@ def steps(
             if role in roles:
                 numbers = (_input(coding, one),) if role == "input" else tuple(map(float, one.entry.shape))
                 gathered.add(_put(*roles[role], numbers))
-    for key, scaled in cache.items():
+    put_scales(cache, laid, gathered)
+    _measure(measured, held, gathered)
+
+
+def put_scales(known: Mapping[Key, Scaled], laid: Laid, gathered: Gathered) -> None:
+    """Gather the steps that write scales that are known."""
+    for key, scaled in known.items():
         place = next((file, tensor) for file, tensor in laid[scaled.beside] if tensor.name == key[1])
         gathered.add(_put(*place, (scaled.value,)))
-    _measure(measured, held, gathered)
 
 
 def _put(file: TargetFile, tensor: TargetTensor, numbers: tuple[float, ...]) -> Put:
@@ -318,6 +324,14 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
             found[entry.unit, name] = Scaled((entry.unit, entry.name), Kept("cache", name, dtype, SCALAR[style.scalar]), scale)
     if not found:
         raise NotSupported("the family has no keys and values of a kind whose cache can have scales")
+    return found
+
+
+def constant_tensors(target: Dialect, wanted: Sequence[Entry]) -> dict[Key, Scaled]:
+    """Return what a program stores beside some tensors that is no weight, by unit and name."""
+    found: dict[Key, Scaled] = {}
+    for entry, one, name in constants(target, wanted):
+        found[entry.unit, name] = Scaled((entry.unit, entry.name), Kept("constant", name, one.dtype, one.shape), one.value)
     return found
 
 

@@ -73,7 +73,7 @@ def target_files(
     for scaled in cache.values():
         scales.setdefault(scaled.beside, []).append(scaled.kept)
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
-    files = _ranks(held, ranks) if target.ranked else _shards(held, request.shard_size)
+    files = _ranks(held, ranks, target.kind.file) if target.ranked else _shards(held, request.shard_size)
     placed = ((file, tensor) for file in files for tensor in file.tensors)
     laid = {key: [*islice(placed, len(tensors))] for key, tensors in held.items()}
     assembled, matrices = scratch(coded)
@@ -105,12 +105,12 @@ def _held(
     return own + [(k.name, k.dtype, k.shape) for k in scales[key]] if key in scales else own
 
 
-def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str]) -> tuple[TargetFile, ...]:
+def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str], file: str) -> tuple[TargetFile, ...]:
     """Return a file for every rank, one whose layers all do nothing included."""
     ranks: dict[str, list[Tensor]] = {name: [] for name in names}
     for (unit, _), tensors in held.items():
         ranks[unit] += tensors
-    return tuple(layout_file(f"{unit}.safetensors", tensors, {}) for unit, tensors in ranks.items())
+    return tuple(layout_file(file.format(unit=unit), tensors, {}) for unit, tensors in ranks.items())
 
 
 def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ...]:

@@ -6,11 +6,12 @@ request as plain values under the same names.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
+from carnet.plans import words
 from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word, wrong
 
 BRIDGE, READER = "bridge", "megatron-bridge"  # a spelling, and the program that it is for, one of PROGRAMS in programs.py
@@ -50,6 +51,7 @@ class Options(Common, total=False):
     amax: PathLike | None
     written_by: str | None
     read_by: str | None
+    engine_version: str | None
     tower: PathLike | None
     accept: Sequence[str]
 
@@ -150,28 +152,6 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
 }
 
 
-def _families() -> Iterable[str]:
-    from carnet.architectures.known import FAMILIES
-
-    return [family.name for family in FAMILIES]
-
-
-def _schemes() -> Iterable[str]:
-    from carnet.quantize.recipes import schemes
-
-    return schemes()
-
-
-def _styles() -> Iterable[str]:
-    from carnet.quantize.recipes import by_style
-
-    return [*by_style()]
-
-
-def _embeddings() -> Iterable[str]:
-    return [*dict.fromkeys(way for kind in KINDS.values() for way in kind.embeddings)]
-
-
 def _is(default: object, value: str, group: str, text: str, **more: Any) -> Any:  # noqa: ANN401  a field of its own type
     return field(default=default, metadata={"option": Option(value, group, text, **more)})
 
@@ -193,7 +173,12 @@ class Request:
         compared=True,
     )
     quantize: str | None = _is(
-        None, "word", MOST, "Write the linear layers' weights as codes and scales; see below.", words=_schemes, metavar="SCHEME"
+        None,
+        "word",
+        MOST,
+        "Write the linear layers' weights as codes and scales; see below.",
+        words=words.schemes,
+        metavar="SCHEME",
     )
     config: str | None = _is(
         None, "path", SOURCE, "config.json or YAML in place of the checkpoint's own arguments.", compared=True
@@ -203,7 +188,7 @@ class Request:
         "word",
         SOURCE,
         "Whose model it is, where Megatron's arguments fit several families; `carnet inspect` says which.",
-        words=_families,
+        words=words.families,
         flag="--as",
         metavar="FAMILY",
         compared=True,
@@ -251,7 +236,7 @@ class Request:
         "word",
         TARGET,
         "How ranks share the embedding.  [default: as NVIDIA's converter does]",
-        words=_embeddings,
+        words=words.embeddings,
         used_by=lambda kind: bool(kind.embeddings),
     )
     shard_size: int = _is(  # transformers' own default
@@ -274,12 +259,21 @@ class Request:
         compared=True,
         used_by=lambda kind: kind.arguments,
     )
+    engine_version: str | None = _is(
+        None,
+        "word",
+        TARGET,
+        "Release of the engine that will load the target: its names are its own.  [default: the first]",
+        words=words.releases,
+        metavar="RELEASE",
+        used_by=lambda kind: bool(kind.releases),
+    )
     style: str | None = _is(
         None,
         "word",
         NUMBERS,
         "Whose names and arithmetic; see below.  [default: modelopt for hf; trtllm has its own]",
-        words=_styles,
+        words=words.styles,
         metavar="STYLE",
     )
     activations: str | None = _is(
@@ -327,6 +321,8 @@ class Request:
                 fit = [each.name for each in KINDS.values() if option.used_by(each)]
                 what = f"{name} is for a target of the kind {' or '.join(map(repr, fit))}"
                 raise BadOption(what, {"to": kind.name, "option": flag_of(name)}, remedy="leave it out")
+        if kind.releases and made.engine_version is None:
+            made = replace(made, engine_version=kind.releases[0])
         if made.spelling == BRIDGE and made.reader != READER:
             raise BadOption(f"--spelling {BRIDGE} is for {READER}", {"option": "--read-by"}, remedy="leave it out")
         return made

@@ -1,0 +1,166 @@
+"""What vLLM's workers hold, a file a rank: the state between its loading and its packing, which ``sharded_state`` loads.
+
+A family's tensors are those of its Hugging Face folder under the same names, but for what vLLM joins and cuts: so its rows follow from
+those of the folder, and a ``Spelling`` says what differs. Cuts are Megatron's, whose layers vLLM took over. Names and shapes are of the
+releases of the kind: vllm 0.32 model_executor/layers/linear.py, vocab_parallel_embedding.py, fused_moe/, models/.
+
+A module that is registered twice has two names: the first is that of ``named_parameters()``, by which vLLM digests it, the smallest
+that of its file (``_filter_subtensors`` of model_executor/model_loader/sharded_state_loader.py).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+
+from carnet.algebra.layout import JOIN
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.rows import MODULE, Constant, Dialect, Row, fuse, row
+from carnet.dialects.sharing import cuts
+from carnet.model.fields import Config
+from carnet.model.model import number, value
+
+QKV, QKV_BIAS = (tuple(f"attention.{part}{end}" for part in "qkv") for end in ("", "_bias"))
+LATENT = ("mla.q_a", "mla.kv_a", "mla.k_rope")
+# canonical tensors that are one here, in stored order -> the module that holds them
+JOINED: Mapping[tuple[str, ...], str] = {
+    **dict.fromkeys((QKV, QKV_BIAS), "qkv_proj"),
+    **{(f"{mlp}.gate{end}", f"{mlp}.up{end}"): "gate_up_proj" for mlp in ("mlp", "shared") for end in ("", "_bias")},
+    LATENT: "fused_qkv_a_proj",
+}
+EXPERTS = {"moe.gate", "moe.up", "moe.down"}
+APART = {
+    "q_compressed": False
+}  # where the queries of latent attention are not compressed, what they are joined with stands alone
+
+# attention.py of model_executor/layers/attention: buffers of every layer that attends, seen from the projection beside it
+SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))
+ATTENTION = {"qkv_proj.weight": "attn.", "kv_b_proj.weight": "mla_attn.mla_attn."}
+CONSTANTS = {f".{beside}": tuple(replace(one, name=at + one.name) for one in SCALES) for beside, at in ATTENTION.items()}
+
+HEAD = "/lm_head.weight"
+# vocabularies are cut in rows, padded; one that is tied is stored once, as the head: config/vllm.py at "lm_head only"
+ENDS = (
+    row("embed_tokens.weight", "vocab hidden", "embed", cut="vocab", written={"tied": False}),
+    row("embed_tokens.weight", "vocab hidden", "embed", cut="vocab", written={"tied": True, "staged": True}),
+    row(HEAD, "vocab hidden", "head", cut="vocab"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """What vLLM's class of a family calls otherwise, or stores otherwise, than a Hugging Face folder."""
+
+    renames: Mapping[str, str] = field(default_factory=dict)  # part of a folder's name -> what it is here
+    aliases: Mapping[str, str] = field(default_factory=dict)  # part of a module's first name -> its smallest
+    rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
+
+
+LLAMA = Spelling()
+# the runner of the experts holds the router: layers/fused_moe/layer.py
+MIXED = Spelling(aliases={".mlp.gate.": ".mlp.experts.gate."})
+
+
+def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
+    """Return how vLLM stores a family, from how a Hugging Face folder does."""
+    rows = [*ENDS, *spelling.rows]
+    own = {part for each in rows for part in _parts(each)}
+    others = [each for each in folder.rows if _is_written(each) and own.isdisjoint(_parts(each))]
+    rows += [*_follows(others)]
+    named = tuple(replace(each, name=_spelled(each.name, {**spelling.renames, **spelling.aliases})) for each in rows)
+    return replace(
+        folder,
+        kind=KINDS["vllm"],
+        prefixes=folder.prefixes[:1],
+        rows=named,
+        writes_tied=True,
+        constants=CONSTANTS,
+        dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},
+        told_by={**folder.told_by, "ep": _shared_by, "moe_tp": lambda shapes, c: number(c, "tp") // _shared_by(shapes, c)},
+        aliases=spelling.aliases,
+    )
+
+
+CONSTANT = "a constant of the engine"
+
+
+def digest_key(dialect: Dialect, name: str, config: Config) -> str:
+    """Return the name by which vLLM digests a stored tensor, that of ``named_parameters()``; "" for a buffer, which has no digest.
+
+    >>> from carnet.architectures.qwen import QWEN3_MOE
+    >>> made = dialect(QWEN3_MOE.hf, MIXED)
+    >>> digest_key(made, "model.layers.0.mlp.experts.gate.weight", {}), digest_key(made, "lm_head.weight", {"tied": True})
+    ('model.layers.0.mlp.gate.weight', 'model.embed_tokens.weight')
+    """
+    if any(name.endswith(f".{one.name}") for one in chain.from_iterable(dialect.constants.values())):
+        return ""
+    if value(config, "tied") and name == HEAD[1:]:
+        return dialect.prefixes[0] + next(each.name for each in dialect.rows if _parts(each) == ["embed"])
+    return _spelled(name, {smallest: first for first, smallest in dialect.aliases.items()})
+
+
+def _spelled(name: str, renames: Mapping[str, str]) -> str:
+    for old, new in renames.items():
+        name = name.replace(old, new)
+    return name
+
+
+def _parts(of: Row) -> list[str]:
+    return [part for part, _ in of.pattern.parts]
+
+
+def _is_written(of: Row) -> bool:
+    """Say whether a row of a folder is what its class stores: not a module of its own for codes, nor of layers after the others."""
+    further = "is_mtp" in of.when or any(part.startswith("mtp.") for part in _parts(of))
+    return of.written != MODULE and not of.written.get("coded") and not further
+
+
+def _follows(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows that follow from a folder's, in its order: joined, or as they stand, and cut."""
+    held, done = {part for each in rows for part in _parts(each)}, set[str]()
+    for each in rows:
+        parts = _parts(each)
+        whole = next((all_ for all_ in JOINED if {*parts} < {*all_} <= held), None)
+        if done.issuperset(parts):
+            continue
+        if not EXPERTS.isdisjoint(parts):
+            done |= EXPERTS
+            yield from _mixture(each)
+        elif whole is not None:
+            done |= {*whole}
+            yield _joined(whole, [other for other in rows if {*_parts(other)} <= {*whole}])
+        else:
+            yield replace(each, cut=cuts().get(parts[0], ""))
+        if whole == LATENT:
+            yield from (replace(other, when=APART) for other in rows if _parts(other) == [*LATENT[1:]])
+
+
+def _joined(parts: Sequence[str], members: Sequence[Row]) -> Row:
+    """Return the row of what a folder has apart: the same rows one after the other."""
+    first = next(each for each in members if _parts(each)[0] == parts[0])
+    path, _, last = first.name.rsplit(".", 2)
+    inside = {part: axes for each in members for part, axes in _outputs(each)}
+    columns = (f"({' '.join(axes)})" if len(axes) > 1 else axes[0] for axes in first.pattern.dims[1:])
+    name = f"{path}.{JOINED[tuple(parts)]}.{last}"
+    return fuse(name, " ".join(("*", *columns)), {part: inside[part] for part in parts}, cut=cuts()[parts[0]])
+
+
+def _outputs(of: Row) -> Iterable[tuple[str, str]]:
+    """Return the tensors of a row, each with the axes of its rows."""
+    if of.pattern.dims[0] == (JOIN,):
+        return [(part, " ".join(axes)) for part, axes in of.pattern.parts]
+    return [(_parts(of)[0], " ".join(of.pattern.dims[0]))]
+
+
+def _mixture(of: Row) -> Iterator[Row]:
+    """Yield the two tensors of all experts of a layer, from a row of any of them."""
+    at = of.name.partition(".{expert}")[0] if "{expert}" in of.name else of.name.rsplit(".", 1)[0]
+    both = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
+    yield fuse(f"{at}.routed_experts.w13_weight", "expert * moe_hidden", both, cut="expert")
+    yield row(f"{at}.routed_experts.w2_weight", "expert moe_hidden moe_ffn", "moe.down", cut="expert")
+
+
+def _shared_by(shapes: Mapping[str, tuple[int, ...]], config: Config) -> int:
+    """Return how many ranks share the experts, as the number that a rank holds tells."""
+    held = next((shape[0] for name, shape in shapes.items() if name.endswith(".w2_weight")), 0)
+    tp = number(config, "tp")
+    return tp if held and held * tp == number(config, "experts") else 1

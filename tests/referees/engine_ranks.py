@@ -1,0 +1,116 @@
+"""What each of vLLM's workers holds before it packs its weights, made from a Hugging Face folder by rules of its own.
+
+The rules are those of vLLM 0.32's layers (model_executor/layers/linear.py, vocab_parallel_embedding.py, fused_moe/) and models, carried
+out with torch as a person would: nothing here knows a pattern or an axis. tests/vllm asks vLLM itself.
+"""
+
+import re
+
+import torch
+
+PADDED = 64
+SCALES = ("_k_scale", "_prob_scale", "_q_scale", "_v_scale")
+
+
+class Worker:
+    """One rank of some that share every layer."""
+
+    def __init__(self, tensors, said, rank, ranks, *, shares_experts=False):
+        self.hf, self.said, self.rank, self.ranks, self.shares_experts = tensors, said, rank, ranks, shares_experts
+
+    def part(self, tensor, dim=0):
+        assert tensor.shape[dim] % self.ranks == 0
+        return tensor.chunk(self.ranks, dim)[self.rank].contiguous()
+
+    def vocabulary(self, tensor):
+        rows = -(-len(tensor) // PADDED) * PADDED
+        whole = torch.zeros(rows, *tensor.shape[1:], dtype=tensor.dtype)
+        whole[: len(tensor)] = tensor
+        return self.part(whole)
+
+    def heads(self, tensor, count):
+        """The heads of keys or values: some of them, or one that other ranks have too."""
+        if count >= self.ranks:
+            return self.part(tensor)
+        return tensor.chunk(count)[self.rank // (self.ranks // count)].contiguous()
+
+    def qkv(self, at, end):
+        count = self.said["num_key_value_heads"]
+        q, k, v = (self.hf[f"{at}{one}_proj.{end}"] for one in "qkv")
+        return torch.cat([self.part(q), self.heads(k, count), self.heads(v, count)])
+
+    def gated(self, at, to):
+        yield f"{to}gate_up_proj.weight", torch.cat([self.part(self.hf[f"{at}{one}_proj.weight"]) for one in ("gate", "up")])
+        yield f"{to}down_proj.weight", self.part(self.hf[f"{at}down_proj.weight"], 1)
+
+    def experts(self, at, names):
+        gate, up, down = names
+        numbers = sorted({int(found[1]) for name in self.hf if (found := re.match(re.escape(at) + r"experts\.(\d+)\.", name))})
+        first, second = [], []
+        for number in self.part(torch.tensor(numbers)).tolist() if self.shares_experts else numbers:
+            ws = [self.hf[f"{at}experts.{number}.{one}.weight"] for one in (gate, up, down)]
+            if self.shares_experts:
+                first.append(torch.cat(ws[:2]))
+                second.append(ws[2])
+            else:
+                first.append(torch.cat([self.part(ws[0]), self.part(ws[1])]))
+                second.append(self.part(ws[2], 1))
+        yield f"{at}experts.routed_experts.w13_weight", torch.stack(first)
+        yield f"{at}experts.routed_experts.w2_weight", torch.stack(second)
+
+    def everything(self):
+        """All tensors of a model that is no pipeline."""
+        tied = self.said.get("tie_word_embeddings", False)
+        embed = self.vocabulary(self.hf["model.embed_tokens.weight"])
+        if not tied:
+            yield "model.embed_tokens.weight", embed
+        yield "lm_head.weight", embed if tied else self.vocabulary(self.hf["lm_head.weight"])
+        yield "model.norm.weight", self.hf["model.norm.weight"]
+        for layer in range(self.said["num_hidden_layers"]):
+            yield from self.layer(f"model.layers.{layer}.")
+
+    def layer(self, at):
+        for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
+            yield at + name, self.hf[at + name]
+        yield from self.attention(at + "self_attn.")
+        yield from self.mlp(at)
+
+    def attention(self, at):
+        if self.said.get("kv_lora_rank"):
+            yield from self.latent(at)
+            return
+        yield f"{at}qkv_proj.weight", self.qkv(at, "weight")
+        if f"{at}q_proj.bias" in self.hf:
+            yield f"{at}qkv_proj.bias", self.qkv(at, "bias")
+        yield f"{at}o_proj.weight", self.part(self.hf[f"{at}o_proj.weight"], 1)
+        for name in ("o_proj.bias", "q_norm.weight", "k_norm.weight"):
+            if at + name in self.hf:
+                yield at + name, self.hf[at + name]
+        yield from ((f"{at}attn.{one}", torch.tensor(1.0)) for one in SCALES)
+
+    def latent(self, at):
+        twice = f"{at}mla_attn."  # what the wrapper of the kernel has, too
+        yield (
+            f"{at}fused_qkv_a_proj.weight",
+            torch.cat([self.hf[f"{at}{one}.weight"] for one in ("q_a_proj", "kv_a_proj_with_mqa")]),
+        )
+        yield f"{at}kv_a_layernorm.weight", self.hf[f"{at}kv_a_layernorm.weight"]
+        yield f"{twice}q_a_layernorm.weight", self.hf[f"{at}q_a_layernorm.weight"]
+        yield f"{twice}q_b_proj.weight", self.part(self.hf[f"{at}q_b_proj.weight"])
+        yield f"{at}kv_b_proj.weight", self.part(self.hf[f"{at}kv_b_proj.weight"])
+        yield f"{twice}o_proj.weight", self.part(self.hf[f"{at}o_proj.weight"], 1)
+        yield from ((f"{twice}mla_attn.{one}", torch.tensor(1.0)) for one in SCALES)
+
+    def mlp(self, at):
+        if f"{at}mlp.gate_proj.weight" in self.hf:
+            yield from self.gated(f"{at}mlp.", f"{at}mlp.")
+        elif f"{at}block_sparse_moe.gate.weight" in self.hf:
+            yield f"{at}block_sparse_moe.gate.weight", self.hf[f"{at}block_sparse_moe.gate.weight"]
+            yield from self.experts(f"{at}block_sparse_moe.", ("w1", "w3", "w2"))
+        else:
+            for name in ("weight", "e_score_correction_bias"):
+                if f"{at}mlp.gate.{name}" in self.hf:
+                    yield f"{at}mlp.experts.gate.{name}", self.hf[f"{at}mlp.gate.{name}"]
+            yield from self.experts(f"{at}mlp.", ("gate_proj", "up_proj", "down_proj"))
+            if f"{at}mlp.shared_experts.gate_proj.weight" in self.hf:
+                yield from self.gated(f"{at}mlp.shared_experts.", f"{at}mlp.experts._shared_experts._layer.")

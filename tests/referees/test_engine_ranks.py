@@ -1,0 +1,186 @@
+"""A folder for the workers of vLLM: what each rank holds, by rules of its own; there and back; mutations are found by name.
+
+Models are transformers' own, tiny and random, of a vocabulary that is no multiple of anything.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+)
+
+import carnet
+from carnet.errors import CarnetError
+from tests.referees.engine_ranks import Worker
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+}
+MODELS = {
+    "llama": LlamaConfig(**SIZES),
+    "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
+    "llama, biases": LlamaConfig(**SIZES, attention_bias=True),
+}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder of transformers, made once for each model."""
+
+    def made(name):
+        at = tmp_path_factory.getbasetemp() / f"engine {name}"
+        if not at.exists():
+            torch.manual_seed(3)
+            model = AutoModelForCausalLM.from_config(MODELS[name]).bfloat16()
+            for parameter in model.parameters():  # norms and biases too
+                parameter.data.normal_()
+            model.save_pretrained(at)
+        return at
+
+    return made
+
+
+def tensors_of(folder):
+    """Return the tensors of each file."""
+    return {path.name: load_file(path) for path in sorted(Path(folder).glob("*.safetensors"))}
+
+
+def same(ours, theirs):
+    """Say whether two sets of tensors are the same, bit for bit."""
+    assert ours.keys() == theirs.keys(), sorted(ours.keys() ^ theirs.keys())
+    assert [name for name in ours if ours[name].dtype != theirs[name].dtype or ours[name].shape != theirs[name].shape] == []
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+CUTS = [*((name, tp, 1) for name in MODELS for tp in (1, 2, 4))]
+
+
+@pytest.mark.parametrize(("name", "tp", "ep"), CUTS)
+def test_each_rank_holds_what_vllm_would_make_of_the_folder(folder, tmp_path, name, tp, ep):
+    source = folder(name)
+    verdict = carnet.cross(source, tmp_path / "out", to="vllm", tp=tp, ep=ep)
+    assert verdict.equal, verdict.findings
+    said, whole = json.loads((source / "config.json").read_text()), load_file(source / "model.safetensors")
+    files = tensors_of(tmp_path / "out")
+    assert [*files] == [f"model-rank-{rank}-part-0.safetensors" for rank in range(tp)]
+    for rank, held in enumerate(files.values()):
+        same(held, dict(Worker(whole, said, rank, tp, shares_experts=ep > 1).everything()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stages_hold_their_layers_under_the_numbers_of_the_whole(folder, tmp_path, name):
+    verdict = carnet.cross(folder(name), tmp_path / "out", to="vllm", tp=2, pp=2)
+    assert verdict.equal, verdict.findings
+    files = tensors_of(tmp_path / "out")
+    assert [*files] == [f"model-pp-{pp}-tp-{tp}-part-0.safetensors" for pp in range(2) for tp in range(2)]
+    carnet.cross(folder(name), tmp_path / "whole", to="vllm", tp=2)
+    whole = tensors_of(tmp_path / "whole")
+    for tp in range(2):
+        first, last = (files[f"model-pp-{pp}-tp-{tp}-part-0.safetensors"] for pp in range(2))
+        ends = {key for key in (*first, *last) if "layers." not in key}
+        assert ends == {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+        assert not first.keys() & last.keys()
+        assert {key.split(".")[2] for key in first if "layers." in key} == {"0", "1"}
+        assert {key.split(".")[2] for key in last if "layers." in key} == {"2"}
+        embed = whole[f"model-rank-{tp}-part-0.safetensors"]["lm_head.weight"] if "tied" in name else None
+        more = {} if embed is None else {"model.embed_tokens.weight": embed}
+        same(first | last, whole[f"model-rank-{tp}-part-0.safetensors"] | more)
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_comes_back_is_the_folder(folder, tmp_path, name, tp, pp):
+    carnet.cross(folder(name), tmp_path / "ranks", to="vllm", tp=tp, pp=pp)
+    assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
+    same(tensors_of(tmp_path / "back")["model.safetensors"], load_file(folder(name) / "model.safetensors"))
+
+
+def test_the_release_whose_names_these_are_is_written_down(folder, tmp_path):
+    carnet.cross(folder("llama"), tmp_path / "out", to="vllm")
+    assert json.loads((tmp_path / "out/carnet.json").read_text())["request"]["engine_version"] == "0.32"
+    with pytest.raises(CarnetError, match="engine_version") as refused:
+        carnet.plan(folder("llama"), to="vllm", engine_version="0.1")
+    assert "0.33" in str(refused.value)
+    with pytest.raises(CarnetError, match="engine_version is for a target of the kind 'vllm'"):
+        carnet.plan(folder("llama"), to="hf", engine_version="0.32")
+
+
+def test_what_ranks_cannot_share_is_refused(folder):
+    for options, said in (
+        ({"tp": 3}, "cannot"),
+        ({"tp": 128}, "vocabulary|cannot cut"),
+        ({"tp": 4, "ep": 2}, "some of the ranks cannot share the experts"),
+        ({"pp": 4}, "cannot share 3 layers among 4 pipeline stages"),
+    ):
+        with pytest.raises(CarnetError, match=said):
+            carnet.plan(folder("llama"), to="vllm", **options)
+
+
+LAYER = "model.layers.1."
+
+
+def exchanged(held):
+    gate, up = held[f"{LAYER}mlp.gate_up_proj.weight"].chunk(2)
+    held[f"{LAYER}mlp.gate_up_proj.weight"] = torch.cat([up, gate])
+
+
+def another_head(held):
+    fused = held[f"{LAYER}self_attn.qkv_proj.weight"]
+    fused[16:24] = torch.randn(8, 32).bfloat16()
+
+
+def another_number(held):
+    held[f"{LAYER}self_attn.attn._k_scale"] = torch.tensor(2.0)
+
+
+def without_number(held):
+    del held[f"{LAYER}self_attn.attn._v_scale"]
+
+
+def in_padding(held):
+    held["lm_head.weight"][-1, 3] = 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (exchanged, "layers.1.mlp.gate"),
+        (another_head, "layers.1.attention.k"),
+        (another_number, "rank-3/model.layers.1.self_attn.attn._k_scale"),
+        (without_number, "rank-3/model.layers.1.self_attn.attn._v_scale"),
+        (in_padding, "head"),
+    ],
+)
+def test_what_is_changed_is_found_and_named(folder, tmp_path, change, where):
+    carnet.cross(folder("llama"), tmp_path / "out", to="vllm", tp=4)
+    (tmp_path / "out/carnet.json").unlink()
+    path = tmp_path / "out/model-rank-3-part-0.safetensors"
+    held = load_file(path)
+    change(held)
+    save_file({key: tensor.contiguous() for key, tensor in held.items()}, path)
+    verdict = carnet.verify(folder("llama"), tmp_path / "out")
+    assert not verdict.equal
+    assert where in {part for finding in verdict.findings for part in finding.where.split(", ")}, verdict.findings
+
+
+def test_ranks_that_were_exchanged_are_found(folder, tmp_path):
+    carnet.cross(folder("llama"), tmp_path / "out", to="vllm", tp=2)
+    (tmp_path / "out/carnet.json").unlink()
+    one, other = (tmp_path / f"out/model-rank-{rank}-part-0.safetensors" for rank in range(2))
+    shutil.move(one, tmp_path / "aside")
+    shutil.move(other, one)
+    shutil.move(tmp_path / "aside", other)
+    assert not carnet.verify(folder("llama"), tmp_path / "out").equal
