@@ -19,7 +19,6 @@ from carnet.cli.options import (
     Place,
     checkpoint,
     choice,
-    comparison_options,
     crossing_options,
     existing_file,
     existing_folder,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.plans.request import Budget, Looking, Options, Verifying
+    from carnet.plans.request import Budget, Looking, Options
 
 
 UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
@@ -250,27 +249,6 @@ def clean(out: str, as_json: bool) -> None:
 
     removed = api.clean(out)
     click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
-
-
-@main.command(
-    cls=Verb,
-    epilog="carnet verify checkpoints/llama out/llama-bf16 --dtype bf16\n"
-    "carnet verify checkpoints/llama out/llama --plan llama.plan\ncarnet verify out/llama",
-)
-@checkpoint
-@click.argument("out", required=False, type=existing_folder)
-@click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
-@comparison_options
-@click.option("--seal", is_flag=True, help="Write carnet.json into a target that is equal, whoever wrote it.")
-@json_option
-@click.pass_context
-def verify(ctx: click.Context, /, ckpt: str, out: str | None, as_json: bool, **options: "Unpack[Verifying]") -> None:
-    """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
-    from carnet import api
-
-    with progress_bar("examining") as (progress, _):
-        verdict = api.verify(ckpt, out, progress=progress, **options)
-    tell(ctx, verdict, as_json=as_json)
 
 
 @main.command(

@@ -113,6 +113,11 @@ def _rounded(nbytes_: int) -> str:
     return f"{nbytes_ // 10**6}M" if nbytes_ % 10**9 else f"{nbytes_ // 10**9}G"
 
 
+def said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a person said, without those that are None or off."""
+    return {name: value for name, value in options.items() if value not in (None, False, ())}
+
+
 def options(*names: str, **texts: str) -> Decorator:
     """Return several options of a request in one decorator, some with a help of their own."""
     return together(*(option(name, texts.get(name)) for name in names))
@@ -137,6 +142,9 @@ on_option = click.option(
     cls=Grouped,
     group=MACHINE,
     help="Use all machines of a Ray cluster that see the same files: ray://HOST:10001, or ray for the one of RAY_ADDRESS.",
+)
+against_option = click.option(
+    "--against", type=existing_folder, help="CKPT is a base and OUT a delta: compare what they make with this version."
 )
 crossing_options = options("to", "tokenizer", "request", *(name for name in OPTIONS if name != "to"), "memory")
 threads_option = options("threads")

@@ -12,7 +12,8 @@ every tensor before and after, so that a step that is missing, or in another's p
 """
 
 from carnet.deltas.applying import Applied, apply
+from carnet.deltas.comparing import verify
 from carnet.deltas.making import Made, delta
 from carnet.deltas.sides import Differing
 
-__all__ = ["Applied", "Differing", "Made", "apply", "delta"]
+__all__ = ["Applied", "Differing", "Made", "apply", "delta", "verify"]

@@ -131,7 +131,10 @@ def _describes(said: object) -> bool:
 
 def steps_to(where: Folder) -> list[Mapping[str, str]]:
     """Return the steps by which a folder came about in which deltas were applied, none where nothing says it."""
-    said = documents.load(where)
+    try:
+        said = documents.load(where)
+    except BadCheckpoint:  # of another version of carnet's; what it says is of no matter here
+        return []
     steps = None if said is None or said.data.get("state") != APPLIED or said.problems else said.data.get("chain")
     return [each for each in steps if isinstance(each, Mapping)] if isinstance(steps, list) else []
 

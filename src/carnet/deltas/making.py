@@ -134,21 +134,22 @@ def delta(
 
 def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, progress: Progress | None, phase: Phase) -> None:
     """Write everything that is in the folder of a delta."""
-    sizes = [(name, tensor.nbytes) for name, tensor in new.tensors.items()]
-    place = dict(zip(new.tensors, accumulate((packing.bound(nbytes) for _, nbytes in sizes), initial=0), strict=False))
+    tensors = dict(sorted(new.tensors.items()))  # one order, whatever the layouts
+    sizes = [(name, tensor.nbytes) for name, tensor in tensors.items()]
+    place = dict(zip(tensors, accumulate((packing.bound(nbytes) for _, nbytes in sizes), initial=0), strict=False))
     spill = Spill(draft.where if isinstance(draft.where, str) else None)
     try:
         phase("comparing")
         found = _differences(wish, before, new, means, (spill, place), progress)
         held = [
-            {name: Held(each.dtype, each.shape, found[name].digests[at]) for name, each in new.tensors.items()} for at in (0, 1)
+            {name: Held(each.dtype, each.shape, found[name].digests[at]) for name, each in tensors.items()} for at in (0, 1)
         ]
         if wish.before is not None and wish.before.after != held[0]:
             name = min(name for name in held[0] if wish.before.after.get(name) != held[0][name])
             facts = {"where": before.checkpoint.root, "tensor": shown(name)}
             raise BadRequest("the old version is not what the delta before leads to", facts, remedy="name the one that does")
         phase("writing")
-        frames = {name: found[name].frame or 0 for name in new.tensors if found[name].frame is not None}
+        frames = {name: found[name].frame or 0 for name in tensors if found[name].frame is not None}
         weights = dict[str, str]()
         for file, names in _shards(frames):
             metadata = {name: found[name].checksum for name in names}
