@@ -114,6 +114,36 @@ def test_words_that_the_provider_does_not_have_are_refused(name, now, then, stor
         carnet.plan(root, to="hf")
 
 
+@pytest.mark.parametrize(
+    ("name", "now", "then", "key"),
+    [
+        ("llama.provider", "gpt_provider.GPTModelProvider", "gemma.gemma3_provider.Gemma3ModelProvider", "_target_"),
+        ("llama.provider", "megatron.bridge.models.gpt_provider.GPTModelProvider", "my.Llama", "_target_"),
+        ("llama.builder", "gpt.model_config.BridgeGPTModelConfig", "mimo_v2_flash.x.Config", "_target_"),
+        ("gemma.provider", "gpt_provider.default_layer_spec", "llama.llama4_utils.get_llama4_layer_spec", "transformer_layer_spec"),
+        ("deepseek_v3.provider", "megatron.core.models.gpt.gpt_layer_specs.get_gpt", "my.specs.get_gpt", "transformer_layer_spec"),
+    ],
+)
+def test_a_provider_or_layer_spec_that_nobody_knows_is_refused_by_name(name, now, then, key, stored):
+    """It may make another model of the same weights and fields, as Gemma's does; a person may know that it does not."""
+    _, root = stored(name)
+    said = root / "iter_0000001/run_config.yaml"
+    text = said.read_text()
+    assert now in text
+    said.write_text(text.replace(now, then))
+    with pytest.raises(NotSupported, match="carnet does not know this") as refused:
+        carnet.plan(root, to="hf")
+    assert then in refused.value.facts[key]
+    assert refused.value.remedy.startswith(f"--accept {key}, ")
+    assert [*carnet.plan(root, to="hf", accept=[key]).accepted] == [key]
+
+
+def test_what_carnet_knows_of_a_provider_is_not_given_up(stored):
+    before, root = stored("gemma.provider")
+    made = carnet.plan(root, to="hf", accept=["_target_"])
+    assert (made.family, dict(made.accepted)) == ("gemma", {})
+
+
 # what a run chooses as it likes, and what says the same in other words
 FREE = {
     *(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.dialects.configs import read
+from carnet.dialects.megatron.providers import CALLED, unknown
 from carnet.dialects.megatron.releases import (
     ACCEPTABLE,
     ARGUMENTS,
@@ -23,7 +24,7 @@ from carnet.dialects.megatron.releases import (
     Idle,
 )
 from carnet.dialects.megatron.rows import MEGATRON
-from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported
+from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported, shown
 from carnet.model.keys import equal
 
 LM, BRIDGE, NEMO, CORE = "megatron-lm", "megatron-bridge", "nemo", "megatron-core"
@@ -92,11 +93,13 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
     of ACCEPTABLE that a person does without.
     Raises BadRequest where releases compute different models and nothing tells which one wrote this.
     """
+    strange = {name: f"carnet does not know that {CALLED[name]}" for name in unknown(raw)}
     for name in accept:
-        if name not in ACCEPTABLE:
-            raise BadRequest(f"nobody can do without {name!r}", {"option": "--accept", "known": ", ".join(ACCEPTABLE)})
+        if name not in {*ACCEPTABLE, *CALLED}:
+            raise BadRequest(f"nobody can do without {name!r}", {"option": "--accept", "known": ", ".join((*ACCEPTABLE, *CALLED))})
     told = {name: value for name, value in raw.items() if value is not None or name in BY_NAME}
-    accepted = {name: f"{raw[name]!r}: {ACCEPTABLE[name]}" for name in accept if _is_set(raw.get(name))}
+    given_up = {**ACCEPTABLE, **strange}
+    accepted = {name: f"{raw[name]!r}: {given_up[name]}" for name in accept if name in given_up and _is_set(raw.get(name))}
     told = {name: value for name, value in told.items() if name not in accepted}
     if written_by is not None and written_by.name != LM:
         outcomes = {written_by.name: honoured(told, written_by.release or known_release("", era))}
@@ -214,7 +217,11 @@ def model_of(said: Arguments) -> object:
 
 
 def _refuse_others(found: Arguments, where: str) -> None:
-    """Refuse what makes another model of the same weights, and says so itself."""
+    """Refuse what makes another model of the same weights, and says so itself; and what may."""
+    for name, strange in unknown(found).items():
+        facts = {"where": where, name: shown(strange)}
+        remedy = f"--accept {name}, if the config's other words say all of the model; or --config FILE that names what carnet knows"
+        raise NotSupported(f"carnet does not know this {CALLED[name]}, which may make another model", facts, remedy=remedy)
     for name, what in ACCEPTABLE.items():
         if _is_set(found.get(name)):
             facts = {"where": where, name: repr(found[name]), "there": what}

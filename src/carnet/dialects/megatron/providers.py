@@ -15,6 +15,7 @@ Arguments = Mapping[str, object]
 UNSAID = "carnet_needs"
 MODELS = "megatron.bridge.models."
 TARGET, SPEC = "_target_", "transformer_layer_spec"  # where a config names the two
+CALLED = {TARGET: "provider", SPEC: "layer spec"}
 WINDOW, SKIPPED = "window_size", "window_attn_skip_freq"
 
 
@@ -70,11 +71,47 @@ PROVIDERS = (
     ),
     Provider("exaone.exaone4.exaone4_provider", {"norm_after": True, "norm_before": False}, spec="exaone4_layer_spec"),
 )
+# modules whose classes and layer specs bring into a model nothing but what their fields say: of Megatron-Bridge in all releases from 0.1
+# on, of NeMo 2 (NVIDIA/NeMo, nemo/collections/llm/gpt/model), and Megatron's own
+PLAIN = (
+    *(
+        f"{MODELS}{module}"
+        for module in """
+        gpt_provider mla_provider gpt.gpt_builder gpt.model_config hybrid.hybrid_provider hybrid.hybrid_builder mamba.mamba_provider
+        mamba.mamba_builder deepseek.deepseek_provider deepseek.model_config ernie.ernie_45_bridge glm.glm45_provider
+        gpt_oss.gpt_oss_provider kimi.kimi_provider llama.llama_provider llama_nemotron.llama_nemotron_provider mistral.mistral_provider
+        nemotron.nemotron_provider nemotronh.nemotron_h_provider qwen.qwen_provider
+        """.split()
+    ),
+    *(
+        f"nemo.collections.llm.gpt.model.{module}"
+        for module in """
+        base deepseek gpt_oss llama llama_nemotron mistral mixtral nemotron phi3mini qwen2 qwen3 ssm starcoder starcoder2
+        """.split()
+    ),
+    *(f"megatron.core.{module}" for module in ("models.gpt", "models.hybrid", "models.mamba", "post_training.modelopt")),
+)
+
+
+def unknown(said: Arguments) -> dict[str, str]:
+    """Return the provider and the layer spec that arguments name and carnet does not know: the argument -> the name.
+
+    >>> unknown({"_target_": "megatron.bridge.models.gpt_provider.GPTModelProvider", "transformer_layer_spec": "my.layers"})
+    {'transformer_layer_spec': 'my.layers'}
+    """
+    known = (*PLAIN, *(f"{MODELS}{row.module}" for row in PROVIDERS))
+    names = {key: _name(said[key]) for key in CALLED if said.get(key) is not None}
+    return {key: name for key, name in names.items() if not any(name.startswith(f"{module}.") for module in known)}
+
+
+def _name(value: object) -> str:
+    """Return what a value of a config names: a path, or one with arguments of its own."""
+    return str(value.get(TARGET, value) if isinstance(value, Mapping) else value)
 
 
 def provided(said: Arguments) -> Arguments:
     """Return arguments with what the provider that they name brings beside them, and its words for that taken out."""
-    names = [str(said.get(key)) for key in (TARGET, SPEC)]
+    names = [_name(said.get(key)) for key in CALLED]
     row = next((row for row in PROVIDERS if any(name.startswith(f"{MODELS}{row.module}.") for name in names)), None)
     if row is None:
         return said
