@@ -120,8 +120,18 @@ def test_words_that_the_provider_does_not_have_are_refused(name, now, then, stor
         ("llama.provider", "gpt_provider.GPTModelProvider", "gemma.gemma3_provider.Gemma3ModelProvider", "_target_"),
         ("llama.provider", "megatron.bridge.models.gpt_provider.GPTModelProvider", "my.Llama", "_target_"),
         ("llama.builder", "gpt.model_config.BridgeGPTModelConfig", "mimo_v2_flash.x.Config", "_target_"),
-        ("gemma.provider", "gpt_provider.default_layer_spec", "llama.llama4_utils.get_llama4_layer_spec", "transformer_layer_spec"),
-        ("deepseek_v3.provider", "megatron.core.models.gpt.gpt_layer_specs.get_gpt", "my.specs.get_gpt", "transformer_layer_spec"),
+        (
+            "gemma.provider",
+            "gpt_provider.default_layer_spec",
+            "llama.llama4_utils.get_llama4_layer_spec",
+            "transformer_layer_spec",
+        ),
+        (
+            "deepseek_v3.provider",
+            "megatron.core.models.gpt.gpt_layer_specs.get_gpt",
+            "my.specs.get_gpt",
+            "transformer_layer_spec",
+        ),
     ],
 )
 def test_a_provider_or_layer_spec_that_nobody_knows_is_refused_by_name(name, now, then, key, stored):

@@ -96,7 +96,9 @@ def hear(raw: Arguments, where: str, *, written_by: Program | None = None, era: 
     strange = {name: f"carnet does not know that {CALLED[name]}" for name in unknown(raw)}
     for name in accept:
         if name not in {*ACCEPTABLE, *CALLED}:
-            raise BadRequest(f"nobody can do without {name!r}", {"option": "--accept", "known": ", ".join((*ACCEPTABLE, *CALLED))})
+            raise BadRequest(
+                f"nobody can do without {name!r}", {"option": "--accept", "known": ", ".join((*ACCEPTABLE, *CALLED))}
+            )
     told = {name: value for name, value in raw.items() if value is not None or name in BY_NAME}
     given_up = {**ACCEPTABLE, **strange}
     accepted = {name: f"{raw[name]!r}: {given_up[name]}" for name in accept if name in given_up and _is_set(raw.get(name))}
@@ -220,7 +222,9 @@ def _refuse_others(found: Arguments, where: str) -> None:
     """Refuse what makes another model of the same weights, and says so itself; and what may."""
     for name, strange in unknown(found).items():
         facts = {"where": where, name: shown(strange)}
-        remedy = f"--accept {name}, if the config's other words say all of the model; or --config FILE that names what carnet knows"
+        remedy = (
+            f"--accept {name}, if the config's other words say all of the model; or --config FILE that names what carnet knows"
+        )
         raise NotSupported(f"carnet does not know this {CALLED[name]}, which may make another model", facts, remedy=remedy)
     for name, what in ACCEPTABLE.items():
         if _is_set(found.get(name)):
