@@ -149,7 +149,7 @@ def test_a_provider_or_layer_spec_that_nobody_knows_is_refused_by_name(name, now
 
 
 def test_what_carnet_knows_of_a_provider_is_not_given_up(stored):
-    before, root = stored("gemma.provider")
+    _, root = stored("gemma.provider")
     made = carnet.plan(root, to="hf", accept=["_target_"])
     assert (made.family, dict(made.accepted)) == ("gemma", {})
 

@@ -71,8 +71,8 @@ PROVIDERS = (
     ),
     Provider("exaone.exaone4.exaone4_provider", {"norm_after": True, "norm_before": False}, spec="exaone4_layer_spec"),
 )
-# modules whose classes and layer specs bring into a model nothing but what their fields say: of Megatron-Bridge in all releases from 0.1
-# on, of NeMo 2 (NVIDIA/NeMo, nemo/collections/llm/gpt/model), and Megatron's own
+# modules whose classes and layer specs bring into a model nothing but what their fields say: of Megatron-Bridge's releases from 0.1 on,
+# of NeMo 2 (NVIDIA/NeMo, nemo/collections/llm/gpt/model), and Megatron's own
 PLAIN = (
     *(
         f"{MODELS}{module}"
