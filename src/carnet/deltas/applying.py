@@ -14,7 +14,7 @@ from carnet.deltas import chain
 from carnet.deltas.means import Means, begun, choose, largest_first, work
 from carnet.deltas.sides import Side, stored_side
 from carnet.deltas.stepping import Stepping, Steps, check_base, close, steps_of
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.errors import BadRequest
 from carnet.examiner import document as documents
 from carnet.examiner.frames import frames, gaps
@@ -64,12 +64,12 @@ def apply(
     paths = [deltas] if isinstance(deltas, str) or not isinstance(deltas, Sequence) else [*deltas]
     space, wanted, said = memory_of({"memory": memory}), threads_of({"threads": threads}), local("out", out, out=True)
     checkpoint = open_checkpoint(folder_at(local("base", base)))
-    if not KINDS[checkpoint.dialect].companions:
+    if KINDS[checkpoint.dialect].files != SHARDS:
         facts = {"where": checkpoint.root, "found": checkpoint.dialect}
         raise BadRequest("a delta applies to a Hugging Face folder", facts, remedy="carnet cross CKPT OUT --to hf")
     steps, side = steps_of(paths), stored_side(checkpoint)
     check_base(side, steps)
-    means = choose(space, lambda size: side.memory(size) + steps.memory(size), 0, wanted)
+    means = choose(space, lambda size: side.memory(size) + steps.memory(size), 0, wanted, far=side.far)
     beside = companions(checkpoint.root, checkpoint.config, frozenset(stamp.file for stamp in checkpoint.stamps), None)
     there = names_in(checkpoint.root)
     copied = {name: read_whole(checkpoint.root, name)[0] for name in (INDEX, BESIDE, CONFIG) if name in there}

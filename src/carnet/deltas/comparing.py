@@ -39,7 +39,13 @@ def verify(
     check_base(side, steps)
     check_pair(side, other)
     takes = side.steps + other.steps
-    means = choose(space, lambda size: side.memory(size) + other.memory(size) + steps.memory(size) + size // 2, takes, wanted)
+    means = choose(
+        space,
+        lambda size: side.memory(size) + other.memory(size) + steps.memory(size) + size // 2,
+        takes,
+        wanted,
+        far=side.far or other.far,
+    )
     names = largest_first((name, tensor.nbytes) for name, tensor in side.tensors.items())
     checks = [(at, number) for at, each in enumerate((side, other)) for number in range(each.checks)]
 

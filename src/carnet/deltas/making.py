@@ -120,7 +120,13 @@ def delta(
         chain.check_follows((last.where, last.version, last.link), (before.checkpoint.root, base, None))
     wish = Wish(made, base, checksum, scope, None if last is None else last.link)
     takes = before.steps + new.steps
-    means = choose(space, lambda size: before.memory(size) + new.memory(size) + size // 2 + packing.CODER, takes, wanted)
+    means = choose(
+        space,
+        lambda size: before.memory(size) + new.memory(size) + size // 2 + packing.CODER,
+        takes,
+        wanted,
+        far=before.far or new.far,
+    )
     asked = [made, base, checksum, scope, fingerprint(before.checkpoint), fingerprint(new.checkpoint), sorted(options.items())]
     with folder_at(said).owned(_names(), Crossing(digest_of(repr(asked).encode())), new.checkpoint.root) as draft:
         if not draft.whole:

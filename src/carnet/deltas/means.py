@@ -10,7 +10,7 @@ from carnet import forks, pool
 from carnet.errors import BadRequest
 from carnet.executor.memory import BASE, PER_FORK, PER_STEP, PER_THREAD
 from carnet.pool import Progress
-from carnet.storage.protocol import Draft
+from carnet.storage.protocol import AT_ONCE, Draft
 
 WINDOWS = (2 << 20, 512 << 10, 64 << 10)  # bytes of each side that are looked at together: what fits a core's cache is fastest
 MOST = 64
@@ -26,12 +26,13 @@ class Means:
     workers: int
 
 
-def choose(budget: int, each: Callable[[int], int], steps: int, wanted: int | None) -> Means:
+def choose(budget: int, each: Callable[[int], int], steps: int, wanted: int | None, *, far: bool) -> Means:
     """Return the means inside a budget of bytes, where ``each`` says what a worker takes for a window.
 
-    Raises BadRequest where the budget is too small for one.
+    Where something is ``far``, who works waits most of the time. Raises BadRequest where the budget is too small for one.
     """
-    most = max(1, min(len(os.sched_getaffinity(0)), MOST)) if wanted is None else wanted
+    cores = max(len(os.sched_getaffinity(0)), AT_ONCE if far else 1)
+    most = min(cores, MOST) if wanted is None else wanted
     room = budget - BASE - steps * PER_STEP
     for window in WINDOWS:
         workers = min(most, room // (each(window) + PER_THREAD + PER_FORK))

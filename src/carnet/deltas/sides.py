@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet import api
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadRequest, NotSupported, shown
 from carnet.executor.cutting import cuts, reach
@@ -115,6 +115,11 @@ class Side:
     checks: int = 0  # how many pairs of copies must be equal
     steps: int = 0  # of its plan
 
+    @property
+    def far(self) -> bool:
+        """Say whether its files are far."""
+        return self.checkpoint.root.far
+
     def memory(self, window: int) -> int:
         """Return the bytes that a reader takes."""
         return window + (2 * block_size(window) if self.steps else 0)
@@ -124,7 +129,7 @@ def side_of(name: str, path: PathLike, options: Reading) -> Side:
     """Return the side that a checkpoint or a target is; raise BadRequest where it can be none."""
     said = local(name, path)
     checkpoint = open_checkpoint(folder_at(said))
-    if KINDS[checkpoint.dialect].companions and options.get("dtype") is None:
+    if KINDS[checkpoint.dialect].files == SHARDS and options.get("dtype") is None:
         return stored_side(checkpoint)
     return planned_side(api.plan(said, to="hf", **options))
 
