@@ -227,8 +227,9 @@ def test_a_node_with_another_carnet_or_none_is_named(cluster, source, tmp_path, 
 
 
 def test_what_is_no_cluster_and_no_ray_are_said(source, tmp_path):
-    with pytest.raises(BadOption, match="on cannot be 'slurm'"):
-        fleet.cross(source, tmp_path / "out", on="slurm", **PLAIN)
+    for on in ("slurm", "ray://", "ray://head", "ray://:10001"):  # without a port Ray would wait for nobody
+        with pytest.raises(BadOption, match=f"on cannot be '{on}'"):
+            fleet.cross(source, tmp_path / "out", on=on, **PLAIN)
     code = f"import sys; sys.modules['ray'] = None\nfrom carnet import fleet\nfleet.cross({str(source)!r}, 'out', on='ray', to='hf')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert "MachineFailed: a cluster is reached with Ray" in found.stderr

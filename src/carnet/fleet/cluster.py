@@ -5,7 +5,9 @@ Ray sends a task elsewhere when its worker or its machine is lost. An error of c
 
 import logging
 import os
+import re
 import socket
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,7 +104,7 @@ class Cluster:
 @contextmanager
 def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster]:
     """Reach a cluster: "ray://head:10001", or "ray" for that of RAY_ADDRESS or, without it, of this machine."""
-    if on != "ray" and not on.startswith("ray://"):
+    if on != "ray" and re.fullmatch(r"ray://.+:[0-9]+", on) is None:  # without a port Ray would ask nobody, for half a minute
         raise BadOption(
             f"on cannot be {on!r}", {"known": "ray://HOST:10001, or ray for the cluster of this machine or RAY_ADDRESS"}
         )
@@ -124,7 +126,7 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
         }
     except (OSError, RuntimeError, ValueError) as error:
         facts = {"where": address, "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
-        remedy = "start it (ray start --head), or name it in --on"
+        remedy = "start it (ray start --head), or name it in --on: a head answers a ray:// at its client server's port, 10001"
         raise MachineFailed("the Ray cluster cannot be used", facts, remedy=remedy) from error
     try:
         if not nodes:
@@ -139,7 +141,8 @@ def _enter(ray: Any, address: str) -> None:  # noqa: ANN401  as Ray's own
     """Connect to a cluster. The server that Ray's proxy starts for a client dies at times as it starts: the next one does not."""
     for knock in range(KNOCKS):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # the error says what these do
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionAbortedError:  # ray/util/client/worker.py: "Initialization failure from server"
             if knock == KNOCKS - 1:
                 raise
