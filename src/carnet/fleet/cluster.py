@@ -79,9 +79,8 @@ class Cluster:
                     )
                     add(done.nbytes)
                     self.tell([*self.nodes.values()])
-        except ConnectionError as error:
-            facts = {"reason": str(error).splitlines()[0]}
-            raise MachineFailed("the Ray cluster does not answer any more", facts, remedy=AGAIN) from error
+        except ConnectionError:
+            raise  # nobody is there who could cancel
         except BaseException:
             for ref in left:
                 self.ray.cancel(ref, force=True)
@@ -132,6 +131,9 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
         if not nodes:
             raise MachineFailed("no node of the Ray cluster has a processor to lend", {"where": address})
         yield Cluster(ray, nodes, min(THREADS, *(node.cores for node in nodes.values())), tell)
+    except ConnectionError as error:
+        facts = {"where": address, "reason": str(error).splitlines()[0]}
+        raise MachineFailed("the Ray cluster does not answer any more", facts, remedy=AGAIN) from error
     finally:
         if ours:
             ray.shutdown()
