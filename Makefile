@@ -14,6 +14,7 @@ LIGHT := .venv-demo
 VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 TRITON := 3.9.0# 1 GB
+MODELEXPRESS := 0.7.0# what takes deltas: 0.6 MB without what its readers do not need
 CONFIGS := 0.12.0# aiconfigurator-core, for the configs of published models that it brings: 82 MB
 AZURITE := 3.37.0# the emulator of Azure's store; where there is no npm its test is skipped
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
@@ -24,7 +25,7 @@ help:  ## show this list
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
-test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE)  ## run every test, the referees included
+test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE) $(FULL)/modelexpress-$(MODELEXPRESS)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
@@ -84,6 +85,12 @@ $(FULL)/.ready: pyproject.toml constraints.txt
 $(FULL)/megatron-core-$(NEWEST): $(FULL)/.ready
 	@rm -rf $(FULL)/megatron-core-*
 	@$(FULL)/$(PIP) install --target $@ --no-deps --ignore-requires-python --python-version 3.12 --only-binary :all: megatron-core==$(NEWEST)
+	@touch $@
+
+# its own requirements are gigabytes of engines and stores
+$(FULL)/modelexpress-$(MODELEXPRESS): $(FULL)/.ready
+	@rm -rf $(FULL)/modelexpress-*
+	@$(FULL)/$(PIP) install --target $@ --no-deps modelexpress==$(MODELEXPRESS)
 	@touch $@
 
 # torch's CPU build comes without it, and other programs behave otherwise where it is

@@ -1,8 +1,7 @@
 """Deltas of a step of training next to `cp -r` of both versions: a small share of the elements has other low bits in the second one.
 
-The model is that of bench.machine; its next version is written once beside it, and the first one once more as Megatron stores it. The
-preparation and the reading of the ratios are those of bench.cross; nothing but carnet and safetensors is needed, so that any machine can be
-measured.
+The model is that of bench.machine; its next version is written once beside it, and the first one once more as Megatron stores it.
+Preparation and ratios are those of bench.cross; nothing but carnet and safetensors is needed, so that any machine can be measured.
 """
 
 import argparse
