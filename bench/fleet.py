@@ -27,7 +27,7 @@ from bench.measure import nbytes, record, run, table, work_folder
 from bench.published import published, shapes
 from bench.skeleton import write
 from carnet import api
-from carnet.executor import shares
+from carnet.executor import parts
 from carnet.executor.jobs import jobs_of
 from carnet.executor.owning import held, proven
 from carnet.executor.run import prepared
@@ -76,7 +76,7 @@ def head(folder: Path, asked: dict[str, object], told: Path) -> None:
     sent = len(pickle.dumps((made, jobs), protocol=5))
     nbytes, seconds = jobs.rows["nbytes"], time.perf_counter()
     found = dict[str, list[int]]()
-    for name, cut in (("writing", shares.writing), ("measuring", shares.measuring)):
+    for name, cut in (("writing", parts.writing), ("measuring", parts.measuring)):
         found[name] = [int(nbytes[cut(jobs, Part(number, PARTS))].sum()) for number in range(1, PARTS + 1)]
     facts = {
         "steps": len(made.steps),

@@ -14,7 +14,7 @@ import pytest
 
 import carnet
 from carnet.errors import BadOption, BadRequest, MachineFailed
-from carnet.executor import shares
+from carnet.executor import parts
 from carnet.executor.jobs import jobs_of
 from carnet.executor.owning import held, proven
 from carnet.executor.run import write_part
@@ -85,13 +85,13 @@ def test_finish_names_the_parts_that_are_missing_and_goes_on_when_they_are_there
 @pytest.mark.parametrize("of", [1, 2, 7, 64, 1000, 10**12])
 def test_a_job_is_of_the_part_that_its_bytes_lie_in(of):
     jobs = jobs_of(carnet.plan(GOLDEN, to="trtllm", tp=2))
-    numbers = shares.writing(jobs).tolist()
+    numbers = parts.writing(jobs).tolist()
     for number in numbers[::5]:
-        (found,) = shares.parts_of(jobs, [number], of)
-        assert number in shares.writing(jobs, Part(found, of))
-    named = shares.parts_of(jobs, numbers, of)
-    assert [each for part in named for each in shares.writing(jobs, Part(part, of)).tolist()] == numbers
-    assert of > 64 or named == [each for each in range(1, of + 1) if len(shares.writing(jobs, Part(each, of)))]
+        (found,) = parts.parts_of(jobs, [number], of)
+        assert number in parts.writing(jobs, Part(found, of))
+    named = parts.parts_of(jobs, numbers, of)
+    assert [each for part in named for each in parts.writing(jobs, Part(part, of)).tolist()] == numbers
+    assert of > 64 or named == [each for each in range(1, of + 1) if len(parts.writing(jobs, Part(each, of)))]
 
 
 def test_a_file_that_is_lost_between_parts_is_named_with_the_way_out(out):
@@ -111,7 +111,7 @@ def test_a_run_of_the_whole_takes_over_what_parts_have_written(out, tmp_path):
     carnet.run(plan, tmp_path / "whole")
     carnet.run(plan, out, part=(2, 3))
     with held(proven(plan), folder_at(out)) as target:
-        assert len(target.staging.done) == len(shares.writing(jobs_of(plan), Part(2, 3)))
+        assert len(target.staging.done) == len(parts.writing(jobs_of(plan), Part(2, 3)))
     carnet.run(plan, out)
     assert content(out) == content(tmp_path / "whole")
 
@@ -275,8 +275,8 @@ def test_a_part_that_joins_others_says_where_it_does_not_see_their_target(out):
 def test_every_job_is_of_one_part_and_parts_are_of_similar_bytes(halves, tmp_path, of):
     case = halves(tmp_path, tensors=64, rows=64, width=1024, short=True, window=4 << 10)
     jobs = jobs_of(case.plan)
-    parts = [shares.writing(jobs, Part(number, of)) for number in range(1, of + 1)]
-    assert np.array_equal(np.concatenate(parts), shares.writing(jobs))
-    sizes = [int(jobs.rows["nbytes"][part].sum()) for part in parts]
+    cut = [parts.writing(jobs, Part(number, of)) for number in range(1, of + 1)]
+    assert np.array_equal(np.concatenate(cut), parts.writing(jobs))
+    sizes = [int(jobs.rows["nbytes"][part].sum()) for part in cut]
     assert max(sizes) - min(sizes) <= 2 * int(jobs.rows["nbytes"].max())
     assert jobs_of(replace(case.plan)).rows.tobytes() == jobs.rows.tobytes()

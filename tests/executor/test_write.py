@@ -206,7 +206,7 @@ def test_a_disk_with_too_little_room_is_refused_before_a_byte_is_written(case, o
     with pytest.raises(MachineFailed, match="too little room") as caught:
         run(case, out, files=(huge,))
     assert "needed    1,152,921,504,606,8" in str(caught.value)
-    assert [path.name for path in staging_of(out).iterdir()] == [journals.NAME]
+    assert not any(out.parent.glob("out*"))
 
 
 def test_copies_that_differ_stop_the_run_and_both_are_named(case, out):

@@ -1,4 +1,4 @@
-"""An examination in shares, each of which another process could have done: it finds what the whole one does."""
+"""An examination in parts, each of which another process could have done: it finds what the whole one does."""
 
 import pickle
 from pathlib import Path
@@ -29,7 +29,7 @@ def damage(out: Path, coded: bool) -> None:
 @pytest.mark.parametrize("asked", [{"to": "hf"}, CODED], ids=["plain", "coded"])
 @pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("of", [1, 3, 50])
-def test_shares_of_an_examination_find_what_the_whole_does(source, tmp_path, asked, damaged, of):
+def test_parts_of_an_examination_find_what_the_whole_does(source, tmp_path, asked, damaged, of):
     out = tmp_path / "out"
     assert carnet.cross(source, out, **asked).equal
     if damaged:
@@ -39,9 +39,9 @@ def test_shares_of_an_examination_find_what_the_whole_does(source, tmp_path, ask
     sizes = []
 
     def elsewhere(add):
-        shares = [desk(*sides, request, MEMORY, 2).share(number, of) for number in range(1, of + 1)]
-        sizes.extend(sum(map(share.nbytes, share.tasks)) for share in shares)
-        return together(pickle.loads(pickle.dumps(share.work(add))) for share in shares)
+        parts = [desk(*sides, request, MEMORY, 2).part(number, of) for number in range(1, of + 1)]
+        sizes.extend(sum(map(part.nbytes, part.tasks)) for part in parts)
+        return together(pickle.loads(pickle.dumps(part.work(add))) for part in parts)
 
     found, whole = (examine(*sides, request, [], MEMORY, 2, None, elsewhere=each).verdict for each in (elsewhere, None))
     assert found.equal is not damaged

@@ -1,4 +1,4 @@
-"""A *desk*: both sides of an examination and all of its tasks. Whoever has the same two folders has the same desk, and may do a share.
+"""A *desk*: both sides of an examination and all of its tasks. Whoever has the same two folders has the same desk, and may do a part.
 
 ::
 
@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from carnet import forks
 from carnet.examiner.brought import by_rows
 from carnet.examiner.compare import Side, is_judged, side
 from carnet.examiner.judge import Judgement, judge
 from carnet.examiner.matrix import amax, amax_names
-from carnet.examiner.means import Means, Order, each
+from carnet.examiner.means import Means, Order, each, processes
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import Codes, Found, Job, jobs, nbytes, work_off
 from carnet.formats.stored import Key
@@ -43,8 +42,8 @@ class Desk:
         """Return the stored weights whose codes are held against numbers."""
         return [task.key for task in self.tasks if isinstance(task, Codes)]
 
-    def share(self, number: int, of: int) -> "Desk":
-        """Return the desk with one of so many shares of the tasks; the first is 1."""
+    def part(self, number: int, of: int) -> "Desk":
+        """Return the desk with one of so many parts of the tasks; the first is 1."""
         sizes = [*map(self.nbytes, self.tasks)]
         total = sum(sizes) or 1
         middles = (2 * end - size for end, size in zip(accumulate(sizes), sizes, strict=True))
@@ -62,10 +61,8 @@ class Desk:
         names = sorted({name for key in self.codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
         largest = each(names, lambda name: amax(ours, name), lambda _: 0, threads, add)
         amaxes = dict(zip(names, largest, strict=True))
-        apart = (
-            threads if forks.pay(threads, sum(map(self.nbytes, self.tasks))) else 1
-        )  # each holds a matrix, and knows of no other
-        clues = Clues(self.means.whole // apart)
+        apart = processes(threads, [*map(self.nbytes, self.tasks)])  # each holds a matrix, and knows of no other
+        clues = Clues(self.means.whole // max(apart, 1))
 
         def judged(key: Key) -> Judgement:
             return judge(ours, theirs, key, self.dtype, amaxes, clues)
@@ -86,10 +83,10 @@ def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | Non
     return Desk(ours, theirs, (*jobs(ours, theirs), *map(Codes, codes)), means, dtype)
 
 
-def together(shares: Iterable[Found]) -> Found:
-    """Return what was found in several shares."""
+def together(parts: Iterable[Found]) -> Found:
+    """Return what was found in several parts."""
     whole = Found({}, {}, {}, {})
-    for found in shares:
+    for found in parts:
         whole.compared.update(found.compared)
         whole.judged.update(found.judged)
         whole.source.update(found.source)

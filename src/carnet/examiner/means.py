@@ -78,10 +78,16 @@ def each(
 
         yield serve
 
-    count = min(threads, len(items))
-    by = forks if forks.pay(count, sum(sizes)) else pool
-    by.run(range(len(items)) if order is None else order, count, worker, add, found.__setitem__)
+    apart = processes(threads, sizes)
+    numbers, count = range(len(items)) if order is None else order, apart or min(threads, len(items))
+    (forks if apart else pool).run(numbers, count, worker, add, found.__setitem__)
     return [found[number] for number in range(len(items))]
+
+
+def processes(threads: int, sizes: Sequence[int]) -> int:
+    """Return in how many processes ``each`` works on items of some bytes, 0 where threads of this one do."""
+    count = min(threads, len(sizes))
+    return count if forks.pay(count, sum(sizes)) else 0
 
 
 class Tally:

@@ -13,13 +13,13 @@ import numpy as np
 
 from carnet import forks, pool
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.executor import shares
+from carnet.executor import parts
 from carnet.executor.arrivals import Arrivals, heard
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
 from carnet.executor.jobs import ENCODE, GAUGE, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
-from carnet.executor.shares import Numbers
+from carnet.executor.parts import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
@@ -69,7 +69,7 @@ def write(
         _put_beside(plan, staging)
         with heard(plan, jobs, finished, begun) as hear:
             resumed, _ = _do(
-                plan, root, staging, jobs, shares.writing(jobs), finished, (progress or silent, begin), workers, hear
+                plan, root, staging, jobs, parts.writing(jobs), finished, (progress or silent, begin), workers, hear
             )
             for file in plan.files:
                 staging.complete(file.name)
@@ -100,11 +100,11 @@ def write_part(
     Nothing is published. Everything else is as ``write`` has it, but that the staging folder stays, whatever the error.
     """
     jobs = jobs_of(plan, in_order=staging.in_order) if jobs is None else jobs
-    numbers = (shares.measuring if measures else shares.writing)(jobs, part)
+    numbers = (parts.measuring if measures else parts.writing)(jobs, part)
     nbytes = int(jobs.rows["nbytes"][numbers].sum())
     if staging.whole:
         return Written(nbytes, len(numbers), len(numbers))
-    own, tell = shares.files_of(jobs, part) if staging.in_order else None, (progress or silent, phase or unsaid)
+    own, tell = parts.files_of(jobs, part) if staging.in_order else None, (progress or silent, phase or unsaid)
     finished = prepared(plan, staging, own) | _done_with(jobs, staging.kept, own)
     resumed, found = _do(
         plan, folder_at(source), staging, jobs, numbers, finished, tell, _threads(plan, threads), given=measured
@@ -126,7 +126,7 @@ def finish(
     jobs, begin, workers = jobs_of(plan, in_order=staging.in_order), phase or unsaid, _threads(plan, threads)
     _refuse_missing(plan, staging, jobs)
     if staging.in_order:  # what compares is no part's
-        _do(plan, folder_at(source), staging, jobs, shares.comparing(jobs), frozenset(), (silent, begin), workers)
+        _do(plan, folder_at(source), staging, jobs, parts.comparing(jobs), frozenset(), (silent, begin), workers)
     else:
         prepare(plan, staging)
     _put_beside(plan, staging)
@@ -137,7 +137,7 @@ def finish(
 def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
     """Raise BadRequest where not every part is written."""
     where, done = {"where": staging.where}, staging.done | _done_with(jobs, staging.kept)
-    missing = {*shares.writing(jobs).tolist()} - done - ({*shares.comparing(jobs).tolist()} if staging.in_order else set())
+    missing = {*parts.writing(jobs).tolist()} - done - ({*parts.comparing(jobs).tolist()} if staging.in_order else set())
     if missing and not done and not staging.parts:
         staging.discard()
         remedy = "run its parts first (--part 1/8 ...), where every machine sees the same disk under the same path"
@@ -149,7 +149,7 @@ def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
         raise BadRequest("a file was lost or cut since parts were written", where, remedy=remedy)
     if missing or not intact(plan, staging):
         of = staging.parts
-        found = shares.parts_of(jobs, missing, of)
+        found = parts.parts_of(jobs, missing, of)
         facts = {**where, "missing": f"{_spans(found)} of {of}" if of else f"{len(missing):,} of {len(jobs):,} jobs"}
         remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
         raise BadRequest("not every part of the target is written", facts, remedy=remedy)
@@ -221,8 +221,8 @@ def _do(
     progress, begin = tell
     left = [number for number in numbers.tolist() if number not in finished]
     kinds = jobs.rows["kind"][left]
-    wanted = np.union1d(shares.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
-    amaxes, names = Amaxes(), shares.names_of(jobs, wanted)
+    wanted = np.union1d(parts.needed(jobs, np.array(left, np.int64)), np.array(left, np.int64)[kinds == GAUGE])
+    amaxes, names = Amaxes(), parts.names_of(jobs, wanted)
     measured = dict(staging.measured if given is None else given)
     if given is None and staging.ready and (kinds == ENCODE).any():
         measured |= staging.measured_by_all()
@@ -233,7 +233,7 @@ def _do(
         "writing": [number for number, kind in zip(left, kinds, strict=True) if kind != GAUGE],
     }
     todo = sum(int(jobs.rows["nbytes"][each].sum()) for each in phases.values())
-    total = int(jobs.rows["nbytes"][np.union1d(numbers, shares.needed(jobs, numbers))].sum())
+    total = int(jobs.rows["nbytes"][np.union1d(numbers, parts.needed(jobs, numbers))].sum())
     done = total - todo
 
     def add(nbytes: int) -> None:

@@ -6,6 +6,7 @@ Ray sends a task elsewhere when its worker or its machine is lost. An error of c
 import logging
 import os
 import re
+import signal
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -141,6 +142,7 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
 
 def _enter(ray: Any, address: str) -> None:  # noqa: ANN401  as Ray's own
     """Connect to a cluster. The server that Ray's proxy starts for a client dies at times as it starts: the next one does not."""
+    told = signal.getsignal(signal.SIGTERM)
     for knock in range(KNOCKS):
         try:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # the error says what these do
@@ -149,7 +151,9 @@ def _enter(ray: Any, address: str) -> None:  # noqa: ANN401  as Ray's own
             if knock == KNOCKS - 1:
                 raise
         else:
-            return
+            break
+    if told is not None and signal.getsignal(signal.SIGTERM) is not told:  # Ray's own ends without a word
+        signal.signal(signal.SIGTERM, told)
 
 
 def _knock(address: str) -> None:

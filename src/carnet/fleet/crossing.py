@@ -15,7 +15,7 @@ from carnet.examiner.desk import together
 from carnet.examiner.means import choose_means
 from carnet.examiner.order import Found
 from carnet.examiner.verdict import Verdict
-from carnet.executor import shares
+from carnet.executor import parts
 from carnet.executor.jobs import Jobs, jobs_of
 from carnet.executor.owning import held, proven
 from carnet.executor.run import finish, prepared
@@ -57,13 +57,12 @@ def cross(
         made = api.plan(path, **wish)
         choose_means(memory_of(wish), len(made.steps))  # refused here, not when all is written
         shown = Shown(made, progress or silent)
-        of, jobs, target = tasks.patient(proven(made)), jobs_of(made), folder_at(said)
-        count = max(FEWEST, -(-int(jobs.rows["nbytes"].sum()) // TASK))
+        of, target = tasks.patient(proven(made)), folder_at(said)
+        count = max(FEWEST, -(-made.proof["source bytes"] // TASK))
         with ExitStack() as stack:
             staging = stack.enter_context(held(of, target, Part(1, count))).staging
             whole = staging.whole
-            if staging.in_order:
-                jobs = jobs_of(made, in_order=True)
+            jobs = jobs_of(made, in_order=staging.in_order)
             if not whole:
                 prepared(made, staging, () if staging.in_order else None)
             where = str(staging.where)
@@ -97,15 +96,15 @@ def _write(cluster: Cluster, sent: tasks.Sent, jobs: Jobs, count: int, progress:
         progress(done, total)
 
     progress(0, total)
-    parts = [Part(number, count, joins=True) for number in range(1, count + 1)]
+    every = [Part(number, count, joins=True) for number in range(1, count + 1)]
     measured = dict[int, float]()
-    if len(shares.measuring(jobs)):
+    if len(parts.measuring(jobs)):
         begin("scales")
-        for found in cluster.all(tasks.measure, [(sent, part) for part in parts], add):
+        for found in cluster.all(tasks.measure, [(sent, part) for part in every], add):
             measured |= found
     begin("writing")
     kept = [cluster.keep(measured)]
-    cluster.all(tasks.write, [(sent, part, kept) for part in parts], add)
+    cluster.all(tasks.write, [(sent, part, kept) for part in every], add)
 
 
 def _sought(source: str, staging: str) -> list[Seen]:

@@ -90,12 +90,12 @@ def _desk(of: Examined) -> Desk:
 
 
 def examine(of: Examined, part: Part) -> Done[Found]:
-    """Do a share of the examination."""
+    """Do a part of the examination."""
     begun = time.monotonic()
     with _here():
-        share = _desk(of).share(part.number, part.of)
-        found = share.work(lambda nbytes: None)
-    return Done(node(), sum(map(share.nbytes, share.tasks)), time.monotonic() - begun, found)
+        own = _desk(of).part(part.number, part.of)
+        found = own.work(lambda nbytes: None)
+    return Done(node(), sum(map(own.nbytes, own.tasks)), time.monotonic() - begun, found)
 
 
 def node() -> str:

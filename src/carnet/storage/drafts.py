@@ -132,16 +132,19 @@ class PosixDraft:
         return None if found is None else found.st_size
 
     def reserve(self, sizes: Iterable[tuple[str, int]]) -> None:
-        """Raise MachineFailed where the disk has less room than what is still to be written."""
-        needed = 0
+        """Raise MachineFailed where the disk has less room than what is still to be written; where nothing is, nothing stays."""
+        needed, some = 0, self.journal.own is not self.journal.main  # or other parts may be there
         for name, nbytes in sizes:
             found = _found(self, name)
+            some |= found is not None
             needed += nbytes if found is None else max(0, nbytes - found.st_blocks * 512)
         disk = os.statvfs(self.base)
         free = disk.f_bavail * disk.f_frsize
         if needed > free:
             facts = {"where": self.folder, "needed": f"{needed:,} bytes", "free": f"{free:,} bytes"}
             remedy = f"free {needed - free:,} bytes, or choose another disk"
+            if not some:
+                self.discard()
             raise MachineFailed("the disk has too little room", facts, remedy=remedy)
 
     def create(self, name: str, nbytes: int, parts: Iterable[tuple[int, bytes]]) -> None:

@@ -1,7 +1,7 @@
-"""How the jobs of a plan are shared among processes, a function of the plan and of the number of parts alone.
+"""How the jobs of a plan are cut into parts for several processes, a function of the plan and of the number of parts alone.
 
 Jobs stay in the order in which their source lies on disk, and a part is a run of them: as many bytes as another's, give or take half a
-job at either end. What is measured is shared alike, in a list of its own, for those who measure everything first::
+job at either end. What is measured is cut alike, in a list of its own, for those who measure everything first::
 
     jobs   |--- 1/3 ---|--- 2/3 ---|--- 3/3 ---|        what is measured   |- 1/3 -|- 2/3 -|- 3/3 -|
 
