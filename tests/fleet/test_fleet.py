@@ -153,6 +153,18 @@ def test_the_same_command_goes_on_after_its_process_is_killed(cluster, source, a
     assert all(line.split()[0] == os.uname().nodename for line in nodes)
 
 
+def test_a_crossing_that_is_asked_to_end_says_how_to_go_on(cluster, source, tmp_path):
+    words = command("cross", source, tmp_path / "out", "--to", "trtllm", "--tp", 2, "--on", "ray")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as crossing:
+        Sighted(cluster, "write", lambda pid: crossing.terminate()).join()
+        said = crossing.communicate(timeout=60)[1]
+    assert (crossing.returncode, said.splitlines()[-1]) == (
+        143,
+        "carnet: interrupted; the same command goes on where it stopped",
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_on_a_terminal_the_nodes_stand_below_the_bar_while_they_work(cluster, source, tmp_path):
     shown = on_a_terminal("-m", "carnet", "cross", source, tmp_path / "out", "--to", "hf", "--on", "ray")
     heads = [at for at, line in enumerate(shown) if line.startswith("node ")]

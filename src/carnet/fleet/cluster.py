@@ -142,18 +142,31 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
 
 def _enter(ray: Any, address: str) -> None:  # noqa: ANN401  as Ray's own
     """Connect to a cluster. The server that Ray's proxy starts for a client dies at times as it starts: the next one does not."""
-    told = signal.getsignal(signal.SIGTERM)
     for knock in range(KNOCKS):
         try:
-            with warnings.catch_warnings(action="ignore", category=UserWarning):  # the error says what these do
+            with _deaf_to_ray(), warnings.catch_warnings(action="ignore", category=UserWarning):  # the error says what these do
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionAbortedError:  # ray/util/client/worker.py: "Initialization failure from server"
             if knock == KNOCKS - 1:
                 raise
         else:
-            break
-    if told is not None and signal.getsignal(signal.SIGTERM) is not told:  # Ray's own ends without a word
-        signal.signal(signal.SIGTERM, told)
+            return
+
+
+@contextmanager
+def _deaf_to_ray() -> Iterator[None]:
+    """Have SIGTERM do what it did: Ray has a handler of its own, that ends the process without a word (ray/_private/worker.py init)."""
+    before, ended = signal.getsignal(signal.SIGTERM), False
+    try:
+        yield
+    except SystemExit:
+        ended = True
+        raise
+    finally:
+        if before is not None and signal.getsignal(signal.SIGTERM) is not before:
+            signal.signal(signal.SIGTERM, before)
+        if ended:
+            signal.raise_signal(signal.SIGTERM)
 
 
 def _knock(address: str) -> None:
