@@ -226,3 +226,15 @@ def test_words_that_mean_nothing_are_usage_errors(versions, tmp_path):
 
 def test_a_delta_is_no_base(chain, tmp_path):
     refused(BadRequest, "no checkpoint of a known kind is here", chain[1], chain[0], tmp_path / "out")
+
+
+def test_a_target_does_not_lie_in_what_is_read(chain, versions, tmp_path):
+    shutil.copytree(versions.a, tmp_path / "a")
+    for a, b, out in (
+        (tmp_path / "a", versions.b, tmp_path / "a" / "out"),
+        (versions.a, tmp_path / "a", tmp_path / "a" / "out"),
+    ):
+        with pytest.raises(BadRequest, match="lie in each other"):
+            deltas.delta(a, b, out)
+    with pytest.raises(BadRequest, match="lie in each other"):
+        deltas.apply(versions.a, chain[0], chain[0] / "out")

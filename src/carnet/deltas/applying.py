@@ -25,7 +25,7 @@ from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of, read_whole
 from carnet.formats.folder import BESIDE, CONFIG, INDEX
 from carnet.formats.side_files import DOCUMENT
-from carnet.formats.stored import Stored
+from carnet.formats.stored import Checkpoint, Stored
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import MEMORY, memory_of, threads_of
 from carnet.pool import Phase, Progress, Tell, unsaid
@@ -69,24 +69,24 @@ def apply(
         raise BadRequest("a delta applies to a Hugging Face folder", facts, remedy="carnet cross CKPT OUT --to hf")
     steps, side = steps_of(paths), stored_side(checkpoint)
     check_base(side, steps)
-    means = choose(space, lambda size: side.memory(size) + steps.memory(size), 0, wanted, far=side.far)
+    means = choose(space, (side,), steps.memory, wanted)
     beside = companions(checkpoint.root, checkpoint.config, frozenset(stamp.file for stamp in checkpoint.stamps), None)
     there = names_in(checkpoint.root)
     copied = {name: read_whole(checkpoint.root, name)[0] for name in (INDEX, BESIDE, CONFIG) if name in there}
-    names = [*_files(side), *copied, *beside.names, DOCUMENT]
+    names = [*_files(checkpoint), *copied, *beside.names, DOCUMENT]
     asked = [fingerprint(checkpoint), [(each.version, each.stamps) for each in steps.deltas]]
-    crossing = Crossing(digest_of(repr(asked).encode()))
+    crossing = Crossing(digest_of(repr(asked).encode()), beside=tuple(each.where for each in steps.deltas))
     with folder_at(said).owned([contained(name) for name in names], crossing, checkpoint.root) as draft:
         if not draft.whole:
             with begun(draft):
                 for asset in beside.assets:
                     put_asset(asset, draft)
-                digests = _write(side, steps, draft, means, progress, phase or unsaid)
+                digests = _write(checkpoint, side, steps, draft, means, progress, phase or unsaid)
                 for name, data in copied.items():
                     draft.put(name, [data])
                 files = {name: digest_of(data) for name, data in copied.items()}
                 files |= {asset.name: asset.digest for asset in beside.assets}
-                draft.put(DOCUMENT, [documents.text(_document(side, steps, digests, files)).encode()])
+                draft.put(DOCUMENT, [documents.text(_document(checkpoint, steps, digests, files)).encode()])
                 for name in (*names, ""):
                     draft.flush(name)
                 for root, stamps in ((checkpoint.root, checkpoint.stamps), *((d.where, d.stamps) for d in steps.deltas)):
@@ -94,14 +94,15 @@ def apply(
         draft.publish()
     last, first = steps.deltas[-1], steps.deltas[0]
     changed = len({name for each in steps.deltas for name in each.frames})
-    nbytes = sum(tensor.nbytes for tensor in side.tensors.values())
-    return Applied(said, last.version, first.base_version, len(side.tensors), changed, nbytes, steps.proven)
+    return Applied(said, last.version, first.base_version, len(side.tensors), changed, side.nbytes, steps.proven)
 
 
-def _write(side: Side, steps: Steps, draft: Draft, means: Means, progress: Progress | None, phase: Phase) -> Mapping[str, str]:
+def _write(
+    checkpoint: Checkpoint, side: Side, steps: Steps, draft: Draft, means: Means, progress: Progress | None, phase: Phase
+) -> Mapping[str, str]:
     """Write the files of tensors; return the digest of each tensor."""
     phase("writing")
-    files, root = _files(side), side.checkpoint.root
+    files, root = _files(checkpoint), checkpoint.root
     sizes = {name: root.open(name).stamp.nbytes for name in files}
     draft.reserve([*sizes.items()])
     for name, stored in files.items():
@@ -132,7 +133,7 @@ def _write(side: Side, steps: Steps, draft: Draft, means: Means, progress: Progr
         targets.close()
 
     try:
-        found = work(len(names), sum(tensor.nbytes for tensor in side.tensors.values()), means.workers, hire, progress)
+        found = work(len(names), side.nbytes, means, hire, progress)
     finally:
         close(steps)
     for name in files:
@@ -141,22 +142,22 @@ def _write(side: Side, steps: Steps, draft: Draft, means: Means, progress: Progr
     return dict(zip(names, found, strict=True))
 
 
-def _files(side: Side) -> dict[str, list[Stored]]:
+def _files(checkpoint: Checkpoint) -> dict[str, list[Stored]]:
     """Return the files of a folder with their tensors, as they lie."""
     found = dict[str, list[Stored]]()
-    for stored in side.checkpoint.tensors.values():
+    for stored in checkpoint.tensors.values():
         found.setdefault(stored.chunks[0].file, []).append(stored)
     return {name: sorted(each, key=lambda stored: stored.chunks[0].offset) for name, each in sorted(found.items())}
 
 
-def _document(side: Side, steps: Steps, digests: Mapping[str, str], files: Mapping[str, str]) -> dict[str, object]:
+def _document(checkpoint: Checkpoint, steps: Steps, digests: Mapping[str, str], files: Mapping[str, str]) -> dict[str, object]:
     """Return what the folder says of itself: what it holds, and by which steps."""
-    held = {stored.name: stored for stored in side.checkpoint.tensors.values()}
+    held = {stored.name: stored for stored in checkpoint.tensors.values()}
     target = {
-        "dialect": side.checkpoint.dialect,
-        "format": side.checkpoint.format,
+        "dialect": checkpoint.dialect,
+        "format": checkpoint.format,
         "tensors": {name: documents.facts(stored, digests[name]) for name, stored in held.items()},
         "files": dict(sorted(files.items())),
-        "frames": frames(side.checkpoint),  # headers are those of the base
+        "frames": frames(checkpoint),  # headers are those of the base
     }
-    return chain.applied_data([*chain.steps_to(side.checkpoint.root), *steps.told], target)
+    return chain.applied_data([*chain.steps_to(checkpoint.root), *steps.told], target)

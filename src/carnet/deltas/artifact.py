@@ -63,7 +63,8 @@ class Adler32:
         return f"{self._value:08x}"
 
 
-CHECKSUMS: Mapping[str, Callable[[], Checksum]] = {"adler32": Adler32, "xxh3-128": xxhash.xxh3_128}
+ADLER = "adler32"
+CHECKSUMS: Mapping[str, Callable[[], Checksum]] = {ADLER: Adler32, "xxh3-128": xxhash.xxh3_128}
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ def steps_to(where: Folder) -> list[Mapping[str, str]]:
 def version_of(where: Folder) -> str | None:
     """Return the version of a folder in which deltas were applied, None where nothing says it."""
     steps = steps_to(where)
-    return str(steps[-1].get("version")) if steps else None
+    version = steps[-1].get("version") if steps else None
+    return version if isinstance(version, str) else None
 
 
 def check_follows(first: tuple[object, str, Link | None], second: tuple[object, str, Link | None]) -> None:

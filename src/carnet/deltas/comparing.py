@@ -38,14 +38,7 @@ def verify(
     steps, side, other = steps_of(paths), side_of("base", base, options), side_of("against", against, options)
     check_base(side, steps)
     check_pair(side, other)
-    takes = side.steps + other.steps
-    means = choose(
-        space,
-        lambda size: side.memory(size) + other.memory(size) + steps.memory(size) + size // 2,
-        takes,
-        wanted,
-        far=side.far or other.far,
-    )
+    means = choose(space, (side, other), lambda window: steps.memory(window) + window // 2, wanted)
     names = largest_first((name, tensor.nbytes) for name, tensor in side.tensors.items())
     checks = [(at, number) for at, each in enumerate((side, other)) for number in range(each.checks)]
 
@@ -79,16 +72,15 @@ def verify(
 
             yield serve
 
-    nbytes = sum(tensor.nbytes for tensor in side.tensors.values())
     try:
-        found = work(len(names) + len(checks), nbytes, means.workers, hire, progress)
+        found = work(len(names) + len(checks), side.nbytes, means, hire, progress)
     finally:
         close(steps)
-    for each in (side.checkpoint, other.checkpoint):
-        check_unchanged(each.root, each.stamps)
+    for each in (side, other):
+        each.check_unchanged()
     for delta in steps.deltas:
         check_unchanged(delta.where, delta.stamps)
-    made = " + ".join(map(str, (side.checkpoint.root, *(delta.where for delta in steps.deltas))))
+    made = " + ".join(map(str, (side, *(delta.where for delta in steps.deltas))))
     order = {name: at for at, name in enumerate(side.tensors)}
     findings = sorted((each for each in found if each is not None), key=lambda each: order[each.stored])
-    return Verdict(str(other.checkpoint.root), made, tuple(findings), None, nbytes)
+    return Verdict(str(other), made, tuple(findings), None, side.nbytes)

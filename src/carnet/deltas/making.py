@@ -21,14 +21,13 @@ import numpy as np
 from xxhash import xxh3_128
 
 from carnet.deltas import artifact, chain, packing
-from carnet.deltas.artifact import CHECKSUMS, COMPRESSED, SCOPES, WHOLE
+from carnet.deltas.artifact import ADLER, CHECKSUMS, COMPRESSED, SCOPES, WHOLE
 from carnet.deltas.chain import FIRST, Held, following
 from carnet.deltas.means import Means, begun, choose, largest_first, work
-from carnet.deltas.sides import Reading, Side, check_pair, side_of
+from carnet.deltas.sides import Differing, Reading, Saying, Side, check_pair, side_of
 from carnet.errors import BadOption, BadRequest, shown
 from carnet.examiner import document as documents
-from carnet.formats.detect import fingerprint
-from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.files import digest_of
 from carnet.formats.folder import INDEX
 from carnet.formats.safetensors import layout_file, render_header
 from carnet.formats.side_files import DOCUMENT
@@ -85,57 +84,86 @@ def delta(
     b: PathLike,
     out: PathLike,
     *,
-    version: str | None = None,
-    base_version: str | None = None,
-    after: PathLike | None = None,
-    checksum: str = "adler32",
-    scope: str = WHOLE,
     memory: int | str = MEMORY,
     threads: int | None = None,
     progress: Progress | None = None,
     phase: Phase | None = None,
-    **options: Unpack[Reading],
+    **options: Unpack[Differing],
 ) -> Made:
     """Write what changed from version ``a`` of a model to version ``b`` into a new folder.
 
     Both are checkpoints or targets that carnet reads. A Hugging Face folder counts as it is, any other layout (and, where ``dtype`` is
-    given, every one) as a crossing into one would write it; ``options`` are those of that crossing.
-    The index says the versions: what ``a`` is known to be, or 000000, and the next. ``after`` is the delta that leads to ``a``: that it
-    does is compared. Raises BadRequest where the two are not of one model.
+    given, every one) as a crossing into one would write it; ``options`` are those of that crossing, and what the index says.
+    The versions are what ``a`` is known to be, or 000000, and the next. ``after`` is the delta that leads to ``a``: that it does is
+    compared. Raises BadRequest where the two are not of one model.
     """
     packing.library()
-    for name, value, known in (("checksum", checksum, CHECKSUMS), ("scope", scope, SCOPES)):
-        if value not in known:
+    only(Differing.__optional_keys__, options)
+    reading: Reading = {name: value for name, value in options.items() if name in Reading.__optional_keys__}  # type: ignore[assignment]
+    saying: Saying = {name: value for name, value in options.items() if name not in reading}  # type: ignore[assignment]
+    check(saying)
+    return between(
+        *(side_of("a", a, reading), side_of("b", b, reading), out),
+        *(memory_of({"memory": memory}), threads_of({"threads": threads})),
+        progress=progress,
+        phase=phase,
+        **saying,
+    )
+
+
+def check(saying: Saying) -> None:
+    """Raise BadOption where an option says what no index can."""
+    for name, known in (("checksum", CHECKSUMS), ("scope", SCOPES)):
+        if (value := saying.get(name, next(iter(known)))) not in known:
             raise BadOption(f"{name} cannot be {shown(repr(value))}", {"known": ", ".join(filter(None, known))})
-    only(Reading.__optional_keys__, options)
-    space, wanted, said = memory_of({"memory": memory}), threads_of({"threads": threads}), local("out", out, out=True)
-    before, new = side_of("a", a, options), side_of("b", b, options)
+
+
+def between(
+    before: Side,
+    new: Side,
+    out: PathLike,
+    memory: int,
+    wanted: int | None,
+    *,
+    progress: Progress | None = None,
+    phase: Phase | None = None,
+    **saying: Unpack[Saying],
+) -> Made:
+    """Write what differs between two sides, in so many bytes and (where it is said) threads."""
     check_pair(before, new)
+    said, after = local("out", out, out=True), saying.get("after")
     last = None if after is None else artifact.read(folder_at(local("after", after)))
-    base = base_version or (last and last.version) or chain.version_of(before.checkpoint.root) or FIRST
-    made = version or following(base)
+    base = saying.get("base_version") or (last and last.version) or _known(before) or FIRST
+    made = saying.get("version") or following(base)
     if made is None:
         raise BadRequest("nothing says the version after this one", {"base version": shown(base)}, remedy="name it: --version")
     if last is not None:
-        chain.check_follows((last.where, last.version, last.link), (before.checkpoint.root, base, None))
-    wish = Wish(made, base, checksum, scope, None if last is None else last.link)
-    takes = before.steps + new.steps
-    means = choose(
-        space,
-        lambda size: before.memory(size) + new.memory(size) + size // 2 + packing.CODER,
-        takes,
-        wanted,
-        far=before.far or new.far,
-    )
-    asked = [made, base, checksum, scope, fingerprint(before.checkpoint), fingerprint(new.checkpoint), sorted(options.items())]
-    with folder_at(said).owned(_names(), Crossing(digest_of(repr(asked).encode())), new.checkpoint.root) as draft:
+        chain.check_follows((last.where, last.version, last.link), (before, base, None))
+    wish = Wish(made, base, saying.get("checksum", ADLER), saying.get("scope", WHOLE), None if last is None else last.link)
+    means = choose(memory, (before, new), lambda window: window // 2 + packing.CODER, wanted)
+    asked = [
+        made,
+        base,
+        wish.checksum,
+        wish.scope,
+        before.state,
+        new.state,
+        sorted((n, t.dtype) for n, t in new.tensors.items()),
+    ]
+    folders = before.folder, new.folder, None if last is None else last.where
+    beside = tuple(each for each in folders if each is not None)
+    with folder_at(said).owned(_names(), Crossing(digest_of(repr(asked).encode()), beside=beside), None) as draft:
         if not draft.whole:
             with begun(draft):
                 _write(wish, before, new, draft, means, progress, phase or unsaid)
                 for side in (before, new):
-                    check_unchanged(side.checkpoint.root, side.checkpoint.stamps)
+                    side.check_unchanged()
         draft.publish()
     return _made(said)
+
+
+def _known(side: Side) -> str | None:
+    return None if side.folder is None else chain.version_of(side.folder)
 
 
 def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, progress: Progress | None, phase: Phase) -> None:
@@ -152,7 +180,7 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
         ]
         if wish.before is not None and wish.before.after != held[0]:
             name = min(name for name in held[0] if wish.before.after.get(name) != held[0][name])
-            facts = {"where": before.checkpoint.root, "tensor": shown(name)}
+            facts = {"where": before, "tensor": shown(name)}
             raise BadRequest("the old version is not what the delta before leads to", facts, remedy="name the one that does")
         phase("writing")
         frames = {name: found[name].frame or 0 for name in tensors if found[name].frame is not None}
@@ -231,8 +259,7 @@ def _differences(
 
             yield serve
 
-    nbytes = sum(tensor.nbytes for tensor in new.tensors.values())
-    found = work(len(names) + len(checks), nbytes, means.workers, hire, progress)
+    found = work(len(names) + len(checks), new.nbytes, means, hire, progress)
     return {name: each for name, each in zip(names, found, strict=False) if each is not None}
 
 

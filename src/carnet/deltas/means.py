@@ -1,12 +1,13 @@
 """How many work on a delta, and on how large pieces, inside a budget of memory; and how they are started."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from carnet import forks, pool
+from carnet.deltas.sides import Side
 from carnet.errors import BadRequest
 from carnet.executor.memory import BASE, PER_FORK, PER_STEP, PER_THREAD
 from carnet.pool import Progress
@@ -24,22 +25,28 @@ class Means:
 
     window: int  # bytes
     workers: int
+    threads: bool  # and not processes: what lies in the memory of this one may be a GPU's
 
 
-def choose(budget: int, each: Callable[[int], int], steps: int, wanted: int | None, *, far: bool) -> Means:
-    """Return the means inside a budget of bytes, where ``each`` says what a worker takes for a window.
+def choose(budget: int, sides: Sequence[Side], more: Callable[[int], int], wanted: int | None) -> Means:
+    """Return the means inside a budget of bytes for reading some sides; ``more`` is what a worker else takes for a window.
 
-    Where something is ``far``, who works waits most of the time. Raises BadRequest where the budget is too small for one.
+    Who reads what is far waits most of the time. Raises BadRequest where the budget is too small for one worker.
     """
+    far = any(side.folder is not None and side.folder.far for side in sides)
     cores = max(len(os.sched_getaffinity(0)), AT_ONCE if far else 1)
     most = min(cores, MOST) if wanted is None else wanted
-    room = budget - BASE - steps * PER_STEP
+    room = budget - BASE - sum(side.steps for side in sides) * PER_STEP
+
+    def each(window: int) -> int:
+        return more(window) + sum(side.memory(window) for side in sides) + PER_THREAD + PER_FORK
+
     for window in WINDOWS:
-        workers = min(most, room // (each(window) + PER_THREAD + PER_FORK))
+        workers = min(most, room // each(window))
         if workers >= min(most, 2) or (workers and window == WINDOWS[-1]):
-            return Means(window, workers)
+            return Means(window, workers, threads=any(side.checkpoint is None for side in sides))
     facts = {
-        "expected": f"at least {budget - room + each(WINDOWS[-1]) + PER_THREAD + PER_FORK:,} bytes",
+        "expected": f"at least {budget - room + each(WINDOWS[-1]):,} bytes",
         "found": f"{budget:,}",
     }
     raise BadRequest("the memory budget is too small for this delta", facts, remedy="give more --memory")
@@ -56,7 +63,7 @@ def begun(draft: Draft) -> Iterator[None]:
         raise
 
 
-def work(count: int, nbytes: int, workers: int, maker: pool.Maker[T], progress: Progress | None) -> list[T]:
+def work(count: int, nbytes: int, means: Means, maker: pool.Maker[T], progress: Progress | None) -> list[T]:
     """Do jobs 0, 1, ... and return what each returned; ``progress`` gets bytes done, and these in all."""
     found, done, show = dict[int, T](), 0, progress or pool.silent
 
@@ -69,8 +76,8 @@ def work(count: int, nbytes: int, workers: int, maker: pool.Maker[T], progress: 
         found[number] = result
 
     show(0, nbytes)
-    workers = max(1, min(workers, count))
-    (forks if forks.pay(workers, nbytes) else pool).run(range(count), workers, maker, add, keep)
+    workers = max(1, min(means.workers, count))
+    (forks if not means.threads and forks.pay(workers, nbytes) else pool).run(range(count), workers, maker, add, keep)
     return [found[number] for number in range(count)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
+from secrets import token_hex
 from typing import TypedDict
 
 import numpy as np
@@ -28,13 +29,14 @@ from carnet.executor.owning import known
 from carnet.executor.quantizing import numbers
 from carnet.executor.work import assemble, work
 from carnet.executor.worker import Amaxes, Worker
-from carnet.formats.detect import open_checkpoint
+from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.files import check_unchanged
 from carnet.formats.stored import Checkpoint
 from carnet.plans.columns import Plan
 from carnet.plans.options import PathLike, local
 from carnet.pool import Tell
 from carnet.steps import Make, Measure, Put, Same
-from carnet.storage.protocol import Opened, Target
+from carnet.storage.protocol import Folder, Opened, Target
 from carnet.storage.schemes import folder_at
 
 Bytes = NDArray[np.uint8]
@@ -56,16 +58,18 @@ class Reading(TypedDict, total=False):
     accept: str | tuple[str, ...]
 
 
-class Differing(Reading, total=False):
-    """The options of ``carnet delta``."""
+class Saying(TypedDict, total=False):
+    """What the index of a delta says."""
 
     version: str | None
     base_version: str | None
-    after: PathLike | None
+    after: PathLike | None  # the delta that leads to the old version
     checksum: str
     scope: str
-    memory: int | str
-    threads: int | None
+
+
+class Differing(Reading, Saying, total=False):
+    """The options of ``carnet delta`` that say which delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +112,39 @@ class Reader:
 class Side:
     """A model's tensors, and how their bytes are read."""
 
-    checkpoint: Checkpoint
+    checkpoint: Checkpoint | None  # None where they are in the memory of this process
     config: Mapping[str, object]  # as a Hugging Face folder has it
     tensors: Mapping[str, Tensor]
     opened: Callable[[int, Tell], AbstractContextManager[Reader]]  # takes the bytes of a window: no read is longer
     checks: int = 0  # how many pairs of copies must be equal
     steps: int = 0  # of its plan
 
+    def __str__(self) -> str:
+        return "the memory of this process" if self.checkpoint is None else str(self.checkpoint.root)
+
     @property
-    def far(self) -> bool:
-        """Say whether its files are far."""
-        return self.checkpoint.root.far
+    def folder(self) -> Folder | None:
+        """Return where its files are."""
+        return None if self.checkpoint is None else self.checkpoint.root
+
+    @property
+    def state(self) -> str:
+        """Return what tells one state of it from another."""
+        return token_hex(8) if self.checkpoint is None else fingerprint(self.checkpoint)
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
 
     def memory(self, window: int) -> int:
         """Return the bytes that a reader takes."""
         return window + (2 * block_size(window) if self.steps else 0)
+
+    def check_unchanged(self) -> None:
+        """Raise BadCheckpoint where a file of it was written since it was opened."""
+        if self.checkpoint is not None:
+            check_unchanged(self.checkpoint.root, self.checkpoint.stamps)
 
 
 def side_of(name: str, path: PathLike, options: Reading) -> Side:
@@ -217,7 +239,7 @@ def _nowhere(name: str) -> Target:
 def check_pair(before: Side, after: Side) -> None:
     """Raise BadRequest where two sides are not of one model."""
     ours, theirs = before.tensors, after.tensors
-    facts: dict[str, object] = {"one": before.checkpoint.root, "other": after.checkpoint.root}
+    facts: dict[str, object] = {"one": before, "other": after}
     remedy = "bring both to one form first: carnet cross CKPT OUT --to hf"
     odd = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     if odd:

@@ -61,8 +61,8 @@ def close(steps: Steps) -> None:
 def check_base(base: Side, steps: Steps) -> None:
     """Raise BadRequest where a version cannot be what deltas apply to, as far as headers tell."""
     first = steps.deltas[0]
-    facts: dict[str, object] = {"base": base.checkpoint.root, "delta": first.where}
-    version = chain.version_of(base.checkpoint.root)
+    facts: dict[str, object] = {"base": base, "delta": first.where}
+    version = None if base.folder is None else chain.version_of(base.folder)
     if version not in (None, first.base_version):
         facts |= {"expected": f"version {first.base_version}", "found": f"version {version}"}
         raise BadRequest("the base is another version than the delta applies to", facts, remedy="apply what leads there first")

@@ -8,5 +8,6 @@ if find_spec("torch") is None:
 from carnet.live.crossing import Crossing
 from carnet.live.grid import Grid
 from carnet.live.planning import plan
+from carnet.live.publishing import delta
 
-__all__ = ["Crossing", "Grid", "plan"]
+__all__ = ["Crossing", "Grid", "delta", "plan"]

@@ -232,10 +232,10 @@ def staging_of(out: Path) -> Path:
 
 @contextmanager
 def owned(
-    out: Path, names: Collection[str], crossing: Crossing, source: Path | None, part: Part | None = None
+    out: Path, names: Collection[str], crossing: Crossing, sources: Iterable[Path], part: Part | None = None
 ) -> Iterator[PosixDraft]:
-    """Own the staging folder of a target; ``source`` is a folder that it must not lie in, None where it has none of this machine."""
-    if source is not None:
+    """Own the staging folder of a target; ``sources`` are folders of this machine that it must not lie in."""
+    for source in sources:
         _refuse_overlap(source, out)
     _refuse_entangled(out, names)
     crossing = replace(crossing, names=tuple(sorted(names)))

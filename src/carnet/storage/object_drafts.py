@@ -189,7 +189,8 @@ def owned(
 
     There are no locks in a store: two runs of one crossing write the same objects, and the journal refuses one of another crossing.
     """
-    _refuse_overlap(out, source)
+    for each in (source, *crossing.beside):
+        _refuse_overlap(out, each)
     if not out.path or NAME in names:
         raise BadRequest(f"{out} names no folder that could be new", remedy="name a folder of the bucket")
     mark = xxhash.xxh3_128_hexdigest(f"{crossing.plan} {crossing.source}".encode())

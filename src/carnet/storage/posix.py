@@ -113,7 +113,7 @@ class PosixFolder:
         self, names: Collection[str], crossing: Crossing, source: Folder | None, part: Part | None = None
     ) -> AbstractContextManager[drafts.PosixDraft]:
         """Own the staging folder beside this one."""
-        here = Path(source.path) if isinstance(source, PosixFolder) else None
+        here = [Path(each.path) for each in (source, *crossing.beside) if isinstance(each, PosixFolder)]
         return drafts.owned(Path(self.path), names, crossing, here, part)
 
     def cleared(self) -> list[str]:

@@ -107,6 +107,7 @@ class Crossing:
     source: str = ""  # digest of what tells on every machine that no file of the source has changed
     identity: str = ""  # and of what tells more on this machine
     names: tuple[str, ...] = ()  # of the files that are written: what it may remove
+    beside: tuple["Folder", ...] = ()  # what else is read, that the target must not lie in
     patience: float = 0.0  # seconds to wait for who holds it: a machine that is lost keeps its locks for a while
 
 
