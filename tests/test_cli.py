@@ -605,7 +605,10 @@ def test_a_target_that_is_there(tmp_path):
     (tmp_path / "out/mine.txt").write_text("mine")
     lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf")
     assert lines[0] == f"carnet: {tmp_path / 'out'} exists"
-    assert lines[-1] == "  try: choose a folder that is empty or not there"
+    assert (
+        lines[-1]
+        == "  try: choose a folder that is empty or not there, or see whether it is the target already: carnet verify OUT"
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     (tmp_path / "file").write_text("mine")
     assert refused("cross", MEGATRON, tmp_path / "file", "--to", "hf")[0] == f"carnet: {tmp_path / 'file'} exists"

@@ -43,8 +43,10 @@ def test_a_part_that_is_lacking_is_told_and_one_that_is_there_is_not_written_aga
         carnet.finish(made, out)
     assert not (store.folder / "out").exists()
     carnet.run(made, out, part=(1, 2))
-    with pytest.raises(carnet.BadRequest, match="not every part of the target is written"):
+    with pytest.raises(carnet.BadRequest, match="not every part of the target is written") as refused:
         carnet.finish(made, out)
+    assert refused.value.facts["missing"] == "model-00004-of-00006.safetensors and 2 more files"
+    assert refused.value.remedy == "run all parts again: what is written is kept"
     before = {path.name: path.stat().st_mtime_ns for path in (store.folder / "out").iterdir()}
     carnet.run(made, out, part=(1, 2))
     assert {path.name: path.stat().st_mtime_ns for path in (store.folder / "out").iterdir()} == before

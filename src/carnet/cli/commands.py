@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 
 UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
+UNSEEN = (
+    "an upload that was killed shows in no listing: a rule of the bucket aborts those that stay incomplete (docs/stores.md)"
+)
 RESUMED = ("cross", "finish", "run")  # what an interrupted command of these wrote is used by the next
 
 
@@ -249,6 +252,8 @@ def clean(out: str, as_json: bool) -> None:
 
     removed = api.clean(out)
     click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
+    if "://" in out and not out.startswith("file:"):
+        click.echo(f"carnet: {UNSEEN}", err=True)
 
 
 @main.command(

@@ -255,6 +255,8 @@ def recheck(target: Folder, memory: int, threads: int | None, progress: Progress
     """Compare a target with its own document alone; ``memory``, ``threads`` and ``progress`` are as for ``examine_target``."""
     names_in(target)  # which refuses one that its crossing has not finished
     said = documents.load(target)
+    if said is None and not target.kind():
+        raise BadRequest(f"{target} does not exist", {"expected": "the folder of a target"})
     if said is None or not said.tells:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
         what = (

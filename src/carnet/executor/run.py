@@ -140,7 +140,7 @@ def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
     missing = {*parts.writing(jobs).tolist()} - done - ({*parts.comparing(jobs).tolist()} if staging.in_order else set())
     if missing and not done and not staging.parts:
         staging.discard()
-        remedy = "run its parts first (--part 1/8 ...), where every machine sees the same disk under the same path"
+        remedy = "run its parts first (--part 1/8 ...), where every machine sees the same disk or store under the same name"
         raise BadRequest("nothing of this target is written", where, remedy=remedy)
     if staging.fresh:
         raise BadRequest("the source changed since parts were written", where, remedy="run all parts again")
@@ -149,10 +149,12 @@ def _refuse_missing(plan: Plan, staging: Draft, jobs: Jobs) -> None:
         raise BadRequest("a file was lost or cut since parts were written", where, remedy=remedy)
     if missing or not intact(plan, staging):
         of = staging.parts
-        found = parts.parts_of(jobs, missing, of)
-        facts = {**where, "missing": f"{_spans(found)} of {of}" if of else f"{len(missing):,} of {len(jobs):,} jobs"}
-        remedy = f"run it again with --part {found[0]}/{of}" if found else "run it again: what is written is not done again"
-        raise BadRequest("not every part of the target is written", facts, remedy=remedy)
+        found = parts.parts_of(jobs, missing, of) if of else []
+        lost = [file.name for file in plan.files if file.name not in staging.kept]
+        files = f"{lost[0]}{f' and {len(lost) - 1} more files' if lost[1:] else ''}" if staging.in_order and lost else ""
+        what = f"{_spans(found)} of {of}" if found else files or f"{len(missing):,} of {len(jobs):,} jobs"
+        remedy = f"run it again with --part {found[0]}/{of}" if found else "run all parts again: what is written is kept"
+        raise BadRequest("not every part of the target is written", {**where, "missing": what}, remedy=remedy)
 
 
 def _spans(numbers: list[int]) -> str:

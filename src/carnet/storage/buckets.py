@@ -125,7 +125,7 @@ def told(what: str, where: str, name: str = "") -> Iterator[None]:
             f"{what}: the store refuses it", {"where": where, "reason": shown(str(error))}, remedy=remedy
         ) from error
     except Broken as error:
-        remedy = "see whether the store can be reached, and run the same command again: it resumes"
+        remedy = "see whether the store can be reached there, in this region, and run the same command again: it resumes"
         raise MachineFailed(
             f"{what}: the store failed", {"where": where, "reason": shown(str(error))}, remedy=remedy
         ) from error

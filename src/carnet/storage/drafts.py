@@ -30,7 +30,7 @@ from carnet.storage.opening import (
     told,
     write_whole,
 )
-from carnet.storage.protocol import Crossing, Part
+from carnet.storage.protocol import TAKEN, Crossing, Part
 
 TEMPORARY = ".tmp"  # what a small file is called until it is whole
 LOOKS = 100  # at a folder that others make and publish meanwhile
@@ -326,7 +326,7 @@ def refuse_taken(out: Path) -> None:
     staging = staging_of(out)
     with told(out):
         if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
-            raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
+            raise BadRequest(f"{out} exists", remedy=TAKEN)
         if out.is_mount():  # nothing can be renamed to it
             raise BadRequest(f"{out} is a mount point", remedy=f"choose a folder in it: {out / 'model'}")
         if staging.is_symlink() or (staging.exists() and not staging.is_dir()):

@@ -25,7 +25,7 @@ from carnet.errors import BadRequest, MachineFailed, shown
 from carnet.storage.buckets import Broken, Bucket, Object, Taken, told
 from carnet.storage.in_order import InOrder, Room
 from carnet.storage.journal_lines import NAME
-from carnet.storage.protocol import LAST, Crossing, File, Folder, Part, read_at
+from carnet.storage.protocol import LAST, TAKEN, Crossing, File, Folder, Part, read_at
 
 if TYPE_CHECKING:
     from carnet.storage.objects import ObjectFolder
@@ -198,7 +198,7 @@ def owned(
     fresh = stale = False
     if NAME not in there:
         if there or _is_object(out):
-            raise BadRequest(f"{out} exists", remedy="choose a folder that is empty or not there")
+            raise BadRequest(f"{out} exists", remedy=TAKEN)
         if part is not None and part.joins:
             remedy = "give every machine the same store under the same URL"
             raise MachineFailed("this machine does not see the target that others write", {"where": out}, remedy=remedy)

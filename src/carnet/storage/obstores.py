@@ -3,6 +3,7 @@
 Credentials, endpoints and regions are as obstore reads them from the environment, and so are its retries with back-off.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ KINDS: tuple[tuple[type[Exception], type[Exception]], ...] = (
     (UnauthenticatedError, Refused),
 )
 ANSWERS = {
+    # of the machine itself, which object_store asks for credentials where it was given none (src/aws/builder.rs, src/gcp/credential.rs)
+    "http://169.254.169.254": Refused,
+    "http://metadata": Refused,
     "status code: 403 ": Refused,
     "status code: 401 ": Refused,
     "status code: 404 ": Missing,
@@ -132,8 +136,20 @@ def heard() -> Iterator[None]:
     try:
         yield
     except (BaseError, OSError, ValueError) as error:
-        said = str(error).split("\n", 1)[0]
+        said = str(error).split("\n\n", 1)[0]
         kind = next((kind for theirs, kind in KINDS if isinstance(error, theirs)), None)
         if kind is None:
             kind = next((kind for words, kind in ANSWERS.items() if words in said), Broken)
-        raise kind(said) from error
+        raise kind(_reason(said)) from error
+
+
+def _reason(said: str) -> str:
+    """Return what was answered and by whom, without how it was asked.
+
+    >>> _reason("Generic S3 error: Error performing GET http://host:1/b in 2ms - 404 Not Found: <Error><Code>NoSuchKey</Code>")
+    'http://host:1: 404 Not Found: NoSuchKey'
+    """
+    asked, _, answer = said.split("\n", 1)[0].rpartition(" - ")
+    answer = answer.removeprefix("Server returned non-2xx status code: ").partition(": <")[0]
+    told = [found[1] for name in ("Code", "Message") if (found := re.search(f"<{name}>([^<]*)</{name}>", said))]
+    return ": ".join([*re.findall(r"https?://[^/ ]+", asked)[:1], answer, *told])

@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Generic, Protocol, Self, TypeVar
 
 FILE, FOLDER = "file", "folder"  # kinds of what has a name; any other is in words, "a FIFO", and nothing is ""
+TAKEN = "choose a folder that is empty or not there, or see whether it is the target already: carnet verify OUT"
 LAST = "carnet.json"  # the document of a target: where a store cannot rename, a target without it is none
 AT_ONCE = 8  # requests that are under way, where one takes long
 OPEN = 16  # files that stay open: they are read in the order in which they lie
