@@ -91,11 +91,12 @@ def reconfigure(folder, **fields):
 
 
 VERBS = ("clean", "cross", "finish", "inspect", "plan", "run", "verify")
+ASIDE = ("against", "expect", "Comparison", "Expected")  # of engines
 ERRORS = ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported")
 
 
 def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_and_nothing_else():
-    assert set(carnet.__all__) == {*VERBS, *ERRORS, "Inspection", "Options", "Plan", "Verdict"}
+    assert set(carnet.__all__) == {*VERBS, *ERRORS, *ASIDE, "Inspection", "Options", "Plan", "Verdict"}
     assert {name for name in dir(carnet) if not name.startswith("_")} == set(carnet.__all__)
     assert all(callable(getattr(carnet, name)) for name in carnet.__all__)
     assert all(issubclass(getattr(carnet, name), carnet.CarnetError) for name in ERRORS)
@@ -104,7 +105,7 @@ def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_a
 
 
 def test_the_commands_are_the_verbs_and_what_stands_beside_them():
-    assert sorted(main.commands) == sorted([*VERBS, "apply", "calibrate", "delta", "fits"])
+    assert sorted(main.commands) == sorted([*VERBS, "apply", "calibrate", "delta", "expect", "fits"])
 
 
 def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_of_a_request():
@@ -114,7 +115,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_o
         "loaded = {name for name in sys.modules if name.split('.')[0] in ('numpy', 'rich', 'ml_dtypes', 'xxhash', 'torch')}\n"
         "own = {name for name in sys.modules if name.startswith('carnet.') and not name.startswith('carnet.cli')}\n"
         "loaded |= own - {'carnet.plans', 'carnet.plans.options', 'carnet.plans.request', 'carnet.errors', 'carnet.version'}\n"
-        "loaded -= {'carnet.dialects', 'carnet.dialects.kinds'}\n"
+        "loaded -= {'carnet.dialects', 'carnet.dialects.kinds', 'carnet.plans.words'}\n"
         "print(sorted(loaded), file=sys.stderr)"
     )
     result = carnet_in_a_shell(code=code)
@@ -122,7 +123,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_o
     assert "Usage: " in result.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "calibrate", "fits"])
+@pytest.mark.parametrize("verb", [*VERBS, "calibrate", "expect", "fits"])
 def test_the_help_of_every_verb_has_examples_that_are_commands(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0

@@ -19,14 +19,18 @@ __all__ = [
     "BadOption",
     "BadRequest",
     "CarnetError",
+    "Comparison",
+    "Expected",
     "Inspection",
     "MachineFailed",
     "NotSupported",
     "Options",
     "Plan",
     "Verdict",
+    "against",
     "clean",
     "cross",
+    "expect",
     "finish",
     "inspect",
     "plan",
@@ -36,13 +40,19 @@ __all__ = [
 
 if TYPE_CHECKING:
     from carnet.api import Inspection, clean, cross, finish, inspect, plan, run, verify
+    from carnet.engines.comparing import Comparison
+    from carnet.engines.expected import Expected
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
     from carnet.examiner.verdict import Verdict
+    from carnet.expecting import against, expect
     from carnet.plans.columns import Plan
     from carnet.plans.request import Options
 
 _HOMES = {
     "carnet.api": ("Inspection", "Verdict", "clean", "cross", "finish", "inspect", "plan", "run", "verify"),
+    "carnet.engines.comparing": ("Comparison",),
+    "carnet.engines.expected": ("Expected",),
+    "carnet.expecting": ("against", "expect"),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.request": ("Options",),
     "carnet.plans.columns": ("Plan",),

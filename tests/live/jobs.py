@@ -170,6 +170,28 @@ def cross(sizes, cut, target, to, folder, options=None, scales=None):
         return kept, made.texts, dict(made.traffic())
 
 
+def expect(sizes, cut, target, to, folder, options):
+    """Let a model cross, bend what arrived, and return what the ranks of an engine must hold: what left. Save the model."""
+    with parallel(**cut):
+        model = build(sizes, **cut)
+        said = arguments(model) | {"vocab_size": sizes["vocab"], "params_dtype": torch.bfloat16}
+        save(model.state_dict(), cut, said, folder)
+        made = live.plan(said, source=Grid(**cut), target=Grid(**target), to=to, timeout=20, **options)
+        refused = ""
+        try:
+            made.expected()
+        except CarnetError as error:
+            refused = error.what
+        held = made.run(model)
+        for tensor in held.values():
+            tensor.view(-1).view(torch.uint8).fill_(77)
+        before = made.expected() if to == "vllm" else None
+        dist.barrier()
+        for parameter in model.parameters():  # the next step of training
+            parameter.data.neg_()
+        return before, made.expected(), refused
+
+
 def described(sizes, more, options):
     """Return the config of a target whose source is described by itself, or by the arguments of a run; and the model's own angles."""
     with parallel():

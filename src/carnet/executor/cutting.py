@@ -77,15 +77,17 @@ def blocks_of(step: Move) -> Iterator[Piece]:
     return blocks(piece_of(step.shape, step.source, step.target), MOST, pack=True)
 
 
-def cells_of(tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, window: int, *, zeros: bool) -> Iterator[Cell]:
+def cells_of(
+    tensor: TargetTensor, steps: Sequence[Writer], coded: Make | None, window: int, *, zeros: bool, squares: bool = True
+) -> Iterator[Cell]:
     """Cut a tensor, or a matrix that is ``coded``, into tiles that fit a window (bytes), each with the steps that touch it.
 
-    Tiles of nothing but zeros are left out, but where ``zeros`` have to be written.
+    Tiles of nothing but zeros are left out, but where ``zeros`` have to be written; without ``squares`` every tile is a range of bytes.
     """
     spans = sorted((*reach(step), number) for number, step in enumerate(steps))
     active: list[tuple[int, int, int]] = []
     coming = 0
-    for tile in _tiles(window, tensor, steps) if coded is None else _matrix_tiles(tensor, coded, window):
+    for tile in _tiles(window, tensor, steps, squares) if coded is None else _matrix_tiles(tensor, coded, window):
         low, lines, width, pitch = segments(tile)
         while coming < len(spans) and spans[coming][0] < low + (lines - 1) * pitch + width:
             active.append(spans[coming])
@@ -142,7 +144,7 @@ def _whole_blocks(recipe: Recipe, rows: int, columns: int, most: int) -> tuple[i
     return wide, min(rows, max(down, most // wide // down * down))
 
 
-def _tiles(window: int, tensor: TargetTensor, steps: Sequence[Writer]) -> list[Tile]:
+def _tiles(window: int, tensor: TargetTensor, steps: Sequence[Writer], may_square: bool) -> list[Tile]:
     """Cut a tensor into ranges that fit a buffer, as do the source rows that they are cut from; or into squares.
 
     A range of a transposed tensor takes a little of every source row: reading for it means reading everything again and again.
@@ -150,7 +152,7 @@ def _tiles(window: int, tensor: TargetTensor, steps: Sequence[Writer]) -> list[T
     item = BY_NAME[tensor.dtype].nbytes
     limit = int(window * _density(steps))
     ranges = [linear(tensor.offset, item, low, high) for low, high in cuts(tensor.shape, item, limit)]
-    squares = _squares(tensor, item, limit)
+    squares = _squares(tensor, item, limit) if may_square else []
     if not squares or not all(fits(step.shape, step.target, squares[0]) for step in steps):
         return ranges
     return squares if _waste(ranges[0], steps) > max(LAVISH, 4 * _waste(squares[0], steps)) else ranges

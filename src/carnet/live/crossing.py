@@ -11,11 +11,12 @@ import torch
 
 from carnet.dialects.kinds import KINDS, RANKS
 from carnet.dialects.units import Unit
+from carnet.engines.expected import Expected, Parameter
 from carnet.errors import BadRequest, CarnetError
 from carnet.examiner import document as documents
 from carnet.formats.side_files import DOCUMENT
 from carnet.inventory.source_scales import NOTHING, SourceScales
-from carnet.live import coding, saving
+from carnet.live import coding, digesting, saving
 from carnet.live.binding import TORCH, Located, State, Watch, bind, chunks_of
 from carnet.live.checking import Digests, compare, copies_of, read_again
 from carnet.live.control import Control, together
@@ -159,6 +160,21 @@ class Crossing:
             found = read_again(self._control.rank, self._moves, copies, read, self._landing.find, self._located)
         return compare(dict(zip(self._control.ranks, self._control.gather(found), strict=True)), self._moves, copies)
 
+    def expected(self) -> Expected:
+        """Return what every rank of the engine must hold after the last ``run``, told from what that came from, read again.
+
+        Every rank must call it, and gets the digests of all; ``carnet.against(found, url)`` asks the engine. Raises BadRequest where
+        the target is no engine's, or nothing was run.
+        """
+        plan, known, engine = self._planned.plan, list[Parameter](), self._request.to
+        with together(self._control):
+            if not self._acts:
+                raise BadRequest("nothing was run that an engine could hold", remedy="call run first")
+            known = digesting.parameters_of(plan, self._destination, self._source.inventory.config, self._request)
+        mine = {each.name: each for each in known if self._control.rank in self._destination.holders(each.file)}
+        own = digesting.digests(engine, self._streaming(self._tensors(), self._wire("stream")), mine)
+        return digesting.merged(self._control, own, known, self._request, plan.source)
+
     def stream(self, states: States = None) -> Iterator[tuple[str, torch.Tensor]]:
         """Hand over the weights tensor by tensor, as an engine's ``load_weights`` takes them; every rank must go to the end.
 
@@ -172,6 +188,9 @@ class Crossing:
         if self._control.any(not self._watch.same(states)):
             self._bind(states)
         self._look(states)
+        yield from self._streaming(landing, wire)
+
+    def _streaming(self, landing: Tensors, wire: Wire) -> Iterator[tuple[str, torch.Tensor]]:
         left, beside = dict.fromkeys(landing.names), landing.beside([*self._fills, *self._steps])
 
         def settle(names: Iterable[str]) -> None:

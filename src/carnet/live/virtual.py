@@ -168,7 +168,10 @@ class Destination:
 
     def holders(self, file: str) -> Sequence[int]:
         """Return the ranks that a file of the plan stands for."""
-        return self.ranks if self.units is None else self.placement.units[file.removesuffix(".safetensors")][1]
+        if self.units is None:
+            return self.ranks
+        before, after = self.dialect.kind.file.split("{unit}")
+        return self.placement.units[file.removeprefix(before).removesuffix(after)][1]
 
 
 def aim(source: Source, request: Request, grid: Grid, ranks: Sequence[int], padded: int | None) -> Destination:

@@ -3,7 +3,7 @@
 No name is ever cut or broken, so that it can be copied, searched for and piped.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.cells import cell_len
 
@@ -11,6 +11,7 @@ from carnet.errors import folded, printable
 
 GAP = "   "  # between columns
 INDENT = "    "  # of what follows the first cell in a paragraph
+LABEL = 18  # columns of the label of a fact
 TIED = "\N{NO-BREAK SPACE}"  # between words that stay on one line
 
 
@@ -58,3 +59,10 @@ def _paragraph(row: Sequence[str], width: int) -> Iterator[str]:
     cells = "  ".join(cell.replace(" ", TIED) if len(cell) <= longest else cell for cell in row[1:] if cell)
     for line in folded(INDENT + cells, width, len(INDENT)) if cells else ():
         yield line.replace(TIED, " ")
+
+
+def facts_in_lines(facts: Mapping[str, object], width: int | None) -> Iterator[str]:
+    """Yield a line a fact; on a terminal one that is too long goes on below its value."""
+    for label, value in facts.items():
+        for line in folded(f"{label:<{LABEL}} {value}", width, LABEL + 1):
+            yield printable(line.replace(TIED, " "))

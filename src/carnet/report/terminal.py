@@ -9,7 +9,6 @@ from carnet.api import Inspection
 from carnet.architectures.wrappers import inside_of
 from carnet.deltas import Applied, Made
 from carnet.dialects.kinds import KINDS, SHARDS
-from carnet.errors import folded, printable
 from carnet.examiner.document import layouts
 from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
@@ -21,10 +20,10 @@ from carnet.plans.columns import Plan
 from carnet.plans.request import OPTIONS, Request, as_data
 from carnet.report.data import coded, quantized_as
 from carnet.report.tables import TIED, table
+from carnet.report.tables import facts_in_lines as _facts
 from carnet.steps import kind
 
 DATA = as_data(Request())  # a request of which nothing is said
-LABEL = 18  # columns of a label
 ROOM = 160  # letters of a value in a line
 MOST = 10  # findings that a person reads
 RIGHT = ("bytes", "tensors", "parts")  # columns of numbers
@@ -283,13 +282,6 @@ def _short(value: object) -> str:
 
 def _dropped(dropped: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(f"{reason} ({len(names)})" for reason, names in dropped.items()) or "nothing"
-
-
-def _facts(facts: Mapping[str, object], width: int | None) -> Iterator[str]:
-    """Yield a line a fact; on a terminal one that is too long goes on below its value."""
-    for label, value in facts.items():
-        for line in folded(f"{label:<{LABEL}} {value}", width, LABEL + 1):
-            yield printable(line.replace(TIED, " "))
 
 
 def _config(config: Config, *, few: bool) -> dict[str, object]:
