@@ -58,8 +58,40 @@ class Worker:
         yield f"{at}experts.routed_experts.w13_weight", torch.stack(first)
         yield f"{at}experts.routed_experts.w2_weight", torch.stack(second)
 
+    def stacked_experts(self, at, to):
+        """Those of GPT-OSS: a folder has inputs before outputs, and columns of gate and up that alternate."""
+        hf = {name: self.hf[f"{at}{name}"] for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias")}
+        if self.shares_experts:
+            hf = {name: self.part(tensor) for name, tensor in hf.items()}
+            wide, mine = hf["gate_up_proj"].shape[2], slice(None)
+        else:
+            wide = hf["gate_up_proj"].shape[2] // self.ranks
+            mine = slice(self.rank * wide, (self.rank + 1) * wide)
+        yield f"{to}w13_weight", hf["gate_up_proj"][:, :, mine].permute(0, 2, 1).contiguous()
+        yield f"{to}w13_bias", hf["gate_up_proj_bias"][:, mine].contiguous()
+        rows = slice(None) if self.shares_experts else slice(self.rank * wide // 2, (self.rank + 1) * wide // 2)
+        yield f"{to}w2_weight", hf["down_proj"][:, rows].permute(0, 2, 1).contiguous()
+        adds = self.shares_experts or not self.rank
+        yield f"{to}w2_bias", hf["down_proj_bias"] if adds else torch.zeros_like(hf["down_proj_bias"])
+
+    def open_weights(self):
+        """All tensors of a GPT-OSS."""
+        yield "model.embedding.weight", self.vocabulary(self.hf["model.embed_tokens.weight"])
+        yield "lm_head.weight", self.vocabulary(self.hf["lm_head.weight"])
+        yield "model.norm.weight", self.hf["model.norm.weight"]
+        for layer in range(self.said["num_hidden_layers"]):
+            at = f"model.layers.{layer}."
+            for name in ("input_layernorm.weight", "post_attention_layernorm.weight", "mlp.router.weight", "mlp.router.bias"):
+                yield at + name, self.hf[at + name]
+            yield from ((name.replace("self_attn.", "attn."), tensor) for name, tensor in self.attention(f"{at}self_attn."))
+            yield f"{at}attn.sinks", self.part(self.hf[f"{at}self_attn.sinks"])
+            yield from self.stacked_experts(f"{at}mlp.experts.", f"{at}mlp.experts.routed_experts.")
+
     def everything(self):
         """All tensors of a model that is no pipeline."""
+        if self.said["model_type"] == "gpt_oss":
+            yield from self.open_weights()
+            return
         tied = self.said.get("tie_word_embeddings", False)
         embed = self.vocabulary(self.hf["model.embed_tokens.weight"])
         if not tied:

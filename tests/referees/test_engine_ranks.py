@@ -12,7 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
+    GptOssConfig,
     LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 import carnet
@@ -29,10 +35,34 @@ SIZES = {
     "head_dim": 8,
     "max_position_embeddings": 32,
 }
+LATENT = {
+    **SIZES,
+    "num_key_value_heads": 8,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 20,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 8,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+del LATENT["head_dim"]
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 8}
 MODELS = {
     "llama": LlamaConfig(**SIZES),
     "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama, biases": LlamaConfig(**SIZES, attention_bias=True),
+    "qwen2": Qwen2Config(**SIZES),
+    "qwen3, tied": Qwen3Config(**SIZES, tie_word_embeddings=True),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=8, moe_intermediate_size=16, mlp_only_layers=[1]),
+    "mixtral": MixtralConfig(**SIZES, **EXPERTS),
+    "deepseek_v3": DeepseekV3Config(**LATENT),
+    "gpt_oss": GptOssConfig(**SIZES, **EXPERTS),
 }
 
 
@@ -47,6 +77,9 @@ def folder(tmp_path_factory):
             model = AutoModelForCausalLM.from_config(MODELS[name]).bfloat16()
             for parameter in model.parameters():  # norms and biases too
                 parameter.data.normal_()
+            for whose, buffer in model.named_buffers():
+                if whose.endswith("e_score_correction_bias"):  # which is published in f32
+                    buffer.data = torch.randn(len(buffer))
             model.save_pretrained(at)
         return at
 
@@ -65,7 +98,8 @@ def same(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-CUTS = [*((name, tp, 1) for name in MODELS for tp in (1, 2, 4))]
+MIXTURES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss")
+CUTS = [*((name, tp, 1) for name in MODELS for tp in (1, 2, 4)), *((name, tp, tp) for name in MIXTURES for tp in (2, 4))]
 
 
 @pytest.mark.parametrize(("name", "tp", "ep"), CUTS)
@@ -80,7 +114,7 @@ def test_each_rank_holds_what_vllm_would_make_of_the_folder(folder, tmp_path, na
         same(held, dict(Worker(whole, said, rank, tp, shares_experts=ep > 1).everything()))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "llama, tied", "qwen2", "deepseek_v3"])
 def test_stages_hold_their_layers_under_the_numbers_of_the_whole(folder, tmp_path, name):
     verdict = carnet.cross(folder(name), tmp_path / "out", to="vllm", tp=2, pp=2)
     assert verdict.equal, verdict.findings
@@ -100,10 +134,10 @@ def test_stages_hold_their_layers_under_the_numbers_of_the_whole(folder, tmp_pat
         same(first | last, whole[f"model-rank-{tp}-part-0.safetensors"] | more)
 
 
-@pytest.mark.parametrize(("tp", "pp"), [(2, 1), (4, 1), (2, 2)])
+@pytest.mark.parametrize(("tp", "pp", "ep"), [(4, 1, 1), (2, 2, 1), (2, 1, 2)])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_comes_back_is_the_folder(folder, tmp_path, name, tp, pp):
-    carnet.cross(folder(name), tmp_path / "ranks", to="vllm", tp=tp, pp=pp)
+def test_what_comes_back_is_the_folder(folder, tmp_path, name, tp, pp, ep):
+    carnet.cross(folder(name), tmp_path / "ranks", to="vllm", tp=tp, pp=pp, ep=ep)
     assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
     same(tensors_of(tmp_path / "back")["model.safetensors"], load_file(folder(name) / "model.safetensors"))
 
@@ -174,6 +208,20 @@ def test_what_is_changed_is_found_and_named(folder, tmp_path, change, where):
     verdict = carnet.verify(folder("llama"), tmp_path / "out")
     assert not verdict.equal
     assert where in {part for finding in verdict.findings for part in finding.where.split(", ")}, verdict.findings
+
+
+def test_experts_of_another_rank_are_found_and_named(folder, tmp_path):
+    carnet.cross(folder("qwen3_moe"), tmp_path / "out", to="vllm", tp=2, ep=2)
+    (tmp_path / "out/carnet.json").unlink()
+    one, other = (tmp_path / f"out/model-rank-{rank}-part-0.safetensors" for rank in range(2))
+    held, theirs = load_file(one), load_file(other)
+    held[f"model.layers.2.{W2}"][1] = theirs[f"model.layers.2.{W2}"][3]
+    save_file(held, one)
+    verdict = carnet.verify(folder("qwen3_moe"), tmp_path / "out")
+    assert {finding.where for finding in verdict.findings} == {"layers.2.moe.down"}
+
+
+W2 = "mlp.experts.routed_experts.w2_weight"
 
 
 def test_ranks_that_were_exchanged_are_found(folder, tmp_path):

@@ -5,7 +5,7 @@ transformers: modeling_deepseek_v2.py, modeling_deepseek_v3.py, modeling_deepsee
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf, indexer, latent
+from carnet.dialects import fine_grained, hf, indexer, latent, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.senses import expect
@@ -31,6 +31,7 @@ NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet move
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
+    vllm=vllm.DEEPSEEK,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "latent": True, "router_score": "sigmoid", "router_bias": True},
     hf=hf.dialect(

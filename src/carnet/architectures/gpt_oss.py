@@ -8,7 +8,7 @@ tensor turned: [expert, out, in].
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import Place, Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
@@ -41,8 +41,23 @@ def _windows(said: list[str] | None, config: Config) -> tuple[int, ...]:
     return hf.marks_of(said, config)
 
 
+# vllm 0.32 model_executor/models/gpt_oss.py: gate and up alternate still, inputs are last; a bias of what ranks add up is one rank's
+ROUTED = LAYER + "mlp.experts.routed_experts."
+ENGINE = vllm.Spelling(
+    everywhere=True,
+    ties=False,
+    renames={"embed_tokens.": "embedding.", ".self_attn.": ".attn."},
+    rows=(
+        fuse(ROUTED + "w13_weight", "expert (moe_ffn *) moe_hidden", {"moe.gate": "", "moe.up": ""}, cut="expert"),
+        fuse(ROUTED + "w13_bias", "expert (moe_ffn *)", {"moe.gate_bias": "", "moe.up_bias": ""}, cut="expert"),
+        row(ROUTED + "w2_weight", "expert moe_hidden moe_ffn", "moe.down", cut="expert"),
+        row(ROUTED + "w2_bias", "expert moe_hidden", "moe.down_bias", cut="once"),
+    ),
+)
+
 GPT_OSS = Family(
     name="gpt_oss",
+    vllm=ENGINE,
     needs=MIXED,
     traits={
         **LLAMA_TRAITS,

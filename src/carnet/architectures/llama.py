@@ -36,6 +36,7 @@ LLAMA = Family(
 
 MISTRAL = Family(
     name="mistral",
+    vllm=vllm.LLAMA,
     traits=LLAMA_TRAITS,
     hf=hf.dialect(
         "MistralForCausalLM",

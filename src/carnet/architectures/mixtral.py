@@ -4,12 +4,13 @@ transformers: modeling_mixtral.py. TensorRT-LLM: tensorrt_llm/models/llama/confi
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import place
 from carnet.model.fields import MIXED
 
 MIXTRAL = Family(
     name="mixtral",
+    vllm=vllm.EVERYWHERE,
     needs=MIXED,
     traits=LLAMA_TRAITS,
     hf=hf.dialect(

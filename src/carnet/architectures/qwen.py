@@ -5,7 +5,7 @@ tensorrt_llm/models/qwen/config.py, model.py (Qwen3 from 1.0 on).
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm, windows
+from carnet.dialects import hf, trtllm, vllm, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
@@ -80,6 +80,7 @@ def _trtllm(
 QWEN2 = Family(
     name="qwen2",
     traits={**LLAMA_TRAITS, "qkv_bias": True},
+    vllm=vllm.LLAMA,
     hf=hf.dialect(
         "Qwen2ForCausalLM",
         "qwen2",
@@ -92,6 +93,7 @@ QWEN2 = Family(
 
 QWEN3 = Family(
     name="qwen3",
+    vllm=vllm.LLAMA,
     traits={**LLAMA_TRAITS, "qk_norm": "head"},
     hf=hf.dialect(
         "Qwen3ForCausalLM",
@@ -111,6 +113,7 @@ QWEN3 = Family(
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
+    vllm=vllm.MIXED_EVERYWHERE,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "head"},
     hf=hf.dialect(

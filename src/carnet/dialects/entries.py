@@ -237,6 +237,7 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
     """Return what a unit holds of every axis, for a stored tensor that is cut along one of them."""
     size = sizes(config)
     shares = {axis: Share(0, length, length) for axis, length in size.items()}
+    once, cut = cut == "once", "expert" if cut == "once" else cut
     if cut == "embedding":
         cut = {"none": "", "rows": "vocab", "columns": "hidden"}[str(value(config, "embedding"))]
     shares |= {axis: Share(0, pad(config), size[axis]) for axis, pad in dialect.pads.items() if size[axis]}
@@ -254,6 +255,8 @@ def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str,
             for each in (axis, *([AXES[axis.inner]] if axis.inner else [])):
                 if (place := unit.among(each)).world > 1:
                     shares[each.name] = cut_evenly(each.name, size[each.name], place.world, place.rank)
+            if once:  # the ranks add up what each of them makes
+                shares["moe_hidden"] = Share((wide := size["moe_hidden"]) * place.rank, wide * (place.rank + 1), wide)
         case _:
             raise AssertionError(f"no ranks share the axis {cut!r}")
     return shares

@@ -30,7 +30,9 @@ class Row:
     # index has a tensor of its own: ``{kv rep}`` for the number of a head
     name: str
     pattern: Pattern
-    cut: str  # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank
+    # what tensor parallelism cuts in a rank's file: an axis, "embedding" (as asked for), "" for a copy on every rank; "once": the
+    # experts, and the first of the ranks that share each has it, where others have zeros
+    cut: str
     dtype: str  # element type whatever the others have; "" for the model's own
     when: Condition  # what a layer must be for the name to mean this
     written: Condition  # of several names for one thing: where a target has this one; a source's names say themselves
@@ -88,6 +90,7 @@ class Dialect:
     constants: Mapping[str, tuple[Constant, ...]] = having(default_factory=dict)
     # part of the name under which a module is registered first -> the name that its file has
     aliases: Mapping[str, str] = having(default_factory=dict)
+    on_all_stages: frozenset[str] = frozenset()  # canonical tensors outside the layers
     tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:
@@ -216,7 +219,7 @@ def _check_axes(name: str, pattern: Pattern, cut: str) -> None:
         if sorted((*outside, *inner)) != sorted(wanted):
             what = f"{name}: {part} has the axes {' '.join(wanted)}, not {' '.join((*outside, *inner))}"
             raise BadPattern(what, pattern.text, len(pattern.text))
-        if cut not in ("", "embedding", *wanted):
+        if cut not in ("", "embedding", "once", *wanted):
             raise BadPattern(f"{name}: ranks cannot cut {cut!r}, which {part} does not have", pattern.text, 0)
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from carnet.algebra.layout import cut_unevenly
-from carnet.dialects.kinds import Kind
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.model.fields import Config, Value
@@ -36,7 +35,7 @@ class Unit:
     expert_tensor: Among = Among()  # among those that share each expert
     expert_base: int | None = None  # the global number of the expert that its names call 0; None for the first that it holds
     stop: int | None = None  # the number of the stored layer behind its last, where a layer may lie in two units
-    also: tuple[str, ...] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
+    also: Collection[str] = ()  # canonical tensors outside the layers that it has besides: "embed", "head"
 
     def among(self, axis: Axis) -> Among:
         """Return the place of this unit among the ranks that share an axis."""
@@ -51,15 +50,15 @@ def units(dialect: Dialect, config: Config, present: Present = None) -> list[Uni
     """Return the files of a dialect, in the order of their ranks."""
     labels = sorted({label for label, _ in present or () if label.startswith("tp")})
     if dialect.ranked:
-        return _rank_units(dialect.kind, config)
+        return _rank_units(dialect, config)
     if labels:
         return _megatron_units(config, labels, present or ())
     return [Unit("", tuple(range(further(config).stop)), 0, first=True, last=True)]
 
 
-def _rank_units(kind: Kind, config: Config) -> list[Unit]:
+def _rank_units(dialect: Dialect, config: Config) -> list[Unit]:
     """Return the ranks as programs number them: rank = stage x tp + place; neighbours share the experts."""
-    count = number(config, "layers")
+    kind, count = dialect.kind, number(config, "layers")
     tp, pp, ep = number(config, "tp"), number(config, "pp"), number(config, "ep")
     if pp > count:
         raise BadRequest(
@@ -72,7 +71,8 @@ def _rank_units(kind: Kind, config: Config) -> list[Unit]:
         expert, expert_tensor = Among(rank % ep, ep), Among(rank // ep, tp // ep)
         name = kind.units[pp > 1].format(rank=stage * tp + rank, tp=rank, pp=stage)
         base = held.start if kind.counts_anew else 0
-        found.append(Unit(name, layers, base, stage == 0, last, Among(rank, tp), expert, expert_tensor))
+        among = Among(rank, tp), expert, expert_tensor
+        found.append(Unit(name, layers, base, stage == 0, last, *among, also=dialect.on_all_stages))
     return found
 
 

@@ -38,12 +38,10 @@ ATTENTION = {"qkv_proj.weight": "attn.", "kv_b_proj.weight": "mla_attn.mla_attn.
 CONSTANTS = {f".{beside}": tuple(replace(one, name=at + one.name) for one in SCALES) for beside, at in ATTENTION.items()}
 
 HEAD = "/lm_head.weight"
-# vocabularies are cut in rows, padded; one that is tied is stored once, as the head: config/vllm.py at "lm_head only"
-ENDS = (
-    row("embed_tokens.weight", "vocab hidden", "embed", cut="vocab", written={"tied": False}),
-    row("embed_tokens.weight", "vocab hidden", "embed", cut="vocab", written={"tied": True, "staged": True}),
-    row(HEAD, "vocab hidden", "head", cut="vocab"),
-)
+
+
+def _embed(**written: object) -> Row:
+    return row("embed_tokens.weight", "vocab hidden", "embed", cut="vocab", written=written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +50,28 @@ class Spelling:
 
     renames: Mapping[str, str] = field(default_factory=dict)  # part of a folder's name -> what it is here
     aliases: Mapping[str, str] = field(default_factory=dict)  # part of a module's first name -> its smallest
+    everywhere: bool = False  # every stage has what stands before and behind all layers
+    ties: bool = True  # a tied head and its embedding are one, which has the smaller name; else each is stored
     rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
 
 
 LLAMA = Spelling()
 # the runner of the experts holds the router: layers/fused_moe/layer.py
-MIXED = Spelling(aliases={".mlp.gate.": ".mlp.experts.gate."})
+ROUTER = {".mlp.gate.": ".mlp.experts.gate."}
+MIXED = Spelling(aliases=ROUTER)
+EVERYWHERE, MIXED_EVERYWHERE = Spelling(everywhere=True), Spelling(aliases=ROUTER, everywhere=True)
+# and the shared experts: layers/fused_moe/runner/shared_experts.py; layers/mla.py holds what comes before its kernel, and behind
+SHARED = {".mlp.shared_experts.": ".mlp.experts._shared_experts._layer."}
+TWICE = {f".self_attn.{name}": f".self_attn.mla_attn.{name}" for name in ("o_proj.", "q_a_layernorm.", "q_b_proj.", "q_proj.")}
+DEEPSEEK = Spelling(ties=False, aliases={**ROUTER, **SHARED, **TWICE})
 
 
 def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
     """Return how vLLM stores a family, from how a Hugging Face folder does."""
-    rows = [*ENDS, *spelling.rows]
+    # of one that is tied the first stage has the embedding, the last the head; where both are on all stages, all have the head alone
+    embed = [_embed()] if not spelling.ties else [_embed(tied=False)]
+    embed += [_embed(tied=True, staged=True)] if spelling.ties and not spelling.everywhere else []
+    rows = [*embed, row(HEAD, "vocab hidden", "head", cut="vocab"), *spelling.rows]
     own = {part for each in rows for part in _parts(each)}
     others = [each for each in folder.rows if _is_written(each) and own.isdisjoint(_parts(each))]
     rows += [*_follows(others)]
@@ -77,6 +86,7 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
         dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},
         told_by={**folder.told_by, "ep": _shared_by, "moe_tp": lambda shapes, c: number(c, "tp") // _shared_by(shapes, c)},
         aliases=spelling.aliases,
+        on_all_stages=frozenset(("embed", "final_norm", "final_norm_bias", "head")) if spelling.everywhere else frozenset(),
     )
 
 
@@ -93,8 +103,9 @@ def digest_key(dialect: Dialect, name: str, config: Config) -> str:
     """
     if any(name.endswith(f".{one.name}") for one in chain.from_iterable(dialect.constants.values())):
         return ""
-    if value(config, "tied") and name == HEAD[1:]:
-        return dialect.prefixes[0] + next(each.name for each in dialect.rows if _parts(each) == ["embed"])
+    embed = next(each for each in dialect.rows if _parts(each) == ["embed"])
+    if value(config, "tied") and embed.written and name == HEAD[1:]:
+        return dialect.prefixes[0] + embed.name
     return _spelled(name, {smallest: first for first, smallest in dialect.aliases.items()})
 
 

@@ -1,0 +1,210 @@
+"""vLLM as referee of the folders for its workers: what each rank holds is what vLLM's own classes make of the Hugging Face folder.
+
+Without an engine: the workers of ``workers.py`` load the folder as vLLM does, and ours by ``sharded_state``; both states are compared
+with the files, bit for bit, as are names and digests. With one: the same tokens, and the same log-probabilities.
+"""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import carnet
+from carnet.dialects.vllm import digest_key
+from carnet.inventory.survey import opened, take
+
+HERE = Path(__file__).parent
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+WIDE = {**HEADS, "head_dim": 64}
+EVEN = {"num_attention_heads": 8, "num_key_value_heads": 4}
+LATENT = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+}
+FEW = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A class of transformers' configs, and how a model of it is made small."""
+
+    of: str
+    said: dict[str, object] = field(default_factory=dict)
+
+
+CASES = {
+    "llama": Case("Llama", {**SIZES, **HEADS}),
+    "llama, tied": Case("Llama", {**SIZES, **HEADS, "tie_word_embeddings": True}),
+    "llama, biases": Case("Llama", {**SIZES, **HEADS, "attention_bias": True, "mlp_bias": True}),
+    "mistral": Case("Mistral", {**SIZES, **HEADS}),
+    "qwen2": Case("Qwen2", {**SIZES, **EVEN}),
+    "qwen3": Case("Qwen3", {**SIZES, **HEADS, "tie_word_embeddings": True}),
+    "qwen3_moe": Case("Qwen3Moe", {**SIZES, **HEADS, **QWEN_MOE, "mlp_only_layers": [1]}),
+    "mixtral": Case("Mixtral", {**SIZES, **EVEN, "num_local_experts": 8}),
+    "deepseek_v3": Case("DeepseekV3", {**SIZES, **LATENT, **FEW, "q_lora_rank": 24}),
+    "deepseek_v3, queries not compressed": Case("DeepseekV3", {**SIZES, **LATENT, **FEW, "q_lora_rank": None}),
+    "gpt_oss": Case(
+        "GptOss",
+        {
+            **SIZES,
+            **HEADS,
+            "num_key_value_heads": 4,
+            "intermediate_size": 128,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+        },
+    ),
+}
+
+
+def save(case, folder):
+    """Save a model whose every number is random, in the type that it is served in."""
+    torch.manual_seed(17)
+    config = getattr(transformers, f"{case.of}Config")(**case.said)
+    model = AutoModelForCausalLM.from_config(config).bfloat16()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if "inv_freq" not in name:
+            tensor.data = torch.randn(tensor.shape).to(torch.float32 if "e_score_correction_bias" in name else torch.bfloat16)
+    model.save_pretrained(folder)
+    said = json.loads((folder / "config.json").read_text())
+    if said["model_type"] == "deepseek_v3":
+        said["topk_method"] = "noaux_tc"  # vLLM asks for it, transformers does not write it
+        (folder / "config.json").write_text(json.dumps(said))
+
+
+def hold(jobs, tp, pp, folder):
+    """Let so many workers of vLLM do some jobs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps([[str(model), form, experts, str(out)] for model, form, experts, out in jobs]))
+    env = {**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "OMP_NUM_THREADS": "1", "VLLM_DIST_IDENT": f"carnet{port}"}
+    words = [tp, pp, port, folder / "jobs.json"]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, HERE / "workers.py", str(rank), *map(str, words)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        for rank in range(tp * pp)
+    ]
+    said = [rank.communicate()[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * len(ranks), "\n".join(each[-2000:] for each in said)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The models, as transformers saves them."""
+    top = tmp_path_factory.mktemp("models")
+    for name, case in CASES.items():
+        save(case, top / name)
+    return top
+
+
+GRIDS = {"TP 1": (1, 1, 1), "TP 2": (2, 1, 1), "TP 4": (4, 1, 1), "TP 2, all experts whole": (2, 1, 2), "two stages": (1, 2, 1)}
+
+
+def is_mixture(case):
+    return any("experts" in key for key in case.said)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_each_worker_of_vllm_holds_what_its_file_says(folders, tmp_path, grid):
+    tp, pp, ep = GRIDS[grid]
+    names = [name for name, case in CASES.items() if ep == 1 or is_mixture(case)]
+    jobs, wrong = [], {}
+    for name in names:
+        ours = tmp_path / name / "ours"
+        try:
+            verdict = carnet.cross(folders / name, ours, to="vllm", tp=tp, pp=pp, ep=ep)
+            assert verdict.equal, verdict.findings
+        except carnet.CarnetError as error:
+            wrong[name] = str(error)
+            continue
+        jobs += [
+            (folders / name, "auto", ep > 1, tmp_path / name / "theirs"),
+            (ours, "sharded_state", ep > 1, tmp_path / name / "back"),
+        ]
+    hold(jobs, tp, pp, tmp_path / "work")
+    for name in [name for name in names if name not in wrong]:
+        found = [*compared(tmp_path / name, tp, pp)]
+        if found:
+            wrong[name] = found
+    assert not wrong, "\n".join(f"{name}: {said}" for name, said in wrong.items())
+
+
+def compared(at, tp, pp):
+    """Yield what is wrong with the files of a model."""
+    checkpoint = opened(at / "ours", None, None, (), None)
+    held = take(checkpoint)
+    for rank in range(tp * pp):
+        where = {
+            name: (at / name / f"{rank}.error").read_text()
+            for name in ("theirs", "back")
+            if (at / name / f"{rank}.error").exists()
+        }
+        if where:
+            yield where
+            return
+        stage = f"pp-{rank // tp}-tp-{rank % tp}" if pp > 1 else f"rank-{rank}"
+        ours = load_file(at / f"ours/model-{stage}-part-0.safetensors")
+        for name in ("theirs", "back"):
+            yield from differences(ours, load_file(at / name / f"{rank}.safetensors"), name)
+        digests = {
+            key: hashlib.sha256(tensor.flatten().view(torch.uint8).numpy()).hexdigest()
+            for name, tensor in ours.items()
+            if (key := digest_key(held.dialect, name, held.config))
+        }
+        theirs = json.loads((at / "theirs" / f"{rank}.json").read_text())
+        if digests != theirs:
+            yield "digests", sorted(key for key in {*digests, *theirs} if digests.get(key) != theirs.get(key))[:4]
+
+
+def differences(ours, theirs, which):
+    if ours.keys() != theirs.keys():
+        yield which, "names", sorted(ours.keys() - theirs.keys())[:4], sorted(theirs.keys() - ours.keys())[:4]
+    for name in sorted(ours.keys() & theirs.keys()):
+        a, b = ours[name], theirs[name]
+        if (
+            a.dtype != b.dtype
+            or a.shape != b.shape
+            or not torch.equal(a.flatten().view(torch.uint8), b.flatten().view(torch.uint8))
+        ):
+            yield which, name, f"{a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)}"
+            return
