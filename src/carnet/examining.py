@@ -41,7 +41,7 @@ def examine(
     asked = asked_of(request)
     said = asked.request
     try:
-        inventory = _understood(source, said)
+        inventory = understood(source, said)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
     arriving = _meant(open_checkpoint(target), said.reader)
@@ -69,12 +69,13 @@ def examine(
 def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: int, threads: int | None) -> Desk:
     """Return the desk of an examination that another process began."""
     said = asked_of(request).request
-    inventory, arriving = _understood(source, said), _meant(open_checkpoint(target), said.reader)
+    inventory, arriving = understood(source, said), _meant(open_checkpoint(target), said.reader)
     means = choose_means(memory, len(inventory.checkpoint.tensors) + len(arriving.tensors), threads)
     return desk_of(inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype)
 
 
-def _understood(source: Folder, said: Request) -> Inventory:
+def understood(source: Folder, said: Request) -> Inventory:
+    """Return a source as a request says that it is to be understood; raise CarnetError where it is not."""
     checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
     return take(checkpoint, said.drop, said.vocab_size, said.tokens)
 

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 import carnet
 from carnet import deltas
@@ -57,6 +59,24 @@ def test_a_delta_is_the_same_with_little_memory(versions, ranks, tmp_path):
     assert (tmp_path / "large" / SHARD).read_bytes() == (tmp_path / "small" / SHARD).read_bytes()
     with pytest.raises(BadRequest, match="the memory budget is too small for this delta"):
         deltas.delta(ranks / "megatron-a", ranks / "trtllm-b", tmp_path / "none", vocab_size=96, memory="80M")
+
+
+FAMILIES = {  # whose tensors or config Megatron's arguments alone do not tell
+    "Mistral": {"sliding_window": None},
+    "Phi3": {"pad_token_id": 0},
+    "Mixtral": {"num_local_experts": 2},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_trainers_checkpoint_is_of_the_family_of_the_folder_beside_it(family, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
+    config = getattr(transformers, f"{family}Config")(num_key_value_heads=2, **sizes, **FAMILIES[family])
+    getattr(transformers, f"{family}ForCausalLM")(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    carnet.cross(tmp_path / "hf", tmp_path / "megatron", to="megatron")
+    for name, pair in (("1", ("hf", "megatron")), ("2", ("megatron", "hf"))):
+        made = deltas.delta(*(tmp_path / each for each in pair), tmp_path / name, vocab_size=96)
+        assert (made.changed, made.tensors) == (0, len(tensors(tmp_path / "hf")))
 
 
 def test_a_cast_is_of_both_versions(versions, tmp_path):

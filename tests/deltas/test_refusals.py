@@ -214,8 +214,16 @@ def test_two_models_have_no_delta(versions, tmp_path):
     shutil.copytree(versions.b, tmp_path / "b")
     config = json.loads((tmp_path / "b" / "config.json").read_text())
     (tmp_path / "b" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5}))
-    with pytest.raises(BadRequest, match="the configs say otherwise of rms_norm_eps"):
+    with pytest.raises(BadRequest, match="the configs say otherwise of norm_eps"):
         deltas.delta(versions.a, tmp_path / "b", tmp_path / "out")
+
+
+def test_a_config_that_says_the_same_in_other_words_is_no_hindrance(versions, tmp_path):
+    shutil.copytree(versions.b, tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["head_dim"] == 8
+    (tmp_path / "b" / "config.json").write_text(json.dumps({**config, "head_dim": None, "transformers_version": "4.0.0"}))
+    assert deltas.delta(versions.a, tmp_path / "b", tmp_path / "out").changed
 
 
 def test_words_that_mean_nothing_are_usage_errors(versions, tmp_path):

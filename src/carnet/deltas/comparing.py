@@ -8,7 +8,7 @@ from typing import Unpack
 import numpy as np
 
 from carnet.deltas.means import choose, largest_first, work
-from carnet.deltas.sides import Reading, check_pair, side_of
+from carnet.deltas.sides import Reading, check_pair, sides_of
 from carnet.deltas.stepping import Stepping, check_base, close, steps_of
 from carnet.examiner.compare import Finding
 from carnet.examiner.verdict import Verdict
@@ -35,7 +35,7 @@ def verify(
     only(Reading.__optional_keys__, options)
     paths = [deltas] if isinstance(deltas, str) or not isinstance(deltas, Sequence) else [*deltas]
     space, wanted = memory_of({"memory": memory}), threads_of({"threads": threads})
-    steps, side, other = steps_of(paths), side_of("base", base, options), side_of("against", against, options)
+    steps, (side, other) = steps_of(paths), sides_of(base, against, options)
     check_base(side, steps)
     check_pair(side, other)
     means = choose(space, (side, other), lambda window: steps.memory(window) + window // 2, wanted)

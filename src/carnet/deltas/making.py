@@ -24,7 +24,7 @@ from carnet.deltas import artifact, chain, packing
 from carnet.deltas.artifact import ADLER, CHECKSUMS, COMPRESSED, SCOPES, WHOLE
 from carnet.deltas.chain import FIRST, Held, following
 from carnet.deltas.means import Means, begun, choose, largest_first, work
-from carnet.deltas.sides import Differing, Reading, Saying, Side, check_pair, side_of
+from carnet.deltas.sides import Differing, Reading, Saying, Side, check_pair, sides_of
 from carnet.errors import BadOption, BadRequest, shown
 from carnet.examiner import document as documents
 from carnet.formats.files import digest_of
@@ -103,7 +103,8 @@ def delta(
     saying: Saying = {name: value for name, value in options.items() if name not in reading}  # type: ignore[assignment]
     check(saying)
     return between(
-        *(side_of("a", a, reading), side_of("b", b, reading), out),
+        *sides_of(a, b, reading),
+        out,
         *(memory_of({"memory": memory}), threads_of({"threads": threads})),
         progress=progress,
         phase=phase,

@@ -6,7 +6,7 @@ tensor's bytes is assembled when it is asked for, by the executor, from the step
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from secrets import token_hex
@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 from carnet import api
 from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest, NotSupported, shown
+from carnet.errors import BadRequest, CarnetError, NotSupported, shown
+from carnet.examiner.asked import asked_of
+from carnet.examiner.examine import fields_apart
+from carnet.examining import understood
 from carnet.executor.cutting import cuts, reach
 from carnet.executor.files import sources
 from carnet.executor.geometry import linear
@@ -32,8 +35,10 @@ from carnet.executor.worker import Amaxes, Worker
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
 from carnet.formats.stored import Checkpoint
+from carnet.inventory.survey import Inventory
 from carnet.plans.columns import Plan
 from carnet.plans.options import PathLike, local
+from carnet.plans.request import Request
 from carnet.pool import Tell
 from carnet.steps import Make, Measure, Put, Same
 from carnet.storage.protocol import Folder, Opened, Target
@@ -116,6 +121,7 @@ class Side:
     config: Mapping[str, object]  # as a Hugging Face folder has it
     tensors: Mapping[str, Tensor]
     opened: Callable[[int, Tell], AbstractContextManager[Reader]]  # takes the bytes of a window: no read is longer
+    understood: Callable[[], Inventory] | None = None  # what carnet knows of it
     checks: int = 0  # how many pairs of copies must be equal
     steps: int = 0  # of its plan
 
@@ -147,13 +153,35 @@ class Side:
             check_unchanged(self.checkpoint.root, self.checkpoint.stamps)
 
 
-def side_of(name: str, path: PathLike, options: Reading) -> Side:
-    """Return the side that a checkpoint or a target is; raise BadRequest where it can be none."""
-    said = local(name, path)
-    checkpoint = open_checkpoint(folder_at(said))
-    if KINDS[checkpoint.dialect].files == SHARDS and options.get("dtype") is None:
-        return stored_side(checkpoint)
-    return planned_side(api.plan(said, to="hf", **options))
+def sides_of(before: PathLike, after: PathLike, options: Reading) -> tuple[Side, Side]:
+    """Return the sides that two checkpoints or targets are; raise BadRequest where one can be none.
+
+    Where one is a Hugging Face folder and the other is not, the other is of the same family, unless a person says which.
+    """
+    folders = [local(name, path) for name, path in (("a", before), ("b", after))]
+    found = [open_checkpoint(folder_at(each)) for each in folders]
+    stored = [_is_stored(each, options) for each in found]
+    family = options.get("family")
+    if family is None and stored[0] != stored[1]:
+        with suppress(CarnetError):
+            family = understood(found[stored.index(True)].root, Request("hf")).family.name
+    asked: Reading = {**options, "family": family}
+    one, other = (
+        stored_side(each) if whole else planned_side(api.plan(folder, to="hf", **asked))
+        for each, whole, folder in zip(found, stored, folders, strict=True)
+    )
+    return one, other
+
+
+def side_of(path: PathLike, options: Reading) -> Side:
+    """Return the side that a checkpoint or a target alone is."""
+    folder = local("base", path)
+    checkpoint = open_checkpoint(folder_at(folder))
+    return stored_side(checkpoint) if _is_stored(checkpoint, options) else planned_side(api.plan(folder, to="hf", **options))
+
+
+def _is_stored(checkpoint: Checkpoint, options: Reading) -> bool:
+    return KINDS[checkpoint.dialect].files == SHARDS and options.get("dtype") is None
 
 
 def stored_side(checkpoint: Checkpoint) -> Side:
@@ -175,7 +203,7 @@ def stored_side(checkpoint: Checkpoint) -> Side:
             files.close()
 
     tensors = {name: Tensor(name, stored.dtype, stored.shape) for name, stored in held.items()}
-    return Side(checkpoint, checkpoint.config, tensors, opened)
+    return Side(checkpoint, checkpoint.config, tensors, opened, lambda: understood(checkpoint.root, Request("hf")))
 
 
 def planned_side(plan: Plan) -> Side:
@@ -218,7 +246,8 @@ def planned_side(plan: Plan) -> Side:
             files.close()
 
     config = json.loads(next(text.text for text in plan.texts if text.name == "config.json"))
-    return Side(source, config, tensors, opened, len(same), len(plan.steps))
+    said = asked_of(plan.request).request
+    return Side(source, config, tensors, opened, lambda: understood(source.root, said), len(same), len(plan.steps))
 
 
 def _writers(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
@@ -247,9 +276,17 @@ def check_pair(before: Side, after: Side) -> None:
             facts[label] = "missing" if held is None else f"{held.dtype} {list(held.shape)}"
         facts |= {"in all": f"{len(odd)} of {len(ours.keys() | theirs.keys())} tensors"}
         raise BadRequest(f"two versions of one model have the same tensors, and {shown(odd[0])} is not", facts, remedy=remedy)
-    shared = sorted(before.config.keys() & after.config.keys() - {*BESIDE})
-    key = next((key for key in shared if before.config[key] != after.config[key]), None)
-    if key is not None:
-        facts |= {f"one's {key}": shown(str(before.config[key])), f"other's {key}": shown(str(after.config[key]))}
+    for key, one, other in _apart(before, after):
+        facts |= {f"one's {shown(key)}": shown(str(one)), f"other's {shown(key)}": shown(str(other))}
         what = f"the configs say otherwise of {shown(key)}, and a delta carries tensors alone"
         raise BadRequest(what, facts, remedy="publish the new version whole")
+
+
+def _apart(before: Side, after: Side) -> Iterator[tuple[str, object, object]]:
+    """Yield what two configs say otherwise: of the model, where carnet knows both, for one thing can be said in several ways."""
+    keys = sorted(before.config.keys() & after.config.keys() - {*BESIDE})
+    said = [(key, before.config[key], after.config[key]) for key in keys if before.config[key] != after.config[key]]
+    if said and before.understood is not None and after.understood is not None:
+        with suppress(CarnetError):
+            said = [*fields_apart(before.understood().config, after.understood().config)]
+    yield from said

@@ -4,7 +4,7 @@ It starts from two folders, whoever wrote them, and knows nothing of a plan. Wha
 value for casts, and zeros where a target pads.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.algebra.box import Box
@@ -23,7 +23,7 @@ from carnet.examiner.tensor_files import blocks, region
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory.survey import Inventory, Lacking, survey
-from carnet.model.fields import FIELDS
+from carnet.model.fields import FIELDS, Config
 from carnet.model.model import matters, value
 from carnet.model.tensors import Canonical
 from carnet.pool import Progress
@@ -132,17 +132,20 @@ def _problem(error: CarnetError, where: str) -> Finding:
     return Finding(error.what, where or str(error.facts.get("tensor", "config")), str(error.facts.get("tensor", "")), detail)
 
 
-def _config(source: Inventory, target: Inventory) -> list[Finding]:
-    """Compare the canonical fields; those that say nothing about the weights only where both say them."""
-    findings = []
+def fields_apart(one: Config, other: Config) -> Iterator[tuple[str, object, object]]:
+    """Yield the canonical fields that two models differ in; those that say nothing about the weights only where both say them."""
     for field in FIELDS:
-        ours, theirs = (
-            value(side.config, field.name) if matters(side.config, field.name) else field.neutral for side in (source, target)
-        )
+        ours, theirs = (value(each, field.name) if matters(each, field.name) else field.neutral for each in (one, other))
         silent = field.soft and (ours is None or theirs is None)
-        if field.storage or silent or ours == theirs:
-            continue
-        findings.append(Finding("config field differs", field.name, "config.json", _apart(f"{ours!r}", f"{theirs!r}")))
+        if not (field.storage or silent or ours == theirs):
+            yield field.name, ours, theirs
+
+
+def _config(source: Inventory, target: Inventory) -> list[Finding]:
+    findings = [
+        Finding("config field differs", name, "config.json", _apart(f"{ours!r}", f"{theirs!r}"))
+        for name, ours, theirs in fields_apart(source.config, target.config)
+    ]
     dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries if key not in target.coded}
     if str(value(target.config, "dtype")) not in dtypes:
         detail = f"the config says {value(target.config, 'dtype')!r}, the tensors are {', '.join(sorted(dtypes))}"

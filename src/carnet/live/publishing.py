@@ -38,7 +38,7 @@ def delta(
     library()
     check(saying)
     return between(
-        *(side_of("base", base, {}), held(tensors), out, memory_of({"memory": memory}), threads_of({"threads": threads})),
+        *(side_of(base, {}), held(tensors), out, memory_of({"memory": memory}), threads_of({"threads": threads})),
         progress=progress,
         phase=phase,
         **saying,
