@@ -33,8 +33,11 @@ class Steps:
     @property
     def told(self) -> list[dict[str, str]]:
         """Return the steps as documents have them."""
-        digest = {each.version: {} if each.link is None else {"digest": chain.digest(each.link.after)} for each in self.deltas}
-        return [{"version": each.version, "base_version": each.base_version, **digest[each.version]} for each in self.deltas]
+        return [
+            {"base_version": each.base_version, "version": each.version}
+            | ({} if each.link is None else {"digest": chain.digest(each.link.after)})
+            for each in self.deltas
+        ]
 
     def memory(self, window: int) -> int:
         """Return the bytes that a worker takes for them."""
