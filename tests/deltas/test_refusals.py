@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import zstandard
+from safetensors.torch import load_file, save_file
 
 from carnet import deltas
 from carnet.errors import BadCheckpoint, BadOption, BadRequest, NotSupported
@@ -80,6 +81,19 @@ def test_a_delta_begins_where_the_one_before_ends(chain, versions, tmp_path):
     with pytest.raises(BadRequest, match="the old version is not what the delta before leads to"):
         deltas.delta(versions.a, versions.c, tmp_path / "out", after=chain[0])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_delta_of_more_tensors_does_not_lead_to_fewer(chain, versions, tmp_path):
+    shutil.copytree(versions.b, tmp_path / "b")
+    (tmp_path / "b" / INDEX).unlink()
+    parts = [load_file(path) for path in sorted((tmp_path / "b").glob("*.safetensors"))]
+    for path in (tmp_path / "b").glob("*.safetensors"):
+        path.unlink()
+    fewer = {name: tensor for part in parts for name, tensor in part.items() if name != "model.norm.weight"}
+    save_file(fewer, tmp_path / "b" / "model.safetensors")
+    with pytest.raises(BadRequest, match="the old version is not what the delta before leads to") as error:
+        deltas.delta(tmp_path / "b", tmp_path / "b", tmp_path / "out", after=chain[0])
+    assert error.value.facts["tensor"] == "model.norm.weight"
 
 
 def cut(data, checksum):

@@ -180,7 +180,8 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
             {name: Held(each.dtype, each.shape, found[name].digests[at]) for name, each in tensors.items()} for at in (0, 1)
         ]
         if wish.before is not None and wish.before.after != held[0]:
-            name = min(name for name in held[0] if wish.before.after.get(name) != held[0][name])
+            said = wish.before.after
+            name = min(name for name in said.keys() | held[0].keys() if said.get(name) != held[0].get(name))
             facts = {"where": before, "tensor": shown(name)}
             raise BadRequest("the old version is not what the delta before leads to", facts, remedy="name the one that does")
         phase("writing")
