@@ -510,7 +510,7 @@ def test_more_ranks_than_the_kv_heads_can_be_cut_into(verb, tmp_path):
     ("option", "word", "meant"),
     [
         ("--to", "megaton", "megatron"),
-        ("--to", "sglang", "hf"),
+        ("--to", "transformers", "hf"),
         ("--to", "TensorRT-LLM", "trtllm"),
         ("--to", "mcore", "megatron"),
         ("--dtype", "bff16", "bf16"),

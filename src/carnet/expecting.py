@@ -5,22 +5,25 @@ from typing import TypedDict, Unpack
 
 from carnet import api
 from carnet.architectures.known import dialect_of
+from carnet.dialects.configs import lookup
 from carnet.engines.asking import ask
 from carnet.engines.comparing import Comparison, compare
 from carnet.engines.expected import Expected, load, parameters
 from carnet.engines.table import ENGINES
-from carnet.errors import BadOption, BadRequest
+from carnet.errors import BadOption, BadRequest, NotSupported
 from carnet.examining import open_source
 from carnet.executor.digesting import digests
 from carnet.formats.files import check_unchanged
-from carnet.inventory.survey import take
+from carnet.inventory.survey import Inventory, take
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import Request, only, threads_of
 from carnet.pool import Progress, silent
+from carnet.quantize.recipes import SQUARE
 from carnet.storage.protocol import FILE
 from carnet.storage.schemes import file_at
 
 ENGINE = "vllm"
+MEANT = "bf16"
 TIMEOUT = 600.0  # seconds: an engine reads all that it holds before it answers
 
 
@@ -59,8 +62,10 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
     said = {"to": engine, **{key: value for key, value in options.items() if key != "engine"}}
     request = Request.of({key: value for key, value in said.items() if key not in ("memory", "threads")})
     checkpoint = open_source(where, request.config, request.written_by, request.accept, request.family, request.tower)
-    made = api.plan(where, **said)  # type: ignore[arg-type]  # mypy takes them for one type
     inventory = take(checkpoint, request.drop, request.vocab_size, request.tokens)
+    if ENGINES[engine].plain and inventory.coded:
+        said["dtype"] = _meant(inventory, request)
+    made = api.plan(where, **said)  # type: ignore[arg-type]  # mypy takes them for one type
     dialect = dialect_of(inventory.family, engine, inventory.config)
     known = {(each.file, each.name): each for each in parameters(made.files, dialect, inventory.config, request.tp)}
     hashes = ENGINES[engine].hashes
@@ -74,6 +79,21 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
         {each.key: found[spot] for spot, each in known.items()},
         frozenset(each.key for each in known.values() if each.coded),
     )
+
+
+def _meant(inventory: Inventory, request: Request) -> str:
+    """Return the type in which an engine hashes what codes mean; raise NotSupported where it hashes what it has made of them.
+
+    sglang 0.5.23 srt/utils/weight_checker_comparator.py: weights in blocks of FP8 become bf16, all others are as a kernel packed them.
+    """
+    recipes = () if inventory.said is None else inventory.said.recipes
+    facts = {"where": inventory.checkpoint.root, "found": ", ".join(each.name for each in recipes)}
+    method = lookup(inventory.checkpoint.config, "quantization_config.quant_method")  # of its class Fp8Config alone
+    if any(each.block != SQUARE for each in recipes) or method != "fp8":
+        raise NotSupported(f"{request.to} hashes these codes as its kernels have packed them", facts)
+    if request.dtype not in (None, MEANT):
+        raise NotSupported(f"{request.to} hashes what codes mean in {MEANT}", facts, remedy="leave out --dtype")
+    return MEANT
 
 
 def _kept(path: str, options: Mapping[str, object]) -> Expected:

@@ -38,7 +38,7 @@ from carnet.architectures.seed_oss import SEED_OSS
 from carnet.architectures.smollm import SMOLLM3
 from carnet.architectures.stablelm import STABLELM
 from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
-from carnet.dialects import vllm
+from carnet.dialects import sglang, vllm
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.hf import said_once
@@ -110,16 +110,21 @@ FAMILIES = (
 )
 
 
-@cache
-def _engines() -> dict[str, Dialect | None]:
-    return {each.name: None if each.vllm is None else vllm.dialect(each.hf, each.vllm) for each in FAMILIES}
+Spells = Callable[[Family], Dialect | None]  # how a program spells a family, None where it cannot
 
 
-SPELLED: Mapping[str, Callable[[Family], Dialect | None]] = {  # kind -> how it spells a family, None where it cannot
+def _engine(dialect: Callable[[Dialect, vllm.Spelling], Dialect | None]) -> Spells:
+    """Return how an engine spells families, each made when it is asked for, once."""
+    made = cache(lambda: {each.name: None if each.vllm is None else dialect(each.hf, each.vllm) for each in FAMILIES})
+    return lambda family: made()[family.name]
+
+
+SPELLED: Mapping[str, Spells] = {  # by kind
     "megatron": lambda family: MEGATRON,
     "hf": lambda family: family.hf,
     "trtllm": lambda family: family.trtllm,
-    "vllm": lambda family: _engines()[family.name],
+    "vllm": _engine(vllm.dialect),
+    "sglang": _engine(sglang.dialect),
 }
 
 
@@ -127,7 +132,7 @@ def _because(family: Family, name: str) -> str:
     """Say why a program is no place for a family."""
     if not KINDS[name].releases:
         return family.without
-    known = ", ".join(each.name for each in FAMILIES if each.vllm is not None)
+    known = ", ".join(each.name for each in FAMILIES if SPELLED[name](each) is not None)
     return f"carnet does not know what the engine's class of it stores: it knows those of {known}"
 
 

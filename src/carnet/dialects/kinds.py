@@ -26,7 +26,7 @@ class Kind:
     pads_vocabulary: bool = False  # the ranks' multiple of rows is stored
     halved_by: str = "-"  # the tensor that is there where what mixes tokens and the MLP behind it are two layers; "-" for none
     omits_further: bool = False  # layers that predict further tokens are left out, and their number stays in the config
-    # what a rank is called, where there is one stage and where there are several, and its file then
+    # what a rank is called, where there is one stage and where there are several ("": there are none), and its file then
     units: tuple[str, str] = ("rank{rank}", "rank{rank}")
     file: str = "{unit}.safetensors"
     counts_anew: bool = True  # the layers of every stage are numbered from 0
@@ -80,6 +80,23 @@ KINDS: Mapping[str, Kind] = {
             pads_to=64,
             whole_ep=True,
             releases=("0.32", "0.33"),
+        ),
+        # sglang 0.5.23 srt/model_loader/loader.py ShardedStateLoader, which knows ranks of one stage alone;
+        # srt/layers/vocab_parallel_embedding.py DEFAULT_VOCAB_PADDING_SIZE
+        Kind(
+            "sglang",
+            RANKS,
+            "architectures",
+            list,
+            codes_key="quantization_config",
+            companions=True,
+            omits_further=True,
+            units=("rank-{tp}", ""),
+            file="model-{unit}-part-0.safetensors",
+            counts_anew=False,
+            pads_to=64,
+            whole_ep=True,
+            releases=("0.5.23",),
         ),
         # megatron/core/models/hybrid/hybrid_block.py; where brackets of the pattern join the two, the norm has the usual name
         Kind("megatron", STORE, "", pads_vocabulary=True, halved_by="decoder.final_norm.weight"),

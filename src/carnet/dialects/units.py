@@ -64,6 +64,10 @@ def _rank_units(dialect: Dialect, config: Config) -> list[Unit]:
         raise BadRequest(
             f"cannot share {count} layers among {pp} pipeline stages", remedy=f"use a pipeline-parallel size up to {count}"
         )
+    if pp > 1 and not kind.units[1]:
+        raise BadRequest(
+            f"the files of {kind.name} are of ranks that share each layer alone", {"pp": pp}, remedy="leave out --pp"
+        )
     found = []
     for stage, rank in product(range(pp), range(tp)):
         held, last = cut_unevenly(count, pp, stage, spares_last=kind.spares_last), stage == pp - 1

@@ -63,7 +63,9 @@ def _read_parts(root: Folder, config: Mapping[str, object], seen: Sighting, part
                 raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
     stamps, digest = sum_up((seen, *(header.seen for header in headers)))
     notes = {"ranks": str(len(places)), **_written_by(headers)}
-    return Checkpoint(root, "vllm", "safetensors", config, tensors, {}, stamps, digest, notes)
+    # every layer of vLLM's that attends has these buffers: model_executor/layers/attention/attention.py
+    engine = "vllm" if any(name.endswith("._k_scale") for _, name in tensors) else "sglang"
+    return Checkpoint(root, engine, "safetensors", config, tensors, {}, stamps, digest, notes)
 
 
 def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> Checkpoint:

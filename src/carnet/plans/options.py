@@ -155,7 +155,7 @@ def word(name: str, value: object, known: Mapping[str, str]) -> str:
 
 # programs, by the layout that they read
 ALIKE = {
-    **dict.fromkeys(("sglang", "transformers", "huggingface", "hugging-face", "safetensors", "nim"), "hf"),
+    **dict.fromkeys(("transformers", "huggingface", "hugging-face", "safetensors", "nim"), "hf"),
     **dict.fromkeys(("tensorrt", "tensorrt-llm", "tensorrt_llm", "trt", "trt-llm"), "trtllm"),
     **dict.fromkeys(("mcore", "megatron-core", "megatron-lm", "megatron-bridge", "nemo", "torch_dist"), "megatron"),
 }
