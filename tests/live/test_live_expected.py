@@ -4,7 +4,7 @@ import pytest
 
 import carnet
 from carnet.errors import BadRequest
-from tests.live.test_live import DENSE
+from tests.live.test_live import DENSE, MIXTURE
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from tests.live.test_live import DENSE
         (DENSE, {"tp": 2, "pp": 2}, {"tp": 4}),
         (DENSE | {"tied": True}, {"tp": 2}, {"tp": 2, "pp": 2}),
         (DENSE, {"tp": 4}, {"tp": 2, "ranks": (1, 3)}),
+        (MIXTURE, {"ep": 2}, {"tp": 2, "ep": 2, "ranks": (0, 1)}),
     ],
     ids=str,
 )
