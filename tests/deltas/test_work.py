@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from carnet import deltas, forks
+from carnet.deltas.making import _shards
 from carnet.errors import BadRequest, CarnetError
 from tests.deltas.hand import SHARD, tensors
 
@@ -59,6 +60,27 @@ def test_processes_do_what_threads_do(versions, tmp_path, monkeypatch, threads):
     assert deltas.verify(versions.a, tmp_path / "processes", against=versions.b, threads=threads)
     with pytest.raises(BadRequest, match="the base is another one"):
         deltas.apply(versions.c, tmp_path / "processes", tmp_path / "none", threads=threads)
+
+
+GB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("sizes", "groups"),
+    [
+        ([], []),
+        ([5], [1]),
+        ([GB, GB, 1, GB], [2, 2]),  # two gigabytes each
+        ([5 * GB, 1, 1], [1, 2]),  # one that is larger has its own, and no number is left out
+        ([GB] * 64, [4] * 16),  # of a large delta a sixteenth each
+    ],
+)
+def test_shards_are_numbered_from_zero_without_a_gap(sizes, groups):
+    frames = {f"{number:03d}": size for number, size in enumerate(sizes)}
+    found = _shards(frames)
+    assert [len(names) for _, names in found] == groups
+    assert [file for file, _ in found] == [f"model-{n:05d}-of-{len(groups):05d}.safetensors" for n in range(len(groups))]
+    assert [name for _, names in found for name in names] == [*frames]
 
 
 def write(folder, seed):

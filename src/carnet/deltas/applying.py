@@ -19,6 +19,7 @@ from carnet.errors import BadRequest
 from carnet.examiner import document as documents
 from carnet.examiner.frames import frames, gaps
 from carnet.executor.files import contained
+from carnet.executor.flusher import flushing
 from carnet.executor.staging import put_asset
 from carnet.formats.companions import companions
 from carnet.formats.detect import fingerprint, open_checkpoint
@@ -133,7 +134,8 @@ def _write(
         targets.close()
 
     try:
-        found = work(len(names), side.nbytes, means, hire, progress)
+        with flushing(draft) as dirty:
+            found = work(len(names), side.nbytes, means, hire, progress, lambda number: dirty({placed[names[number]][0]}))
     finally:
         close(steps)
     for name in files:

@@ -10,7 +10,7 @@ How large frames are is known when all are made, so they wait in a file without 
 many worked.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -34,6 +34,7 @@ from carnet.formats.side_files import DOCUMENT
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import MEMORY, memory_of, only, threads_of
 from carnet.pool import Phase, Progress, Tell, unsaid
+from carnet.steps import TargetFile
 from carnet.storage.protocol import Crossing, Draft
 from carnet.storage.schemes import folder_at
 from carnet.storage.spill import Spill
@@ -186,19 +187,12 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
             raise BadRequest("the old version is not what the delta before leads to", facts, remedy="name the one that does")
         phase("writing")
         frames = {name: found[name].frame or 0 for name in tensors if found[name].frame is not None}
-        weights = dict[str, str]()
-        for file, names in _shards(frames):
-            metadata = {name: found[name].checksum for name in names}
-            laid = layout_file(file, [(name, "u8", (frames[name],)) for name in names], metadata)
-            draft.reserve([(file, laid.nbytes)])
-            draft.create(file, laid.nbytes, [(0, render_header(laid))])
-            target = draft.open(file)
-            for tensor in laid.tensors:
-                for at in range(0, tensor.shape[0], COPIED):
-                    data = spill.read(place[tensor.name] + at, min(COPIED, tensor.shape[0] - at))
-                    target.write(tensor.offset + at, memoryview(data))
-            draft.complete(file)
-            weights |= dict.fromkeys(names, file)
+        sums = {name: found[name].checksum for name in frames}
+        shards = [
+            layout_file(file, [(name, "u8", (frames[name],)) for name in names], {name: sums[name] for name in names})
+            for file, names in _shards(frames)
+        ]
+        _copy(shards, spill, place, draft, means)
     finally:
         spill.close()
     counts = {
@@ -208,12 +202,36 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
         "bytes": sum(nbytes for _, nbytes in sizes),
         "packed": sum(frames.values()),
     }
+    weights = {tensor.name: shard.name for shard in shards for tensor in shard.tensors}
     draft.put(INDEX, [artifact.index(wish.version, wish.base_version, wish.checksum, wish.scope, weights).encode()])
     link = chain.link_data((wish.base_version, wish.version), held[0], held[1], counts)
     draft.put(DOCUMENT, [documents.text(link).encode()])
     phase("flushing")
-    for file in (*sorted({*weights.values()}), INDEX, DOCUMENT, ""):
+    for file in (INDEX, DOCUMENT, ""):
         draft.flush(file)
+
+
+def _copy(shards: Sequence[TargetFile], spill: Spill, place: Mapping[str, int], draft: Draft, means: Means) -> None:
+    """Write the shards: of a store one after the other, for an upload takes memory."""
+    draft.reserve([(shard.name, shard.nbytes) for shard in shards])
+
+    @contextmanager
+    def hire(tell: Tell) -> Iterator[Callable[[int], None]]:
+        def serve(number: int) -> None:
+            shard = shards[number]
+            draft.create(shard.name, shard.nbytes, [(0, render_header(shard))])
+            target = draft.open(shard.name)
+            for tensor in shard.tensors:
+                for at in range(0, tensor.shape[0], COPIED):
+                    data = spill.read(place[tensor.name] + at, min(COPIED, tensor.shape[0] - at))
+                    target.write(tensor.offset + at, memoryview(data))
+                    tell(0)
+            draft.complete(shard.name)
+            draft.flush(shard.name)
+
+        yield serve
+
+    work(len(shards), 0, Means(COPIED, 1 if draft.in_order else means.workers, threads=True), hire, None)
 
 
 def _differences(

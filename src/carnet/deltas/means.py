@@ -63,8 +63,15 @@ def begun(draft: Draft) -> Iterator[None]:
         raise
 
 
-def work(count: int, nbytes: int, means: Means, maker: pool.Maker[T], progress: Progress | None) -> list[T]:
-    """Do jobs 0, 1, ... and return what each returned; ``progress`` gets bytes done, and these in all."""
+def work(
+    count: int,
+    nbytes: int,
+    means: Means,
+    maker: pool.Maker[T],
+    progress: Progress | None,
+    after: Callable[[int], None] = lambda number: None,
+) -> list[T]:
+    """Do jobs 0, 1, ... and return what each returned; ``progress`` gets bytes done, and these in all, ``after`` a job that is done."""
     found, done, show = dict[int, T](), 0, progress or pool.silent
 
     def add(moved: int) -> None:
@@ -74,6 +81,7 @@ def work(count: int, nbytes: int, means: Means, maker: pool.Maker[T], progress: 
 
     def keep(number: int, result: T) -> None:
         found[number] = result
+        after(number)
 
     show(0, nbytes)
     workers = max(1, min(means.workers, count))
