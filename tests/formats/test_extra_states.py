@@ -125,7 +125,7 @@ def damaged(**changes: object) -> dict[str, Any]:
 MARK = "ran"
 HOSTILE = {
     "runs a command": (damaged(recipe=Call(os.system, f"touch {MARK}")), "posix.system"),
-    "looks up an attribute": (damaged(recipe=Call(getattr, io.BytesIO, "write")), "not a valid pickle"),
+    "looks up an attribute": (damaged(recipe=Call(getattr, io.BytesIO, "write")), "builtins.getattr"),
     "names an unknown class": (damaged(recipe=zipfile.ZipInfo()), "zipfile.ZipInfo"),
     "names a recipe of one's own": (damaged(recipe=Call(argparse.Namespace)), "argparse.Namespace"),
     "no table": ([1, 2], "is damaged"),

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import enum
 import json
 import math
 import shutil
@@ -331,6 +332,15 @@ def test_torch_dcp_is_read_under_every_wrapper_s_prefix(both, prefix, tmp_path):
     args, model, expected = both
     state = {"args": args, "iteration": 1, "checkpoint_version": 3.0, "optimizer": {"state": {"x": torch.ones(2)}}}
     plain(tmp_path / "dcp", {**state, **{prefix + name: value for name, value in model.items()}})
+    same(crossed(tmp_path / "dcp", tmp_path / "hf"), expected)
+
+
+def test_torch_dcp_whose_enums_are_pickled_by_their_names_is_read(both, tmp_path, monkeypatch):
+    """As Python 3.11.2 does, Debian 12's: one is in what describes each tensor."""
+    monkeypatch.setattr(enum.Enum, "__reduce_ex__", lambda member, _: (getattr, (type(member), member.name)))
+    args, model, expected = both
+    plain(tmp_path / "dcp", {"args": args, **model})
+    assert b"getattr" in (tmp_path / "dcp/.metadata").read_bytes()
     same(crossed(tmp_path / "dcp", tmp_path / "hf"), expected)
 
 

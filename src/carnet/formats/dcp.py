@@ -12,7 +12,7 @@ from typing import NoReturn, Self
 from carnet.algebra.box import Box
 from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.jsons import is_text
-from carnet.formats.pickles import Forbidden, Sealed, load
+from carnet.formats.pickles import MEMBERS, Forbidden, Listed, Sealed, load
 from carnet.formats.torch_pickles import DTYPE_GLOBALS, TENSOR_GLOBALS, is_shape
 
 METADATA_LIMIT = 512 << 20  # bytes: 3 million chunks
@@ -108,7 +108,7 @@ class _StorageInfo(_Record):
     __slots__ = ()
 
 
-class _Ignored(_Record):
+class _Ignored(_Record, Listed):
     """Part of a save plan, or an enum: made and let go."""
 
     __slots__ = ()
@@ -121,6 +121,7 @@ _CHECKPOINT = "torch.distributed.checkpoint"
 _MCORE = "megatron.core.dist_checkpointing.strategies.torch"
 _GLOBALS: dict[tuple[str, str], object] = {
     **DTYPE_GLOBALS,
+    **MEMBERS,
     ("torch", "Size"): TENSOR_GLOBALS["torch", "Size"],
     ("collections", "OrderedDict"): TENSOR_GLOBALS["collections", "OrderedDict"],
     (f"{_CHECKPOINT}.metadata", "Metadata"): _Metadata,

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.legacy import rank_folders, read_ranks
-from carnet.formats.pickles import Forbidden, Resolve, Sealed, load, series
+from carnet.formats.pickles import MEMBERS, Forbidden, Listed, Resolve, Sealed, load, series
 from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.torch_dist import read_plain_store
 from carnet.formats.torch_pickles import TENSOR_GLOBALS, Inert, PickledTensor, Storage, placeholder, storage_of
@@ -219,15 +219,6 @@ def _table(tensor: object, fetch: Fetch) -> Numbers | None:
     return _numbers(tensor, fetch)
 
 
-class _Member(Sealed):
-    """``getattr(Format, "HYBRID")``, as Python 3.11 pickles a member of an enum; nothing is looked up."""
-
-    def __new__(cls, owner: object, name: object) -> Self:
-        if not (isinstance(owner, type) and issubclass(owner, Inert) and owner.name == f"{_RECIPES}.Format"):
-            raise pickle.UnpicklingError("an attribute of something else than a format")
-        return owner(name)  # type: ignore[return-value]
-
-
 _TRANSFORMER_ENGINE = ("extensions.transformer_engine", "transformer.custom_layers.transformer_engine")
 _RECORDS = (
     # what a recipe is made of, in versions 1.0 to 2.9
@@ -242,7 +233,7 @@ _RECORDS = (
                 "MXFP8BlockScaling",
                 "NVFP4BlockScaling",
             ),
-            *("CustomRecipe", "Format", "_FormatHelper", "MMParams", "QParams", "_OverrideLinearPrecision"),
+            *("CustomRecipe", "_FormatHelper", "MMParams", "QParams", "_OverrideLinearPrecision"),
         )
     ),
     *((f"megatron.core.{module}", "TEDelayedScaling") for module in _TRANSFORMER_ENGINE),
@@ -252,7 +243,8 @@ _RECORDS = (
 GLOBALS: dict[tuple[str, str], object] = {
     **TENSOR_GLOBALS,
     **{(module, name): placeholder(f"{module}.{name}") for module, name in _RECORDS},
-    **{(module, "getattr"): _Member for module in ("builtins", "__builtin__")},
+    (_RECIPES, "Format"): placeholder(f"{_RECIPES}.Format", Listed),
+    **MEMBERS,
 }
 
 

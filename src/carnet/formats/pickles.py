@@ -90,6 +90,27 @@ class Sealed:
         raise pickle.UnpicklingError(f"{type(self).__name__} takes no state")
 
 
+class Listed(Sealed):
+    """What may stand for an enum: a member of it is made from its value, or from its name."""
+
+    __slots__ = ()
+
+
+class _Member(Sealed):
+    """``getattr(ModelType, "encoder_or_decoder")``: a member as Python 3.11.0 to 3.11.3 pickle it, Debian 12's among them.
+
+    Lib/enum.py there, ``Enum.__reduce_ex__``; others pickle the value. Nothing is looked up.
+    """
+
+    def __new__(cls, owner: object = None, name: object = None, *_: object) -> object:  # type: ignore[misc]
+        if not (isinstance(owner, type) and issubclass(owner, Listed) and isinstance(name, str) and name.isidentifier()):
+            raise Forbidden("builtins", "getattr")
+        return owner(name)  # type: ignore[call-arg]
+
+
+MEMBERS: dict[tuple[str, str], object] = {(module, "getattr"): _Member for module in ("builtins", "__builtin__")}
+
+
 class _Machine(pickle.Unpickler):
     """CPython's pickle machine with both of its ways to the outside replaced."""
 

@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 
 from carnet.dtypes import BY_NAME, BY_STORAGE, BY_TORCH
 from carnet.formats.machinery import is_machinery
-from carnet.formats.pickles import Forbidden, Sealed
+from carnet.formats.pickles import MEMBERS, Forbidden, Listed, Sealed
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +210,7 @@ _PLAIN_GLOBALS: dict[tuple[str, str], object] = {
     ("types", "SimpleNamespace"): Namespace,
     **{("builtins", name): _Collection for name in ("set", "frozenset", "list", "tuple", "bytearray")},
     ("builtins", "dict"): Ordered,
+    **MEMBERS,
 }
 
 
@@ -229,12 +230,12 @@ def lenient(module: str, name: str) -> object:
         return known
     if is_machinery(module, name):
         raise Forbidden(module, name)
-    return placeholder(f"{module}.{name}")
+    return placeholder(f"{module}.{name}", Listed)
 
 
-def placeholder(name: str) -> type[Inert]:
-    """Return a class that stands for a class of this dotted name."""
-    return type("Placeholder", (Inert,), {"__slots__": (), "name": name})
+def placeholder(name: str, *more: type) -> type[Inert]:
+    """Return a class that stands for a class of this dotted name; ``Listed`` where it may be an enum."""
+    return type("Placeholder", (Inert, *more), {"__slots__": (), "name": name})
 
 
 def storage_of(pid: object) -> Storage:
