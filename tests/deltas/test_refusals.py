@@ -241,7 +241,7 @@ def test_a_config_that_says_the_same_in_other_words_is_no_hindrance(versions, tm
 
 
 def test_words_that_mean_nothing_are_usage_errors(versions, tmp_path):
-    for wrong in ({"checksum": "md5"}, {"scope": "all"}, {"tp": 2}):
+    for wrong in ({"checksum": "md5"}, {"scope": "all"}, {"tp": 2}, {"vocab_size": 96}):
         with pytest.raises(BadOption):
             deltas.delta(versions.a, versions.b, tmp_path / "out", **wrong)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from carnet import api
 from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest, CarnetError, NotSupported, shown
+from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported, shown
 from carnet.examiner.asked import asked_of
 from carnet.examiner.examine import fields_apart
 from carnet.examining import understood
@@ -161,6 +161,9 @@ def sides_of(before: PathLike, after: PathLike, options: Reading) -> tuple[Side,
     folders = [local(name, path) for name, path in (("a", before), ("b", after))]
     found = [open_checkpoint(folder_at(each)) for each in folders]
     stored = [_is_stored(each, options) for each in found]
+    idle = [name for name, value in options.items() if value not in (None, ()) and all(stored)]
+    if idle:
+        raise BadOption(f"{idle[0]} changes nothing: Hugging Face folders count as they are", remedy="leave it out")
     family = options.get("family")
     if family is None and stored[0] != stored[1]:
         with suppress(CarnetError):
