@@ -17,7 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, DeepseekV3Config, LlamaConfig, MixtralConfig, Qwen3Config, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 import carnet
 from carnet.engines.comparing import compare
@@ -56,7 +64,10 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SIZES, tie_word_embeddings=True),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
-    "deepseek_v3": DeepseekV3Config(**{**SIZES, **LATENT}),
+    "deepseek_v3": DeepseekV3Config(**{**{name: size for name, size in SIZES.items() if name != "head_dim"}, **LATENT}),
+    "gpt_oss": GptOssConfig(
+        **SIZES, num_local_experts=4, num_experts_per_tok=2, layer_types=["sliding_attention", "full_attention"]
+    ),
 }
 
 
@@ -137,6 +148,7 @@ BENT = {
             [(rank, f"model.layers.1.mlp.experts.routed_experts.{w}_weight") for rank in BOTH for w in ("w13", "w2")],
         ),
     ],
+    "gpt_oss": [(one_bit, [(1, "model.layers.1.attn.o_proj.weight")])],
     "deepseek_v3": [
         (
             expert_of_another_rank,
