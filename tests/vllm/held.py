@@ -1,6 +1,6 @@
 """What vLLM's model holds after loading and before kernels pack it: its own digests of every parameter of a rank, without an engine.
 
-A program: ``python held.py SAID OUT RANK``, where SAID is JSON of ``folders``, ``tp``, ``ep`` and a free ``port``; every rank runs it.
+A program that every rank runs: ``python held.py SAID OUT RANK``, where SAID is JSON of ``folders``, ``tp``, ``pp``, ``ep``, ``port``.
 vLLM builds and loads the model as a worker does; when it would begin to pack, its digests are taken and the model is let go.
 """
 
@@ -37,6 +37,7 @@ def main(said, out, rank):
         config = EngineArgs(
             model=folder,
             tensor_parallel_size=said["tp"],
+            pipeline_parallel_size=said["pp"],
             enable_expert_parallel=said["ep"],
             dtype="bfloat16",
             max_model_len=64,
@@ -50,12 +51,13 @@ def main(said, out, rank):
                     f"held-{said['port']}"  # of the memory that ranks share, as v1/worker/cpu_worker.py sets it
                 )
                 place = f"tcp://127.0.0.1:{said['port']}"
-                init_distributed_environment(said["tp"], rank, place, rank, "gloo")
-                ensure_model_parallel_initialized(said["tp"], 1)
+                init_distributed_environment(said["tp"] * said["pp"], rank, place, rank, "gloo")
+                ensure_model_parallel_initialized(said["tp"], said["pp"])
             try:
                 get_model(vllm_config=config)
             except Loaded as loaded:
-                found.append({f"dp0:pp0:pcp0:tp{rank}:{name}": digest for name, digest in loaded.args[0].items()})
+                pp, tp = divmod(rank, said["tp"])
+                found.append({f"dp0:pp{pp}:pcp0:tp{tp}:{name}": digest for name, digest in loaded.args[0].items()})
     Path(out).write_text(json.dumps(found))
 
 

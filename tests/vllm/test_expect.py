@@ -169,10 +169,10 @@ def bent(folder, change):
     return other
 
 
-def held(folders, tmp_path, *, tp, ep=False):
+def held(folders, tmp_path, *, tp=1, pp=1, ep=False):
     """Return vLLM's digests of each folder, of all ranks together."""
-    said = json.dumps({"folders": [*map(str, folders)], "tp": tp, "ep": ep, "port": free_port()})
-    outs = [tmp_path / f"held-{rank}.json" for rank in range(tp)]
+    said = json.dumps({"folders": [*map(str, folders)], "tp": tp, "pp": pp, "ep": ep, "port": free_port()})
+    outs = [tmp_path / f"held-{rank}.json" for rank in range(tp * pp)]
     ranks = [
         subprocess.Popen(
             [sys.executable, HELD, said, out, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -199,6 +199,13 @@ def test_vllm_holds_what_is_expected_on_every_rank_and_what_is_bent_is_named(fam
         assert sorted((each.rank, each.name) for each in seen.different) == sorted(
             (f"dp0:pp0:pcp0:tp{rank}", name) for rank, name in names
         ), change.__name__
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
+def test_every_stage_holds_what_is_expected(family, tmp_path):
+    folder = made(CONFIGS[family], tmp_path / family)
+    (found,) = held([folder], tmp_path, pp=2)
+    assert carnet.expect(folder, pp=2).checksums == found
 
 
 @pytest.fixture(scope="module")

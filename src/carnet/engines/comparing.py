@@ -4,7 +4,7 @@ Equal digests prove equal bytes. Where they differ, weights differ, or the engin
 kernel has packed them into a form of its own, or as codes that it has packed anew. Those are not comparable: nobody calls them equal.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from carnet.engines.expected import Expected
@@ -92,12 +92,17 @@ def _check_ranks(engine: Engine, expected: Expected, homes: Mapping[str, str]) -
     there, wanted = {_split(key)[0] for key in homes}, {_split(key)[0] for key in expected.digests}
     own = {_split(home)[0] for home in homes.values()}
     if own != wanted:
-        facts = {"expected": ", ".join(sorted(wanted)), "found": ", ".join(sorted(own)) or "no parameter at all"}
+        facts = {"expected": _few(wanted), "found": _few(own) or "no parameter at all"}
         remedy = "say how the engine is shared: --tp, --pp and --ep as it was started with"
         raise BadRequest(f"the ranks of {engine.name} are others than those that digests are expected of", facts, remedy=remedy)
     if there != own and any(EXPERTS in key for key in expected.digests):
-        facts = {"found": ", ".join(sorted(there))}
+        facts = {"found": _few(there)}
         raise NotSupported(f"{engine.name} shares experts among data-parallel ranks, which carnet does not cut", facts)
+
+
+def _few(ranks: Collection[str]) -> str:
+    first, more = sorted(ranks)[:4], len(ranks) - 4
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 def _split(key: str) -> tuple[str, str]:
