@@ -23,13 +23,15 @@ import carnet
 from carnet.dialects.vllm import digest_key
 from carnet.inventory.survey import opened, take
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning:vllm")  # of what it calls in torch
+
 HERE = Path(__file__).parent
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "max_position_embeddings": 32,
+    "max_position_embeddings": 64,
     "bos_token_id": 1,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -208,3 +210,21 @@ def differences(ours, theirs, which):
         ):
             yield which, name, f"{a.dtype} {list(a.shape)}", f"{b.dtype} {list(b.shape)}"
             return
+
+
+SERVED = {
+    "llama": (1, "llama, tied"),
+    "qwen3": (1, "qwen3"),
+    "qwen3_moe": (1, "qwen3_moe"),
+    "llama, two ranks": (2, "llama"),
+}
+
+
+@pytest.mark.parametrize("which", SERVED)
+def test_an_engine_says_the_same_of_every_token(folders, tmp_path, by_vllm, which):
+    tp, name = SERVED[which]
+    assert carnet.cross(folders / name, tmp_path / "ranks", to="vllm", tp=tp).equal
+    settings = {"tensor_parallel_size": tp}
+    expected = by_vllm(folders / name, settings, "bfloat16")
+    assert expected.std() > 0.3
+    assert torch.equal(by_vllm(tmp_path / "ranks", {**settings, "load_format": "sharded_state"}, "bfloat16"), expected)

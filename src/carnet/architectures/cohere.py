@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from math import inf, nextafter
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, windows
+from carnet.dialects import hf, vllm, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.rows import row
@@ -62,6 +62,7 @@ GUARDS: dict[str, tuple[object, ...]] = {
 
 COHERE = Family(
     name="cohere",
+    vllm=vllm.HEADLESS,
     traits=TRAITS,
     hf=hf.dialect(
         "CohereForCausalLM",
@@ -81,6 +82,7 @@ COHERE = Family(
 
 COHERE2 = Family(
     name="cohere2",
+    vllm=vllm.HEADLESS,
     traits=TRAITS,
     hf=hf.dialect(
         "Cohere2ForCausalLM",

@@ -101,6 +101,7 @@ DEEPSEEK_V32 = Family(
 # code scales the weights of the experts or norms them, never both: normed ones are refused. A group counts as its best expert.
 DEEPSEEK_V2 = Family(
     name="deepseek_v2",
+    vllm=vllm.DEEPSEEK,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "latent": True},
     hf=hf.dialect(

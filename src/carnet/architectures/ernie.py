@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf
+from carnet.dialects import fine_grained, hf, vllm
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
@@ -17,6 +17,7 @@ from carnet.model.model import marks, mixtures, number
 
 ERNIE4_5 = Family(
     name="ernie4_5",
+    vllm=vllm.LLAMA,
     traits={**LLAMA_TRAITS, "rope_interleaved": True},
     hf=hf.dialect(
         "Ernie4_5ForCausalLM",
@@ -60,6 +61,7 @@ def _spelled(config: Config) -> Iterator[tuple[int, int, int]]:
 
 ERNIE4_5_MOE = Family(
     name="ernie4_5_moe",
+    vllm=replace(vllm.GLM, ties=True),
     needs=MIXED,
     traits={**LLAMA_TRAITS, "rope_interleaved": True, "router_bias": True},
     hf=hf.dialect(

@@ -6,7 +6,7 @@ transformers: modeling_exaone4.py.
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, windows
+from carnet.dialects import hf, vllm, windows
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER_TYPES
 from carnet.model.fields import SET, Config, Value
@@ -23,6 +23,7 @@ def _spelled(config: Config) -> list[tuple[Value, list[str]]]:
 
 EXAONE4 = Family(
     name="exaone4",
+    vllm=vllm.LLAMA,
     traits={**LLAMA_TRAITS, "norm_before": False, "norm_after": True, "qk_norm": "head"},
     hf=hf.dialect(
         "Exaone4ForCausalLM",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, trtllm, windows
+from carnet.dialects import hf, trtllm, vllm, windows
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.heterogeneous import record, size
@@ -46,6 +46,7 @@ TRTLLM_FIELDS: tuple[Field, ...] = (
 
 GEMMA = Family(
     name="gemma",
+    vllm=vllm.EVERYWHERE,
     traits=GEMMA_TRAITS,
     hf=hf.dialect(
         "GemmaForCausalLM",
@@ -89,6 +90,7 @@ CAPS = (
 
 GEMMA2 = Family(
     name="gemma2",
+    vllm=vllm.HEADLESS,
     traits=SANDWICH,
     hf=hf.dialect(
         "Gemma2ForCausalLM",
@@ -135,6 +137,7 @@ GEMMA2 = Family(
 
 GEMMA3 = Family(
     name="gemma3",
+    vllm=vllm.EVERYWHERE,
     traits={**SANDWICH, "qk_norm": "head"},
     hf=hf.dialect(
         "Gemma3ForCausalLM",

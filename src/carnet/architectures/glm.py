@@ -4,8 +4,10 @@ From 5 on an indexer chooses what latent attention sees, from 5.2 on for several
 modeling_glm4_moe.py, modeling_glm4_moe_lite.py, modeling_glm_moe_dsa.py. Half of each head is rotated in the first two.
 """
 
+from dataclasses import replace
+
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf, indexer, latent
+from carnet.dialects import fine_grained, hf, indexer, latent, vllm
 from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
@@ -26,6 +28,7 @@ WHOLE: dict[str, tuple[object, ...]] = {"partial_rotary_factor": (1.0,), "rope_p
 # norms before and after, and neighbouring dimensions rotated together: modeling_glm4.py
 GLM4 = Family(
     name="glm4",
+    vllm=vllm.LLAMA,
     traits={**LLAMA_TRAITS, "norm_after": True, "rope_interleaved": True},
     hf=hf.dialect(
         "Glm4ForCausalLM",
@@ -51,6 +54,7 @@ GLM4 = Family(
 
 GLM4_MOE = Family(
     name="glm4_moe",
+    vllm=vllm.GLM,
     needs=MIXED,
     traits=TRAITS,
     hf=hf.dialect(
@@ -75,6 +79,7 @@ GLM4_MOE = Family(
 
 GLM4_MOE_LITE = Family(
     name="glm4_moe_lite",
+    vllm=replace(vllm.GLM, aliases={**vllm.GLM.aliases, **vllm.TWICE}),
     needs=MIXED,
     traits={**TRAITS, "latent": True},
     hf=hf.dialect(

@@ -5,7 +5,7 @@ tensorrt_llm/models/gpt/config.py and convert.py.
 """
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import place
 from carnet.dialects.hf import LAYER
@@ -38,6 +38,7 @@ TRTLLM_FIXED = {**trtllm.GPT_FIXED, "position_embedding_type": "rope_gpt_neox"}
 
 NEMOTRON = Family(
     name="nemotron",
+    vllm=vllm.LLAMA,
     traits=TRAITS,
     hf=hf.dialect(
         "NemotronForCausalLM",

@@ -6,7 +6,7 @@ transformers: modeling_granite.py.
 from collections.abc import Iterator
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import Spread, place
 from carnet.model.fields import Config, Value
 from carnet.model.model import number, value
@@ -23,6 +23,7 @@ def _multiplier(config: Config) -> Iterator[Value]:
 
 GRANITE = Family(
     name="granite",
+    vllm=vllm.LLAMA,
     traits=LLAMA_TRAITS,
     hf=hf.dialect(
         "GraniteForCausalLM",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import Place, Spread, place
 from carnet.dialects.yarn import YARN
 from carnet.model.fields import SET, Config
@@ -32,6 +32,7 @@ def _said(row: Place | Spread) -> Place | Spread:
 
 MINISTRAL3 = Family(
     name="ministral3",
+    vllm=vllm.LLAMA,
     traits=LLAMA_TRAITS,
     needs={"query_growth": SET},
     hf=hf.dialect(

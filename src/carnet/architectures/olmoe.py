@@ -4,13 +4,14 @@ transformers: modeling_olmoe.py, where the width of a head follows from the norm
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import place
 from carnet.model.fields import MIXED
 from carnet.model.model import head_share
 
 OLMOE = Family(
     name="olmoe",
+    vllm=vllm.Spelling(ties=False, everywhere=True),
     needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "whole"},
     hf=hf.dialect(

@@ -4,7 +4,7 @@ transformers: modeling_phi3.py. TensorRT-LLM: tensorrt_llm/models/phi3/config.py
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf, longrope, trtllm
+from carnet.dialects import hf, longrope, trtllm, vllm
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.longrope import LONGROPE, rotated
@@ -21,6 +21,7 @@ def _checked(said: int | None, config: Config) -> Value:
 
 PHI3 = Family(
     name="phi3",
+    vllm=vllm.LLAMA,
     traits=LLAMA_TRAITS,
     hf=hf.dialect(
         "Phi3ForCausalLM",

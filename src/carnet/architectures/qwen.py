@@ -113,7 +113,7 @@ QWEN3 = Family(
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
-    vllm=vllm.MIXED_EVERYWHERE,
+    vllm=vllm.MIXED,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "head"},
     hf=hf.dialect(
@@ -144,8 +144,15 @@ QWEN3_MOE = Family(
 )
 
 # a shared expert beside the others, weighed by the sigmoid of a gate of its own
+# vllm 0.32 model_executor/models/qwen2_moe.py: what weighs the shared expert is a module of it, too
+ENGINE = vllm.Spelling(
+    everywhere=True,
+    aliases={".mlp.shared_expert.": f".mlp{vllm.RUN}", ".mlp.shared_expert_gate.": f".mlp{vllm.RUN}expert_gate."},
+)
+
 QWEN2_MOE = Family(
     name="qwen2_moe",
+    vllm=ENGINE,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "shared_gate": True},
     hf=hf.dialect(

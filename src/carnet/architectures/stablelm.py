@@ -4,13 +4,14 @@ transformers: modeling_stablelm.py, whose norms of queries and keys are a module
 """
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import Choice, place
 from carnet.dialects.rows import row
 from carnet.model.model import head_share
 
 STABLELM = Family(
     name="stablelm",
+    vllm=vllm.EVERYWHERE,
     traits={"norm": "layer", "gated": True, "position": "rope"},
     hf=hf.dialect(
         "StableLmForCausalLM",

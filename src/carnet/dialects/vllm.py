@@ -18,6 +18,7 @@ from carnet.dialects.rows import MODULE, Constant, Dialect, Row, fuse, row
 from carnet.dialects.sharing import cuts
 from carnet.model.fields import Config
 from carnet.model.model import number, value
+from carnet.model.tensors import BY_PART, NORM
 
 QKV, QKV_BIAS = (tuple(f"attention.{part}{end}" for part in "qkv") for end in ("", "_bias"))
 LATENT = ("mla.q_a", "mla.kv_a", "mla.k_rope")
@@ -38,6 +39,7 @@ ATTENTION = {"qkv_proj.weight": "attn.", "kv_b_proj.weight": "mla_attn.mla_attn.
 CONSTANTS = {f".{beside}": tuple(replace(one, name=at + one.name) for one in SCALES) for beside, at in ATTENTION.items()}
 
 HEAD = "/lm_head.weight"
+AROUND = ("embed", "final_norm", "final_norm_bias", "head")  # what stands before and behind the layers
 
 
 def _embed(**written: object) -> Row:
@@ -51,28 +53,35 @@ class Spelling:
     renames: Mapping[str, str] = field(default_factory=dict)  # part of a folder's name -> what it is here
     aliases: Mapping[str, str] = field(default_factory=dict)  # part of a module's first name -> its smallest
     everywhere: bool = False  # every stage has what stands before and behind all layers
+    head: bool = True  # the head has a module of its own; elsewhere it is the embedding, whatever the folder says
     ties: bool = True  # a tied head and its embedding are one, which has the smaller name; else each is stored
     rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
 
 
-LLAMA = Spelling()
-# the runner of the experts holds the router: layers/fused_moe/layer.py
+# the runner of the experts holds the router and the shared experts: layers/fused_moe/layer.py, runner/shared_experts.py
 ROUTER = {".mlp.gate.": ".mlp.experts.gate."}
-MIXED = Spelling(aliases=ROUTER)
-EVERYWHERE, MIXED_EVERYWHERE = Spelling(everywhere=True), Spelling(aliases=ROUTER, everywhere=True)
-# and the shared experts: layers/fused_moe/runner/shared_experts.py; layers/mla.py holds what comes before its kernel, and behind
-SHARED = {".mlp.shared_experts.": ".mlp.experts._shared_experts._layer."}
+RUN = ".experts._shared_experts._layer."
+SHARED = {".mlp.shared_experts.": f".mlp{RUN}"}
+# layers/mla.py holds what comes before its kernel, and behind
 TWICE = {f".self_attn.{name}": f".self_attn.mla_attn.{name}" for name in ("o_proj.", "q_a_layernorm.", "q_b_proj.", "q_proj.")}
+
+LLAMA, EVERYWHERE = Spelling(), Spelling(everywhere=True)
+UNTIED, HEADLESS = Spelling(ties=False), Spelling(everywhere=True, head=False)
+MIXED = Spelling(everywhere=True, aliases=ROUTER)
+# of classes that keep the router in f32, and whose experts hold the bias that chooses them instead
+CHOSEN = {".mlp.gate.e_score_correction_bias": ".mlp.experts.routed_experts.e_score_correction_bias", **SHARED}
+WIDE = (
+    row("layers.{layer}.mlp.gate.weight", "expert hidden", "moe.router", dtype="f32"),
+    row("layers.{layer}.mlp.gate.e_score_correction_bias", "expert", "moe.router_bias", dtype="f32"),
+)
+GLM = Spelling(ties=False, aliases=CHOSEN, rows=WIDE)
 DEEPSEEK = Spelling(ties=False, aliases={**ROUTER, **SHARED, **TWICE})
 
 
 def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
     """Return how vLLM stores a family, from how a Hugging Face folder does."""
-    # of one that is tied the first stage has the embedding, the last the head; where both are on all stages, all have the head alone
-    embed = [_embed()] if not spelling.ties else [_embed(tied=False)]
-    embed += [_embed(tied=True, staged=True)] if spelling.ties and not spelling.everywhere else []
-    rows = [*embed, row(HEAD, "vocab hidden", "head", cut="vocab"), *spelling.rows]
-    own = {part for each in rows for part in _parts(each)}
+    rows = [*_ends(spelling), *spelling.rows]
+    own = {"head", *(part for each in rows for part in _parts(each))}
     others = [each for each in folder.rows if _is_written(each) and own.isdisjoint(_parts(each))]
     rows += [*_follows(others)]
     named = tuple(replace(each, name=_spelled(each.name, {**spelling.renames, **spelling.aliases})) for each in rows)
@@ -81,13 +90,26 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
         kind=KINDS["vllm"],
         prefixes=folder.prefixes[:1],
         rows=named,
-        writes_tied=True,
+        writes_tied=spelling.head,
         constants=CONSTANTS,
         dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},
         told_by={**folder.told_by, "ep": _shared_by, "moe_tp": lambda shapes, c: number(c, "tp") // _shared_by(shapes, c)},
         aliases=spelling.aliases,
-        on_all_stages=frozenset(("embed", "final_norm", "final_norm_bias", "head")) if spelling.everywhere else frozenset(),
+        on_all_stages=frozenset(part for part in AROUND if spelling.head or part != "head")
+        if spelling.everywhere
+        else frozenset(),
     )
+
+
+def _ends(spelling: Spelling) -> Iterator[Row]:
+    """Yield the rows of embedding and head: where they are tied the first stage has the one, the last the other, or all the head alone."""
+    if not spelling.head or not spelling.ties:
+        yield _embed()
+    else:
+        yield _embed(tied=False)
+        yield from () if spelling.everywhere else [_embed(tied=True, staged=True)]
+    if spelling.head:
+        yield row(HEAD, "vocab hidden", "head", cut="vocab")
 
 
 CONSTANT = "a constant of the engine"
@@ -106,7 +128,8 @@ def digest_key(dialect: Dialect, name: str, config: Config) -> str:
     embed = next(each for each in dialect.rows if _parts(each) == ["embed"])
     if value(config, "tied") and embed.written and name == HEAD[1:]:
         return dialect.prefixes[0] + embed.name
-    return _spelled(name, {smallest: first for first, smallest in dialect.aliases.items()})
+    longest = sorted(dialect.aliases.items(), key=lambda each: -len(each[1]))
+    return _spelled(name, {smallest: first for first, smallest in longest})
 
 
 def _spelled(name: str, renames: Mapping[str, str]) -> str:
@@ -140,7 +163,8 @@ def _follows(rows: Sequence[Row]) -> Iterator[Row]:
             done |= {*whole}
             yield _joined(whole, [other for other in rows if {*_parts(other)} <= {*whole}])
         else:
-            yield replace(each, cut=cuts().get(parts[0], ""))
+            # norms of all heads are whole, and each rank takes its part
+            yield replace(each, cut="" if BY_PART[parts[0]].role == NORM else cuts().get(parts[0], ""))
         if whole == LATENT:
             yield from (replace(other, when=APART) for other in rows if _parts(other) == [*LATENT[1:]])
 
