@@ -102,7 +102,7 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
 
 
 def _ends(spelling: Spelling) -> Iterator[Row]:
-    """Yield the rows of embedding and head: where they are tied the first stage has the one, the last the other, or all the head alone."""
+    """Yield the rows of embedding and head: of tied ones the first stage has the one, the last the other, or all have the head."""
     if not spelling.head or not spelling.ties:
         yield _embed()
     else:
