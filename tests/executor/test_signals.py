@@ -11,6 +11,16 @@ from safetensors.numpy import load_file
 import carnet
 from carnet.plans import saved
 
+
+@pytest.fixture(autouse=True, scope="module")
+def heard():
+    """What runs in the background, or beyond its terminal, is started with signals that nobody hears, and hands that on."""
+    before = {each: signal.signal(each, signal.default_int_handler) for each in (signal.SIGHUP, signal.SIGINT)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
 # is sent signals when it is about to change something on the disk for the n-th time, or (0) to put the journal away, its last act, or
 # (-1) when a worker is about to write
 ASKED = """
