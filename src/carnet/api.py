@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack
 
 from carnet.dialects.kinds import KINDS
-from carnet.errors import BadRequest, CarnetError, MachineFailed
+from carnet.errors import BadRequest, CarnetError, MachineFailed, NotSupported
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.means import choose_means
@@ -95,8 +95,18 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     request = replace(request, tokens=None if tokens is None else tokens.count)
     measured = {} if request.amax is None else read_amax(request.amax)
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
+    _refuse_reordered(made)
     texts = (TextFile(DOCUMENT, documents.draft(made, _words(made))), *made.texts)
     return replace(made, texts=texts, memory=memory, window=choose_window(memory, len(made.steps)))
+
+
+def _refuse_reordered(made: Plan) -> None:
+    """Raise NotSupported where a target would hold what its program has in an order of its own."""
+    kind = KINDS[str(made.request["to"])]
+    lost = next((name for name in made.steps.names if kind.reorders and name.endswith(kind.reorders)), None)
+    if lost is not None:
+        remedy = "--to hf, which it reads too; `carnet expect` tells what it must hold"
+        raise NotSupported(f"{kind.name} has experts in an order that its kernels choose", {"tensor": lost}, remedy=remedy)
 
 
 def run(

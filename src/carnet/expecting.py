@@ -1,9 +1,9 @@
 """What an engine must hold of a checkpoint, told from its bytes in one pass, and what a running engine says that it holds."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict, Unpack
 
-from carnet import api
 from carnet.architectures.known import dialect_of
 from carnet.dialects.configs import lookup
 from carnet.engines.asking import ask
@@ -13,10 +13,12 @@ from carnet.engines.table import ENGINES
 from carnet.errors import BadOption, BadRequest, NotSupported
 from carnet.examining import open_source
 from carnet.executor.digesting import digests
+from carnet.executor.memory import choose_window
 from carnet.formats.files import check_unchanged
 from carnet.inventory.survey import Inventory, take
+from carnet.planner.build import build
 from carnet.plans.options import PathLike, local
-from carnet.plans.request import Request, only, threads_of
+from carnet.plans.request import Request, memory_of, only, threads_of
 from carnet.pool import Progress, silent
 from carnet.quantize.recipes import SQUARE
 from carnet.storage.protocol import FILE
@@ -64,8 +66,10 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
     checkpoint = open_source(where, request.config, request.written_by, request.accept, request.family, request.tower)
     inventory = take(checkpoint, request.drop, request.vocab_size, request.tokens)
     if ENGINES[engine].plain and inventory.coded:
-        said["dtype"] = _meant(inventory, request)
-    made = api.plan(where, **said)  # type: ignore[arg-type]  # mypy takes them for one type
+        request = replace(request, dtype=_meant(inventory, request))
+    memory = memory_of(options)
+    made = build(checkpoint, request)
+    made = replace(made, memory=memory, window=choose_window(memory, len(made.steps)))
     dialect = dialect_of(inventory.family, engine, inventory.config)
     known = {(each.file, each.name): each for each in parameters(made.files, dialect, inventory.config, request.tp)}
     hashes = ENGINES[engine].hashes

@@ -9,9 +9,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 import carnet
+from carnet.engines.comparing import compare
 from carnet.errors import BadRequest, CarnetError, NotSupported
 from tests.referees.engine_ranks import SCALES, Worker
 
@@ -32,6 +33,8 @@ MODELS = {
         **SIZES | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 128, "num_attention_heads": 4}
     ),
     "mixtral": MixtralConfig(**SIZES, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SIZES, num_experts=4, moe_intermediate_size=24),
+    "gpt_oss": GptOssConfig(**SIZES, num_local_experts=4, layer_types=["sliding_attention", "full_attention"]),
 }
 
 
@@ -52,10 +55,10 @@ def folder(tmp_path_factory):
     return made
 
 
-def ranks_of(source, tp):
+def ranks_of(source, tp, ep=1):
     """Return what each rank holds, by the rules."""
     whole, said = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
-    every = (dict(Worker(whole, said, rank, tp).everything()) for rank in range(tp))
+    every = (dict(Worker(whole, said, rank, tp, shares_experts=ep > 1).everything()) for rank in range(tp))
     return [{name: tensor for name, tensor in each.items() if not name.endswith(SCALES)} for each in every]
 
 
@@ -79,13 +82,20 @@ def test_each_rank_holds_what_sglang_would_make_of_the_folder_and_is_read_back(f
     assert all(torch.equal(back[each], source[each]) for each in back)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama, tied"])
-def test_the_digests_are_those_of_a_cpu_and_of_a_gpu(folder, name):
-    found = carnet.expect(folder(name), engine="sglang", tp=2)
-    said = {"lm_head.weight": "model.embed_tokens.weight"} if "tied" in name else {}
+def named(name, stored):
+    """Return what SGLang calls a tensor that vLLM's file calls so."""
+    tied = {"lm_head.weight": "model.embed_tokens.weight"} if "tied" in name else {}
+    return tied.get(stored, stored).replace(".routed_experts.", ".").replace(".mlp.experts.gate.", ".mlp.gate.")
+
+
+@pytest.mark.parametrize(
+    ("name", "ep"), [("llama", 1), ("llama, tied", 1), ("mixtral", 1), ("mixtral", 2), ("qwen3_moe", 1), ("qwen3_moe", 2)]
+)
+def test_the_digests_are_those_of_a_cpu_and_of_a_gpu(folder, name, ep):
+    found = carnet.expect(folder(name), engine="sglang", tp=2, ep=ep)
     wanted = {
-        f"dp0:pp0:tp{rank}:{said.get(each, each)}": first_bits(tensor)
-        for rank, held in enumerate(ranks_of(folder(name), 2))
+        f"dp0:pp0:tp{rank}:{named(name, each)}": first_bits(tensor)
+        for rank, held in enumerate(ranks_of(folder(name), 2, ep))
         for each, tensor in held.items()
     }
     assert {key: of_a_cpu for key, (_, of_a_cpu) in found.digests.items()} == wanted
@@ -117,9 +127,25 @@ def test_other_codes_are_hashed_as_they_are_packed_and_so_refused(folder, tmp_pa
         carnet.expect(tmp_path / "coded", engine="sglang")
 
 
+def test_experts_that_a_kernel_reordered_are_not_comparable_and_those_of_another_rank_are_different(folder):
+    expected = carnet.expect(folder("mixtral"), engine="sglang", tp=2, ep=2)
+    ours, theirs = (f"dp0:pp0:tp{rank}:model.layers.1.block_sparse_moe.experts.w13_weight" for rank in (0, 1))
+    assert {ours, theirs} <= expected.coded
+    reordered = compare(expected, expected.checksums | {ours: "0123456789abcdef"})
+    assert reordered
+    assert [(each.what, each.name) for each in reordered.apart] == [
+        ("the engine may have packed it anew", ours.rpartition(":")[2])
+    ]
+    swapped = compare(expected, expected.checksums | {ours: expected.checksums[theirs]})
+    assert [each.what for each in swapped.different] == [f"holds {theirs}"]
+    assert not swapped
+
+
 def test_what_has_no_one_layout_is_refused_by_name(folder):
-    with pytest.raises(NotSupported, match="sglang is no place for the family 'mixtral'"):
+    with pytest.raises(NotSupported, match="sglang has experts in an order that its kernels choose"):
         carnet.plan(folder("mixtral"), to="sglang")
+    with pytest.raises(NotSupported, match="sglang is no place for the family 'gpt_oss'"):
+        carnet.expect(folder("gpt_oss"), engine="sglang")
     with pytest.raises(BadRequest, match="of ranks that share each layer alone"):
         carnet.plan(folder("llama"), to="sglang", pp=2)
     with pytest.raises(CarnetError):

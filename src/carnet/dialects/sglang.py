@@ -1,8 +1,8 @@
 """What SGLang's ranks hold, a file a rank: the state after loading, which ``sharded_state`` copies into a model that is packed already.
 
 SGLang took over vLLM's layers, and their names and cuts with them (sglang 0.5.23 srt/layers/linear.py, vocab_parallel_embedding.py,
-srt/models/llama.py, qwen2.py, qwen3.py), but no module is registered twice, and the scales of a cache are no buffers. Weights of dense
-layers stay as they are loaded. What a backend reorders or packs, experts and codes, has no one layout, and so no rows here.
+srt/models/llama.py, qwen2.py, qwen3.py, mixtral.py, qwen3_moe.py), but no module is registered twice, experts stand a level higher, and
+the scales of a cache are no buffers. Weights of dense layers stay as they are loaded.
 """
 
 from dataclasses import replace
@@ -13,8 +13,9 @@ from carnet.dialects.rows import Dialect
 
 
 def dialect(folder: Dialect, spelling: vllm.Spelling) -> Dialect | None:
-    """Return how SGLang stores a family, from how a Hugging Face folder does; None where it is not dense, or has names of its own."""
-    if spelling != vllm.LLAMA:
+    """Return how SGLang stores a family, from how a Hugging Face folder does; None where its class has names of its own."""
+    if spelling != vllm.Spelling(aliases=spelling.aliases, everywhere=spelling.everywhere):
         return None
-    made = vllm.dialect(folder, spelling)
-    return replace(made, kind=KINDS["sglang"], constants={}, dropped=folder.dropped)
+    made = vllm.dialect(folder, vllm.LLAMA)
+    rows = tuple(replace(each, name=each.name.replace(".routed_experts.", ".")) for each in made.rows)
+    return replace(made, kind=KINDS["sglang"], rows=rows, constants={}, dropped=folder.dropped)

@@ -7,11 +7,9 @@ kernel has packed them into a form of its own, or as codes that it has packed an
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from carnet.engines.expected import Expected
+from carnet.engines.expected import EXPERTS, Expected
 from carnet.engines.table import ENGINES, Engine
 from carnet.errors import BadRequest, NotSupported
-
-EXPERTS = ".experts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,8 @@ def compare(expected: Expected, found: Mapping[str, str], url: str = "") -> Comp
             (apart if engine.buffers or expected.coded else different).append(there)
         elif digest in engine.nothing:
             apart.append(Finding(rank, name, "packed by the engine: no bytes are left", wanted[0], digest))
-        elif homes[key] in expected.coded and not engine.plain:
-            apart.append(Finding(rank, name, "codes, which the engine packs anew", wanted[0], digest))
+        elif homes[key] in expected.coded and digest not in places:
+            apart.append(Finding(rank, name, "the engine may have packed it anew", wanted[0], digest))
         else:
             what = "different" if digest not in places else f"holds {places[digest]}"
             different.append(Finding(rank, name, what, wanted[0], digest))

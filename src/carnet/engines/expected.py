@@ -22,6 +22,7 @@ from carnet.storage.schemes import PathLike, file_at
 from carnet.version import __version__
 
 MAGIC = "carnet-expected"
+EXPERTS = ".experts."  # in the name of every expert of every engine
 LIMIT = 1 << 30  # bytes: nothing that lists every parameter of every rank comes near this
 
 
@@ -32,7 +33,9 @@ class Parameter:
     file: str
     name: str
     key: str  # rank and name, as the engine says them
-    coded: bool  # of a module whose weights are codes: an engine may pack them anew
+    coded: (
+        bool  # an engine may pack it anew: of a module whose weights are codes, or an expert where kernels choose their order
+    )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,7 +49,7 @@ class Expected:
     pp: int
     ep: int
     digests: Mapping[str, tuple[str, ...]]  # rank and name -> a digest for each hash that the engine may use
-    coded: frozenset[str] = frozenset()  # those of modules whose weights are codes
+    coded: frozenset[str] = frozenset()  # those that an engine may pack anew
 
     def __repr__(self) -> str:
         return f"Expected({len(self.digests)} parameters of {self.engine}, tp={self.tp}, pp={self.pp}, ep={self.ep})"
@@ -68,6 +71,7 @@ def parameters(
             key = digest_key(dialect, tensor.name, config)
             if key:
                 coded = _module(tensor.name) in modules and not tensor.name.endswith("bias")
+                coded |= bool(dialect.kind.reorders) and EXPERTS in tensor.name
                 yield Parameter(file.name, tensor.name, engine.rank.format(pp=at // tp, tp=at % tp) + key, coded)
 
 
