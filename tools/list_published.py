@@ -16,6 +16,7 @@ from carnet.dialects.megatron.needs import needs
 from carnet.dialects.writing import written
 from carnet.errors import CarnetError, NotSupported
 from carnet.model.fields import Config
+from carnet.model.model import canonical_shapes
 from carnet.quantize.configs import BESIDE
 from carnet.quantize.reading import CONFIG_KEY, plain, read
 
@@ -67,6 +68,8 @@ def _told(family: Family, kind: Kind, config: Config, where: str) -> str:
     try:
         dialect = dialect_of(family, kind.name, config)
     except NotSupported:
+        return ""
+    if kind.reorders and any(name.endswith(kind.reorders) for name in canonical_shapes(config)):
         return ""
     said, lacking = written(dialect.table, padded(dialect, config), {} if kind.arguments else family.traits, where)
     if not kind.arguments:

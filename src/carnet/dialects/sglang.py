@@ -11,10 +11,13 @@ from carnet.dialects import vllm
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect
 
+# classes of srt/models whose modules and parameters were read there
+READ = frozenset(f"{name}ForCausalLM" for name in ("Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Qwen3Moe"))
 
-def dialect(folder: Dialect, spelling: vllm.Spelling) -> Dialect | None:
-    """Return how SGLang stores a family, from how a Hugging Face folder does; None where its class has names of its own."""
-    if spelling != vllm.Spelling(aliases=spelling.aliases, everywhere=spelling.everywhere):
+
+def dialect(folder: Dialect, spelling: vllm.Spelling) -> Dialect | None:  # noqa: ARG001  what vLLM registers twice, SGLang does not
+    """Return how SGLang stores a family, from how a Hugging Face folder does; None where nobody has looked at its class."""
+    if folder.architecture not in READ:
         return None
     made = vllm.dialect(folder, vllm.LLAMA)
     rows = tuple(replace(each, name=each.name.replace(".routed_experts.", ".")) for each in made.rows)
