@@ -7,12 +7,14 @@ Goldens of one archive share weights, which xz finds again however far apart the
 """
 
 import hashlib
+import os
 import shutil
 import tarfile
 import tempfile
 from pathlib import Path
 
 GOLDENS = Path(__file__).parent / "goldens"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch: models here are tiny, and threads would only wait for each other
 
 
 def pytest_configure():

@@ -34,7 +34,6 @@ WISHES = {
 
 def main() -> None:
     """Export every folder."""
-    torch.set_num_threads(1)
     wish, _, without = sys.argv[1].partition(" without ")
     config = copy.deepcopy(WISHES[wish])
     if without:

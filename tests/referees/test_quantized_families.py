@@ -85,10 +85,6 @@ SCRATCH = []
 @pytest.fixture(scope="module", autouse=True)
 def scratch(tmp_path_factory):
     SCRATCH[:] = [tmp_path_factory.mktemp("families")]
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def planned(folder, recipe, **more):
