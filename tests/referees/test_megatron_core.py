@@ -247,7 +247,11 @@ REFUSED: dict[str, Any] = {
         "the target's config cannot say norm_after",
         {"also": "the target's config cannot say qk_norm = 'whole'"},
     ),
-    "minimax_m2": (hf.MiniMaxM2Config(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    "minimax_m2": (
+        hf.MiniMaxM2Config(**SIZES, num_local_experts=4, num_experts_per_tok=2),
+        "the target's config cannot say qk_norm = 'whole'",
+        {"known": "none, head"},
+    ),
     # Megatron rotates neighbours in latent attention alone
     "ernie4_5": (hf.Ernie4_5Config(**WIDE), "the target's config cannot say rope_interleaved", {"rope_interleaved": True}),
     "ernie4_5_moe": (
@@ -306,7 +310,11 @@ REFUSED: dict[str, Any] = {
         "the target's config has no place for 'query_growth'",
         {"found": "0.5"},
     ),
-    "olmoe": (hf.OlmoeConfig(**SIZES), "the target's config cannot say qk_norm = 'whole'", {"known": "none, head"}),
+    "olmoe": (
+        hf.OlmoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2),
+        "the target's config cannot say qk_norm = 'whole'",
+        {"known": "none, head"},
+    ),
     # Megatron norms them in layers without positions too, and its attention knows no chunks
     "llama4": (
         hf.Llama4TextConfig(**WIDE, **LLAMA4),
