@@ -30,7 +30,13 @@ from tools.list_published import BROUGHT, CONFIG, targets
 CLAIMED = {family.hf.architecture for family in FAMILIES} | {*WRAPPERS}
 DTYPES = {torch.bfloat16: "BF16", torch.float32: "F32"}
 ELSE = {"*": ("--accept", "needs"), "+": ("--read-by", "megatron-bridge")}  # where Megatron's arguments cannot say a model
-TARGETS = {"hf": (), "megatron": ("--tp", "2", "--ep", "2"), "trtllm": ("--tp", "2")}
+TARGETS = {
+    "hf": (),
+    "megatron": ("--tp", "2", "--ep", "2"),
+    "trtllm": ("--tp", "2"),
+    "vllm": ("--tp", "2"),
+    "sglang": ("--tp", "2"),
+}
 
 
 def published() -> Iterator[tuple[str, dict[str, object]]]:
