@@ -1,7 +1,7 @@
 """vLLM as referee of what it must hold: its own digests of every parameter are those that carnet expects, and what is bent is named.
 
 On a CPU a running engine keeps embeddings and norms alone as they are loaded. So it is asked twice: as a real server over HTTP, and, of
-all of its parameters, between its loading and its packing (``held.py``), with two ranks.
+all of its parameters, between its loading and its packing (``workers.py``), with two ranks.
 """
 
 import json
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection
-from pathlib import Path
 
 import pytest
 import torch
@@ -29,8 +28,8 @@ from transformers import (
 
 import carnet
 from carnet.engines.comparing import compare
+from tests.vllm.test_sharded import hold
 
-HELD = Path(__file__).with_name("held.py")
 SIZES = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -171,18 +170,14 @@ def bent(folder, change):
 
 def held(folders, tmp_path, *, tp=1, pp=1, ep=False):
     """Return vLLM's digests of each folder, of all ranks together."""
-    said = json.dumps({"folders": [*map(str, folders)], "tp": tp, "pp": pp, "ep": ep, "port": free_port()})
-    outs = [tmp_path / f"held-{rank}.json" for rank in range(tp * pp)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, HELD, said, out, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        for rank, out in enumerate(outs)
+    outs = [tmp_path / f"held {at}" for at in range(len(folders))]
+    hold([(folder, "auto", ep, out) for folder, out in zip(folders, outs, strict=True)], tp, pp, tmp_path / "work")
+    assert [error.read_text() for out in outs for error in out.glob("*.error")] == []
+    said = [[json.loads((out / f"{rank}.json").read_text()) for rank in range(tp * pp)] for out in outs]
+    return [
+        {f"dp0:pp{rank // tp}:pcp0:tp{rank % tp}:{name}": digest for rank, of in enumerate(each) for name, digest in of.items()}
+        for each in said
     ]
-    told = [rank.communicate(timeout=600)[0] for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), told[0][-3000:]
-    every = [json.loads(out.read_text()) for out in outs]
-    return [{key: digest for each in of for key, digest in each.items()} for of in zip(*every, strict=True)]
 
 
 @pytest.mark.parametrize("family", CONFIGS)
