@@ -65,7 +65,7 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
     request = Request.of({key: value for key, value in said.items() if key not in ("memory", "threads")})
     checkpoint = open_source(where, request.config, request.written_by, request.accept, request.family, request.tower)
     inventory = take(checkpoint, request.drop, request.vocab_size, request.tokens)
-    if ENGINES[engine].plain and inventory.coded:
+    if inventory.coded:
         request = replace(request, dtype=_meant(inventory, request))
     memory = memory_of(options)
     made = build(checkpoint, request)
@@ -85,13 +85,17 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
     )
 
 
-def _meant(inventory: Inventory, request: Request) -> str:
-    """Return the type in which an engine hashes what codes mean; raise NotSupported where it hashes what it has made of them.
+def _meant(inventory: Inventory, request: Request) -> str | None:
+    """Return the type in which an engine hashes what codes mean, None where it hashes codes; refuse where carnet cannot say.
 
     sglang 0.5.23 srt/utils/weight_checker_comparator.py: weights in blocks of FP8 become bf16, all others are as a kernel packed them.
     """
     recipes = () if inventory.said is None else inventory.said.recipes
     facts = {"where": inventory.checkpoint.root, "found": ", ".join(each.name for each in recipes)}
+    if not ENGINES[request.to].plain:
+        if request.dtype is not None:
+            raise NotSupported(f"{request.to} holds codes, not what they mean in {request.dtype}", facts)
+        return None
     method = lookup(inventory.checkpoint.config, "quantization_config.quant_method")  # of its class Fp8Config alone
     if any(each.block != SQUARE for each in recipes) or method != "fp8":
         raise NotSupported(f"{request.to} hashes these codes as its kernels have packed them", facts)

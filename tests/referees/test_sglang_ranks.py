@@ -125,6 +125,8 @@ def test_other_codes_are_hashed_as_they_are_packed_and_so_refused(folder, tmp_pa
     ).equal
     with pytest.raises(NotSupported, match="as its kernels have packed them"):
         carnet.expect(tmp_path / "coded", engine="sglang")
+    with pytest.raises(NotSupported, match="vllm holds codes, not what they mean in bf16"):
+        carnet.expect(tmp_path / "coded", engine="vllm", dtype="bf16")
 
 
 def test_experts_that_a_kernel_reordered_are_not_comparable_and_those_of_another_rank_are_different(folder):
