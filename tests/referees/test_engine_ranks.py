@@ -142,6 +142,78 @@ def test_what_comes_back_is_the_folder(folder, tmp_path, name, tp, pp, ep):
     same(tensors_of(tmp_path / "back")["model.safetensors"], load_file(folder(name) / "model.safetensors"))
 
 
+WHAT = (("scale", True), ("zero_point", False))
+BLOCKS = {
+    **SIZES,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "head_dim": 128,
+    "num_hidden_layers": 2,
+}
+# what vLLM looks for beside codes: name, shape, number, and whether it has the type of the weights
+BESIDE = {
+    "deepseek": [(f"{one}_scale", (), -1.0, True) for one in ("k", "prob", "q", "v")],
+    "compressed-tensors": [(f"{one}_{what}", (1,), float(scale), not scale) for one in "kqv" for what, scale in WHAT],
+}
+
+
+@pytest.fixture(scope="module", params=["deepseek", "compressed-tensors"])
+def coded(request, tmp_path_factory):
+    """A folder of codes in blocks of FP8, and whose they are."""
+    top = tmp_path_factory.mktemp("coded")
+    torch.manual_seed(4)
+    AutoModelForCausalLM.from_config(LlamaConfig(**BLOCKS)).bfloat16().save_pretrained(top / "plain")
+    assert carnet.cross(top / "plain", top / "codes", to="hf", quantize="fp8-block", style=request.param).equal
+    return top / "codes", request.param
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_codes_in_blocks_are_joined_and_cut_with_their_scales(coded, tmp_path, tp):
+    source, style = coded
+    whole, said = load_file(source / "model.safetensors"), json.loads((source / "config.json").read_text())
+    assert carnet.cross(source, tmp_path / "out", to="vllm", tp=tp).equal
+    assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"] == said["quantization_config"]
+    end = "weight_scale_inv" if style == "deepseek" else "weight_scale"
+    scales = {name.removesuffix(end) + "weight": tensor for name, tensor in whole.items() if name.endswith(end)}
+    codes = {name: tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor for name, tensor in whole.items()}
+    for rank, held in enumerate(tensors_of(tmp_path / "out").values()):
+        expected = dict(Worker(codes, said, rank, tp).everything())
+        expected |= {
+            f"{name.removesuffix('weight')}{end}": tensor
+            for layer in range(2)
+            for name, tensor in of_scales(Worker(scales, said, rank, tp), f"model.layers.{layer}.")
+        }
+        for layer in range(2):
+            for name, shape, number, own in BESIDE[style]:
+                made = torch.full(shape, number, dtype=torch.bfloat16 if own else torch.float32)
+                expected[f"model.layers.{layer}.self_attn.attn.{name}"] = made
+        same(
+            {name: each.view(torch.uint8) if each.dtype == torch.float8_e4m3fn else each for name, each in held.items()},
+            expected,
+        )
+    assert carnet.cross(tmp_path / "out", tmp_path / "back", to="hf").equal
+    back = load_file(tmp_path / "back/model.safetensors")
+    assert back.keys() == whole.keys()
+    assert [name for name in whole if not torch.equal(back[name].view(torch.uint8), whole[name].view(torch.uint8))] == []
+
+
+def of_scales(worker, at):
+    yield f"{at}self_attn.qkv_proj.weight", worker.qkv(f"{at}self_attn.", "weight")
+    yield f"{at}self_attn.o_proj.weight", worker.part(worker.hf[f"{at}self_attn.o_proj.weight"], 1)
+    yield from worker.gated(f"{at}mlp.", f"{at}mlp.")
+
+
+def test_codes_whose_blocks_would_not_be_whole_are_refused(coded, folder, tmp_path):
+    source, _ = coded
+    with pytest.raises(CarnetError, match="cannot"):
+        carnet.plan(source, to="vllm", tp=8)
+    carnet.cross(folder("qwen3_moe"), tmp_path / "codes", to="hf", quantize="fp8-channel")
+    with pytest.raises(CarnetError, match="quantized") as refused:
+        carnet.plan(tmp_path / "codes", to="vllm")
+    assert "--dtype bf16" in str(refused.value)
+
+
 def test_the_release_whose_names_these_are_is_written_down(folder, tmp_path):
     carnet.cross(folder("llama"), tmp_path / "out", to="vllm")
     assert json.loads((tmp_path / "out/carnet.json").read_text())["request"]["engine_version"] == "0.32"

@@ -65,9 +65,21 @@ class Case:
 
     of: str
     said: dict[str, object] = field(default_factory=dict)
+    coded: str = ""  # in blocks of FP8, in this style
 
+
+BLOCKS = {
+    **SIZES,
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+}
 
 CASES = {
+    "llama, FP8 as DeepSeek": Case("Llama", BLOCKS, coded="deepseek"),
+    "qwen3, FP8 as compressed-tensors": Case("Qwen3", {**BLOCKS, "tie_word_embeddings": True}, coded="compressed-tensors"),
     "llama": Case("Llama", {**SIZES, **HEADS}),
     "llama, tied": Case("Llama", {**SIZES, **HEADS, "tie_word_embeddings": True}),
     "llama, biases": Case("Llama", {**SIZES, **HEADS, "attention_bias": True, "mlp_bias": True}),
@@ -101,6 +113,9 @@ def save(case, folder):
         if "inv_freq" not in name:
             tensor.data = torch.randn(tensor.shape).to(torch.float32 if "e_score_correction_bias" in name else torch.bfloat16)
     model.save_pretrained(folder)
+    if case.coded:
+        plain = folder.rename(folder.with_name(f"{folder.name}, plain"))
+        assert carnet.cross(plain, folder, to="hf", quantize="fp8-block", style=case.coded).equal
     said = json.loads((folder / "config.json").read_text())
     if said["model_type"] == "deepseek_v3":
         said["topk_method"] = "noaux_tc"  # vLLM asks for it, transformers does not write it
@@ -142,6 +157,10 @@ def folders(tmp_path_factory):
 GRIDS = {"TP 1": (1, 1, 1), "TP 2": (2, 1, 1), "TP 4": (4, 1, 1), "TP 2, all experts whole": (2, 1, 2), "two stages": (1, 2, 1)}
 
 
+# vLLM makes layers of such codes where it has a kernel for them
+AMX = "amx_tile" in Path("/proc/cpuinfo").read_text()
+
+
 def is_mixture(case):
     return any("experts" in key for key in case.said)
 
@@ -149,7 +168,7 @@ def is_mixture(case):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_each_worker_of_vllm_holds_what_its_file_says(folders, tmp_path, grid):
     tp, pp, ep = GRIDS[grid]
-    names = [name for name, case in CASES.items() if ep == 1 or is_mixture(case)]
+    names = [name for name, case in CASES.items() if (ep == 1 or is_mixture(case)) and (not case.coded or (AMX and tp < 4))]
     jobs, wrong = [], {}
     for name in names:
         ours = tmp_path / name / "ours"

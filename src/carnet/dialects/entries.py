@@ -5,7 +5,7 @@ is chosen); for a target, the rows of one spelling.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
 
@@ -61,12 +61,17 @@ def entries(
     yield from carried(dialect, config, present)
 
 
-def constants(dialect: Dialect, stored: Iterable[Entry]) -> Iterator[tuple[Entry, Constant, str]]:
-    """Yield what a dialect stores beside some tensors that is no weight: the tensor, what stands beside it, and its name."""
+def constants(dialect: Dialect, stored: Iterable[Entry], style: str, own: str) -> Iterator[tuple[Entry, Constant, str]]:
+    """Yield what a dialect stores beside some tensors that is no weight: the tensor, what stands beside it, and its name.
+
+    ``style`` is that of its codes, "" where weights are none; ``own`` the type of a model's weights.
+    """
     for entry in stored if dialect.constants else ():
         for end, those in dialect.constants.items():
-            if entry.name.endswith(end):
-                yield from ((entry, one, entry.name.removesuffix(end[1:]) + one.name) for one in those)
+            for one in those if entry.name.endswith(end) else ():
+                if one.style in ("", style):
+                    dtype = own if one.dtype == "own" else one.dtype
+                    yield entry, replace(one, dtype=dtype), entry.name.removesuffix(end[1:]) + one.name
 
 
 def stored_as(dialect: Dialect, config: Config) -> frozenset[tuple[object, ...]]:

@@ -60,9 +60,10 @@ class Constant:
     """A stored tensor that holds no weight, and the same number in every place."""
 
     name: str
-    dtype: str
+    dtype: str  # "own" for that of the weights
     shape: tuple[int, ...]
     value: float
+    style: str = ""  # it is there beside codes of this style alone; "" always
 
 
 @dataclass(frozen=True, slots=True)

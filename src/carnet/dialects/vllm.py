@@ -36,7 +36,15 @@ APART = {
 # attention.py of model_executor/layers/attention: buffers of every layer that attends, seen from the projection beside it
 SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))
 ATTENTION = {"qkv_proj.weight": "attn.", "kv_b_proj.weight": "mla_attn.mla_attn."}
-CONSTANTS = {f".{beside}": tuple(replace(one, name=at + one.name) for one in SCALES) for beside, at in ATTENTION.items()}
+# and parameters of one whose weights are codes, until they are packed: quantization/kv_cache.py, compressed_tensors.py
+OF_CODES = (
+    *(Constant(f"{of}_scale", "own", (), -1.0, "deepseek") for of in ("k", "prob", "q", "v")),
+    *(Constant(f"{of}_scale", "f32", (1,), 1.0, "compressed-tensors") for of in "kqv"),
+    *(Constant(f"{of}_zero_point", "own", (1,), 0.0, "compressed-tensors") for of in "kqv"),
+)
+CONSTANTS = {
+    f".{beside}": tuple(replace(one, name=at + one.name) for one in (*SCALES, *OF_CODES)) for beside, at in ATTENTION.items()
+}
 
 HEAD = "/lm_head.weight"
 AROUND = ("embed", "final_norm", "final_norm_bias", "head")  # what stands before and behind the layers
@@ -123,7 +131,7 @@ def digest_key(dialect: Dialect, name: str, config: Config) -> str:
     >>> digest_key(made, "model.layers.0.mlp.experts.gate.weight", {}), digest_key(made, "lm_head.weight", {"tied": True})
     ('model.layers.0.mlp.gate.weight', 'model.embed_tokens.weight')
     """
-    if any(name.endswith(f".{one.name}") for one in chain.from_iterable(dialect.constants.values())):
+    if any(name.endswith(f".{one.name}") for one in SCALES):
         return ""
     embed = next(each for each in dialect.rows if _parts(each) == ["embed"])
     if value(config, "tied") and embed.written and name == HEAD[1:]:

@@ -49,7 +49,9 @@ def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]
 def check_constants(target: Side) -> Iterator[Finding]:
     """Yield what is wrong with the numbers that a program stores beside weights: each is there, and what it always is."""
     there, stored = target.inventory.dialect, target.inventory.checkpoint.tensors
-    wanted = {(entry.unit, name): one for entry, one, name in constants(there, target.inventory.entries.values())}
+    said, own = target.inventory.said, str(value(target.inventory.config, "dtype"))
+    style, held = "" if said is None else said.style.name, target.inventory.entries.values()
+    wanted = {(entry.unit, name): one for entry, one, name in constants(there, held, style, own)}
     for key, one in wanted.items():
         label, found = label_of(key), stored.get(key)
         if found is None:

@@ -34,6 +34,7 @@ from carnet.planner.decoding import aside
 from carnet.planner.ends import ends
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.held import Held, keep, source_pieces
+from carnet.planner.joining import is_joined, joined_scales, scales_of
 from carnet.planner.meeting import meet
 from carnet.planner.proof import prove
 from carnet.plans.blocks import by_file
@@ -117,20 +118,26 @@ def make_plan(
     config = {**_target_config(source, request, target), **(said or {})}
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
-    carries = is_carried(source, target, request)
+    carries, joins = is_carried(source, target, request), is_joined(source, target, request)
+    scales = scales_of(source) if joins else None
     for problem in () if carries else coded_beside(source.config, str(source.checkpoint.root)):
         raise problem
-    wanted = [*entries(target, config, None, request.names, among, coded=carries or request.quantize is not None)]
+    wanted = [*entries(target, config, None, request.names, among, coded=carries or joins or request.quantize is not None)]
+    if joins:
+        places = {unit.name: at for at, unit in enumerate(ranks)}
+        wanted += joined_scales(source, target, config, request.names, among)
+        wanted.sort(key=lambda entry: places.get(entry.unit, 0))  # files are laid out in this order
     coded = carried(source, wanted) if carries else {}
-    found, extents = source_pieces(source, request.dtype, gathered, carried_extents(source, coded))
-    kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names})
+    moved = replace(source, coded={}) if joins else source  # codes are numbers of their own type
+    found, extents = source_pieces(moved, request.dtype, gathered, carried_extents(source, coded), scales)
+    kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names}, scales)
     shifts = _shifts(source, target, config)
     plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]
     dtypes = _dtypes(plain, kept, request, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
     coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
-    constants = constant_tensors(target, wanted)
+    constants = constant_tensors(target, wanted, source.said if joins else None, str(config["dtype"]))
     cache = cache_tensors(coding, wanted, dtypes) | constants
     made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
 
@@ -146,7 +153,7 @@ def make_plan(
     if carries:
         move_carried(source, coded, made.laid, gathered)
     steps = by_file(code(NO_SCALES if coding is None else coding.source_scales, gathered).steps())
-    files, more = made.files, {**_more(source, target, along), **(carried_records(source) if carries else {})}
+    files, more = made.files, {**_more(source, target, along), **(carried_records(source) if carries or joins else {})}
     proof = prove((*files, made.scratch), extents, steps)
     plan = Plan(
         source=str(source.checkpoint.root),

@@ -25,7 +25,8 @@ from carnet.steps import Move, Place
 def is_carried(source: Inventory, target: Dialect, request: Request) -> bool:
     """Say whether the codes of a source go along as they are."""
     asked = request.dtype is not None or request.quantize is not None
-    return bool(source.coded) and source.dialect == target and target.kind.companions and not asked
+    same = source.dialect == target and not target.ranked
+    return bool(source.coded) and same and target.kind.companions and not asked
 
 
 def carried(source: Inventory, wanted: Sequence[Entry]) -> dict[Key, Coded]:

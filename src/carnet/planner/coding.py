@@ -31,6 +31,7 @@ from carnet.planner.pieces import cut
 from carnet.plans.columns import Gathered
 from carnet.plans.request import Request, flag_of
 from carnet.quantize.arithmetic import input_scale
+from carnet.quantize.reading import Said
 from carnet.quantize.recipes import BY_NAME, Recipe, by_style
 from carnet.quantize.styles import SCALAR, STYLES, Kept, beside
 from carnet.steps import Encoding, Make, Measure, Place, Put, TargetFile, TargetTensor
@@ -327,10 +328,10 @@ def cache_tensors(coding: Coding | None, wanted: Sequence[Entry], dtypes: Mappin
     return found
 
 
-def constant_tensors(target: Dialect, wanted: Sequence[Entry]) -> dict[Key, Scaled]:
-    """Return what a program stores beside some tensors that is no weight, by unit and name."""
+def constant_tensors(target: Dialect, wanted: Sequence[Entry], said: Said | None, own: str) -> dict[Key, Scaled]:
+    """Return what a program stores beside some tensors that is no weight, by unit and name; of codes more than of weights."""
     found: dict[Key, Scaled] = {}
-    for entry, one, name in constants(target, wanted):
+    for entry, one, name in constants(target, wanted, "" if said is None else said.style.name, own):
         found[entry.unit, name] = Scaled((entry.unit, entry.name), Kept("constant", name, one.dtype, one.shape), one.value)
     return found
 

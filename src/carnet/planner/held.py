@@ -15,6 +15,7 @@ from carnet.formats.stored import Chunk, Stored, label_of
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
 from carnet.planner.decoding import Spot, alike, begun, coded_pieces
+from carnet.planner.joining import shapes_of
 from carnet.planner.pieces import Piece, cut, pieces, separate
 from carnet.planner.touches import Extent, Extents, Named
 from carnet.plans.columns import Gathered
@@ -47,19 +48,29 @@ class Held:
 
 
 def source_pieces(
-    source: Inventory, dtype: str | None, gathered: Gathered, carried: Iterable[Named] = ()
+    source: Inventory,
+    dtype: str | None,
+    gathered: Gathered,
+    carried: Iterable[Named] = (),
+    scales: Inventory | None = None,
 ) -> tuple[Found, Extents]:
-    """Return where every canonical tensor lies, and every extent that must be used up: ``carried`` instead of codes' numbers."""
+    """Return where every canonical tensor lies, and every extent that must be used up: ``carried`` instead of codes' numbers.
+
+    ``scales`` are those of codes that are moved as they are.
+    """
     found: dict[str, list[tuple[Piece, Spot]]] = defaultdict(list)
     extents = [*carried]
     for name, piece, spot in () if extents else coded_pieces(source, dtype, gathered, extents):
         found[name].append((piece, spot))
     known = dict[tuple[object, ...], list[tuple[Extent, list[tuple[int, Piece]]]]]()
-    tensors = source.checkpoint.tensors
-    for key, entry in source.entries.items():
-        if key in source.coded:
-            continue
-        stored, names, label = tensors[key], entry.names, label_of(key)
+    held = [
+        (of.checkpoint.tensors[key], entry)
+        for of in (source, *([] if scales is None else [scales]))
+        for key, entry in of.entries.items()
+        if key not in of.coded
+    ]
+    for stored, entry in held:
+        names, label = entry.names, label_of((stored.unit, stored.name))
         like = (id(entry.like), stored.dtype, *[(chunk.box.start, chunk.box.shape, chunk.strides) for chunk in stored.chunks])
         if (parts := known.get(like)) is None:
             parts = known[like] = [_of_chunk(entry, stored, chunk) for chunk in stored.chunks]
@@ -82,10 +93,14 @@ def _of_chunk(entry: Entry, stored: Stored, chunk: Chunk) -> tuple[Extent, list[
     return Extent("", "", 0, chunk.box.shape, chunk.strides, stored.dtype, inside), found
 
 
-def keep(found: Found, source: Inventory, gathered: Gathered, carried: Collection[str] = ()) -> dict[str, Held]:
+def keep(
+    found: Found, source: Inventory, gathered: Gathered, carried: Collection[str] = (), scales: Inventory | None = None
+) -> dict[str, Held]:
     """Keep each element of the source once, but for parts of ``carried``; what repeats it is to be compared."""
     kept, cuts, places = dict[str, Held](), dict[tuple[int, ...], Cut](), dict[Piece, Piece]()
-    for name, shape in canonical_shapes(source.config).items():
+    shapes = canonical_shapes(source.config)
+    shapes |= {} if scales is None else shapes_of(scales, canonical_shapes(scales.config))
+    for name, shape in shapes.items():
         like = tuple([id(piece) for piece, _ in found.get(name, ())])
         if like not in cuts:
             distinct, copies = separate([_placed(piece, spot, gathered) for piece, spot in found.get(name, ())])
