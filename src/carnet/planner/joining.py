@@ -1,7 +1,7 @@
 """Codes in blocks that go along as they are, joined and cut: a Hugging Face folder of FP8 becomes the files of an engine's ranks.
 
-Codes lie as weights do. A scale is one number for a block of rows and columns, so scales lie as the weights of a smaller model would: the
-same rows, folded with sizes that are divided by that of a block.
+Codes lie as weights do. A scale is one number for a block of rows and columns, so scales lie as the weights of a smaller model would:
+the same rows, folded with sizes that are divided by that of a block.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
