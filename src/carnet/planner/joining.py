@@ -13,7 +13,7 @@ from carnet.dialects.rows import Dialect
 from carnet.dialects.units import Unit
 from carnet.errors import NotSupported
 from carnet.inventory.survey import Inventory
-from carnet.model.fields import Config
+from carnet.model.fields import Config, Value
 from carnet.model.model import number
 from carnet.model.tensors import STATE, Canonical
 from carnet.plans.request import Request
@@ -53,7 +53,7 @@ def scales_of(source: Inventory) -> Inventory:
     return replace(source, checkpoint=replace(source.checkpoint, tensors=tensors), config=config, entries=found, coded={})
 
 
-def smaller(source: Inventory, config: Config) -> dict[str, object]:
+def smaller(source: Inventory, config: Config) -> dict[str, Value]:
     """Return the fields of a model whose sizes are divided by that of a block."""
     key, one = next(iter(source.coded.items()))
     block = BY_NAME[one.recipe].block[0]
