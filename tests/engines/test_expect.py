@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import carnet
 from carnet.cli.engines import expect as command
+from carnet.engines.expected import save
 from carnet.engines.table import ENGINES
 from carnet.errors import BadOption, BadRequest
 from tests.referees.engine_ranks import SCALES, Worker
@@ -104,6 +105,26 @@ def test_what_is_saved_is_what_was_found_and_other_options_are_refused(folders, 
 def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(BadRequest, match="expected digests"):
+        carnet.expect(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tp", float("inf")),
+        ("tp", 2.5),
+        ("tp", "2"),
+        ("checksums", {}),
+        ("checksums", {"dp0:pp0:pcp0:tp0:model.norm.weight": None}),
+        ("checksums", {"dp0:pp0:pcp0:tp0:model.norm.weight": "E3B0"}),
+        ("other checksums", [{}]),
+    ],
+)
+def test_a_file_that_says_what_no_digest_can_be_is_refused(folders, tmp_path, key, value):
+    save(carnet.expect(folders["llama"]), tmp_path / "x.json")
+    said = json.loads((tmp_path / "x.json").read_text())
+    (tmp_path / "x.json").write_text(json.dumps({**said, key: value}))
+    with pytest.raises(BadRequest, match="holds no expected digests"):
         carnet.expect(tmp_path / "x.json")
 
 

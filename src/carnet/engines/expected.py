@@ -4,6 +4,8 @@ The file's ``checksums`` are what the engine's own comparison takes for a baseli
 """
 
 import json
+import operator
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from carnet.version import __version__
 
 MAGIC = "carnet-expected"
 EXPERTS = ".experts."  # in the name of every expert of every engine
+HEX = re.compile("[0-9a-f]+")
 LIMIT = 1 << 30  # bytes: nothing that lists every parameter of every rank comes near this
 
 
@@ -120,9 +123,12 @@ def _read(data: dict[str, Any]) -> Expected:
     if data[MAGIC] != 1:
         raise ValueError(f"{MAGIC} {data[MAGIC]}")
     sides = [data["checksums"], *data["other checksums"]]
-    digests = {str(key): tuple(str(side[key]) for side in sides) for key in sides[0].keys()}  # noqa: SIM118  of a mapping alone
+    digests = {key: tuple(side[key] for side in sides) for key in sides[0].keys()}  # noqa: SIM118  of a mapping alone
+    odd = [key for key, each in digests.items() for digest in each if not HEX.fullmatch(digest)]
+    if odd or not digests:
+        raise ValueError(f"no digest of {odd[0]}" if odd else "no digest at all")
     engine, coded = ENGINES[data["engine"]].name, frozenset(map(str, data["coded"]))
-    tp, pp, ep = (int(data[size]) for size in ("tp", "pp", "ep"))
+    tp, pp, ep = (operator.index(data[size]) for size in ("tp", "pp", "ep"))
     return Expected(engine, str(data["engine version"]), str(data["source"]), tp, pp, ep, digests, coded)
 
 
