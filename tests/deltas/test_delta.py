@@ -11,6 +11,7 @@ import carnet
 from carnet import deltas
 from carnet.cli import main
 from carnet.errors import BadRequest
+from carnet.report.terminal import applied_lines
 from tests.deltas.hand import INDEX, SHARD, adler32, by_hand, change, tensors
 
 METADATA = {"base_version": "000000", "checksum_format": "adler32", "compression_format": "zstd", "delta_encoding": "xor"}
@@ -110,6 +111,16 @@ def test_checksums_of_frames_are_read_and_written(versions, said, tmp_path):
     change(tmp_path / "hand", checksum_scope=None)
     with pytest.raises(carnet.BadCheckpoint, match=r"the delta of .* is damaged"):
         deltas.apply(versions.a, tmp_path / "hand", tmp_path / "out")
+
+
+def test_checksums_of_frames_do_not_tell_a_wrong_base_and_nobody_says_that_they_do(versions, said, tmp_path):
+    sums = {name: adler32(data) for name, data in said[0].items()}
+    by_hand(tmp_path / "frames", said[0], sums, checksum_scope="compressed_delta")
+    by_hand(tmp_path / "whole", *said)
+    blind, sure = (deltas.apply(versions.a, tmp_path / name, tmp_path / f"out-{name}") for name in ("frames", "whole"))
+    assert (blind.proven, blind.checked, sure.proven, sure.checked) == (False, False, False, True)
+    assert any("nothing says that the base is the right one" in line for line in applied_lines(blind, None))
+    assert not deltas.verify(versions.c, tmp_path / "frames", against=versions.b)
 
 
 def test_a_delta_is_the_same_bytes_whoever_many_worked_and_whatever_the_memory(versions, tmp_path):

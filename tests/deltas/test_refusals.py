@@ -9,6 +9,7 @@ import pytest
 import zstandard
 from safetensors.torch import load_file, save_file
 
+import carnet
 from carnet import deltas
 from carnet.errors import BadCheckpoint, BadOption, BadRequest, NotSupported
 from tests.deltas.hand import INDEX, SHARD, adler32, by_hand, change, frame
@@ -240,14 +241,49 @@ def test_a_config_that_says_the_same_in_other_words_is_no_hindrance(versions, tm
     assert deltas.delta(versions.a, tmp_path / "b", tmp_path / "out").changed
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rope_scaling", {"rope_type": "linear", "factor": 4.0}),
+        ("sliding_window", 8),
+        ("quantization_config", {"quant_method": "fp8"}),
+        ("logit_scale", 3.0),  # of which carnet knows nothing for this family
+    ],
+)
+def test_what_one_config_alone_says_is_a_difference(versions, tmp_path, key, value):
+    shutil.copytree(versions.b, tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert key not in config
+    (tmp_path / "b" / "config.json").write_text(json.dumps({**config, key: value}))
+    for one, other in ((versions.a, tmp_path / "b"), (tmp_path / "b", versions.a)):
+        with pytest.raises(BadRequest, match=f"the configs say otherwise of {key}"):
+            deltas.delta(one, other, tmp_path / "out")
+    (tmp_path / "b" / "config.json").write_text(json.dumps({**config, key: None}))
+    assert deltas.delta(versions.a, tmp_path / "b", tmp_path / "out").changed
+
+
 def test_words_that_mean_nothing_are_usage_errors(versions, tmp_path):
     for wrong in ({"checksum": "md5"}, {"scope": "all"}, {"tp": 2}, {"vocab_size": 96}):
         with pytest.raises(BadOption):
             deltas.delta(versions.a, versions.b, tmp_path / "out", **wrong)
 
 
-def test_a_delta_is_no_base(chain, tmp_path):
-    refused(BadRequest, "no checkpoint of a known kind is here", chain[1], chain[0], tmp_path / "out")
+def test_a_delta_is_no_base_and_a_base_no_delta(chain, versions, tmp_path):
+    error = refused(BadRequest, "no checkpoint of a known kind is here", chain[1], chain[0], tmp_path / "out")
+    assert "carnet verify BASE DELTA --against B" in error.remedy
+    refused(BadRequest, "no delta is here", versions.a, versions.c, tmp_path / "out")
+    refused(BadRequest, "no delta but a checkpoint", versions.a, versions.b, tmp_path / "out")  # of several files
+
+
+def test_a_delta_alone_is_compared_with_nothing(chain):
+    with pytest.raises(BadRequest, match="a delta alone") as error:
+        carnet.verify(chain[0])
+    assert error.value.remedy == "carnet verify BASE DELTA --against B"
+
+
+def test_a_version_does_not_follow_itself(versions, tmp_path):
+    with pytest.raises(BadRequest, match="does not follow itself"):
+        deltas.delta(versions.a, versions.b, tmp_path / "out", version="step-1", base_version="step-1")
 
 
 def test_a_target_does_not_lie_in_what_is_read(chain, versions, tmp_path):

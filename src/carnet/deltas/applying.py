@@ -44,7 +44,8 @@ class Applied:
     tensors: int  # of the model
     changed: int  # of them, in all steps
     nbytes: int  # of the model
-    proven: bool  # every tensor has the digest that the deltas say; else those that changed have their checksum
+    proven: bool  # every tensor has the digest that the deltas say
+    checked: bool  # at least each that changed has its checksum; else frames alone have one, which no base does
 
 
 def apply(
@@ -95,7 +96,7 @@ def apply(
         draft.publish()
     last, first = steps.deltas[-1], steps.deltas[0]
     changed = len({name for each in steps.deltas for name in each.frames})
-    return Applied(said, last.version, first.base_version, len(side.tensors), changed, side.nbytes, steps.proven)
+    return Applied(said, last.version, first.base_version, len(side.tensors), changed, side.nbytes, steps.proven, steps.checked)
 
 
 def _write(

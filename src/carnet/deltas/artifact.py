@@ -93,11 +93,13 @@ class Artifact:
 
 def read(where: Folder) -> Artifact:
     """Return the delta in a folder; raise BadCheckpoint where it is damaged, NotSupported where it is of another form."""
+    remedy = "name the folder of a delta: its index says delta_encoding"
+    if INDEX not in (there := names_in(where)):
+        raise BadRequest("no delta is here", {"where": where, "lacks": INDEX}, remedy=remedy)
     raw, seen = read_whole(where, INDEX, TABLE_LIMIT)
     parsed = parse_object(raw, INDEX, where)
     metadata, weights = parsed.get("metadata"), parsed.get("weight_map")
     if not isinstance(metadata, dict) or "delta_encoding" not in metadata:
-        remedy = "name the folder of a delta: its index says delta_encoding"
         raise BadRequest("this is no delta but a checkpoint", {"where": where}, remedy=remedy)
     if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights.values()):
         raise BadCheckpoint(f"{INDEX} has no weight_map of names", {"where": where}, remedy=MADE_AGAIN)
@@ -115,7 +117,7 @@ def read(where: Folder) -> Artifact:
     files = sorted(set(weights.values()))
     for name in files:
         check_plain(where, name, INDEX)
-    others = [name for name in names_in(where) if name.endswith(".safetensors") and name not in files]
+    others = [name for name in there if name.endswith(".safetensors") and name not in files]
     if others:  # slime's engines would apply it
         facts = {"where": where, "found": shown(", ".join(others[:4]))}
         raise BadCheckpoint(f"shards that {INDEX} does not name are beside it", facts, remedy=MADE_AGAIN)

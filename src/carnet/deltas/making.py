@@ -139,6 +139,8 @@ def between(
     made = saying.get("version") or following(base)
     if made is None:
         raise BadRequest("nothing says the version after this one", {"base version": shown(base)}, remedy="name it: --version")
+    if made == base:
+        raise BadRequest("a version does not follow itself", {"version": shown(made)}, remedy="name another --version")
     if last is not None:
         chain.check_follows((last.where, last.version, last.link), (before, base, None))
     wish = Wish(made, base, saying.get("checksum", ADLER), saying.get("scope", WHOLE), None if last is None else last.link)

@@ -287,9 +287,11 @@ def check_pair(before: Side, after: Side) -> None:
 
 def _apart(before: Side, after: Side) -> Iterator[tuple[str, object, object]]:
     """Yield what two configs say otherwise: of the model, where carnet knows both, for one thing can be said in several ways."""
-    keys = sorted(before.config.keys() & after.config.keys() - {*BESIDE})
-    said = [(key, before.config[key], after.config[key]) for key in keys if before.config[key] != after.config[key]]
-    if said and before.understood is not None and after.understood is not None:
+    if before.understood is None or after.understood is None:  # tensors alone have no config
+        return
+    keys = sorted((before.config.keys() | after.config.keys()) - {*BESIDE})  # one that is not there says what null does
+    said = [(key, one, other) for key in keys if (one := before.config.get(key)) != (other := after.config.get(key))]
+    if said:
         with suppress(CarnetError):
             said = [*fields_apart(before.understood().config, after.understood().config)]
     yield from said

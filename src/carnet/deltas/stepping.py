@@ -31,6 +31,11 @@ class Steps:
         return all(each.link is not None for each in self.deltas)
 
     @property
+    def checked(self) -> bool:
+        """Say whether each says at least checksums of the tensors that changed."""
+        return all(each.link is not None or each.scope == WHOLE for each in self.deltas)
+
+    @property
     def told(self) -> list[dict[str, str]]:
         """Return the steps as documents have them."""
         return [

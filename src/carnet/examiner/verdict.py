@@ -257,6 +257,9 @@ def recheck(target: Folder, memory: int, threads: int | None, progress: Progress
     said = documents.load(target)
     if said is None and not target.kind():
         raise BadRequest(f"{target} does not exist", {"expected": "the folder of a target"})
+    if said is not None and said.data.get("state") == documents.DELTA:
+        remedy = "carnet verify BASE DELTA --against B"
+        raise BadRequest("a delta alone is compared with nothing", {"where": target}, remedy=remedy)
     if said is None or not said.tells:
         remedy = "name the checkpoint that it was made from, too: carnet verify CKPT OUT"
         what = (

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.files import digest_of
-from carnet.formats.folder import CONFIG, read_folder
+from carnet.formats.folder import CONFIG, INDEX, read_folder
 from carnet.formats.megatron import find_iteration, read_megatron
 from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist_files import TRACKER
@@ -52,6 +52,8 @@ def open_checkpoint(path: PathLike | Folder, locate: Callable[[str], bool] | Non
         "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
     }
     remedy = "name the folder that holds one of these files"
+    if INDEX in names and CONFIG not in names:
+        remedy += "; of a delta: carnet apply BASE DELTA OUT, or carnet verify BASE DELTA --against B"
     if inside := [name for name in names if any((root / name).kind(mark) == FILE for mark in (TRACKER, CONFIG))]:
         facts["inside"] = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
         remedy = f"name a checkpoint: {root / inside[0]}"

@@ -68,11 +68,16 @@ def delta_lines(made: Made, width: int | None) -> Iterator[str]:
 def applied_lines(done: Applied, width: int | None) -> Iterator[str]:
     """Yield what was applied."""
     unsure = "those that changed have their checksum; the deltas have no digest of the others"
+    blind = "none: frames alone have checksums, and nothing says that the base is the right one; carnet verify ... --against"
     yield from _facts(
         {
             "applied": f"{done.base_version} to {done.version}",
             "changed": f"{done.changed:,} of {done.tensors:,} tensors",
-            "proof": f"{done.tensors:,} tensors have the digests that the deltas say" if done.proven else unsure,
+            "proof": f"{done.tensors:,} tensors have the digests that the deltas say"
+            if done.proven
+            else unsure
+            if done.checked
+            else blind,
             "target": done.target,
         },
         width,
