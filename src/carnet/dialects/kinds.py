@@ -36,6 +36,7 @@ class Kind:
     reorders: tuple[
         str, ...
     ] = ()  # canonical tensors that its kernels may have in another order than they were loaded in: no file has one
+    loads_codes: bool = False  # of ranks: codes as they are published, before kernels pack them anew
     releases: tuple[str, ...] = ()  # of the program whose names the rows are; the first unless another is asked for
 
     @property
@@ -81,6 +82,7 @@ KINDS: Mapping[str, Kind] = {
             counts_anew=False,
             spares_last=True,
             pads_to=64,
+            loads_codes=True,
             whole_ep=True,
             releases=("0.32", "0.33"),
         ),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
+from carnet.dialects.kinds import SHARDS
 from carnet.dialects.rows import Dialect
 from carnet.dialects.units import Unit
 from carnet.errors import NotSupported
@@ -38,7 +39,8 @@ def is_joined(source: Inventory, target: Dialect, request: Request) -> bool:
 
 def _between_folders(source: Inventory, target: Dialect) -> bool:
     """Say whether both have a config that says of codes in the same words, and other names or cuts."""
-    both = source.dialect.kind.companions and target.kind.companions
+    kinds = source.dialect.kind, target.kind
+    both = all(kind.companions and (kind.files == SHARDS or kind.loads_codes) for kind in kinds)
     return both and (source.dialect != target or target.ranked)
 
 
