@@ -4,7 +4,7 @@ import pytest
 
 import carnet
 from carnet.errors import BadRequest
-from tests.live.test_live import DENSE, MIXTURE
+from tests.live.test_live import DENSE, MIXTURE, held
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,14 @@ def test_an_engine_must_hold_what_left_whatever_arrived(world, tmp_path, sizes, 
         assert before.release == wanted.release
         assert after.checksums.keys() == wanted.checksums.keys()
         assert all(after.checksums[key] != digest for key, digest in wanted.checksums.items())
+
+
+@pytest.mark.parametrize(("sizes", "target"), [(DENSE, {"tp": 4}), (DENSE | {"tied": True}, {"tp": 2, "pp": 2})], ids=str)
+def test_the_ranks_of_an_engine_get_the_bytes_of_the_crossing_of_files(world, tmp_path, sizes, target):
+    found = world.run("cross", sizes, {"tp": 2}, target, "vllm", str(tmp_path / "megatron"))
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "out", to="vllm", **target).equal
+    for rank, path in enumerate(sorted((tmp_path / "out").glob("*.safetensors"))):
+        assert found[rank][0] == held(path)
 
 
 def test_only_the_ranks_of_an_engine_have_expected_digests(world, tmp_path):

@@ -29,7 +29,7 @@ from carnet.live.virtual import Destination, Placement, Source
 from carnet.live.wire import Acts, Buckets, Wire
 from carnet.planner.build import Planned, make_plan
 from carnet.plans.request import Request
-from carnet.steps import Fill, Step, TargetTensor, TextFile
+from carnet.steps import Fill, Put, Step, TargetTensor, TextFile
 from carnet.storage.schemes import folder_at
 
 States = State | Sequence[State] | None
@@ -60,7 +60,9 @@ class Crossing:
         self._acts: list[Acts] = []
         self._wires: dict[str, Wire] = {}
         self._planned, self._index, self._moves = self._draw(states, calibration)
-        self._fills = [*self._planned.plan.steps.only(Fill)]
+        steps = self._planned.plan.steps
+        # what does not travel: zeros, and the constants of a program; scales of what is coded are found in every run
+        self._fills = [*steps.only(Fill), *(steps.only(Put) if request.quantize is None else ())]
         self._steps: list[Step] = []  # of coding, in this run
         self._gauge: coding.Gauge | None = None
         self._coder = Coder(self._index.matrices)

@@ -46,7 +46,7 @@ def plan(
     what the builder of Megatron-LM's release made of them, which is that of the megatron-core that the ranks of the source run;
     ``carnet.megatron.models.arguments(model)``, a config of Megatron-Bridge or NeMo and one of Hugging Face mean what they say.
     source, target: how the model is shared, before and after. A target of the kind "hf" that is not shared is whole on each rank.
-    to: "hf" or "trtllm" for tensors under these names, "megatron" for the modules of another running model.
+    to: "hf", "trtllm", "vllm" or "sglang" for tensors under these names, "megatron" for the modules of another running model.
     group: None for all ranks of the job, which then get groups of their own with the time limit.
     dtypes: patterns of Megatron's names -> element type, where a tensor is not of the config's type (``{"*router.weight": "f32"}``).
     calibration: largest magnitudes, as in a file of ``--amax``. states: this rank's tensors, needed before the first run only where
