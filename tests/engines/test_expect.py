@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 import carnet
 from carnet.cli.engines import expect as command
+from carnet.engines.comparing import compare
 from carnet.engines.expected import save
 from carnet.engines.table import ENGINES
 from carnet.errors import BadOption, BadRequest
@@ -80,6 +81,25 @@ def test_stages_and_types_are_those_that_the_engine_was_started_with():
     assert {key.rpartition(":")[0] for key in found} == {f"dp0:pp{pp}:pcp0:tp{tp}" for pp in (0, 1) for tp in (0, 1)}
     assert found.keys() == cast.keys()
     assert not {*found.values()} & {*cast.values()}
+
+
+def test_codes_and_their_scales_are_expected_as_they_are_loaded_and_no_difference_where_a_kernel_packs_them(tmp_path):
+    torch.manual_seed(3)
+    wide = LlamaConfig(**SIZES | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 128, "num_attention_heads": 4})
+    AutoModelForCausalLM.from_config(wide).bfloat16().save_pretrained(tmp_path / "plain")
+    coded = {"quantize": "fp8-block", "style": "compressed-tensors"}
+    assert carnet.cross(tmp_path / "plain", tmp_path / "coded", to="hf", **coded).equal
+    found = carnet.expect(tmp_path / "coded", tp=2)
+    name = KEY.format(1, "model.layers.1.self_attn.o_proj.weight")
+    tensor = load_file(tmp_path / "coded/model.safetensors")["model.layers.1.self_attn.o_proj.weight"].chunk(2, 1)[1]
+    assert found.checksums[name] == hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    assert {name, f"{name}_scale", KEY.format(1, "model.layers.1.self_attn.attn.k_scale")} <= found.coded
+    assert not any("norm" in key or "embed" in key or "lm_head" in key for key in found.coded)
+    kept = {key: digest for key, digest in found.checksums.items() if ".attn." not in key}
+    seen = compare(found, kept | {name: "0" * 64})
+    assert seen
+    assert {each.name for each in seen.different} == set()
+    assert name.rpartition(":")[2] in {each.name for each in seen.apart}
 
 
 def test_nothing_is_written_beside_the_checkpoint(folders):

@@ -68,13 +68,14 @@ def parameters(
 ) -> Iterator[Parameter]:
     """Yield the parameters in the files of a target, of which each rank has one; buffers, which have no digest, are left out."""
     engine = ENGINES[dialect.name]
+    passing = tuple(f".{one.name}" for those in dialect.constants.values() for one in those)  # gone once weights are packed
     for at, file in zip(range(len(files)) if ranks is None else ranks, files, strict=True):
         modules = {_module(tensor.name) for tensor in file.tensors if tensor.dtype not in FLOATS}
         for tensor in file.tensors:
             key = digest_key(dialect, tensor.name, config)
             if key:
                 coded = _module(tensor.name) in modules and not tensor.name.endswith("bias")
-                coded |= bool(dialect.kind.reorders) and EXPERTS in tensor.name
+                coded |= tensor.name.endswith(passing) or (bool(dialect.kind.reorders) and EXPERTS in tensor.name)
                 yield Parameter(file.name, tensor.name, engine.rank.format(pp=at // tp, tp=at % tp) + key, coded)
 
 
