@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -126,6 +127,17 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(BadRequest, match="expected digests"):
         carnet.expect(tmp_path / "x.json")
+
+
+def test_what_is_no_file_of_digests_is_not_replaced(folders, tmp_path):
+    expected, weights = carnet.expect(folders["llama"]), tmp_path / "model.safetensors"
+    shutil.copy(folders["llama"] / "model.safetensors", weights)
+    with pytest.raises(BadRequest, match="exists and holds no expected digests"):
+        save(expected, weights)
+    assert weights.read_bytes() == (folders["llama"] / "model.safetensors").read_bytes()
+    for _ in range(2):
+        save(expected, tmp_path / "x.json")
+    assert carnet.expect(tmp_path / "x.json").checksums == expected.checksums
 
 
 @pytest.mark.parametrize(

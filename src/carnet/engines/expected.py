@@ -5,8 +5,10 @@ The file's ``checksums`` are what the engine's own comparison takes for a baseli
 
 import json
 import operator
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ from carnet.errors import BadCheckpoint, BadRequest, shown
 from carnet.formats.jsons import read_object
 from carnet.model.fields import Config
 from carnet.steps import TargetFile
-from carnet.storage.opening import failed, replace_file
+from carnet.storage.opening import failed, reading, replace_file
 from carnet.storage.schemes import PathLike, file_at
 from carnet.version import __version__
 
 MAGIC = "carnet-expected"
 EXPERTS = ".experts."  # in the name of every expert of every engine
+START = f'{{\n "{MAGIC}"'.encode()
 HEX = re.compile("[0-9a-f]+")
 LIMIT = 1 << 30  # bytes: nothing that lists every parameter of every rank comes near this
 
@@ -101,8 +104,11 @@ def as_data(expected: Expected) -> dict[str, object]:
 
 
 def save(expected: Expected, path: Path) -> None:
-    """Write it into a file, which appears whole; what is there is replaced."""
+    """Write it into a file, which appears whole. What is there is replaced where it is such a file or empty, and else refused."""
     try:
+        with suppress(FileNotFoundError), reading(path, os.O_NOFOLLOW) as there:
+            if not START.startswith(there.read(len(START))):
+                raise BadRequest(f"{path} exists and holds no expected digests", remedy="choose another file")
         replace_file(path, [(json.dumps(as_data(expected), indent=1, ensure_ascii=False) + "\n").encode()])
     except OSError as error:
         raise failed("the expected digests cannot be written", path, error) from error
