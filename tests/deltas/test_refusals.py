@@ -84,6 +84,14 @@ def test_a_delta_begins_where_the_one_before_ends(chain, versions, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_delta_before_that_has_no_digests_proves_nothing(versions, said, tmp_path):
+    by_hand(tmp_path / "1", *said)
+    with pytest.raises(BadRequest, match="the delta before has no digests") as error:
+        deltas.delta(versions.b, versions.c, tmp_path / "out", after=tmp_path / "1")
+    assert "--base-version 000001" in error.value.remedy
+    assert deltas.delta(versions.b, versions.c, tmp_path / "out", base_version="000001").version == "000002"
+
+
 def test_a_delta_of_more_tensors_does_not_lead_to_fewer(chain, versions, tmp_path):
     shutil.copytree(versions.b, tmp_path / "b")
     (tmp_path / "b" / INDEX).unlink()

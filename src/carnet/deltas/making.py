@@ -142,6 +142,10 @@ def between(
     if made == base:
         raise BadRequest("a version does not follow itself", {"version": shown(made)}, remedy="name another --version")
     if last is not None:
+        if last.link is None:
+            facts = {"where": last.where}
+            remedy = f"leave out --after, and say --base-version {shown(last.version)}"
+            raise BadRequest("the delta before has no digests, so nothing tells whether it leads here", facts, remedy=remedy)
         chain.check_follows((last.where, last.version, last.link), (before, base, None))
     wish = Wish(made, base, saying.get("checksum", ADLER), saying.get("scope", WHOLE), None if last is None else last.link)
     means = choose(memory, (before, new), lambda window: window // 2 + packing.CODER, wanted)
