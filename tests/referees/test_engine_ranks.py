@@ -6,6 +6,7 @@ Models are transformers' own, tiny and random, of a vocabulary that is no multip
 import json
 import shutil
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 
 import carnet
 from carnet.errors import CarnetError
+from tests.families import samples
 from tests.referees.engine_ranks import Worker
 
 SIZES = {
@@ -233,6 +235,16 @@ def test_what_ranks_cannot_share_is_refused(folder):
     ):
         with pytest.raises(CarnetError, match=said):
             carnet.plan(folder("llama"), to="vllm", **options)
+
+
+def test_layers_that_predict_further_tokens_are_left_behind_by_name(tmp_path):
+    model = samples.draw("deepseek_v3", Random(2))
+    assert model.config["mtp"] == 1
+    source = samples.save(model, tmp_path / "further", "hf", Random(1), {})
+    with pytest.raises(CarnetError, match="a model of their own") as refused:
+        carnet.plan(source, to="vllm")
+    assert "--drop '*layers.1.*'" in str(refused.value)
+    assert carnet.cross(source, tmp_path / "out", to="vllm", drop="*layers.1.*").equal
 
 
 LAYER = "model.layers.1."

@@ -22,7 +22,7 @@ from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, others_of, take
 from carnet.model.fields import Config, Value
-from carnet.model.model import canonical_shapes, number, value
+from carnet.model.model import canonical_shapes, further, number, value
 from carnet.planner.carrying import carried, is_carried
 from carnet.planner.carrying import extents as carried_extents
 from carnet.planner.carrying import move as move_carried
@@ -212,6 +212,8 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             raise BadRequest(
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
+        if target.kind.releases and number(source.config, "mtp"):
+            raise _further_apart(source, target)
         if target.kind.whole_ep and request.ep not in (1, request.tp):
             facts = {
                 "tp": request.tp,
@@ -228,6 +230,15 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             remedy="leave out --tp, --pp, --ep and --parallel-embedding",
         )
     return config
+
+
+def _further_apart(source: Inventory, target: Dialect) -> NotSupported:
+    """Return the refusal of layers that an engine loads as a model of their own."""
+    apart = source.dialect.further[1].strip("/").partition("{layer}")[0]
+    patterns = [f"{apart}*"] if apart else [f"*layers.{layer}.*" for layer in further(source.config)]
+    drop = " ".join(f"--drop '{each}'" for each in patterns)
+    what = f"{target.name} loads layers that predict further tokens as a model of their own"
+    return NotSupported(what, remedy=f"{drop} leaves them behind")
 
 
 def _padded_rows(target: Dialect, config: Config, ranks: int) -> int:
