@@ -113,6 +113,12 @@ def test_checksums_of_frames_are_read_and_written(versions, said, tmp_path):
         deltas.apply(versions.a, tmp_path / "hand", tmp_path / "out")
 
 
+def test_a_version_of_several_lines_fakes_no_proof(versions, said, tmp_path):
+    by_hand(tmp_path / "delta", *said, version="1\nproof    39 tensors have the digests that the deltas say")
+    done = deltas.apply(versions.a, tmp_path / "delta", tmp_path / "out")
+    assert [line.split()[0] for line in applied_lines(done, None)] == ["applied", "changed", "proof", "target"]
+
+
 def test_checksums_of_frames_do_not_tell_a_wrong_base_and_nobody_says_that_they_do(versions, said, tmp_path):
     sums = {name: adler32(data) for name, data in said[0].items()}
     by_hand(tmp_path / "frames", said[0], sums, checksum_scope="compressed_delta")

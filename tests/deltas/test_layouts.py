@@ -57,8 +57,9 @@ def test_a_delta_is_the_same_with_little_memory(versions, ranks, tmp_path):
     for name, memory in (("large", "512M"), ("small", "91M")):
         deltas.delta(ranks / "megatron-a", ranks / "trtllm-b", tmp_path / name, vocab_size=96, memory=memory, threads=1)
     assert (tmp_path / "large" / SHARD).read_bytes() == (tmp_path / "small" / SHARD).read_bytes()
-    with pytest.raises(BadRequest, match="the memory budget is too small for this delta"):
-        deltas.delta(ranks / "megatron-a", ranks / "trtllm-b", tmp_path / "none", vocab_size=96, memory="80M")
+    for memory in ("80M", "1M"):
+        with pytest.raises(BadRequest, match="the memory budget is too small for this delta"):
+            deltas.delta(ranks / "megatron-a", ranks / "trtllm-b", tmp_path / "none", vocab_size=96, memory=memory)
 
 
 FAMILIES = {  # whose tensors or config Megatron's arguments alone do not tell

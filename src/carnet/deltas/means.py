@@ -43,7 +43,7 @@ def choose(budget: int, sides: Sequence[Side], more: Callable[[int], int], wante
 
     for window in WINDOWS:
         workers = min(most, room // each(window))
-        if workers >= min(most, 2) or (workers and window == WINDOWS[-1]):
+        if workers >= min(most, 2) or (workers > 0 and window == WINDOWS[-1]):
             return Means(window, workers, threads=any(side.checkpoint is None for side in sides))
     facts = {
         "expected": f"at least {budget - room + each(WINDOWS[-1]):,} bytes",

@@ -9,6 +9,7 @@ from carnet.api import Inspection
 from carnet.architectures.wrappers import inside_of
 from carnet.deltas import Applied, Made
 from carnet.dialects.kinds import KINDS, SHARDS
+from carnet.errors import shown
 from carnet.examiner.document import layouts
 from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
@@ -55,7 +56,7 @@ def delta_lines(made: Made, width: int | None) -> Iterator[str]:
     """Yield what a delta is."""
     yield from _facts(
         {
-            "delta": f"{made.base_version} to {made.version}",
+            "delta": f"{shown(made.base_version)} to {shown(made.version)}",
             "changed": f"{made.changed:,} of {made.tensors:,} tensors, {made.elements:,} elements "
             f"({made.elements / max(made.whole, 1):.2%})",
             "frames": f"{size(made.packed)} for {size(made.nbytes)} ({made.packed / max(made.nbytes, 1):.2%})",
@@ -71,7 +72,7 @@ def applied_lines(done: Applied, width: int | None) -> Iterator[str]:
     blind = "none: frames alone have checksums, and nothing says that the base is the right one; carnet verify ... --against"
     yield from _facts(
         {
-            "applied": f"{done.base_version} to {done.version}",
+            "applied": f"{shown(done.base_version)} to {shown(done.version)}",
             "changed": f"{done.changed:,} of {done.tensors:,} tensors",
             "proof": f"{done.tensors:,} tensors have the digests that the deltas say"
             if done.proven
