@@ -135,6 +135,15 @@ def test_what_is_no_file_of_digests_is_not_replaced(folders, tmp_path):
     with pytest.raises(BadRequest, match="exists and holds no expected digests"):
         save(expected, weights)
     assert weights.read_bytes() == (folders["llama"] / "model.safetensors").read_bytes()
+    (tmp_path / "link").symlink_to(weights)
+    for place, said in (
+        (weights, "no expected digests"),
+        (tmp_path / "no" / "x.json", "not exist"),
+        (tmp_path / "link", "link"),
+    ):
+        code, _, told = run(tmp_path, "-o", place)  # of no checkpoint: it is said before one is read
+        assert code == 1
+        assert said in told
     for _ in range(2):
         save(expected, tmp_path / "x.json")
     assert carnet.expect(tmp_path / "x.json").checksums == expected.checksums

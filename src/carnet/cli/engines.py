@@ -72,13 +72,15 @@ def expect(
     No engine and no GPU is needed for the digests. CKPT is any checkpoint or target that carnet reads, or a file of `-o`.
     """
     from carnet import expecting
-    from carnet.engines.expected import as_data, save
+    from carnet.engines.expected import as_data, check_place, save
     from carnet.errors import BadRequest
     from carnet.plans.options import here
     from carnet.report.data import dump
     from carnet.report.engines import comparison_data, comparison_lines, expected_lines
 
     path = None if output is None else here("output", output, out=True)
+    if path is not None:
+        check_place(path)  # before hours of hashing
     with progress_bar("hashing") as (progress, _):
         expected = expecting.expect(ckpt, progress=progress, **options)
     if path is not None:

@@ -22,6 +22,7 @@ from carnet.formats.jsons import read_object
 from carnet.model.fields import Config
 from carnet.steps import TargetFile
 from carnet.storage.opening import failed, reading, replace_file
+from carnet.storage.protocol import FOLDER
 from carnet.storage.schemes import PathLike, file_at
 from carnet.version import __version__
 
@@ -103,12 +104,22 @@ def as_data(expected: Expected) -> dict[str, object]:
     }
 
 
-def save(expected: Expected, path: Path) -> None:
-    """Write it into a file, which appears whole. What is there is replaced where it is such a file or empty, and else refused."""
+def check_place(path: Path) -> None:
+    """Raise BadRequest where digests cannot be saved, because the folder is not there or a file of another kind is."""
+    if (folder := file_at(path)[0]).kind() != FOLDER:
+        raise BadRequest("the folder of the output does not exist", {"where": folder})
     try:
         with suppress(FileNotFoundError), reading(path, os.O_NOFOLLOW) as there:
             if not START.startswith(there.read(len(START))):
                 raise BadRequest(f"{path} exists and holds no expected digests", remedy="choose another file")
+    except OSError as error:
+        raise failed("the expected digests cannot be written", path, error) from error
+
+
+def save(expected: Expected, path: Path) -> None:
+    """Write it into a file, which appears whole. What is there is replaced where it is such a file or empty, and else refused."""
+    check_place(path)
+    try:
         replace_file(path, [(json.dumps(as_data(expected), indent=1, ensure_ascii=False) + "\n").encode()])
     except OSError as error:
         raise failed("the expected digests cannot be written", path, error) from error
