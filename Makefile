@@ -15,6 +15,8 @@ VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 TRITON := 3.9.0# 1 GB
 MODELEXPRESS := 0.7.0# what takes deltas: 0.6 MB without what its readers do not need
+MERGEKIT := 0.1.5# whose sums are compared with ours, with what it imports: 16 MB
+MERGEKIT_NEEDS := peft==0.21.2 immutables==0.21 datasets==5.2.0
 CONFIGS := 0.12.0# aiconfigurator-core, for the configs of published models that it brings: 82 MB
 AZURITE := 3.37.0# the emulator of Azure's store; where there is no npm its test is skipped
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
@@ -25,7 +27,7 @@ help:  ## show this list
 demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
 
-test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE) $(FULL)/modelexpress-$(MODELEXPRESS)  ## run every test, the referees included
+test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE) $(FULL)/modelexpress-$(MODELEXPRESS) $(FULL)/mergekit-$(MERGEKIT)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
 
 test-vllm: $(VLLM)/.ready  ## let vLLM run on the CPU what carnet wrote; the first time installs 3.4 GB
@@ -91,6 +93,12 @@ $(FULL)/megatron-core-$(NEWEST): $(FULL)/.ready
 $(FULL)/modelexpress-$(MODELEXPRESS): $(FULL)/.ready
 	@rm -rf $(FULL)/modelexpress-*
 	@$(FULL)/$(PIP) install --target $@ --no-deps modelexpress==$(MODELEXPRESS)
+	@touch $@
+
+# run with the environment's own torch and transformers
+$(FULL)/mergekit-$(MERGEKIT): $(FULL)/.ready
+	@rm -rf $(FULL)/mergekit-*
+	@$(FULL)/$(PIP) install --target $@ --no-deps mergekit==$(MERGEKIT) $(MERGEKIT_NEEDS)
 	@touch $@
 
 # torch's CPU build comes without it, and other programs behave otherwise where it is

@@ -91,7 +91,7 @@ def reconfigure(folder, **fields):
 
 
 VERBS = ("clean", "cross", "finish", "inspect", "plan", "run", "verify")
-ASIDE = ("against", "expect", "Comparison", "Expected")  # of engines
+ASIDE = ("against", "expect", "merge", "Comparison", "Expected")  # of engines, and of several checkpoints
 ERRORS = ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported")
 
 
@@ -105,7 +105,7 @@ def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_a
 
 
 def test_the_commands_are_the_verbs_and_what_stands_beside_them():
-    assert sorted(main.commands) == sorted([*VERBS, "apply", "calibrate", "delta", "expect", "fits"])
+    assert sorted(main.commands) == sorted([*VERBS, "apply", "calibrate", "delta", "expect", "fits", "merge"])
 
 
 def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_of_a_request():
@@ -123,7 +123,7 @@ def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_o
     assert "Usage: " in result.stdout
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "calibrate", "expect", "fits"])
+@pytest.mark.parametrize("verb", [*VERBS, "calibrate", "expect", "fits", "merge"])
 def test_the_help_of_every_verb_has_examples_that_are_commands(verb):
     result = call(verb, "--help")
     assert result.exit_code == 0

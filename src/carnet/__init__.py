@@ -33,6 +33,7 @@ __all__ = [
     "expect",
     "finish",
     "inspect",
+    "merge",
     "plan",
     "run",
     "verify",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from carnet.errors import BadCheckpoint, BadOption, BadRequest, CarnetError, MachineFailed, NotSupported
     from carnet.examiner.verdict import Verdict
     from carnet.expecting import against, expect
+    from carnet.merging import merge
     from carnet.plans.columns import Plan
     from carnet.plans.request import Options
 
@@ -53,6 +55,7 @@ _HOMES = {
     "carnet.engines.comparing": ("Comparison",),
     "carnet.engines.expected": ("Expected",),
     "carnet.expecting": ("against", "expect"),
+    "carnet.merging": ("merge",),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.request": ("Options",),
     "carnet.plans.columns": ("Plan",),

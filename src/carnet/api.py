@@ -209,7 +209,7 @@ def verify(
         made = saved.load(here("plan", plan))
         request, known = made.request, [Known(PLAN, documents.planned(made), whole=True)]
     else:
-        request, tokenizer = _request(open_checkpoint(target).dialect, options)
+        request, tokenizer = request_of(open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
     proof = examine(ours, target, request, known, space, workers, progress)
@@ -217,7 +217,7 @@ def verify(
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
 
-def _request(to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
+def request_of(to: str, options: Comparison) -> tuple[Mapping[str, object], PathLike | None]:
     """Return what options ask of a target, as a plan would keep it, and the folder of its tokenizer."""
     said = {name: value for name, value in gathered(options).items() if name in Comparison.__optional_keys__}
     tokenizer = said.get("tokenizer")

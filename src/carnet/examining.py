@@ -16,6 +16,7 @@ from carnet.examiner.verdict import Proof, examine_target
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.inventory.bridge import vouched
+from carnet.inventory.merged import Merged
 from carnet.inventory.survey import Inventory, opened, survey, take
 from carnet.plans.options import local
 from carnet.plans.request import Request
@@ -36,12 +37,15 @@ def examine(
     staged: bool = False,
     order: Order | None = None,
     elsewhere: Elsewhere | None = None,
+    merged: Merged | None = None,
 ) -> Proof:
-    """Compare a target with its source; ``staged``, ``order`` and ``elsewhere`` are as for ``examine_target``."""
+    """Compare a target with its source; ``staged``, ``order`` and ``elsewhere`` are as for ``examine_target``;
+    ``merged`` is what is added to the source.
+    """
     asked = asked_of(request)
     said = asked.request
     try:
-        inventory = understood(source, said)
+        inventory = replace(understood(source, said), merged=merged)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
     arriving = _meant(open_checkpoint(target), said.reader)

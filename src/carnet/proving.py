@@ -22,6 +22,7 @@ from carnet.executor.memory import choose_halves
 from carnet.executor.owning import Held
 from carnet.executor.run import codes, write
 from carnet.formats.side_files import DOCUMENT
+from carnet.inventory.merged import Merged
 from carnet.plans.columns import Plan
 from carnet.pool import Phase, Progress, Stopped
 from carnet.storage.ahead import Ahead
@@ -74,11 +75,15 @@ def prove(
     progress: Progress,
     phase: Phase,
     elsewhere: Elsewhere | None = None,
+    merged: Merged | None = None,
 ) -> Verdict:
-    """Examine what was written, and put it in place with its document where it is equal; others may do it (``elsewhere``)."""
+    """Examine what was written, and put it in place with its document where it is equal; others may do it (``elsewhere``).
+
+    ``merged`` is what is added to the plan's source.
+    """
     phase("examining")
     there = folder_at(target.staging.where)
-    return _placed(target, _examined(made, there, memory, threads, progress, None, elsewhere))
+    return _placed(target, _examined(made, there, memory, threads, progress, None, elsewhere, merged))
 
 
 def _examined(
@@ -89,9 +94,22 @@ def _examined(
     progress: Progress,
     order: Order | None,
     elsewhere: Elsewhere | None = None,
+    merged: Merged | None = None,
 ) -> Proof:
     known, source = [Known(PLAN, documents.planned(made), whole=True)], folder_at(made.source)
-    return examine(source, there, made.request, known, memory, threads, progress, staged=True, order=order, elsewhere=elsewhere)
+    return examine(
+        source,
+        there,
+        made.request,
+        known,
+        memory,
+        threads,
+        progress,
+        staged=True,
+        order=order,
+        elsewhere=elsewhere,
+        merged=merged,
+    )
 
 
 def _placed(target: Held, proof: Proof) -> Verdict:

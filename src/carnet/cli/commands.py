@@ -43,7 +43,7 @@ UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"
 UNSEEN = (
     "an upload that was killed shows in no listing: a rule of the bucket aborts those that stay incomplete (docs/stores.md)"
 )
-RESUMED = ("cross", "finish", "run")  # what an interrupted command of these wrote is used by the next
+RESUMED = ("cross", "finish", "merge", "run")  # what an interrupted command of these wrote is used by the next
 
 
 class Verb(click.Command):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Unpack
 import click
 
 from carnet.cli.commands import Verb, main
+from carnet.cli.merging import sum_options
 from carnet.cli.options import (
     against_option,
     checkpoint,
@@ -25,24 +26,48 @@ if TYPE_CHECKING:
     cls=Verb,
     epilog="carnet verify checkpoints/llama out/llama-bf16 --dtype bf16\n"
     "carnet verify checkpoints/llama out/llama --plan llama.plan\ncarnet verify out/llama\n"
-    "carnet verify out/step-100 published/weight_v000101 --against out/step-101",
+    "carnet verify out/step-100 published/weight_v000101 --against out/step-101\n"
+    "carnet verify runs/a runs/b out/average --weights 0.5,0.5",
 )
 @checkpoint
 @click.argument("out", required=False, type=existing_folder)
+@click.argument("more", required=False, nargs=-1, type=existing_folder, metavar="")
 @click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
 @against_option
 @comparison_options
+@sum_options
 @click.option("--seal", is_flag=True, help="Write carnet.json into a target that is equal, whoever wrote it.")
 @json_option
 @click.pass_context
 def verify(
-    ctx: click.Context, /, ckpt: str, out: str | None, against: str | None, as_json: bool, **options: "Unpack[Verifying]"
+    ctx: click.Context,
+    /,
+    ckpt: str,
+    out: str | None,
+    more: tuple[str, ...],
+    against: str | None,
+    as_json: bool,
+    weights: tuple[float, ...] | None = None,
+    method: str | None = None,
+    keep: tuple[str, ...] = (),
+    **options: "Unpack[Verifying]",
 ) -> None:
-    """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json."""
-    from carnet import api, deltas
+    """Compare a target with its source, as options or a plan say it was asked for; or, alone, with its own carnet.json.
 
+    A target of `carnet merge` is compared with all its sources: carnet verify CKPT CKPT... OUT --weights X,Y,...
+    """
+    from carnet import api, deltas, merging
+
+    sums = said({"weights": weights, "method": method, "keep": keep})
+    if more and weights is None:
+        raise click.UsageError("how much of each checkpoint? --weights 0.5,0.5", ctx)
+    if sums and (not more or against is not None or options.get("seal") or options.get("plan")):
+        words = ", ".join(f"--{name}" for name in sums)
+        raise click.UsageError(f"{words}: of a sum, CKPT CKPT... OUT; it goes with no --against, --plan or --seal", ctx)
     with progress_bar("examining") as (progress, _):
-        if against is None:
+        if out is not None and more:
+            verdict = merging.verify([ckpt, out, *more[:-1]], more[-1], progress=progress, **sums, **said(options))
+        elif against is None:
             verdict = api.verify(ckpt, out, progress=progress, **options)
         else:
             verdict = deltas.verify(ckpt, [out] if out else [], against=against, progress=progress, **said(options))

@@ -22,10 +22,10 @@ from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported, show
 from carnet.examiner.asked import asked_of
 from carnet.examiner.examine import fields_apart
 from carnet.examining import understood
-from carnet.executor.cutting import cuts, reach
+from carnet.executor.cutting import cuts
 from carnet.executor.files import sources
 from carnet.executor.geometry import linear
-from carnet.executor.groups import groups_of
+from carnet.executor.groups import writers_of
 from carnet.executor.jobs import Check, Part
 from carnet.executor.memory import block_size
 from carnet.executor.owning import known
@@ -218,7 +218,7 @@ def planned_side(plan: Plan) -> Side:
     source = known(plan, "").source
     placed = {(file.name, each.offset): each for file in plan.files for each in file.tensors}
     tensors = {each.name: Tensor(each.name, each.dtype, each.shape) for each in placed.values()}
-    writers, puts = _writers(plan), {(step.target.file, step.target.offset): numbers(step) for step in plan.steps.only(Put)}
+    writers, puts = writers_of(plan), {(step.target.file, step.target.offset): numbers(step) for step in plan.steps.only(Put)}
     where = {each.name: (file, each) for (file, _), each in placed.items()}
     same = [*plan.steps.only(Same)]
 
@@ -251,17 +251,6 @@ def planned_side(plan: Plan) -> Side:
     config = json.loads(next(text.text for text in plan.texts if text.name == "config.json"))
     said = asked_of(plan.request).request
     return Side(source, config, tensors, opened, lambda: understood(source.root, said), len(same), len(plan.steps))
-
-
-def _writers(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
-    """Return for each target tensor, by file and offset, the steps that write it, each with its first byte and its end."""
-    found = dict[tuple[str, int], list[tuple[int, int, int]]]()
-    for group in groups_of(plan):
-        spans = [reach(plan.steps[at]) for at in group.steps[0].tolist()]
-        spans = [(begin - int(group.offsets[0]), end - int(group.offsets[0])) for begin, end in spans]
-        for file, offset, steps in zip(group.files.tolist(), group.offsets.tolist(), group.steps.tolist(), strict=True):
-            found[plan.steps.names[file], offset] = [(at, *span) for at, span in zip(steps, spans, strict=True)]
-    return found
 
 
 def _nowhere(name: str) -> Target:

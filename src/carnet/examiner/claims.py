@@ -27,7 +27,7 @@ UNSEEN = {
 }  # keys of a document that are not held against what was found
 SIDE_FILES = {kind.what for kind in (*KINDS, UNKNOWN)}
 # of files their folder tells, a folder may be moved, and a size may be named though the source says it
-ELSEWHERE = {"target.files", "source.name", "source.fingerprint", "vocabulary.because"}
+ELSEWHERE = {"target.files", "source.name", "source.fingerprint", "vocabulary.because", "merge.names"}
 
 
 def check_claims(said: Json, now: Json, source: Inventory, target: Inventory, *, whole: bool) -> Iterator[Finding]:
@@ -75,7 +75,9 @@ def is_of_another(said: Json, now: Json) -> bool:
     if said.get("state") != PROVEN:
         return False
     theirs, ours = (_kinds(each.get("source")) for each in (said, now))
-    return theirs != ours
+    more = [merge.get("sources") for each in (said, now) if isinstance(merge := each.get("merge"), Mapping)]
+    others = [{place: _kinds(side) for place, side in each.items()} for each in more if isinstance(each, Mapping)]
+    return theirs != ours or (len(others) == 2 and others[0] != others[1])
 
 
 def _kinds(source: object) -> object:

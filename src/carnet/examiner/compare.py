@@ -23,6 +23,8 @@ from carnet.model.model import canonical_shapes
 from carnet.model.tensors import Canonical
 from carnet.quantize.recipes import BY_NAME as RECIPES
 
+SHARE = 4  # of blocks that are compared, those of sums: there are numbers of 8 bytes for each
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -57,6 +59,13 @@ class Side:
     racks: dict[Canonical, Rack[Part]]  # the same, to be asked for what is near a box
     shapes: dict[Canonical, tuple[int, ...]]  # of every canonical tensor
     source_scales: SourceScales = NOTHING  # the scales that it brings along
+    terms: tuple[tuple["Side", float], ...] = ()  # of a sum: itself and the others, each with its factor, in their order
+    differences: bool = False  # the others count by what they differ from the first
+    kept: frozenset[str] = frozenset()  # canonical tensors that are no sums
+
+    def is_sum(self, name: Canonical) -> bool:
+        """Say whether a tensor is a sum."""
+        return bool(self.terms) and name not in self.kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +135,7 @@ def moved(source: Side, target: Side, name: Canonical) -> Part | None:
 
     Both are one box of the canonical tensor, element after element, of one type: the digest of the one is that of the other.
     """
-    if _shift(source, target, name):
+    if _shift(source, target, name) or source.is_sum(name):
         return None
     ours, theirs = (next(filter(is_in_order, of.parts.get(name, [])), None) for of in (source, target))
     if ours is None or theirs is None or (ours.box, ours.stored.dtype) != (theirs.box, theirs.stored.dtype):
@@ -142,7 +151,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
     """Compare one canonical tensor everywhere the target has it."""
     shape = source.shapes[name]
     done = Compared()
-    shift, twin = _shift(source, target, name), moved(source, target, name)
+    twin = moved(source, target, name)
     hole = uncovered(whole(shape), sorted((part.box for part in target.parts.get(name, [])), key=lambda box: box.start))
     if hole is not None:
         done.found.append(
@@ -153,12 +162,12 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             continue
         wrong, first = 0, None
         hasher = xxhash.xxh3_128() if is_in_order(part) else None
-        for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes):
+        share = SHARE if source.is_sum(name) else 1
+        for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes // share):
             theirs = read(target, part, box)
             if hasher is not None:
                 hasher.update(theirs.data)
-            for origin, shared in sources(source, name, box):
-                expected, beyond = _as(read(source, origin, shared), origin.stored.dtype, part.stored.dtype, shift)
+            for shared, (expected, beyond) in _expected(source, target, name, box, part.stored.dtype):
                 found = theirs if shared == box else theirs[slices(shared, box)]
                 done.elements += volume(shared)
                 if beyond is None and _is_same(found, expected):
@@ -179,6 +188,39 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first or ())}"
             done.found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
     return done
+
+
+def _expected(
+    source: Side, target: Side, name: Canonical, box: Box, wanted: str
+) -> Iterator[tuple[Box, tuple[Array, NDArray[np.bool_] | None]]]:
+    """Yield disjoint boxes that make up a box, each with the bits that it must have, and which are beyond the range of their type."""
+    if source.is_sum(name):
+        yield box, _as(_sum(source, target, name, box).view(np.uint32), "f32", wanted, 0)
+        return
+    for origin, shared in sources(source, name, box):
+        yield shared, _as(read(source, origin, shared), origin.stored.dtype, wanted, _shift(source, target, name))
+
+
+def _sum(source: Side, target: Side, name: Canonical, box: Box) -> NDArray[np.float32]:
+    """Return a sum as it is defined: each operation exact in f64, which holds any product of two f32, then rounded to f32."""
+    total, first = np.zeros(box.shape), None
+    for term, factor in source.terms:
+        numbers = np.empty(box.shape)
+        for origin, shared in sources(term, name, box):
+            bits, _ = _as(read(term, origin, shared), origin.stored.dtype, "f32", _shift(term, target, name))
+            numbers[slices(shared, box)] = bits.view(np.float32)
+        if source.differences and first is None:
+            first = numbers
+            continue
+        numbers = numbers if first is None else _rounded(numbers - first)
+        total = _rounded(total + _rounded(numbers * factor))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (total if first is None else first + total).astype(np.float32)
+
+
+def _rounded(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return numbers.astype(np.float32).astype(np.float64)
 
 
 def _is_same(found: Array, expected: Array) -> bool:

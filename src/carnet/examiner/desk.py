@@ -17,6 +17,7 @@ from carnet.examiner.means import Means, Order, each, processes
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import Codes, Found, Job, jobs, nbytes, work_off
 from carnet.formats.stored import Key
+from carnet.inventory.merged import named
 from carnet.inventory.source_scales import read_source_scales
 from carnet.inventory.survey import Inventory
 
@@ -71,24 +72,41 @@ class Desk:
 
     def close(self) -> None:
         """Close the files."""
-        self.ours.tensor_files.files.close()
+        for of in (self.ours, *(term for term, _ in self.ours.terms)):
+            of.tensor_files.files.close()
         self.theirs.tensor_files.files.close()
 
 
 def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None) -> Desk:
     """Return the desk for two understood checkpoints."""
-    ours, theirs = side(source, means.block), side(target, means.block)
+    ours, theirs = _summed(side(source, means.block), means.block), side(target, means.block)
+    ours = replace(ours, kept=_kept(source, target))
     ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     return Desk(ours, theirs, (*jobs(ours, theirs), *map(Codes, codes)), means, dtype)
 
 
+def _summed(ours: Side, block: int) -> Side:
+    """Return the side of a source with those that are added to it."""
+    merged = ours.inventory.merged
+    if merged is None:
+        return ours
+    others = (ours, *(side(each, block) for each in merged.others))
+    return replace(ours, terms=tuple(zip(others, merged.factors, strict=True)), differences=merged.differences)
+
+
+def _kept(source: Inventory, target: Inventory) -> frozenset[str]:
+    """Return the tensors of a sum that are those of the first alone."""
+    return frozenset() if source.merged is None else source.merged.kept((*named(source), *named(target)))
+
+
 def together(parts: Iterable[Found]) -> Found:
     """Return what was found in several parts."""
-    whole = Found({}, {}, {}, {})
+    whole = Found({}, {}, {}, {}, {})
     for found in parts:
         whole.compared.update(found.compared)
         whole.judged.update(found.judged)
         whole.source.update(found.source)
         whole.target.update(found.target)
+        whole.others.update(found.others)
     return whole

@@ -107,6 +107,20 @@ def document(
     )
 
 
+def merge_data(source: Inventory, found: Examination) -> dict[str, object]:
+    """Return what a sum is of: how, and the other sources, by their places among all."""
+    merged = source.merged
+    if merged is None:
+        return {}
+    sides = {
+        str(at + 2): _side(each, {label: digest for (place, label), digest in found.others.items() if place == at})
+        for at, each in enumerate(merged.others)
+    }
+    weights = merged.factors[1:] if merged.differences else merged.factors
+    names = [each.checkpoint.root.name for each in (source, *merged.others)]
+    return {"method": merged.method, "weights": list(weights), "keep": list(merged.keep), "names": names, "sources": sides}
+
+
 def versions() -> dict[str, str]:
     """Return the versions of the programs that write a document."""
     return {"carnet": __version__, "python": platform.python_version(), "numpy": numpy.__version__}
@@ -218,7 +232,7 @@ KEYS = [
     "versions",
     SELF,
 ]
-WORDS = ("unused", "accepted", "needs", "families")  # keys that are there where there is anything to say
+WORDS = ("unused", "accepted", "needs", "families", "merge")  # keys that are there where there is anything to say
 KEYS_OF = {  # state -> the keys that are there
     PROVEN: KEYS,
     WRITTEN: [key for key in KEYS if key not in ("config", "vocabulary", "proof")],

@@ -55,6 +55,7 @@ class Examination:
     dropped: Mapping[str, tuple[str, ...]]  # reason -> names of the source that the target is not expected to have
     source: Mapping[str, str]  # digest of every stored tensor of the source
     target: Mapping[str, str]  # and of the target
+    others: Mapping[tuple[int, str], str]  # and of those that are added to the source, each by its place among them
     quality: Quality | None = None  # None where no codes were held against numbers
     unsure: tuple[str, ...] = ()  # tensors of the target, no weights, of which nobody says what they must hold
 
@@ -78,7 +79,7 @@ def examine(
     try:
         target, problems = survey(checkpoint, like=source.config, carried=source.said)
     except CarnetError as error:  # its config says nothing that carnet understands
-        return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}), None
+        return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}, {}), None
     desk = desk_of(source, target, means, asked.request.dtype)
     ours, theirs = desk.ours, desk.theirs
     names = [*ours.shapes]
@@ -107,6 +108,7 @@ def examine(
         source.dropped,
         done.source,
         done.target,
+        done.others,
         _quality(judged),
         tuple(unsure),
     )

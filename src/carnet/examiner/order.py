@@ -51,6 +51,11 @@ def jobs(source: Side, target: Side) -> Iterator[Job]:
             last = max((places[name] for name in _names(source, entry)), default=len(names))
             following[last] += [Held(of, one) for one in of.inventory.stored(key) if id(entry) not in digested]
         following[len(names)] += [Held(of, one) for one in of.inventory.scales.values()]
+    for of, _ in source.terms[1:]:
+        for key, entry in of.inventory.entries.items():
+            last = max((places[name] for name in _names(source, entry)), default=len(names))
+            following[last] += [Held(of, one) for one in of.inventory.stored(key)]
+        following[len(names)] += [Held(of, one) for one in of.inventory.scales.values()]
     for at, name in enumerate(names):
         yield name
         yield from following[at]
@@ -65,6 +70,7 @@ class Found:
     judged: dict[Key, Judgement]
     source: dict[str, str]  # digests of stored tensors
     target: dict[str, str]
+    others: dict[tuple[int, str], str]  # of those that are added to the source, each by its place among them
 
 
 def work_off(
@@ -89,12 +95,16 @@ def work_off(
 
     arriving = None if order is None else order([*_spots(target, todo)])
     done = each(todo, do, lambda job: nbytes(source, target, job), threads, add, arriving)
-    found = Found({}, {}, {}, {})
+    found = Found({}, {}, {}, {}, {})
+    others = {id(of): at for at, (of, _) in enumerate(source.terms[1:])}
     for job, one in zip(todo, done, strict=True):
         match job:
             case Held(of, stored):
                 assert isinstance(one, str), "a digest"
-                (found.source if of is source else found.target)[stored.label] = one
+                if id(of) in others:
+                    found.others[others[id(of)], stored.label] = one
+                else:
+                    (found.source if of is source else found.target)[stored.label] = one
             case Codes(key):
                 assert isinstance(one, Judgement), "what is said of codes"
                 found.judged[key] = one

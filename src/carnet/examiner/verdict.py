@@ -150,7 +150,8 @@ def examine_target(
     beside = _account(target, checkpoint, believed, own)
     blamed = {finding.stored for finding in findings}
     findings += [finding for finding in beside.findings if finding.stored not in blamed]  # a file that has one has it said
-    for used in (source.checkpoint, checkpoint):
+    others = () if source.merged is None else source.merged.others
+    for used in (source.checkpoint, checkpoint, *(other.checkpoint for other in others)):
         check_unchanged(used.root, used.stamps)
     check_unchanged(target, [] if said is None else [said.stamp])
     data, note, told, unsaid = None, "", dict[str, object](), dict[str, tuple[str, ...]]()
@@ -164,6 +165,7 @@ def examine_target(
             "accepted": source.heard.accepted,
             "needs": told,
             "families": source.others,
+            "merge": documents.merge_data(source, found),
         }
         data = documents.document(source, arrived, found, asks, around, said_words)
         unsaid = unexamined(source, arrived, {name for each in known if not each.accused for name in each.files})

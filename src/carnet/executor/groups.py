@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.errors import BadRequest
-from carnet.executor.cutting import Writer
+from carnet.executor.cutting import Writer, reach
 from carnet.plans.columns import Plan, Steps, fall_into
 from carnet.steps import Make, Step, TargetTensor, kind
 
@@ -63,6 +63,17 @@ def groups_of(plan: Plan) -> Iterator[Group]:
         (file, first), count = held[members[0]], number[members[0]]
         inside = written[order[begin[these, None] + np.arange(count)]]
         yield Group(first, where[these] // 2, offset[these], inside, coded[these] if file.space == "scratch" else None)
+
+
+def writers_of(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
+    """Return for each target tensor, by file and offset, the steps that write it, each with its first byte in it and its end."""
+    found = dict[tuple[str, int], list[tuple[int, int, int]]]()
+    for group in groups_of(plan):
+        spans = [reach(plan.steps[at]) for at in group.steps[0].tolist()]
+        spans = [(begin - int(group.offsets[0]), end - int(group.offsets[0])) for begin, end in spans]
+        for file, offset, steps in zip(group.files.tolist(), group.offsets.tolist(), group.steps.tolist(), strict=True):
+            found[plan.steps.names[file], offset] = [(at, *span) for at, span in zip(steps, spans, strict=True)]
+    return found
 
 
 def _written(step: Step) -> int:

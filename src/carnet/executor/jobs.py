@@ -133,18 +133,18 @@ class Jobs(Sequence[Job]):
         return Part(self.steps.names[alike.files[tensor]], tile, tuple(steps))  # type: ignore[arg-type]  # all of them write
 
 
-def jobs_of(plan: Plan, *, in_order: bool = False) -> Jobs:
+def jobs_of(plan: Plan, *, in_order: bool = False, direct: bool = True) -> Jobs:
     """Return the jobs of a plan, in the order in which their source lies on disk.
 
     ``in_order``: in that in which the target's files are written from their first byte to their last, one after the other. Then zeros
-    are written, too, and what compares and measures comes first.
+    are written, too, and what compares and measures comes first. Without ``direct`` nothing is left to the kernel to copy.
     """
     steps, groups = plan.steps, list[tuple[Group, list[Cell]]]()
     rows, parts, seen, coded_parts = [np.empty(0, JOB)], list[Rows](), [np.empty(0, SEEN)], 0
     for group in groups_of(plan):
         sample = [steps[number] for number in group.steps[0].tolist()]
         coded = None if group.coded is None else next(steps.at(group.coded[:1]).only(Make))
-        runs = runs_of(sample, zeros=in_order) if coded is None else None
+        runs = runs_of(sample, zeros=in_order) if coded is None and direct else None
         if runs is not None:
             for run in runs:
                 job = _reading(steps, group.steps[:, run.step], run.first, DIRECT, run.block, run.nbytes)

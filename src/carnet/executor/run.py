@@ -7,7 +7,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from carnet.executor.jobs import ENCODE, GAUGE, Jobs, jobs_of, touched
 from carnet.executor.memory import block_size, choose_threads
 from carnet.executor.parts import Numbers
 from carnet.executor.staging import intact, prepare, put_asset, put_texts, written
+from carnet.executor.summing import Sums
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
@@ -49,6 +50,7 @@ def write(
     phase: Phase | None = None,
     threads: int | None = None,
     begun: Callable[[Arrivals], None] | None = None,
+    sums: Sums | None = None,
 ) -> Written:
     """Write a plan's target into its staging folder; the caller may verify it and then publishes it.
 
@@ -56,20 +58,20 @@ def write(
     ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins, on this thread. Called again after any
     interruption, the function does what is left. Raises MachineFailed where the machine refused (the staging folder stays),
     BadCheckpoint where the source is not what the plan saw. ``begun`` is told when all files of tensors are there, with what knows
-    which tensors are whole; all else but texts is written then.
+    which tensors are whole; all else but texts is written then. ``sums`` says what else is added to the plan's source.
     """
     begin, root = phase or unsaid, folder_at(source)
-    jobs = jobs_of(plan, in_order=staging.in_order)
+    jobs = jobs_of(plan, in_order=staging.in_order, direct=sums is None)
     nbytes = int(jobs.rows["nbytes"].sum())
     if staging.whole:
         return Written(nbytes, len(jobs), len(jobs))
-    workers = _threads(plan, threads)
+    workers = _threads(plan, threads) if sums is None else sums.threads(plan, threads)
     try:
         finished = prepared(plan, staging) | _done_with(jobs, staging.kept)
         _put_beside(plan, staging)
         with heard(plan, jobs, finished, begun) as hear:
             resumed, _ = _do(
-                plan, root, staging, jobs, parts.writing(jobs), finished, (progress or silent, begin), workers, hear
+                plan, root, staging, jobs, parts.writing(jobs), finished, (progress or silent, begin), workers, hear, sums=sums
             )
             for file in plan.files:
                 staging.complete(file.name)
@@ -218,6 +220,7 @@ def _do(
     workers: int,
     hear: Callable[[int], None] = lambda job: None,
     given: Mapping[int, float] | None = None,
+    sums: Sums | None = None,
 ) -> tuple[int, Mapping[int, float]]:
     """Do some jobs, and first measure what they need; return how many of them an earlier run had done, and what is measured."""
     progress, begin = tell
@@ -246,6 +249,7 @@ def _do(
     @contextmanager
     def hire(tell: pool.Tell) -> Iterator[Callable[[int], tuple[float | None, set[str]]]]:
         worker = _worker(plan, source, staging, amaxes, tell)
+        worker = worker if sums is None else replace(worker, adder=sums.adder(worker))
 
         def serve(number: int) -> tuple[float | None, set[str]]:
             job = jobs[number]
@@ -255,6 +259,8 @@ def _do(
             yield serve
         finally:
             worker.sources.close()
+            if worker.adder is not None:
+                worker.adder.close()
             worker.targets.close()
 
     def after(number: int, done: tuple[float | None, set[str]]) -> None:
@@ -272,7 +278,7 @@ def _do(
             if each:
                 begin(name)
                 count = min(workers, len(each))
-                by = forks if codes(plan) and forks.pay(count, todo) else pool
+                by = forks if (codes(plan) or sums is not None) and forks.pay(count, todo) else pool
                 by.run(each, count, hire, add, after)
     staging.settle()
     return len({*numbers.tolist()}.difference(*phases.values())), {n: measured[n] for n in names}

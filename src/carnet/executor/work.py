@@ -48,7 +48,10 @@ def _direct(worker: Worker, job: Direct) -> None:
 
 def _windows(worker: Worker, job: Windows) -> None:
     """Assemble the parts side by side in the window, then write each where it belongs."""
-    assemble(worker, job.parts)
+    if worker.adder is None:
+        assemble(worker, job.parts)
+    else:
+        worker.adder.fill(worker, job.parts)
     base = 0
     for part in job.parts:
         file = worker.targets(part.file)

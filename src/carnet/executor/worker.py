@@ -1,15 +1,19 @@
 """A *worker* is what one worker has: its open files and its buffers, made once and used for every job."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isnan
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carnet.plans.columns import Plan
 from carnet.storage.protocol import File, Opened, Target
+
+if TYPE_CHECKING:
+    from carnet.executor.jobs import Part
 
 Bytes = NDArray[np.uint8]
 
@@ -33,6 +37,16 @@ class Amaxes:
         return next(filter(isnan, found), max(found, default=0.0))
 
 
+class Adder(Protocol):
+    """What fills windows in place of the steps of a plan alone."""
+
+    def fill(self, worker: "Worker", parts: "Sequence[Part]") -> None:
+        """Bring the bytes of some parts side by side into a worker's window, from its start."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One worker's belongings."""
@@ -45,3 +59,4 @@ class Worker:
     temporary: Bytes  # temporaries of casts
     amaxes: Amaxes
     tell: Callable[[int], None]  # takes the bytes done since the last call; raises where the crossing was stopped
+    adder: "Adder | None" = None  # what fills windows with sums, where other sources are added to this one

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from heapq import nsmallest
+from typing import TYPE_CHECKING
 
 from carnet.algebra.box import Box, uncovered, whole
 from carnet.architectures.family import Family
@@ -40,6 +41,9 @@ from carnet.model.tower import told
 from carnet.quantize.reading import Said, plain, read
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
+
+if TYPE_CHECKING:
+    from carnet.inventory.merged import Merged
 
 WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and what to do
     "_orig_mod.": (
@@ -119,6 +123,7 @@ class Inventory:
     less_one: frozenset[str]  # the norms that are stored less one, named within their layer
     heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
     others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
+    merged: "Merged | None" = None  # what is added to it, where a target is a sum
 
     def __repr__(self) -> str:
         return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"

@@ -1,0 +1,76 @@
+"""An average of two checkpoints next to `cp -r` of one, and next to mergekit where `make test` has brought it.
+
+The model is that of bench.machine; another of its size is written once beside it, and the first once more as Megatron stores it.
+Preparation and ratios are those of bench.cross. Every merge of carnet's is proven; mergekit compares nothing.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from bench.cross import COPY, Contender, prepare, report
+from bench.delta import next_version
+from bench.machine import CARNET, write
+from bench.measure import Measured, nbytes, read_through, run, work_folder
+
+WEIGHTS = ("--weights", "0.5,0.5")
+
+
+def main() -> None:
+    """Measure all contenders and show them side by side."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--gb", type=float, default=2, help="size of the model (2)")
+    options.add_argument("--at", type=Path, default=work_folder(), help="folder on the disk to measure")
+    options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
+    asked = options.parse_args()
+    first, output, ranks = write(asked.at, asked.gb), asked.at / "output", asked.at / "megatron"
+    second = next_version(first, 0.5)
+    shutil.rmtree(ranks, ignore_errors=True)
+    run([*CARNET, "cross", str(first), str(ranks), "--to", "megatron"])
+    a, b, out = map(str, (first, second, output))
+    contenders = [
+        Contender(COPY, ("cp", "-r", a, out)),
+        Contender("carnet merge A B", (*CARNET, "merge", a, b, out, *WEIGHTS)),
+        Contender("carnet merge A B, A as Megatron's", (*CARNET, "merge", str(ranks), b, out, *WEIGHTS)),
+        Contender("carnet verify A B OUT", (*CARNET, "verify", a, b, str(asked.at / "merged"), *WEIGHTS)),
+        *mergekit(first, second, asked.at / "merge.yaml", output),
+    ]
+    prepare(first, asked.at / "merged")
+    run([*CARNET, "merge", a, b, str(asked.at / "merged"), *WEIGHTS])
+    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
+    written: dict[str, int] = {}
+    for count in range(asked.rounds + 1):
+        for contender in contenders:
+            for folder in (second, ranks):
+                read_through(folder)
+            prepare(first, output)
+            one = run(contender.command)
+            written[contender.name] = nbytes(output) if output.exists() else 0
+            if count:
+                measured[contender.name].append(one)
+            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<36}{one.seconds:6.2f} s", flush=True)
+    prepare(first, output)
+    size = nbytes(first)
+    print(f"\n{asked.at}, {len(os.sched_getaffinity(0))} cores; two checkpoints of {size / 1e9:.2f} GB", flush=True)
+    report("merge", measured, written, size)
+    for folder in (second, ranks, asked.at / "merged"):
+        shutil.rmtree(folder)
+
+
+def mergekit(first: Path, second: Path, said: Path, out: Path) -> list[Contender]:
+    """Return mergekit's average of two folders, in f32 as carnet's, where it is there."""
+    brought = next(iter(sorted(Path(sys.prefix).glob("mergekit-*"))), None)
+    if brought is None:
+        return []
+    models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in (first, second)]
+    said.write_text(json.dumps({"merge_method": "linear", "models": models, "dtype": "float32", "out_dtype": "bfloat16"}))
+    space = f"PYTHONPATH={brought}:{os.environ.get('PYTHONPATH', '')}"
+    words = ("-m", "mergekit.scripts.run_yaml", str(said), str(out), "--no-copy-tokenizer")
+    return [Contender("mergekit 0.1.5, linear", ("env", space, "HF_HUB_OFFLINE=1", sys.executable, *words))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Sums of checkpoints: each is planned into the same target in f32, and a window is filled by what their plans would write, added up.
+
+The order of the sum is that in which the checkpoints are named, and every operation is rounded to f32; the sum is rounded once::
+
+    linear            0 + w0 * x0 + w1 * x1 + w2 * x2
+    task_arithmetic   x0 + (0 + w1 * (x1 - x0) + w2 * (x2 - x0))
+
+Boxes of canonical tensors that are kept, and what pads, are the first checkpoint's, as its own crossing would write them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from carnet.dtypes import BY_NAME, FLOATS, array_type
+from carnet.errors import BadRequest
+from carnet.executor.casts import cast
+from carnet.executor.files import sources
+from carnet.executor.geometry import Tile, segments, volume
+from carnet.executor.groups import writers_of
+from carnet.executor.jobs import Check, Part
+from carnet.executor.memory import block_size, choose_threads, choose_window
+from carnet.executor.work import assemble, work
+from carnet.executor.worker import Amaxes, Worker
+from carnet.plans.columns import Plan
+from carnet.steps import Fill, Same, Step, TargetTensor
+from carnet.storage.protocol import File, Folder, Opened, Target
+
+Numbers = NDArray[np.float32]
+Place = tuple[str, int]  # a target tensor: its file, and its offset there
+
+SHARE = 8  # windows of the target that what a worker of a sum holds is as large as, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One checkpoint of a sum."""
+
+    plan: Plan  # of its crossing into the target, in f32
+    source: Folder
+    factor: float  # an f32
+    tensors: Sequence[tuple[str, TargetTensor]]  # of that crossing, each with its file, in the order of those of the target
+    writers: Mapping[Place, list[tuple[int, int, int]]]  # the steps that write them, as ``writers_of`` has them
+
+    @classmethod
+    def of(cls, plan: Plan, source: Folder, factor: float) -> "Term":
+        """Return a checkpoint with its factor."""
+        return cls(plan, source, factor, tensors_of(plan), writers_of(plan))
+
+    def part(self, number: int, tile: Tile) -> tuple[Part, str]:
+        """Return what this crossing would write into a tile of a target tensor, by number, and the type of that."""
+        file, tensor = self.tensors[number]
+        ours = replace(tile, base=tensor.offset, item=BY_NAME[tensor.dtype].nbytes)
+        first, lines, width, pitch = segments(ours)
+        low, high = first - tensor.offset, first - tensor.offset + (lines - 1) * pitch + width
+        steps = [self.plan.steps[at] for at, begin, end in self.writers[file, tensor.offset] if begin < high and low < end]
+        return Part(file, ours, tuple(steps)), tensor.dtype  # type: ignore[arg-type]  # all of them write
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What the tensors of a target are sums of."""
+
+    terms: tuple[Term, ...]  # the first is the target's own source
+    differences: bool  # whether the others count by what they differ from the first
+    kept: frozenset[str]  # canonical tensors that are those of the first
+    numbers: Mapping[Place, int]  # which of all a target tensor is
+
+    @classmethod
+    def of(cls, plan: Plan, terms: Sequence[Term], kept: frozenset[str], *, differences: bool) -> "Sums":
+        """Return the sums for the plan of a target; raise BadRequest where its tensors are not those of every term."""
+        ours = tensors_of(plan)
+        for term in terms:
+            pairs = zip(ours, term.tensors, strict=False)
+            odd = next((a for (_, a), (_, b) in pairs if (a.name, a.shape) != (b.name, b.shape)), None)
+            if odd is not None or len(ours) != len(term.tensors):
+                facts = {"where": term.source, "tensor": "" if odd is None else odd.name}
+                raise BadRequest("the checkpoints would not become the same tensors", facts)
+        for (_, ours_), *others in zip(ours, *(term.tensors for term in terms), strict=True):
+            for _, each in others:
+                if each.dtype == "f64" or (each.dtype in FLOATS) != (ours_.dtype in FLOATS):
+                    raise BadRequest(f"{each.name} has no sum in f32", {"found": each.dtype}, remedy=f"--keep '{each.name}'")
+        made = {(file, tensor.offset): number for number, (file, tensor) in enumerate(ours) if 0 not in tensor.shape}
+        return cls(tuple(terms), differences, kept, made)
+
+    def planned(self, plan: Plan) -> Plan:
+        """Return the plan of the target with a window that leaves room for what is added up beside it."""
+        more = sum(len(term.plan.steps) for term in self.terms)
+        return replace(plan, window=choose_window(plan.memory, len(plan.steps) + more) // SHARE)
+
+    def threads(self, plan: Plan, wanted: int | None) -> int:
+        """Return how many work inside the plan's memory."""
+        more = sum(len(term.plan.steps) for term in self.terms)
+        return choose_threads(plan.memory, plan.window * SHARE, len(plan.steps) + more, wanted, coding=True)
+
+    def check_copies(self, plan: Plan) -> None:
+        """Compare the copies that sources have of one tensor, but for those of the first, which are the plan's own to compare."""
+        if any(isinstance(form, Same) for term in self.terms[1:] for form in term.plan.steps.forms):
+            window, block, temporary = (np.empty(size, np.uint8) for size in (plan.window, *2 * (block_size(plan.window),)))
+            nothing = Opened(_nothing)
+            adder = Adder(self, Worker(plan, nothing, Opened(_nowhere), window, block, temporary, Amaxes(), _silent))
+            try:
+                adder.check()
+            finally:
+                adder.close()
+
+    def integer(self, plan: Plan) -> str | None:
+        """Return the name of a target tensor of integers that would be summed, None where there is none."""
+        odd = {(file, tensor.offset): tensor.name for file, tensor in tensors_of(plan) if tensor.dtype not in FLOATS}
+        writers = writers_of(plan) if odd else {}
+        return next(
+            (name for at, name in odd.items() for step, *_ in writers.get(at, ()) if self.is_summed(plan.steps[step])), None
+        )
+
+    def is_summed(self, step: Step) -> bool:
+        """Say whether what a step writes is replaced by a sum."""
+        return not isinstance(step, Fill) and step.tensor not in self.kept
+
+    def adder(self, worker: Worker) -> "Adder":
+        """Return what fills the windows of a worker."""
+        return Adder(self, worker)
+
+
+def tensors_of(plan: Plan) -> list[tuple[str, TargetTensor]]:
+    """Return the target tensors of a plan with their files, in their order."""
+    return [(file.name, tensor) for file in plan.files for tensor in file.tensors]
+
+
+def _nowhere(name: str) -> Target:
+    raise AssertionError(f"nothing is written into {name}")
+
+
+def _nothing(name: str) -> File:
+    raise AssertionError(f"nothing is read of {name}")
+
+
+def _silent(nbytes: int) -> None:
+    pass
+
+
+class Adder:
+    """The buffers and open files of the sums of one worker."""
+
+    def __init__(self, sums: Sums, of: Worker) -> None:
+        """Have room for as many numbers as a window of the worker, whose small buffers serve here, too."""
+        self._sums = sums
+        most = of.window.size // 2  # no floating type that is summed has fewer bytes
+        self._total, self._term = (np.empty(most, np.float32) for _ in range(2))
+        self._first = np.empty(most if sums.differences else 0, np.float32)
+        self._workers = [
+            Worker(
+                term.plan,
+                sources(term.source),
+                Opened(_nowhere),
+                (self._first if sums.differences and not at else self._term).view(np.uint8),
+                of.block,
+                of.temporary,
+                Amaxes(),
+                lambda nbytes: of.tell(0),  # who is asked for the sum tells of it
+            )
+            for at, term in enumerate(sums.terms)
+        ]
+
+    def fill(self, worker: Worker, parts: Sequence[Part]) -> None:
+        """Bring the sums of some parts side by side into a worker's window, and what is kept in its place."""
+        base = 0
+        for part in parts:
+            number, size = self._sums.numbers[part.file, part.tile.base], volume(part.tile)
+            if any(self._sums.is_summed(step) for step in part.steps):
+                self._sum(worker, part, number, worker.window[base : base + size])
+            else:
+                worker.window[base : base + size] = 0  # and every element of it that is no padding is kept
+            base += size
+        assemble(worker, [replace(part, steps=tuple(filter(self._is_kept, part.steps))) for part in parts])
+
+    def _is_kept(self, step: Step) -> bool:
+        return not isinstance(step, Fill) and not self._sums.is_summed(step)
+
+    def _sum(self, worker: Worker, part: Part, number: int, into: NDArray[np.uint8]) -> None:
+        """Fill a buffer with the sums of a part."""
+        count = volume(part.tile) // part.tile.item
+        total = self._total[:count]
+        total[:] = 0
+        first: Numbers | None = None
+        with np.errstate(over="ignore", invalid="ignore"):
+            for term, reader in zip(self._sums.terms, self._workers, strict=True):
+                numbers = self._read(term, reader, number, part.tile, count)
+                if self._sums.differences:
+                    if first is None:
+                        first = numbers
+                        continue
+                    np.subtract(numbers, first, out=numbers)
+                np.multiply(numbers, np.float32(term.factor), out=numbers)
+                np.add(total, numbers, out=total)
+            if first is not None:
+                np.add(first, total, out=total)
+        wanted = part.steps[0].target.dtype
+        if wanted == "f32":
+            into.view(np.float32)[:] = total
+            return
+        bits = into.view(f"u{BY_NAME[wanted].nbytes}")
+        if not cast(total.view(np.uint32), bits, ("f32", wanted), worker.temporary):
+            name = self._sums.terms[0].tensors[number][1].name
+            facts = {"tensor": name, "found": f"a finite sum beyond the largest of {wanted}"}
+            raise BadRequest(f"a sum of {name} is out of range for {wanted}", facts, remedy="ask for another dtype")
+
+    def _read(self, term: Term, reader: Worker, number: int, tile: Tile, count: int) -> Numbers:
+        """Return the numbers of a tile as one checkpoint has them, where they may be changed."""
+        part, dtype = term.part(number, tile)
+        assemble(reader, (part,))
+        held: Numbers = reader.window.view(np.float32)[:count]
+        if dtype != "f32":  # a tower's, which no crossing casts
+            held[:] = reader.window[: count * BY_NAME[dtype].nbytes].view(array_type(dtype)).astype(np.float32)
+        return held
+
+    def check(self) -> None:
+        """Compare the copies that sources have of one tensor, but for the first's, which its own plan compares."""
+        for reader in self._workers[1:]:
+            for step in reader.plan.steps.only(Same):
+                work(reader, Check(step, 0))
+
+    def close(self) -> None:
+        """Close the files."""
+        for reader in self._workers:
+            reader.sources.close()
