@@ -108,6 +108,17 @@ def test_folders_whose_names_are_no_unicode_are_crossed(tmp_path):
     assert (done.returncode, done.stdout.split()[0]) == (0, "equal")
 
 
+def test_an_interrupt_that_a_library_raises_in_the_place_of_a_signal_s_ends_as_that_signal(tmp_path):
+    """As Ray does whose loop in C++ a signal ends."""
+    program = (
+        "import sys\nfrom carnet.cli import edge\n"
+        "def asked():\n    edge.Ended(15)\n    raise KeyboardInterrupt\n"
+        "sys.exit(edge.guarded(asked, 'cross'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("delay", [0.03, 0.06, 0.1, 0.2, 0.4])
 def test_ctrl_c_at_any_time_is_one_line(tmp_path, delay):
     command = [

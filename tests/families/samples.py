@@ -475,6 +475,8 @@ def fits(family: str, config: Config, more: Config, dialects: Iterable[str]) -> 
     if {**both, **traits} != both or not says(family, "hf", both):
         return False
     _, found = recognise("hf", said(family, "hf", both), "", {})
+    if found.get("mtp_blocks") != both.get("mtp_blocks"):  # its layer for a further token follows from others
+        return False
     return all(says(family, dialect, found) for dialect in dialects)
 
 

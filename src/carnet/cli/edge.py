@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from carnet.errors import NO_MORE_FILES
 
@@ -45,9 +45,11 @@ REMEMBERS = "carnet: interrupted; the same command goes on where it stopped"
 class Ended(KeyboardInterrupt):
     """A signal asked the process to end."""
 
+    last: ClassVar[int] = signal.SIGINT  # libraries whose loops a signal ends raise an interrupt of their own (Ray, in C++)
+
     def __init__(self, signum: int) -> None:
         super().__init__()
-        self.signum = signum
+        self.signum = Ended.last = signum
 
 
 class Kept(io.RawIOBase):
@@ -135,7 +137,7 @@ def heeded() -> bool:
 
 def code_of(interrupt: BaseException | None) -> int:
     """Return the exit code of a process that was asked to end, as shells count: 130 for Ctrl-C, 143 for SIGTERM."""
-    return 128 + (interrupt.signum if isinstance(interrupt, Ended) else signal.SIGINT)
+    return 128 + (interrupt.signum if isinstance(interrupt, Ended) else Ended.last)
 
 
 def interrupt_of(error: BaseException | None) -> BaseException | None:
