@@ -67,6 +67,18 @@ def test_a_version_knows_what_it_is(chain, versions, tmp_path):
     assert (error.facts["expected"], error.facts["found"]) == ("version 000000", "version 000001")
 
 
+def test_the_index_of_a_whole_version_says_which_it_is(chain, versions, tmp_path):
+    """As slime and ModelExpress write it; what becomes of it says the next."""
+    shutil.copytree(versions.b, tmp_path / "b")
+    index = tmp_path / "b/model.safetensors.index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"metadata": {"version": "000001"}}))
+    refused(BadRequest, "another version", tmp_path / "b", chain[0], tmp_path / "out")
+    deltas.apply(tmp_path / "b", chain[1], tmp_path / "c")
+    assert json.loads((tmp_path / "c/model.safetensors.index.json").read_text())["metadata"] == {"version": "000002"}
+    assert carnet.verify(tmp_path / "c").equal
+    assert deltas.delta(tmp_path / "b", versions.c, tmp_path / "next").version == "000002"
+
+
 def test_a_step_of_another_run_with_the_same_number_is_found(chain, versions, tmp_path):
     deltas.delta(versions.a, versions.c, tmp_path / "other")
     refused(
@@ -271,7 +283,7 @@ def test_what_one_config_alone_says_is_a_difference(versions, tmp_path, key, val
 
 
 def test_words_that_mean_nothing_are_usage_errors(versions, tmp_path):
-    for wrong in ({"checksum": "md5"}, {"scope": "all"}, {"tp": 2}, {"vocab_size": 96}):
+    for wrong in ({"checksum": "md5"}, {"scope": "all"}, {"tp": 2}, {"vocab_size": 96}, {"version": ""}):
         with pytest.raises(BadOption):
             deltas.delta(versions.a, versions.b, tmp_path / "out", **wrong)
 

@@ -230,11 +230,13 @@ def test_what_ranks_cannot_share_is_refused(folder):
     for options, said in (
         ({"tp": 3}, "cannot"),
         ({"tp": 128}, "vocabulary|cannot cut"),
-        ({"tp": 4, "ep": 2}, "some of the ranks cannot share the experts"),
+        ({"tp": 2, "ep": 2}, "the model has no experts that ranks could share"),
         ({"pp": 4}, "cannot share 3 layers among 4 pipeline stages"),
     ):
         with pytest.raises(CarnetError, match=said):
             carnet.plan(folder("llama"), to="vllm", **options)
+    with pytest.raises(CarnetError, match="some of the ranks cannot share the experts"):
+        carnet.plan(folder("mixtral"), to="vllm", tp=4, ep=2)
 
 
 def test_layers_that_predict_further_tokens_are_left_behind_by_name(tmp_path):

@@ -75,6 +75,8 @@ def apply(
     beside = companions(checkpoint.root, checkpoint.config, frozenset(stamp.file for stamp in checkpoint.stamps), None)
     there = names_in(checkpoint.root)
     copied = {name: read_whole(checkpoint.root, name)[0] for name in (INDEX, BESIDE, CONFIG) if name in there}
+    if INDEX in copied:
+        copied[INDEX] = chain.at_version(copied[INDEX], steps.deltas[-1].version)
     names = [*_files(checkpoint), *copied, *beside.names, DOCUMENT]
     asked = [fingerprint(checkpoint), [(each.version, each.stamps) for each in steps.deltas]]
     crossing = Crossing(digest_of(repr(asked).encode()), beside=tuple(each.where for each in steps.deltas))

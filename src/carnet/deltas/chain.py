@@ -7,15 +7,18 @@
 ``carnet.json`` of a delta is a *link*; that of the folder in which deltas were applied says what it holds and how that came.
 """
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.errors import MADE_AGAIN, BadCheckpoint, BadRequest, shown
 from carnet.examiner import document as documents
 from carnet.examiner.document import APPLIED, DELTA, VERSION
-from carnet.formats.files import digest_of
+from carnet.formats.files import TABLE_LIMIT, digest_of, read_whole
+from carnet.formats.folder import INDEX
+from carnet.formats.jsons import parse_object
 from carnet.formats.side_files import DOCUMENT
-from carnet.storage.protocol import Folder, Stamp
+from carnet.storage.protocol import Folder, Stamp, names_in
 
 FIRST = "000000"  # the version of what no delta was applied to; slime's engines begin there
 WIDTH = 6  # digits of a version
@@ -140,10 +143,24 @@ def steps_to(where: Folder) -> list[Mapping[str, str]]:
 
 
 def version_of(where: Folder) -> str | None:
-    """Return the version of a folder in which deltas were applied, None where nothing says it."""
+    """Return the version of a folder: of the last delta that was applied there, or as its index says; None where nothing says it."""
     steps = steps_to(where)
-    version = steps[-1].get("version") if steps else None
+    said: Mapping[str, object] = steps[-1] if steps else {}
+    if not steps and INDEX in names_in(where):  # of a whole version: slime's and ModelExpress' index
+        metadata = parse_object(read_whole(where, INDEX, TABLE_LIMIT)[0], INDEX, where).get("metadata")
+        said = metadata if isinstance(metadata, dict) else {}
+    version = said.get("version")
     return version if isinstance(version, str) else None
+
+
+def at_version(index: bytes, version: str) -> bytes:
+    """Return an index that says another version, where it says one."""
+    said = json.loads(index)
+    metadata = said.get("metadata")
+    if not isinstance(metadata, dict) or "version" not in metadata:
+        return index
+    metadata["version"] = version
+    return (json.dumps(said, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def check_follows(first: tuple[object, str, Link | None], second: tuple[object, str, Link | None]) -> None:

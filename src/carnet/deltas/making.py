@@ -118,6 +118,9 @@ def check(saying: Saying) -> None:
     for name, known in (("checksum", CHECKSUMS), ("scope", SCOPES)):
         if (value := saying.get(name, next(iter(known)))) not in known:
             raise BadOption(f"{name} cannot be {shown(repr(value))}", {"known": ", ".join(filter(None, known))})
+    for name in ("version", "base_version"):
+        if saying.get(name) == "":
+            raise BadOption(f"{name} cannot be ''", remedy="name one, or leave the option out")
 
 
 def between(
