@@ -158,10 +158,8 @@ def test_a_crossing_that_is_asked_to_end_says_how_to_go_on(cluster, source, tmp_
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as crossing:
         Sighted(cluster, "write", lambda pid: crossing.terminate()).join()
         said = crossing.communicate(timeout=60)[1]
-    assert (crossing.returncode, said.splitlines()[-1]) == (
-        143,
-        "carnet: interrupted; the same command goes on where it stopped",
-    )
+    assert crossing.returncode == 143, said
+    assert said.splitlines()[-1] == "carnet: interrupted; the same command goes on where it stopped"
     assert not (tmp_path / "out").exists()
 
 

@@ -54,6 +54,7 @@ class Cluster:
     ray: Any  # the module
     nodes: dict[str, Node]  # by Ray's name
     threads: int  # of one task
+    ours: bool  # whether the session ends with the crossing
     tell: Callable[[Sequence[Node]], None] = field(default=lambda nodes: None)  # hears of every task that is done
 
     def keep(self, value: object) -> Any:  # noqa: ANN401  as Ray's own
@@ -83,7 +84,9 @@ class Cluster:
         except ConnectionError:
             raise  # nobody is there who could cancel
         except BaseException:
-            for ref in left:
+            # tasks end with a session of ours; to cancel one that ends just now is what Ray 2.60 may die of (task_manager.cc, "Tried to
+            # complete task that was not pending")
+            for ref in () if self.ours else left:
                 self.ray.cancel(ref, force=True)
             raise
         return [found[number] for number in range(len(calls))]
@@ -131,7 +134,7 @@ def reached(on: str, tell: Callable[[Sequence[Node]], None]) -> Iterator[Cluster
     try:
         if not nodes:
             raise MachineFailed("no node of the Ray cluster has a processor to lend", {"where": address})
-        yield Cluster(ray, nodes, min(THREADS, *(node.cores for node in nodes.values())), tell)
+        yield Cluster(ray, nodes, min(THREADS, *(node.cores for node in nodes.values())), ours, tell)
     except ConnectionError as error:
         facts = {"where": address, "reason": str(error).splitlines()[0]}
         raise MachineFailed("the Ray cluster does not answer any more", facts, remedy=AGAIN) from error
