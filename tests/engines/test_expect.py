@@ -21,19 +21,9 @@ from carnet.engines.comparing import compare
 from carnet.engines.expected import save
 from carnet.engines.table import ENGINES
 from carnet.errors import BadOption, BadRequest
-from tests.referees.engine_ranks import SCALES, Worker
+from tests.referees.engine_ranks import SCALES, SIZES, Worker
 
 MEGATRON = Path(__file__).parents[1] / "goldens/megatron/llama_tp2pp2"
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-}
 MODELS = {"llama": LlamaConfig(**SIZES), "tied": LlamaConfig(**SIZES, tie_word_embeddings=True)}
 # the names of a file -> those by which vLLM digests: of a tensor that has two, the one that was registered first
 FIRST = {"tied": {"lm_head.weight": "model.embed_tokens.weight"}}

@@ -7,9 +7,33 @@ out with torch as a person would: nothing here knows a pattern or an axis. tests
 import re
 
 import torch
+from transformers import AutoModelForCausalLM
 
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 32,
+}
 PADDED = 64
 SCALES = ("_k_scale", "_prob_scale", "_q_scale", "_v_scale")
+
+
+def save_random(config, folder, seed):
+    """Write a folder of transformers, no number of which is what it would be before training."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).bfloat16()
+    for parameter in model.parameters():  # norms and biases too
+        parameter.data.normal_()
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):  # which is published in f32
+            buffer.data = torch.randn(len(buffer))
+    model.save_pretrained(folder)
+    return folder
 
 
 class Worker:

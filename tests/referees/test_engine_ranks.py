@@ -23,20 +23,12 @@ from transformers import (
 )
 
 import carnet
-from carnet.errors import CarnetError
+from carnet.errors import BadRequest, CarnetError
 from tests.families import samples
-from tests.referees.engine_ranks import Worker
+from tests.referees.engine_ranks import SIZES as TWO_LAYERS
+from tests.referees.engine_ranks import Worker, save_random
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-}
+SIZES = TWO_LAYERS | {"num_hidden_layers": 3}
 LATENT = {
     **SIZES,
     "num_key_value_heads": 8,
@@ -74,16 +66,7 @@ def folder(tmp_path_factory):
 
     def made(name):
         at = tmp_path_factory.getbasetemp() / f"engine {name}"
-        if not at.exists():
-            torch.manual_seed(3)
-            model = AutoModelForCausalLM.from_config(MODELS[name]).bfloat16()
-            for parameter in model.parameters():  # norms and biases too
-                parameter.data.normal_()
-            for whose, buffer in model.named_buffers():
-                if whose.endswith("e_score_correction_bias"):  # which is published in f32
-                    buffer.data = torch.randn(len(buffer))
-            model.save_pretrained(at)
-        return at
+        return at if at.exists() else save_random(MODELS[name], at, seed=3)
 
     return made
 
@@ -139,6 +122,10 @@ def test_stages_hold_their_layers_under_the_numbers_of_the_whole(folder, tmp_pat
 @pytest.mark.parametrize(("tp", "pp", "ep"), [(4, 1, 1), (2, 2, 1), (2, 1, 2)])
 @pytest.mark.parametrize("name", MODELS)
 def test_what_comes_back_is_the_folder(folder, tmp_path, name, tp, pp, ep):
+    if ep > 1 and name not in MIXTURES:
+        with pytest.raises(BadRequest, match="no experts that ranks could share"):
+            carnet.plan(folder(name), to="vllm", tp=tp, pp=pp, ep=ep)
+        return
     carnet.cross(folder(name), tmp_path / "ranks", to="vllm", tp=tp, pp=pp, ep=ep)
     assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
     same(tensors_of(tmp_path / "back")["model.safetensors"], load_file(folder(name) / "model.safetensors"))

@@ -9,23 +9,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
+from transformers import GptOssConfig, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 import carnet
 from carnet.engines.comparing import compare
 from carnet.errors import BadRequest, CarnetError, NotSupported
-from tests.referees.engine_ranks import SCALES, Worker
+from tests.referees.engine_ranks import SCALES, SIZES, Worker, save_random
 
-SIZES = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 32,
-}
 MODELS = {
     "llama": LlamaConfig(**SIZES),
     "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -44,13 +34,7 @@ def folder(tmp_path_factory):
 
     def made(name):
         at = tmp_path_factory.getbasetemp() / f"sglang {name}"
-        if not at.exists():
-            torch.manual_seed(4)
-            model = AutoModelForCausalLM.from_config(MODELS[name]).bfloat16()
-            for parameter in model.parameters():
-                parameter.data.normal_()
-            model.save_pretrained(at)
-        return at
+        return at if at.exists() else save_random(MODELS[name], at, seed=4)
 
     return made
 

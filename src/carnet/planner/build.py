@@ -214,7 +214,9 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             )
         if target.kind.releases and number(source.config, "mtp"):
             raise _further_apart(source, target)
-        if target.kind.whole_ep and request.ep > 1 and not number(config, "experts"):  # neither does vLLM start such a model
+        if (
+            target.kind.whole_ep and request.ep > 1 and not number(config, "experts")
+        ):  # vllm/config/model.py _verify_with_expert_parallelism
             raise BadRequest("the model has no experts that ranks could share", {"ep": request.ep}, remedy="leave out --ep")
         if target.kind.whole_ep and request.ep not in (1, request.tp):
             facts = {
