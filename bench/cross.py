@@ -11,6 +11,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,18 +45,7 @@ def main() -> None:
     copy = Contender(COPY, ("cp", "-r", str(source), str(output)))
     whole = Contender("carnet cross, to hf", ("carnet", "cross", str(source), str(output), "--to", "hf"))
     contenders = [copy, *plans(source, work, output), whole]
-    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
-    written: dict[str, int] = {}
-    for count in range(rounds + 1):
-        for contender in contenders:
-            prepare(source, output)
-            one = run(contender.command)
-            written[contender.name] = nbytes(output)
-            if count:
-                measured[contender.name].append(one)
-            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<28}{one.seconds:6.2f} s", flush=True)
-    prepare(source, output)
-    report("cross", measured, written, nbytes(source))
+    report("cross", *take_turns(contenders, rounds, source, output), nbytes(source))
 
 
 def plans(source: Path, work: Path, output: Path) -> list[Contender]:
@@ -68,6 +58,40 @@ def plans(source: Path, work: Path, output: Path) -> list[Contender]:
         print(f"planned {name.removeprefix('carnet run, ')} in {one.seconds:.2f} s")
         found.append(Contender(name, ("carnet", "run", str(plan), str(output))))
     return found
+
+
+def take_turns(
+    contenders: Sequence[Contender],
+    rounds: int,
+    source: Path,
+    output: Path,
+    *,
+    also: Sequence[Path] = (),
+    once: Collection[str] = (),
+    before: Callable[[], object] = lambda: None,
+) -> tuple[dict[str, list[Measured]], dict[str, int]]:
+    """Let contenders take turns, and return what each took in every round but the first, and how many bytes it wrote.
+
+    ``also`` is read beside the source, ``once`` names those that the first round leaves out, ``before`` is called before each.
+    """
+    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
+    written: dict[str, int] = {}
+    wide = max(len(contender.name) for contender in contenders) + 2
+    for count in range(rounds + 1):
+        for contender in contenders:
+            if not count and contender.name in once:
+                continue
+            for folder in also:
+                read_through(folder)
+            prepare(source, output)
+            before()
+            one = run(contender.command)
+            written[contender.name] = nbytes(output) if output.exists() else 0
+            if count:
+                measured[contender.name].append(one)
+            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<{wide}}{one.seconds:6.2f} s", flush=True)
+    prepare(source, output)
+    return measured, written
 
 
 def prepare(source: Path, output: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.cross import COPY, Contender, prepare, report
+from bench.cross import COPY, Contender, report, take_turns
 from bench.machine import CARNET, write
-from bench.measure import Measured, nbytes, read_through, run, work_folder
+from bench.measure import nbytes, run, work_folder
 
 PIECE = 16 << 20  # bytes that are changed together
 
@@ -41,19 +41,7 @@ def main() -> None:
         Contender("carnet apply A DELTA", (*CARNET, "apply", a, d, out)),
         Contender("carnet verify A DELTA --against B", (*CARNET, "verify", a, d, "--against", b)),
     ]
-    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
-    written: dict[str, int] = {}
-    for count in range(asked.rounds + 1):
-        for contender in contenders:
-            for folder in (second, ranks, delta):
-                read_through(folder)
-            prepare(first, output)
-            one = run(contender.command)
-            written[contender.name] = nbytes(output) if output.exists() else 0
-            if count:
-                measured[contender.name].append(one)
-            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<36}{one.seconds:6.2f} s", flush=True)
-    prepare(first, output)
+    measured, written = take_turns(contenders, asked.rounds, first, output, also=(second, ranks, delta))
     size = nbytes(first)
     print(
         f"\n{asked.at}, {len(os.sched_getaffinity(0))} cores; a delta is {nbytes(delta) / size:.2%} of {size / 1e9:.2f} GB",

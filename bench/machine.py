@@ -16,8 +16,8 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from bench.cross import COPY, Contender, prepare, report
-from bench.measure import Measured, nbytes, run, work_folder
+from bench.cross import COPY, Contender, report, take_turns
+from bench.measure import nbytes, run, work_folder
 
 HIDDEN, FFN, HEADS, KV, DIM, VOCAB = 4096, 14336, 32, 8, 128, 32000
 CONFIG = {
@@ -91,19 +91,8 @@ def main() -> None:
 
 def measure(place: Path, contenders: list[Contender], source: Path, output: Path, rounds: int, *, cold: bool) -> None:
     """Let the contenders take turns on one disk, and print their table."""
-    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
-    written: dict[str, int] = {}
-    for count in range(rounds + 1):
-        for contender in contenders:
-            prepare(source, output)
-            if cold:
-                CACHES.write_text("3")
-            one = run(contender.command)
-            written[contender.name] = nbytes(output) if output.exists() else 0
-            if count:
-                measured[contender.name].append(one)
-            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<38}{one.seconds:6.2f} s", flush=True)
-    prepare(source, output)
+    forget = (lambda: CACHES.write_text("3")) if cold else (lambda: None)
+    measured, written = take_turns(contenders, rounds, source, output, before=forget)
     print(f"\n{place}, {len(os.sched_getaffinity(0))} cores", flush=True)
     report(f"machine-{place.name}", measured, written, nbytes(source))
 

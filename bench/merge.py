@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from bench.cross import COPY, Contender, prepare, report
+from bench.cross import COPY, Contender, prepare, report, take_turns
 from bench.delta import next_version
 from bench.machine import CARNET, write
-from bench.measure import Measured, nbytes, read_through, run, work_folder
+from bench.measure import nbytes, run, work_folder
 
 WEIGHTS = ("--weights", "0.5,0.5")
 
@@ -40,19 +40,7 @@ def main() -> None:
     ]
     prepare(first, asked.at / "merged")
     run([*CARNET, "merge", a, b, str(asked.at / "merged"), *WEIGHTS])
-    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
-    written: dict[str, int] = {}
-    for count in range(asked.rounds + 1):
-        for contender in contenders:
-            for folder in (second, ranks):
-                read_through(folder)
-            prepare(first, output)
-            one = run(contender.command)
-            written[contender.name] = nbytes(output) if output.exists() else 0
-            if count:
-                measured[contender.name].append(one)
-            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<36}{one.seconds:6.2f} s", flush=True)
-    prepare(first, output)
+    measured, written = take_turns(contenders, asked.rounds, first, output, also=(second, ranks))
     size = nbytes(first)
     print(f"\n{asked.at}, {len(os.sched_getaffinity(0))} cores; two checkpoints of {size / 1e9:.2f} GB", flush=True)
     report("merge", measured, written, size)

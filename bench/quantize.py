@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.cross import COPY, Contender, prepare, report
-from bench.measure import Measured, nbytes, run, work_folder
+from bench.cross import COPY, Contender, report, take_turns
+from bench.measure import nbytes, run, work_folder
 
 MODELOPT = "ModelOpt, fp8"
 SCHEMES = {  # and whether it needs the activations' largest magnitudes
@@ -37,20 +37,8 @@ def main() -> None:
     contenders = [Contender(COPY, ("cp", "-r", str(source), str(output))), *plans(source, work)]
     if not asked.without_modelopt:
         contenders.append(Contender(MODELOPT, (sys.executable, "-m", "bench.modelopt_fp8", str(source), str(output))))
-    measured: dict[str, list[Measured]] = {contender.name: [] for contender in contenders}
-    written: dict[str, int] = {}
-    for count in range(asked.rounds + 1):
-        for contender in contenders:
-            if not count and contender.name == MODELOPT:
-                continue  # a quarter of the time of a round, and no memory that the others have not taken
-            prepare(source, output)
-            one = run(contender.command)
-            written[contender.name] = nbytes(output)
-            if count:
-                measured[contender.name].append(one)
-            print(f"{f'round {count}' if count else 'not counted'}: {contender.name:<30}{one.seconds:6.2f} s", flush=True)
-    prepare(source, output)
-    report("quantize", measured, written, nbytes(source))
+    # ModelOpt's is a quarter of the time of a round, and takes no memory that the others have not taken
+    report("quantize", *take_turns(contenders, asked.rounds, source, output, once=(MODELOPT,)), nbytes(source))
 
 
 def plans(source: Path, work: Path) -> list[Contender]:

@@ -249,10 +249,11 @@ def clean(out: str, as_json: bool) -> None:
     """Remove what a crossing into OUT left that was killed and shall not go on; nothing that carnet did not write."""
     from carnet import api
     from carnet.report.data import dump
+    from carnet.storage.schemes import folder_at
 
     removed = api.clean(out)
     click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
-    if "://" in out and not out.startswith("file:"):
+    if folder_at(out).far:
         click.echo(f"carnet: {UNSEEN}", err=True)
 
 

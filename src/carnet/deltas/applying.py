@@ -63,13 +63,12 @@ def apply(
     Raises BadRequest where ``base`` is not what the first is of, or one is missing or in another's place; BadCheckpoint where a delta
     is damaged. Nothing is there then.
     """
-    paths = [deltas] if isinstance(deltas, str) or not isinstance(deltas, Sequence) else [*deltas]
     space, wanted, said = memory_of({"memory": memory}), threads_of({"threads": threads}), local("out", out, out=True)
     checkpoint = open_checkpoint(folder_at(local("base", base)))
     if KINDS[checkpoint.dialect].files != SHARDS:
         facts = {"where": checkpoint.root, "found": checkpoint.dialect}
         raise BadRequest("a delta applies to a Hugging Face folder", facts, remedy="carnet cross CKPT OUT --to hf")
-    steps, side = steps_of(paths), stored_side(checkpoint)
+    steps, side = steps_of(deltas), stored_side(checkpoint)
     check_base(side, steps)
     means = choose(space, (side,), steps.memory, wanted)
     beside = companions(checkpoint.root, checkpoint.config, frozenset(stamp.file for stamp in checkpoint.stamps), None)

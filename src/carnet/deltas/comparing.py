@@ -33,9 +33,8 @@ def verify(
     Raises BadRequest where the base is not that of the first delta, BadCheckpoint where a delta is damaged.
     """
     only(Reading.__optional_keys__, options)
-    paths = [deltas] if isinstance(deltas, str) or not isinstance(deltas, Sequence) else [*deltas]
     space, wanted = memory_of({"memory": memory}), threads_of({"threads": threads})
-    steps, (side, other) = steps_of(paths), sides_of(base, against, options)
+    steps, (side, other) = steps_of(deltas), sides_of(base, against, options)
     check_base(side, steps)
     check_pair(side, other)
     means = choose(space, (side, other), lambda window: steps.memory(window) + window // 2, wanted)

@@ -98,7 +98,7 @@ def delta(
     The versions are what ``a`` is known to be, or 000000, and the next. ``after`` is the delta that leads to ``a``: that it does is
     compared. Raises BadRequest where the two are not of one model.
     """
-    packing.library()
+    packing.zstd()
     only(Differing.__optional_keys__, options)
     reading: Reading = {name: value for name, value in options.items() if name in Reading.__optional_keys__}  # type: ignore[assignment]
     saying: Saying = {name: value for name, value in options.items() if name not in reading}  # type: ignore[assignment]
@@ -254,7 +254,7 @@ def _differences(
     @contextmanager
     def hire(tell: Tell) -> Iterator[Callable[[int], Difference | None]]:
         with before.opened(means.window, tell) as old, new.opened(means.window, tell) as young:
-            compressor, unequal = packing.library().ZstdCompressor(level=packing.LEVEL), np.empty(means.window, np.bool_)
+            compressor, unequal = packing.zstd().ZstdCompressor(level=packing.LEVEL), np.empty(means.window, np.bool_)
 
             def serve(number: int) -> Difference | None:
                 if number >= len(names):

@@ -32,7 +32,7 @@ def bound(nbytes: int) -> int:
     return nbytes + (nbytes >> 10) + (4 << 10)
 
 
-def library() -> ModuleType:
+def zstd() -> ModuleType:
     """Return zstandard, or say how it comes here."""
     try:
         import zstandard
@@ -79,7 +79,7 @@ class Unpacker:
 
     def __init__(self, file: File, at: int, size: int, nbytes: int, name: str) -> None:
         """Begin a frame of ``size`` bytes at a place of a file."""
-        self._zstd = library()
+        self._zstd = zstd()
         self._facts = {"where": f"{file.where}/{file.stamp.file}", "tensor": name}
         self._nbytes, self._left = nbytes, nbytes
         with self._told():

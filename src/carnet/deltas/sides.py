@@ -30,8 +30,8 @@ from carnet.executor.jobs import Check, Part
 from carnet.executor.memory import block_size
 from carnet.executor.owning import known
 from carnet.executor.quantizing import numbers
+from carnet.executor.reading import reader, writing
 from carnet.executor.work import assemble, work
-from carnet.executor.worker import Amaxes, Worker
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
 from carnet.formats.stored import Checkpoint
@@ -41,7 +41,7 @@ from carnet.plans.options import PathLike, local
 from carnet.plans.request import Request
 from carnet.pool import Tell
 from carnet.steps import Make, Measure, Put, Same
-from carnet.storage.protocol import Folder, Opened, Target
+from carnet.storage.protocol import Folder
 from carnet.storage.schemes import folder_at
 
 Bytes = NDArray[np.uint8]
@@ -224,10 +224,7 @@ def planned_side(plan: Plan) -> Side:
 
     @contextmanager
     def opened(window: int, tell: Tell) -> Iterator[Reader]:
-        block = block_size(window)
-        window_, read_, spare = (np.empty(size, np.uint8) for size in (window, block, block))
-        files = sources(source.root)
-        worker = Worker(plan, files, Opened(_nowhere), window_, read_, spare, Amaxes(), lambda nbytes: tell(0))
+        worker = reader(plan, source.root, window, lambda nbytes: tell(0))
 
         def read(name: str, low: int, high: int) -> Bytes:
             file, tensor = where[name]
@@ -236,8 +233,7 @@ def planned_side(plan: Plan) -> Side:
                 into[:] = np.frombuffer(known, np.uint8)[low:high]
                 return into
             tile = linear(tensor.offset, BY_NAME[tensor.dtype].nbytes, low, high)
-            steps = [plan.steps[at] for at, begin, end in writers[file, tensor.offset] if begin < high and low < end]
-            assemble(worker, (Part(file, tile, tuple(steps)),))  # type: ignore[arg-type]  # all of them write
+            assemble(worker, (Part(file, tile, writing(plan, writers[file, tensor.offset], low, high)),))
             return into
 
         def check(number: int) -> None:
@@ -246,15 +242,11 @@ def planned_side(plan: Plan) -> Side:
         try:
             yield Reader(read, check)
         finally:
-            files.close()
+            worker.sources.close()
 
     config = json.loads(next(text.text for text in plan.texts if text.name == "config.json"))
     said = asked_of(plan.request).request
     return Side(source, config, tensors, opened, lambda: understood(source.root, said), len(same), len(plan.steps))
-
-
-def _nowhere(name: str) -> Target:
-    raise AssertionError(f"nothing is written into {name}")
 
 
 def check_pair(before: Side, after: Side) -> None:

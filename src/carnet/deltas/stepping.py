@@ -49,9 +49,10 @@ class Steps:
         return window + len(self.deltas) * packing.DECODER
 
 
-def steps_of(paths: Sequence[PathLike]) -> Steps:
-    """Return deltas in their order; raise BadRequest where one is missing or in another's place."""
-    packing.library()
+def steps_of(deltas: PathLike | Sequence[PathLike]) -> Steps:
+    """Return one delta, or several in their order; raise BadRequest where one is missing or in another's place."""
+    packing.zstd()
+    paths = [deltas] if isinstance(deltas, str) or not isinstance(deltas, Sequence) else [*deltas]
     if not paths:
         raise BadRequest("there is no delta to apply", remedy="name the folder of one, or of several in their order")
     found = [artifact.read(folder_at(local("delta", path))) for path in paths]

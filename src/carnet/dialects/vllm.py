@@ -74,7 +74,7 @@ SHARED = {".mlp.shared_experts.": f".mlp{RUN}"}
 TWICE = {f".self_attn.{name}": f".self_attn.mla_attn.{name}" for name in ("o_proj.", "q_a_layernorm.", "q_b_proj.", "q_proj.")}
 
 LLAMA, EVERYWHERE = Spelling(), Spelling(everywhere=True)
-UNTIED, HEADLESS = Spelling(ties=False), Spelling(everywhere=True, head=False)
+HEADLESS = Spelling(everywhere=True, head=False)
 MIXED = Spelling(everywhere=True, aliases=ROUTER)
 # of classes that keep the router in f32, and whose experts hold the bias that chooses them instead
 CHOSEN = {".mlp.gate.e_score_correction_bias": ".mlp.experts.routed_experts.e_score_correction_bias", **SHARED}

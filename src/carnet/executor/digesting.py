@@ -15,20 +15,19 @@ from numpy.typing import NDArray
 
 from carnet import pool
 from carnet.dtypes import BY_NAME
-from carnet.errors import BadRequest
 from carnet.executor.cutting import Cell, cells_of
-from carnet.executor.files import sources
 from carnet.executor.geometry import volume
 from carnet.executor.groups import Group, groups_of
 from carnet.executor.jobs import Check, Part
-from carnet.executor.memory import block_size, choose_threads
+from carnet.executor.memory import choose_threads
 from carnet.executor.quantizing import numbers
+from carnet.executor.reading import reader
 from carnet.executor.work import assemble, work
-from carnet.executor.worker import Amaxes, Worker
+from carnet.executor.worker import Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Progress, silent
 from carnet.steps import Put, Same, TargetTensor
-from carnet.storage.protocol import Folder, Opened, Target
+from carnet.storage.protocol import Folder
 
 Spot = tuple[str, str]  # a tensor of a target: its file and its name
 Digests = dict[Spot, tuple[str, ...]]  # one for each hash
@@ -77,10 +76,10 @@ def digests(
         for tensor in file.tensors
         if (file.name, tensor.name) in wanted and 0 not in tensor.shape
     }
-    found: Digests = {spot: _digest(hashes, b"") for spot in wanted}
+    found: Digests = {spot: digests_of(hashes, b"") for spot in wanted}
     for step in plan.steps.only(Put):
         if (step.target.file, step.target.offset) in tensors:
-            found[tensors[step.target.file, step.target.offset][0]] = _digest(hashes, numbers(step))
+            found[tensors[step.target.file, step.target.offset][0]] = digests_of(hashes, numbers(step))
     jobs: list[Task | Check] = [task for group in groups_of(plan) for task in _tasks(plan, group, tensors)]
     jobs.sort(key=lambda task: _reads(plan, task))
     jobs += [Check(step, prod(step.shape) * BY_NAME[step.source.dtype].nbytes) for step in plan.steps.only(Same)]
@@ -88,7 +87,7 @@ def digests(
 
     @contextmanager
     def hire(tell: pool.Tell) -> Iterator[Callable[[int], tuple[str, ...]]]:
-        worker = _worker(plan, source, tell)
+        worker = reader(plan, source, plan.window, tell)
         try:
             yield lambda number: _do(worker, jobs[number], hashes)
         finally:
@@ -145,18 +144,9 @@ def _do(worker: Worker, job: Task | Check, hashes: Hashes) -> tuple[str, ...]:
     return tuple(each.hexdigest() for each in made)
 
 
-def _digest(hashes: Hashes, data: bytes) -> tuple[str, ...]:
+def digests_of(hashes: Hashes, data: bytes | memoryview) -> tuple[str, ...]:
+    """Return the digests of some bytes, one for each hash."""
     made = [begin(len(data)) for begin in hashes]
     for each in made:
         each.update(memoryview(data))
     return tuple(each.hexdigest() for each in made)
-
-
-def _worker(plan: Plan, source: Folder, tell: pool.Tell) -> Worker:
-    block = block_size(plan.window)
-    window, read, temporary = (np.empty(size, np.uint8) for size in (plan.window, block, block))
-    return Worker(plan, sources(source), Opened(_nothing), window, read, temporary, Amaxes(), tell)
-
-
-def _nothing(name: str) -> Target:
-    raise BadRequest(f"{name} is not written: it has digests alone")

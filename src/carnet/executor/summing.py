@@ -21,12 +21,13 @@ from carnet.executor.files import sources
 from carnet.executor.geometry import Tile, segments, volume
 from carnet.executor.groups import writers_of
 from carnet.executor.jobs import Check, Part
-from carnet.executor.memory import block_size, choose_threads, choose_window
+from carnet.executor.memory import choose_threads, choose_window
+from carnet.executor.reading import nowhere, reader, writing
 from carnet.executor.work import assemble, work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.steps import Fill, Same, Step, TargetTensor
-from carnet.storage.protocol import File, Folder, Opened, Target
+from carnet.storage.protocol import Folder, Opened
 
 Numbers = NDArray[np.float32]
 Place = tuple[str, int]  # a target tensor: its file, and its offset there
@@ -55,8 +56,7 @@ class Term:
         ours = replace(tile, base=tensor.offset, item=BY_NAME[tensor.dtype].nbytes)
         first, lines, width, pitch = segments(ours)
         low, high = first - tensor.offset, first - tensor.offset + (lines - 1) * pitch + width
-        steps = [self.plan.steps[at] for at, begin, end in self.writers[file, tensor.offset] if begin < high and low < end]
-        return Part(file, ours, tuple(steps)), tensor.dtype  # type: ignore[arg-type]  # all of them write
+        return Part(file, ours, writing(self.plan, self.writers[file, tensor.offset], low, high)), tensor.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +97,13 @@ class Sums:
 
     def check_copies(self, plan: Plan) -> None:
         """Compare the copies that sources have of one tensor, but for those of the first, which are the plan's own to compare."""
-        if any(isinstance(form, Same) for term in self.terms[1:] for form in term.plan.steps.forms):
-            window, block, temporary = (np.empty(size, np.uint8) for size in (plan.window, *2 * (block_size(plan.window),)))
-            nothing = Opened(_nothing)
-            adder = Adder(self, Worker(plan, nothing, Opened(_nowhere), window, block, temporary, Amaxes(), _silent))
+        for term in self.terms[1:]:
+            worker = reader(term.plan, term.source, plan.window, lambda nbytes: None)
             try:
-                adder.check()
+                for step in term.plan.steps.only(Same):
+                    work(worker, Check(step, 0))
             finally:
-                adder.close()
+                worker.sources.close()
 
     def integer(self, plan: Plan) -> str | None:
         """Return the name of a target tensor of integers that would be summed, None where there is none."""
@@ -128,18 +127,6 @@ def tensors_of(plan: Plan) -> list[tuple[str, TargetTensor]]:
     return [(file.name, tensor) for file in plan.files for tensor in file.tensors]
 
 
-def _nowhere(name: str) -> Target:
-    raise AssertionError(f"nothing is written into {name}")
-
-
-def _nothing(name: str) -> File:
-    raise AssertionError(f"nothing is read of {name}")
-
-
-def _silent(nbytes: int) -> None:
-    pass
-
-
 class Adder:
     """The buffers and open files of the sums of one worker."""
 
@@ -153,7 +140,7 @@ class Adder:
             Worker(
                 term.plan,
                 sources(term.source),
-                Opened(_nowhere),
+                Opened(nowhere),
                 (self._first if sums.differences and not at else self._term).view(np.uint8),
                 of.block,
                 of.temporary,
@@ -185,8 +172,8 @@ class Adder:
         total[:] = 0
         first: Numbers | None = None
         with np.errstate(over="ignore", invalid="ignore"):
-            for term, reader in zip(self._sums.terms, self._workers, strict=True):
-                numbers = self._read(term, reader, number, part.tile, count)
+            for term, by in zip(self._sums.terms, self._workers, strict=True):
+                numbers = self._read(term, by, number, part.tile, count)
                 if self._sums.differences:
                     if first is None:
                         first = numbers
@@ -206,22 +193,16 @@ class Adder:
             facts = {"tensor": name, "found": f"a finite sum beyond the largest of {wanted}"}
             raise BadRequest(f"a sum of {name} is out of range for {wanted}", facts, remedy="ask for another dtype")
 
-    def _read(self, term: Term, reader: Worker, number: int, tile: Tile, count: int) -> Numbers:
+    def _read(self, term: Term, by: Worker, number: int, tile: Tile, count: int) -> Numbers:
         """Return the numbers of a tile as one checkpoint has them, where they may be changed."""
         part, dtype = term.part(number, tile)
-        assemble(reader, (part,))
-        held: Numbers = reader.window.view(np.float32)[:count]
+        assemble(by, (part,))
+        held: Numbers = by.window.view(np.float32)[:count]
         if dtype != "f32":  # a tower's, which no crossing casts
-            held[:] = reader.window[: count * BY_NAME[dtype].nbytes].view(array_type(dtype)).astype(np.float32)
+            held[:] = by.window[: count * BY_NAME[dtype].nbytes].view(array_type(dtype)).astype(np.float32)
         return held
-
-    def check(self) -> None:
-        """Compare the copies that sources have of one tensor, but for the first's, which its own plan compares."""
-        for reader in self._workers[1:]:
-            for step in reader.plan.steps.only(Same):
-                work(reader, Check(step, 0))
 
     def close(self) -> None:
         """Close the files."""
-        for reader in self._workers:
-            reader.sources.close()
+        for each in self._workers:
+            each.sources.close()

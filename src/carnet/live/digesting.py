@@ -11,6 +11,7 @@ import torch
 from carnet.engines.expected import Expected, Parameter, parameters
 from carnet.engines.table import ENGINES
 from carnet.errors import BadCheckpoint, BadRequest
+from carnet.executor.digesting import digests_of
 from carnet.live.checking import flat_bytes
 from carnet.live.control import Control
 from carnet.live.virtual import Destination
@@ -35,10 +36,7 @@ def digests(engine: str, arriving: Iterable[tuple[str, torch.Tensor]], known: Ma
     for name, tensor in arriving:
         if name in known:
             data = flat_bytes(tensor.detach()).cpu().numpy().data
-            made = [begin(len(data)) for begin in ENGINES[engine].hashes]
-            for each in made:
-                each.update(data)
-            found[known[name].key] = tuple(each.hexdigest() for each in made)
+            found[known[name].key] = digests_of(ENGINES[engine].hashes, data)
     return found
 
 

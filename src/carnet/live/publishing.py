@@ -9,7 +9,7 @@ import torch
 
 from carnet.deltas import Made
 from carnet.deltas.making import between, check
-from carnet.deltas.packing import library
+from carnet.deltas.packing import zstd
 from carnet.deltas.sides import Reader, Saying, Side, Tensor, side_of
 from carnet.errors import BadRequest
 from carnet.live.binding import CARNET
@@ -35,7 +35,7 @@ def delta(
     The crossing has to be one to ``hf`` whose tensors are whole on it. Everything else is as ``carnet.deltas.delta`` has it; the
     tensors may lie on a GPU, and must not change meanwhile.
     """
-    library()
+    zstd()
     check(saying)
     return between(
         *(side_of(base, {}), held(tensors), out, memory_of({"memory": memory}), threads_of({"threads": threads})),
