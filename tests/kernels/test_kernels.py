@@ -12,6 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from triton.runtime import interpreter
 
 from carnet.live import batches, kernels
@@ -23,6 +25,13 @@ from carnet.quantize.recipes import PACKED, RECIPES, WHOLE
 SHAPES = (7, 64), (140, 1024), (20, 2112)  # less than a tile; whole rows of them; the last of a row narrower
 NARROW = {"fp8e4nv": ml_dtypes.float8_e4m3fn, "bf16": ml_dtypes.bfloat16, "fp32": np.float32}
 CODED = [recipe for recipe in RECIPES if recipe.scheme in ON_GPUS and recipe.style != "trtllm"]
+
+
+@triton.jit
+def two_e4m3(even, odd):
+    """Do what an instruction of the GPU does, which the interpreter does not have."""
+    low, high = even.to(tl.float8e4nv).to(tl.uint8, bitcast=True), odd.to(tl.float8e4nv).to(tl.uint8, bitcast=True)
+    return (low.to(tl.int32) | high.to(tl.int32) << 8).to(tl.int16)
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +51,7 @@ def few_programs(monkeypatch):
         return made.view(f"u{written.primitive_bitwidth // 8}").reshape(given.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", convert)
+    monkeypatch.setattr(kernels, "_two_e4m3", two_e4m3)
     for name in ("COPYING", "MEASURING", "CODING"):
         monkeypatch.setattr(kernels, name, (3, *getattr(kernels, name)[1:]))
 
