@@ -8,6 +8,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from math import prod
 
 from carnet.examiner.brought import by_rows
 from carnet.examiner.compare import Side, is_judged, side
@@ -60,7 +61,7 @@ class Desk:
         ours, theirs, threads = self.ours, self.theirs, self.means.threads
         target = theirs.inventory
         names = sorted({name for key in self.codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
-        largest = each(names, lambda name: amax(ours, name), lambda _: 0, threads, add)
+        largest = each(names, lambda name: amax(ours, name), lambda name: prod(ours.shapes[name]), threads, lambda _: None)
         amaxes = dict(zip(names, largest, strict=True))
         apart = processes(threads, [*map(self.nbytes, self.tasks)])  # each holds a matrix, and knows of no other
         clues = Clues(self.means.whole // max(apart, 1))
