@@ -35,6 +35,7 @@ from carnet.plans.request import ASIDE, MEMORY, Comparison, Options, Request, me
 from carnet.plans.request_file import gathered
 from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import prove
+from carnet.steps import Move
 from carnet.storage.protocol import Crossing, Folder
 from carnet.storage.schemes import folder_at
 
@@ -121,6 +122,7 @@ def merge(
         for folder, family, of, factor in each
     ]
     sums = Sums.of(plain, terms, merged.kept((*named(first), *_targets(plain))), differences=merged.differences)
+    _refuse_computed(plain)
     _refuse_integers(plain, sums)
     _refuse_idle(wish, first, plain)
     made = sums.planned(plain)
@@ -202,6 +204,14 @@ def _refuse_codes(folders: Sequence[Folder], of: Sequence[Inventory], *, coded: 
             raise BadRequest(
                 "a checkpoint holds codes, and these have no sum", facts, remedy="say what they become: --dtype bf16"
             )
+
+
+def _refuse_computed(plan: Plan) -> None:
+    """Raise BadRequest where a target holds what is computed of weights: of a sum, and not the sum of what is computed of each."""
+    step = next(iter(plan.steps.where(lambda form: isinstance(form, Move) and form.function != "").at(slice(1))), None)
+    if step is not None:
+        what = f"the target holds what is computed of {step.tensor}"
+        raise BadRequest(what, remedy="merge first, then cross the sum: carnet cross OUT OUT2 --to ...")
 
 
 def _refuse_integers(plan: Plan, sums: Sums) -> None:

@@ -14,6 +14,8 @@ from typing import Literal
 # bytes of a file; its codes where two are in a byte; no file but memory, where a matrix is assembled that is quantized
 Space = Literal["file", "packed", "scratch"]
 Function = Literal["dequantize", "quantize"]
+# what is computed of each number alone and rounded once: carnet.executor.functions says how
+Elementwise = Literal["", "minus_exp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Move a box. Into another floating type it is rounded to nearest even; what is added is added in f32, before."""
+    """Move a box. Into another floating type it is rounded to nearest even; what is added is added in f32, before.
+
+    Where there is a function, its results are moved and not the numbers.
+    """
 
     tensor: str  # canonical name
     start: tuple[int, ...]  # first index of the box, per canonical axis
@@ -48,6 +53,7 @@ class Move:
     source: Place
     target: Place
     add: float = 0.0  # norms that one side stores less one
+    function: Elementwise = ""  # what a target holds of a tensor in its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +121,10 @@ Step = Move | Make | Same | Measure | Fill | Put
 
 
 def kind(step: Step) -> str:
-    """Return in a word what a step does: "copy", "cast", "add", "dequantize", "quantize", "same", "measure", "fill", "put"."""
+    """Return in a word what it does: "copy", "cast", "add", "dequantize", "quantize", "same", "measure", "fill", "put", a function."""
     match step:
         case Move():
-            return "add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast"
+            return step.function or ("add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast")
         case Make():
             return step.function
         case Same() | Measure() | Fill() | Put():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import carnet
 from carnet.architectures.known import FAMILIES
+from carnet.model.tensors import BY_PART
 from tests.families.samples import NUMPY, SAMPLES, cut, draw, family_of, load, said, save
 
 TRIPS = [
@@ -30,7 +31,9 @@ def test_the_samples_of_a_family_name_every_program_that_has_a_class_for_it():
     spoken = {(family_of(name).name, dialect) for name, sample in SAMPLES.items() for dialect in sample.dialects.split()}
     for family in FAMILIES:
         assert (family.name, "hf") in spoken
-        assert ((family.name, "trtllm") in spoken) == (family.trtllm is not None), family.name
+        # what is computed of weights does not come back: tests/test_computed.py
+        returns = family.trtllm is not None and not any(BY_PART[part].function for part in family.trtllm.parts)
+        assert ((family.name, "trtllm") in spoken) == returns, family.name
 
 
 # few examples a trip: there are many trips, and each example is three crossings at most

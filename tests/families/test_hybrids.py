@@ -2,7 +2,7 @@
 
 import pytest
 
-from carnet.architectures.known import dialect_of, recognise
+from carnet.architectures.known import recognise
 from carnet.architectures.nemotron_h import MAMBA2, NEMOTRON_H
 from carnet.dialects.configs import read
 from carnet.dialects.megatron.layers import joined
@@ -111,12 +111,6 @@ def test_a_mamba_of_before_transformers_5_says_that_its_norm_is_gated():
     assert read(MAMBA2.hf.table, {**raw, "rms_norm": True}, "config.json") == read(MAMBA2.hf.table, raw, "config.json")
     with pytest.raises(NotSupported, match="'rms_norm'"):
         read(MAMBA2.hf.table, {**raw, "rms_norm": False}, "config.json")
-
-
-def test_nvidia_s_ranks_of_a_mamba_hold_what_no_move_makes():
-    with pytest.raises(NotSupported, match="no place for the family 'mamba2'") as caught:
-        dialect_of(MAMBA2, "trtllm")
-    assert "the exponential of one of its weights" in str(caught.value)
 
 
 def test_a_stack_of_mamba_alone_says_nothing_of_heads_that_it_does_not_have():

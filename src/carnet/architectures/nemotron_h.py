@@ -5,9 +5,10 @@ of one convolution. Mamba-2's gated norm takes all channels at once, Nemotron-H'
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf
+from carnet.dialects import hf, trtllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.further import EMBED_FIRST
@@ -118,6 +119,76 @@ GUARDS: dict[str, tuple[object, ...]] = {
 IGNORED = "time_step_min time_step_max time_step_floor time_step_rank residual_in_fp32 rescale_prenorm_residual chunk_size"
 TRAITS: dict[str, Value] = {"norm": "rms", "hybrid": True}
 
+
+def _inner(said: tuple[int, int, int], config: Config) -> int:
+    """Return the heads, of three widths: of their channels, once more, and with what the convolution sees beside them."""
+    inner, again, channels = said
+    beside = 2 * number(config, "ssm_groups") * number(config, "ssm_state")
+    expect(inner == again and channels == inner + beside, "channels of the heads, and of all that the convolution sees")
+    return inner // number(config, "ssm_head_dim")
+
+
+def _widths(config: Config) -> tuple[int, int, int]:
+    inner = number(config, "ssm_heads") * number(config, "ssm_head_dim")
+    return inner, inner, inner + 2 * number(config, "ssm_groups") * number(config, "ssm_state")
+
+
+# tensorrt_llm 0.16 to 1.2: models/mamba/config.py and convert.py; layers/ssm.py Mamba2, whose norm takes each group for itself
+SSM = trtllm.LAYER + "ssm."
+SIZED = {"layers", "hidden", "vocab", "norm_eps", "dtype", "tp", "world"}
+RANKS = replace(
+    trtllm.dialect(
+        "MambaForCausalLM",
+        (
+            row("vocab_embedding.weight", "vocab hidden", "embed"),
+            row(trtllm.LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+            fuse(SSM + "in_proj.weight", "* hidden", IN_PROJ, cut="group"),
+            fuse(SSM + "conv1d.weight", "* 1 conv 1", CONV, cut="group"),
+            fuse(SSM + "conv1d.bias", "*", CONV_BIAS, cut="group"),
+            row(SSM + "dt_bias", "(group head)", "mamba.dt_bias", cut="group", dtype="f32"),
+            row(SSM + "A", "(group head)", "mamba.a", cut="group", dtype="f32"),
+            row(SSM + "D", "(group head)", "mamba.d", cut="group", dtype="f32"),
+            row(SSM + "norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
+            row(SSM + "out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
+            row("ln_f.weight", "hidden", "final_norm"),
+            row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
+        ),
+        (
+            *(field for field in trtllm.SIZES if getattr(field, "field", "") in SIZED),
+            *trtllm.ONE_STAGE,
+            place("world", "num_attention_heads", default=lambda c: c["world"]),
+            place("world", "num_key_value_heads", default=lambda c: c["world"]),
+            place("blocks", default=lambda c: " ".join("M" * number(c, "layers"))),
+            place("ssm_head_dim", "rnn_head_size", default=64),
+            place("ssm_groups", "ngroups", default=1),
+            place("ssm_state", "state_size"),
+            Spread(
+                *("ssm_heads", "rnn_hidden_size", (int, int, int), _inner, lambda c: (_widths(c),)),
+                more=("intermediate_size", "rnn_conv_dim_size"),
+            ),
+            place("ssm_conv", "conv_kernel"),
+            place("ssm_conv_bias", default=True),
+            place("ssm_norm_groups", default=lambda c: c["ssm_groups"]),
+            place("ssm_norm_eps", default=1e-5),
+            place("tied", "tie_word_embeddings", default=True),  # NVIDIA's config has no such field
+        ),
+        common=(),
+        fixed={
+            "position_embedding_type": "learned_absolute",
+            "hidden_act": "silu",
+            "mamba_version": "Mamba2",
+            "rms_norm": True,
+            "ssm_rmsnorm": True,
+            "use_bias": False,
+            "layer_types": ["recurrent"],
+        },
+        written={"residual_in_fp32": True, "pad_vocab_size_multiple": 1, "chunk_size": 256},
+        ignored="head_size rotary_embedding_dim max_position_embeddings",
+    ),
+    prefixes=("backbone.",),
+    plain=True,  # examples/models/core/mamba/README.md: FP16 and BF16
+)
+
 MAMBA2 = Family(
     name="mamba2",
     traits=TRAITS,
@@ -153,9 +224,7 @@ MAMBA2 = Family(
         ignored=IGNORED,
         prefixes=("backbone.", "model.", ""),
     ),
-    trtllm=None,
-    # A = -exp(A_log), in f32: tensorrt_llm/models/mamba/convert.py
-    without="NVIDIA's ranks hold the exponential of one of its weights, and carnet moves weights as they are",
+    trtllm=RANKS,
 )
 
 NEMOTRON_H = Family(

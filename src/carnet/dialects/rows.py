@@ -92,6 +92,7 @@ class Dialect:
     # part of the name under which a module is registered first -> the name that its file has
     aliases: Mapping[str, str] = having(default_factory=dict)
     on_all_stages: frozenset[str] = frozenset()  # canonical tensors outside the layers
+    plain: bool = False  # its class loads no codes
     tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:
@@ -105,6 +106,11 @@ class Dialect:
     def name(self) -> str:
         """Return what options and documents call its kind."""
         return self.kind.name
+
+    @property
+    def parts(self) -> frozenset[str]:
+        """Return the canonical tensors that its rows have, named within their layer."""
+        return frozenset(part for row in self.rows for part, _ in row.pattern.parts)
 
     @property
     def ranked(self) -> bool:

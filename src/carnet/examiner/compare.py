@@ -14,6 +14,7 @@ from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.codes import MEANT, meant
+from carnet.examiner.functions import is_wrong
 from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, digest, region, tensor_files_of
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
@@ -99,7 +100,8 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
                 box = share_box(reading.parts[part], reading.shares)
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
     racks = {name: Rack(parts, lambda part: part.box) for name, parts in found.items()}
-    return Side(inventory, tensor_files_of(inventory.checkpoint, block), found, racks, canonical_shapes(inventory.config))
+    shapes = canonical_shapes(inventory.config, inventory.dialect.parts)
+    return Side(inventory, tensor_files_of(inventory.checkpoint, block), found, racks, shapes)
 
 
 def read(of: Side, part: Part, box: Box) -> Array:
@@ -135,7 +137,7 @@ def moved(source: Side, target: Side, name: Canonical) -> Part | None:
 
     Both are one box of the canonical tensor, element after element, of one type: the digest of the one is that of the other.
     """
-    if _shift(source, target, name) or source.is_sum(name):
+    if _shift(source, target, name) or source.is_sum(name) or name.tensor.function:
         return None
     ours, theirs = (next(filter(is_in_order, of.parts.get(name, [])), None) for of in (source, target))
     if ours is None or theirs is None or (ours.box, ours.stored.dtype) != (theirs.box, theirs.stored.dtype):
@@ -162,20 +164,14 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             continue
         wrong, first = 0, None
         hasher = xxhash.xxh3_128() if is_in_order(part) else None
-        share = SHARE if source.is_sum(name) else 1
+        share = SHARE if source.is_sum(name) or name.tensor.function else 1
         for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes // share):
             theirs = read(target, part, box)
             if hasher is not None:
                 hasher.update(theirs.data)
-            for shared, (expected, beyond) in _expected(source, target, name, box, part.stored.dtype):
-                found = theirs if shared == box else theirs[slices(shared, box)]
+            for shared, differs in _differences(source, target, name, box, theirs, part.stored.dtype):
                 done.elements += volume(shared)
-                if beyond is None and _is_same(found, expected):
-                    continue
-                differs = found != expected
-                if beyond is not None:
-                    differs |= beyond
-                if differs.any():
+                if differs is not None and differs.any():
                     wrong += int(differs.sum())
                     index = tuple(int(i) for i in np.argwhere(differs)[0])
                     first = first or tuple(s + i for s, i in zip(shared.start, index, strict=True))
@@ -186,8 +182,33 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
                 twin = None
         if wrong:
             detail = f"{wrong} of {volume(part.box)} elements, the first at {list(first or ())}"
-            done.found.append(Suspect(part, name, Finding("elements differ", name, part.label, detail)))
+            finding = Finding("elements differ", name, part.label, detail)
+            done.found.append(finding if name.tensor.function else Suspect(part, name, finding))
     return done
+
+
+def _differences(
+    source: Side, target: Side, name: Canonical, box: Box, theirs: Array, wanted: str
+) -> Iterator[tuple[Box, NDArray[np.bool_] | None]]:
+    """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
+    if name.tensor.function:
+        yield box, is_wrong(name.tensor.function, lambda at: _operand(source, name.origins[at], box), theirs, wanted)
+        return
+    for shared, (expected, beyond) in _expected(source, target, name, box, wanted):
+        found = theirs if shared == box else theirs[slices(shared, box)]
+        if beyond is None and _is_same(found, expected):
+            yield shared, None
+        else:
+            yield shared, found != expected if beyond is None else (found != expected) | beyond
+
+
+def _operand(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:
+    """Return the numbers of a box of the source."""
+    numbers = np.empty(box.shape)
+    for origin, shared in sources(source, name, box):
+        bits = np.ascontiguousarray(read(source, origin, shared))
+        numbers[slices(shared, box)] = bits.view(array_type(origin.stored.dtype))
+    return numbers
 
 
 def _expected(

@@ -21,6 +21,7 @@ from carnet.formats.stored import Key
 from carnet.inventory.merged import named
 from carnet.inventory.source_scales import read_source_scales
 from carnet.inventory.survey import Inventory
+from carnet.model.model import canonical_shapes
 
 Elsewhere = Callable[[Callable[[int], None]], Found]  # does all tasks; takes what gets the bytes of those that are done
 
@@ -81,7 +82,10 @@ class Desk:
 def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None) -> Desk:
     """Return the desk for two understood checkpoints."""
     ours, theirs = _summed(side(source, means.block), means.block), side(target, means.block)
-    ours = replace(ours, kept=_kept(source, target))
+    shapes = canonical_shapes(
+        source.config, target.dialect.parts
+    )  # with what the target computes, in the place of what it has not
+    ours = replace(ours, kept=_kept(source, target), shapes=shapes)
     ours = replace(ours, source_scales=read_source_scales(source, by_rows)) if target.coded else ours
     codes = [key for key, coded in target.coded.items() if is_judged(ours, coded, target.entries[key])]
     return Desk(ours, theirs, (*jobs(ours, theirs), *map(Codes, codes)), means, dtype)

@@ -12,10 +12,10 @@ def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Findi
     """Yield the casts that nobody asked for, each kind once, and what was not cast as asked; codes have rules of their own."""
     odd: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)  # what, from, to -> stored tensors
     for name, parts in target.parts.items():
-        for part in parts if name in source.parts else ():
+        for part in parts if name.origins[0] in source.parts else ():
             allowed = _allowed(source, target, name, part, asked)
             if part.coded is None and part.stored.dtype not in allowed:
-                given = _own(source, source.parts[name][0])
+                given = _own(source, source.parts[name.origins[0]][0])
                 odd[_what(given, part.stored.dtype, asked), given, part.stored.dtype][part.label] = None
     for (what, given, found), labels in odd.items():
         first, remedy = (
@@ -27,7 +27,7 @@ def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Findi
 
 def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str | None) -> set[str]:
     """Return the types that a stored tensor may have. Rows with a type of their own keep it; so does f32, which holds a sum exactly."""
-    own = {_own(source, origin) for origin in source.parts[name]} if asked is None else {asked}
+    own = {_own(source, origin) for each in name.origins for origin in source.parts[each]} if asked is None else {asked}
     summed = name.tensor.part in source.inventory.less_one ^ target.inventory.less_one
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 

@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from carnet.errors import BadRequest
 from carnet.executor.casts import cast, shift
+from carnet.executor.functions import compute
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
 from carnet.executor.worker import Bytes, Worker
-from carnet.steps import Measure, Move, Same
+from carnet.steps import Elementwise, Measure, Move, Same
 from carnet.storage.protocol import File
+
+NONE: Elementwise = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Want:
     tensor: str  # for messages
     types: tuple[str, str]  # carnet's names of the element types in the source and in the window
     add: float  # added on the way, in f32
+    function: Elementwise  # or what is computed of it
     pack: bool  # read run by run
 
 
@@ -37,8 +41,8 @@ Group = tuple[int, int, list[Want]]  # first and last byte of one read, and what
 
 def want(step: Move | Measure | Same, file: str, piece: Piece, types: tuple[str, str], shift: int) -> Want:
     """Return a piece whose target lies in a file as one whose target lies in the window."""
-    add = step.add if isinstance(step, Move) else 0.0
-    return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, add, sparse(piece))
+    add, function = (step.add, step.function) if isinstance(step, Move) else (0.0, NONE)
+    return Want(file, replace(piece, target=piece.target + shift), step.tensor, types, add, function, sparse(piece))
 
 
 def gather(worker: Worker, wants: Iterable[Want]) -> None:
@@ -86,7 +90,7 @@ def _groups(parts: Iterable[Want], size: int) -> Iterator[Group]:
 
 def _as_it_is(each: Want) -> bool:
     """Say whether the bytes lie in the window as they lie in the source."""
-    return each.types[0] == each.types[1] and not each.add and run(each.piece) == span(each.piece)
+    return each.types[0] == each.types[1] and not each.add and not each.function and run(each.piece) == span(each.piece)
 
 
 def _read_runs(worker: Worker, file: File, piece: Piece) -> None:
@@ -102,7 +106,9 @@ def _place(worker: Worker, each: Want) -> None:
     piece = each.piece
     source = _bits(worker.block, piece.items[0], piece.source, piece, side=1)
     target = _bits(worker.window, piece.items[1], piece.target, piece, side=2)
-    if each.add:
+    if each.function:
+        done = compute(each.function, source, target, each.types)
+    elif each.add:
         done = shift(source, target, each.types, each.add)
     elif each.types[0] == each.types[1]:
         np.copyto(target, source)

@@ -377,7 +377,7 @@ def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where
         for at, name in enumerate(same[0].names):
             boxes[name] += [entry.like.views[at].box for entry in same]
     covered = set[tuple[int, ...]]()  # sixty layers alike are looked at once
-    for name, shape in canonical_shapes(config).items():
+    for name, shape in canonical_shapes(config, dialect.parts).items():
         cut_so = *shape, *map(id, boxes[name])
         if cut_so in covered:
             continue

@@ -31,7 +31,7 @@ class Copy:
     def is_plain(self) -> bool:
         """Say whether bits stay as they are."""
         move = self.move
-        return move is None or (move.coded is None and not move.add and self.out.dtype == self.parts[0][1].dtype)
+        return move is None or not (move.coded or move.add or move.function or self.out.dtype != self.parts[0][1].dtype)
 
 
 def reads(out: torch.Tensor, move: Transfer, parts: Parts) -> list[Copy]:

@@ -29,6 +29,8 @@ class Coder:
     def dress(self, move: Transfer, view: torch.Tensor) -> torch.Tensor:
         """Return what a move makes of what it reads."""
         if move.coded is None:
+            if move.function:
+                return -torch.exp(view.double()).float()  # minus_exp is the only one: carnet.executor.functions
             return view.float() + move.add if move.add else view
         at, own = self.matrices[move.coded.matrix]
         if move.coded.recipe.block == WHOLE:

@@ -59,6 +59,7 @@ class Transfer:
     dtype: str  # on the wire and in the target
     add: float  # added on the way, in f32
     coded: Coded | None  # where it is
+    function: str = ""  # what is computed of it instead of added to it
 
     @property
     def nbytes(self) -> int:
@@ -165,7 +166,8 @@ def moves(
         for spot, dtype, coded in index.spots(step):
             for receiver in receivers(spot):
                 sender = receiver if receiver in holders else min(holders, key=lambda rank: (sent[rank], rank))
-                move = Transfer(step.tensor, Box(step.start, step.shape), sender, receiver, spot, dtype, step.add, coded)
+                box = Box(step.start, step.shape)
+                move = Transfer(step.tensor, box, sender, receiver, spot, dtype, step.add, coded, step.function)
                 if sender != receiver:
                     sent[sender] += move.nbytes
                     yield from _parts(move, bucket)

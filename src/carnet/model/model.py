@@ -4,7 +4,7 @@ A model is a set of fields (the canonical config). Which canonical tensors exist
 a gate, a LayerNorm has a bias, a tied model has no head of its own. A family fixes some fields (its traits) and names the rest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 from types import EllipsisType
 
@@ -184,22 +184,27 @@ def holds(when: Condition, config: Config) -> bool:
     return all(bool(value) if wanted is SET else value == wanted for value, wanted in found)
 
 
-def canonical_shapes(config: Config) -> dict[Canonical, tuple[int, ...]]:
-    """Return every canonical tensor of a model, those of all layers and of a tower, with its shape."""
-    top = _sized(config, config)
+def canonical_shapes(config: Config, rows: Collection[str] = ()) -> dict[Canonical, tuple[int, ...]]:
+    """Return every canonical tensor of a model, those of all layers and of a tower, with its shape.
+
+    Of a program whose ``rows`` name these tensors those that it holds: with what is computed, without what is held in no other form.
+    """
+    top = _sized(config, config, rows)
     found = {tensor.at(): shape for tensor, shape in top if tensor.stage == "first"}
     kinds: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
     for index, layer in enumerate(layers(config)):
         if id(layer) not in kinds:
-            kinds[id(layer)] = _sized(config, layer)
+            kinds[id(layer)] = _sized(config, layer, rows)
         found |= {tensor.at(index): shape for tensor, shape in kinds[id(layer)]}
     found |= {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
     return found | {each.tensor: each.shape for each in tower(config)}
 
 
-def _sized(config: Config, layer: Config) -> list[tuple[Tensor, tuple[int, ...]]]:
-    size = sizes(layer)
-    return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor in tensors(config, layer).values()]
+def _sized(config: Config, layer: Config, rows: Collection[str]) -> list[tuple[Tensor, tuple[int, ...]]]:
+    size, known = sizes(layer), tensors(config, layer).values()
+    inside = {part for tensor in known if tensor.part in rows for part in tensor.operands}
+    held = [tensor for tensor in known if tensor.part in rows or not (tensor.function or tensor.part in inside)]
+    return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor in held]
 
 
 def sizes(config: Config) -> dict[str, int]:

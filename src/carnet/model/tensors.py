@@ -5,11 +5,12 @@ planner, examiner, quantizing and live weights read it here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Self
 
 from carnet.model.fields import SET, Condition
+from carnet.steps import Elementwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,9 @@ class Tensor:
     when: Condition  # what must hold for it to exist
     reads: str = ""  # of a linear layer: those of a layer with the same word read the same activations
     cached: str = ""  # what is kept of what it computes: "k" or "v"
+    # of one that no model has by itself and some targets hold: what is computed of which others, each number of theirs in its place
+    function: Elementwise = ""
+    operands: tuple[str, ...] = ()
 
     @property
     def each_expert(self) -> bool:
@@ -116,6 +120,11 @@ class Canonical(str):
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, int | None]]:
         """Return what makes a copy."""
         return type(self), (self.tensor, self.layer)
+
+    @property
+    def origins(self) -> tuple["Canonical", ...]:
+        """Name what it is computed of; itself, where a model has it."""
+        return tuple(_named(part, self.layer) for part in self.tensor.operands) or (self,)
 
     def fellows(self) -> list["Canonical"]:
         """Return the names of all that read what this one reads, its own among them, in the order of the table."""
@@ -162,6 +171,10 @@ def _row(role: str, part: str, axes: str, reads: str = "", cached: str = "", *, 
     outputs, _, inputs = axes.partition("|")
     every = (*outputs.split(), *inputs.split())
     return Tensor(part, every, len(outputs.split()), role, stage, when, reads, cached)
+
+
+def _made(function: Elementwise, part: str, axes: str, *operands: str, when: Condition) -> Tensor:
+    return replace(_row(STATE, part, axes), when=when, function=function, operands=operands)
 
 
 _linear, _plain, _gate, _norm, _bias, _state = (partial(_row, role) for role in (LINEAR, PLAIN, GATE, NORM, BIAS, STATE))
@@ -223,6 +236,7 @@ TENSORS = (
     _bias("mamba.conv_c_bias", "group state", ssm_conv_bias=True, **MAMBA),
     _bias("mamba.dt_bias", "group head", **MAMBA),
     _state("mamba.a_log", "group head", **MAMBA),
+    _made("minus_exp", "mamba.a", "group head", "mamba.a_log", when=MAMBA),
     _state("mamba.d", "group head", **MAMBA),
     _norm("mamba.gated_norm", "group head wide", **MAMBA),
     _linear("mamba.o", "hidden | group head wide", **MAMBA),

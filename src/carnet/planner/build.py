@@ -15,7 +15,7 @@ from carnet.dtypes import FLOATS
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
-from carnet.formats.stored import Checkpoint, Key
+from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory.sorting import coded_beside
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
@@ -115,6 +115,9 @@ def make_plan(
     ``among`` are the units of the target, None for those of the request; ``said`` are fields that the target has otherwise than the
     request tells; ``source_scales`` are the scales that the source brings along, None where they are to be read from it.
     """
+    _refuse_computed(source)
+    if target.plain and (request.quantize is not None or request.kv_cache is not None):
+        raise NotSupported(f"{target.name}'s class of {source.family.name!r} loads no codes", remedy="leave out --quantize")
     config = {**_target_config(source, request, target), **(said or {})}
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
@@ -176,6 +179,18 @@ def make_plan(
         needs=made.needs.data,
     )
     return Planned(plan, lambda source_scales: code(source_scales, gathered.anew()).steps())
+
+
+def _refuse_computed(source: Inventory) -> None:
+    """Refuse a source that holds what was computed of a model's tensors: no function of carnet's has an exact inverse."""
+    for key, entry in source.entries.items():
+        name = next((name for name in entry.names if name.tensor.function), None)
+        if name is not None:
+            facts = {"where": str(source.checkpoint.root), "tensor": label_of(key), "computed of": ", ".join(name.origins)}
+            remedy = "cross the checkpoint that it was made of"
+            raise NotSupported(
+                "the checkpoint holds a tensor from which a model's own cannot be had back", facts, remedy=remedy
+            )
 
 
 def _more(source: Inventory, target: Dialect, along: Companions) -> dict[str, object]:
@@ -276,6 +291,7 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Held], request: Request,
         if entry.dtype or (exact and not exact.keys().isdisjoint(names)):
             dtypes[entry.unit, entry.name] = entry.dtype or "f32"
             continue
+        names = tuple([origin for name in names for origin in name.origins])
         cuts = tuple([id(kept[name].cut) for name in names])
         if cuts not in known:
             # of codes: as asked

@@ -15,7 +15,7 @@ from carnet.planner.decoding import begun
 from carnet.planner.held import Held
 from carnet.planner.pieces import Piece, cut, pieces, views_of
 from carnet.plans.columns import Gathered
-from carnet.steps import Fill, Make, Move, Place, TargetFile, TargetTensor
+from carnet.steps import Elementwise, Fill, Make, Move, Place, TargetFile, TargetTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def meet(
     """Gather the steps that write some boxes of stored tensors, each in its place."""
     lines, kinds, known = dict[int, Line[int]](), dict[tuple[object, ...], int](), dict[tuple[object, ...], list[Cell]]()
     for entry, part, file, tensor in places:
-        like, names = entry.like, entry.names
+        like, names = entry.like, [name.origins[0] for name in entry.names]
         where: tuple[object, ...] = part.start, part.shape
         which: Sequence[int] = range(len(names))
         if part.shape != like.shape and not like.padding:  # layers of one tensor lie alike, told from where the part begins
@@ -80,14 +80,15 @@ def _cells(
     file, tensor = place
     chunk = Chunk(part, "", 0, dense_strides(part.shape))
     for number, which_ in enumerate(which):
-        name, view = entry.names[which_], entry.like.views[which_]
+        made, view = entry.names[which_], entry.like.views[which_]
+        name, function = made.origins[0], made.tensor.function
         pieces_ = kept[name].cut.pieces
         for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
             moved = 0
             for at in kept[name].cut.near(*along(target.box, 0)):
                 box = intersect(pieces_[at].box, target.box)
                 if box is not None:
-                    step = _step(name, box, pieces_[at], target, shifts)
+                    step = _step(name, box, pieces_[at], target, shifts, function)
                     more = gathered.more((None,) if isinstance(step, Make) else ())
                     form, gaps = gathered.form(step), (cut(pieces_[at], box).offset, cut(target, box).offset)
                     yield Cell(number, at, form, gathered.start(box.start), more, *gaps)
@@ -103,11 +104,11 @@ def _cells(
             yield Cell(number, None, form, gathered.start(()), gathered.more(()), 0, at_.offset)
 
 
-def _step(name: str, box: Box, source: Piece, target: Piece, shifts: Mapping[str, float]) -> Move | Make:
+def _step(name: str, box: Box, source: Piece, target: Piece, shifts: Mapping[str, float], function: Elementwise) -> Move | Make:
     """Return the form of a step."""
     here, there = begun(source.place), begun(target.place)
     if source.encoding is None:
-        return Move("", (), box.shape, here, there, shifts.get(name, 0.0))
-    if name in shifts:
-        raise NotSupported(f"{name!r} is stored as codes, and one is added to it on the way")
+        return Move("", (), box.shape, here, there, shifts.get(name, 0.0), function)
+    if name in shifts or function:
+        raise NotSupported(f"{name!r} is stored as codes, and a number is computed of each on the way")
     return Make("dequantize", "", (), box.shape, here, there, source.encoding)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carnet.plans.columns import FAR, IDS, OFFSETS, ROW, Gathered, More, Steps
 from carnet.plans.values import below, dtype_of, list_of, numbers_of, text_of
-from carnet.steps import Encoding, Fill, Function, Make, Measure, Move, Place, Put, Same, Space, Step
+from carnet.steps import Elementwise, Encoding, Fill, Function, Make, Measure, Move, Place, Put, Same, Space, Step
 
 MOST = 1 << 15  # steps of one block
 KINDS: Mapping[object, type[Step]] = {kind.__name__.lower(): kind for kind in get_args(Step)}
@@ -163,7 +163,7 @@ def _part(kind: type[Step], name: str, value: object) -> object:
             return numbers_of(name, value)
         case "encoding":
             return None if value is None and kind is Measure else _encoding(value)
-        case "function" if value in get_args(Function):
+        case "function" if value in get_args(Elementwise if kind is Move else Function):
             return value
         case "add" if type(value) is float:
             return value

@@ -120,7 +120,9 @@ class Steps(Sequence[Step]):
         box = names[tensor], self.starts[start], step.shape
         match step:
             case Move():
-                return Move(*box, place(step.source, source, source_at), place(step.target, target, target_at), step.add)
+                return Move(
+                    *box, place(step.source, source, source_at), place(step.target, target, target_at), step.add, step.function
+                )
             case Make():
                 given, *amax = self.more[more]
                 here, there = place(step.source, source, source_at), place(step.target, target, target_at)
@@ -191,7 +193,7 @@ class Gathered:
         match step:
             case Move():
                 start, ends = step.start, (place("source", step.source), place("target", step.target))
-                form = Move("", (), step.shape, *ends, step.add)
+                form = Move("", (), step.shape, *ends, step.add, step.function)
             case Make():
                 start, more, ends = (
                     step.start,

@@ -28,7 +28,7 @@ from carnet.plans.values import below, dtype_of, list_of, natural, numbers_of, p
 from carnet.steps import AssetFile, Make, RawFile, TargetFile, TargetTensor, TextFile
 from carnet.storage.opening import failed, reading, replace_file
 
-VERSION = 4
+VERSION = 5
 PARTS = b'{"file":', b'{"steps":'  # how the lines begin that are of one target file
 MAGIC = b'{"carnet-plan":'
 TAIL = 128  # bytes: the last line has fewer
