@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from carnet.expecting import against, expect
     from carnet.merging import merge
     from carnet.plans.columns import Plan
-    from carnet.plans.request import Options
+    from carnet.plans.typed import Options
 
 _HOMES = {
     "carnet.api": ("Inspection", "Verdict", "clean", "cross", "finish", "inspect", "plan", "run", "verify"),
@@ -57,7 +57,7 @@ _HOMES = {
     "carnet.expecting": ("against", "expect"),
     "carnet.merging": ("merge",),
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
-    "carnet.plans.request": ("Options",),
+    "carnet.plans.typed": ("Options",),
     "carnet.plans.columns": ("Plan",),
 }
 

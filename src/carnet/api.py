@@ -29,8 +29,9 @@ from carnet.planner.build import build
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import here, local
-from carnet.plans.request import MEMORY, Comparison, Looking, Options, Request, as_data, memory_of, only, threads_of
+from carnet.plans.request import MEMORY, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
+from carnet.plans.typed import Comparison, Looking, Options
 from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import prove, write_and_prove
 from carnet.steps import TextFile
@@ -58,7 +59,7 @@ def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
     """
     only(Looking.__optional_keys__, options)
     said = Request.of({**options, "to": "hf"})
-    checkpoint = open_source(local("ckpt", path), said.config, said.written_by, said.accept, said.family)
+    checkpoint = open_source(local("ckpt", path), said)
     try:
         return Inspection(checkpoint, take(checkpoint, said.drop, said.vocab_size), None)
     except CarnetError as refusal:
@@ -87,9 +88,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """
     said = gathered(options)
     request, memory, lent = Request.of(said), memory_of(said), said.get("tokenizer")
-    checkpoint = open_source(
-        local("ckpt", path), request.config, request.written_by, request.accept, request.family, request.tower
-    )
+    checkpoint = open_source(local("ckpt", path), request)
     folder = None if lent is None else folder_at(local("tokenizer", lent))
     tokens = _tokens(checkpoint, request.to, folder)
     request = replace(request, tokens=None if tokens is None else tokens.count)

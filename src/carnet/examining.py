@@ -17,7 +17,8 @@ from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.inventory.bridge import vouched
 from carnet.inventory.merged import Merged
-from carnet.inventory.survey import Inventory, opened, survey, take
+from carnet.inventory.opening import opened
+from carnet.inventory.survey import Inventory, survey, take
 from carnet.plans.options import local
 from carnet.plans.request import Request
 from carnet.pool import Progress, silent
@@ -80,8 +81,8 @@ def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: 
 
 def understood(source: Folder, said: Request) -> Inventory:
     """Return a source as a request says that it is to be understood; raise CarnetError where it is not."""
-    checkpoint = open_source(source, said.config, said.written_by, said.accept, said.family, said.tower)
-    return take(checkpoint, said.drop, said.vocab_size, said.tokens)
+    checkpoint = open_source(source, said)
+    return take(checkpoint, said.drop, said.vocab_size, said.tokens, alone=KINDS[said.to].alone)
 
 
 def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
@@ -109,14 +110,9 @@ def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[
     return needs(target.checkpoint.config, reader, local=local_spec).data
 
 
-def open_source(
-    path: PathLike | Folder,
-    config: PathLike | None,
-    written_by: str | None = None,
-    accept: Sequence[str] = (),
-    family: str | None = None,
-    tower: PathLike | None = None,
-) -> Checkpoint:
-    """Return a source as options say that it is to be understood."""
-    own = None if config is None else local("config", config)
-    return opened(path, own, written_by, accept, family, None if tower is None else local("tower", tower))
+def open_source(path: PathLike | Folder, said: Request) -> Checkpoint:
+    """Return a source as a request says that it is to be understood."""
+    own, tower = (
+        None if each is None else local(name, each) for name, each in (("config", said.config), ("tower", said.tower))
+    )
+    return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha)

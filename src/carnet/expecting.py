@@ -63,7 +63,7 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
         raise BadOption(f"no engine is called {engine!r}", {"known": ", ".join(ENGINES)})
     said = {"to": engine, **{key: value for key, value in options.items() if key != "engine"}}
     request = Request.of({key: value for key, value in said.items() if key not in ("memory", "threads")})
-    checkpoint = open_source(where, request.config, request.written_by, request.accept, request.family, request.tower)
+    checkpoint = open_source(where, request)
     inventory = take(checkpoint, request.drop, request.vocab_size, request.tokens)
     if inventory.coded:
         request = replace(request, dtype=_meant(inventory, request))

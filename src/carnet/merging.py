@@ -31,8 +31,9 @@ from carnet.model.model import canonical_shapes
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import PathLike, local, patterns
-from carnet.plans.request import ASIDE, MEMORY, Comparison, Options, Request, memory_of, only, threads_of
+from carnet.plans.request import ASIDE, MEMORY, Request, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
+from carnet.plans.typed import Comparison, Options
 from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import prove
 from carnet.steps import Move

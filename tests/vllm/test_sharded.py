@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 import carnet
 from carnet.dialects.vllm import digest_key
-from carnet.inventory.survey import opened, take
+from carnet.inventory.opening import opened
+from carnet.inventory.survey import take
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning:vllm")  # of what it calls in torch
 

@@ -39,6 +39,7 @@ from carnet.architectures.smollm import SMOLLM3
 from carnet.architectures.stablelm import STABLELM
 from carnet.architectures.wrappers import WHOLE, WRAPPERS, text_inside, unwrapped, wrapped, wrapper_of
 from carnet.dialects import sglang, vllm
+from carnet.dialects.adapters import adapted, of_peft
 from carnet.dialects.configs import NONE, canonical, lookup, read, strange, unsaid
 from carnet.dialects.entries import stored_as
 from carnet.dialects.hf import said_once
@@ -51,6 +52,7 @@ from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, misfits
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
+from carnet.model.adapters import FIELD
 from carnet.model.fields import BY_NAME, Config, Value
 from carnet.model.keys import left_out
 from carnet.model.model import OWN, blocks, concerns, holds, marks, value
@@ -125,6 +127,7 @@ SPELLED: Mapping[str, Spells] = {  # by kind
     "trtllm": lambda family: family.trtllm,
     "vllm": _engine(vllm.dialect),
     "sglang": _engine(sglang.dialect),
+    "peft": lambda family: of_peft(family.hf),
 }
 
 
@@ -141,7 +144,8 @@ def dialect_of(family: Family, name: str, config: Config = NONE, names: Collecti
     found = SPELLED[name](family)
     if found is None:
         raise NotSupported(f"{name} is no place for the family {family.name!r}", {"because": _because(family, name)})
-    return wrapped(found, config, names)
+    made = wrapped(found, config, names)
+    return adapted(made, family.hf if made.kind.alone else made) if made.kind.adapters and config.get(FIELD) else made
 
 
 def without(kind: Kind, raw: Mapping[str, object], names: Collection[str], drop: Collection[str]) -> Mapping[str, object]:
@@ -163,7 +167,7 @@ def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, 
     accept = [name for name in accept if name != NEEDS]  # of the target's arguments, not the source's
     if names_none(kind, raw):
         return hear(raw, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
-    spoken = KINDS["hf"] if kind.arguments else kind
+    spoken = KINDS["hf"] if kind.arguments else KINDS[kind.spoken or kind.name]
     own = {key: said for key, said in raw.items() if not (kind.arguments and key in STORAGE)}
     found = strange(dialect_of(_named(spoken, own, where), spoken.name).table, own)
     accepted = {key for key in found for name in accept if key == name or key.startswith(f"{name}.")}
@@ -203,7 +207,7 @@ def recognise(
     Megatron's arguments name no family: it is the one that is ``asked`` for, or the first whose traits they have and whose own
     config can say the rest. Raises BadRequest where a config names another family than is asked for.
     """
-    kind = KINDS[dialect]
+    kind = KINDS[KINDS[dialect].spoken or dialect]
     if names_none(kind, raw):
         raw = provided(raw)
         arguments = {**raw, **{MEGATRON_KEYS[name]: said for name, said in given.items()}}

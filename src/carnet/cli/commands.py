@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from carnet.errors import CarnetError
     from carnet.examiner.verdict import Verdict
-    from carnet.plans.request import Budget, Looking, Options
+    from carnet.plans.typed import Budget, Looking, Options
 
 
 UNPROVEN = "written, not examined: `carnet verify CKPT {}` proves it"

@@ -12,7 +12,7 @@ from carnet.cli.telling import print_lines, width
 
 if TYPE_CHECKING:
     from carnet.deltas import Differing
-    from carnet.plans.request import Budget
+    from carnet.plans.typed import Budget
 
 
 @main.command(

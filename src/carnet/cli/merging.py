@@ -10,7 +10,7 @@ from carnet.cli.progress import progress_bar
 from carnet.cli.telling import tell
 
 if TYPE_CHECKING:
-    from carnet.plans.request import Options
+    from carnet.plans.typed import Options
 
 SUM = "Sum"
 

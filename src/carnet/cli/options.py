@@ -85,6 +85,7 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "whole": {"type": click.IntRange(1)},
     "size": {"type": size, "metavar": "SIZE"},
     "number": {"type": float},
+    "text": {"type": str},
     "path": {"type": existing_file},
     "folder": {"type": existing_folder},
     "patterns": {"multiple": True},

@@ -19,7 +19,7 @@ from carnet.cli.progress import progress_bar
 from carnet.cli.telling import tell
 
 if TYPE_CHECKING:
-    from carnet.plans.request import Verifying
+    from carnet.plans.typed import Verifying
 
 
 @main.command(

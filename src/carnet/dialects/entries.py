@@ -15,9 +15,10 @@ from carnet.dialects.rows import Constant, Dialect, Row, numbered
 from carnet.dialects.towers import carried
 from carnet.dialects.units import Among, Present, Unit, units
 from carnet.errors import BadRequest
+from carnet.model import adapters
 from carnet.model.fields import Config, Value
 from carnet.model.model import further_at, holds, layers, number, sizes, stored_at, tensors, value
-from carnet.model.tensors import AXES, BY_PART, TIED, Canonical, Tensor
+from carnet.model.tensors import AXES, BY_PART, RANK, TIED, Canonical, Tensor
 
 BEFORE, AFTER = -1, 1 << 60  # in place of a layer's number, for what lies before and after all of them
 
@@ -47,9 +48,10 @@ def entries(
         inside = [(what[same[0]], {**top, **tensors(config, what[same[0]])}, same) for same in kinds.values()]
         for row in dialect.rows:
             for kind, known, same in inside if row.inside else [(config, top, [0])]:
-                if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, **facts})):
+                joined = {"joined": adapters.is_one(kind, row.joined)} if row.joined else {}
+                if not holds(row.when, kind) or (present is None and not holds(row.written, {**kind, **facts, **joined})):
                     continue
-                if _applies(row, dialect, known, config, present, unit.also):
+                if _applies(row, dialect, known, kind, present, unit.also):
                     job = _Job(row, dialect, config, kind, known, unit, prefix, present, stored)
                     for at, entry in _of_row(job, same):
                         found[at][entry.name] = entry
@@ -118,22 +120,28 @@ def _applies(
     row: Row,
     dialect: Dialect,
     known: Mapping[str, Tensor],
-    config: Config,
+    kind: Config,
     present: Present,
     also: Collection[str],
 ) -> bool:
     parts = [part for part, _ in row.pattern.parts]
-    again = [part for part in parts if part not in known and value(config, "tied") and TIED.get(part) in known]
+    again = [part for part in parts if part not in known and value(kind, "tied") and TIED.get(part) in known]
     wanted = dialect.writes_tied or any(part in also for part in again)
     if present is None and again and not wanted:
         return False
-    return all(part in known or part in again for part in parts)
+    return all(part in known or part in again or adapters.stands_for(kind, part) in known for part in parts)
+
+
+def _tensor(part: str, job: "_Job") -> Tensor:
+    """Return the tensor that is stored under the name of one: that of a tied head, and A that several adapters have, is another."""
+    names = (part, adapters.stands_for(job.kind, part), TIED.get(part, ""))
+    return next(job.known[name] for name in names if name in job.known)
 
 
 def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     """Yield the entries of a row, each with its layer, BEFORE or AFTER."""
     row, unit, present = job.row, job.unit, job.present
-    parts = [job.known.get(part) or job.known[TIED[part]] for part, _ in row.pattern.parts]
+    parts = [_tensor(part, job) for part, _ in row.pattern.parts]
     stage = "layer" if row.inside else "last" if row.pattern.parts[0][0] not in job.known else parts[0].stage
     # of a source the names tell: beside further-token layers an embedding stands again, and the final norm with the last of the others
     elsewhere = {"first": not unit.first, "last": not unit.last}.get(stage) and row.pattern.parts[0][0] not in unit.also
@@ -162,7 +170,7 @@ def _of_row(job: _Job, same: Sequence[int]) -> Iterator[tuple[int, Entry]]:
     stored = fold(row.stored, each[0][0]).shape if row.stored else folded.shape
     for held, shown in each:
         views = tuple(_views(folded, parts, held, {}))
-        like = Like(folded.shape, stored, views, folded.padding, row.dtype, row.pattern, held, axes, row.cut)
+        like = Like(folded.shape, stored, views, folded.padding, row.dtype, row.pattern, held, axes, row.cut, _joined(row))
         for at, text, names in places:
             text = text.replace(mark, shown)
             if present is None or (unit.name, text) in present:
@@ -183,8 +191,12 @@ def _stacked(
     folded = fold(pattern, held)
     views = tuple(v for at, _ in enumerate(same) for v in _views(folded, parts, shares, {"layer": at}))
     stored = (len(same), *fold(job.row.stored or job.row.pattern, shares).shape)
-    like = Like(folded.shape, stored, views, folded.padding, job.row.dtype, pattern, held, axes, job.row.cut)
+    like = Like(folded.shape, stored, views, folded.padding, job.row.dtype, pattern, held, axes, job.row.cut, _joined(job.row))
     return Entry(job.unit.name, name, like, tuple(_names(parts, layer) for layer in same))
+
+
+def _joined(row: Row) -> tuple[str, ...]:
+    return row.joined if row.written.get("joined") else ()
 
 
 def _spelled(job: _Job, name: str, same: Sequence[int]) -> Iterator[tuple[int, str]]:
@@ -233,14 +245,14 @@ def _views(folded: Fold, parts: list[Tensor], shares: dict[str, Share], at: dict
 
 def _checked_shares(job: _Job, parts: list[Tensor], layer: int) -> dict[str, Share]:
     try:
-        return _shares(job.row.cut, job.dialect, job.kind, job.unit)
+        return _shares(job.row.cut, job.dialect, job.kind, job.unit, adapters.rank(job.kind, parts[0]))
     except BadRequest as refusal:
         raise BadRequest(refusal.what, {"tensor": parts[0].at(layer), **refusal.facts}, remedy=refusal.remedy) from None
 
 
-def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit) -> dict[str, Share]:
-    """Return what a unit holds of every axis, for a stored tensor that is cut along one of them."""
-    size = sizes(config)
+def _shares(cut: str, dialect: Dialect, config: Config, unit: Unit, rank: int = 0) -> dict[str, Share]:
+    """Return what a unit holds of every axis, for a stored tensor that is cut along one of them; ``rank`` is that of an adapter."""
+    size = sizes(config) | {RANK: rank}
     shares = {axis: Share(0, length, length) for axis, length in size.items()}
     once, cut = cut == "once", "expert" if cut == "once" else cut
     if cut == "embedding":

@@ -37,6 +37,7 @@ class Like:
     shares: Mapping[str, Share]
     parts: tuple[tuple[str, ...], ...]
     cut: str
+    joined: tuple[str, ...] = ()  # of an adapter's A, the weights that it is for, where they have one
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,10 @@ class Kind:
     ] = ()  # canonical tensors that its kernels may have in another order than they were loaded in: no file has one
     loads_codes: bool = False  # of ranks: codes as they are published, before kernels pack them anew
     releases: tuple[str, ...] = ()  # of the program whose names the rows are; the first unless another is asked for
+    adapters: bool = False  # adapters have a place beside their weights, or without them
+    spoken: str = ""  # the kind whose config its own is; "" where it has one of its own
+    single: str = ""  # the one file that all tensors are in; "" where files are cut
+    alone: bool = False  # holds adapters, and nothing of the model that they are of
 
     @property
     def arguments(self) -> bool:
@@ -109,6 +113,18 @@ KINDS: Mapping[str, Kind] = {
             releases=("0.5.23",),
         ),
         # megatron/core/models/hybrid/hybrid_block.py; where brackets of the pattern join the two, the norm has the usual name
-        Kind("megatron", STORE, "", pads_vocabulary=True, halved_by="decoder.final_norm.weight"),
+        Kind("megatron", STORE, "", pads_vocabulary=True, halved_by="decoder.final_norm.weight", adapters=True),
+        # huggingface/peft 0.21 src/peft/utils/constants.py SAFETENSORS_WEIGHTS_NAME
+        Kind(
+            "peft",
+            SHARDS,
+            "architectures",
+            list,
+            omits_further=True,
+            adapters=True,
+            spoken="hf",
+            single="adapter_model.safetensors",
+            alone=True,
+        ),
     )
 }

@@ -38,6 +38,8 @@ class Row:
     written: Condition  # of several names for one thing: where a target has this one; a source's names say themselves
     whole: bool  # a norm that is stored as it is where the dialect's others are stored less one
     stored: Pattern | None  # the shape in the file, where the pattern's is another view of the same elements in the same order
+    # weights whose adapters have one A, or each its own: which of both is written says ``joined`` in ``written``
+    joined: tuple[str, ...] = ()
 
     @property
     def inside(self) -> bool:
@@ -135,7 +137,7 @@ def _twice(rows: Sequence[Row]) -> Iterator[str]:
     """Yield the tensors that a target would hold under two names of one layer, or of the model."""
     writers: dict[tuple[str, bool], list[Row]] = {}
     for row in rows:
-        for part, _ in row.pattern.parts if row.written != MODULE else ():
+        for part, _ in row.pattern.parts if row.written.get("spelling") != MODULE["spelling"] else ():
             others = writers.setdefault((part, row.inside), [])
             for other in (each for each in others if each is not row):
                 facts = ([*_needs(each), *each.written.items()] for each in (row, other))

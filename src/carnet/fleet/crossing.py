@@ -22,8 +22,9 @@ from carnet.executor.run import finish, prepared
 from carnet.fleet import tasks
 from carnet.fleet.cluster import Cluster, Node, Seen, look_at, reached
 from carnet.plans.options import local
-from carnet.plans.request import Options, memory_of, threads_of
+from carnet.plans.request import memory_of, threads_of
 from carnet.plans.request_file import gathered
+from carnet.plans.typed import Options
 from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import Shown, prove
 from carnet.storage.journal_lines import NAME

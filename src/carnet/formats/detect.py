@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 from carnet.errors import BadRequest, NotSupported
+from carnet.formats.adapters import SAID, read_adapters
 from carnet.formats.files import digest_of
 from carnet.formats.folder import CONFIG, INDEX, read_folder
 from carnet.formats.megatron import find_iteration, read_megatron
@@ -16,10 +17,6 @@ from carnet.storage.schemes import PathLike, folder_at
 # what is not a model, or none that is read, by a file of it: what that is, and what to do
 OTHERS = {
     "*.gguf": ("a GGUF file, llama.cpp's format", "name the Hugging Face folder that it was made from"),
-    "adapter_config.json": (
-        "an adapter without its model",
-        "merge it into its model with peft, model.merge_and_unload().save_pretrained(OUT), and name OUT",
-    ),
 }
 ADAPTER = "adapter_model*"  # holds no model
 
@@ -39,6 +36,8 @@ def open_checkpoint(path: PathLike | Folder, locate: Callable[[str], bool] | Non
         raise BadRequest(f"{path} {fault}", {"expected": "the folder of a checkpoint"})
     names = names_in(root)
     _refuse_others(root, names)
+    if SAID in names and not any(name.endswith(".safetensors") and not fnmatchcase(name, ADAPTER) for name in names):
+        return read_adapters(root)
     shards = any(name.endswith(".safetensors") for name in names)
     # a Megatron folder may carry a config.json for other programs; it has no safetensors
     iteration = None if CONFIG in names and shards else find_iteration(root)

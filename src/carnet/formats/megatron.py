@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from carnet.errors import BadCheckpoint, BadRequest, shown
+from carnet.formats.adapters import BASE, with_run_config
+from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.files import Sighting, check_inside, digest_of, read_whole, sum_up
 from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
@@ -80,11 +82,17 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     else:
         kind, store = _read_store(root, locate)
         said = _read_arguments(root, store, names, plain=kind == "torch_dcp")
-    stamps, digest = sum_up((*store.sightings, *said.seen), said.inner)
     tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
+    section, seen = with_run_config(root, tensors)
+    said = replace(
+        said, config={**said.config, **section}, seen=(*said.seen, *(each for each in seen if each not in said.seen))
+    )
+    stamps, digest = sum_up((*store.sightings, *said.seen), said.inner)
     objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
+    base = section[PEFT].get(BASE) if section else None
+    notes = {**_notes(said), **({"base": base} if isinstance(base, str) else {})}
     return Checkpoint(
-        *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, _notes(said)),
+        *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, notes),
         program=said.program or program_of(said.config),
         era=said.era,
     )

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import yaml
 
 from carnet.algebra.layout import round_up
+from carnet.formats.adapters import BASE
+from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.wrapped import ACTIVATIONS, RENAMED
 
 Arguments = Mapping[str, object]
@@ -37,8 +39,11 @@ HALVES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 CHECKPOINT = {"ckpt_format": "torch_dist", "fully_parallel_save": False, "save_optim": False, "save_rng": False}
 
 
-def run_config(said: Arguments, cut: Mapping[str, int], name: str, spec: str, words: Arguments) -> str:
-    """Return the text for arguments, ranks, a provider and a layer spec ("" for those of every model), and the provider's own words."""
+def run_config(said: Arguments, cut: Mapping[str, int], name: str, spec: str, words: Arguments, adapters: object = None) -> str:
+    """Return the text for arguments, ranks, a provider and a layer spec ("" for those of every model), and the provider's own words.
+
+    ``adapters`` is what is said of those that the store holds, with the name of the base model.
+    """
     theirs = {ours: name for name, ours in RENAMED}
     model: dict[str, object] = {theirs.get(key, key): value for key, value in said.items() if key in said.keys() - OTHERWISE}
     latent = bool(said.get("multi_latent_attention"))
@@ -56,7 +61,10 @@ def run_config(said: Arguments, cut: Mapping[str, int], name: str, spec: str, wo
     if isinstance(function := model.get("activation_func"), str):
         model["activation_func"] = _at(FUNCTIONS.get(function, function))
     model |= _layers(said, spec, latent)
-    return yaml.safe_dump({"model": model, "checkpoint": CHECKPOINT})
+    if not isinstance(adapters, Mapping):
+        return yaml.safe_dump({"model": model, "checkpoint": CHECKPOINT})
+    above = {**CHECKPOINT, **({"pretrained_checkpoint": adapters[BASE]} if adapters.get(BASE) else {})}
+    return yaml.safe_dump({"model": model, "checkpoint": above, PEFT: {key: adapters[key] for key in adapters if key != BASE}})
 
 
 def _at(path: str) -> dict[str, object]:

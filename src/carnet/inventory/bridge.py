@@ -8,6 +8,7 @@ from carnet.architectures.known import recognise
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.providers import MODELS, SKIPPED, UNSAID, lacked, provider_for
 from carnet.errors import CarnetError, NotSupported
+from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.files import digest_of, read_whole
 from carnet.formats.run_config import CUT, run_config
 from carnet.formats.stored import Checkpoint
@@ -43,8 +44,8 @@ def run_config_of(said: Mapping[str, object], cut: Mapping[str, int]) -> bytes:
             **row.says,
             **{key: lacking[name] for key, name in row.keys.items() if name in lacking},
         }
-    plain = {key: each for key, each in said.items() if key != UNSAID}
-    return run_config(plain, cut, *names, words).encode()
+    plain = {key: each for key, each in said.items() if key not in (UNSAID, PEFT)}
+    return run_config(plain, cut, *names, words, said.get(PEFT)).encode()
 
 
 def vouched(checkpoint: Checkpoint) -> dict[str, str]:

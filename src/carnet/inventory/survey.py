@@ -6,7 +6,7 @@ lacking or of another shape stops here.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from heapq import nsmallest
@@ -14,33 +14,29 @@ from typing import TYPE_CHECKING
 
 from carnet.algebra.box import Box, uncovered, whole
 from carnet.architectures.family import Family
-from carnet.architectures.known import STORAGE, dialect_of, hear_config, names_none, others, recognise, text_of, without
+from carnet.architectures.known import dialect_of, hear_config, names_none, others, recognise, text_of, without
 from carnet.architectures.wrappers import beside, is_of_tower
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
-from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard, program
-from carnet.dialects.megatron.providers import UNSAID
+from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard
 from carnet.dialects.rows import Dialect, is_zero_centred, less_one
 from carnet.dialects.strangers import way_out
 from carnet.dialects.towers import found
 from carnet.dialects.vocabulary import Vocabulary, by_config, given
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, Obstacles
-from carnet.formats.detect import open_checkpoint
-from carnet.formats.jsons import read_object
-from carnet.formats.side_files import DOCUMENT
+from carnet.formats.adapters import BRIDGE, SAID
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
-from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.lent import is_lent, with_tower
+from carnet.inventory.adapters import with_adapters
+from carnet.inventory.lent import is_lent
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
+from carnet.model.adapters import bare
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, number, sizes, value
 from carnet.model.tower import told
 from carnet.quantize.reading import Said, plain, read
-from carnet.storage.protocol import FILE, Folder
-from carnet.storage.schemes import PathLike, file_at
 
 if TYPE_CHECKING:
     from carnet.inventory.merged import Merged
@@ -55,51 +51,6 @@ WRAPPERS = {  # what a name begins with, or a part of it -> what that is, and wh
         "merge it into its model with peft: model.merge_and_unload().save_pretrained(OUT)",
     ),
 }
-
-
-def opened(
-    path: PathLike | Folder,
-    config: PathLike | None,
-    written_by: str | None,
-    accept: Sequence[str],
-    family: str | None,
-    tower: PathLike | None = None,
-) -> Checkpoint:
-    """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows.
-
-    ``tower`` is a folder that lends what is beside a text model.
-    """
-    checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
-    if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
-        checkpoint = _with_needs(checkpoint)
-    if config is not None:
-        said = read_config(config)
-        if KINDS[checkpoint.dialect].arguments:
-            own = {key: checkpoint.config[key] for key in STORAGE if key in checkpoint.config}
-            checkpoint = replace(checkpoint, program=program_of(said))
-            said = {**own, **arguments_of(said, str(config))}
-        checkpoint = replace(checkpoint, config=said)
-    checkpoint = with_tower(checkpoint, tower)
-    if written_by is None:
-        return checkpoint
-    if not KINDS[checkpoint.dialect].arguments:
-        facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
-        raise BadRequest("--written-by is for a checkpoint of Megatron's", facts, remedy="leave it out")
-    program(written_by, "--written-by")  # now, whatever else may be wrong
-    return replace(checkpoint, program=written_by)
-
-
-def _with_needs(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a Megatron checkpoint with the fields that no argument says, as the carnet beside its iterations has them.
-
-    A run that goes on from a store that carnet wrote saves its own arguments, without those.
-    """
-    root = file_at(str(checkpoint.root))[0]
-    if UNSAID in checkpoint.config or root.kind(DOCUMENT) != FILE:
-        return checkpoint
-    needs = read_object(root, DOCUMENT).get("needs")
-    fields = needs.get("fields") if isinstance(needs, dict) else None
-    return replace(checkpoint, config={**checkpoint.config, UNSAID: fields}) if isinstance(fields, dict) else checkpoint
 
 
 class Lacking(BadCheckpoint):
@@ -162,9 +113,16 @@ def others_of(others: Mapping[str, bool]) -> dict[str, str]:
     return {"could be": f"{', '.join(said)}; --as FAMILY takes another"} if said else {}
 
 
-def take(checkpoint: Checkpoint, drop: tuple[str, ...] = (), vocab: int | None = None, counted: int | None = None) -> Inventory:
+def take(
+    checkpoint: Checkpoint,
+    drop: tuple[str, ...] = (),
+    vocab: int | None = None,
+    counted: int | None = None,
+    *,
+    alone: bool = False,
+) -> Inventory:
     """Tie every stored tensor of a checkpoint to canonical tensors, or say which one cannot be."""
-    inventory, problems = survey(checkpoint, drop, vocab, counted=counted)
+    inventory, problems = survey(checkpoint, drop, vocab, counted=counted, alone=alone)
     Obstacles(problems).stop()
     return inventory
 
@@ -176,17 +134,20 @@ def survey(
     like: Config | None = None,
     counted: int | None = None,
     carried: Said | None = None,
+    *,
+    alone: bool = False,
 ) -> tuple[Inventory, list[CarnetError]]:
     """Tie what can be tied, and return what is wrong with the rest: unknown tensors, wrong shapes, the first that lacks.
 
     ``like`` is the model that this one should be: it says how much of a padded axis is padding. ``counted`` is how many tokens the
     tokenizer has that is to go along. ``carried`` is what that model's own config says of codes: the same words mean the same codes.
+    ``alone`` asks for the adapters without the model that they are of.
     """
     where, kind = str(checkpoint.root), KINDS[checkpoint.dialect]
     _refuse_silent(checkpoint, kind, where)
-    _refuse_wrapped(checkpoint, where)
-    text, wrapper = text_of(checkpoint.config, where)
-    checkpoint = replace(checkpoint, config=text)
+    _refuse_wrapped(checkpoint, kind, where)
+    text, wrapper = text_of({key: said for key, said in checkpoint.config.items() if key not in (SAID, BRIDGE)}, where)
+    whole, checkpoint = checkpoint, replace(checkpoint, config=text)
     own = plain(kind.codes_key, checkpoint.config)
     names = {name for _, name in checkpoint.tensors}
     own = without(kind, own, names, drop)
@@ -212,6 +173,7 @@ def survey(
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
+    dialect, dropped, kept = with_adapters(whole, family, (dialect, dropped, kept), config, like, alone=alone)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     rows = 0 if kind.pads_vocabulary or kind.pads_to else other_rows(config, named, kept)
     if rows and vocab is not None:
@@ -239,7 +201,7 @@ def survey(
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     told = told or by_config(config)
-    could = others(family, config, where) if undecided else {}
+    could = others(family, bare(config), where) if undecided else {}
     centred = less_one(dialect, config, [name for _, name in found])
     made = Inventory(
         checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, centred, heard, could
@@ -314,8 +276,13 @@ def _drop(
 
 
 def _refuse_silent(checkpoint: Checkpoint, kind: Kind, where: str) -> None:
-    """Refuse a Megatron checkpoint that says nothing of its model."""
-    if kind.arguments and not checkpoint.config:
+    """Refuse a Megatron checkpoint, and adapters, that say nothing of their model."""
+    said = checkpoint.config.keys() - {SAID, BRIDGE}
+    if kind.alone and not said:
+        facts = {"where": where, "its base model": checkpoint.notes.get("base", "not named")}
+        remedy = "--config with the config.json of the base model"
+        raise BadRequest("the folder holds adapters, and no config of the model that they are of", facts, remedy=remedy)
+    if kind.arguments and not said:
         facts = {
             "where": where,
             "expected": "args in common.pt, the common state or a rank's file; run_config.yaml; model.yaml",
@@ -324,9 +291,9 @@ def _refuse_silent(checkpoint: Checkpoint, kind: Kind, where: str) -> None:
         raise BadCheckpoint("the training arguments are missing", facts, remedy=remedy)
 
 
-def _refuse_wrapped(checkpoint: Checkpoint, where: str) -> None:
+def _refuse_wrapped(checkpoint: Checkpoint, kind: Kind, where: str) -> None:
     """Refuse the weights of a wrapper by the wrapper's name, which stands before or within those of the model."""
-    for _, name in checkpoint.tensors:
+    for _, name in () if kind.alone else checkpoint.tensors:
         for mark, (what, remedy) in WRAPPERS.items():
             if mark in name and (name.startswith(mark) or f".{mark}" in name):
                 raise NotSupported(f"the folder holds {what}, not a model", {"where": where, "tensor": name}, remedy=remedy)

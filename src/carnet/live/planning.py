@@ -14,7 +14,8 @@ from carnet.live.control import Control, together
 from carnet.live.crossing import Crossing, States
 from carnet.live.grid import Grid
 from carnet.live.virtual import aim, describe
-from carnet.plans.request import Common, Request, only
+from carnet.plans.request import Request, only
+from carnet.plans.typed import Common
 
 MEMORY = 2 << 30  # bytes of all buckets of a rank: a message of half a gigabyte comes near the speed of the link
 TIMEOUT = 600.0  # seconds

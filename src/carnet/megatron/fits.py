@@ -21,7 +21,7 @@ from carnet.dialects.writing import write
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.megatron import PER_RANK, STORE
 from carnet.formats.stored import Checkpoint, Key, Stored, label_of
-from carnet.inventory.survey import opened
+from carnet.inventory.opening import opened
 from carnet.inventory.vocabulary_rows import stored_rows
 from carnet.megatron.asks import Ask, Asked, of_ranks, of_store, spec_of
 from carnet.megatron.fused import Saver

@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from itertools import accumulate
 from types import EllipsisType
 
+from carnet.model import adapters
 from carnet.model.fields import BY_NAME, SET, Condition, Config, Value
-from carnet.model.tensors import AXES, TENSORS, Canonical, Tensor
+from carnet.model.tensors import AXES, RANK, TENSORS, Canonical, Tensor
 from carnet.model.tower import tower
 
 
@@ -124,7 +125,8 @@ def layers(config: Config) -> Sequence[Config]:
         {**like, **_of_word(word, attention), "mtp_first": first, "mtp_last": last}
         for word, (first, last) in zip(words, ends, strict=True)
     ]
-    return found + further * number(config, "mtp")
+    every = found + further * number(config, "mtp")
+    return adapters.beside(config, every) if config.get(adapters.FIELD) else every
 
 
 def _of_word(word: str, attention: str) -> dict[str, Value]:
@@ -175,7 +177,8 @@ def tensors(config: Config, layer: Config) -> dict[str, Tensor]:
     """Return the canonical tensors that a model has outside its layers, or those of a layer, by their names within it."""
     inside = layer is not config
     found = (t for t in TENSORS if (t.stage == "layer") == inside)
-    return {t.part: t for t in found if holds(t.when, layer)}
+    base = {t.part: t for t in found if holds(t.when, layer)}
+    return adapters.added(base, layer, inside=inside) if config.get(adapters.FIELD) else base
 
 
 def holds(when: Condition, config: Config) -> bool:
@@ -204,7 +207,8 @@ def _sized(config: Config, layer: Config, rows: Collection[str]) -> list[tuple[T
     size, known = sizes(layer), tensors(config, layer).values()
     inside = {part for tensor in known if tensor.part in rows for part in tensor.operands}
     held = [tensor for tensor in known if tensor.part in rows or not (tensor.function or tensor.part in inside)]
-    return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor in held]
+    own = ((tensor, size | {RANK: adapters.rank(layer, tensor)} if tensor.of else size) for tensor in held)
+    return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor, size in own]
 
 
 def sizes(config: Config) -> dict[str, int]:

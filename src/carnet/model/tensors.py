@@ -69,8 +69,10 @@ AXES = {
         Axis("key_dim", "gdn_key_dim"),
         Axis("value_dim", "gdn_value_dim"),
         Axis("gdn_conv", "gdn_conv"),
+        Axis("rank", 0, cut="evenly"),  # of an adapter: each has its own, model/adapters.py
     )
 }
+RANK = "rank"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Tensor:
     # of one that no model has by itself and some targets hold: what is computed of which others, each number of theirs in its place
     function: Elementwise = ""
     operands: tuple[str, ...] = ()
+    of: str = ""  # of a part of an adapter, the weight that it is beside
 
     @property
     def each_expert(self) -> bool:
@@ -154,6 +157,9 @@ NORM = "norm"
 BIAS = "bias"
 STATE = "state"  # numbers of a kind of their own
 CARRIED = "carried"  # of no part of the text model: it goes along as it is
+ADAPTER = "adapter"  # what is learned beside a weight: W + alpha / rank * B A
+ADAPTED = (LINEAR, PLAIN)  # what adapters are beside
+A, B, MAGNITUDE = "a", "b", "magnitude"  # the parts of one: rank | inputs, outputs | rank, and of DoRA outputs
 
 GQA: dict[str, Any] = {"mixer": "attention"}
 VALUES: dict[str, Any] = {**GQA, "own_values": True}  # elsewhere keys are the values too
@@ -290,7 +296,19 @@ TENSORS = (
     _bias("final_norm_bias", "hidden", stage="last", norm="layer"),
     _row(HEAD, "head", "vocab | hidden", stage="last", tied=False),
 )
-BY_PART = {tensor.part: tensor for tensor in TENSORS}
+
+
+def _beside(weight: Tensor) -> tuple[Tensor, ...]:
+    """Return the parts of an adapter beside a weight; an expert has one of its own."""
+    outputs, inputs = weight.axes[: weight.outputs], weight.axes[weight.outputs :]
+    own = outputs[:1] if weight.each_expert else ()
+    shapes = ((A, (*own, RANK, *inputs), len(own) + 1), (B, (*outputs, RANK), len(outputs)), (MAGNITUDE, outputs, len(outputs)))
+    name, more = weight.part, (ADAPTER, weight.stage, weight.when)
+    return tuple(Tensor(f"{name}.{end}", axes, count, *more, of=name) for end, axes, count in shapes)
+
+
+ADAPTERS = {tensor.part: _beside(tensor) for tensor in TENSORS if tensor.role in ADAPTED}  # weight -> the parts of an adapter
+BY_PART = {tensor.part: tensor for tensor in (*TENSORS, *(part for parts in ADAPTERS.values() for part in parts))}
 READERS = {
     word: tuple(tensor.part for tensor in TENSORS if tensor.reads == word) for word in {t.reads for t in TENSORS} if word
 }

@@ -8,6 +8,7 @@ from carnet.architectures.known import dialect_of
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.hf import generation
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import Dialect, less_one
 from carnet.dialects.units import Unit, units
 from carnet.dialects.vocabulary import Vocabulary, padded_rows
@@ -23,6 +24,7 @@ from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, further, number, value
+from carnet.planner import adapters
 from carnet.planner.carrying import carried, is_carried
 from carnet.planner.carrying import extents as carried_extents
 from carnet.planner.carrying import move as move_carried
@@ -57,9 +59,10 @@ def build(
     ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
-    source = take(checkpoint, request.drop, request.vocab_size, request.tokens)
+    source = take(checkpoint, request.drop, request.vocab_size, request.tokens, alone=KINDS[request.to].alone)
     names = [name for _, name in source.checkpoint.tensors] if request.to == source.dialect.name else []
     target = dialect_of(source.family, request.to, source.config, names)
+    adapters.check(source.config, target)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
     notes |= others_of(source.others)
@@ -126,6 +129,7 @@ def make_plan(
     for problem in () if carries else coded_beside(source.config, str(source.checkpoint.root)):
         raise problem
     wanted = [*entries(target, config, None, request.names, among, coded=carries or joins or request.quantize is not None)]
+    adapters.check_placed(source.config, wanted, target)
     if joins:
         places = {unit.name: at for at, unit in enumerate(ranks)}
         wanted += joined_scales(source, target, config, request.names, among)
@@ -142,7 +146,8 @@ def make_plan(
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
     constants = constant_tensors(target, wanted, source.said if joins else None, str(config["dtype"]))
     cache = cache_tensors(coding, wanted, dtypes) | constants
-    made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks])
+    base = request.adapter_base or source.checkpoint.notes.get("base")
+    made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks], base)
 
     def code(source_scales: SourceScales, gathered: Gathered) -> Gathered:
         if coding is not None:
@@ -164,7 +169,7 @@ def make_plan(
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files, coding, wanted, coded, more),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded, more, base),
         scratch=made.scratch,
         raws=made.raws,
         assets=along.assets,
@@ -213,12 +218,13 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         "embedding": "none",
         "halves": False,
     }
-    embed = next(
-        value(source.config, "dtype") if key in source.coded else stored.dtype
+    own = value(source.config, "dtype")
+    embed = (
+        own if key in source.coded else stored.dtype
         for key, stored in source.checkpoint.tensors.items()
         if key in source.entries and _holds(source.entries[key], "embed")
     )
-    config["dtype"] = request.dtype or embed
+    config["dtype"] = request.dtype or next(embed, own)  # of adapters alone, their own
     if target.kind.pads_vocabulary:
         config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
         config["padded_vocab"] = padded_rows(number(config, "vocab"), request.tp)

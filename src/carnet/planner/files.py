@@ -19,6 +19,8 @@ from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, write, written
 from carnet.dtypes import BY_NAME
 from carnet.errors import Obstacles
+from carnet.formats.adapters import BRIDGE as PEFT
+from carnet.formats.adapters import SAID
 from carnet.formats.folder import CONFIG
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
@@ -26,8 +28,10 @@ from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, 
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR, RUN_CONFIG
 from carnet.inventory.bridge import checked
+from carnet.model.adapters import bare
 from carnet.model.fields import Config
 from carnet.model.model import value
+from carnet.planner.adapters import bridge_section, peft_config
 from carnet.planner.choosing import Coded, kinds, plain_modules
 from carnet.planner.coding import Coding, Laid, Scaled, scratch
 from carnet.planner.store import chunks, states
@@ -62,18 +66,19 @@ def target_files(
     coded: Mapping[Key, Coded],
     cache: Mapping[Key, Scaled],
     ranks: Sequence[str],
+    base: str | None = None,
 ) -> Made:
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries.
 
-    ``ranks`` are the units that have a file each, where the target has such.
+    ``ranks`` are the units that have a file each, where the target has such; ``base`` names the model that adapters are of.
     """
     if target.kind.files == STORE:
-        return _store(target, wanted, dtypes, config, request)
+        return _store(target, wanted, dtypes, config, request, base)
     scales: dict[Key, list[Kept]] = {}
     for scaled in cache.values():
         scales.setdefault(scaled.beside, []).append(scaled.kept)
     held = {(entry.unit, entry.name): _held(entry, dtypes, coded, scales) for entry in wanted}
-    files = _ranks(held, ranks, target.kind.file) if target.ranked else _shards(held, request.shard_size)
+    files = _ranks(held, ranks, target.kind.file) if target.ranked else _shards(held, request.shard_size, target.kind.single)
     placed = ((file, tensor) for file in files for tensor in file.tensors)
     laid = {key: [*islice(placed, len(tensors))] for key, tensors in held.items()}
     assembled, matrices = scratch(coded)
@@ -113,7 +118,9 @@ def _ranks(held: Mapping[Key, list[Tensor]], names: Sequence[str], file: str) ->
     return tuple(layout_file(file.format(unit=unit), tensors, {}) for unit, tensors in ranks.items())
 
 
-def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ...]:
+def _shards(held: Mapping[Key, list[Tensor]], most: int, single: str) -> tuple[TargetFile, ...]:
+    if single:
+        return (layout_file(single, [tensor for tensors in held.values() for tensor in tensors], PT),)
     shards: list[list[Tensor]] = [[]]
     filled, sizes = 0, dict[tuple[str, tuple[int, ...]], int]()  # of thousands of tensors few differ in size
     for tensors in held.values():
@@ -130,7 +137,9 @@ def _shards(held: Mapping[Key, list[Tensor]], most: int) -> tuple[TargetFile, ..
     return tuple(layout_file(_shard_name(i, len(shards)), shard, PT) for i, shard in enumerate(shards))
 
 
-def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], config: Config, request: Request) -> Made:
+def _store(
+    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], config: Config, request: Request, base: str | None
+) -> Made:
     folder = folder_of(ITERATION)
     cut = chunks(wanted, dtypes, config, request)
     empty = [("__0_1.distcp", states(wanted, config, request.names))]
@@ -138,6 +147,7 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     places = []
     for file, held in zip(store.files, cut.values(), strict=True):
         places += [(entry, chunk.box, file, t) for (entry, chunk), t in zip(held, file.tensors, strict=True)]
+    section, config = bridge_section(config, wanted, base), bare(config)
     said, lacking = written(target.table, config, {}, "Megatron's arguments")
     if NEEDS not in request.accept:
         _refuse(lacking)
@@ -149,9 +159,9 @@ def _store(target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], 
     reader = None if request.reader is None else program(request.reader, "--read-by")
     told = needs(said, reader, local=request.names == "local")
     beside = []
-    if request.spelling == BRIDGE:
+    if request.spelling == BRIDGE or section:  # adapters are Megatron-Bridge's
         ranks = {"tp": request.tp, "pp": request.pp, "ep": request.ep}
-        beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked(said, config, ranks))]
+        beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked({**said, **({PEFT: section} if section else {})}, config, ranks))]
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
     return Made(store.files, tuple(places), (*store.raws, *beside, common), {}, NO_SCRATCH, {}, told)
 
@@ -182,11 +192,12 @@ def target_texts(
     wanted: Sequence[Entry],
     coded: Mapping[Key, Coded],
     more: Mapping[str, object],
+    base: str | None = None,
 ) -> tuple[TextFile, ...]:
     """Return config.json, with what it says ``more``, what stands beside it about quantized weights, and the index of several files."""
     if target.kind.arguments:
         return store_texts(ITERATION)
-    said = write(target.table, padded(target, config), family.traits, f"{target.name} config.json")
+    said = write(target.table, padded(target, bare(config)), family.traits, f"{target.name} config.json")
     said |= more
     written = {CONFIG: said}
     if isinstance(beside := said.pop(BESIDE, None), Mapping):
@@ -195,6 +206,8 @@ def target_texts(
         ignored = plain_modules(coding.recipe, target, config, wanted, coded)
         written = with_codes(said, target.kind.codes_key, Codes(coding.recipe, ignored, coding.cache, coding.static))
     written[CONFIG] = rewrapped(written[CONFIG])
+    if target.kind.alone:
+        written[SAID] = peft_config(family, config, wanted, base)
     texts = [TextFile(name, _json(text)) for name, text in written.items()]
     if not target.ranked and len(files) > 1:
         weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}

@@ -1,104 +1,21 @@
 """What a person asks for: the options of a crossing, and the request that follows from them.
 
-An option is one field of ``Request`` (its default, what it may be, how its help reads, who can use it) and one line of ``Options`` (its
-type, for type checkers). The command line, ``--request FILE`` and Python are read by the same table; plans and documents keep the
+An option is one field of ``Request`` (its default, what it may be, how its help reads, who can use it) and one line of ``Options`` in
+``typed`` (its type). The command line, ``--request FILE`` and Python are read by the same table; plans and documents keep the
 request as plain values under the same names.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self, TypedDict, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 from carnet.dialects.kinds import KINDS, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
 from carnet.plans import words
-from carnet.plans.options import DTYPES, PathLike, located, nbytes, near, number, patterns, whole, word, wrong
+from carnet.plans.options import DTYPES, located, nbytes, near, number, patterns, whole, word, wrong
 
 BRIDGE, READER = "bridge", "megatron-bridge"  # a spelling, and the program that it is for, one of PROGRAMS in programs.py
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
-
-
-class Common(TypedDict, total=False):
-    """The options that crossings of files and of live weights have in common."""
-
-    dtype: str | None
-    family: str | None
-    parallel_embedding: str | None
-    quantize: str | None
-    style: str | None
-    kv_cache: str | None
-    kv_scale: float | None
-    activations: str | None
-    exclude: str | Sequence[str]
-
-
-class Options(Common, total=False):
-    """The options of ``carnet.plan`` and ``carnet.cross``; what they mean stands at the fields of ``Request``."""
-
-    request: PathLike  # a file with any of the others, which stand over it
-    to: str
-    tp: int
-    pp: int
-    ep: int
-    memory: int | str
-    threads: int | None
-    spelling: str
-    drop: str | Sequence[str]
-    vocab_size: int | None
-    shard_size: int | str
-    tokenizer: PathLike | None
-    config: PathLike | None
-    amax: PathLike | None
-    written_by: str | None
-    read_by: str | None
-    engine_version: str | None
-    tower: PathLike | None
-    accept: Sequence[str]
-
-
-class Comparison(TypedDict, total=False):
-    """What a target was asked to be, where neither its source nor a plan says it: the same words as for the crossing."""
-
-    request: PathLike | None  # a file of options, of which those count that are listed here
-    dtype: str | None
-    drop: str | Sequence[str]
-    vocab_size: int | None
-    config: PathLike | None
-    family: str | None
-    kv_scale: float | None
-    amax: PathLike | None
-    tokenizer: PathLike | None  # folder whose tokenizer was brought along
-    written_by: str | None
-    read_by: str | None
-    tower: PathLike | None  # folder that lends what is beside the text model
-    accept: str | Sequence[str]
-
-
-class Verifying(Comparison, total=False):
-    """The options of ``carnet.verify``."""
-
-    plan: PathLike | None
-    seal: bool
-    memory: int | str
-    threads: int | None
-
-
-class Budget(TypedDict, total=False):
-    """The options of ``carnet.finish`` that are a request's, too."""
-
-    memory: int | str
-    threads: int | None
-
-
-class Looking(TypedDict, total=False):
-    """The options of ``carnet.inspect``, which mean what they do for a crossing."""
-
-    drop: str | Sequence[str]
-    vocab_size: int | None
-    config: PathLike | None
-    family: str | None
-    written_by: str | None
-    accept: str | Sequence[str]
 
 
 MOST, SOURCE, TARGET, NUMBERS, MACHINE = (
@@ -141,7 +58,14 @@ def _program(name: str, value: object) -> str:
     return value
 
 
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise wrong(name, value, "a text")
+    return value
+
+
 READERS: Mapping[str, Callable[[str, object], Any]] = {
+    "text": _text,
     "whole": whole,
     "size": nbytes,
     "number": number,
@@ -230,6 +154,13 @@ class Request:
         metavar="NAME",
         compared=True,
     )
+    adapter_alpha: float | None = _is(
+        None,
+        "number",
+        SOURCE,
+        "Alpha of the adapters (LoRA), where nothing beside them says it: their factor is alpha over the rank.",
+        compared=True,
+    )
     ep: int = _is(1, "whole", TARGET, "Ranks that share the experts; they are among the tp.")
     parallel_embedding: str | None = _is(
         None,
@@ -258,6 +189,14 @@ class Request:
         metavar="PROGRAM",
         compared=True,
         used_by=lambda kind: kind.arguments,
+    )
+    adapter_base: str | None = _is(
+        None,
+        "text",
+        TARGET,
+        "What the base model of the adapters is called where they will be loaded: a name, or a path.  [default: as the source says]",
+        metavar="NAME",
+        used_by=lambda kind: kind.adapters,
     )
     engine_version: str | None = _is(
         None,

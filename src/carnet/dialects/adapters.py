@@ -1,0 +1,126 @@
+"""The rows of adapters, derived from those of the weights that they are beside: no program's are written by hand.
+
+::
+
+    X.weight                      outputs | inputs    Megatron-Bridge
+    X.adapter.linear_in.weight    rank | inputs
+    X.adapter.linear_out.weight   outputs | rank      PEFT: X.lora_A.weight, X.lora_B.weight
+
+A weight that Megatron joins has one A for all parts, or, of its canonical LoRA, an adapter for each part: ``X.adapter.adapter_q``.
+A folder of PEFT's has one for each of its own modules, so that one A for several of them is written as often.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from carnet.algebra.layout import JOIN
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.rows import Dialect, Row, fuse
+from carnet.model.tensors import ADAPTED, BY_PART, MAGNITUDE, RANK, A, B
+
+WEIGHT = ".weight"
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """What the parts of an adapter are called below the module of a weight."""
+
+    a: str
+    b: str
+    magnitude: str
+    parts: Mapping[str, str]  # part of a joined weight -> what stands between where it has an adapter of its own
+
+
+# NVIDIA-NeMo/Megatron-Bridge 0.6: src/megatron/bridge/peft/{adapter_wrapper,utils,dora_layers}.py; canonical_lora.py for the parts
+BRIDGE = Spelling(
+    ".adapter{part}.linear_in.weight",
+    ".adapter{part}.linear_out.weight",
+    ".adapter{part}.weight_magnitude",
+    {
+        "attention.q": ".adapter_q",
+        "attention.k": ".adapter_k",
+        "attention.v": ".adapter_v",
+        "mlp.gate": ".adapter_gate",
+        "mlp.up": ".adapter_up",
+        "shared.gate": ".adapter_gate",
+        "shared.up": ".adapter_up",
+        "moe.gate": ".adapter_gate",
+        "moe.up": ".adapter_up",
+    },
+)
+# huggingface/peft 0.21: src/peft/utils/save_and_load.py get_peft_model_state_dict
+PEFT = Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", {})
+PEFT_TOP = "base_model.model."  # PeftModel and LoraModel around the model
+
+
+def adapted(dialect: Dialect, base: Dialect) -> Dialect:
+    """Return a dialect with the rows of adapters beside the weights of ``base``, which are its own or those that it leaves out."""
+    if dialect.kind.arguments:
+        return replace(dialect, rows=(*dialect.rows, *_rows(base.rows, BRIDGE)))
+    rows = (replace(row, name=f"/{PEFT_TOP}{row.name[1:]}" if row.name[0] == "/" else row.name) for row in base.rows)
+    return replace(dialect, prefixes=tuple(PEFT_TOP + each for each in base.prefixes), rows=(*_rows([*rows], PEFT),))
+
+
+def of_peft(base: Dialect) -> Dialect:
+    """Return how a folder of PEFT's stores the adapters of a family: nothing but those."""
+    return replace(base, kind=KINDS["peft"], rows=(), dropped={}, told_by={}, constants={})
+
+
+def _rows(rows: Sequence[Row], spelling: Spelling) -> Iterator[Row]:
+    known = dict[tuple[str, str], int]()
+    for row in rows:
+        for made in _beside(row, spelling):
+            key = made.name, repr((made.pattern, made.when))
+            if key not in known:  # a weight that is there under several names of a source
+                known[key] = 1
+                yield made
+
+
+def _beside(row: Row, spelling: Spelling) -> Iterator[Row]:
+    """Yield the rows of the adapter beside a stored weight; of one that joins several also those of each part."""
+    parts = [*dict.fromkeys(part for part, _ in row.pattern.parts)]
+    tensors = [BY_PART[part] for part in parts]
+    if not (row.name.endswith(WEIGHT) and all(tensor.role in ADAPTED for tensor in tensors)) or row.stored:
+        return
+    inputs = tensors[0].axes[tensors[0].outputs :]
+    into = [dim for dim in row.pattern.dims if dim and {*dim} <= {*inputs}]
+    if len(into) != 1:
+        return  # what is joined is what it reads
+    own = [dim for dim in row.pattern.dims if dim == ("expert",)] if tensors[0].each_expert else []
+    out = [dim for dim in row.pattern.dims if dim not in into]
+    facts = {name: wanted for tensor in tensors for name, wanted in tensor.when.items()} | {**row.when}
+    module = row.name.removesuffix(WEIGHT)
+    cut_in, cut_out = _cuts(row, inputs, out)
+    apart = len(parts) > 1 and all(part in spelling.parts for part in parts)
+    joined = tuple(parts) if len(parts) > 1 else ()
+    one = {**row.written, **({"joined": True} if joined else {})}
+
+    def made(
+        end: str, dims: Sequence[tuple[str, ...]], names: Mapping[str, str], cut: str, written: Mapping[str, object]
+    ) -> Row:
+        return replace(fuse(module + end, _text(dims), names, cut=cut, when=facts, written=written), joined=joined)
+
+    inner = dict(row.pattern.parts)
+    yield made(spelling.a.format(part=""), [*own, (RANK,), *into], {f"{parts[0]}.{A}": ""}, cut_in, one)
+    for end, name, dims in ((B, spelling.b, [*out, (RANK,)]), (MAGNITUDE, spelling.magnitude, out)):
+        names = {f"{part}.{end}": " ".join(inner[part]) for part in parts}
+        yield made(name.format(part=""), dims, names, cut_out, one)
+    for part in parts if apart else ():
+        alone, each = spelling.parts[part], {**row.written, "joined": False}
+        whole = [tuple(axis for one in dim for axis in (inner[part] if one == JOIN else (one,))) for dim in out]
+        yield made(spelling.a.format(part=alone), [*own, (RANK,), *into], {f"{part}.{A}": ""}, cut_in, each)
+        yield made(spelling.b.format(part=alone), [*whole, (RANK,)], {f"{part}.{B}": ""}, cut_out, each)
+
+
+def _cuts(row: Row, inputs: Sequence[str], out: Sequence[tuple[str, ...]]) -> tuple[str, str]:
+    """Return what ranks cut of A and of B: the rank where the weight's outputs are cut, else what it reads, and the outputs of B.
+
+    Megatron-Bridge: src/megatron/bridge/peft/utils.py ParallelLinearAdapter.
+    """
+    if row.cut in ("", "expert"):
+        return row.cut, row.cut
+    return (row.cut, out[0][0]) if row.cut in inputs else (RANK, row.cut)
+
+
+def _text(dims: Sequence[tuple[str, ...]]) -> str:
+    return " ".join("1" if not dim else dim[0] if len(dim) == 1 else f"({' '.join(dim)})" for dim in dims)
