@@ -7,15 +7,16 @@ import numpy as np
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint
 from carnet.executor import files
-from carnet.executor.assemble import gather, want
+from carnet.executor.assemble import Want, gather, want
 from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import dequantize, pieces_of
-from carnet.executor.geometry import clip, linear, run, runs, segments, volume
+from carnet.executor.geometry import Piece, clip, linear, run, runs, segments, volume
 from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows
+from carnet.executor.products import multiply, products_of
 from carnet.executor.quantizing import code, measure
 from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
-from carnet.steps import Fill, Make, Move, Place
+from carnet.steps import Fill, Make, Move, Place, Product
 
 
 def work(worker: Worker, job: Job) -> float | None:
@@ -64,7 +65,7 @@ def _windows(worker: Worker, job: Windows) -> None:
 
 def assemble(worker: Worker, parts: Iterable[Part]) -> None:
     """Bring the bytes of some parts side by side into the window, from its start."""
-    wants, coded, base = [], [], 0
+    wants, coded, base = list[Want](), list[tuple[Make | Product, Piece, int]](), 0
     for part in parts:
         for step in part.steps:
             match step:
@@ -72,6 +73,8 @@ def assemble(worker: Worker, parts: Iterable[Part]) -> None:
                     worker.window[base : base + volume(part.tile)] = 0
                 case Make():
                     coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
+                case Product():
+                    coded += [(step, piece, base) for piece in products_of(step, part.tile)]
                 case Move():
                     types = step.source.dtype, step.target.dtype
                     for piece in clip(step.shape, step.source, step.target, part.tile):
@@ -79,7 +82,10 @@ def assemble(worker: Worker, parts: Iterable[Part]) -> None:
         base += volume(part.tile)
     gather(worker, wants)
     for step, piece, at in coded:
-        dequantize(worker, step, piece, at)
+        if isinstance(step, Product):
+            multiply(worker, step, piece, at)
+        else:
+            dequantize(worker, step, piece, at)
 
 
 def _check(worker: Worker, job: Check) -> None:
