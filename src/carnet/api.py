@@ -14,7 +14,7 @@ from carnet.examiner.account import Known
 from carnet.examiner.means import choose_means
 from carnet.examiner.verdict import PLAN, Proof, Verdict, recheck
 from carnet.examining import examine, open_source
-from carnet.executor.memory import choose_window
+from carnet.executor.adapting import fitting
 from carnet.executor.owning import held, part_of, proven
 from carnet.executor.run import finish as finish_parts
 from carnet.executor.run import write, write_part
@@ -96,7 +96,7 @@ def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     made = build(checkpoint, request, _companions(checkpoint, request.to, folder), tokens, measured)
     _refuse_reordered(made)
     texts = (TextFile(DOCUMENT, documents.draft(made, _words(made))), *made.texts)
-    return replace(made, texts=texts, memory=memory, window=choose_window(memory, len(made.steps)))
+    return fitting(replace(made, texts=texts, memory=memory))
 
 
 def _refuse_reordered(made: Plan) -> None:

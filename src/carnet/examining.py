@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, OWN
 from carnet.dialects.megatron.needs import needs
 from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import CarnetError
@@ -15,6 +15,7 @@ from carnet.examiner.means import Order, choose_means
 from carnet.examiner.verdict import Proof, examine_target
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint
+from carnet.inventory.adapting import adapted
 from carnet.inventory.bridge import vouched
 from carnet.inventory.merged import Merged
 from carnet.inventory.opening import opened
@@ -82,7 +83,8 @@ def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: 
 def understood(source: Folder, said: Request) -> Inventory:
     """Return a source as a request says that it is to be understood; raise CarnetError where it is not."""
     checkpoint = open_source(source, said)
-    return take(checkpoint, said.drop, said.vocab_size, said.tokens, alone=KINDS[said.to].alone)
+    inventory = take(checkpoint, said.drop, said.vocab_size, said.tokens, alone=KINDS[said.to].alone)
+    return adapted(inventory, said.adapter, said.adapter_scale)
 
 
 def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
@@ -112,7 +114,7 @@ def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[
 
 def open_source(path: PathLike | Folder, said: Request) -> Checkpoint:
     """Return a source as a request says that it is to be understood."""
-    own, tower = (
-        None if each is None else local(name, each) for name, each in (("config", said.config), ("tower", said.tower))
-    )
-    return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha)
+    own = None if said.config is None else local("config", said.config)
+    tower = None if said.tower is None else local("tower", said.tower)
+    adapter = None if said.adapter in (None, OWN) else local("adapter", said.adapter)
+    return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha, adapter)

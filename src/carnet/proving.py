@@ -17,6 +17,7 @@ from carnet.examiner.desk import Elsewhere
 from carnet.examiner.means import LEAST, Order
 from carnet.examiner.verdict import PLAN, Proof, Verdict
 from carnet.examining import examine
+from carnet.executor.adapting import held_window
 from carnet.executor.arrivals import Arrivals
 from carnet.executor.memory import choose_halves
 from carnet.executor.owning import Held
@@ -36,7 +37,7 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
     """Write a target, examine it, and put it in place with its document where it is equal; both at once where the memory has room."""
     shown = Shown(made, progress)
     root, staging = target.source.root, target.staging
-    workers, rest = choose_halves(memory, made.window, len(made.steps), threads, coding=codes(made))
+    workers, rest = choose_halves(memory, held_window(made), len(made.steps), threads, coding=codes(made))
     if rest < LEAST or staging.whole or staging.in_order:
         write(made, root, staging, progress=shown.writing, phase=phase, threads=threads)
         target.check()

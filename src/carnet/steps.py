@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-# bytes of a file; its codes where two are in a byte; no file but memory, where a matrix is assembled that is quantized
-Space = Literal["file", "packed", "scratch"]
+# bytes of a file; its codes where two are in a byte; no file but memory: where a matrix is assembled that is quantized, or an adapter's
+Space = Literal["file", "packed", "scratch", "factors"]
 Function = Literal["dequantize", "quantize"]
 # what is computed of each number alone and rounded once: carnet.executor.functions says how
 Elementwise = Literal["", "minus_exp"]
-Computed = Elementwise | Literal["tail", "product"]  # how a tensor is computed: the last indices of an axis, or a Product, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +76,6 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """Write products of pairs of matrices, of the operands rounded to the target's type: each the nearest to the true sum.
-
-    ``target[b, r, c] = sum over d of factor[b, d, r] * source[b, d, c]``
-    """
-
-    tensor: str
-    start: tuple[int, ...]
-    shape: tuple[int, ...]  # b, r, c
-    source: Place  # at d = 0, with strides of b, none, c
-    factor: Place  # at d = 0, with strides of b, r, none
-    target: Place
-    along: tuple[int, int, int]  # the length of d, and its strides in the source and in the factor
-
-
-@dataclass(frozen=True, slots=True)
 class Same:
     """Check that two places of the source hold the same bytes: copies on several ranks, tied tensors."""
 
@@ -134,7 +117,7 @@ class Put:
     values: tuple[float, ...]  # one for each element, or one for all
 
 
-Step = Move | Make | Product | Same | Measure | Fill | Put
+Step = Move | Make | Same | Measure | Fill | Put
 
 
 def kind(step: Step) -> str:
@@ -144,7 +127,7 @@ def kind(step: Step) -> str:
             return step.function or ("add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast")
         case Make():
             return step.function
-        case Product() | Same() | Measure() | Fill() | Put():
+        case Same() | Measure() | Fill() | Put():
             return type(step).__name__.lower()
 
 
@@ -158,6 +141,9 @@ class TargetTensor:
     offset: int  # bytes, from the start of the file (header included)
 
 
+SPACES: Mapping[str, Space] = {"scratch": "scratch", "factors": "factors"}  # kinds of what is no file -> the space that it is
+
+
 @dataclass(frozen=True, slots=True)
 class TargetFile:
     """One file of tensors to write."""
@@ -167,16 +153,29 @@ class TargetFile:
     tensors: tuple[TargetTensor, ...]  # in the order in which they lie
     metadata: Mapping[str, str]  # the header's __metadata__; empty for none
     kind: str = (
-        "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes and offsets; "scratch"
+        "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes, offsets; or of SPACES
     )
 
     @property
     def space(self) -> Space:
         """Return the space that its tensors lie in."""
-        return "scratch" if self.kind == "scratch" else "file"
+        return SPACES.get(self.kind, "file")
 
 
 NO_SCRATCH = TargetFile("scratch", 0, (), {}, "scratch")
+NO_FACTORS = TargetFile("factors", 0, (), {}, "factors")
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What an adapter adds to a weight, ``scale * (b @ a)``: both are factors of the plan, assembled in f32 and not written."""
+
+    tensor: str  # canonical name of the weight: experts, outputs | inputs
+    a: str  # factor, rank | inputs, or one for each expert
+    b: str  # factor, outputs | rank, or one for each expert
+    scale: float  # f32
+    experts: bool  # whether the first axis of the weight is that of experts
+    outputs: int  # how many axes of the weight are outputs
 
 
 @dataclass(frozen=True, slots=True)

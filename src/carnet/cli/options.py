@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from carnet.dialects.kinds import OWN
 from carnet.errors import BadOption
 from carnet.plans.options import local, nbytes, near
 from carnet.plans.request import DEFAULTS, KNOWN, MACHINE, MEMORY, OPTIONS, flag_of
@@ -80,6 +81,14 @@ class Place(click.Path):
             raise click.BadParameter(wrong.message.removesuffix(".") + near(last, there), ctx, param) from wrong
 
 
+class Adapter(Place):
+    """A folder of adapters, or the word for those in the checkpoint itself."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401  as click's own
+        """Take the word as it is, though a folder may be called so: ./own names it."""
+        return value if value == OWN else super().convert(value, param, ctx)
+
+
 existing_file, existing_folder = Place(exists=True, dir_okay=False), Place(exists=True, file_okay=False)
 TYPES: Mapping[str, Mapping[str, Any]] = {
     "whole": {"type": click.IntRange(1)},
@@ -90,6 +99,8 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "folder": {"type": existing_folder},
     "patterns": {"multiple": True},
     "program": {},
+    "adapter": {"type": Adapter(exists=True, file_okay=False)},
+    "factor": {"type": float},
 }
 
 

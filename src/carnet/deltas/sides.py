@@ -22,6 +22,7 @@ from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported, show
 from carnet.examiner.asked import asked_of
 from carnet.examiner.examine import fields_apart
 from carnet.examining import understood
+from carnet.executor.adapting import assemble
 from carnet.executor.cutting import cuts
 from carnet.executor.files import sources
 from carnet.executor.geometry import linear
@@ -31,7 +32,7 @@ from carnet.executor.memory import block_size
 from carnet.executor.owning import known
 from carnet.executor.quantizing import numbers
 from carnet.executor.reading import reader, writing
-from carnet.executor.work import assemble, work
+from carnet.executor.work import work
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged
 from carnet.formats.stored import Checkpoint

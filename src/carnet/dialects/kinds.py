@@ -49,6 +49,7 @@ class Kind:
         return not self.class_key
 
 
+OWN = "own"  # in place of a folder of adapters: those of the checkpoint itself
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (

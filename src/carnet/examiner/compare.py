@@ -1,7 +1,7 @@
 """Compare every element of a target with the source, and say in words what a difference looks like."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
+from carnet.examiner.adapted import rounding_alike
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.functions import is_wrong
 from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, digest, region, tensor_files_of
@@ -67,6 +68,10 @@ class Side:
     def is_sum(self, name: Canonical) -> bool:
         """Say whether a tensor is a sum."""
         return bool(self.terms) and name not in self.kept
+
+    def is_adapted(self, name: Canonical) -> bool:
+        """Say whether an adapter changes a tensor."""
+        return name in self.inventory.changes.of
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +142,7 @@ def moved(source: Side, target: Side, name: Canonical) -> Part | None:
 
     Both are one box of the canonical tensor, element after element, of one type: the digest of the one is that of the other.
     """
-    if _shift(source, target, name) or source.is_sum(name) or name.tensor.function:
+    if _shift(source, target, name) or source.is_sum(name) or source.is_adapted(name) or name.tensor.function:
         return None
     ours, theirs = (next(filter(is_in_order, of.parts.get(name, [])), None) for of in (source, target))
     if ours is None or theirs is None or (ours.box, ours.stored.dtype) != (theirs.box, theirs.stored.dtype):
@@ -164,7 +169,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             continue
         wrong, first = 0, None
         hasher = xxhash.xxh3_128() if is_in_order(part) else None
-        share = SHARE if source.is_sum(name) or name.tensor.function else 1
+        share = SHARE if source.is_sum(name) or source.is_adapted(name) or name.tensor.function else 1
         for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes // share):
             theirs = read(target, part, box)
             if hasher is not None:
@@ -192,8 +197,7 @@ def _differences(
 ) -> Iterator[tuple[Box, NDArray[np.bool_] | None]]:
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
     if name.tensor.function:
-        operands = [_operand(source, name, at, box) for at in range(len(name.origins))]
-        yield box, is_wrong(name.tensor.function, operands, box, theirs, wanted)
+        yield box, is_wrong(name.tensor.function, lambda at: _operand(source, name.origins[at], box), theirs, wanted)
         return
     for shared, (expected, beyond) in _expected(source, target, name, box, wanted):
         found = theirs if shared == box else theirs[slices(shared, box)]
@@ -203,17 +207,8 @@ def _differences(
             yield shared, found != expected if beyond is None else (found != expected) | beyond
 
 
-def _operand(source: Side, made: Canonical, at: int, box: Box) -> NDArray[np.float64]:
-    """Return the numbers of an operand that a box of what is computed follows from: all along the axes that it does not have."""
-    name, axes = made.origins[at], made.tensor.axes
-    sizes = [
-        max(part.box.start[dim] + part.box.shape[dim] for part in source.parts[name]) for dim in range(len(name.tensor.axes))
-    ]
-    spans = [
-        (box.start[axes.index(axis)], box.shape[axes.index(axis)]) if axis in axes else (0, size)
-        for axis, size in zip(name.tensor.axes, sizes, strict=True)
-    ]
-    box = Box(tuple(start for start, _ in spans), tuple(length for _, length in spans))
+def _operand(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:
+    """Return the numbers of a box of the source."""
     numbers = np.empty(box.shape)
     for origin, shared in sources(source, name, box):
         bits = np.ascontiguousarray(read(source, origin, shared))
@@ -227,6 +222,9 @@ def _expected(
     """Yield disjoint boxes that make up a box, each with the bits that it must have, and which are beyond the range of their type."""
     if source.is_sum(name):
         yield box, _as(_sum(source, target, name, box).view(np.uint32), "f32", wanted, 0)
+        return
+    if source.is_adapted(name):
+        yield box, _as(adapted(source, name, box, wanted).view(np.uint32), "f32", wanted, 0)
         return
     for origin, shared in sources(source, name, box):
         yield shared, _as(read(source, origin, shared), origin.stored.dtype, wanted, _shift(source, target, name))
@@ -247,6 +245,36 @@ def _sum(source: Side, target: Side, name: Canonical, box: Box) -> NDArray[np.fl
         total = _rounded(total + _rounded(numbers * factor))
     with np.errstate(over="ignore", invalid="ignore"):
         return (total if first is None else first + total).astype(np.float32)
+
+
+def adapted(source: Side, name: Canonical, box: Box, wanted: str) -> NDArray[np.float32]:
+    """Return f32 numbers that round to a type as those of a box do of a weight with what an adapter adds to it."""
+    change, tensor = source.inventory.changes.of[name], name.tensor
+    own = int(tensor.each_expert)
+    (rank,) = source.inventory.changes.factors[change.b][-1:]
+
+    def split(values: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        return tuple(values[:own]), tuple(values[own : tensor.outputs]), tuple(values[tensor.outputs :])
+
+    (first, down, along), (count, tall, wide) = split(box.start), split(box.shape)
+    shape, found = (prod(tall), prod(wide)), np.empty(box.shape, np.float32)
+    for expert in range(*(first[0], first[0] + count[0]) if own else (1,)):
+        at, one = ((expert,), (1,)) if own else ((), ())
+        weight = numbers(source, name, Box((*at, *down, *along), (*one, *tall, *wide))).reshape(shape)
+        b = numbers(source, change.b, Box((*at, *down, 0), (*one, *tall, rank))).reshape(shape[0], rank)
+        a = numbers(source, change.a, Box((*at, 0, *along), (*one, rank, *wide))).reshape(rank, shape[1])
+        made = rounding_alike(weight, b, a, change.scale, wanted).reshape((*tall, *wide))
+        found[expert - first[0] if own else ...] = made
+    return found
+
+
+def numbers(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:
+    """Return the numbers of a box as f32 has them."""
+    found = np.empty(box.shape)
+    for origin, shared in sources(source, name, box):
+        bits, _ = _as(read(source, origin, shared), origin.stored.dtype, "f32", 0)
+        found[slices(shared, box)] = bits.view(np.float32)
+    return found
 
 
 def _rounded(numbers: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,6 +12,7 @@ from carnet.formats.folder import CONFIG, INDEX
 from carnet.formats.jsons import read_object
 from carnet.formats.safetensors import read_header
 from carnet.formats.stored import Checkpoint
+from carnet.storage.lent import ADAPTER
 from carnet.storage.protocol import names_in
 
 FORMATS = (None, "pt")  # transformers and vLLM take the others for tensors of another framework
@@ -37,7 +38,7 @@ def check_containers(source: Checkpoint, target: Checkpoint) -> Iterator[Finding
 
 def _metadata(of: Checkpoint) -> dict[str, dict[str, str]]:
     files = sorted({chunk.file for stored in of.tensors.values() for chunk in stored.chunks})
-    return {file: dict(read_header(of.root, file).metadata) for file in files}
+    return {file: dict(read_header(of.root, file).metadata) for file in files if not file.startswith(ADAPTER)}
 
 
 def _totals(target: Checkpoint) -> Iterator[Finding]:

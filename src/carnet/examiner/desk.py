@@ -62,7 +62,9 @@ class Desk:
         ours, theirs, threads = self.ours, self.theirs, self.means.threads
         target = theirs.inventory
         names = sorted({name for key in self.codes for name in amax_names(target.entries[key], target.coded[key], ours.shapes)})
-        largest = each(names, lambda name: amax(ours, name), lambda name: prod(ours.shapes[name]), threads, lambda _: None)
+        largest = each(
+            names, lambda name: amax(ours, name, self.dtype), lambda name: prod(ours.shapes[name]), threads, lambda _: None
+        )
         amaxes = dict(zip(names, largest, strict=True))
         apart = processes(threads, [*map(self.nbytes, self.tasks)])  # each holds a matrix, and knows of no other
         clues = Clues(self.means.whole // max(apart, 1))

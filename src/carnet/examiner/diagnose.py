@@ -46,9 +46,11 @@ def _named(source: Side, target: Side, suspect: Suspect, clues: Clues) -> Findin
     if key not in clues.prints:
         clues.prints[key] = _prints(source, *key, limit)
     other = clues.prints[key].get(digest)
+    if other == name and source.is_adapted(name):
+        return replace(suspect.finding, what="holds the weight without its adapter")
     if other not in (None, name):  # its own: a norm that is stored less one
         return replace(suspect.finding, what=f"holds {other}")
-    if clues.left and volume(part.box) * BY_NAME[part.stored.dtype].nbytes <= clues.whole:
+    if clues.left and not source.is_adapted(name) and volume(part.box) * BY_NAME[part.stored.dtype].nbytes <= clues.whole:
         clues.left -= 1
         moved = _moved(source, target, suspect)
         return suspect.finding if moved is None else replace(suspect.finding, what=moved)

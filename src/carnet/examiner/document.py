@@ -18,6 +18,7 @@ import numpy
 import xxhash
 
 from carnet.dialects.entry import Entry
+from carnet.dialects.kinds import OWN
 from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint
 from carnet.examiner.asked import FILES
@@ -176,7 +177,13 @@ def planned(plan: Plan) -> dict[str, str]:
 
 def request_data(request: Mapping[str, object]) -> dict[str, object]:
     """Return a request as documents have it: of a file that was named, its name and its digest, not where it lay."""
-    return {name: _file(value) if name in FILES and isinstance(value, str) else value for name, value in request.items()}
+    return {name: _named(name, value) if isinstance(value, str) else value for name, value in request.items()}
+
+
+def _named(name: str, value: str) -> object:
+    if name == "adapter":  # the digests of its tensors are among those of the source
+        return value if value == OWN else folder_at(value).name
+    return _file(value) if name in FILES else value
 
 
 def _file(path: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from carnet.dialects.entry import Entry
 from carnet.dtypes import array_type
 from carnet.examiner import scales as rules
 from carnet.examiner.codes import outer_of
-from carnet.examiner.compare import Side, read, sources
+from carnet.examiner.compare import Side, adapted, read, sources
 from carnet.examiner.scales import Array, Floats
 from carnet.examiner.tensor_files import blocks
 from carnet.examiner.unfold import unfold
@@ -96,13 +96,21 @@ def assemble(source: Side, entry: Entry, box: Box, own: str) -> Array:
     made: Array = np.zeros(box.shape[-2:], array_type(own))
     for number, (view, name) in enumerate(zip(entry.views, entry.reading.tensors[0], strict=True)):
         for wanted in clip(view, box):
-            for origin, shared in sources(source, name, wanted):
-                values = as_numbers(read(source, origin, shared), origin.stored.dtype, own)
+            for shared, values in _numbers(source, name, wanted, own):
                 rows, columns = (indices(entry, number, shared, axis) for axis in (-2, -1))
                 order = [axis for axis in range(values.ndim) if axis not in columns[0]] + columns[0]
                 values = values.transpose(order).reshape(len(rows[1]), len(columns[1]))
                 made[_inside(rows[1] - box.start[-2], columns[1] - box.start[-1])] = values
     return made
+
+
+def _numbers(source: Side, name: Canonical, wanted: Box, own: str) -> Iterator[tuple[Box, Array]]:
+    """Yield disjoint boxes that make up a box, each with the source's numbers, rounded to a type."""
+    if source.is_adapted(name):
+        yield wanted, as_numbers(adapted(source, name, wanted, own).view(np.uint32), "f32", own)
+        return
+    for origin, shared in sources(source, name, wanted):
+        yield shared, as_numbers(read(source, origin, shared), origin.stored.dtype, own)
 
 
 def indices(entry: Entry, part: int, box: Box, axis: int) -> tuple[list[int], NDArray[np.int64]]:
@@ -149,19 +157,32 @@ def amax_names(entry: Entry, coded: Coded, present: Mapping[Canonical, object]) 
     return found
 
 
-def amax(source: Side, name: Canonical) -> Floats:
-    """Return the largest magnitude of a canonical tensor of the source; of experts, that of each."""
+def amax(source: Side, name: Canonical, asked: str | None) -> Floats:
+    """Return the largest magnitude of a canonical tensor of the source; of experts, that of each.
+
+    Of what an adapter changes it is right once it is rounded to the type that it is coded from: the one ``asked`` for, or its own.
+    """
     shape = source.shapes[name]
     by_expert = name.tensor.each_expert
     found = np.zeros(shape[0] if by_expert else 1, np.float32)
     for box in blocks(whole(shape), source.tensor_files.block // 4):
-        for origin, shared in sources(source, name, box):
-            bits: Array = np.ascontiguousarray(read(source, origin, shared))
+        for stored, shared, bits in _bits(source, name, box, asked):
             magnitudes = bits & bits.dtype.type((1 << 8 * bits.dtype.itemsize - 1) - 1)  # they sort as their bits do
             largest = magnitudes.reshape(shared.shape[0] if by_expert else 1, -1).max(1)
             at = slice(shared.start[0], shared.start[0] + shared.shape[0]) if by_expert else slice(0, 1)
-            found[at] = np.maximum(found[at], largest.view(array_type(origin.stored.dtype)).astype(np.float32))
+            found[at] = np.maximum(found[at], largest.view(array_type(stored)).astype(np.float32))
     return found
+
+
+def _bits(source: Side, name: Canonical, box: Box, asked: str | None) -> Iterator[tuple[str, Box, Array]]:
+    """Yield disjoint boxes that make up a box, each with the type and the bits of the source's numbers."""
+    if source.is_adapted(name):
+        part = source.parts[name][0]
+        own = asked or (str(source.inventory.config["dtype"]) if part.coded is not None else part.stored.dtype)
+        yield "f32", box, adapted(source, name, box, own).view(np.uint32)
+        return
+    for origin, shared in sources(source, name, box):
+        yield origin.stored.dtype, shared, np.ascontiguousarray(read(source, origin, shared))
 
 
 def matrix_of(source: Side, target: Side, key: Key, own: str, amaxes: Amaxes, stored: Array, number: int) -> Matrix:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from carnet import pool
 from carnet.dtypes import BY_NAME
+from carnet.executor.adapting import assemble
 from carnet.executor.cutting import Cell, cells_of
 from carnet.executor.geometry import volume
 from carnet.executor.groups import Group, groups_of
@@ -22,7 +23,7 @@ from carnet.executor.jobs import Check, Part
 from carnet.executor.memory import choose_threads
 from carnet.executor.quantizing import numbers
 from carnet.executor.reading import reader
-from carnet.executor.work import assemble, work
+from carnet.executor.work import work
 from carnet.executor.worker import Worker
 from carnet.plans.columns import Plan
 from carnet.pool import Progress, silent

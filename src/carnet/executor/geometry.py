@@ -87,23 +87,47 @@ def segments(tile: Tile) -> tuple[int, int, int, int]:
     return first, tile.rows[1] - tile.rows[0], width, tile.pitch * tile.item
 
 
-def clip(shape: Sequence[int], source: Place, target: Place, tile: Tile) -> list[Piece]:
-    """Return the pieces of a step that fall into a tile; their target offsets count in the tile's own dense bytes."""
-    item, width = BY_NAME[source.dtype].nbytes, tile.columns[1] - tile.columns[0]
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A box of a step that falls into a tile."""
+
+    axes: tuple[
+        tuple[int, int, int], ...
+    ]  # per axis of the step: first index, number of indices, elements of the dense tile between
+    at: int  # element of the dense tile in which it begins
+
+
+def spots(shape: Sequence[int], target: Place, tile: Tile) -> list[Spot]:
+    """Return the boxes of a step that fall into a tile.
+
+    >>> spots((2, 3), Place("b", 8, (4, 1), "bf16"), Tile(0, 8, 2, (0, 1), (5, 8)))
+    [Spot(axes=((0, 1, 4), (1, 2, 1)), at=0)]
+    """
+    width = tile.columns[1] - tile.columns[0]
     row, column = divmod((target.offset - tile.base) // tile.item, tile.pitch)
     down = [axis for axis, extent in enumerate(shape) if extent > 1 and target.strides[axis] >= tile.pitch]
     along = [axis for axis in range(len(shape)) if axis not in down]
     tall = within([shape[axis] for axis in down], [target.strides[axis] // tile.pitch for axis in down], row, *tile.rows)
     wide = within([shape[axis] for axis in along], [target.strides[axis] for axis in along], column, *tile.columns)
-    pieces = []
+    reach = [target.strides[axis] // tile.pitch * width if axis in down else target.strides[axis] for axis in range(len(shape))]
+    found = []
     for vertical, horizontal in product(tall, wide):
-        begin, axes = source.offset, []
-        end = (row - tile.rows[0]) * width + column - tile.columns[0]
-        for axis, (first, extent) in [*zip(down, vertical, strict=True), *zip(along, horizontal, strict=True)]:
-            reach = target.strides[axis] // tile.pitch * width if axis in down else target.strides[axis]
-            begin, end = begin + first * source.strides[axis] * item, end + first * reach
-            axes.append((extent, source.strides[axis] * item, reach * tile.item))
-        pieces.append(Piece(begin, end * tile.item, merged(axes), (item, tile.item)))
+        ours = dict([*zip(down, vertical, strict=True), *zip(along, horizontal, strict=True)])
+        axes = tuple([(*ours[axis], reach[axis]) for axis in range(len(shape))])
+        begin = (row - tile.rows[0]) * width + column - tile.columns[0]
+        found.append(Spot(axes, begin + sum(first * far for first, _, far in axes)))
+    return found
+
+
+def clip(shape: Sequence[int], source: Place, target: Place, tile: Tile) -> list[Piece]:
+    """Return the pieces of a step that fall into a tile; their target offsets count in the tile's own dense bytes."""
+    item = BY_NAME[source.dtype].nbytes
+    pieces = []
+    for spot in spots(shape, target, tile):
+        pairs = [*zip(spot.axes, source.strides, strict=True)]
+        begin = source.offset + sum(first * stride for (first, _, _), stride in pairs) * item
+        axes = [(extent, stride * item, reach * tile.item) for (_, extent, reach), stride in pairs]
+        pieces.append(Piece(begin, spot.at * tile.item, merged(axes), (item, tile.item)))
     return pieces
 
 

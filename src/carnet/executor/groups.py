@@ -24,6 +24,7 @@ class Group:
     offsets: NDArray[np.int64]  # of each in its file, bytes
     steps: NDArray[np.int64]  # tensor, step in it -> number of the step in the plan
     coded: NDArray[np.int64] | None  # of matrices in scratch space the number of the step that codes each
+    adapted: bool  # whether adapters change what is in them
 
 
 def groups_of(plan: Plan) -> Iterator[Group]:
@@ -47,6 +48,9 @@ def groups_of(plan: Plan) -> Iterator[Group]:
     forms = dict[tuple[object, ...], int]()
     form = np.array([forms.setdefault((tensor.shape, tensor.dtype), len(forms)) for _, tensor in held], np.int64)
     coded_form = np.where(coded < 0, -1, steps.rows["form"][coded]) if len(steps) else coded
+    changed = [known[each.tensor] for each in plan.updates if each.tensor in known]
+    adapted = np.zeros(len(held), np.int64)
+    adapted[tensor[np.isin(rows["tensor"], changed)]] = 1
     order = np.argsort(tensor, kind="stable")
     number = np.bincount(tensor, minlength=len(held))
     begin = np.cumsum(number) - number
@@ -55,14 +59,16 @@ def groups_of(plan: Plan) -> Iterator[Group]:
         these = np.flatnonzero(number == count)
         inside = order[begin[these, None] + np.arange(count)]
         gaps = rows["target_at"][inside] - offset[these, None]
-        facts = np.concatenate([form[these, None], coded_form[these, None], rows["form"][inside], gaps], axis=1)
+        alone = (form[these, None], coded_form[these, None], adapted[these, None])
+        facts = np.concatenate([*alone, rows["form"][inside], gaps], axis=1)
         for key, at in zip(map(tuple, facts.tolist()), these.tolist(), strict=True):
             alike.setdefault(key, []).append(at)
     for members in alike.values():
         these = np.array(members)
         (file, first), count = held[members[0]], number[members[0]]
         inside = written[order[begin[these, None] + np.arange(count)]]
-        yield Group(first, where[these] // 2, offset[these], inside, coded[these] if file.space == "scratch" else None)
+        coders = coded[these] if file.space == "scratch" else None
+        yield Group(first, where[these] // 2, offset[these], inside, coders, bool(adapted[members[0]]))
 
 
 def writers_of(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
@@ -78,7 +84,7 @@ def writers_of(plan: Plan) -> dict[tuple[str, int], list[tuple[int, int, int]]]:
 
 def _written(step: Step) -> int:
     """Return 0 where a step writes into a file, 1 where into scratch space, -1 where it does not or codes what is there."""
-    if not isinstance(step, Writer) or kind(step) == "quantize" or 0 in step.shape:
+    if not isinstance(step, Writer) or kind(step) == "quantize" or 0 in step.shape or step.target.space == "factors":
         return -1
     return int(step.target.space == "scratch")
 

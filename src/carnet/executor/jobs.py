@@ -144,7 +144,7 @@ def jobs_of(plan: Plan, *, in_order: bool = False, direct: bool = True) -> Jobs:
     for group in groups_of(plan):
         sample = [steps[number] for number in group.steps[0].tolist()]
         coded = None if group.coded is None else next(steps.at(group.coded[:1]).only(Make))
-        runs = runs_of(sample, zeros=in_order) if coded is None and direct else None
+        runs = runs_of(sample, zeros=in_order) if coded is None and direct and not group.adapted else None
         if runs is not None:
             for run in runs:
                 job = _reading(steps, group.steps[:, run.step], run.first, DIRECT, run.block, run.nbytes)

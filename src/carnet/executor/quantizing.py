@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
 from carnet.errors import BadCheckpoint
+from carnet.executor.adapting import assemble
 from carnet.executor.assemble import gather, want
 from carnet.executor.cutting import cuts
 from carnet.executor.dequantizing import largest_weight
 from carnet.executor.geometry import Tile, clip, linear
+from carnet.executor.jobs import Part
 from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
 from carnet.quantize import arithmetic, groups
 from carnet.quantize.codes import Codes
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe, codes_dtype, grid
-from carnet.steps import Make, Measure, Place, Put
+from carnet.steps import Make, Measure, Move, Place, Put
 
 Array = NDArray[Any]
 Box = tuple[slice, slice]  # rows and columns
@@ -34,6 +36,8 @@ TILE = 1 << 17  # elements that are coded at a time: their temporaries stay in t
 
 def measure(worker: Worker, step: Measure) -> float:
     """Return the largest magnitude of a box; NaN where one is."""
+    if any(each.tensor == step.tensor for each in worker.plan.updates):
+        return _largest_adapted(worker, step)
     if step.encoding is not None:
         return largest_weight(worker, step)
     found = [0.0]
@@ -46,6 +50,18 @@ def measure(worker: Worker, step: Measure) -> float:
         bits = worker.window[: high - low].view(f"u{item}")
         found.append(_largest(bits, own))
         worker.tell(high - low)
+    return float(np.max(found))
+
+
+def _largest_adapted(worker: Worker, step: Measure) -> float:
+    """Return the largest magnitude of a box with what adapters add to it, in f32, before it is rounded to the type of the target."""
+    found, dense = [0.0], Place("", 0, dense_strides(step.shape), "f32")
+    box = step.tensor, step.start, step.shape, step.source, dense
+    moved = Move(*box) if step.encoding is None else Make("dequantize", *box, step.encoding)
+    for low, high in cuts(step.shape, 4, worker.window.size // 8 * 8):
+        assemble(worker, (Part("", linear(0, 4, low, high), (moved,)),))
+        found.append(_largest(worker.window[: high - low].view(np.uint32), "f32"))
+        worker.tell((high - low) // 4 * DTYPES[step.source.dtype].nbytes)
     return float(np.max(found))
 
 

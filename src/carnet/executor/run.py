@@ -14,6 +14,7 @@ import numpy as np
 from carnet import forks, pool
 from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor import parts
+from carnet.executor.adapting import held_window
 from carnet.executor.arrivals import Arrivals, heard
 from carnet.executor.files import contained, sources
 from carnet.executor.flusher import flushing
@@ -193,12 +194,12 @@ def _done_with(jobs: Jobs, kept: Collection[str], own: Collection[str] | None = 
 
 
 def _threads(plan: Plan, wanted: int | None) -> int:
-    return choose_threads(plan.memory, plan.window, len(plan.steps), wanted, coding=codes(plan))
+    return choose_threads(plan.memory, held_window(plan), len(plan.steps), wanted, coding=codes(plan))
 
 
 def codes(plan: Plan) -> bool:
-    """Say whether a plan computes codes, or what they mean: that is bound by cores."""
-    return any(isinstance(form, Make) for form in plan.steps.forms)
+    """Say whether a plan computes codes, or what they mean, or what adapters add: that is bound by cores."""
+    return bool(plan.updates) or any(isinstance(form, Make) for form in plan.steps.forms)
 
 
 def _put_beside(plan: Plan, staging: Draft) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.errors import BadRequest
+from carnet.executor.adapting import assemble
 from carnet.executor.casts import cast
 from carnet.executor.files import sources
 from carnet.executor.geometry import Tile, segments, volume
@@ -23,7 +24,7 @@ from carnet.executor.groups import writers_of
 from carnet.executor.jobs import Check, Part
 from carnet.executor.memory import choose_threads, choose_window
 from carnet.executor.reading import nowhere, reader, writing
-from carnet.executor.work import assemble, work
+from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
 from carnet.steps import Fill, Same, Step, TargetTensor

@@ -1,22 +1,19 @@
 """One worker doing one job: runs by the kernel, windows through buffers, checks by comparing."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from carnet.dtypes import BY_NAME
 from carnet.errors import BadCheckpoint
 from carnet.executor import files
-from carnet.executor.assemble import Want, gather, want
+from carnet.executor.adapting import assemble
+from carnet.executor.assemble import gather, want
 from carnet.executor.cutting import cuts
-from carnet.executor.dequantizing import dequantize, pieces_of
-from carnet.executor.geometry import Piece, clip, linear, run, runs, segments, volume
-from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Part, Windows
-from carnet.executor.products import multiply, products_of
+from carnet.executor.geometry import clip, linear, run, runs, segments, volume
+from carnet.executor.jobs import Check, Direct, Encode, Gauge, Job, Windows
 from carnet.executor.quantizing import code, measure
 from carnet.executor.worker import Worker
 from carnet.formats.stored import dense_strides
-from carnet.steps import Fill, Make, Move, Place, Product
+from carnet.steps import Place
 
 
 def work(worker: Worker, job: Job) -> float | None:
@@ -61,31 +58,6 @@ def _windows(worker: Worker, job: Windows) -> None:
             file.write(place, worker.window.data[base : base + width])
             base += width
         worker.tell(volume(part.tile))
-
-
-def assemble(worker: Worker, parts: Iterable[Part]) -> None:
-    """Bring the bytes of some parts side by side into the window, from its start."""
-    wants, coded, base = list[Want](), list[tuple[Make | Product, Piece, int]](), 0
-    for part in parts:
-        for step in part.steps:
-            match step:
-                case Fill():
-                    worker.window[base : base + volume(part.tile)] = 0
-                case Make():
-                    coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
-                case Product():
-                    coded += [(step, piece, base) for piece in products_of(step, part.tile)]
-                case Move():
-                    types = step.source.dtype, step.target.dtype
-                    for piece in clip(step.shape, step.source, step.target, part.tile):
-                        wants.append(want(step, step.source.file, piece, types, base))
-        base += volume(part.tile)
-    gather(worker, wants)
-    for step, piece, at in coded:
-        if isinstance(step, Product):
-            multiply(worker, step, piece, at)
-        else:
-            dequantize(worker, step, piece, at)
 
 
 def _check(worker: Worker, job: Check) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +13,7 @@ from carnet.plans.columns import Plan
 from carnet.storage.protocol import File, Opened, Target
 
 if TYPE_CHECKING:
+    from carnet.executor.adapting import Known
     from carnet.executor.jobs import Part
 
 Bytes = NDArray[np.uint8]
@@ -35,6 +36,17 @@ class Amaxes:
         """Return the largest of some magnitudes; NaN where one of them is."""
         found = [self._found[name] for name in names]
         return next(filter(isnan, found), max(found, default=0.0))
+
+
+class Room:
+    """The numbers of adapters that a worker holds, and its buffers for what they add; nothing where there are no adapters."""
+
+    def __init__(self) -> None:
+        self.factors: dict[tuple[str, int], NDArray[np.float32]] = {}  # tensor and expert, the last used at the end
+        self.known: Known | None = None  # what the plan says of adapters
+        self.most = 0  # bytes of factors that are held
+        self.window = np.empty(0, np.uint8)  # numbers of the target in f32, being assembled
+        self.block = np.empty((2, 0), np.float32)
 
 
 class Adder(Protocol):
@@ -60,3 +72,4 @@ class Worker:
     amaxes: Amaxes
     tell: Callable[[int], None]  # takes the bytes done since the last call; raises where the crossing was stopped
     adder: "Adder | None" = None  # what fills windows with sums, where other sources are added to this one
+    room: Room = field(default_factory=Room)

@@ -91,6 +91,7 @@ class Checkpoint:
     era: str = ""  # of Megatron's store: what its form says of the release, "<0.19" or ">=0.19"; of a job that runs, "==0.16"
     accept: tuple[str, ...] = ()  # Megatron's arguments, or keys of a config, whose effect a person does without
     family: str | None = None  # the one that a person names
+    adapter: "Checkpoint | None" = None  # of another folder, whose files are lent: what is added to its weights
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""A tower that another folder lends: a Megatron checkpoint of the text alone becomes a model that also sees or hears."""
+"""What another folder lends: adapters, or a tower, with which a Megatron checkpoint of text becomes a model that also sees."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,11 +10,12 @@ from carnet.dialects.megatron.providers import UNSAID, lacked
 from carnet.dialects.rows import Dialect
 from carnet.dialects.towers import found
 from carnet.errors import BadRequest
+from carnet.formats.adapters import with_alpha
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.files import digest_of
 from carnet.formats.stored import Checkpoint, Stored
 from carnet.model.fields import Config
-from carnet.storage.lent import MARK, WithLent
+from carnet.storage.lent import ADAPTER, MARK, WithLent
 from carnet.storage.schemes import PathLike, folder_at
 
 OPTION = "--tower"
@@ -63,6 +64,24 @@ def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
     )
 
 
+def with_adapter(checkpoint: Checkpoint, path: PathLike, alpha: float | None) -> Checkpoint:
+    """Return a checkpoint with the adapters of another folder beside it; raise BadRequest where that holds none."""
+    other = with_alpha(open_checkpoint(folder_at(path)), alpha)
+    where = str(other.root)
+    if not KINDS[other.dialect].adapters:
+        facts = {"where": where, "found": f"{other.dialect} ({other.format})"}
+        raise BadRequest("--adapter names a folder without adapters", facts, remedy="name one of PEFT's or Megatron-Bridge's")
+    stamps = tuple(replace(stamp, file=ADAPTER + stamp.file) for stamp in other.stamps)
+    tensors = {key: _marked(stored, ADAPTER) for key, stored in other.tensors.items()}
+    return replace(
+        checkpoint,
+        root=WithLent(checkpoint.root, other.root, ADAPTER),
+        stamps=(*checkpoint.stamps, *stamps),
+        digest=digest_of(f"{checkpoint.digest} {other.digest}".encode()),
+        adapter=replace(other, root=WithLent(other.root, other.root, ADAPTER), tensors=tensors),
+    )
+
+
 def _refuse_width(said: Mapping[str, object], text: Mapping[str, object], where: str) -> None:
     """Refuse a tower whose text model is as wide as none that was trained: what it makes of an image does not fit."""
     wide, trained = text.get(WIDTH), said.get(WIDTH)
@@ -85,8 +104,8 @@ def _refuse_own(checkpoint: Checkpoint, config: Config, dialect: Dialect) -> Non
         raise BadRequest("the checkpoint has a tower of its own, which was trained", facts, remedy=f"leave out {OPTION}")
 
 
-def _marked(stored: Stored) -> Stored:
-    return replace(stored, chunks=tuple(replace(chunk, file=MARK + chunk.file) for chunk in stored.chunks))
+def _marked(stored: Stored, mark: str = MARK) -> Stored:
+    return replace(stored, chunks=tuple(replace(chunk, file=mark + chunk.file) for chunk in stored.chunks))
 
 
 def is_lent(stored: Stored) -> bool:

@@ -14,7 +14,7 @@ from carnet.formats.jsons import read_object
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.lent import with_tower
+from carnet.inventory.lent import with_adapter, with_tower
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
 
@@ -27,10 +27,11 @@ def opened(
     family: str | None,
     tower: PathLike | None = None,
     alpha: float | None = None,
+    adapter: PathLike | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows.
 
-    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters.
+    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters, ``adapter`` a folder that lends these.
     """
     checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
     if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
@@ -44,6 +45,7 @@ def opened(
         kept = {key: checkpoint.config[key] for key in (SAID, BRIDGE) if key in checkpoint.config}
         checkpoint = replace(checkpoint, config={**said, **kept})
     checkpoint = with_alpha(with_tower(checkpoint, tower), alpha)
+    checkpoint = checkpoint if adapter is None else with_adapter(checkpoint, adapter, alpha)
     if written_by is None:
         return checkpoint
     if not KINDS[checkpoint.dialect].arguments:

@@ -28,6 +28,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, 
 from carnet.formats.adapters import BRIDGE, SAID
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.inventory.adapters import with_adapters
+from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_lent
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
@@ -75,6 +76,7 @@ class Inventory:
     heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
     others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
     merged: "Merged | None" = None  # what is added to it, where a target is a sum
+    changes: Changes = NOTHING  # what adapters add to its weights, where a target has them merged
 
     def __repr__(self) -> str:
         return f"Inventory({self.family.name} of {self.dialect.name}, {len(self.entries):,} stored tensors)"

@@ -18,6 +18,7 @@ from carnet.formats.companions import Companions, lacking
 from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
+from carnet.inventory.adapting import adapted
 from carnet.inventory.sorting import coded_beside
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
@@ -34,6 +35,7 @@ from carnet.planner.coding import asked, cache_tensors, constant_tensors, put_sc
 from carnet.planner.coding import steps as code_steps
 from carnet.planner.decoding import aside
 from carnet.planner.ends import ends
+from carnet.planner.factoring import factors_of, prove_updates
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.held import Held, keep, source_pieces
 from carnet.planner.joining import is_joined, joined_scales, scales_of
@@ -60,6 +62,7 @@ def build(
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
     source = take(checkpoint, request.drop, request.vocab_size, request.tokens, alone=KINDS[request.to].alone)
+    source = adapted(source, request.adapter, request.adapter_scale)
     names = [name for _, name in source.checkpoint.tensors] if request.to == source.dialect.name else []
     target = dialect_of(source.family, request.to, source.config, names)
     adapters.check(source.config, target)
@@ -138,6 +141,7 @@ def make_plan(
     moved = replace(source, coded={}) if joins else source  # codes are numbers of their own type
     found, extents = source_pieces(moved, request.dtype, gathered, carried_extents(source, coded), scales)
     kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names}, scales)
+    factors, updates = factors_of(source.changes, kept, gathered)
     shifts = _shifts(source, target, config)
     plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]
     dtypes = _dtypes(plain, kept, request, {} if target.kind.rounds_sums else shifts)
@@ -162,7 +166,8 @@ def make_plan(
         move_carried(source, coded, made.laid, gathered)
     steps = by_file(code(NO_SCALES if coding is None else coding.source_scales, gathered).steps())
     files, more = made.files, {**_more(source, target, along), **(carried_records(source) if carries or joins else {})}
-    proof = prove((*files, made.scratch), extents, steps)
+    proof = prove((*files, made.scratch, factors), extents, steps)
+    prove_updates(factors, updates, steps)
     plan = Plan(
         source=str(source.checkpoint.root),
         fingerprint=fingerprint(source.checkpoint),
@@ -171,6 +176,8 @@ def make_plan(
         files=files,
         texts=target_texts(source.family, target, config, files, coding, wanted, coded, more, base),
         scratch=made.scratch,
+        factors=factors,
+        updates=updates,
         raws=made.raws,
         assets=along.assets,
         steps=steps,
@@ -233,7 +240,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             raise BadRequest(
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
-        if number(source.config, "mtp") and (target.kind.releases or not any(target.further)):
+        if target.kind.releases and number(source.config, "mtp"):
             raise _further_apart(source, target)
         if (
             target.kind.whole_ep and request.ep > 1 and not number(config, "experts")

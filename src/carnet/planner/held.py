@@ -99,6 +99,7 @@ def keep(
     """Keep each element of the source once, but for parts of ``carried``; what repeats it is to be compared."""
     kept, cuts, places = dict[str, Held](), dict[tuple[int, ...], Cut](), dict[Piece, Piece]()
     shapes = canonical_shapes(source.config)
+    shapes |= source.changes.factors
     shapes |= {} if scales is None else shapes_of(scales, canonical_shapes(scales.config))
     for name, shape in shapes.items():
         like = tuple([id(piece) for piece, _ in found.get(name, ())])

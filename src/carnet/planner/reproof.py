@@ -14,12 +14,13 @@ from carnet.dtypes import BY_NAME, FLOATS
 from carnet.errors import BadRequest
 from carnet.formats.safetensors import layout_file
 from carnet.formats.torch_dist_files import frames_of
+from carnet.planner.factoring import prove_updates
 from carnet.planner.proof import is_inside, prove_written, reads, writes
 from carnet.planner.touches import Extent, Ints, Use
 from carnet.plans.columns import FAR, Plan, Rows, Steps
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, grid, strides
-from carnet.steps import Encoding, Fill, Make, Measure, Move, Product, Put, Same, Step, TargetFile
+from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, TargetFile
 from carnet.storage.schemes import is_place
 
 PAGE, WIDEST = 4096, 1 << 30  # bytes: windows of no plan are smaller or larger
@@ -40,7 +41,8 @@ def reprove(plan: Plan, sizes: Mapping[str, int]) -> None:
         if not _is_laid_out(file):
             raise BadRequest("a file of the plan is not laid out as its tensors are", {"file": file.name})
     _prove_alone(plan.steps, sizes)
-    prove_written((*plan.files, plan.scratch), plan.steps)
+    prove_written((*plan.files, plan.scratch, plan.factors), plan.steps)
+    prove_updates(plan.factors, plan.updates, plan.steps, whole=False)
 
 
 def _is_laid_out(file: TargetFile) -> bool:
@@ -80,10 +82,6 @@ def _prove_form(form: Step, steps: Steps, sizes: Ints, largest: int, measured: s
             _prove_encoding(form, encoding, steps, sizes)
         case Measure():
             used = [(form.shape, form.source, "source")]
-        case Product():
-            if not len(form.shape) == len(form.along) == len(form.source.strides) == len(form.factor.strides) == 3:
-                _refuse("a step of the plan multiplies no matrices", steps, "source")
-            used = [*reads(form)]
         case Move() | Same() | Fill() | Put():
             used = [*reads(form)]
     assembled = [(form.shape, form.source, "source")] if isinstance(form, Make) and form.function == "quantize" else []

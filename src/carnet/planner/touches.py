@@ -163,15 +163,15 @@ def situations(extents: Extents, touched: Touches, *, distinct: bool) -> Iterato
 
 def _found(extents: Extents, touched: Touches) -> tuple[Ints, Ints]:
     """Return for each touch the extent that it falls into, and how many elements after its start."""
-    spaces: dict[Space, int] = {"file": 0, "packed": 1, "scratch": 2}
+    spaces: dict[Space, int] = {"file": 0, "packed": 1, "scratch": 2, "factors": 3}
     known = {name: number for number, name in enumerate(extents.files)}
     form_space = np.array([spaces[form.space] for form in extents.forms], np.int64)
     mark_space = np.array([spaces[mark[3]] for mark in touched.marks], np.int64)
     file = np.array([known.get(name, -1) for name in touched.names], np.int64)
     # an empty tensor starts where the next one does: it comes first, so that nothing is counted for it
     full = np.array([0 not in form.shape for form in extents.forms], np.int64)
-    here = extents.file * 3 + form_space[extents.form]
-    there = np.where(file[touched.file] < 0, -1, file[touched.file] * 3 + mark_space[touched.mark])
+    here = extents.file * len(spaces) + form_space[extents.form]
+    there = np.where(file[touched.file] < 0, -1, file[touched.file] * len(spaces) + mark_space[touched.mark])
     extent = fall_into((here, extents.offset, full[extents.form]), (there, touched.offset))
     types = [np.array([DTYPES[dtype] for dtype in found], np.int64) for found in _types(extents, touched)]
     lost = extent < 0

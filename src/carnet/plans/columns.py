@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.steps import (
+    NO_FACTORS,
     NO_SCRATCH,
     AssetFile,
     Encoding,
@@ -26,13 +27,13 @@ from carnet.steps import (
     Measure,
     Move,
     Place,
-    Product,
     Put,
     RawFile,
     Same,
     Step,
     TargetFile,
     TextFile,
+    Update,
 )
 
 IDS = ("form", "tensor", "start", "more", "source", "target", "scales", "outer")  # numbers in the tables; -1 for none
@@ -128,9 +129,6 @@ class Steps(Sequence[Step]):
                 given, *amax = self.more[more]
                 here, there = place(step.source, source, source_at), place(step.target, target, target_at)
                 return Make(step.function, *box, here, there, encoding(step.encoding), tuple(map(str, amax)), given)  # type: ignore[arg-type]
-            case Product():
-                ends = (place(step.source, source, source_at), place(step.factor, scales, scales_at))
-                return Product(*box, *ends, place(step.target, target, target_at), step.along)
             case Same():
                 return Same(*box, place(step.source, source, source_at), place(step.other, target, target_at))
             case Measure():
@@ -205,9 +203,6 @@ class Gathered:
                     (place("source", step.source), place("target", step.target)),
                 )
                 form = Make(step.function, "", (), step.shape, *ends, encoding(step.encoding))
-            case Product():
-                operands = (place("source", step.source), place("scales", step.factor))
-                start, form = step.start, Product("", (), step.shape, *operands, place("target", step.target), step.along)
             case Same():
                 start, form = step.start, Same("", (), step.shape, place("source", step.source), place("target", step.other))
             case Measure():
@@ -312,6 +307,8 @@ class Plan:
     window: int  # bytes of one buffer
     raws: tuple[RawFile, ...] = ()  # a store's metadata
     scratch: TargetFile = NO_SCRATCH  # the matrices that are quantized
+    factors: TargetFile = NO_FACTORS  # the matrices of adapters, which moves assemble where a weight needs them
+    updates: tuple[Update, ...] = ()  # the weights that adapters change
     notes: Mapping[str, str] = field(default_factory=dict)  # what a person should know before it is done: subject -> a line
     unused: Mapping[str, str] = field(
         default_factory=dict

@@ -17,6 +17,7 @@ PathLike = str | os.PathLike[str]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY = {"ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30, "ti": 1 << 40}
+FAR = 3.4028235e38  # the largest f32
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?", re.IGNORECASE)
 DTYPES = {  # as carnet, PyTorch, its command line and other converters' say them
     **dict.fromkeys(("bf16", "bfloat16"), "bf16"),
@@ -114,6 +115,13 @@ def number(name: str, value: object) -> float:
     """Return a positive number that fits 32 bits."""
     if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value < 3.4028235e38:
         raise wrong(name, value, "a positive number")
+    return float(value)
+
+
+def factor(name: str, value: object) -> float:
+    """Return a number other than zero that fits 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not value < FAR or value == 0 or abs(float(value)) >= FAR:
+        raise wrong(name, value, "a number other than zero")
     return float(value)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
-from carnet.dialects.kinds import KINDS, SHARDS, Kind
+from carnet.dialects.kinds import KINDS, OWN, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
 from carnet.plans import words
-from carnet.plans.options import DTYPES, located, nbytes, near, number, patterns, whole, word, wrong
+from carnet.plans.options import DTYPES, factor, located, nbytes, near, number, patterns, whole, word, wrong
 
 BRIDGE, READER = "bridge", "megatron-bridge"  # a spelling, and the program that it is for, one of PROGRAMS in programs.py
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
@@ -73,6 +73,8 @@ READERS: Mapping[str, Callable[[str, object], Any]] = {
     "folder": located,
     "patterns": patterns,
     "program": _program,
+    "adapter": lambda name, value: value if value == OWN else located(name, value),
+    "factor": factor,
 }
 
 
@@ -153,6 +155,18 @@ class Request:
         "Do without what this argument of Megatron's, or this key of a config, does. May be repeated.",
         metavar="NAME",
         compared=True,
+    )
+    adapter: str | None = _is(
+        None,
+        "adapter",
+        SOURCE,
+        "Folder of adapters (LoRA) that are added to the weights they are for; `own` for those in the checkpoint.",
+        metavar="DIRECTORY",
+        compared=True,
+        used_by=lambda kind: not kind.alone,
+    )
+    adapter_scale: float | None = _is(
+        None, "factor", SOURCE, "What is added is taken this many times.  [default: 1]", metavar="X", compared=True
     )
     adapter_alpha: float | None = _is(
         None,

@@ -25,7 +25,7 @@ from carnet.formats.jsons import TABLE, parse
 from carnet.plans.blocks import blocks, unblock
 from carnet.plans.columns import Gathered, Plan, Steps
 from carnet.plans.values import below, dtype_of, list_of, natural, numbers_of, path_of, table_of, text_of, texts_of
-from carnet.steps import AssetFile, Make, RawFile, TargetFile, TargetTensor, TextFile
+from carnet.steps import NO_FACTORS, SPACES, AssetFile, Make, RawFile, TargetFile, TargetTensor, TextFile, Update
 from carnet.storage.opening import failed, reading, replace_file
 
 VERSION = 5
@@ -54,10 +54,12 @@ HEAD = (
 def lines(plan: Plan) -> Iterator[str]:
     """Yield the lines of a plan, without line ends."""
     yield _json({"carnet-plan": VERSION, **{name: getattr(plan, name) for name in HEAD}})
-    for file in (*plan.files, plan.scratch):
+    for file in (*plan.files, *([plan.factors] if plan.factors.tensors else []), plan.scratch):
         tensors = [[t.name, t.dtype, t.shape, t.offset] for t in file.tensors]
         head = {"file": file.name, "kind": file.kind, "nbytes": file.nbytes, "metadata": file.metadata}
         yield _json({**head, "tensors": tensors})
+    for each in plan.updates:
+        yield _json({"update": [each.tensor, each.a, each.b, each.scale, each.experts, each.outputs]})
     for raw in plan.raws:
         yield _json({"raw": raw.name, "base64": b64encode(raw.data).decode()})
     for text in plan.texts:
@@ -132,7 +134,7 @@ def _end(file: BinaryIO, path: Path) -> int:
 
 def _rows(file: BinaryIO, end: int, path: Path, files: Collection[str] | None) -> Iterator[dict[str, object]]:
     """Yield the value of every line before the last one that is not of other files."""
-    names = None if files is None else [json.dumps(name).encode() + b"," for name in ("", "scratch", *files)]
+    names = None if files is None else [json.dumps(name).encode() + b"," for name in ("", "scratch", "factors", *files)]
     ours = None if names is None else tuple(part + name for part in PARTS for name in names)
     at = 0
     while at < end:
@@ -154,7 +156,7 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
     if version != VERSION:
         made = f"another carnet made it: a plan of version {version!r}, where this one reads version {VERSION}"
         raise _not_a_plan(path, "its first line is not that of a plan" if version is None else made)
-    files, raws, texts, assets, steps = [], [], [], [], Gathered()
+    files, updates, raws, texts, assets, steps = list[TargetFile](), list[Update](), [], [], [], Gathered()
     for row in rows:
         if "steps" in row:
             steps.take(unblock(row))
@@ -164,6 +166,8 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
             tensors = tuple(_tensor(each) for each in list_of("tensors", row["tensors"]))
             metadata = texts_of("metadata", row["metadata"])
             files.append(TargetFile(below(row["file"]), natural("nbytes", row["nbytes"]), tensors, metadata, _kind(row)))
+        elif "update" in row:
+            updates.append(_update(row["update"]))
         elif "raw" in row:
             raws.append(RawFile(below(row["raw"]), b64decode(text_of("base64", row["base64"]), validate=True)))
         elif "text" in row:
@@ -172,8 +176,9 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
             name, digest_ = below(row["asset"]), text_of("digest", row["digest"])
             assets.append(AssetFile(name, path_of("path", row["path"]), natural("nbytes", row["nbytes"]), digest_))
     gathered, scratch = steps.steps(), files.pop()
-    if scratch.kind != "scratch" or any(file.kind == "scratch" for file in files):
-        raise ValueError("the last file is the scratch space, and no other")
+    factors = files.pop() if files and files[-1].space == "factors" else NO_FACTORS
+    if scratch.kind != "scratch" or any(file.space != "file" for file in files):
+        raise ValueError("the last file is the scratch space, and no other; before it may be the factors of adapters")
     dropped = {
         reason: tuple(text_of(reason, n) for n in list_of(reason, said))
         for reason, said in table_of("dropped", head["dropped"])
@@ -193,6 +198,8 @@ def _plan(rows: Iterator[dict[str, object]], path: Path, *, whole: bool) -> Plan
         assets=tuple(assets),
         steps=gathered,
         scratch=scratch if whole else _assembled(scratch, gathered),
+        factors=factors,
+        updates=tuple(updates),
         unused=texts_of("unused", head["unused"]),
         accepted=texts_of("accepted", head["accepted"]),
         needs={key: _said(key, said) for key, said in table_of("needs", head["needs"])},
@@ -212,8 +219,16 @@ def _tensor(row: object) -> TargetTensor:
     return TargetTensor(text_of("tensor", name), dtype_of(dtype), shape, natural("offset", offset))
 
 
+def _update(row: object) -> Update:
+    tensor, a, b, scale, experts, outputs = list_of("update", row)
+    if type(scale) is not float or type(experts) is not bool:
+        raise ValueError("what an adapter adds is not valid")
+    names = text_of("tensor", tensor), text_of("a", a), text_of("b", b)
+    return Update(*names, scale, experts, natural("outputs", outputs))
+
+
 def _kind(row: Mapping[str, object]) -> str:
-    if row["kind"] not in ("safetensors", "torch_dist", "scratch"):
+    if row["kind"] not in ("safetensors", "torch_dist", *SPACES):
         raise ValueError("a file of an unknown kind")
     return str(row["kind"])
 

@@ -42,6 +42,8 @@ class Options(Common, total=False):
     engine_version: str | None
     tower: PathLike | None
     accept: Sequence[str]
+    adapter: PathLike | None
+    adapter_scale: float | None
     adapter_alpha: float | None
     adapter_base: str | None
 
@@ -62,6 +64,8 @@ class Comparison(TypedDict, total=False):
     read_by: str | None
     tower: PathLike | None  # folder that lends what is beside the text model
     accept: str | Sequence[str]
+    adapter: PathLike | None
+    adapter_scale: float | None
     adapter_alpha: float | None
 
 
@@ -90,4 +94,6 @@ class Looking(TypedDict, total=False):
     family: str | None
     written_by: str | None
     accept: str | Sequence[str]
+    adapter: PathLike | None
+    adapter_scale: float | None
     adapter_alpha: float | None

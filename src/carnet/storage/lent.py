@@ -7,6 +7,7 @@ from carnet.storage.around import Around
 from carnet.storage.protocol import File, Folder, Stamp
 
 MARK = "lent:"  # before the name of a file of the other folder
+ADAPTER = "adapter:"  # before that of one which lends adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,19 @@ class WithLent(Around):
     """A folder, and another that lends it files; all else is the first one's."""
 
     lender: Folder
+    mark: str = MARK
 
     def kind(self, name: str = "") -> str:
         """Return what has a name."""
-        return self.lender.kind(name.removeprefix(MARK)) if name.startswith(MARK) else self.root.kind(name)
+        return self.lender.kind(name.removeprefix(self.mark)) if name.startswith(self.mark) else self.root.kind(name)
 
     def holds(self, name: str) -> bool:
         """Say whether a name leads to a place below."""
-        return self.lender.holds(name.removeprefix(MARK)) if name.startswith(MARK) else self.root.holds(name)
+        return self.lender.holds(name.removeprefix(self.mark)) if name.startswith(self.mark) else self.root.holds(name)
 
     def open(self, name: str) -> File:
         """Open a file of either."""
-        if not name.startswith(MARK):
+        if not name.startswith(self.mark):
             return self.root.open(name)
-        file = self.lender.open(name.removeprefix(MARK))
+        file = self.lender.open(name.removeprefix(self.mark))
         return LentFile(file, replace(file.stamp, file=name))
