@@ -128,8 +128,24 @@ class Worker:
     def layer(self, at):
         for name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
             yield at + name, self.hf[at + name]
-        yield from self.attention(at + "self_attn.")
+        yield from self.delta(at + "linear_attn.") if f"{at}linear_attn.A_log" in self.hf else self.attention(at + "self_attn.")
         yield from self.mlp(at)
+
+    def delta(self, at):
+        """Gated DeltaNet: rows by key head as Qwen3-Next has them, which are cut as they lie, or each part apart as in Qwen3.5."""
+        key, value = (self.said[f"linear_num_{one}_heads"] * self.said[f"linear_{one}_head_dim"] for one in ("key", "value"))
+        if f"{at}in_proj_qkvz.weight" in self.hf:
+            qkvz, ba = ([self.hf[f"{at}in_proj_{one}.weight"]] for one in ("qkvz", "ba"))
+        else:
+            qkv, z, b, a = (self.hf[f"{at}in_proj_{one}.weight"] for one in ("qkv", "z", "b", "a"))
+            qkvz, ba = [*qkv.split([key, key, value]), z], [b, a]
+        conv = self.hf[f"{at}conv1d.weight"].split([key, key, value])
+        for name, parts in (("in_proj_qkvz", qkvz), ("in_proj_ba", ba), ("conv1d", conv)):
+            yield f"{at}{name}.weight", torch.cat([self.part(each) for each in parts])
+        yield f"{at}A_log", self.part(self.hf[f"{at}A_log"]).float()
+        yield f"{at}dt_bias", self.part(self.hf[f"{at}dt_bias"])
+        yield f"{at}norm.weight", self.hf[f"{at}norm.weight"]
+        yield f"{at}out_proj.weight", self.part(self.hf[f"{at}out_proj.weight"], 1)
 
     def attention(self, at):
         if self.said.get("kv_lora_rank"):
@@ -168,5 +184,8 @@ class Worker:
                 if f"{at}mlp.gate.{name}" in self.hf:
                     yield f"{at}mlp.experts.gate.{name}", self.hf[f"{at}mlp.gate.{name}"]
             yield from self.experts(f"{at}mlp.", ("gate_proj", "up_proj", "down_proj"))
-            if f"{at}mlp.shared_experts.gate_proj.weight" in self.hf:
-                yield from self.gated(f"{at}mlp.shared_experts.", f"{at}mlp.experts._shared_experts._layer.")
+            for name in ("shared_experts", "shared_expert"):
+                if f"{at}mlp.{name}.gate_proj.weight" in self.hf:
+                    yield from self.gated(f"{at}mlp.{name}.", f"{at}mlp.experts._shared_experts._layer.")
+            if f"{at}mlp.shared_expert_gate.weight" in self.hf:
+                yield f"{at}mlp.experts._shared_experts._layer.expert_gate.weight", self.hf[f"{at}mlp.shared_expert_gate.weight"]

@@ -18,8 +18,11 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     Qwen2Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 import carnet
@@ -47,6 +50,14 @@ LATENT = {
 }
 del LATENT["head_dim"]
 EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 8}
+FEW = {"num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+DELTA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 16,
+}
 MODELS = {
     "llama": LlamaConfig(**SIZES),
     "llama, tied": LlamaConfig(**SIZES, tie_word_embeddings=True),
@@ -57,6 +68,9 @@ MODELS = {
     "mixtral": MixtralConfig(**SIZES, **EXPERTS),
     "deepseek_v3": DeepseekV3Config(**LATENT),
     "gpt_oss": GptOssConfig(**SIZES, **EXPERTS),
+    "qwen3_next": Qwen3NextConfig(**SIZES, **DELTA, num_experts=8, **FEW, mlp_only_layers=[1]),
+    "qwen3_5": Qwen3_5TextConfig(**SIZES, **DELTA, tie_word_embeddings=True),
+    "qwen3_5_moe": Qwen3_5MoeTextConfig(**SIZES, **DELTA, num_experts=8, **FEW),
 }
 
 
@@ -83,7 +97,7 @@ def same(ours, theirs):
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
 
 
-MIXTURES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss")
+MIXTURES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss", "qwen3_next", "qwen3_5_moe")
 CUTS = [*((name, tp, 1) for name in MODELS for tp in (1, 2, 4)), *((name, tp, tp) for name in MIXTURES for tp in (2, 4))]
 
 

@@ -5,6 +5,9 @@ group holding its query rows, then its key rows, then its value rows::
 
     kv 0: q q q q k v | kv 1: q q q q k v | ...          "*" is where the parts are joined
 
+Parts that follow each other and have a "*" among the same axes of their own take turns there, equally wide: of q = g = ``kv rep * dim``
+each head's query rows come before its gate's.
+
 The text has no direction: the same views read a source and write a target. Parallelism is a *share* of a named axis: a rank holds
 an interval of ``kv`` or ``ffn`` or ``layer``, and the pattern is folded with that interval in place of the whole axis.
 """
@@ -44,6 +47,16 @@ class Pattern:
     text: str  # as written, for messages
     dims: tuple[tuple[str, ...], ...]  # per stored dimension the axes folded into it; "*" where parts are joined
     parts: tuple[tuple[str, tuple[str, ...]], ...]  # (canonical tensor, axes in place of "*"), in stored order
+
+    def turns(self) -> list[tuple[int, int]]:
+        """Return of each part which it is of those that take turns, and how many do: (0, 1) of one that stands alone.
+
+        >>> parse("* hidden", {"q": "kv * dim", "gate": "kv * dim", "k": "kv dim"}).turns()
+        [(0, 2), (1, 2), (0, 1)]
+        """
+        alike = [axes if JOIN in axes else at for at, (_, axes) in enumerate(self.parts)]
+        runs = (len([*run]) for _, run in itertools.groupby(alike))
+        return [(which, many) for many in runs for which in range(many)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +125,7 @@ def parse(text: str, parts: Parts, known: Collection[str] | None = None) -> Patt
         raise BadPattern("nothing says where the parts are joined", text, len(text))
     if JOIN in axes and not joined:
         raise BadPattern("there is only one part to join", text, text.index(JOIN))
-    inner = ((tensor, tuple(axis for (axis,) in _dims(part, known, axes, "axis"))) for tensor, part in pairs)
+    inner = ((tensor, tuple(axis for (axis,) in _dims(part, known, axes - {JOIN}, "axis join"))) for tensor, part in pairs)
     return Pattern(text, dims, tuple(inner))
 
 
@@ -170,17 +183,19 @@ def fold(pattern: Pattern, shares: Mapping[str, Share]) -> Fold:
     ((32, 8), (12, 0), (0, 16))
     """
     lengths = {axis: share.stop - share.start for axis, share in shares.items()}
-    widths = [math.prod(lengths[axis] for axis in axes) for _, axes in pattern.parts]
+    widths = [math.prod(lengths[axis] for axis in axes if axis != JOIN) for _, axes in pattern.parts]
     lengths[JOIN] = sum(widths)
     shape = tuple(math.prod(lengths[axis] for axis in axes) for axes in pattern.dims)
     slots, start = [], 0
-    for (tensor, inner), width in zip(pattern.parts, widths, strict=True):
-        slots.append(_slot(pattern, tensor, inner, start, lengths))
+    for (tensor, inner), width, turn in zip(pattern.parts, widths, pattern.turns(), strict=True):
+        slots.append(_slot(pattern, tensor, inner, start - turn[0] * width, lengths, turn))
         start += width
     return Fold(shape, tuple(slots), _padding(pattern, shape, shares))
 
 
-def _slot(pattern: Pattern, tensor: str, inner: tuple[str, ...], start: int, lengths: Mapping[str, int]) -> Slot:
+def _slot(
+    pattern: Pattern, tensor: str, inner: tuple[str, ...], start: int, lengths: Mapping[str, int], turn: tuple[int, int]
+) -> Slot:
     """Place one part: walk each dimension from its innermost axis outwards, the stride growing by what was passed."""
     origin, places = [0] * len(pattern.dims), {}
     for dim, axes in enumerate(pattern.dims):
@@ -190,8 +205,12 @@ def _slot(pattern: Pattern, tensor: str, inner: tuple[str, ...], start: int, len
                 origin[dim] = start * stride
                 step = stride
                 for part in reversed(inner):
-                    places[part] = (dim, step)
-                    step *= lengths[part]
+                    if part == JOIN:
+                        origin[dim] += turn[0] * step
+                        step *= turn[1]
+                    else:
+                        places[part] = (dim, step)
+                        step *= lengths[part]
             else:
                 places[axis] = (dim, stride)
             stride *= lengths[axis]

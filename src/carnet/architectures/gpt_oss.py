@@ -44,7 +44,7 @@ def _windows(said: list[str] | None, config: Config) -> tuple[int, ...]:
 # vllm 0.32 model_executor/models/gpt_oss.py: gate and up alternate still, inputs are last; a bias of what ranks add up is one rank's
 ROUTED = LAYER + "mlp.experts.routed_experts."
 ENGINE = vllm.Spelling(
-    everywhere=True,
+    everywhere=vllm.AROUND,
     ties=False,
     renames={"embed_tokens.": "embedding.", ".self_attn.": ".attn."},
     rows=(

@@ -11,7 +11,7 @@ from carnet.model.model import head_share
 
 OLMOE = Family(
     name="olmoe",
-    vllm=vllm.Spelling(ties=False, everywhere=True),
+    vllm=vllm.Spelling(ties=False, everywhere=vllm.AROUND),
     needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "whole"},
     hf=hf.dialect(

@@ -146,8 +146,8 @@ QWEN3_MOE = Family(
 # a shared expert beside the others, weighed by the sigmoid of a gate of its own
 # vllm 0.32 model_executor/models/qwen2_moe.py: what weighs the shared expert is a module of it, too
 ENGINE = vllm.Spelling(
-    everywhere=True,
-    aliases={".mlp.shared_expert.": f".mlp{vllm.RUN}", ".mlp.shared_expert_gate.": f".mlp{vllm.RUN}expert_gate."},
+    everywhere=vllm.AROUND,
+    aliases=vllm.WEIGHED,
 )
 
 QWEN2_MOE = Family(

@@ -6,9 +6,10 @@ gated. A mixture has a weighed shared expert beside the others.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import gdn, hf
+from carnet.dialects import gdn, hf, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.further import EMBED_FIRST
@@ -49,6 +50,12 @@ FIELDS: tuple[Field, ...] = (
     place("gdn_value_dim", "linear_value_head_dim", default=128),
     place("gdn_keys", "linear_num_key_heads", default=16),
     place("gdn_values", "linear_num_value_heads", default=32),
+)
+# vllm 0.32 model_executor/models/qwen3_next.py, qwen3_5.py, layers/mamba/gdn/qwen_gdn_linear_attn.py
+ENGINE = vllm.Spelling(
+    everywhere=("embed",),
+    aliases={**vllm.ROUTER, **vllm.WEIGHED},
+    rows=(row(DELTA + "A_log", "(key value)", "gdn.a_log", cut="key", dtype="f32"),),
 )
 
 
@@ -93,6 +100,7 @@ def _blocks(said: tuple[list[int] | None, int, list[str] | None, int], config: C
 
 QWEN3_NEXT = Family(
     name="qwen3_next",
+    vllm=replace(ENGINE, everywhere=("embed", "head"), ties=False),
     needs=MIXED,
     traits={**TRAITS, "shared_gate": True},
     hf=hf.dialect(
@@ -173,12 +181,14 @@ def _hf(architecture: str, model_type: str, rows: tuple[Row, ...], fields: tuple
 
 QWEN3_5 = Family(
     name="qwen3_5",
+    vllm=ENGINE,
     traits=TRAITS,
     hf=_hf("Qwen3_5ForCausalLM", "qwen3_5_text", hf.gated("mlp", "mlp", "ffn"), (FFN, _layers(mixed=False)), 4),
     trtllm=None,
 )
 QWEN3_5_MOE = Family(
     name="qwen3_5_moe",
+    vllm=ENGINE,
     needs=MIXED,
     traits={**TRAITS, "shared_gate": True},
     hf=_hf(

@@ -38,8 +38,8 @@ def entries(
     """
     what, stored = layers(config), (stored_at(config), further_at(config))
     top = tensors(config, config)
-    facts: Config = {"spelling": spelling, "coded": coded, "staged": number(config, "pp") > 1}
     for unit in units(dialect, config, present) if among is None else among:
+        facts: Config = {"spelling": spelling, "coded": coded, "last": unit.last}
         prefix = _prefix(dialect, unit, present)
         found: dict[int, dict[str, Entry]] = {at: {} for at in (BEFORE, *unit.layers, AFTER)}
         kinds: dict[int, list[int]] = {}

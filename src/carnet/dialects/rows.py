@@ -225,8 +225,9 @@ def _check_axes(name: str, pattern: Pattern, cut: str) -> None:
         if part not in BY_PART:
             raise BadPattern(f"{name}: there is no tensor {part!r}", pattern.text, 0)
         wanted = BY_PART[part].axes
-        if sorted((*outside, *inner)) != sorted(wanted):
-            what = f"{name}: {part} has the axes {' '.join(wanted)}, not {' '.join((*outside, *inner))}"
+        found = (*outside, *(axis for axis in inner if axis != JOIN))
+        if sorted(found) != sorted(wanted):
+            what = f"{name}: {part} has the axes {' '.join(wanted)}, not {' '.join(found)}"
             raise BadPattern(what, pattern.text, len(pattern.text))
         if cut not in ("", "embedding", "once", *wanted):
             raise BadPattern(f"{name}: ranks cannot cut {cut!r}, which {part} does not have", pattern.text, 0)

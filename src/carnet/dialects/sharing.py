@@ -18,7 +18,8 @@ WHOLE = {"mtp.project_embed", "mtp.project_hidden"}
 @cache
 def cuts() -> dict[str, str]:
     """Return what tensor parallelism cuts in each canonical tensor, "" for nothing."""
-    return {tensor: row.cut for row in MEGATRON.rows for tensor, _ in row.pattern.parts if tensor not in WHOLE}
+    rows = sorted(MEGATRON.rows, key=lambda row: bool(row.cut))  # some of a name are of programs that cut nothing
+    return {tensor: row.cut for row in rows for tensor, _ in row.pattern.parts if tensor not in WHOLE}
 
 
 def shared(dialect: Dialect) -> Dialect:

@@ -20,13 +20,17 @@ from carnet.model.fields import Config
 from carnet.model.model import number, value
 from carnet.model.tensors import BY_PART, NORM
 
-QKV, QKV_BIAS = (tuple(f"attention.{part}{end}" for part in "qkv") for end in ("", "_bias"))
+GATED_QKV, GATED_QKV_BIAS, QKV, QKV_BIAS = (
+    tuple(f"attention.{part}{end}" for part in parts) for parts in (("q", "gate", "k", "v"), "qkv") for end in ("", "_bias")
+)
 LATENT = ("mla.q_a", "mla.kv_a", "mla.k_rope")
 # canonical tensors that are one here, in stored order -> the module that holds them
 JOINED: Mapping[tuple[str, ...], str] = {
-    **dict.fromkeys((QKV, QKV_BIAS), "qkv_proj"),
+    **dict.fromkeys((GATED_QKV, GATED_QKV_BIAS, QKV, QKV_BIAS), "qkv_proj"),
     **{(f"{mlp}.gate{end}", f"{mlp}.up{end}"): "gate_up_proj" for mlp in ("mlp", "shared") for end in ("", "_bias")},
     LATENT: "fused_qkv_a_proj",
+    tuple(f"gdn.{part}" for part in "qkvz"): "in_proj_qkvz",
+    ("gdn.b", "gdn.a"): "in_proj_ba",
 }
 EXPERTS = {"moe.gate", "moe.up", "moe.down"}
 APART = {
@@ -60,7 +64,7 @@ class Spelling:
 
     renames: Mapping[str, str] = field(default_factory=dict)  # part of a folder's name -> what it is here
     aliases: Mapping[str, str] = field(default_factory=dict)  # part of a module's first name -> its smallest
-    everywhere: bool = False  # every stage has what stands before and behind all layers
+    everywhere: tuple[str, ...] = ()  # what of that which stands before and behind all layers every stage has
     head: bool = True  # the head has a module of its own; elsewhere it is the embedding, whatever the folder says
     ties: bool = True  # a tied head and its embedding are one, which has the smaller name; else each is stored
     rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
@@ -70,12 +74,13 @@ class Spelling:
 ROUTER = {".mlp.gate.": ".mlp.experts.gate."}
 RUN = ".experts._shared_experts._layer."
 SHARED = {".mlp.shared_experts.": f".mlp{RUN}"}
+WEIGHED = {".mlp.shared_expert.": f".mlp{RUN}", ".mlp.shared_expert_gate.": f".mlp{RUN}expert_gate."}
 # layers/mla.py holds what comes before its kernel, and behind
 TWICE = {f".self_attn.{name}": f".self_attn.mla_attn.{name}" for name in ("o_proj.", "q_a_layernorm.", "q_b_proj.", "q_proj.")}
 
-LLAMA, EVERYWHERE = Spelling(), Spelling(everywhere=True)
-HEADLESS = Spelling(everywhere=True, head=False)
-MIXED = Spelling(everywhere=True, aliases=ROUTER)
+LLAMA, EVERYWHERE = Spelling(), Spelling(everywhere=AROUND)
+HEADLESS = Spelling(everywhere=AROUND, head=False)
+MIXED = Spelling(everywhere=AROUND, aliases=ROUTER)
 # of classes that keep the router in f32, and whose experts hold the bias that chooses them instead
 CHOSEN = {".mlp.gate.e_score_correction_bias": ".mlp.experts.routed_experts.e_score_correction_bias", **SHARED}
 WIDE = (
@@ -103,9 +108,7 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
         dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},
         told_by={**folder.told_by, "ep": _shared_by, "moe_tp": lambda shapes, c: number(c, "tp") // _shared_by(shapes, c)},
         aliases=spelling.aliases,
-        on_all_stages=frozenset(part for part in AROUND if spelling.head or part != "head")
-        if spelling.everywhere
-        else frozenset(),
+        on_all_stages=frozenset(part for part in spelling.everywhere if spelling.head or part != "head"),
     )
 
 
@@ -115,7 +118,7 @@ def _ends(spelling: Spelling) -> Iterator[Row]:
         yield _embed()
     else:
         yield _embed(tied=False)
-        yield from () if spelling.everywhere else [_embed(tied=True, staged=True)]
+        yield from () if "head" in spelling.everywhere else [_embed(tied=True, last=False)]
     if spelling.head:
         yield row(HEAD, "vocab hidden", "head", cut="vocab")
 
@@ -189,9 +192,8 @@ def _joined(parts: Sequence[str], members: Sequence[Row]) -> Row:
 
 def _outputs(of: Row) -> Iterable[tuple[str, str]]:
     """Return the tensors of a row, each with the axes of its rows."""
-    if of.pattern.dims[0] == (JOIN,):
-        return [(part, " ".join(axes)) for part, axes in of.pattern.parts]
-    return [(_parts(of)[0], " ".join(of.pattern.dims[0]))]
+    inside = (axes if of.pattern.dims[0] == (JOIN,) else (*of.pattern.dims[0], *axes) for _, axes in of.pattern.parts)
+    return [*zip(_parts(of), map(" ".join, inside), strict=True)]
 
 
 def _mixture(of: Row) -> Iterator[Row]:

@@ -15,6 +15,7 @@ from carnet.algebra.layout import JOIN, Share
 from carnet.dialects.entry import Reading
 
 Array = NDArray[np.generic]
+TURN = "turn"
 Region = Callable[[Box], Array]  # returns a box of the stored tensor, as an array of its shape
 
 
@@ -27,19 +28,22 @@ def unfold(reading: Reading, part: int, at: int, box: Box, region: Region) -> Ar
     wanted = {axis: (s - reading.shares[axis].start, n) for axis, s, n in zip(axes, box.start, box.shape, strict=True)}
     wanted["layer"] = (at, 1)
     lengths = {axis: share.stop - share.start for axis, share in reading.shares.items()}
-    widths = [math.prod(lengths[axis] for axis in inner) for _, inner in pattern.parts]
-    inner = pattern.parts[part][1]
-    lengths[JOIN] = sum(widths)
+    # of parts that take turns each is one index of an axis between theirs
+    which, many = pattern.turns()[part]
+    wanted[TURN], lengths[TURN] = (which, 1), many
+    inner = [TURN if axis == JOIN else axis for axis in pattern.parts[part][1]]
+    widths = [math.prod(lengths[axis] for axis in axes if axis != JOIN) for _, axes in pattern.parts]
+    lengths[JOIN], before, width = sum(widths), sum(widths[: part - which]), widths[part] * many
     start, shape, atoms = [], [], list[tuple[str, int]]()
     for dim in pattern.dims:
-        first, length, left = _narrowed(dim, inner, sum(widths[:part]), wanted, lengths)
+        first, length, left = _narrowed(dim, inner, before, wanted, lengths)
         start.append(first)
         shape.append(length)
         atoms += left
     stored = region(Box(tuple(start), tuple(shape))).reshape([length for _, length in atoms])
     names = [name for name, _ in atoms]
     if JOIN in names:
-        stored, names = _pick(stored, names, inner, sum(widths[:part]), widths[part], lengths)
+        stored, names = _pick(stored, names, inner, before, width, lengths)
     return _ordered(stored, names, axes, wanted)
 
 
