@@ -73,6 +73,13 @@ CASES = (
         "the join may stand outside an axis", "(kv * dim) hidden", {"q": "rep", "k": "", "v": ""}, QKV_AXES, grouped_by_kv_head
     ),
     Case("TensorRT-LLM joins whole projections", "* hidden", IN_A_ROW, QKV_AXES, one_after_the_other),
+    Case(
+        "a head's gate follows its queries, and all keys follow",
+        "* hidden",
+        {"q": "kv rep * dim", "gate": "kv rep * dim", "k": "kv dim"},
+        {"q": "kv rep dim hidden", "gate": "kv rep dim hidden", "k": "kv dim hidden"},
+        lambda t, n: joined(np.stack([t["q"], t["gate"]], axis=2).reshape(-1, n["hidden"]), t["k"].reshape(-1, n["hidden"])),
+    ),
     Case("Conv1D stores the transpose", "hidden *", IN_A_ROW, QKV_AXES, lambda t, n: one_after_the_other(t, n).T),
     Case(
         "parts of size 1 interleave",

@@ -27,12 +27,16 @@ def save_random(config, folder, seed):
     """Write a folder of transformers, no number of which is what it would be before training."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).bfloat16()
-    for parameter in model.parameters():  # norms and biases too
+    for name, parameter in model.named_parameters():  # norms and biases too
         parameter.data.normal_()
+        if name.endswith("A_log"):  # which is published in f32, as are other bits that engines hold in their own type
+            parameter.data = torch.randn(len(parameter))
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):  # which is published in f32
             buffer.data = torch.randn(len(buffer))
-    model.save_pretrained(folder)
+    model.save_pretrained(
+        folder, save_original_format=config.model_type != "qwen3_5_moe_text"
+    )  # published with its experts in one
     return folder
 
 
@@ -69,6 +73,11 @@ class Worker:
 
     def experts(self, at, names):
         gate, up, down = names
+        if f"{at}experts.gate_up_proj" in self.hf:
+            both = (self.hf[f"{at}experts.{one}"] for one in ("gate_up_proj", "down_proj"))
+            for number, (first, last) in enumerate(zip(*both, strict=True)):
+                each = zip(names, (*first.chunk(2), last), strict=True)
+                self.hf |= {f"{at}experts.{number}.{name}.weight": tensor for name, tensor in each}
         numbers = sorted({int(found[1]) for name in self.hf if (found := re.match(re.escape(at) + r"experts\.(\d+)\.", name))})
         first, second = [], []
         for number in self.part(torch.tensor(numbers)).tolist() if self.shares_experts else numbers:
@@ -188,4 +197,7 @@ class Worker:
                 if f"{at}mlp.{name}.gate_proj.weight" in self.hf:
                     yield from self.gated(f"{at}mlp.{name}.", f"{at}mlp.experts._shared_experts._layer.")
             if f"{at}mlp.shared_expert_gate.weight" in self.hf:
-                yield f"{at}mlp.experts._shared_experts._layer.expert_gate.weight", self.hf[f"{at}mlp.shared_expert_gate.weight"]
+                yield (
+                    f"{at}mlp.experts._shared_experts._layer.expert_gate.weight",
+                    self.hf[f"{at}mlp.shared_expert_gate.weight"],
+                )

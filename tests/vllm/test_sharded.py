@@ -5,6 +5,7 @@ with the files, bit for bit, as are names and digests. With one: the same tokens
 """
 
 import hashlib
+import importlib.util
 import json
 import os
 import socket
@@ -38,7 +39,7 @@ SIZES = {
     "pad_token_id": 0,
 }
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
-WIDE = {**HEADS, "head_dim": 64}
+EIGHT = {"num_attention_heads": 8, "num_key_value_heads": 2}
 EVEN = {"num_attention_heads": 8, "num_key_value_heads": 4}
 LATENT = {
     "num_attention_heads": 4,
@@ -58,6 +59,18 @@ FEW = {
     "topk_group": 1,
 }
 QWEN_MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WEIGHED = {**QWEN_MOE, "shared_expert_intermediate_size": 32}
+DELTA = {
+    **SIZES,
+    **HEADS,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+# vLLM's module of these classes has the one that sees, too, and asks for torchvision
+SEES = importlib.util.find_spec("torchvision") is not None
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,32 @@ CASES = {
             "num_experts_per_tok": 2,
         },
     ),
+    "qwen3_next": Case("Qwen3Next", {**DELTA, **WEIGHED, "mlp_only_layers": [1]}),
+    **({"qwen3_5": Case("Qwen3_5Text", {**DELTA, "tie_word_embeddings": True})} if SEES else {}),
+    **({"qwen3_5_moe": Case("Qwen3_5MoeText", {**DELTA, **WEIGHED})} if SEES else {}),
+    "gemma": Case("Gemma", {**SIZES, **HEADS}),
+    "gemma2": Case("Gemma2", {**SIZES, **HEADS}),
+    "gemma3": Case("Gemma3Text", {**SIZES, **HEADS}),
+    "phi3": Case("Phi3", {**SIZES, **EIGHT}),
+    "granite": Case("Granite", {**SIZES, **EIGHT}),
+    "qwen2_moe": Case("Qwen2Moe", {**SIZES, **EVEN, **WEIGHED, "mlp_only_layers": [1]}),
+    "olmoe": Case("Olmoe", {**SIZES, **EVEN, "num_experts": 8, "num_experts_per_tok": 2}),
+    "deepseek_v2": Case("DeepseekV2", {**SIZES, **LATENT, **FEW, "q_lora_rank": 24, "topk_method": "group_limited_greedy"}),
+    "nemotron": Case("Nemotron", {**SIZES, **HEADS}),
+    "glm4": Case("Glm4", {**SIZES, **HEADS}),
+    "glm4_moe": Case("Glm4Moe", {**SIZES, **HEADS, **FEW, "use_qk_norm": True}),
+    "glm4_moe_lite": Case(
+        "Glm4MoeLite", {**SIZES, **LATENT, **FEW, "q_lora_rank": 24, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    ),
+    "ernie4_5": Case("Ernie4_5", {**SIZES, **HEADS}),
+    "exaone4": Case(
+        "Exaone4",
+        {**SIZES, **EIGHT, "sliding_window": 8, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "cohere": Case("Cohere", {**SIZES, **EVEN}),
+    "cohere2": Case("Cohere2", {**SIZES, **HEADS}),
+    "stablelm": Case("StableLm", {**SIZES, **EVEN, "num_key_value_heads": 8}),
+    "ministral3": Case("Ministral3", {**SIZES, **HEADS}),
 }
 
 

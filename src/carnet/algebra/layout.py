@@ -125,7 +125,10 @@ def parse(text: str, parts: Parts, known: Collection[str] | None = None) -> Patt
         raise BadPattern("nothing says where the parts are joined", text, len(text))
     if JOIN in axes and not joined:
         raise BadPattern("there is only one part to join", text, text.index(JOIN))
-    inner = ((tensor, tuple(axis for (axis,) in _dims(part, known, axes - {JOIN}, "axis join"))) for tensor, part in pairs)
+    texts = [part for _, part in pairs]
+    kinds = ("axis join" if texts.count(part) > 1 else "axis" for part in texts)  # alone, it would take turns with none
+    read = (_dims(part, known, axes - {JOIN}, kind) for part, kind in zip(texts, kinds, strict=True))
+    inner = ((tensor, tuple(axis for (axis,) in dims)) for (tensor, _), dims in zip(pairs, read, strict=True))
     return Pattern(text, dims, tuple(inner))
 
 

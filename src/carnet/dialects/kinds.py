@@ -23,6 +23,7 @@ class Kind:
     embeddings: tuple[str, ...] = ()  # how ranks may share the embedding, where a person may say
     companions: bool = False  # what else lies in the folder is for the same program: tokenizer, code, how texts are generated
     rounds_sums: bool = False  # a norm that one is added to, or taken from, is rounded to its type; elsewhere it becomes f32
+    one_type: bool = False  # every weight has the model's type, whatever a source has, but for rows with a type of their own
     pads_vocabulary: bool = False  # the ranks' multiple of rows is stored
     halved_by: str = "-"  # the tensor that is there where what mixes tokens and the MLP behind it are two layers; "-" for none
     omits_further: bool = False  # layers that predict further tokens are left out, and their number stays in the config
@@ -80,6 +81,8 @@ KINDS: Mapping[str, Kind] = {
             "architectures",
             list,
             codes_key="quantization_config",
+            one_type=True,
+            rounds_sums=True,
             companions=True,
             omits_further=True,
             units=("rank-{tp}", "pp-{pp}-tp-{tp}"),
@@ -99,6 +102,8 @@ KINDS: Mapping[str, Kind] = {
             "architectures",
             list,
             codes_key="quantization_config",
+            one_type=True,
+            rounds_sums=True,
             companions=True,
             omits_further=True,
             units=("rank-{tp}", ""),

@@ -1,11 +1,15 @@
-"""The element types that a target may have: the source's own, or the one that was asked for. Every other cast is a finding."""
+"""The element types that a target may have: the source's own, the one that was asked for, or the one that all weights of its kind have.
+
+Every other cast is a finding.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterator
 
-from carnet.dtypes import BY_NAME
+from carnet.dtypes import BY_NAME, FLOATS
 from carnet.examiner.compare import Finding, Part, Side
-from carnet.model.tensors import Canonical
+from carnet.model.model import value
+from carnet.model.tensors import BY_PART, Canonical
 
 
 def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Finding]:
@@ -28,6 +32,8 @@ def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Findi
 def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str | None) -> set[str]:
     """Return the types that a stored tensor may have. Rows with a type of their own keep it; so does f32, which holds a sum exactly."""
     own = {_own(source, origin) for each in name.origins for origin in source.parts[each]} if asked is None else {asked}
+    if target.inventory.dialect.kind.one_type and asked is None and name.tensor.part in BY_PART:
+        own = {str(value(target.inventory.config, "dtype")) if each in FLOATS else each for each in own}
     summed = name.tensor.part in source.inventory.less_one ^ target.inventory.less_one
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 

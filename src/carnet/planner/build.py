@@ -25,6 +25,7 @@ from carnet.inventory.source_scales import SourceScales
 from carnet.inventory.survey import Inventory, others_of, take
 from carnet.model.fields import Config, Value
 from carnet.model.model import canonical_shapes, further, number, value
+from carnet.model.tensors import BY_PART
 from carnet.planner import adapters
 from carnet.planner.carrying import carried, is_carried
 from carnet.planner.carrying import extents as carried_extents
@@ -144,7 +145,8 @@ def make_plan(
     factors, updates = factors_of(source.changes, kept, gathered)
     shifts = _shifts(source, target, config)
     plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]
-    dtypes = _dtypes(plain, kept, request, {} if target.kind.rounds_sums else shifts)
+    own = str(config["dtype"]) if target.kind.one_type else None
+    dtypes = _dtypes(plain, kept, request.dtype, own, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
     coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
@@ -293,8 +295,10 @@ def _holds(entry: Entry, tensor: str) -> bool:
     return tensor in entry.names
 
 
-def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Held], request: Request, exact: Mapping[str, float]) -> dict[Key, str]:
-    """Return the element type of every target tensor: the source's own, or the one asked for.
+def _dtypes(
+    wanted: Iterable[Entry], kept: Mapping[str, Held], asked: str | None, own: str | None, exact: Mapping[str, float]
+) -> dict[Key, str]:
+    """Return the element type of every target tensor: the one asked for, the one that all weights have, or the source's own.
 
     A sum of ``exact`` is kept in f32, which holds it without rounding; NVIDIA's ranks round it.
     """
@@ -308,8 +312,9 @@ def _dtypes(wanted: Iterable[Entry], kept: Mapping[str, Held], request: Request,
         cuts = tuple([id(kept[name].cut) for name in names])
         if cuts not in known:
             # of codes: as asked
-            found = {dtype or request.dtype or "u8" for name in names for dtype in kept[name].cut.dtypes}
-            found = {request.dtype} if request.dtype is not None and found <= floats else found
+            found = {dtype or asked or "u8" for name in names for dtype in kept[name].cut.dtypes}
+            wished = asked or (own if names[0].tensor.part in BY_PART else None)
+            found = {wished} if wished is not None and found <= floats else found
             if len(found) > 1:
                 raise NotSupported(
                     f"the parts of {entry.name!r} have different element types",
