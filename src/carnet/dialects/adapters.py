@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from carnet.algebra.layout import JOIN
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.rows import Dialect, Row, fuse
+from carnet.dialects.rows import MODULE, Dialect, Row, fuse
 from carnet.model.tensors import ADAPTED, BY_PART, MAGNITUDE, RANK, A, B
 
-WEIGHT = ".weight"
+WEIGHT, IN_PROJ, MIXER = ".weight", ".in_proj.weight", "mixer.in_proj.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,9 @@ class Spelling:
     a: str
     b: str
     magnitude: str
-    parts: Mapping[str, str]  # part of a joined weight -> what stands between where it has an adapter of its own
+    parts: Mapping[
+        str, str
+    ]  # part of a joined weight -> what stands between where it has an adapter of its own; never of experts
 
 
 # NVIDIA-NeMo/Megatron-Bridge 0.6: src/megatron/bridge/peft/{adapter_wrapper,utils,dora_layers}.py; canonical_lora.py for the parts
@@ -44,21 +46,44 @@ BRIDGE = Spelling(
         "mlp.up": ".adapter_up",
         "shared.gate": ".adapter_gate",
         "shared.up": ".adapter_up",
-        "moe.gate": ".adapter_gate",
-        "moe.up": ".adapter_up",
     },
 )
 # huggingface/peft 0.21: src/peft/utils/save_and_load.py get_peft_model_state_dict
 PEFT = Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", {})
+MODULES = {"NemotronHForCausalLM": "model."}  # class -> what its files call otherwise than its modules, which peft names
 PEFT_TOP = "base_model.model."  # PeftModel and LoraModel around the model
 
 
 def adapted(dialect: Dialect, base: Dialect) -> Dialect:
     """Return a dialect with the rows of adapters beside the weights of ``base``, which are its own or those that it leaves out."""
     if dialect.kind.arguments:
-        return replace(dialect, rows=(*dialect.rows, *_rows(base.rows, BRIDGE)))
-    rows = (replace(row, name=f"/{PEFT_TOP}{row.name[1:]}" if row.name[0] == "/" else row.name) for row in base.rows)
-    return replace(dialect, prefixes=tuple(PEFT_TOP + each for each in base.prefixes), rows=(*_rows([*rows], PEFT),))
+        return replace(dialect, rows=(*dialect.rows, *_rows([*_whole(base.rows)], BRIDGE), *_split(base.rows)))
+    named = [replace(row, name=f"/{PEFT_TOP}{row.name[1:]}" if row.name[0] == "/" else row.name) for row in base.rows]
+    # experts are modules, whether they are codes or not: peft itself stacks them where a class has them in one parameter
+    plain = [replace(row, written={name: each for name, each in row.written.items() if name != "coded"}) for row in named]
+    rows = (*_rows(plain, PEFT), *_stacked(plain))
+    first = MODULES.get(base.architecture, base.prefixes[0])
+    return replace(dialect, prefixes=tuple(dict.fromkeys(PEFT_TOP + each for each in (first, *base.prefixes))), rows=rows)
+
+
+def _whole(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows of Megatron's weights, those as if they were written that are stored in parts: their adapters have one A."""
+    for row in rows:
+        yield replace(row, written={}) if row.name.endswith(IN_PROJ) else row
+
+
+def _split(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows of B beside Mamba's weight, which is stored in parts, and so is B: ParallelLinearAdapter.sharded_state_dict.
+
+    That of Gated DeltaNet is not: src/megatron/bridge/peft/adapter_wrapper.py.
+    """
+    group = tuple(dict(next(row for row in rows if row.name.endswith(MIXER)).pattern.parts))
+    for row in rows:
+        module, found, part = row.name.partition(f"{MIXER}.")
+        if found:
+            ((tensor, _),) = row.pattern.parts
+            name, text = f"{module}mixer.in_proj{BRIDGE.b.format(part='')}.{part}", _text([row.pattern.dims[0], (RANK,)])
+            yield replace(fuse(name, text, {f"{tensor}.{B}": ""}, cut=row.cut, written={"joined": True}), joined=group)
 
 
 def of_peft(base: Dialect) -> Dialect:
@@ -74,6 +99,44 @@ def _rows(rows: Sequence[Row], spelling: Spelling) -> Iterator[Row]:
             if key not in known:  # a weight that is there under several names of a source
                 known[key] = 1
                 yield made
+
+
+# of a class whose experts are parameters of one module, which peft wraps one around the other: what reads the model's stream inside
+STACKED = {"moe.gate": "base_layer.", "moe.up": "base_layer.", "moe.down": ""}
+EXPERT = ".{expert}."
+RENAMED = ("block_sparse_moe.", "mlp.")  # of transformers 5, whose files have the old name
+
+
+def _stacked(rows: Sequence[Row]) -> Iterator[Row]:
+    """Yield the rows of adapters beside experts in one parameter; not written where a file has a module for each expert.
+
+    A has the ranks of all experts behind each other, B the experts of each rank: ParamWrapper in src/peft/tuners/lora/layer.py.
+    """
+    apart = {module for row in rows if EXPERT in row.name for module in [row.name.partition(EXPERT)[0].replace(*RENAMED)]}
+    for module in sorted(apart):
+        facts = dict(BY_PART["moe.gate"].when)
+        both = fuse("", "expert * moe_hidden", {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}, when=facts)
+        up = fuse("", "expert moe_ffn moe_hidden", {"moe.up": ""}, when={"gated": False})
+        for each in (both, up, fuse("", "expert moe_hidden moe_ffn", {"moe.down": ""})):
+            yield from _of_parameter(module, each, MODULE)
+    for row in rows if not apart else ():
+        if row.pattern.parts[0][0] in STACKED and not row.name.endswith(WEIGHT) and not row.stored:
+            yield from _of_parameter(row.name.rpartition(".")[0], row, {})
+
+
+def _of_parameter(module: str, row: Row, written: Mapping[str, object]) -> Iterator[Row]:
+    """Yield the rows of the adapters beside experts that a row has in one parameter of a module."""
+    names = dict(row.pattern.parts)
+    first = BY_PART[next(iter(names))]
+    inputs = {*first.axes[first.outputs :]}
+    into, out = ([dim for dim in row.pattern.dims[1:] if ({*dim} <= inputs) == wanted] for wanted in (True, False))
+    joined = tuple(names) if len(names) > 1 else ()
+    said = {**written, **({"joined": True} if joined else {})}
+    top = f"{module}.{STACKED[first.part]}"
+    a = fuse(f"{top}lora_A.weight", _text([("expert", RANK), *into]), {f"{first.part}.{A}": ""}, when=row.when, written=said)
+    of = {f"{part}.{B}": " ".join(axes) for part, axes in names.items()}
+    b = fuse(f"{top}lora_B.weight", _text([*out, (RANK, "expert")]), of, when=row.when, written=said)
+    yield from (replace(each, joined=joined) for each in (a, b))
 
 
 def _beside(row: Row, spelling: Spelling) -> Iterator[Row]:
@@ -104,7 +167,8 @@ def _beside(row: Row, spelling: Spelling) -> Iterator[Row]:
     yield made(spelling.a.format(part=""), [*own, (RANK,), *into], {f"{parts[0]}.{A}": ""}, cut_in, one)
     for end, name, dims in ((B, spelling.b, [*out, (RANK,)]), (MAGNITUDE, spelling.magnitude, out)):
         names = {f"{part}.{end}": " ".join(inner[part]) for part in parts}
-        yield made(name.format(part=""), dims, names, cut_out, one)
+        apart_too = {**one, **MODULE} if spelling is BRIDGE and row.name.endswith(MIXER) else one
+        yield made(name.format(part=""), dims, names, cut_out, apart_too)
     for part in parts if apart else ():
         alone, each = spelling.parts[part], {**row.written, "joined": False}
         whole = [tuple(axis for one in dim for axis in (inner[part] if one == JOIN else (one,))) for dim in out]

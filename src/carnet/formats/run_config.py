@@ -61,10 +61,20 @@ def run_config(said: Arguments, cut: Mapping[str, int], name: str, spec: str, wo
     if isinstance(function := model.get("activation_func"), str):
         model["activation_func"] = _at(FUNCTIONS.get(function, function))
     model |= _layers(said, spec, latent)
-    if not isinstance(adapters, Mapping):
-        return yaml.safe_dump({"model": model, "checkpoint": CHECKPOINT})
-    above = {**CHECKPOINT, **({"pretrained_checkpoint": adapters[BASE]} if adapters.get(BASE) else {})}
-    return yaml.safe_dump({"model": model, "checkpoint": above, PEFT: {key: adapters[key] for key in adapters if key != BASE}})
+    return yaml.safe_dump({"model": model, "checkpoint": CHECKPOINT, **_adapters(adapters)})
+
+
+def adapters_alone(said: object) -> str:
+    """Return the text that says nothing of a model, but how its adapters were made."""
+    return yaml.safe_dump(_adapters(said))
+
+
+def _adapters(said: object) -> dict[str, object]:
+    """Return the sections about adapters, none where there are none."""
+    if not isinstance(said, Mapping):
+        return {}
+    above = {**CHECKPOINT, **({"pretrained_checkpoint": said[BASE]} if said.get(BASE) else {})}
+    return {"checkpoint": above, PEFT: {key: said[key] for key in said if key != BASE}}
 
 
 def _at(path: str) -> dict[str, object]:

@@ -43,7 +43,11 @@ CLASSES = (
     "megatron.bridge.peft.dora.DoRA",
     "megatron.bridge.peft.canonical_lora.CanonicalLoRA",
 )
-PLAIN = re.compile(r"[\w.^\\|()-]*")  # of a pattern of peft's, which is a regular expression: one that is quick to match
+# module around a parameter of all experts -> that parameter's name, which patterns match
+PARAMETERS = ((".experts.base_layer", ".experts.gate_up_proj"), (".experts", ".experts.down_proj"))
+PLAIN = re.compile(
+    r"(?:\.\*)?[\w.^\\|()-]*"
+)  # of a pattern of peft's, which is a regular expression: one that is quick to match
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Words:
     def adapter(self, name: str, rank: int, where: str) -> Adapter:
         """Return the adapter whose A is called so and is so wide; raise BadCheckpoint where another rank is said."""
         module = self.end.sub("", name).removeprefix(PEFT_TOP)
+        module = parameter_of(module) or module
         said = _own(self.ranks, module, self.rank)
         if said is not None and said != rank:
             facts = {"where": where, "tensor": name, "expected": f"{said}, as the config says", "found": rank}
@@ -70,6 +75,11 @@ class Words:
         alpha = _own(self.alphas, module, self.alpha)
         assert alpha is not None
         return Adapter(rank, alpha * sqrt(rank) if self.rooted else alpha)
+
+
+def parameter_of(module: str) -> str:
+    """Return the parameter of all experts that a module is around, "" for any other module."""
+    return next((module.removesuffix(end) + name for end, name in PARAMETERS if module.endswith(end)), "")
 
 
 def words_of(config: Json, kind: Kind, where: str) -> Words:

@@ -8,6 +8,8 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
+from math import prod
 
 from carnet.architectures.family import Family
 from carnet.architectures.known import dialect_of
@@ -27,6 +29,7 @@ from carnet.model.model import holds, layers, tensors
 from carnet.model.tensors import ADAPTERS, MAGNITUDE, RANK, A
 from carnet.storage.protocol import read_at
 
+DELTA = {"gdn.q", "gdn.k", "gdn.v", "gdn.z", "gdn.b", "gdn.a"}
 LEFT = "the base model, which is another folder's"
 ALL = json.dumps({TARGETS: {part: [1, 1.0] for part in ADAPTERS}, DORA: True})  # beside every weight
 
@@ -74,9 +77,13 @@ def _tell(
         return None
     said = words_of(checkpoint.config, kind, where)
     found = _adapters(reads, kept, said, where)
+    check_in_order(
+        dialect_of(family, kind.name), {part for part, _ in found}, checkpoint.config.get("tensor_model_parallel_size")
+    )
     joined = {entry.like.joined for entry in reads} - {()}
     if kind.alone:
         joined |= {*groups(like)} if like is not None else {*_equal(checkpoint, bare(config), reads, kept, found)}
+        joined = {group for group in joined if not any({*group} < {*other} for other in joined)}
     keys = {(entry.unit, entry.name) for entry in named}
     dora = any(entry.names[0].tensor.part.endswith(MAGNITUDE) for entry in named)
     if said.dora is not None and said.dora != dora:
@@ -95,6 +102,18 @@ def _tell(
     return Told({**fields, **({"dtype": first} if fields[ALONE] else {})}, keys)
 
 
+def check_in_order(dialect: Dialect, weights: Collection[str], ranks: object) -> None:
+    """Refuse what Megatron-Bridge stores rank behind rank: B of Gated DeltaNet, of which each rank has a share of every part.
+
+    src/megatron/bridge/peft/adapter_wrapper.py splits that of Mamba alone.
+    """
+    if dialect.kind.arguments and ranks not in (None, 1) and not DELTA.isdisjoint(weights):
+        facts = {"found": f"tensor_model_parallel_size {ranks}", "where": "in_proj.adapter.linear_out of Gated DeltaNet"}
+        raise NotSupported(
+            "Megatron-Bridge stores this adapter in an order that depends on the ranks", facts, remedy="use one rank"
+        )
+
+
 def _weights(config: Config) -> dict[str, list[int]]:
     """Return the layers that have each weight that can have an adapter."""
     found = defaultdict[str, list[int]](list)
@@ -110,10 +129,12 @@ def _adapters(reads: Sequence[Entry], kept: Mapping[Key, Stored], said: Words, w
     for entry in reads:
         key = entry.unit, entry.name
         shape, dims = kept[key].shape, entry.like.pattern.dims
-        if len(shape) != len(dims):
+        at = next(dim for dim, axes in enumerate(dims) if RANK in axes)
+        others = prod(entry.like.shares[axis].size for axis in dims[at] if axis != RANK)
+        if len(shape) != len(dims) or shape[at] % others:
             facts = {"where": where, "tensor": label_of(key), "found": f"{list(shape)}"}
             raise BadCheckpoint(f"{label_of(key)!r} is no A of an adapter", facts)
-        made = said.adapter(entry.name, shape[dims.index((RANK,))], where)
+        made = said.adapter(entry.name, shape[at] // others, where)
         for (name,) in entry.tensors:
             for weight in entry.like.joined or (name.tensor.of,):
                 if found.setdefault((weight, name.layer or 0), made) != made:
@@ -133,11 +154,15 @@ def _equal(
     """Yield the weights that Megatron joins and whose adapters have the same A in every layer, and the same rank and alpha."""
     stored = defaultdict[tuple[str, int], list[Stored]](list)
     for entry in reads:
-        for (name,) in entry.tensors if not entry.like.joined else ():
-            stored[name.tensor.of, name.layer or 0].append(kept[entry.unit, entry.name])
+        for (name,), weight in product(entry.tensors, entry.like.joined or (entry.names[0].tensor.of,)):
+            stored[weight, name.layer or 0].append(kept[entry.unit, entry.name])
     rows = adapted(MEGATRON, MEGATRON).rows
     kinds = {id(layer): layer for layer in layers(config)}.values()
-    candidates = {row.joined for row in rows if row.written.get("joined") and any(holds(row.when, kind) for kind in kinds)}
+    candidates = {
+        row.joined
+        for row in rows
+        if row.written.get("joined") and "spelling" not in row.written and any(holds(row.when, kind) for kind in kinds)
+    }
     for group in sorted(candidates):
         places = [sorted(layer for part, layer in found if part == weight) for weight in group]
         if not places[0] or any(each != places[0] for each in places):

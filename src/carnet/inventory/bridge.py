@@ -10,7 +10,7 @@ from carnet.dialects.megatron.providers import MODELS, SKIPPED, UNSAID, lacked, 
 from carnet.errors import CarnetError, NotSupported
 from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.files import digest_of, read_whole
-from carnet.formats.run_config import CUT, run_config
+from carnet.formats.run_config import CUT, adapters_alone, run_config
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import RUN_CONFIG, YAML_LIMIT, arguments_of, parse_yaml
 from carnet.model.fields import FIELDS, Config
@@ -28,6 +28,14 @@ def checked(said: Mapping[str, object], config: Config, cut: Mapping[str, int]) 
     if different:
         raise NotSupported(NO_PROVIDER, {"it would differ in": ", ".join(different)}, remedy=REMEDY)
     return text
+
+
+def of_adapters(said: Mapping[str, object], config: Config, cut: Mapping[str, int]) -> bytes:
+    """Return the file for adapters: what is said of those alone, where no provider is known that makes their model."""
+    try:
+        return checked(said, config, cut)
+    except NotSupported:
+        return adapters_alone(said[PEFT]).encode()
 
 
 def run_config_of(said: Mapping[str, object], cut: Mapping[str, int]) -> bytes:

@@ -13,7 +13,9 @@ from carnet.dialects.entry import Entry
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.adapters import BASE
-from carnet.inventory.adapter_configs import CLASSES
+from carnet.formats.adapters import BRIDGE as SECTION
+from carnet.inventory.adapter_configs import CLASSES, parameter_of
+from carnet.inventory.adapters import check_in_order
 from carnet.model import adapters
 from carnet.model.adapters import FIELD, Adapter
 from carnet.model.fields import Config
@@ -38,11 +40,12 @@ def check(source: Config, target: Dialect) -> None:
         raise NotSupported(f"{what}, and {target.name} has no place for them", remedy=remedy)
 
 
-def check_placed(source: Config, wanted: Sequence[Entry], target: Dialect) -> None:
+def check_placed(source: Config, wanted: Sequence[Entry], target: Dialect, ranks: int) -> None:
     """Refuse adapters that a target's names cannot say: what it joins has one A, and these are not equal."""
     if not source.get(FIELD):
         return
     placed = {name for entry in wanted for name in entry.names}
+    check_in_order(target, {name.tensor.of for name in placed}, ranks)
     lost = [name for name in canonical_shapes(source) if name.tensor.role == ADAPTER and name not in placed]
     if lost:
         facts = {"tensor": lost[0], "others": len(lost) - 1, "to": target.name}
@@ -52,15 +55,20 @@ def check_placed(source: Config, wanted: Sequence[Entry], target: Dialect) -> No
 def peft_config(family: Family, config: Config, wanted: Sequence[Entry], base: str | None) -> dict[str, object]:
     """Return what adapter_config.json says of the adapters that a folder holds."""
     found: dict[str, Adapter] = {}
+    parameters = set[str]()
     for entry in wanted:
         if entry.name.endswith(PEFT.a):
             name = entry.names[0]
             weight = entry.like.pattern.parts[0][0].removesuffix(f".{A}")
-            found[entry.name.removesuffix(PEFT.a).removeprefix(PEFT_TOP)] = _of(config, name, weight)
+            module = entry.name.removesuffix(PEFT.a).removeprefix(PEFT_TOP)
+            parameters |= {parameter_of(module)}
+            found[parameter_of(module) or module] = _of(config, name, weight)
     plain = adapters.bare(config)
     modules = [entry.name.removesuffix(".weight") for entry in entries(dialect_of(family, "hf", plain), plain, None)]
-    rank = Counter(one.rank for one in found.values()).most_common(1)[0][0]
-    alpha = Counter(one.alpha for one in found.values()).most_common(1)[0][0]
+    parameters -= {""}
+    # peft makes one parameter of the experts' gates and what they multiply, and takes the usual rank for theirs
+    usual = [one for module, one in found.items() if ".experts." in module] or [*found.values()]
+    rank, alpha = Counter((one.rank, one.alpha) for one in usual).most_common(1)[0][0]
     ranks = _patterns({module: one.rank for module, one in found.items()}, rank)
     alphas = _patterns({module: one.alpha for module, one in found.items()}, alpha)
     return {
@@ -70,7 +78,8 @@ def peft_config(family: Family, config: Config, wanted: Sequence[Entry], base: s
         "inference_mode": True,
         "r": rank,
         "lora_alpha": _number(alpha),
-        "target_modules": _targets(found, modules),
+        "target_modules": _targets(found.keys() - parameters, modules),
+        **({"target_parameters": sorted({".".join(each.split(".")[-2:]) for each in parameters})} if parameters else {}),
         "rank_pattern": ranks,
         "alpha_pattern": {pattern: _number(each) for pattern, each in alphas.items()},
         "lora_dropout": 0.0,
@@ -125,7 +134,11 @@ def bridge_section(config: Config, wanted: Sequence[Entry], base: str | None) ->
         if name.tensor.role == ADAPTER
         for one in [_of(config, name, name.tensor.of)]
     }
-    ranks, alphas = ({getattr(one, field) for one in every.values()} for field in ("rank", "alpha"))
+    dense = {one.rank for name, one in every.items() if not name.tensor.each_expert}
+    few = {one.rank for name, one in every.items() if name.tensor.each_expert}
+    topk = config.get("topk")
+    normal = isinstance(topk, int) and {rank * topk for rank in few} == dense
+    ranks, alphas = dense if normal else dense | few, {one.alpha for one in every.values()}
     for what, values in (("rank", ranks), ("alpha", alphas)):
         if len(values) > 1:
             facts = {"found": ", ".join(map(str, sorted(values))), "to": "megatron"}
@@ -133,15 +146,24 @@ def bridge_section(config: Config, wanted: Sequence[Entry], base: str | None) ->
     if not adapters.is_uniform(config):
         raise NotSupported("Megatron stores the adapters of all layers together, and not every layer has them here")
     apart = [entry.name for entry in wanted if re.search(r"\.adapter\.adapter_\w+\.", entry.name)]
-    joined = [entry.name for entry in wanted if len(entry.like.parts) > 1 and ".adapter." in entry.name]
+    joined = [
+        entry.name for entry in wanted if len(entry.like.parts) > 1 and ".adapter." in entry.name and not _of_experts(entry)
+    ]
     if apart and (joined or adapters.is_dora(config)):
         facts = {"joined": joined[0] if joined else "-", "apart": apart[0]}
         raise NotSupported("Megatron-Bridge has no class that makes these adapters", facts)
     modules = {_module(entry.name) for entry in wanted if ".adapter." in entry.name}
+    if apart and "linear_fc1" in modules:  # of experts, who have one for both in every class: canonical_lora.py
+        modules = modules - {"linear_fc1"} | {"linear_fc1_up", "linear_fc1_gate"}
     kind = CLASSES[2] if apart else CLASSES[1] if adapters.is_dora(config) else CLASSES[0]
     alpha, rank = _number(alphas.pop()), ranks.pop()
     said = {"_target_": kind, "dim": rank, "alpha": alpha, "dropout": 0.0, "target_modules": sorted(modules)}
-    return {**said, **({BASE: base} if base else {})}
+    experts = {"normalize_moe_lora": normal, "share_expert_adapters": False} if few else {}
+    return {SECTION: {**said, **experts, **({BASE: base} if base else {})}}
+
+
+def _of_experts(entry: Entry) -> bool:
+    return any(name.tensor.each_expert for name in entry.names)
 
 
 PARTS = {

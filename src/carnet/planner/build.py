@@ -133,7 +133,7 @@ def make_plan(
     for problem in () if carries else coded_beside(source.config, str(source.checkpoint.root)):
         raise problem
     wanted = [*entries(target, config, None, request.names, among, coded=carries or joins or request.quantize is not None)]
-    adapters.check_placed(source.config, wanted, target)
+    adapters.check_placed(source.config, wanted, target, request.tp)
     if joins:
         places = {unit.name: at for at, unit in enumerate(ranks)}
         wanted += joined_scales(source, target, config, request.names, among)

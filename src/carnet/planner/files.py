@@ -19,7 +19,6 @@ from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, write, written
 from carnet.dtypes import BY_NAME
 from carnet.errors import Obstacles
-from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.adapters import SAID
 from carnet.formats.folder import CONFIG
 from carnet.formats.safetensors import layout_file
@@ -27,7 +26,7 @@ from carnet.formats.stored import Key
 from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
 from carnet.formats.wrapped import MEANT_FOR, RUN_CONFIG
-from carnet.inventory.bridge import checked
+from carnet.inventory.bridge import checked, of_adapters
 from carnet.model.adapters import bare
 from carnet.model.fields import Config
 from carnet.model.model import value
@@ -159,9 +158,11 @@ def _store(
     reader = None if request.reader is None else program(request.reader, "--read-by")
     told = needs(said, reader, local=request.names == "local")
     beside = []
-    if request.spelling == BRIDGE or section:  # adapters are Megatron-Bridge's
-        ranks = {"tp": request.tp, "pp": request.pp, "ep": request.ep}
-        beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked({**said, **({PEFT: section} if section else {})}, config, ranks))]
+    ranks = {"tp": request.tp, "pp": request.pp, "ep": request.ep}
+    if request.spelling == BRIDGE:
+        beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked({**said, **section}, config, ranks))]
+    elif section:  # adapters are Megatron-Bridge's
+        beside = [RawFile(f"{folder}/{RUN_CONFIG}", of_adapters({**said, **section}, config, ranks))]
     common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
     return Made(store.files, tuple(places), (*store.raws, *beside, common), {}, NO_SCRATCH, {}, told)
 
