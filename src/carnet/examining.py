@@ -13,12 +13,12 @@ from carnet.examiner.asked import asked_of, words
 from carnet.examiner.desk import Desk, Elsewhere, desk_of
 from carnet.examiner.means import Order, choose_means
 from carnet.examiner.verdict import Proof, examine_target
-from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint
 from carnet.inventory.adapting import adapted
 from carnet.inventory.bridge import vouched
 from carnet.inventory.merged import Merged
 from carnet.inventory.opening import opened
+from carnet.inventory.planes import open_with
 from carnet.inventory.survey import Inventory, survey, take
 from carnet.plans.options import local
 from carnet.plans.request import Request
@@ -50,7 +50,7 @@ def examine(
         inventory = replace(understood(source, said), merged=merged)
     except CarnetError as error:
         raise error if staged else _with_claims(error, target) from None
-    arriving = _meant(open_checkpoint(target), said.reader)
+    arriving = _meant(open_with(target, said.also), said.reader)
     known = [*known, Known("the arguments", vouched(arriving))]
     if inventory.dialect.kind.companions and KINDS[arriving.dialect].companions and not any(each.whole for each in known):
         known = [*known, Known("the source", folder=source)]
@@ -75,7 +75,7 @@ def examine(
 def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: int, threads: int | None) -> Desk:
     """Return the desk of an examination that another process began."""
     said = asked_of(request).request
-    inventory, arriving = understood(source, said), _meant(open_checkpoint(target), said.reader)
+    inventory, arriving = understood(source, said), _meant(open_with(target, said.also), said.reader)
     means = choose_means(memory, len(inventory.checkpoint.tensors) + len(arriving.tensors), threads)
     return desk_of(inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype)
 
@@ -117,4 +117,4 @@ def open_source(path: PathLike | Folder, said: Request) -> Checkpoint:
     own = None if said.config is None else local("config", said.config)
     tower = None if said.tower is None else local("tower", said.tower)
     adapter = None if said.adapter in (None, OWN) else local("adapter", said.adapter)
-    return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha, adapter)
+    return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha, adapter, said.also)

@@ -11,6 +11,7 @@ from itertools import product
 
 from carnet.algebra.layout import Fold, Pattern, Share, View, cut_evenly, cut_or_repeat, cut_padded, fold, view
 from carnet.dialects.entry import Entry, Like
+from carnet.dialects.planes import in_planes
 from carnet.dialects.rows import Constant, Dialect, Row, numbered
 from carnet.dialects.towers import carried
 from carnet.dialects.units import Among, Present, Unit, units
@@ -36,6 +37,14 @@ def entries(
 
     ``among`` are the units that hold the model, where the names that are there cannot tell. ``coded`` says that a target has codes.
     """
+    weights = [*_weights(dialect, config, present, spelling, among, coded=coded)]
+    yield from weights
+    yield from in_planes(weights, config, present)
+
+
+def _weights(
+    dialect: Dialect, config: Config, present: Present, spelling: str, among: Sequence[Unit] | None, *, coded: bool
+) -> Iterator[Entry]:
     what, stored = layers(config), (stored_at(config), further_at(config))
     top = tensors(config, config)
     for unit in units(dialect, config, present) if among is None else among:

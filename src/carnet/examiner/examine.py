@@ -20,6 +20,7 @@ from carnet.examiner.diagnose import name_damages
 from carnet.examiner.judge import Judgement, ratio
 from carnet.examiner.means import Means, Order, Tally
 from carnet.examiner.tensor_files import blocks, region
+from carnet.examiner.training import check_training
 from carnet.examiner.types import check_types
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.inventory.survey import Inventory, Lacking, survey
@@ -83,7 +84,12 @@ def examine(
     desk = desk_of(source, target, means, asked.request.dtype)
     ours, theirs = desk.ours, desk.theirs
     names = [*ours.shapes]
-    findings = [*_config(source, target), *_surplus(ours, theirs), *check_types(ours, theirs, asked.request.dtype)]
+    findings = [
+        *_config(source, target),
+        *check_training(source, target),
+        *_surplus(ours, theirs),
+        *check_types(ours, theirs, asked.request.dtype),
+    ]
     # what the target lacks is found below, tensor by tensor
     findings += [_problem(error, "") for error in problems if not isinstance(error, Lacking)]
     tally = Tally(progress, sum(map(desk.nbytes, desk.tasks)))

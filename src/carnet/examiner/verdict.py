@@ -22,12 +22,13 @@ from carnet.examiner.means import Means, Order, Tally, choose_means, each
 from carnet.examiner.tensor_files import digest, tensor_files_of
 from carnet.examiner.unexamined import check_words, unexamined
 from carnet.formats.companions import lacking, left_behind
-from carnet.formats.detect import fingerprint, open_checkpoint
+from carnet.formats.detect import fingerprint
 from carnet.formats.files import check_unchanged
 from carnet.formats.side_files import DOCUMENT, side_files
 from carnet.formats.stored import Checkpoint, Stored, label_of
 from carnet.formats.tokenizers import generation_eos
 from carnet.formats.torch_dist_files import TRACKER
+from carnet.inventory.planes import open_with
 from carnet.inventory.survey import Inventory
 from carnet.pool import Progress
 from carnet.storage.journal_lines import is_journal
@@ -126,7 +127,7 @@ def examine_target(
     at = _placed(order, below)
     found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked, order=at, elsewhere=elsewhere)
     if order is not None:  # what was seen before it was written is what is there now
-        there = open_checkpoint(target)
+        there = open_with(target, source.checkpoint.also)
         if there.digest != checkpoint.digest or there.tensors != checkpoint.tensors:
             wrong = [
                 Finding(
@@ -268,7 +269,9 @@ def recheck(target: Folder, memory: int, threads: int | None, progress: Progress
             f"{DOCUMENT} is missing" if said is None else f"{DOCUMENT} says that nobody has compared the folder with its source"
         )
         raise BadRequest(f"{what}, so a target alone has nothing to be compared with", {"where": target}, remedy=remedy)
-    checkpoint = open_checkpoint(target)
+    asked = said.data.get("request")
+    also = asked.get("also") if isinstance(asked, Mapping) else None
+    checkpoint = open_with(target, None if also is None else str(also))
     findings = [*said.problems, *_retold(checkpoint, said, choose_means(memory, len(checkpoint.tensors), threads), progress)]
     beside = _account(target, checkpoint, [Known(CARNET, said.files, whole=True)], {DOCUMENT})
     check_unchanged(checkpoint.root, checkpoint.stamps)

@@ -105,7 +105,7 @@ def _read_file(root: Folder, folder: str, locate: Callable[[str], bool], keep: C
     check_inside(root, name, "the folder's listing")
     file = root.open(name)
     _refuse_old(file)
-    state, pickled = object_item(file, 0, file.stamp.nbytes)
+    state, pickled, _ = object_item(file, 0, file.stamp.nbytes)
     archive = open_archive(file, 0, file.stamp.nbytes)
     # a key that is not text may be too deep to hash
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):

@@ -25,7 +25,8 @@ from carnet.formats.stored import Checkpoint
 from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
-from carnet.formats.torch_zip import object_item
+from carnet.formats.torch_zip import Archive, number_of, object_item
+from carnet.formats.training import COMMON, OPTIMIZER, Training, training_of
 from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
 from carnet.storage.protocol import FOLDER, Folder, names_in
 
@@ -48,6 +49,7 @@ class _Arguments:
     inner: bytes = b""  # the pickle that was read, where it is inside a data file
     program: str = ""  # the program that means the arguments, where that is known
     era: str = ""  # what the store's form says of the release of Megatron-LM
+    training: Training | None = None
 
 
 def find_iteration(root: Folder) -> Folder | None:
@@ -81,7 +83,7 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
         said = _Arguments(config, writer, {}, seen, program="nemo")
     else:
         kind, store = _read_store(root, locate)
-        said = _read_arguments(root, store, names, plain=kind == "torch_dcp")
+        said = _read_arguments(root, store, names, plain=kind == "torch_dcp", trained=locate(f"{OPTIMIZER}.state"))
     tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
     section, seen = with_run_config(root, tensors)
     said = replace(
@@ -95,6 +97,7 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
         *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, notes),
         program=said.program or program_of(said.config),
         era=said.era,
+        training=said.training,
     )
 
 
@@ -148,9 +151,9 @@ def _tracked(root: Folder, folders: Sequence[str]) -> str:
     raise BadCheckpoint(f"{TRACKER} says {shown(content)!r}, which is not here", facts, remedy=remedy)
 
 
-def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: bool) -> _Arguments:
-    """Return the arguments that a folder itself holds, or the wrapping program's config beside it."""
-    said = _read_objects(root, store) if plain else _read_common(root, store)
+def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: bool, trained: bool) -> _Arguments:
+    """Return the arguments that a folder itself holds, or the wrapping program's config beside it; ``trained``: and its training."""
+    said = _read_objects(root, store) if plain else _read_common(root, store, trained=trained)
     if said.config or RUN_CONFIG not in names:
         return said
     config, seen = read_bridge(root)
@@ -163,7 +166,7 @@ def _read_objects(root: Folder, store: Store) -> _Arguments:
     found, inner = {}, b""
     for name in sorted(READ):
         if name in store.places:
-            value, pickled = read_object(root, store.places[name])
+            value, pickled, _ = read_object(root, store.places[name])
             found[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
             inner += pickled
     arguments = found.get("args")
@@ -171,28 +174,33 @@ def _read_objects(root: Folder, store: Store) -> _Arguments:
     return _Arguments(config, "torch.distributed.checkpoint", found, [], inner)
 
 
-def _read_common(root: Folder, store: Store) -> _Arguments:
+def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:
     """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
     seen, inner = [], b""
     if COMMON_ITEM in store.places:
         era = ">=0.19"
-        value, inner = read_object(root, store.places[COMMON_ITEM])
+        value, inner, archive = read_object(root, store.places[COMMON_ITEM])
         common = value[0] if isinstance(value, list) and len(value) == 1 else value
     elif not root.kind(COMMON_FILE):
         return _Arguments({}, "megatron-core (no common state)", {}, [])
     else:
         era = "<0.19"
         file = root.open(COMMON_FILE)
-        common, pickled = object_item(file, 0, file.stamp.nbytes)
+        common, pickled, archive = object_item(file, 0, file.stamp.nbytes)
         seen = [Sighting(file.stamp, digest_of(pickled))]
     if not isinstance(common, dict):
         raise BadCheckpoint("the common state is not a table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
     config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
     place = COMMON_FILE if seen else "common_state"
+    training = None
+    if trained and OPTIMIZER in common:
+        training = training_of(_Plain(root, archive).table({key: common.get(key) for key in COMMON}), config, root)
     if isinstance(common.get(MEANT_FOR), str):
-        return _Arguments(config, f"carnet, for {shown(common[MEANT_FOR])}", common, seen, inner, common[MEANT_FOR])
-    return _Arguments(config, f"megatron-core {era[:-4]} 0.19 ({place})", common, seen, inner, era=era)
+        writer = f"carnet, for {shown(common[MEANT_FOR])}"
+        return _Arguments(config, writer, common, seen, inner, common[MEANT_FOR], training=training)
+    writer = f"megatron-core {era[:-4]} 0.19 ({place})"
+    return _Arguments(config, writer, common, seen, inner, era=era, training=training)
 
 
 def _notes(said: _Arguments) -> dict[str, str]:
@@ -209,8 +217,8 @@ class _Plain:
     A pickle may share one value in many places: written out, a few hundred bytes can become terabytes.
     """
 
-    def __init__(self, where: Folder) -> None:
-        self._where = where
+    def __init__(self, where: Folder, archive: Archive | None = None) -> None:
+        self._where, self._archive = where, archive
         self._left = _NODES
 
     def table(self, fields: Mapping[object, object], depth: int = 0) -> dict[str, object]:
@@ -238,6 +246,8 @@ class _Plain:
             items = [self.value(item, depth + 1) for item in value]
             return items if isinstance(value, list) else sorted(items, key=str)
         if isinstance(value, PickledTensor):
+            if self._archive is not None and value.shape in ((), (1,)):
+                return number_of(self._archive, value)
             return f"tensor {value.dtype} {value.shape}"
         if isinstance(value, type) and issubclass(value, Inert):
             return value.name

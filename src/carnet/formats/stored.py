@@ -12,6 +12,7 @@ from carnet.algebra.box import Box
 from carnet.algebra.strided import within
 from carnet.dtypes import BY_NAME
 from carnet.errors import NotSupported
+from carnet.formats.training import Training
 from carnet.storage.protocol import Folder, Stamp
 
 Key = tuple[str, str]  # (unit, name) of a stored tensor
@@ -92,6 +93,8 @@ class Checkpoint:
     accept: tuple[str, ...] = ()  # Megatron's arguments, or keys of a config, whose effect a person does without
     family: str | None = None  # the one that a person names
     adapter: "Checkpoint | None" = None  # of another folder, whose files are lent: what is added to its weights
+    also: str | None = None  # what a person wants to go along with the weights: "optimizer"
+    training: Training | None = None  # how far the training is, where that was asked for and is said
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

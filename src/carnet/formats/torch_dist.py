@@ -20,7 +20,7 @@ from carnet.formats.dcp import METADATA_LIMIT, Item, StoreMetadata, TensorEntry,
 from carnet.formats.files import Sighting, check_inside, read_whole
 from carnet.formats.jsons import CONFIG, parse_object
 from carnet.formats.stored import Chunk, Stored
-from carnet.formats.torch_zip import TensorItem, ends, object_item, tensor_item
+from carnet.formats.torch_zip import Archive, TensorItem, ends, object_item, tensor_item
 from carnet.storage.protocol import Folder, Stamp, asked
 
 Locate = Callable[[str], bool]  # tensor name -> whether its bytes are wanted
@@ -63,8 +63,8 @@ def read_plain_store(root: Folder, locate: Locate) -> Store:
     return Store(tensors, objects, places, (seen_metadata, *stamps))
 
 
-def read_object(root: Folder, item: Item) -> tuple[object, bytes]:
-    """Return the plain object of one item, and the pickle that says so."""
+def read_object(root: Folder, item: Item) -> tuple[object, bytes, Archive]:
+    """Return the plain object of one item, the pickle that says so, and the zip that is the item."""
     file = root.open(item.file)
     return object_item(file, item.offset, item.nbytes)
 

@@ -41,8 +41,19 @@ class Made:
 
 
 Value = (
-    None | bool | int | float | str | list["Value"] | tuple["Value", ...] | Mapping[str, "Value"] | Global | Call | Made
-)  # a table's keys are texts
+    None
+    | bool
+    | int
+    | float
+    | str
+    | list["Value"]
+    | tuple["Value", ...]
+    | Mapping[str, "Value"]
+    | Mapping[int, "Value"]
+    | Global
+    | Call
+    | Made
+)  # a table's keys are texts, or numbers
 
 
 def dumps(value: Value) -> bytes:
@@ -153,7 +164,9 @@ class Program:
             case _:
                 self._push_nested(value)
 
-    def _push_nested(self, value: "list[Value] | tuple[Value, ...] | Mapping[str, Value] | Call | Made") -> None:
+    def _push_nested(
+        self, value: "list[Value] | tuple[Value, ...] | Mapping[str, Value] | Mapping[int, Value] | Call | Made"
+    ) -> None:
         match value:
             case list():
                 self.code += b"]("
@@ -173,7 +186,7 @@ class Program:
             case Mapping():
                 self.code += b"}("
                 for key, item in value.items():
-                    self.text(key)
+                    self.push(key)
                     self.push(item)
                 self.code += b"u"
 

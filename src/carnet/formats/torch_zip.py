@@ -14,7 +14,9 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from carnet.dtypes import BY_NAME
+import numpy as np
+
+from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import MADE_AGAIN, BadCheckpoint, shown
 from carnet.formats.pickles import load
 from carnet.formats.torch_frames import CENTRAL, END, END64, LOCAL, LOCATOR64
@@ -80,16 +82,22 @@ def tensor_item(file: File, offset: int, nbytes: int) -> TensorItem:
     return TensorItem(tensor.dtype, tensor.shape, tensor.strides, start)
 
 
-def object_item(file: File, offset: int, nbytes: int) -> tuple[object, bytes]:
-    """Return the plain object that a zip at ``offset`` holds, and the pickle that says so."""
+def object_item(file: File, offset: int, nbytes: int) -> tuple[object, bytes, Archive]:
+    """Return the plain object that a zip at ``offset`` holds, the pickle that says so, and the zip."""
     archive = open_archive(file, offset, nbytes)
-    return _unpickled(archive, lenient), _pickle(archive)
+    return _unpickled(archive, lenient), _pickle(archive), archive
 
 
 def value_item(file: File, offset: int, nbytes: int, resolve: Callable[[str, str], object] = lenient) -> tuple[object, Archive]:
     """Return what a zip at ``offset`` holds out of another allow-list, and the zip that its tensors lie in."""
     archive = open_archive(file, offset, nbytes)
     return _unpickled(archive, resolve), archive
+
+
+def number_of(archive: Archive, tensor: PickledTensor) -> float:
+    """Return the one number of a tensor that has no other."""
+    held = np.frombuffer(storage_bytes(archive, tensor.storage), array_type(tensor.dtype))
+    return float(held[tensor.offset])
 
 
 def storage_bytes(archive: Archive, storage: Storage) -> bytes:

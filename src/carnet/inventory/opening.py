@@ -9,12 +9,12 @@ from carnet.dialects.megatron.programs import program
 from carnet.dialects.megatron.providers import UNSAID
 from carnet.errors import BadRequest
 from carnet.formats.adapters import BRIDGE, SAID, with_alpha
-from carnet.formats.detect import open_checkpoint
 from carnet.formats.jsons import read_object
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, program_of, read_config
 from carnet.inventory.lent import with_adapter, with_tower
+from carnet.inventory.planes import open_with
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
 
@@ -28,12 +28,14 @@ def opened(
     tower: PathLike | None = None,
     alpha: float | None = None,
     adapter: PathLike | None = None,
+    also: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows.
 
-    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters, ``adapter`` a folder that lends these.
+    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters, ``adapter`` a folder that lends these;
+    ``also`` is what shall go along with the weights.
     """
-    checkpoint = replace(open_checkpoint(path), accept=tuple(accept), family=family)
+    checkpoint = replace(open_with(path, also), accept=tuple(accept), family=family, also=also)
     if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
         checkpoint = _with_needs(checkpoint)
     if config is not None:

@@ -20,6 +20,7 @@ from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.programs import AS_IT_STANDS, Heard
+from carnet.dialects.planes import OPTIMIZER
 from carnet.dialects.rows import Dialect, is_zero_centred, less_one
 from carnet.dialects.strangers import way_out
 from carnet.dialects.towers import found
@@ -30,6 +31,7 @@ from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, resh
 from carnet.inventory.adapters import with_adapters
 from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_lent
+from carnet.inventory.planes import planes_of
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
@@ -160,8 +162,11 @@ def survey(
     said, family, config = _read(checkpoint, kind, heard, fixed)
     undecided = checkpoint.family is None and names_none(kind, heard.said)
     dialect = dialect_of(family, kind.name, config, names)
-    config |= {name: value(like, name) for name in dialect.pads} if like is not None else {}
-    dropped, kept = _drop(checkpoint, dialect, drop)
+    config |= {
+        **({name: value(like, name) for name in dialect.pads} if like is not None else {}),
+        **planes_of(checkpoint, like),
+    }
+    dropped, kept = _drop(checkpoint, dialect, drop, planes="planes" in config)
     tower = _take_tower(checkpoint, dialect, config, kept, like)
     # else it is held to what the program of its style writes
     published = like is None or said == carried
@@ -251,11 +256,15 @@ def _take_tower(
 
 
 def _drop(
-    checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...]
+    checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...], *, planes: bool
 ) -> tuple[dict[str, tuple[str, ...]], dict[Key, Stored]]:
-    """Set aside what is not a weight, and what was asked to be left behind: reason -> names, and the rest."""
+    """Set aside what is not a weight, and what was asked to be left behind: reason -> names, and the rest.
+
+    With ``planes`` the optimizer's state is kept.
+    """
     said = {pattern: f"--drop {pattern}" for pattern in asked}
-    reasons = {**said, **dialect.dropped, **said}  # first in order and in meaning, also where the dialect has the same pattern
+    usual = {pattern: why for pattern, why in dialect.dropped.items() if not (planes and why == OPTIMIZER)}
+    reasons = {**said, **usual, **said}  # first in order and in meaning, also where the dialect has the same pattern
     dropped: dict[str, list[str]] = defaultdict(list)
     found = _reasons({name for _, name in checkpoint.tensors} | checkpoint.objects.keys(), reasons)
     for key in (*checkpoint.tensors, *(("", name) for name in checkpoint.objects)) if found else ():

@@ -294,6 +294,7 @@ FIELDS = (
     ),
     Field("adapters_one", str, "", "the weights whose adapters have one A, as JSON: lists of them", storage=True),
     Field("adapters_alone", bool, False, "the weights that adapters are beside are not here", storage=True),
+    Field("planes", str, "", "what an optimizer keeps of each weight and goes along, a word each", storage=True),
     Field("dtype", str, ..., "element type of the weights, in carnet's words", storage=True),
     Field("bos", int, None, "id of the first token of a text", soft=True, least=None, many=True),
     Field("eos", int, None, "id of the last token of a text, or of several", soft=True, least=None, many=True),

@@ -200,7 +200,14 @@ def canonical_shapes(config: Config, rows: Collection[str] = ()) -> dict[Canonic
             kinds[id(layer)] = _sized(config, layer, rows)
         found |= {tensor.at(index): shape for tensor, shape in kinds[id(layer)]}
     found |= {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
-    return found | {each.tensor: each.shape for each in tower(config)}
+    found |= {each.tensor: each.shape for each in tower(config)}
+    kept = [(name, shape) for name, shape in found.items() if name.trained]
+    return found | {name.on(plane): shape for plane in planes(config) for name, shape in kept}
+
+
+def planes(config: Config) -> list[str]:
+    """Return what an optimizer keeps of each weight, in words of its own."""
+    return str(value(config, "planes")).split()
 
 
 def _sized(config: Config, layer: Config, rows: Collection[str]) -> list[tuple[Tensor, tuple[int, ...]]]:

@@ -108,21 +108,32 @@ class Tensor:
 
 
 class Canonical(str):
-    """The name of a canonical tensor of a model, ``layers.3.attention.q``, which knows its layer and its row."""
+    """The name of a canonical tensor of a model, ``layers.3.attention.q``, which knows its layer, its row and its plane."""
 
-    __slots__ = ("layer", "tensor")
+    __slots__ = ("layer", "plane", "tensor")
     layer: int | None
     tensor: Tensor
+    plane: str  # what an optimizer keeps of a weight, "exp_avg"; "" for the weight itself
 
-    def __new__(cls, tensor: Tensor, layer: int | None) -> Self:
+    def __new__(cls, tensor: Tensor, layer: int | None, plane: str = "") -> Self:
         """Name the tensor of a row."""
-        made = super().__new__(cls, tensor.part if layer is None else f"layers.{layer}.{tensor.part}")
-        made.layer, made.tensor = layer, tensor
+        name = tensor.part if layer is None else f"layers.{layer}.{tensor.part}"
+        made = super().__new__(cls, f"{plane}:{name}" if plane else name)
+        made.layer, made.tensor, made.plane = layer, tensor, plane
         return made
 
-    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, int | None]]:
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, int | None, str]]:
         """Return what makes a copy."""
-        return type(self), (self.tensor, self.layer)
+        return type(self), (self.tensor, self.layer, self.plane)
+
+    def on(self, plane: str) -> "Canonical":
+        """Return what an optimizer keeps of this weight on one of its planes."""
+        return Canonical(self.tensor, self.layer, plane)
+
+    @property
+    def trained(self) -> bool:
+        """Say whether an optimizer keeps anything of it: not of what other steps of a training set, or none."""
+        return self.tensor.role != CARRIED and self.tensor.part not in BUFFERS
 
     @property
     def origins(self) -> tuple["Canonical", ...]:
@@ -312,4 +323,5 @@ BY_PART = {tensor.part: tensor for tensor in (*TENSORS, *(part for parts in ADAP
 READERS = {
     word: tuple(tensor.part for tensor in TENSORS if tensor.reads == word) for word in {t.reads for t in TENSORS} if word
 }
+BUFFERS = frozenset(("moe.router_bias", "layer_scale"))  # register_buffer: router.py, gemma4's layer of Megatron-Bridge
 TIED = {"head": "embed"}  # what a tied model stores under the first name is the second

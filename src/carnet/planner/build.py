@@ -44,7 +44,7 @@ from carnet.planner.meeting import meet
 from carnet.planner.proof import prove
 from carnet.plans.blocks import by_file
 from carnet.plans.columns import Gathered, Plan, Steps
-from carnet.plans.request import Request, as_data
+from carnet.plans.request import Request, as_data, flag_of
 from carnet.storage.schemes import file_at
 
 NOTHING = Companions()
@@ -62,6 +62,10 @@ def build(
     ``along`` are the files that go along with the weights; ``tokens`` what the folder says of the tokenizer that goes along;
     ``calibration`` says how large activations were, under the names of ``--amax``.
     """
+    changed = [name for name in ("dtype", "adapter") if getattr(request, name) is not None]
+    if request.also is not None and changed:
+        remedy = f"leave out {flag_of('also')} optimizer, or {flag_of(changed[0])}"
+        raise BadRequest("a training goes on with the weights that it has", {"option": flag_of(changed[0])}, remedy=remedy)
     source = take(checkpoint, request.drop, request.vocab_size, request.tokens, alone=KINDS[request.to].alone)
     source = adapted(source, request.adapter, request.adapter_scale)
     names = [name for _, name in source.checkpoint.tensors] if request.to == source.dialect.name else []
@@ -153,7 +157,8 @@ def make_plan(
     constants = constant_tensors(target, wanted, source.said if joins else None, str(config["dtype"]))
     cache = cache_tensors(coding, wanted, dtypes) | constants
     base = request.adapter_base or source.checkpoint.notes.get("base")
-    made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks], base)
+    training = source.checkpoint.training
+    made = target_files(target, wanted, dtypes, config, request, coded, cache, [unit.name for unit in ranks], base, training)
 
     def code(source_scales: SourceScales, gathered: Gathered) -> Gathered:
         if coding is not None:
@@ -176,7 +181,7 @@ def make_plan(
         request=as_data(request),
         family=source.family.name,
         files=files,
-        texts=target_texts(source.family, target, config, files, coding, wanted, coded, more, base),
+        texts=target_texts(source.family, target, config, files, coding, wanted, coded, more, base, training),
         scratch=made.scratch,
         factors=factors,
         updates=updates,

@@ -23,13 +23,14 @@ from carnet.formats.adapters import SAID
 from carnet.formats.folder import CONFIG
 from carnet.formats.safetensors import layout_file
 from carnet.formats.stored import Key
-from carnet.formats.torch_dist_files import common_pt, folder_of, layout_store, store_texts, torch_type
+from carnet.formats.torch_dist_files import CONTENT, common_pt, folder_of, layout_store, store_texts, torch_type
 from carnet.formats.torch_opcodes import Value
+from carnet.formats.training import FORM, SHARDING, Training, common_state, iteration_of, run_arguments
 from carnet.formats.wrapped import MEANT_FOR, RUN_CONFIG
 from carnet.inventory.bridge import checked, of_adapters
 from carnet.model.adapters import bare
 from carnet.model.fields import Config
-from carnet.model.model import value
+from carnet.model.model import number, value
 from carnet.planner.adapters import bridge_section, peft_config
 from carnet.planner.choosing import Coded, kinds, plain_modules
 from carnet.planner.coding import Coding, Laid, Scaled, scratch
@@ -39,7 +40,6 @@ from carnet.quantize.configs import BESIDE, Codes, with_codes
 from carnet.quantize.styles import Kept
 from carnet.steps import NO_SCRATCH, RawFile, TargetFile, TargetTensor, TextFile
 
-ITERATION = 1  # of a checkpoint that begins a run; Megatron counts from there
 PT = {"format": "pt"}  # transformers refuses a file without it
 
 
@@ -66,13 +66,15 @@ def target_files(
     cache: Mapping[Key, Scaled],
     ranks: Sequence[str],
     base: str | None = None,
+    training: Training | None = None,
 ) -> Made:
     """Return the tensor files of a target, with every tensor's offset, in the order of the entries.
 
-    ``ranks`` are the units that have a file each, where the target has such; ``base`` names the model that adapters are of.
+    ``ranks`` are the units that have a file each, where the target has such; ``base`` names the model that adapters are of;
+    ``training`` is how far one is that goes on.
     """
     if target.kind.files == STORE:
-        return _store(target, wanted, dtypes, config, request, base)
+        return _store(target, wanted, dtypes, config, request, base, training)
     scales: dict[Key, list[Kept]] = {}
     for scaled in cache.values():
         scales.setdefault(scaled.beside, []).append(scaled.kept)
@@ -137,9 +139,16 @@ def _shards(held: Mapping[Key, list[Tensor]], most: int, single: str) -> tuple[T
 
 
 def _store(
-    target: Dialect, wanted: Sequence[Entry], dtypes: Mapping[Key, str], config: Config, request: Request, base: str | None
+    target: Dialect,
+    wanted: Sequence[Entry],
+    dtypes: Mapping[Key, str],
+    config: Config,
+    request: Request,
+    base: str | None,
+    training: Training | None,
 ) -> Made:
-    folder = folder_of(ITERATION)
+    iteration = iteration_of(training)
+    folder = folder_of(iteration)
     cut = chunks(wanted, dtypes, config, request)
     empty = [("__0_1.distcp", states(wanted, config, request.names))]
     store = layout_store(folder, [(file, [chunk for _, chunk in held]) for file, held in cut.items()], empty)
@@ -163,7 +172,12 @@ def _store(
         beside = [RawFile(f"{folder}/{RUN_CONFIG}", checked({**said, **section}, config, ranks))]
     elif section:  # adapters are Megatron-Bridge's
         beside = [RawFile(f"{folder}/{RUN_CONFIG}", of_adapters({**said, **section}, config, ranks))]
-    common = RawFile(f"{folder}/common.pt", common_pt(kinds, ITERATION, more={MEANT_FOR: told.word}))
+    content, more = dict[str, Value](CONTENT), dict[str, Value]({MEANT_FOR: told.word})
+    if training is not None:
+        experts = bool(number(config, "experts"))
+        kinds |= run_arguments(training, tp=request.tp, pp=request.pp)
+        content[SHARDING], more = FORM, {**more, **common_state(training, experts=experts, chained=experts and request.ep > 1)}
+    common = RawFile(f"{folder}/common.pt", common_pt(kinds, iteration, content, more))
     return Made(store.files, tuple(places), (*store.raws, *beside, common), {}, NO_SCRATCH, {}, told)
 
 
@@ -194,10 +208,11 @@ def target_texts(
     coded: Mapping[Key, Coded],
     more: Mapping[str, object],
     base: str | None = None,
+    training: Training | None = None,
 ) -> tuple[TextFile, ...]:
     """Return config.json, with what it says ``more``, what stands beside it about quantized weights, and the index of several files."""
     if target.kind.arguments:
-        return store_texts(ITERATION)
+        return store_texts(iteration_of(training))
     said = write(target.table, padded(target, bare(config)), family.traits, f"{target.name} config.json")
     said |= more
     written = {CONFIG: said}

@@ -104,7 +104,8 @@ def states(wanted: Sequence[Entry], config: Config, spelling: str) -> list[str]:
         module, last = entry.name.rsplit(".", 1)
         linear = ".linear_" in module or module.endswith(("eh_proj", ".self_attention", ".mlp"))
         norm = spelling == "te" and module.rsplit(".", 1)[-1].endswith(("norm", "layernorm"))
-        if last != "weight" or not (linear or norm) or entry.names[0].tensor.role == CARRIED:
+        first = entry.names[0]
+        if last != "weight" or not (linear or norm) or first.plane or first.tensor.role == CARRIED:
             continue
         axes = [dim[0] for dim in entry.reading.pattern.dims if dim and dim[0] in ("layer", "expert")]
         counts = [len(entry.reading.tensors) if axis == "layer" else sizes(config)["expert"] for axis in axes] or [1]

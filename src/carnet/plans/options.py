@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
+from typing import get_args, get_origin
 
 from carnet.errors import BadOption, shown
 
@@ -183,3 +184,11 @@ def near(word: str, known: Iterable[str]) -> str:
 def wrong(name: str, value: object, expected: str) -> BadOption:
     """Return the error of a value that an option never has."""
     return BadOption(f"{name} cannot be {shown(repr(value))}", {"expected": expected, "found": type(value).__name__})
+
+
+def fits(value: object, kind: object) -> bool:
+    """Say whether a plain value is of the kind of a field; a list stands for a tuple."""
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    kinds = get_args(kind) or (kind,)
+    return type(value) in kinds or (float in kinds and type(value) is int)

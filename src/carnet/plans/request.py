@@ -7,12 +7,12 @@ request as plain values under the same names.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from carnet.dialects.kinds import KINDS, OWN, SHARDS, Kind
 from carnet.errors import BadOption, BadRequest
 from carnet.plans import words
-from carnet.plans.options import DTYPES, factor, located, nbytes, near, number, patterns, whole, word, wrong
+from carnet.plans.options import DTYPES, factor, fits, located, nbytes, near, number, patterns, whole, word, wrong
 
 BRIDGE, READER = "bridge", "megatron-bridge"  # a spelling, and the program that it is for, one of PROGRAMS in programs.py
 MEMORY = 512_000_000  # bytes; the peak of private memory where nothing is said
@@ -168,6 +168,16 @@ class Request:
     adapter_scale: float | None = _is(
         None, "factor", SOURCE, "What is added is taken this many times.  [default: 1]", metavar="X", compared=True
     )
+    also: str | None = _is(
+        None,
+        "word",
+        SOURCE,
+        "What goes along with the weights: the optimizer's state, for a training that goes on.",
+        words=lambda: ("optimizer",),
+        flag="--with",
+        compared=True,
+        used_by=lambda kind: kind.arguments,
+    )
     adapter_alpha: float | None = _is(
         None,
         "number",
@@ -287,7 +297,7 @@ class Request:
             raise BadRequest("a request is a mapping", {"found": type(data).__name__})
         only(DEFAULTS, data)
         for name, kind in get_type_hints(cls).items():
-            if name in data and not _fits(data[name], kind):
+            if name in data and not fits(data[name], kind):
                 raise BadRequest(f"{name!r} of a request cannot be {data[name]!r}")
         if "to" not in data:
             raise BadRequest("a request says what its target is for", {"lacking": "to"})
@@ -339,11 +349,3 @@ def only(known: Iterable[str], said: Iterable[str]) -> None:
     for name in said:
         if name not in known:
             raise BadOption(f"no option is called {name!r}{near(str(name), known)}")
-
-
-def _fits(value: object, kind: object) -> bool:
-    """Say whether a plain value is of the kind of a field; a list stands for a tuple."""
-    if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    kinds = get_args(kind) or (kind,)
-    return type(value) in kinds or (float in kinds and type(value) is int)

@@ -42,6 +42,7 @@ class Options(Common, total=False):
     engine_version: str | None
     tower: PathLike | None
     accept: Sequence[str]
+    also: str | None
     adapter: PathLike | None
     adapter_scale: float | None
     adapter_alpha: float | None
@@ -64,6 +65,7 @@ class Comparison(TypedDict, total=False):
     read_by: str | None
     tower: PathLike | None  # folder that lends what is beside the text model
     accept: str | Sequence[str]
+    also: str | None
     adapter: PathLike | None
     adapter_scale: float | None
     adapter_alpha: float | None

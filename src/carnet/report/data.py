@@ -14,6 +14,7 @@ from carnet.errors import CarnetError
 from carnet.examiner.document import quality_data, vocabulary_data
 from carnet.examiner.verdict import Verdict
 from carnet.formats.stored import label_of
+from carnet.inventory.planes import optimizer_of
 from carnet.inventory.survey import Inventory
 from carnet.plans.columns import Plan, Steps
 from carnet.quantize.styles import STYLES
@@ -38,7 +39,7 @@ def inspection_data(found: Inspection) -> dict[str, object]:
         "path": str(checkpoint.root),
         "dialect": checkpoint.dialect,
         "format": checkpoint.format,
-        "notes": {**checkpoint.notes, **({} if inventory is None else inventory.notes)},
+        "notes": {**checkpoint.notes, **optimizer_of(checkpoint), **({} if inventory is None else inventory.notes)},
         "family": None if inventory is None else inventory.family.name,
         "families": {} if inventory is None else dict(inventory.others),
         "config": None if inventory is None else dict(inventory.config),

@@ -15,6 +15,7 @@ from carnet.examiner.examine import Quality
 from carnet.examiner.verdict import Verdict
 from carnet.fleet.cluster import Node
 from carnet.formats.stored import Stored, label_of
+from carnet.inventory.planes import optimizer_of
 from carnet.inventory.survey import others_of
 from carnet.model.fields import Config
 from carnet.plans.columns import Plan
@@ -99,6 +100,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
         **({} if inventory is None else others_of(inventory.others)),
         "weights": f"{sum(prod(t.shape) for t in kept.values()):,} elements in {len(kept)} stored tensors, "
         f"{size(sum(t.nbytes for t in kept.values()))} ({', '.join(dtypes)})",
+        **optimizer_of(checkpoint),
     }
     yield from _facts(facts, width)
     if inventory is not None:

@@ -15,6 +15,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.megatron.releases import PATTERNS
 from carnet.dialects.megatron.table import FIELDS, GUARDS
+from carnet.dialects.planes import OPTIMIZER
 from carnet.dialects.rows import MODULE, Dialect, fuse, row
 from carnet.model.fields import SET
 
@@ -273,11 +274,11 @@ ROWS = (
 )
 
 DROPPED = {
-    "optimizer.*": "optimizer state",
-    "chained_*.optimizer.*": "optimizer state",
+    "optimizer.*": OPTIMIZER,
+    "chained_*.optimizer.*": OPTIMIZER,
     "opt_param_scheduler*": "learning-rate schedule",
-    "optimizer/*": "optimizer state",
-    "distrib_optim.pt/*": "optimizer state",
+    "optimizer/*": OPTIMIZER,
+    "distrib_optim.pt/*": OPTIMIZER,
     "num_floating_point_operations_so_far*": "training statistics",
     "rng_state*": "random state",
     "rerun_state_machine*": "rerun state",

@@ -1,0 +1,70 @@
+"""Which of an optimizer's state a checkpoint holds, and whether it can go along with the weights."""
+
+from carnet.dialects.kinds import KINDS
+from carnet.dialects.planes import MASTER, told_of
+from carnet.errors import BadRequest, NotSupported
+from carnet.formats.detect import open_checkpoint
+from carnet.formats.stored import Checkpoint
+from carnet.model.fields import Config, Value
+from carnet.model.model import value
+from carnet.storage.protocol import Folder
+from carnet.storage.schemes import PathLike
+
+FORMS = {  # a part of a name -> the form of which it is; DistributedOptimizer.sharded_state_dict in distrib_optimizer.py
+    ".bucket_idx_": "dp_reshardable",
+    ".param_state/": "dp_zero_gather_scatter",
+    "distrib_optim.pt": "one file a rank",
+    "model_optim_rng.pt": "one file a rank",
+}
+
+LEAVE = "leave out --with optimizer"
+
+
+def open_with(path: PathLike | Folder, also: str | None) -> Checkpoint:
+    """Open a checkpoint, and locate the tensors of what shall go along with the weights."""
+    return open_checkpoint(path, None if also is None else _all)
+
+
+def _all(name: str) -> bool:
+    return not name.startswith("rng_state")
+
+
+def form_of(checkpoint: Checkpoint) -> str:
+    """Return the form that a checkpoint has an optimizer's state in, "" where it has none."""
+    names = [name for _, name in checkpoint.tensors]
+    if told_of(names):
+        return "tensors as the weights have"
+    every = (*names, *checkpoint.objects)
+    return next((form for part, form in FORMS.items() if any(part in name for name in every)), "")
+
+
+def optimizer_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return in one line what a checkpoint has of an optimizer's state: subject -> a line; nothing where it has none."""
+    form, found = form_of(checkpoint), told_of(name for _, name in checkpoint.tensors)
+    held = f"{', '.join(found.split())}, as {form}" if found else form
+    return {"optimizer": f"{held}; --with optimizer brings it along" if found else held} if form else {}
+
+
+def planes_of(checkpoint: Checkpoint, like: Config | None) -> dict[str, Value]:
+    """Return the field that says which planes go along, if any: those asked for, or those of the model that this one should be.
+
+    Refuses a source whose optimizer's state cannot go along.
+    """
+    if like is not None:
+        said = value(like, "planes")
+        return {"planes": said} if said else {}
+    if checkpoint.also is None:
+        return {}
+    where, form = checkpoint.root, form_of(checkpoint)
+    if not KINDS[checkpoint.dialect].arguments or not form or checkpoint.training is None:
+        lacking = "tensors" if not form else "step and groups of parameters"
+        facts = {"where": where, "kind": f"{checkpoint.dialect} ({checkpoint.format})", "lacking": lacking}
+        raise BadRequest("no optimizer's state is here that could go along", facts, remedy=LEAVE)
+    found = told_of(name for _, name in checkpoint.tensors)
+    if not found:
+        remedy = "save with --dist-ckpt-optim-fully-reshardable, or " + LEAVE
+        raise NotSupported(f"an optimizer's state in the form {form!r} is not read", {"where": where}, remedy=remedy)
+    if MASTER not in found.split():
+        facts = {"where": where, "found": found.replace(" ", ", ")}
+        raise NotSupported("the optimizer's state has no master weights", facts, remedy=LEAVE)
+    return {"planes": found}

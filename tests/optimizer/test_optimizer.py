@@ -1,0 +1,152 @@
+"""An optimizer's state crosses: the real megatron-core loads it on another cut and trains on as if it had never stopped."""
+
+import io
+import shutil
+from argparse import Namespace
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+
+import carnet
+from carnet.errors import BadRequest, NotSupported
+from carnet.formats.detect import open_checkpoint
+from carnet.plans.options import BadOption
+from tests.optimizer.conftest import train
+
+pytestmark = pytest.mark.referee
+TP2 = {"tp": 2}
+EP2 = {"dp": 2, "ep": 2, "mixture": 1}
+BRING = {"to": "megatron", "spelling": "local", "also": "optimizer"}
+
+
+@pytest.mark.parametrize(
+    ("name", "job", "cut", "on"),
+    [
+        ("tp2", TP2, {"pp": 2}, {"pp": 2}),
+        ("tp2", TP2, {"tp": 4}, {"tp": 4}),
+        ("ep2", EP2, {}, {"mixture": 1}),
+        ("plain", {**TP2, "form": "plain", "bf16": 1}, {"pp": 2}, {"pp": 2, "bf16": 1}),
+    ],
+)
+def test_a_training_goes_on_with_the_losses_of_one_that_never_stopped(name, job, cut, on, trained, tmp_path):
+    source, losses = trained(name, **job)
+    assert carnet.cross(source, tmp_path / "cut", **BRING, **cut).equal
+    assert carnet.verify(tmp_path / "cut").equal
+    done = train(tmp_path, "on", steps=3, load=str(tmp_path / "cut"), **on)
+    assert done["first"] == 3
+    assert done["losses"] == pytest.approx(losses, abs=3e-6 if "bf16" not in on else 1e-3)
+
+
+def test_experts_get_an_optimizer_of_their_own_where_ranks_share_them(trained, tmp_path):
+    source, losses = trained("ep2", **EP2)
+    assert carnet.cross(source, tmp_path / "one", **BRING).equal
+    assert carnet.cross(tmp_path / "one", tmp_path / "two", **BRING, tp=2, ep=2).equal
+    done = train(tmp_path, "on", steps=3, load=str(tmp_path / "two"), **EP2)
+    assert done["losses"] == pytest.approx(losses, abs=3e-6)
+
+
+def test_what_it_holds_and_what_it_leaves_behind(trained, tmp_path):
+    source, _ = trained("tp2", **TP2)
+    carnet.cross(source, tmp_path / "cut", **BRING, pp=2)
+    [folder] = (tmp_path / "cut").glob("iter_*")
+    assert folder.name == "iter_0000003"
+    ours = torch.load(folder / "common.pt", weights_only=False)
+    theirs = torch.load(source / "iter_0000003/common.pt", weights_only=False)
+    same = ("optimizer", "opt_param_scheduler", "iteration", "num_floating_point_operations_so_far", "content_metadata")
+    assert {key: ours[key] for key in same} == {key: theirs[key] for key in same}
+    assert isinstance(ours["args"], Namespace)
+    assert (ours["args"].consumed_train_samples, ours["args"].no_save_rng) == (12, True)
+    every = open_checkpoint(tmp_path / "cut")
+    there = {name for _, name in open_checkpoint(source).tensors}
+    assert {name for _, name in every.tensors} == there
+
+
+def stored(folder, name):
+    """Return a chunk of a tensor: its file, the place of its bytes, and itself, as torch reads it."""
+    metadata = FileSystemReader(folder).read_metadata()
+    place, at = next((at, index) for index, at in metadata.storage_data.items() if index.fqn == name)
+    raw = (folder / place.relative_path).read_bytes()[place.offset : place.offset + place.length]
+    tensor = torch.load(io.BytesIO(raw))
+    held = tensor.contiguous().numpy().tobytes()
+    assert raw.count(held) == 1, at
+    return folder / place.relative_path, place.offset + raw.index(held), tensor
+
+
+def put(file, offset, tensor):
+    with file.open("r+b") as opened:
+        opened.seek(offset)
+        opened.write(tensor.contiguous().numpy().tobytes())
+
+
+def exchanged(folder):
+    """Exchange the two moments of the head."""
+    places = [stored(folder, f"optimizer.state.{plane}.output_layer.weight") for plane in ("exp_avg", "exp_avg_sq")]
+    for (file, offset, _), (_, _, other) in zip(places, reversed(places), strict=True):
+        put(file, offset, other)
+
+
+def shifted(folder):
+    """Shift a master weight by one element."""
+    file, offset, tensor = stored(folder, "optimizer.state.param.embedding.word_embeddings.weight")
+    put(file, offset, tensor.flatten().roll(1))
+
+
+def common(change):
+    def damage(folder):
+        said = torch.load(folder / "common.pt", weights_only=False)
+        change(said)
+        torch.save(said, folder / "common.pt")
+
+    return damage
+
+
+def step(said):
+    for group in said["optimizer"]["optimizer"]["param_groups"]:
+        group["step"] = 1
+
+
+DAMAGES = {
+    "a moment and the other": (exchanged, "exp_avg:head"),
+    "a shift": (shifted, "param:embed"),
+    "the step": (common(step), "training state"),
+    "the schedule": (common(lambda said: said["opt_param_scheduler"].update(num_steps=0)), "training state"),
+    "a group": (common(lambda said: said["optimizer"]["optimizer"]["param_groups"].pop()), "training state"),
+    "the samples": (common(lambda said: setattr(said["args"], "consumed_train_samples", 0)), "training state"),
+    "all of it": (common(lambda said: said.pop("optimizer")), "training state"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damage_is_found_and_named(damage, trained, tmp_path):
+    source, _ = trained("tp2", **TP2)
+    carnet.cross(source, tmp_path / "cut", **BRING, pp=2)
+    plant, where = DAMAGES[damage]
+    plant(tmp_path / "cut/iter_0000003")
+    verdict = carnet.verify(source, tmp_path / "cut", also="optimizer")
+    assert where in {place for finding in verdict.findings for place in finding.where.split(", ")}
+
+
+def test_what_has_no_optimizer_s_state_or_no_place_for_it_is_refused(trained, tmp_path):
+    source, _ = trained("tp2", **TP2)
+    with pytest.raises(BadOption, match="also is for a target of the kind 'megatron'"):
+        carnet.plan(source, to="hf", also="optimizer")
+    with pytest.raises(BadRequest, match="a training goes on with the weights that it has"):
+        carnet.plan(source, **BRING, dtype="bf16")
+    assert carnet.cross(source, tmp_path / "hf", to="hf").equal
+    with pytest.raises(BadRequest, match="no optimizer's state is here"):
+        carnet.plan(tmp_path / "hf", **BRING)
+    assert carnet.cross(source, tmp_path / "bare", to="megatron", spelling="local").equal
+    with pytest.raises(BadRequest, match="no optimizer's state is here"):
+        carnet.plan(tmp_path / "bare", **BRING)
+    shutil.copytree(source, tmp_path / "half")
+    common(lambda said: said.pop("optimizer"))(tmp_path / "half/iter_0000003")
+    with pytest.raises(BadRequest, match="no optimizer's state is here") as refused:
+        carnet.plan(tmp_path / "half", **BRING)
+    assert refused.value.facts["lacking"] == "step and groups of parameters"
+
+
+def test_weights_in_f32_have_no_masters_in_a_plain_optimizer(trained):
+    source, _ = trained("f32", tp=2, form="plain")
+    with pytest.raises(NotSupported, match="no master weights"):
+        carnet.plan(source, **BRING)
