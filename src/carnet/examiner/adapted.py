@@ -30,7 +30,7 @@ def rounding_alike(weight: Floats, b: Floats, a: Floats, scale: float, wanted: s
 
     ``weight`` is outputs | inputs, ``b`` outputs | rank, ``a`` rank | inputs: the numbers, exact in f32.
     """
-    found = np.empty(weight.shape, np.float32)
+    found, places = np.empty(weight.shape, np.float32), list[NDArray[np.intp]]()
     rank, (rows, columns) = len(a), weight.shape
     wide = min(columns, SHEET)
     tall = max(1, SHEET // wide)
@@ -41,15 +41,20 @@ def rounding_alike(weight: Floats, b: Floats, a: Floats, scale: float, wanted: s
             for left in range(0, columns, wide):
                 box = slice(top, top + tall), slice(left, left + wide)
                 ours, theirs = b[box[0]], a[:, box[1]]
-                value = _product(ours * scale, theirs)
+                value = _product(ours * scale, theirs)  # of 24 bits each: exact
                 value += weight[box]
                 reach = np.abs(value)
                 reach *= UNIT * SLACK
                 reach += far[0][box[0], None] * far[1][box[1]].max() + least
                 found[box] = value
                 near = _is_torn((value - reach).astype(np.float32), (value + reach).astype(np.float32), wanted)
-                if near.any():
-                    _carry_out(found[box], weight[box], ours, theirs, scale, near)
+                if np.count_nonzero(near) > MANY * near.size:
+                    found[box] = _carried_out(weight[box], ours.T[:, :, None], theirs[:, None, :], scale)
+                elif near.any():
+                    places.append(np.nonzero(near) + np.array([[top], [left]]))
+        if places:  # all at once: there are few in each sheet
+            down, along = np.concatenate(places, axis=1)
+            found[down, along] = _carried_out(weight[down, along], b[down].T, a[:, along], scale)
     return found
 
 
@@ -77,13 +82,9 @@ def _is_torn(low: Singles, high: Singles, wanted: str) -> NDArray[np.bool_]:
     return torn | ((most & np.uint32(0x7FFFFFFF)) >= LARGE)
 
 
-def _carry_out(found: Singles, weight: Floats, b: Floats, a: Floats, scale: float, near: NDArray[np.bool_]) -> None:
-    """Do what the definition says, step by step, for the elements that are near a tie, or for all where these are many."""
-    if near.sum() > MANY * near.size:
-        found[...] = _rounded(weight + _rounded(_summed(b.T[:, :, None], a[:, None, :]) * scale))
-        return
-    rows, columns = np.nonzero(near)
-    found[near] = _rounded(weight[near] + _rounded(_summed(b[rows].T, a[:, columns]) * scale))
+def _carried_out(weight: Floats, b: Floats, a: Floats, scale: float) -> Singles:
+    """Return what the definition says, step by step; the first axis of both factors is the rank."""
+    return (weight + _rounded(_summed(b, a) * scale)).astype(np.float32)
 
 
 def _summed(left: Floats, right: Floats) -> Floats:
