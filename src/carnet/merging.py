@@ -36,7 +36,7 @@ from carnet.plans.request_file import gathered
 from carnet.plans.typed import Comparison, Options
 from carnet.pool import Phase, Progress, silent, unsaid
 from carnet.proving import prove
-from carnet.steps import Move
+from carnet.steps import Move, Product
 from carnet.storage.protocol import Crossing, Folder
 from carnet.storage.schemes import folder_at
 
@@ -211,7 +211,14 @@ def _refuse_codes(folders: Sequence[Folder], of: Sequence[Inventory], *, coded: 
 
 def _refuse_computed(plan: Plan) -> None:
     """Raise BadRequest where a target holds what is computed of weights: of a sum, and not the sum of what is computed of each."""
-    step = next(iter(plan.steps.where(lambda form: isinstance(form, Move) and form.function != "").at(slice(1))), None)
+    step = next(
+        iter(
+            plan.steps.where(lambda form: (isinstance(form, Move) and form.function != "") or isinstance(form, Product)).at(
+                slice(1)
+            )
+        ),
+        None,
+    )
     if step is not None:
         what = f"the target holds what is computed of {step.tensor}"
         raise BadRequest(what, remedy="merge first, then cross the sum: carnet cross OUT OUT2 --to ...")

@@ -16,6 +16,7 @@ Space = Literal["file", "packed", "scratch", "factors"]
 Function = Literal["dequantize", "quantize"]
 # what is computed of each number alone and rounded once: carnet.executor.functions says how
 Elementwise = Literal["", "minus_exp"]
+Computed = Elementwise | Literal["tail", "product"]  # how a tensor is computed: the last indices of an axis, or a Product, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,22 @@ class Make:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """Write products of pairs of matrices, of the operands rounded to the target's type: each the nearest to the true sum.
+
+    ``target[b, r, c] = sum over d of factor[b, d, r] * source[b, d, c]``
+    """
+
+    tensor: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]  # b, r, c
+    source: Place  # at d = 0, with strides of b, none, c
+    factor: Place  # at d = 0, with strides of b, r, none
+    target: Place
+    along: tuple[int, int, int]  # the length of d, and its strides in the source and in the factor
+
+
+@dataclass(frozen=True, slots=True)
 class Same:
     """Check that two places of the source hold the same bytes: copies on several ranks, tied tensors."""
 
@@ -117,7 +134,7 @@ class Put:
     values: tuple[float, ...]  # one for each element, or one for all
 
 
-Step = Move | Make | Same | Measure | Fill | Put
+Step = Move | Make | Product | Same | Measure | Fill | Put
 
 
 def kind(step: Step) -> str:
@@ -127,7 +144,7 @@ def kind(step: Step) -> str:
             return step.function or ("add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast")
         case Make():
             return step.function
-        case Same() | Measure() | Fill() | Put():
+        case Product() | Same() | Measure() | Fill() | Put():
             return type(step).__name__.lower()
 
 

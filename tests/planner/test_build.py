@@ -22,7 +22,7 @@ from carnet.formats.stored import Checkpoint, Chunk, Stored
 from carnet.planner.build import build
 from carnet.plans.columns import Plan
 from carnet.plans.request import Request
-from carnet.steps import Fill, Make, Measure, Move, Put, Same, kind
+from carnet.steps import Fill, Make, Measure, Move, Product, Put, Same, kind
 
 NOWHERE = Path("/a/folder/that/does/not/exist")
 NUMPY: Mapping[str, np.dtype[np.generic]] = {
@@ -378,8 +378,8 @@ def carried_out(plan: Plan, files):
                 array_at(step.target, step.shape, out)[...] = 0
             case Same():
                 assert (array_at(step.source, step.shape, files) == array_at(step.other, step.shape, files)).all()
-            case Make() | Measure() | Put():
-                raise AssertionError("nothing here is quantized")
+            case Make() | Product() | Measure() | Put():
+                raise AssertionError("nothing here is quantized, nor computed")
     return {
         (PurePosixPath(file.name).stem if file.name.startswith("rank") else "", tensor.name): np.frombuffer(
             out[file.name], NUMPY[tensor.dtype], int(np.prod(tensor.shape)), tensor.offset

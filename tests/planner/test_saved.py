@@ -96,7 +96,7 @@ def test_what_was_loaded_is_of_the_same_types_down_to_each_tuple(path):
 
 def test_a_plan_is_lines_of_json_in_this_order():
     found = [json.loads(line) for line in lines(PLAN)]
-    assert found[0]["carnet-plan"] == 4
+    assert found[0]["carnet-plan"] == 5
     kinds = [
         "carnet-plan",
         "file",
@@ -126,8 +126,8 @@ def test_a_plan_is_lines_of_json_in_this_order():
         "steps": "rank0.safetensors",
         "number": 3,
         "forms": [
-            ["move", [4, 2], [[8, 1], "bf16", "file"], [[1, 4], "bf16", "file"], 0.0],
-            ["move", [], [[], "bf16", "file"], [[], "f32", "file"], 0.0],
+            ["move", [4, 2], [[8, 1], "bf16", "file"], [[1, 4], "bf16", "file"], 0.0, ""],
+            ["move", [], [[], "bf16", "file"], [[], "f32", "file"], 0.0, ""],
             ["fill", [2, 8], [[1, 4], "bf16", "file"]],
         ],
         "names": ["iter_1/__0_0.distcp", "rank0.safetensors", "layers.0.attention.q", "b", "head"],
@@ -396,7 +396,7 @@ FORGED = [
     ("nothing of what a scale follows from", at(11, "mores", 0, [])),
     ("two scratch spaces", at(1, "kind", "scratch")),
     ("no scratch space", lambda rows: rows.pop(3)),
-    ("another version", at(0, "carnet-plan", 5)),
+    ("another version", at(0, "carnet-plan", 6)),
     ("no version", lambda rows: rows[0].pop("carnet-plan")),
     ("no window", lambda rows: rows[0].pop("window")),
     ("a row that is a number", lambda rows: rows.append(7)),
@@ -416,7 +416,7 @@ def test_a_forged_plan_is_refused_for(path, remark, change):
 def test_a_plan_of_an_older_version_is_refused_in_plain_words(path):
     with pytest.raises(BadRequest) as caught:
         load(forged(path, at(0, "carnet-plan", 1)))
-    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 4"
+    assert caught.value.facts["reason"] == "another carnet made it: a plan of version 1, where this one reads version 5"
     assert caught.value.remedy == "make it again with `carnet plan`"
 
 

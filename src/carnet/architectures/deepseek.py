@@ -5,7 +5,7 @@ transformers: modeling_deepseek_v2.py, modeling_deepseek_v3.py, modeling_deepsee
 """
 
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import fine_grained, hf, indexer, latent, vllm
+from carnet.dialects import fine_grained, hf, indexer, latent, trtllm_latent, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.senses import expect
@@ -26,8 +26,16 @@ def _groups(said: tuple[str, int], _: Config) -> int:
     return groups if method != "greedy" else 1
 
 
-# tensorrt_llm/models/deepseek_v2/convert.py: attention.fused_q_proj
-NO_RANKS = "NVIDIA's ranks hold a product of two of its weights, and carnet moves weights as they are"
+# what tensorrt_llm/models/deepseek_v2/config.py makes of the two methods: its name, TopKMethod, ExpertScaleNormalizationMode
+METHODS = ("greedy", 0, 0), ("group_limited_greedy", 1, 3)
+
+
+def _limited(said: tuple[str, int, int, int], _: Config) -> int:
+    """Return how many groups experts are chosen from; NVIDIA's ranks say the number without a limit, too."""
+    *method, groups = said
+    expect(tuple(method) in METHODS and groups > 0, "greedy, or group_limited_greedy in some groups")
+    return groups if method[0] != "greedy" else 1
+
 
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
@@ -62,8 +70,17 @@ DEEPSEEK_V3 = Family(
         ignored=fine_grained.IGNORED,
         pads=fine_grained.PADS,
     ),
-    trtllm=None,
-    without=NO_RANKS,
+    # its kernels norm the weights of the chosen whatever is said: config.py
+    trtllm=trtllm_latent.dialect(
+        "DeepseekV3ForCausalLM",
+        (
+            place("router_groups", "moe.device_limited_n_group", default=1),
+            fine_grained.GROUPED,
+            place("router_normed", default=True),
+        ),
+        fixed={"topk_method": "noaux_tc", "moe.topk_method": 2, "moe.normalization_mode": 3, "coring_func": "sigmoid"},
+        bias=True,
+    ),
 )
 
 DEEPSEEK_V32 = Family(
@@ -94,7 +111,6 @@ DEEPSEEK_V32 = Family(
         pads=fine_grained.PADS,
     ),
     trtllm=None,
-    without=NO_RANKS,
 )
 
 # transformers/models/deepseek_v2/modeling_deepseek_v2.py; the Lite models do not compress queries, and know no groups. The released
@@ -130,6 +146,21 @@ DEEPSEEK_V2 = Family(
         ignored=f"{fine_grained.IGNORED} head_dim",  # which its class takes from qk_rope_head_dim, whatever is said
         pads=fine_grained.PADS,
     ),
-    trtllm=None,
-    without=NO_RANKS,
+    trtllm=trtllm_latent.dialect(
+        "DeepseekV2ForCausalLM",
+        (
+            Spread(
+                "router_groups",
+                "topk_method",
+                (str, int, int, int),
+                _limited,
+                lambda c: [(*each, number(c, "router_groups")) for each in METHODS],
+                more=("moe.topk_method", "moe.normalization_mode", "moe.device_limited_n_group"),
+            ),
+            place("router_group_best", default=lambda c: 1 if number(c, "router_groups") > 1 else None),
+            place("router_normed", default=False),
+        ),
+        fixed={"coring_func": "softmax"},
+        bias=False,
+    ),
 )

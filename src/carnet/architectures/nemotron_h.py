@@ -184,9 +184,9 @@ RANKS = replace(
         },
         written={"residual_in_fp32": True, "pad_vocab_size_multiple": 1, "chunk_size": 256},
         ignored="head_size rotary_embedding_dim max_position_embeddings",
+        plain=True,  # examples/models/core/mamba/README.md: FP16 and BF16
     ),
     prefixes=("backbone.",),
-    plain=True,  # examples/models/core/mamba/README.md: FP16 and BF16
 )
 
 MAMBA2 = Family(

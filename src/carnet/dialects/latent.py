@@ -25,7 +25,7 @@ ATTENTION = (
 )
 
 
-def _rank(said: int | None, _: Config) -> int:
+def compressed(said: int | None, _: Config) -> int:
     """Return the width of the compressed queries; null where they are not compressed, and transformers takes 0 for a width."""
     expect(said is None or said > 0, "a width")
     return said or 0
@@ -36,7 +36,7 @@ FIELDS: tuple[Field, ...] = (
     place("hidden", "hidden_size"),
     place("heads", "num_attention_heads"),
     place("kv_heads", "num_key_value_heads", default=lambda c: c["heads"]),
-    Spread("q_lora", "q_lora_rank", int, _rank, lambda c: (number(c, "q_lora") or None,)),
+    Spread("q_lora", "q_lora_rank", int, compressed, lambda c: (number(c, "q_lora") or None,)),
     place("kv_lora", "kv_lora_rank"),
     place("nope_dim", "qk_nope_head_dim"),
     place("rope_dim", "qk_rope_head_dim"),

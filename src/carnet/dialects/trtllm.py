@@ -178,6 +178,7 @@ def dialect(
     ignored: str = "",
     embedding: str = "none",
     common: tuple[Row, ...] = COMMON,
+    plain: bool = False,
 ) -> Dialect:
     """Write the TensorRT-LLM dialect of a family: the common rows, its own blocks, its class's config."""
     return Dialect(
@@ -200,4 +201,5 @@ def dialect(
         dropped=DROPPED,
         optional={},
         pads={},
+        plain=plain,
     )

@@ -197,7 +197,8 @@ def _differences(
 ) -> Iterator[tuple[Box, NDArray[np.bool_] | None]]:
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
     if name.tensor.function:
-        yield box, is_wrong(name.tensor.function, lambda at: _operand(source, name.origins[at], box), theirs, wanted)
+        operands = [_operand(source, name, at, box) for at in range(len(name.origins))]
+        yield box, is_wrong(name.tensor.function, operands, box, theirs, wanted)
         return
     for shared, (expected, beyond) in _expected(source, target, name, box, wanted):
         found = theirs if shared == box else theirs[slices(shared, box)]
@@ -207,8 +208,17 @@ def _differences(
             yield shared, found != expected if beyond is None else (found != expected) | beyond
 
 
-def _operand(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:
-    """Return the numbers of a box of the source."""
+def _operand(source: Side, made: Canonical, at: int, box: Box) -> NDArray[np.float64]:
+    """Return the numbers of an operand that a box of what is computed follows from: all along the axes that it does not have."""
+    name, axes = made.origins[at], made.tensor.axes
+    sizes = [
+        max(part.box.start[dim] + part.box.shape[dim] for part in source.parts[name]) for dim in range(len(name.tensor.axes))
+    ]
+    spans = [
+        (box.start[axes.index(axis)], box.shape[axes.index(axis)]) if axis in axes else (0, size)
+        for axis, size in zip(name.tensor.axes, sizes, strict=True)
+    ]
+    box = Box(tuple(start for start, _ in spans), tuple(length for _, length in spans))
     numbers = np.empty(box.shape)
     for origin, shared in sources(source, name, box):
         bits = np.ascontiguousarray(read(source, origin, shared))

@@ -4,41 +4,63 @@ Nothing here is the executor's. Numbers are computed in a way of their own, with
 is right if it is the rounding of a number within the bound. All but one element in many millions has one right number alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.dtypes import BY_NAME, array_type
+from carnet.algebra.box import Box
+from carnet.dtypes import array_type
 
 Floats = NDArray[np.float64]
-Operand = Callable[[int], Floats]  # the numbers of an operand, by its place, in the box that is asked about
 Between = tuple[Floats, Floats]  # the least and the largest that the true results may be
 
 WIDE = 2.0**-50  # of a result: the exp of a C library in more than f64, or in f64, is off by less
+BEYOND = 1e300  # any type that is not infinite there
+UNIT = 2.0**-53  # what one operation in f64 is off by at most
+BIAS = {"bf16": (-126, 8), "f16": (-14, 11), "f32": (-126, 24), "f64": (-1022, 53)}  # least exponent, bits of a fraction
 
 
-def _minus_exp(operand: Operand) -> Between:
-    with np.errstate(over="ignore"):
-        found = np.exp(operand(0).astype(np.longdouble))
-        return -(found * (1 + WIDE)).astype(np.float64), -(found * (1 - WIDE)).astype(np.float64)
+def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str) -> Between:
+    """Return the bounds of what a function makes of its operands in a box, for a target of some type."""
+    match function:
+        case "minus_exp":
+            found = np.exp(operands[0].astype(np.longdouble))
+            found = np.where(np.isinf(operands[0]), found, np.minimum(found, BEYOND))
+            return -(found * (1 + WIDE)).astype(np.float64), -(found * (1 - WIDE)).astype(np.float64)
+        case "tail":
+            last = operands[0][:, -box.shape[1] :]
+            return last, last
+        case (
+            _
+        ):  # a product of operands as the target has them; in whatever order sums are done, they are off by less than the bound
+            right, left = (_rounded(each, dtype) for each in operands)
+            depth, left = left.shape[1], left.swapaxes(1, 2)
+            product = np.matmul(left, right[:, :depth])
+            bound = np.matmul(np.abs(left), np.abs(right[:, :depth])) * (2 * depth * UNIT)
+            return product - bound, product + bound
 
 
-FUNCTIONS: Mapping[str, Callable[[Operand], Between]] = {"minus_exp": _minus_exp}
-
-
-def is_wrong(function: str, operand: Operand, bits: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
+def is_wrong(function: str, operands: Sequence[Floats], box: Box, bits: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
     """Say which of some stored numbers are not the rounding of what a function makes of its operands."""
-    least, most = (np.ascontiguousarray(_rounded(each, dtype)) for each in FUNCTIONS[function](operand))
-    found = np.ascontiguousarray(bits).view(array_type(dtype))
-    low, high, own = (each.view(f"u{BY_NAME[dtype].nbytes}") for each in (least, most, found))
-    between = (low != high) & (found >= least) & (found <= most)
-    beyond = np.isinf(found) & np.isfinite(operand(0))
-    right: NDArray[np.bool_] = (own == low) | between | (np.isnan(found) & np.isnan(least))
-    return ~right | beyond
-
-
-def _rounded(numbers: Floats, dtype: str) -> NDArray[Any]:
     with np.errstate(over="ignore", invalid="ignore"):
-        return numbers.astype(array_type(dtype))
+        between = _between(function, operands, box, dtype)
+        least, most = (_rounded(each, dtype) for each in between)
+        found = np.ascontiguousarray(bits).view(array_type(dtype)).astype(np.float64)
+        same = (found == least) & (np.signbit(found) == np.signbit(least))
+        right: NDArray[np.bool_] = (
+            same | ((least != most) & (found >= least) & (found <= most)) | (np.isnan(found) & np.isnan(least))
+        )
+        return ~right | (np.isinf(found) & np.isfinite(between[0]))
+
+
+def _rounded(numbers: Floats, dtype: str) -> Floats:
+    """Round numbers to those of a type, as numbers: to the nearest multiple of what its last bit is worth there, once."""
+    least, bits = BIAS[dtype]
+    _, exponents = np.frexp(numbers)
+    worth = np.maximum(exponents - 1, least) - (bits - 1)
+    found = np.ldexp(np.rint(np.ldexp(numbers, -worth)), worth)
+    largest = float(np.ldexp(2.0 - 2.0 ** (1 - bits), -least + 1))
+    inside: Floats = np.where(np.abs(found) > largest, np.copysign(np.inf, found), found)
+    return inside

@@ -24,14 +24,14 @@ from carnet.executor.geometry import (
 )
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import ROW, Recipe
-from carnet.steps import Fill, Make, Move, TargetTensor, kind
+from carnet.steps import Fill, Make, Move, Product, TargetTensor, kind
 
 LONG = 64 << 10  # bytes: from this length on a run is the kernel's
 LAVISH = 8  # times: reading that much more than is needed costs as much as writing in short segments
 THIN = 1 / 64  # of a window: the smallest part, however little of its source rows a tensor takes
 MOST = 64 << 20  # bytes of one direct job: what a killed crossing may have to do again, a worker
 
-Writer = Move | Make | Fill  # a step that writes a box of a target tensor
+Writer = Move | Make | Product | Fill  # a step that writes a box of a target tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def _sheet(worker: Worker, tensor: str, file: str, encoding: Encoding, rows: Spa
     left, right = _bytes(recipe, columns)
     tall, wide = encoding.shape[0], encoding.shape[1] // each
     strides = (1, tall) if recipe.turned else (wide, 1)
-    codes = _region(worker, file, encoding.first // each, strides, 1, rows, (left, right), worker.block)
+    codes = region(worker, file, encoding.first // each, strides, 1, rows, (left, right), worker.block)
     (top, bottom), (start, stop) = _blocks(encoding, recipe, rows, columns)
     scales = _numbers(worker, encoding.scales, (top, bottom), (start, stop))
     outer = None if encoding.outer is None else float(_numbers(worker, encoding.outer, (0, 1), (0, 1)).astype(np.float32)[0, 0])
@@ -181,10 +181,10 @@ def _rectangle(sheet: Sheet, rows: Span, columns: Span, to: str) -> Array:
 def _numbers(worker: Worker, place: Place, rows: Span, columns: Span) -> Array:
     item = DTYPES[place.dtype].nbytes
     strides = tuple(stride * item for stride in place.strides)
-    return _region(worker, place.file, place.offset, strides, item, rows, columns).view(array_type(place.dtype))
+    return region(worker, place.file, place.offset, strides, item, rows, columns).view(array_type(place.dtype))
 
 
-def _region(
+def region(
     worker: Worker,
     name: str,
     begin: int,
@@ -194,7 +194,7 @@ def _region(
     columns: Span,
     buffer: Bytes | None = None,
 ) -> Array:
-    """Return the bytes of some rows and columns of items; columns may stand under each other. All sizes are bytes."""
+    """Return the bytes of some rows and columns of items of a source; columns may stand under each other. All sizes are bytes."""
     begin += rows[0] * strides[0] + columns[0] * strides[1]
     tall, wide = rows[1] - rows[0], columns[1] - columns[0]
     turned = strides[1] > item

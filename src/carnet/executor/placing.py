@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 
-from carnet.executor.assemble import gather, want
+from carnet.executor.assemble import Want, gather, want
 from carnet.executor.dequantizing import dequantize, pieces_of
-from carnet.executor.geometry import clip, volume
+from carnet.executor.geometry import Piece, clip, volume
 from carnet.executor.jobs import Part
+from carnet.executor.products import multiply, products_of
 from carnet.executor.worker import Worker
-from carnet.steps import Fill, Make, Move
+from carnet.steps import Fill, Make, Move, Product
 
 
 def place(worker: Worker, parts: Iterable[Part]) -> None:
     """Bring the bytes of some parts side by side into the window, from its start."""
-    wants, coded, base = [], [], 0
+    wants, coded, base = list[Want](), list[tuple[Make | Product, Piece, int]](), 0
     for part in parts:
         for step in part.steps:
             match step:
@@ -20,6 +21,8 @@ def place(worker: Worker, parts: Iterable[Part]) -> None:
                     worker.window[base : base + volume(part.tile)] = 0
                 case Make():
                     coded += [(step, piece, base) for piece in pieces_of(step, step.target, part.tile)]
+                case Product():
+                    coded += [(step, piece, base) for piece in products_of(step, part.tile)]
                 case Move():
                     types = step.source.dtype, step.target.dtype
                     for piece in clip(step.shape, step.source, step.target, part.tile):
@@ -27,4 +30,7 @@ def place(worker: Worker, parts: Iterable[Part]) -> None:
         base += volume(part.tile)
     gather(worker, wants)
     for step, piece, at in coded:
-        dequantize(worker, step, piece, at)
+        if isinstance(step, Product):
+            multiply(worker, step, piece, at)
+        else:
+            dequantize(worker, step, piece, at)

@@ -12,7 +12,7 @@ from carnet.live.binding import CARNET, TORCH, Located
 from carnet.live.encoding import Coder, numbers
 from carnet.live.moves import Spot, TargetIndex, Transfer, matrix_name
 from carnet.quantize.recipes import BY_NAME, WHOLE
-from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, Step, TargetTensor
+from carnet.steps import Fill, Make, Measure, Move, Place, Product, Put, Same, Step, TargetTensor
 
 Parts = Iterable[tuple[tuple[slice, ...], torch.Tensor]]  # where in a box, and where in memory
 
@@ -98,7 +98,7 @@ class Tensors:
                 case Make() if (place := _alone(step)) is not None:
                     stored = coder.stored[matrix_name(step)]
                     known += [(v, torch.full((1, 1), stored, dtype=v.dtype)) for v in self._at(place, (1, 1))]
-                case Make() | Move() | Same() | Measure():
+                case Make() | Move() | Product() | Same() | Measure():
                     pass
         for dtype in {view.dtype for view, _ in known}:  # all of a type go to the device at once
             pairs = [(view, value.view(-1)) for view, value in known if view.dtype == dtype]

@@ -21,7 +21,7 @@ from carnet.live.virtual import Source
 from carnet.plans.columns import Plan
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, WHOLE, Recipe
-from carnet.steps import Fill, Make, Measure, Move, Place, Put, Same, TargetTensor
+from carnet.steps import Fill, Make, Measure, Move, Place, Product, Put, Same, TargetTensor
 
 NEARLY = 64  # a round is full where less than this part of a bucket is free: nobody looks for what would fit
 ALIGN = 16  # bytes: each box begins at a multiple, so that it can be seen as elements of any type
@@ -158,6 +158,8 @@ def moves(
                 pass
             case Make(function="dequantize"):
                 raise NotSupported(f"{step.tensor!r} is stored as codes, and a running model holds none")
+            case Product():
+                raise NotSupported(f"the target holds a product of {step.tensor!r}, which no rank of a running model makes")
             case Make() | Same() | Measure() | Fill() | Put():  # a rank does these by itself
                 continue
             case _:

@@ -10,7 +10,7 @@ from functools import cache, partial
 from typing import Any, Self
 
 from carnet.model.fields import SET, Condition
-from carnet.steps import Elementwise
+from carnet.steps import Computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Tensor:
     reads: str = ""  # of a linear layer: those of a layer with the same word read the same activations
     cached: str = ""  # what is kept of what it computes: "k" or "v"
     # of one that no model has by itself and some targets hold: what is computed of which others, each number of theirs in its place
-    function: Elementwise = ""
+    function: Computed = ""
     operands: tuple[str, ...] = ()
     of: str = ""  # of a part of an adapter, the weight that it is beside
 
@@ -190,7 +190,7 @@ def _row(role: str, part: str, axes: str, reads: str = "", cached: str = "", *, 
     return Tensor(part, every, len(outputs.split()), role, stage, when, reads, cached)
 
 
-def _made(function: Elementwise, part: str, axes: str, *operands: str, when: Condition) -> Tensor:
+def _made(function: Computed, part: str, axes: str, *operands: str, when: Condition) -> Tensor:
     return replace(_row(STATE, part, axes), when=when, function=function, operands=operands)
 
 
@@ -234,6 +234,11 @@ TENSORS = (
     _linear("mla.k_b", "kv nope | kv_lora", **MLA),
     _linear("mla.v_b", "kv v | kv_lora", **MLA),
     _linear("mla.o", "hidden | kv v", **MLA),
+    # of queries as they meet the compressed keys: those of each head through its k_b, and their rotated part as it is
+    _made("product", "mla.q_b_absorbed", "kv kv_lora | q_lora", "mla.q_b", "mla.k_b", when={"q_compressed": True, **MLA}),
+    _made("tail", "mla.q_b_rope", "kv rope | q_lora", "mla.q_b", when={"q_compressed": True, **MLA}),
+    _made("product", "mla.q_absorbed", "kv kv_lora | hidden", "mla.q", "mla.k_b", when={"q_compressed": False, **MLA}),
+    _made("tail", "mla.q_rope", "kv rope | hidden", "mla.q", when={"q_compressed": False, **MLA}),
     # plain as NVIDIA publishes them; engines join the last two, and dequantize codes that they find: vLLM's deepseek_v2.py
     _plain("indexer.q", "index_head index_dim | q_lora", **DSA),
     _plain("indexer.k", "index_dim | hidden", **DSA),

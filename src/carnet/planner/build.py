@@ -247,7 +247,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
             raise BadRequest(
                 f"{request.tp} ranks cannot share the experts by {request.ep}", remedy="use an --ep that divides --tp"
             )
-        if target.kind.releases and number(source.config, "mtp"):
+        if number(source.config, "mtp") and (target.kind.releases or not any(target.further)):
             raise _further_apart(source, target)
         if (
             target.kind.whole_ep and request.ep > 1 and not number(config, "experts")

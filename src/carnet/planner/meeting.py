@@ -14,6 +14,7 @@ from carnet.formats.stored import Chunk, dense_strides
 from carnet.planner.decoding import begun
 from carnet.planner.held import Held
 from carnet.planner.pieces import Piece, cut, pieces, views_of
+from carnet.planner.products import products, tail
 from carnet.plans.columns import Gathered
 from carnet.steps import Elementwise, Fill, Make, Move, Place, TargetFile, TargetTensor
 
@@ -29,6 +30,7 @@ class Cell:
     more: int
     source: int  # from the beginning of the piece's chunk, as a place counts it
     target: int  # bytes from the beginning of the tensor
+    factor: tuple[int, int] | None = None  # of a product the piece of its other operand, and from the beginning of that
 
 
 def meet(
@@ -40,9 +42,9 @@ def meet(
     """Gather the steps that write some boxes of stored tensors, each in its place."""
     lines, kinds, known = dict[int, Line[int]](), dict[tuple[object, ...], int](), dict[tuple[object, ...], list[Cell]]()
     for entry, part, file, tensor in places:
-        like, names = entry.like, [name.origins[0] for name in entry.names]
+        like, made = entry.like, entry.names
         where: tuple[object, ...] = part.start, part.shape
-        which: Sequence[int] = range(len(names))
+        which: Sequence[int] = range(len(made))
         if part.shape != like.shape and not like.padding:  # layers of one tensor lie alike, told from where the part begins
             if id(like) not in lines:
                 lines[id(like)] = views_of(like.views)
@@ -50,16 +52,20 @@ def meet(
             views = [like.views[at] for at in which]
             alike = [kinds.setdefault((view.box, view.places), len(kinds)) for view in views]
             where = part.shape, *alike, *[tuple(map(sub, view.origin, part.start)) for view in views]
-        held = [kept[names[at]] for at in which]
-        added = [shifts.get(names[at]) for at in which] if shifts else ()
-        key = (id(like), *where, tensor.dtype, file.space, *[id(each.cut) for each in held], *added)
+        origins = [made[at].origins for at in which]
+        held, factors = ([kept[each[end]] for each in origins] for end in (0, -1))  # the same but of products
+        added = [shifts.get(each[0]) for each in origins] if shifts else ()
+        key = (id(like), *where, tensor.dtype, file.space, *[id(each.cut) for each in (*held, *factors)], *added)
         if (cells := known.get(key)) is None:
             cells = known[key] = [*_cells(entry, which, part, (file, tensor), kept, shifts, gathered)]
         target = gathered.name(file.name)
         for cell in cells:
-            name = gathered.name(names[which[cell.name]])
+            name = gathered.name(origins[cell.name][0])
             spot = NOWHERE if cell.piece is None else held[cell.name].spots[cell.piece]
             source, scales, outer, source_at, first, scales_at, outer_at = spot
+            if cell.factor is not None:
+                scales, _, _, scales_at, *_ = factors[cell.name].spots[cell.factor[0]]
+                scales_at += cell.factor[1]
             ids = cell.form, name, cell.start, cell.more, source, target, scales, outer
             gathered.row((*ids, source_at + cell.source, tensor.offset + cell.target, first, scales_at, outer_at))
 
@@ -85,10 +91,19 @@ def _cells(
         pieces_ = kept[name].cut.pieces
         for target in pieces(view, chunk, tensor.dtype, entry.shape, file.space):
             moved = 0
-            for at in kept[name].cut.near(*along(target.box, 0)):
+            if function == "product":
+                for form_, start, size, (at, gap), other, there in products(
+                    made, target, pieces_, kept[made.origins[1]].cut.pieces
+                ):
+                    ids = gathered.form(form_), gathered.start(start), gathered.more(())
+                    yield Cell(number, at, *ids, gap, there, other)
+                    moved += size
+            elif function == "tail":
+                target = tail(target, pieces_, view.box.shape[1])
+            for at in kept[name].cut.near(*along(target.box, 0)) if function != "product" else ():
                 box = intersect(pieces_[at].box, target.box)
                 if box is not None:
-                    step = _step(name, box, pieces_[at], target, shifts, function)
+                    step = _step(name, box, pieces_[at], target, shifts, "minus_exp" if function == "minus_exp" else "")
                     more = gathered.more((None,) if isinstance(step, Make) else ())
                     form, gaps = gathered.form(step), (cut(pieces_[at], box).offset, cut(target, box).offset)
                     yield Cell(number, at, form, gathered.start(box.start), more, *gaps)

@@ -18,7 +18,7 @@ from carnet.planner.touches import Extent, Extents, Footprint, Use, nbytes, situ
 from carnet.plans.columns import Steps
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import codes_shape, grid
-from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, TargetFile
+from carnet.steps import Encoding, Fill, Make, Measure, Move, Product, Put, Same, Step, TargetFile
 
 
 def prove(files: Sequence[TargetFile], extents: Extents, steps: Steps) -> Mapping[str, int]:
@@ -67,6 +67,13 @@ def reads(step: Step) -> Iterator[Use]:
         case Same():
             yield step.shape, step.source, "source"
             yield step.shape, step.other, "target"
+        case Product():
+            (batch, rows, columns), (depth, far, wide) = step.shape, step.along
+            source, factor = (replace(at, strides=(at.strides[0], stride, at.strides[axis])) for at, stride, axis in (
+                (step.source, far, 2), (step.factor, wide, 1)
+            ))  # fmt: skip
+            yield (batch, depth, columns), source, "source"
+            yield (batch, depth, rows), factor, "scales"
         case Make(function="dequantize"):
             yield step.shape, step.source, "source"
             yield from _scales(step.encoding)
@@ -80,7 +87,7 @@ def writes(step: Step) -> Iterator[Use]:
         case Make(function="quantize"):
             yield codes_shape(RECIPES[step.encoding.recipe], step.encoding.shape), step.target, "target"
             yield from _scales(step.encoding)
-        case Move() | Make() | Fill() | Put():
+        case Move() | Make() | Product() | Fill() | Put():
             yield step.shape, step.target, "target"
         case Same() | Measure():
             pass

@@ -20,7 +20,7 @@ from carnet.planner.touches import Extent, Ints, Use
 from carnet.plans.columns import FAR, Plan, Rows, Steps
 from carnet.quantize.recipes import BY_NAME as RECIPES
 from carnet.quantize.recipes import PACKED, PER_BYTE, grid, strides
-from carnet.steps import Encoding, Fill, Make, Measure, Move, Put, Same, Step, TargetFile
+from carnet.steps import Encoding, Fill, Make, Measure, Move, Product, Put, Same, Step, TargetFile
 from carnet.storage.schemes import is_place
 
 PAGE, WIDEST = 4096, 1 << 30  # bytes: windows of no plan are smaller or larger
@@ -82,6 +82,10 @@ def _prove_form(form: Step, steps: Steps, sizes: Ints, largest: int, measured: s
             _prove_encoding(form, encoding, steps, sizes)
         case Measure():
             used = [(form.shape, form.source, "source")]
+        case Product():
+            if not len(form.shape) == len(form.along) == len(form.source.strides) == len(form.factor.strides) == 3:
+                _refuse("a step of the plan multiplies no matrices", steps, "source")
+            used = [*reads(form)]
         case Move() | Same() | Fill() | Put():
             used = [*reads(form)]
     assembled = [(form.shape, form.source, "source")] if isinstance(form, Make) and form.function == "quantize" else []

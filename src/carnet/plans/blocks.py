@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from carnet.plans.columns import FAR, IDS, OFFSETS, ROW, Gathered, More, Steps
 from carnet.plans.values import below, dtype_of, list_of, numbers_of, text_of
-from carnet.steps import Elementwise, Encoding, Fill, Function, Make, Measure, Move, Place, Put, Same, Space, Step
+from carnet.steps import Elementwise, Encoding, Fill, Function, Make, Measure, Move, Place, Product, Put, Same, Space, Step
 
 MOST = 1 << 15  # steps of one block
 KINDS: Mapping[object, type[Step]] = {kind.__name__.lower(): kind for kind in get_args(Step)}
@@ -21,6 +21,7 @@ OPEN = ("tensor", "start", "amax", "given", "values")  # what rows say
 USED: Mapping[type[Step], tuple[str, ...]] = {
     Move: ("source", "target"),
     Make: ("source", "target", "scales"),
+    Product: ("source", "target", "scales"),
     Same: ("source", "target"),
     Measure: ("source",),
     Fill: ("target",),
@@ -80,7 +81,7 @@ def _flat(value: object) -> object:
             return [value.strides, value.dtype, value.space]
         case Encoding():
             return [value.recipe, value.shape, _flat(value.scales), _flat(value.outer)]
-        case Move() | Make() | Same() | Measure() | Fill() | Put():
+        case Move() | Make() | Product() | Same() | Measure() | Fill() | Put():
             return [type(value).__name__.lower(), *(_flat(getattr(value, name)) for name in _said(type(value)))]
         case _:
             return value
@@ -130,7 +131,7 @@ MORE: Mapping[type[Step], Callable[[More], bool]] = {
     Make: lambda more: more[:1] != () and (more[0] is None or type(more[0]) is float) and _texts(more[1:]),
     Measure: lambda more: len(more) == 1 and _texts(more),
     Put: lambda more: all(type(each) is float for each in more),
-    **dict.fromkeys((Move, Same, Fill), lambda more: more == ()),
+    **dict.fromkeys((Move, Product, Same, Fill), lambda more: more == ()),
 }
 
 
@@ -161,9 +162,9 @@ BLANKS = {"tensor": "", "start": (), "amax": (), "given": None, "values": ()}
 
 def _part(kind: type[Step], name: str, value: object) -> object:
     match name:
-        case "source" | "target" | "other":
+        case "source" | "target" | "other" | "factor":
             return _place(value)
-        case "shape":
+        case "shape" | "along":
             return numbers_of(name, value)
         case "encoding":
             return None if value is None and kind is Measure else _encoding(value)

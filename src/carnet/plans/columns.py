@@ -27,6 +27,7 @@ from carnet.steps import (
     Measure,
     Move,
     Place,
+    Product,
     Put,
     RawFile,
     Same,
@@ -129,6 +130,9 @@ class Steps(Sequence[Step]):
                 given, *amax = self.more[more]
                 here, there = place(step.source, source, source_at), place(step.target, target, target_at)
                 return Make(step.function, *box, here, there, encoding(step.encoding), tuple(map(str, amax)), given)  # type: ignore[arg-type]
+            case Product():
+                ends = (place(step.source, source, source_at), place(step.factor, scales, scales_at))
+                return Product(*box, *ends, place(step.target, target, target_at), step.along)
             case Same():
                 return Same(*box, place(step.source, source, source_at), place(step.other, target, target_at))
             case Measure():
@@ -203,6 +207,9 @@ class Gathered:
                     (place("source", step.source), place("target", step.target)),
                 )
                 form = Make(step.function, "", (), step.shape, *ends, encoding(step.encoding))
+            case Product():
+                operands = (place("source", step.source), place("scales", step.factor))
+                start, form = step.start, Product("", (), step.shape, *operands, place("target", step.target), step.along)
             case Same():
                 start, form = step.start, Same("", (), step.shape, place("source", step.source), place("target", step.other))
             case Measure():
