@@ -26,7 +26,7 @@ from carnet.executor.memory import choose_window
 from carnet.executor.placing import place
 from carnet.executor.worker import Worker
 from carnet.plans.columns import Plan
-from carnet.steps import Fill, Make, Move, Place, TargetTensor, Update
+from carnet.steps import Make, Move, Place, TargetTensor, Update
 
 Numbers = NDArray[np.float32]
 Axes = Sequence[tuple[int, int]]  # number of indices; elements from one to the next
@@ -85,7 +85,7 @@ def assemble(worker: Worker, parts: Sequence[Part]) -> None:
         place(worker, parts)
         return
     worker.room.known = known = worker.room.known or Known(worker.plan)
-    changed = [any(not isinstance(step, Fill) and step.tensor in known.updates for step in part.steps) for part in parts]
+    changed = [any(isinstance(step, Move | Make) and step.tensor in known.updates for step in part.steps) for part in parts]
     place(worker, [replace(part, steps=()) if apart else part for part, apart in zip(parts, changed, strict=True)])
     base = 0
     for part, apart in zip(parts, changed, strict=True):
@@ -105,7 +105,7 @@ def _adapt(worker: Worker, part: Part, known: Known, into: NDArray[np.uint8]) ->
     with np.errstate(over="ignore", invalid="ignore"):
         np.setbufsize(BUFFER)  # ends with the context
         for step in wide.steps:
-            if not isinstance(step, Fill) and step.tensor in known.updates:
+            if isinstance(step, Move | Make) and step.tensor in known.updates:
                 for spot in spots(step.shape, step.target, wide.tile):
                     _add(worker, known, step, spot, total)
     wanted = next(step.target.dtype for step in part.steps)

@@ -36,7 +36,7 @@ from carnet.planner.coding import asked, cache_tensors, constant_tensors, put_sc
 from carnet.planner.coding import steps as code_steps
 from carnet.planner.decoding import aside
 from carnet.planner.ends import ends
-from carnet.planner.factoring import factors_of, prove_updates
+from carnet.planner.factoring import check_computed, factors_of, prove_updates
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.held import Held, keep, source_pieces
 from carnet.planner.joining import is_joined, joined_scales, scales_of
@@ -146,6 +146,7 @@ def make_plan(
     moved = replace(source, coded={}) if joins else source  # codes are numbers of their own type
     found, extents = source_pieces(moved, request.dtype, gathered, carried_extents(source, coded), scales)
     kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names}, scales)
+    check_computed(source.changes, wanted, target.name)
     factors, updates = factors_of(source.changes, kept, gathered)
     shifts = _shifts(source, target, config)
     plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]

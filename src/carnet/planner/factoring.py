@@ -1,9 +1,10 @@
 """Adapters that are merged: their matrices are assembled in memory, as f32, by moves like any others, and named by what they change."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from carnet.algebra.box import whole
+from carnet.dialects.entry import Entry
 from carnet.dtypes import FLOATS
 from carnet.errors import CarnetError, NotSupported
 from carnet.formats.stored import dense_strides
@@ -35,6 +36,16 @@ def factors_of(changes: Changes, kept: Mapping[str, Held], gathered: Gathered) -
         for name, each in changes.of.items()
     )
     return TargetFile(NO_FACTORS.name, at, tuple(tensors), {}, "factors"), tuple(updates)
+
+
+def check_computed(changes: Changes, wanted: Iterable[Entry], to: str) -> None:
+    """Refuse a target that computes a tensor of a weight that adapters change."""
+    for name in {name for entry in wanted for name in entry.names if name.tensor.function}:
+        changed = next((origin for origin in name.origins if origin in changes.of), None)
+        if changed is not None:
+            facts = {"tensor": name, "computed of": changed}
+            remedy = f"--to hf first, then --to {to} from there"
+            raise NotSupported(f"{to} holds a tensor that is computed of a weight with an adapter", facts, remedy=remedy)
 
 
 def prove_updates(factors: TargetFile, updates: Sequence[Update], steps: Steps, *, whole: bool = True) -> None:
