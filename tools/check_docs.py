@@ -30,7 +30,12 @@ from tests.stores.server import environment, serving
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
 BLOCK = re.compile(r"^(?P<fence>```+)console\n\$ (?P<command>.+)\n(?P<shown>(?s:.*?))^(?P=fence)$", re.MULTILINE)
-CHECKPOINTS = {"llama": "megatron/llama_te_pp2_vpp", "gpt": "megatron/gpt_te_tp2"}
+CHECKPOINTS = {
+    "llama": "megatron/llama_te_pp2_vpp",
+    "gpt": "megatron/gpt_te_tp2",
+    "lora": "adapters/v0192_loraonly_llama_te_tp2",
+    "tuned": "adapters/v0192_lora_llama_te_tp2",
+}
 PROGRAMS = ("carnet", "python")  # what a page may run
 SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output on every machine
 

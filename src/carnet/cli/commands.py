@@ -153,7 +153,7 @@ def main() -> None:
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
-@options("config", "family", "vocab_size", "drop", "written_by", "accept")
+@options("config", "family", "vocab_size", "drop", "written_by", "accept", "adapter_alpha")
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **options: "Unpack[Looking]") -> None:

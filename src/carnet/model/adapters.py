@@ -156,6 +156,26 @@ def parts_of(name: Canonical, config: Config) -> tuple[Canonical, ...]:
     return (a, b, magnitude) if is_dora(config) else (a, b)
 
 
+def in_words(config: Config) -> dict[str, str]:
+    """Return in a line what adapters a model has, none where it has none.
+
+    >>> in_words({"adapters": described({("mlp.up", 0): Adapter(8, 16.0)}, {"mlp.up": [0, 1]}, dora=False)})
+    {'adapters': 'LoRA of rank 8 and alpha 16, beside their model: mlp.up in 1 layer'}
+    """
+    if not config.get(FIELD):
+        return {}
+    parsed, alike = _parsed(str(config[FIELD])), dict[tuple[int, float], list[str]]()
+    for part, said in parsed.items():
+        some = "" if "" in said else f" in {len(said)} layer{'s'[: len(said) > 1]}"
+        for pair in {*said.values()}:
+            alike.setdefault(pair, []).append(f"{part}{some}")
+    kind, where = "DoRA" if is_dora(config) else "LoRA", "without" if config.get(ALONE) else "beside"
+    lines = (
+        f"rank {rank} and alpha {alpha:g}, {where} their model: {', '.join(parts)}" for (rank, alpha), parts in alike.items()
+    )
+    return {"adapters": f"{kind} of " + "; ".join(lines)}
+
+
 def bare(config: Config) -> dict[str, Value]:
     """Return a model without its adapters."""
     return {name: value for name, value in config.items() if name not in (FIELD, ONE, ALONE)}

@@ -17,6 +17,7 @@ from carnet.fleet.cluster import Node
 from carnet.formats.stored import Stored, label_of
 from carnet.inventory.planes import optimizer_of
 from carnet.inventory.survey import others_of
+from carnet.model.adapters import bare, in_words
 from carnet.model.fields import Config
 from carnet.plans.columns import Plan
 from carnet.plans.request import OPTIONS, Request, as_data
@@ -106,8 +107,8 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
     if inventory is not None:
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
         words = _words(inventory.heard.unused, inventory.heard.accepted, {})
-        fields = _config(inventory.config, few=width is None)
-        inside = inside_of(inventory.config)
+        fields = _config(bare(inventory.config), few=width is None)
+        inside = {**inside_of(inventory.config), **in_words(inventory.config)}
         facts = {**inside, **quantized, **inventory.notes, **fields, **words, "left behind": _dropped(inventory.dropped)}
         yield from _facts(facts, width)
     if every:
