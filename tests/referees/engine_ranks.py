@@ -7,7 +7,10 @@ out with torch as a person would: nothing here knows a pattern or an axis. tests
 import re
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+import carnet
 
 SIZES = {
     "vocab_size": 97,
@@ -20,6 +23,7 @@ SIZES = {
     "max_position_embeddings": 32,
 }
 PADDED = 64
+ENDS = ("q", "k", "v", "o", "gate", "up", "down", "q_a", "q_b", "kv_b")
 SCALES = ("_k_scale", "_prob_scale", "_q_scale", "_v_scale")
 
 
@@ -38,6 +42,22 @@ def save_random(config, folder, seed):
         folder, save_original_format=config.model_type != "qwen3_5_moe_text"
     )  # published with its experts in one
     return folder
+
+
+def save_codes(folder, out, words):
+    """Write a folder of transformers as codes, the words for which are a style and a scheme, and "static" for scales of activations.
+
+    Each linear layer has seen another magnitude of its activations.
+    """
+    style, scheme, *static = words.split()
+    options = {"activations": "dynamic"} if scheme in ("fp8", "nvfp4") else {}
+    if static:
+        tensors = load_file(folder / "model.safetensors")
+        linear = [name for name in tensors if name.endswith((*(f"{one}_proj.weight" for one in ENDS), "_with_mqa.weight"))]
+        amax = {name.replace("weight", "input_amax"): torch.tensor(1 + at / 8) for at, name in enumerate(linear)}
+        save_file(amax, out.with_name(f"{out.name}.amax.safetensors"))
+        options = {"amax": out.with_name(f"{out.name}.amax.safetensors")}
+    assert carnet.cross(folder, out, to="hf", quantize=scheme, style=style, **options).equal
 
 
 class Worker:

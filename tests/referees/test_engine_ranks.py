@@ -178,7 +178,7 @@ def test_codes_in_blocks_are_joined_and_cut_with_their_scales(coded, tmp_path, t
     assert carnet.cross(source, tmp_path / "out", to="vllm", tp=tp).equal
     assert json.loads((tmp_path / "out/config.json").read_text())["quantization_config"] == said["quantization_config"]
     end = "weight_scale_inv" if style == "deepseek" else "weight_scale"
-    scales = {name.removesuffix(end) + "weight": tensor for name, tensor in whole.items() if name.endswith(end)}
+    scales = {name.removesuffix(end) + "weight": tensor.float() for name, tensor in whole.items() if name.endswith(end)}
     codes = {name: tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor for name, tensor in whole.items()}
     for rank, held in enumerate(tensors_of(tmp_path / "out").values()):
         expected = dict(Worker(codes, said, rank, tp).everything())

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from carnet.algebra.box import Box
-from carnet.algebra.layout import Pattern, Share, View
+from carnet.algebra.layout import JOIN, Pattern, Share, View
 from carnet.model.tensors import CARRIED, Canonical
 
 T = TypeVar("T")
@@ -123,6 +123,26 @@ def is_conv1d(entry: Entry) -> bool:
     axes = entry.like.parts[0]
     outputs = axes.index("expert") + 1 if "expert" in axes else 0
     return len(entry.shape) == 2 and len(axes) > outputs + 1 and entry.like.views[0].places[outputs][0] == 1
+
+
+# what every folder keeps in one module with another, so that both have one scale
+WITH = {"mla.k_rope": "mla.kv_a"}
+
+
+def apart(entry: Entry) -> list[tuple[int, tuple[int, ...]]]:
+    """Return the parts of a matrix, or of each expert's, that lie one after the other: rows, and the numbers of its views.
+
+    What a folder keeps as one module is one part.
+    """
+    dim, like = len(entry.shape) - 2, entry.like
+    if like.pattern.dims[-2] != (JOIN,):
+        return [(entry.shape[dim], tuple(range(len(like.views))))]
+    begins = [
+        at for at, name in enumerate(entry.names) if WITH.get(name.tensor.part) not in {n.tensor.part for n in entry.names}
+    ]
+    ends = [*begins[1:], len(like.views)]
+    rows = [like.views[at].origin[dim] for at in begins] + [entry.shape[dim]]
+    return [(rows[n + 1] - rows[n], tuple(range(begins[n], ends[n]))) for n in range(len(begins))]
 
 
 def is_matrix_beside(entry: Entry) -> bool:

@@ -5,9 +5,13 @@ A new kind is a row here and a file with its rows; what reads, plans, writes and
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SHARDS, RANKS, STORE = "shards", "ranks", "store"  # how files are cut: by size; one a rank; a store of chunks below a folder
+
+# which codes an engine loads: of linear layers; of experts, too; of experts unless ranks share them, when its kernel decides what a
+# rank has of all experts
+LINEAR, EXPERTS, UNSHARED = "linear", "experts", "unshared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,8 @@ class Kind:
     reorders: tuple[
         str, ...
     ] = ()  # canonical tensors that its kernels may have in another order than they were loaded in: no file has one
-    loads_codes: bool = False  # of ranks: codes as they are published, before kernels pack them anew
+    # of ranks: the codes that they load as they are published, before kernels pack them anew; recipe -> LINEAR, EXPERTS or UNSHARED
+    loads: Mapping[str, str] = field(default_factory=dict)
     releases: tuple[str, ...] = ()  # of the program whose names the rows are; the first unless another is asked for
     adapters: bool = False  # adapters have a place beside their weights, or without them
     spoken: str = ""  # the kind whose config its own is; "" where it has one of its own
@@ -48,6 +53,11 @@ class Kind:
     def arguments(self) -> bool:
         """Say whether its config is the arguments of a training: of a program that has releases, and without a family's name."""
         return not self.class_key
+
+    @property
+    def joins_codes(self) -> bool:
+        """Say whether codes lie in it as an engine has them before it packs them."""
+        return self.files == RANKS and bool(self.loads)
 
 
 OWN = "own"  # in place of a folder of adapters: those of the checkpoint itself
@@ -90,7 +100,24 @@ KINDS: Mapping[str, Kind] = {
             counts_anew=False,
             spares_last=True,
             pads_to=64,
-            loads_codes=True,
+            # model_executor/layers/quantization: modelopt.py, whose experts of FP8 have a scale each, compressed_tensors/, fp8.py,
+            # mxfp4.py; layers/fused_moe/oracle/nvfp4.py is_global_sf_supported_for_nvfp4_backend
+            loads={
+                "modelopt/fp8": EXPERTS,
+                "modelopt/fp8-channel": LINEAR,
+                "modelopt/fp8-block": LINEAR,
+                "modelopt/nvfp4": UNSHARED,
+                "modelopt/mxfp8": EXPERTS,
+                "compressed-tensors/fp8": EXPERTS,
+                "compressed-tensors/fp8-channel": EXPERTS,
+                "compressed-tensors/fp8-block": EXPERTS,
+                "compressed-tensors/nvfp4": EXPERTS,
+                "compressed-tensors/mxfp8": EXPERTS,
+                "compressed-tensors/mxfp4": EXPERTS,
+                "compressed-tensors/int8-channel": EXPERTS,
+                "deepseek/fp8-block": EXPERTS,
+                "openai/mxfp4": EXPERTS,
+            },
             whole_ep=True,
             releases=("0.32", "0.33"),
         ),

@@ -39,15 +39,21 @@ APART = {
 
 # attention.py of model_executor/layers/attention: buffers of every layer that attends, seen from the projection beside it
 SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))
-ATTENTION = {"qkv_proj.weight": "attn.", "kv_b_proj.weight": "mla_attn.mla_attn."}
 # and parameters of one whose weights are codes, until they are packed: quantization/kv_cache.py, compressed_tensors.py
-OF_CODES = (
-    *(Constant(f"{of}_scale", "own", (), -1.0, "deepseek") for of in ("k", "prob", "q", "v")),
+OF_MODELOPT, OF_FP8 = (
+    tuple(Constant(f"{of}_scale", "own", (), -1.0, style) for of in ("k", "prob", "q", "v"))
+    for style in ("modelopt", "deepseek")
+)
+OF_PRESSED = (
     *(Constant(f"{of}_scale", "f32", (1,), 1.0, "compressed-tensors") for of in "kqv"),
     *(Constant(f"{of}_zero_point", "own", (1,), 0.0, "compressed-tensors") for of in "kqv"),
 )
+ATTENTION = {
+    "qkv_proj.weight": ("attn.", (*SCALES, *OF_MODELOPT, *OF_FP8, *OF_PRESSED)),
+    "kv_b_proj.weight": ("mla_attn.mla_attn.", (*SCALES, *OF_MODELOPT)),  # the others ask for no latent attention
+}
 CONSTANTS = {
-    f".{beside}": tuple(replace(one, name=at + one.name) for one in (*SCALES, *OF_CODES)) for beside, at in ATTENTION.items()
+    f".{beside}": tuple(replace(one, name=at + one.name) for one in those) for beside, (at, those) in ATTENTION.items()
 }
 
 HEAD = "/lm_head.weight"

@@ -3,14 +3,14 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from math import isfinite
+from math import isfinite, prod
 
 import numpy as np
 
 from carnet.algebra.box import volume, whole
 from carnet.architectures.known import dialect_of
 from carnet.dialects.entries import entries
-from carnet.dialects.entry import Entry, is_matrix_beside
+from carnet.dialects.entry import Entry, apart, is_matrix_beside
 from carnet.dialects.rows import modules_of
 from carnet.dtypes import array_type
 from carnet.examiner.asked import Asked
@@ -36,15 +36,20 @@ def check_beside(source: Side, target: Side, asked: Asked) -> Iterator[Finding]:
         return
     known = _known(source, asked)
     cached = {which: amax for which, amax in source.source_scales.amaxes.items() if which[1] in ("k", "v")}
-    yield from _inputs(source, target, asked, known)
+    if joined := said == source.inventory.said and any(side.inventory.dialect.kind.loads for side in (source, target)):
+        yield from _moved(source, target)
+    else:
+        yield from _inputs(source, target, asked, known)
+        yield from _lost(source, target)
     yield from _cache(source, target, said, asked, {**cached, **known})
     for one in target.inventory.coded.values():
         for stored in one.others:
             found = numbers(target.tensor_files, stored).reshape(-1)
             if stored.name.endswith(".weight_shape") and found.tolist() != list(one.shape):
                 yield Finding("another shape", stored.name, stored.label, f"expected {list(one.shape)}, found {found.tolist()}")
-    yield from _lost(source, target)
-    if said != source.inventory.said or source.inventory.coded.keys() != target.inventory.coded.keys():
+    if not joined and (
+        said != source.inventory.said or source.inventory.coded.keys() != target.inventory.coded.keys()
+    ):  # else the lists are the source's own, which name its modules
         yield from _ignored(target, said)
 
 
@@ -59,6 +64,32 @@ def _lost(source: Side, target: Side) -> Iterator[Finding]:
     kept = source.inventory.said == target.inventory.said
     for key in source.inventory.scales.keys() - target.inventory.scales.keys() if kept else ():
         yield Finding("missing", key[1], label_of(key), "the source has it")
+
+
+def _moved(source: Side, target: Side) -> Iterator[Finding]:
+    """Check the scales of activations that lie beside the same codes under other names: each tensor has the number that it had."""
+    before, after = (dict(_stated(side)) for side in (source, target))
+    for which, (found, stored) in after.items():
+        expected = before.get(which, (None, None))[0]
+        if found != expected:
+            yield Finding("activations: scales differ", which[0], stored.label, f"expected {expected}, found {found:g}")
+    for which in before.keys() - after.keys():
+        yield Finding("missing", which[0], before[which][1].label, "the source has a scale of activations for it")
+
+
+def _stated(of: Side) -> Iterator[tuple[tuple[Canonical, int], tuple[float, Stored]]]:
+    """Yield whose activations a checkpoint has a scale of: a tensor, or one expert of it (else 0), the number and where it stands."""
+    for key, one in of.inventory.coded.items():
+        recipe, entry = BY_NAME[one.recipe], of.inventory.entries[key]
+        name = STYLES[recipe.style].inputs.get(recipe.scheme)
+        for stored in (each for each in one.others if name and each.name.endswith((f".{name}", f"_{name}"))):
+            held = numbers(of.tensor_files, stored).astype(np.float64).reshape(prod(one.shape[:-2]), -1)
+            for part, (_, members) in enumerate(apart(entry)):
+                for at in members:
+                    tensor = entry.names[at]
+                    first = entry.reading.shares["expert"].start if tensor.tensor.each_expert else 0
+                    for expert, each in enumerate(held):
+                        yield (tensor, first + expert), (float(each[part if len(each) > 1 else 0]), stored)
 
 
 def _known(source: Side, asked: Asked) -> Amaxes:

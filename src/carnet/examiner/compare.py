@@ -109,11 +109,11 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
     return Side(inventory, tensor_files_of(inventory.checkpoint, block), found, racks, shapes)
 
 
-def read(of: Side, part: Part, box: Box) -> Array:
-    """Return the bits of a canonical box from one stored tensor."""
+def read(of: Side, part: Part, box: Box, *, rounds: bool = True) -> Array:
+    """Return the bits of a canonical box from one stored tensor; of codes what they mean, rounded to the type of their scales."""
     if part.coded is None:
         return unfold(part.entry.reading, part.part, part.at, box, partial(region, of.tensor_files, part.stored))
-    return unfold(part.entry.reading, part.part, part.at, box, partial(meant, of.tensor_files, part.coded))
+    return unfold(part.entry.reading, part.part, part.at, box, partial(meant, of.tensor_files, part.coded, rounds=rounds))
 
 
 def is_judged(source: Side, coded: Coded | None, entry: Entry) -> bool:
@@ -171,10 +171,10 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
         hasher = xxhash.xxh3_128() if is_in_order(part) else None
         share = SHARE if source.is_sum(name) or source.is_adapted(name) or name.tensor.function else 1
         for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes // share):
-            theirs = read(target, part, box)
+            theirs = read(target, part, box, rounds=False)
             if hasher is not None:
                 hasher.update(theirs.data)
-            for shared, differs in _differences(source, target, name, box, theirs, part.stored.dtype):
+            for shared, differs in _differences(source, target, name, box, theirs, part):
                 done.elements += volume(shared)
                 if differs is not None and differs.any():
                     wrong += int(differs.sum())
@@ -193,14 +193,14 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
 
 
 def _differences(
-    source: Side, target: Side, name: Canonical, box: Box, theirs: Array, wanted: str
+    source: Side, target: Side, name: Canonical, box: Box, theirs: Array, part: Part
 ) -> Iterator[tuple[Box, NDArray[np.bool_] | None]]:
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
     if name.tensor.function:
         operands = [_operand(source, name, at, box) for at in range(len(name.origins))]
-        yield box, is_wrong(name.tensor.function, operands, box, theirs, wanted)
+        yield box, is_wrong(name.tensor.function, operands, box, theirs, part.stored.dtype)
         return
-    for shared, (expected, beyond) in _expected(source, target, name, box, wanted):
+    for shared, (expected, beyond) in _expected(source, target, name, box, part):
         found = theirs if shared == box else theirs[slices(shared, box)]
         if beyond is None and _is_same(found, expected):
             yield shared, None
@@ -227,9 +227,11 @@ def _operand(source: Side, made: Canonical, at: int, box: Box) -> NDArray[np.flo
 
 
 def _expected(
-    source: Side, target: Side, name: Canonical, box: Box, wanted: str
+    source: Side, target: Side, name: Canonical, box: Box, part: Part
 ) -> Iterator[tuple[Box, tuple[Array, NDArray[np.bool_] | None]]]:
     """Yield disjoint boxes that make up a box, each with the bits that it must have, and which are beyond the range of their type."""
+    # codes that are the same have the same scales, in one type or another
+    wanted, rounds = part.stored.dtype, part.coded is None
     if source.is_sum(name):
         yield box, _as(_sum(source, target, name, box).view(np.uint32), "f32", wanted, 0)
         return
@@ -237,7 +239,10 @@ def _expected(
         yield box, _as(adapted(source, name, box, wanted).view(np.uint32), "f32", wanted, 0)
         return
     for origin, shared in sources(source, name, box):
-        yield shared, _as(read(source, origin, shared), origin.stored.dtype, wanted, _shift(source, target, name))
+        yield (
+            shared,
+            _as(read(source, origin, shared, rounds=rounds), origin.stored.dtype, wanted, _shift(source, target, name)),
+        )
 
 
 def _sum(source: Side, target: Side, name: Canonical, box: Box) -> NDArray[np.float32]:

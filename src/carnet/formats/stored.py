@@ -68,6 +68,7 @@ class Coded:
     scales: Stored | None  # a number for each block
     outer: Stored | None  # one number over them
     others: tuple[Stored, ...]  # what stands beside and is no part of the weight: scale of activations, shape
+    parts_of: tuple[int, ...] = ()  # rows of each part that has a scale of its own, where an engine joins several; () for one
 
     @property
     def parts(self) -> tuple[Stored, ...]:

@@ -6,7 +6,7 @@ What others have published is read in more forms than one; what carnet or a prog
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from carnet.dialects.entry import Entry, as_linear, turned
+from carnet.dialects.entry import Entry, apart, as_linear, turned
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
@@ -16,8 +16,8 @@ from carnet.model.tensors import HEAD, LINEAR
 from carnet.model.tower import tower
 from carnet.quantize.lists import excluding
 from carnet.quantize.reading import ANEW, Said
-from carnet.quantize.recipes import BY_NAME, PACKED, STACKED, Recipe, codes_dtype
-from carnet.quantize.styles import SCALAR, Kept, Style, around, beside, ends_in, is_stacked
+from carnet.quantize.recipes import BY_NAME, PACKED, STACKED, Recipe, codes_dtype, scaled_apart
+from carnet.quantize.styles import SCALAR, Kept, Style, around, as_loaded, beside, ends_in, is_stacked
 from carnet.quantize.styles import kept as kept_beside
 
 CODES = {
@@ -37,22 +37,26 @@ class Sorted:
     scales: dict[Key, Stored]  # set aside
     problems: list[CarnetError]
 
-    @property
-    def broken(self) -> set[Key]:
-        """Name what looks like codes and cannot be read."""
-        return {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
+    def unbroken(self, entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
+        """Return the entries without those of what looks like codes and cannot be read."""
+        broken = {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
+        return {key: entry for key, entry in entries.items() if key not in broken}
 
 
-def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool) -> Sorted:
-    """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows."""
+def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool, loaded: bool = False) -> Sorted:
+    """Make one key, that of the weight, of codes and their scales; set aside the other scales that the style knows.
+
+    ``loaded`` says that they lie as an engine has them before it packs them.
+    """
     left, done = dict(kept), Sorted({}, {}, {}, [])
+    said = replace(said, style=as_loaded(said.style)) if loaded else said
     style = said.style
     for key, stored in kept.items():
         recipe = said.recipe_of(stored.name)
-        if recipe is not None and is_stacked(style, stored.shape):
+        if recipe is not None and is_stacked(style, stored.shape) and not loaded:
             recipe = STACKED.get(recipe.name)
-        if recipe is not None and _is_coded(recipe, style, stored):
-            _take_coded(said, recipe, left.pop(key), left, done, where, published=published)
+        if recipe is not None and _is_coded(recipe, style, stored, loaded=loaded):
+            _take_coded(said, recipe, left.pop(key), left, done, where, published=published, loaded=loaded)
     if said.recipes and not done.kept:
         facts: dict[str, object] = {"where": where, "quantized": said.coded_as}
         done.problems.append(BadCheckpoint("the config says that weights are quantized, and none is", facts))
@@ -88,20 +92,44 @@ def as_coded(said: Said, one: Coded, entry: Entry) -> Entry:
     return (turned if BY_NAME[one.recipe].turned or said.style.turns_experts else as_linear)(entry)
 
 
-def _is_coded(recipe: Recipe, style: Style, stored: Stored) -> bool:
-    named = is_stacked(style, stored.shape) or ends_in(stored.name, style.codes_of(recipe))
-    if not named or stored.dtype != codes_dtype(recipe):
+def in_parts(coded: dict[Key, Coded], found: dict[Key, Entry], where: str) -> Iterator[CarnetError]:
+    """Tell codes that an engine joins the rows of each part that has scales of its own; leave out what has others, and yield it."""
+    for key, one in [*coded.items()]:
+        recipe, parts = BY_NAME[one.recipe], tuple(rows for rows, _ in apart(found[key]))
+        wanted = {each.name: each for each in kept_beside(recipe, key[1], one.shape, "f32", static=True, parts=parts)}
+        for stored in (*one.parts[1:], *one.others):
+            if stored.shape != (right := wanted[stored.name].shape):
+                facts = {"where": where, "tensor": stored.label, "expected": list(right), "found": list(stored.shape)}
+                yield BadCheckpoint(f"the scale {stored.label!r} has another shape than it must have", facts)
+                coded.pop(key, None)
+                found.pop(key, None)
+        if key in coded:
+            coded[key] = replace(one, parts_of=parts if scaled_apart(recipe) else ())
+
+
+def _is_coded(recipe: Recipe, style: Style, stored: Stored, *, loaded: bool) -> bool:
+    codes = style.codes_of(recipe)
+    named = stored.name.endswith(f"_{codes}") if loaded else is_stacked(style, stored.shape)
+    if not (named or ends_in(stored.name, codes)) or stored.dtype != codes_dtype(recipe):
         return False
     apart = recipe.block[1] // PACKED[recipe.packing]  # bytes of a block
     return stored.shape[3:] == (apart,) if style.blocks_apart else len(stored.shape) > 1
 
 
 def _take_coded(
-    said: Said, recipe: Recipe, codes: Stored, left: dict[Key, Stored], done: Sorted, where: str, *, published: bool
+    said: Said,
+    recipe: Recipe,
+    codes: Stored,
+    left: dict[Key, Stored],
+    done: Sorted,
+    where: str,
+    *,
+    published: bool,
+    loaded: bool,
 ) -> None:
     """Take codes together with everything that the style keeps beside them."""
     base = codes.name.removesuffix(said.style.codes_of(recipe))
-    weight = base if is_stacked(said.style, codes.shape) else base + said.style.weight
+    weight = base if is_stacked(said.style, codes.shape) and not loaded else base + said.style.weight
     if said.style.blocks_apart:
         codes = reshaped(codes, (*codes.shape[:-2], codes.shape[-2] * codes.shape[-1]))
     *experts, rows, columns = around(recipe, codes.shape)
@@ -111,10 +139,11 @@ def _take_coded(
     found: dict[str, Stored] = {}
     done.kept[key] = replace(codes, name=key[1], shape=shape)
     complete = True
-    for each in kept_beside(recipe, key[1], shape, own, static=said.static):
+    for each in kept_beside(recipe, key[1], shape, own, static=said.static, parts=(rows,) if loaded else ()):
         if each.role == "codes":
             continue
         stored = left.pop((codes.unit, each.name), None)
+        each = replace(each, shape=stored.shape) if stored is not None and loaded else each  # which its entry will tell
         problem = _wrong(each, stored, codes, where, published=published)
         if problem is not None:
             done.problems.append(problem)

@@ -32,7 +32,7 @@ from carnet.inventory.adapters import with_adapters
 from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_lent
 from carnet.inventory.planes import planes_of
-from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, sort_out, unlisted
+from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, in_parts, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.adapters import bare
@@ -170,7 +170,9 @@ def survey(
     tower = _take_tower(checkpoint, dialect, config, kept, like)
     # else it is held to what the program of its style writes
     published = like is None or said == carried
-    sorted_out = Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published)
+    sorted_out = (
+        Sorted(kept, {}, {}, []) if said is None else sort_out(said, kept, where, published=published, loaded=kind.joins_codes)
+    )
     kept = {**sorted_out.kept, **tower}
     if kind.omits_further or (kind.arguments and not names_none(kind, heard.said)):
         config["mtp"] = further_stored(dialect, config, kept)
@@ -188,7 +190,9 @@ def survey(
         config["padded_vocab"] = rows
         named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     named |= {
-        key: as_coded(said, one, named[key]) for key, one in sorted_out.coded.items() if key in named and said is not None
+        key: as_coded(said, one, named[key])
+        for key, one in sorted_out.coded.items()
+        if key in named and said is not None and not kind.joins_codes
     }
     fitting = {key: entry for key, entry in named.items() if kept[key].shape == entry.stored}
     missing = [*_missing(dialect, config, named, where)]
@@ -202,9 +206,9 @@ def survey(
         *(_misshapen(kept[key], named[key], config, where) for key in named if key not in fitting),
         *missing,
     ]
-    broken = sorted_out.broken
-    found = {key: entry for key, entry in fitting.items() if key not in broken}
+    found = sorted_out.unbroken(fitting)
     coded = {key: one for key, one in sorted_out.coded.items() if key in found}
+    problems += in_parts(coded, found, where) if kind.joins_codes else ()
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
     checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
     told = told or by_config(config)

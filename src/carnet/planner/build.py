@@ -39,7 +39,7 @@ from carnet.planner.ends import ends
 from carnet.planner.factoring import check_computed, factors_of, prove_updates
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.held import Held, keep, source_pieces
-from carnet.planner.joining import is_joined, joined_scales, scales_of
+from carnet.planner.joining import is_joined, joined, of_source, places
 from carnet.planner.meeting import meet
 from carnet.planner.proof import prove
 from carnet.plans.blocks import by_file
@@ -133,19 +133,15 @@ def make_plan(
     ranks = units(target, config) if among is None and target.ranked else among or ()
     gathered = Gathered()
     carries, joins = is_carried(source, target, request), is_joined(source, target, request)
-    scales = scales_of(source) if joins else None
     for problem in () if carries else coded_beside(source.config, str(source.checkpoint.root)):
         raise problem
     wanted = [*entries(target, config, None, request.names, among, coded=carries or joins or request.quantize is not None)]
     adapters.check_placed(source.config, wanted, target, request.tp)
-    if joins:
-        places = {unit.name: at for at, unit in enumerate(ranks)}
-        wanted += joined_scales(source, target, config, request.names, among)
-        wanted.sort(key=lambda entry: places.get(entry.unit, 0))  # files are laid out in this order
-    coded = carried(source, wanted) if carries else {}
-    moved = replace(source, coded={}) if joins else source  # codes are numbers of their own type
-    found, extents = source_pieces(moved, request.dtype, gathered, carried_extents(source, coded), scales)
-    kept = keep(found, source, gathered, {name for one in coded.values() for name in one.entry.names}, scales)
+    coded = carried(source, wanted) if carries else joined(source, target, config, wanted) if joins else {}
+    lying = {name for one in coded.values() for name in one.entry.names} if carries else ()
+    held, shapes = of_source(source) if joins else (source, canonical_shapes(source.config))
+    found, extents = source_pieces(held, request.dtype, gathered, carried_extents(source, coded) if carries else ())
+    kept = keep(found, source, {**shapes, **source.changes.factors}, gathered, lying)
     check_computed(source.changes, wanted, target.name)
     factors, updates = factors_of(source.changes, kept, gathered)
     shifts = _shifts(source, target, config)
@@ -169,6 +165,8 @@ def make_plan(
         return gathered
 
     meet(made.places, kept, shifts, gathered)
+    if joins:
+        meet(places(source, target, coded, made.laid, shapes), kept, {}, gathered)
     put_scales(constants, made.laid, gathered)
     if carries:
         move_carried(source, coded, made.laid, gathered)

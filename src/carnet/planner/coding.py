@@ -82,7 +82,11 @@ def _recipe(scheme: str, style: str | None, to: str) -> Recipe:
     """Return the recipe of a scheme in a style that the target may have."""
     known = KINDS[to].styles
     if not known:
-        raise BadRequest(f"a target of the kind {to!r} holds no codes", {"option": "--quantize"}, remedy="leave out --quantize")
+        steps = f"two steps: --to hf --quantize {scheme}, then that folder --to {to}, where its codes go along as they are"
+        what, way_out = (
+            ("is not quantized on the way", steps) if KINDS[to].loads else ("holds no codes", "leave out --quantize")
+        )
+        raise BadRequest(f"a target of the kind {to!r} {what}", {"option": "--quantize"}, remedy=way_out)
     style = style or known[0]
     if style not in known:
         facts = {"option": "--style", "target": to, "known": ", ".join(known)}

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
 
-from carnet.algebra.box import Box, intersect, whole
+from carnet.algebra.box import Box, intersect
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.errors import BadCheckpoint, BadRequest, NotSupported
@@ -43,7 +43,16 @@ def coded_pieces(
         entry = source.entries[key]
         for box, file, encoding in _matrices(one, str(source.checkpoint.root)):
             scales, outer, space = encoding.scales, encoding.outer, _space(encoding)
-            like = (id(entry.like), box.start, one.recipe, one.shape, scales.strides, scales.dtype, outer and outer.dtype)
+            like = (
+                id(entry.like),
+                box.start,
+                box.shape,
+                one.recipe,
+                one.shape,
+                scales.strides,
+                scales.dtype,
+                outer and outer.dtype,
+            )
             if like not in known:
                 open_ = Encoding(encoding.recipe, encoding.shape, 0, begun(scales), None if outer is None else begun(outer))
                 chunk = Chunk(box, "", 0, dense_strides(one.shape))
@@ -71,29 +80,37 @@ def _space(encoding: Encoding) -> Space:
 
 
 def _matrices(one: Coded, where: str) -> Iterator[tuple[Box, str, Encoding]]:
-    """Yield the matrices of a coded weight: itself, or one for each expert in it."""
+    """Yield the matrices of a coded weight: itself, or one for each expert in it, or for each part that has a scale of its own."""
     recipe, (*experts, rows, columns) = BY_NAME[one.recipe], one.shape
     assert one.scales is not None, "codes stand under scales"
-    count, blocks = prod(experts), grid(recipe, (rows, columns))
+    parts = one.parts_of or (rows,)
+    count, blocks = prod(experts), [grid(recipe, (tall, columns)) for tall in parts]
     codes, scales = only_chunk(one.codes, where), only_chunk(one.scales, where)
     outer = None if one.outer is None else only_chunk(one.outer, where)
-    apart = 1 if recipe.turned and recipe.block == WHOLE else count  # one may stand over all experts
-    each = prod(one.scales.shape) // apart
-    if each * apart != prod(one.scales.shape) or each != prod(blocks) or len(experts) > 1:
-        facts = {"where": where, "tensor": one.scales.name, "expected": list(blocks), "found": list(one.scales.shape)}
+    alone = 1 if recipe.turned and recipe.block == WHOLE else count  # one may stand over all experts
+    each = prod(one.scales.shape) // alone
+    if each * alone != prod(one.scales.shape) or each != sum(map(prod, blocks)) or len(experts) > 1:
+        facts = {
+            "where": where,
+            "tensor": one.scales.name,
+            "expected": list(map(list, blocks)),
+            "found": list(one.scales.shape),
+        }
         raise BadCheckpoint("there is not one scale for each block of codes", facts)
     for number in range(count):
-        first = codes.offset * PER_BYTE[recipe.packing] + number * rows * columns
-        at = Place(
-            scales.file, scales.offset + number % apart * each * _size(one.scales), strides(recipe, blocks), one.scales.dtype
-        )
-        over = None
-        if outer is not None and one.outer is not None:
-            own = number * _size(one.outer) if prod(one.outer.shape) == count else 0  # else one stands over all experts
-            over = Place(outer.file, outer.offset + own, (1, 1), one.outer.dtype)
-        encoding = Encoding(recipe.name, (rows, columns), first, at, over)
-        box = Box((number, 0, 0), (1, rows, columns)) if experts else whole((rows, columns))
-        yield box, codes.file, encoding
+        row, done = 0, number % alone * each  # scales before these
+        for part, (tall, held) in enumerate(zip(parts, blocks, strict=True)):
+            first = codes.offset * PER_BYTE[recipe.packing] + (number * rows + row) * columns
+            at = Place(scales.file, scales.offset + done * _size(one.scales), strides(recipe, held), one.scales.dtype)
+            over = None
+            if outer is not None and one.outer is not None:
+                every = prod(one.outer.shape) == count * len(parts)  # else one stands over all experts
+                own = (number * len(parts) + part) * _size(one.outer) if every else 0
+                over = Place(outer.file, outer.offset + own, (1, 1), one.outer.dtype)
+            encoding = Encoding(recipe.name, (tall, columns), first, at, over)
+            box = Box((number, row, 0), (1, tall, columns)) if experts else Box((row, 0), (tall, columns))
+            yield box, codes.file, encoding
+            row, done = row + tall, done + prod(held)
 
 
 def _size(stored: Stored) -> int:

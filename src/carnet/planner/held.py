@@ -13,9 +13,8 @@ from carnet.dialects.entry import Entry
 from carnet.errors import BadCheckpoint
 from carnet.formats.stored import Chunk, Stored, label_of
 from carnet.inventory.survey import Inventory
-from carnet.model.model import canonical_shapes
+from carnet.model.tensors import Canonical
 from carnet.planner.decoding import Spot, alike, begun, coded_pieces
-from carnet.planner.joining import shapes_of
 from carnet.planner.pieces import Piece, cut, pieces, separate
 from carnet.planner.touches import Extent, Extents, Named
 from carnet.plans.columns import Gathered
@@ -52,24 +51,17 @@ def source_pieces(
     dtype: str | None,
     gathered: Gathered,
     carried: Iterable[Named] = (),
-    scales: Inventory | None = None,
 ) -> tuple[Found, Extents]:
-    """Return where every canonical tensor lies, and every extent that must be used up: ``carried`` instead of codes' numbers.
-
-    ``scales`` are those of codes that are moved as they are.
-    """
+    """Return where every canonical tensor lies, and every extent that must be used up: ``carried`` instead of codes' numbers."""
     found: dict[str, list[tuple[Piece, Spot]]] = defaultdict(list)
     extents = [*carried]
     for name, piece, spot in () if extents else coded_pieces(source, dtype, gathered, extents):
         found[name].append((piece, spot))
     known = dict[tuple[object, ...], list[tuple[Extent, list[tuple[int, Piece]]]]]()
-    held = [
-        (of.checkpoint.tensors[key], entry)
-        for of in (source, *([] if scales is None else [scales]))
-        for key, entry in of.entries.items()
-        if key not in of.coded
-    ]
-    for stored, entry in held:
+    for key, entry in source.entries.items():
+        if key in source.coded:
+            continue
+        stored = source.checkpoint.tensors[key]
         names, label = entry.names, label_of((stored.unit, stored.name))
         like = (id(entry.like), stored.dtype, *[(chunk.box.start, chunk.box.shape, chunk.strides) for chunk in stored.chunks])
         if (parts := known.get(like)) is None:
@@ -94,13 +86,14 @@ def _of_chunk(entry: Entry, stored: Stored, chunk: Chunk) -> tuple[Extent, list[
 
 
 def keep(
-    found: Found, source: Inventory, gathered: Gathered, carried: Collection[str] = (), scales: Inventory | None = None
+    found: Found,
+    source: Inventory,
+    shapes: Mapping[Canonical, tuple[int, ...]],
+    gathered: Gathered,
+    carried: Collection[str] = (),
 ) -> dict[str, Held]:
     """Keep each element of the source once, but for parts of ``carried``; what repeats it is to be compared."""
     kept, cuts, places = dict[str, Held](), dict[tuple[int, ...], Cut](), dict[Piece, Piece]()
-    shapes = canonical_shapes(source.config)
-    shapes |= source.changes.factors
-    shapes |= {} if scales is None else shapes_of(scales, canonical_shapes(scales.config))
     for name, shape in shapes.items():
         like = tuple([id(piece) for piece, _ in found.get(name, ())])
         if like not in cuts:

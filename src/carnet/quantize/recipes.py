@@ -146,6 +146,11 @@ def grid(recipe: Recipe, shape: tuple[int, int]) -> tuple[int, int]:
     return rows, columns
 
 
+def scaled_apart(recipe: Recipe) -> bool:
+    """Say whether matrices have a scale of the whole, so that those that are joined in one keep one each."""
+    return recipe.block == WHOLE or bool(recipe.scale.outer)
+
+
 def strides(recipe: Recipe, blocks: tuple[int, int]) -> tuple[int, int]:
     """Return how far the scales of blocks lie apart, down and along, from how many there are."""
     return (1, blocks[0]) if recipe.turned else (blocks[1], 1)

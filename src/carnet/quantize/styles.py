@@ -6,7 +6,7 @@ A quantized weight ``X.weight`` becomes several stored tensors. Names and shapes
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from carnet.quantize.recipes import WHOLE, Recipe, codes_dtype, codes_shape, grid
 
@@ -154,7 +154,18 @@ STYLES = {
         blocks_apart=True,
     ),
 }
+# what an engine calls otherwise before it packs it: vllm 0.32 layers/quantization/mxfp4.py
+LOADED = {
+    "openai": replace(
+        STYLES["openai"], codes="weight", scales="weight_scale", weight="weight", turns_experts=False, blocks_apart=False
+    )
+}
 SCALAR: Mapping[str, tuple[int, ...]] = {"[]": (), "[1]": (1,)}
+
+
+def as_loaded(style: Style) -> Style:
+    """Return a style with the names that an engine has before it packs codes."""
+    return LOADED.get(style.name, style)
 
 
 def ends_in(name: str, last: str) -> bool:
@@ -186,21 +197,28 @@ def around(recipe: Recipe, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-2], shape[-1], shape[-2]) if recipe.turned and shape else shape
 
 
-def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static: bool) -> Iterator[Kept]:
+def kept(
+    recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static: bool, parts: tuple[int, ...] = ()
+) -> Iterator[Kept]:
     """Yield the stored tensors of a quantized weight, the codes first.
 
     ``shape`` is that of the weight, rows and columns, with the experts before them where it holds several; ``own`` its element type;
-    ``static`` says that the scale of activations is stored too.
+    ``static`` says that the scale of activations is stored too. ``parts`` are the rows of each part that an engine joins in it, before
+    it packs them: vLLM's parameters are f32, and have a number of each part where a folder has one
+    (vllm 0.32 layers/quantization/fp8.py, modelopt.py, compressed_tensors/).
 
     >>> from carnet.quantize.recipes import BY_NAME
     >>> [(k.name, k.dtype, k.shape) for k in kept(BY_NAME["modelopt/nvfp4"], "a.weight", (128, 256), "bf16", static=False)]
     [('a.weight', 'u8', (128, 128)), ('a.weight_scale', 'f8_e4m3', (128, 16)), ('a.weight_scale_2', 'f32', ())]
     """
-    style = STYLES[recipe.style]
+    style = as_loaded(STYLES[recipe.style]) if parts else STYLES[recipe.style]
     base, codes = name.removesuffix(style.weight), style.codes_of(recipe)
     experts, matrix = shape[:-2], (shape[-2], shape[-1])
     scalar = SCALAR[style.scalar]
     scales = _scales_shape(recipe, experts, matrix, scalar)
+    if parts:
+        yield from _loaded(recipe, style, base, (experts, matrix), scales, parts, static=static)
+        return
     if is_stacked(style, shape):
         base, codes = f"{name}_", ""
         scales = scalar if recipe.block == WHOLE else scales
@@ -216,6 +234,29 @@ def kept(recipe: Recipe, name: str, shape: tuple[int, ...], own: str, *, static:
         yield Kept("input", base + style.inputs[recipe.scheme], dtype, scalar)
     if recipe.packing == "words":
         yield Kept("shape", base + "weight_shape", "i64", (2,))
+
+
+def _loaded(
+    recipe: Recipe,
+    style: Style,
+    base: str,
+    shape: tuple[tuple[int, ...], tuple[int, int]],
+    scales: tuple[int, ...],
+    parts: tuple[int, ...],
+    *,
+    static: bool,
+) -> Iterator[Kept]:
+    """Yield what an engine has of a weight before it packs it; of experts a single part has no axis of its own."""
+    experts, matrix = shape
+    each = (*experts, len(parts)) if len(parts) > 1 or not experts else experts
+    yield Kept("codes", base + style.codes_of(recipe), codes_dtype(recipe), experts + codes_shape(recipe, matrix))
+    dtype = "f32" if recipe.scale.kind == "linear" else recipe.scale.stored
+    yield Kept("scales", base + style.scales, dtype, each if recipe.block == WHOLE else scales)
+    if recipe.scale.outer:
+        yield Kept("outer", base + style.outer, "f32", each)
+    if static and recipe.scheme in style.inputs:
+        one = bool(experts) and recipe.block == WHOLE  # what reads the same has one scale
+        yield Kept("input", base + style.inputs[recipe.scheme], "f32", experts if one else each)
 
 
 def _scales_shape(
