@@ -4,6 +4,7 @@ The rules are those of vLLM 0.32's layers (model_executor/layers/linear.py, voca
 out with torch as a person would: nothing here knows a pattern or an axis. tests/vllm asks vLLM itself.
 """
 
+import json
 import re
 
 import torch
@@ -50,6 +51,9 @@ def save_codes(folder, out, words):
     Each linear layer has seen another magnitude of its activations.
     """
     style, scheme, *static = words.split()
+    if style == "openai":
+        save_open(folder, out)
+        return
     options = {"activations": "dynamic"} if scheme in ("fp8", "nvfp4") else {}
     if static:
         tensors = load_file(folder / "model.safetensors")
@@ -58,6 +62,21 @@ def save_codes(folder, out, words):
         save_file(amax, out.with_name(f"{out.name}.amax.safetensors"))
         options = {"amax": out.with_name(f"{out.name}.amax.safetensors")}
     assert carnet.cross(folder, out, to="hf", quantize=scheme, style=style, **options).equal
+
+
+def save_open(folder, out):
+    """Write a GPT-OSS of transformers as OpenAI publishes it, its experts as random blocks of MXFP4."""
+    tensors, said = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    for name in [name for name in tensors if name.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        experts, rows, columns = tensors.pop(name).shape
+        shape = experts, columns, rows // 32
+        tensors[f"{name}_blocks"] = torch.randint(256, (*shape, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.randint(110, 130, shape, dtype=torch.uint8)
+    plain = [f"model.layers.*.{part}" for part in ("self_attn", "mlp.router")] + ["model.embed_tokens", "lm_head"]
+    said["quantization_config"] = {"modules_to_not_convert": plain, "quant_method": "mxfp4"}
+    out.mkdir()
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    (out / "config.json").write_text(json.dumps(said))
 
 
 class Worker:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import DeepseekV3Config, LlamaConfig, Qwen3MoeConfig
+from transformers import DeepseekV3Config, GptOssConfig, LlamaConfig, Qwen3MoeConfig
 
 import carnet
 from carnet.errors import CarnetError
@@ -39,6 +39,7 @@ GROUPS = {"n_routed_experts": 2, "n_shared_experts": 1, "first_k_dense_replace":
 MODELS = {
     "dense": LlamaConfig(**SIZES, **HEADS),
     "mixture": Qwen3MoeConfig(**SIZES, **HEADS, **EXPERTS, num_experts=2, mlp_only_layers=[0]),
+    "open": GptOssConfig(**SIZES, head_dim=64, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=2),
     "latent": DeepseekV3Config(**SIZES, **LATENT, **EXPERTS, **GROUPS),
 }
 DENSE = ("modelopt fp8-channel", "modelopt fp8-block", "compressed-tensors fp8", "compressed-tensors nvfp4")
@@ -55,7 +56,11 @@ EVERY = (
     "compressed-tensors int8-channel",
     "deepseek fp8-block",
 )
-GOES = [*(("dense", words) for words in DENSE), *((model, words) for words in EVERY for model in MODELS)]
+GOES = [
+    ("open", "openai mxfp4"),
+    *(("dense", words) for words in DENSE),
+    *((model, words) for words in EVERY for model in ("mixture", "latent")),
+]
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +149,28 @@ def test_the_digests_that_an_engine_must_have_are_those_of_its_ranks(coded, tmp_
         packed = {key.rpartition(".")[2] for key in expected.coded}
         assert {"w13_weight_scale", "w2_weight_scale"} < packed
         assert not any("norm" in key or "mlp.gate." in key for key in expected.coded)
+
+
+def test_experts_of_gpt_oss_go_to_ranks_and_are_cut_anew(coded, tmp_path):
+    source = coded("open", "openai mxfp4")
+    hf = load_file(source / "model.safetensors")
+    assert carnet.cross(source, tmp_path / "ranks", to="vllm", tp=2).equal
+    experts = "model.layers.1.mlp.experts."
+    for rank in range(2):
+        ranks, mine = load_file(tmp_path / f"ranks/model-rank-{rank}-part-0.safetensors"), slice(512 * rank, 512 * rank + 512)
+        blocks = hf[f"{experts}gate_up_proj_blocks"].flatten(2)
+        assert torch.equal(ranks[f"{experts}routed_experts.w13_weight"], blocks[:, mine])  # gate and up alternate
+        assert torch.equal(ranks[f"{experts}routed_experts.w13_weight_scale"], hf[f"{experts}gate_up_proj_scales"][:, mine])
+        blocks = hf[f"{experts}down_proj_blocks"].flatten(2)
+        assert torch.equal(ranks[f"{experts}routed_experts.w2_weight"], blocks.chunk(2, 2)[rank])
+        assert torch.equal(
+            ranks[f"{experts}routed_experts.w2_weight_scale"], hf[f"{experts}down_proj_scales"].chunk(2, 2)[rank]
+        )
+    assert carnet.cross(tmp_path / "ranks", tmp_path / "whole", to="vllm").equal
+    assert carnet.cross(source, tmp_path / "direct", to="vllm").equal
+    assert held(tmp_path / "whole") == held(tmp_path / "direct")
+    with pytest.raises(CarnetError, match="an axis for blocks"):
+        carnet.plan(tmp_path / "ranks", to="hf")
 
 
 def exchanged(tensors):

@@ -40,7 +40,7 @@ CHOICES = {
     "select_fp8_moe_backend": lambda *_, **__: (Fp8MoeBackend.TRITON, Kernel),
     "select_mxfp8_moe_backend": lambda *_, **__: (Fp8MoeBackend.TRITON, Kernel),
     "select_nvfp4_moe_backend": lambda *_, **__: (NvFp4MoeBackend.VLLM_CUTLASS, Kernel),
-    "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.TRITON, Kernel),
+    "select_mxfp4_moe_backend": lambda *_, **__: (Mxfp4MoeBackend.EMULATION, Kernel),
     "select_int8_moe_backend": lambda *_, **__: (None, Kernel),
 }
 

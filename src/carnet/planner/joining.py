@@ -15,7 +15,7 @@ from dataclasses import replace
 from carnet.algebra.box import Box, whole
 from carnet.algebra.layout import View
 from carnet.dialects import kinds
-from carnet.dialects.entry import Entry, Like, apart
+from carnet.dialects.entry import Entry, Like, apart, as_linear
 from carnet.dialects.kinds import SHARDS, UNSHARED, Kind
 from carnet.dialects.rows import Dialect
 from carnet.errors import NotSupported
@@ -86,11 +86,18 @@ def joined(source: Inventory, target: Dialect, config: Config, wanted: Sequence[
                 "found": ", ".join(sorted("no codes" if each is None else each.name for each in here)),
             }
             raise NotSupported("parts that are joined in one tensor are quantized otherwise", facts, remedy=REMEDY)
+        key = entry.unit, entry.name
+        if not target.ranked and STYLES[recipe.style].blocks_apart:
+            facts = {"tensor": entry.name, "quantized": recipe.name}
+            raise NotSupported(
+                "a folder has these codes with an axis for blocks, which carnet does not write", facts, remedy=REMEDY
+            )
+        entry = entry if target.ranked else as_linear(entry)
         if id(entry.like) not in alike:
             parts = tuple(rows for rows, _ in apart(entry)) if target.ranked else ()
             own = str(config["dtype"])
             alike[id(entry.like)] = tuple(kept(recipe, "", entry.shape, own, static=source.said.static, parts=parts))
-        found[entry.unit, entry.name] = Coded(entry, "", entry.name.removesuffix("weight"), alike[id(entry.like)])
+        found[key] = Coded(entry, "", entry.name.removesuffix("weight"), alike[id(entry.like)])
     return found
 
 
