@@ -1,8 +1,7 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
 A fenced block of the kind ``console`` is a command and its output. The commands of a page run one after the other in one folder, where
-``checkpoints/llama`` and ``checkpoints/gpt`` are bundled checkpoints that Megatron wrote, ``s3://models`` is an empty bucket, and
-``tools`` this folder::
+the folders in ``checkpoints`` are bundled ones that Megatron wrote, ``s3://models`` is an empty bucket, and ``tools`` this folder::
 
     ```console
     $ carnet plan --help
@@ -33,6 +32,7 @@ BLOCK = re.compile(r"^(?P<fence>```+)console\n\$ (?P<command>.+)\n(?P<shown>(?s:
 CHECKPOINTS = {
     "llama": "megatron/llama_te_pp2_vpp",
     "gpt": "megatron/gpt_te_tp2",
+    "trained": "megatron/llama_dist",
     "lora": "adapters/v0192_loraonly_llama_te_tp2",
     "tuned": "adapters/v0192_lora_llama_te_tp2",
 }

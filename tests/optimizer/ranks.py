@@ -244,6 +244,8 @@ def save(job, said, parts, iteration):
         "tensor_model_parallel_size": job["tp"],
         "pipeline_model_parallel_size": job["pp"],
         "world_size": dist.get_world_size(),
+        "expert_model_parallel_size": job.get("ep", 1),
+        "expert_tensor_parallel_size": 1,
     }
     dtype = torch.bfloat16 if job.get("bf16") else torch.float32
     state["args"] = argparse.Namespace(

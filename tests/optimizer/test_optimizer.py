@@ -3,6 +3,7 @@
 import io
 import shutil
 from argparse import Namespace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.referee
 TP2 = {"tp": 2}
 EP2 = {"dp": 2, "ep": 2, "mixture": 1}
 BRING = {"to": "megatron", "spelling": "local", "also": "optimizer"}
+BUCKETS = Path(__file__).parents[1] / "goldens/megatron/llama_dist"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ BRING = {"to": "megatron", "spelling": "local", "also": "optimizer"}
         ("tp2", TP2, {"pp": 2}, {"pp": 2}),
         ("tp2", TP2, {"tp": 4}, {"tp": 4}),
         ("ep2", EP2, {}, {"mixture": 1}),
+        ("buckets", {**TP2, "dp": 2, "form": "dp_reshardable", "ddp": {"bucket_size": 5000}}, {"pp": 2}, {"pp": 2}),
         ("plain", {**TP2, "form": "plain", "bf16": 1}, {"pp": 2}, {"pp": 2, "bf16": 1}),
     ],
 )
@@ -44,6 +47,25 @@ def test_experts_get_an_optimizer_of_their_own_where_ranks_share_them(trained, t
     assert carnet.cross(tmp_path / "one", tmp_path / "two", **BRING, tp=2, ep=2).equal
     done = train(tmp_path, "on", steps=3, load=str(tmp_path / "two"), **EP2)
     assert done["losses"] == pytest.approx(losses, abs=3e-6)
+
+
+def test_buckets_of_experts_give_what_the_same_run_saved_in_the_shapes_of_its_weights(trained, tmp_path):
+    names = {"whole": "ep2", "buckets": "ep2 buckets"}
+    for form, name in names.items():
+        source, _ = trained(name, **EP2, **({} if form == "whole" else {"form": "dp_reshardable"}))
+        assert carnet.cross(source, tmp_path / form, **BRING, tp=2).equal
+    held = {form: sorted((tmp_path / form / "iter_0000003").glob("*.distcp")) for form in names}
+    assert [file.name for file in held["whole"]] == [file.name for file in held["buckets"]]
+    assert [file.read_bytes() for file in held["whole"]] == [file.read_bytes() for file in held["buckets"]]
+
+
+def test_buckets_whose_parameters_lie_elsewhere_are_refused(tmp_path):
+    shutil.copytree(BUCKETS, tmp_path / "shifted")
+    name = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_0.param"
+    file, offset, tensor = stored(tmp_path / "shifted/iter_0000001", name)
+    put(file, offset, tensor.roll(1))
+    with pytest.raises(NotSupported, match="the buckets of the optimizer's state are not those of these parameters"):
+        carnet.plan(tmp_path / "shifted", **BRING)
 
 
 def test_what_it_holds_and_what_it_leaves_behind(trained, tmp_path):

@@ -26,7 +26,7 @@ from carnet.formats.torch_dist import Store, read_object, read_plain_store, read
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
 from carnet.formats.torch_zip import Archive, number_of, object_item
-from carnet.formats.training import COMMON, OPTIMIZER, Training, training_of
+from carnet.formats.training import COMMON, OPTIMIZER, Training, is_apart, training_of
 from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
 from carnet.storage.protocol import FOLDER, Folder, names_in
 
@@ -195,7 +195,11 @@ def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:
     place = COMMON_FILE if seen else "common_state"
     training = None
     if trained and OPTIMIZER in common:
-        training = training_of(_Plain(root, archive).table({key: common.get(key) for key in COMMON}), config, root)
+        said = _Plain(root, archive).table({key: common.get(key) for key in COMMON})
+        apart = [
+            _Plain(root).value(read_object(root, store.places[name])[0], 0) for name in sorted(store.places) if is_apart(name)
+        ]
+        training = training_of({**said, OPTIMIZER: apart} if apart else said, config, root)
     if isinstance(common.get(MEANT_FOR), str):
         writer = f"carnet, for {shown(common[MEANT_FOR])}"
         return _Arguments(config, writer, common, seen, inner, common[MEANT_FOR], training=training)

@@ -42,7 +42,9 @@ def training_of(common: Mapping[str, object], args: Mapping[str, object], where:
     if any("grad_scaler" in part for part in parts):
         what = "the loss scale of a training in fp16 does not go along"
         raise NotSupported(what, {"where": where}, remedy="go on from the weights alone: leave out --with optimizer")
-    groups = [group for part in parts for group in _groups(part)]
+    groups = list[Group]()
+    for group in (group for part in parts for group in _groups(part)):
+        groups += [group] if group not in groups else []
     steps = {group["step"] for group in groups if group.get("step") is not None}
     if len(steps) != 1:
         found = {"where": where, "groups of parameters": len(groups), "steps": ", ".join(map(str, steps)) or "-"}
@@ -57,12 +59,23 @@ def training_of(common: Mapping[str, object], args: Mapping[str, object], where:
     return Training(tuple({**group, "step": step} for group in groups), scheduler, iteration, count, samples)
 
 
+def is_apart(name: str) -> bool:
+    """Say whether a stored object is the state of an optimizer whose buckets a group of ranks shares: one for each group.
+
+    >>> is_apart("chained_0.optimizer.distributed.dp_group_idx_1.optimizer/shard_0_1")
+    True
+    """
+    return ".dp_group_idx_" in name and name.rpartition(".")[2].startswith(("optimizer/", "grad_scaler/"))
+
+
 def _parts(said: object) -> Iterable[Mapping[str, object]]:
     """Yield the state of each optimizer: of one, or of several in their order, a table by number or a list."""
     if isinstance(said, Mapping) and said and all(str(key).isdigit() for key in said):
         said = [said[key] for key in sorted(said, key=int)]
     for part in said if isinstance(said, list) else [said]:
-        if isinstance(part, Mapping):
+        if isinstance(part, list):
+            yield from _parts(part)
+        elif isinstance(part, Mapping):
             yield part
 
 

@@ -1,17 +1,22 @@
 """Which of an optimizer's state a checkpoint holds, and whether it can go along with the weights."""
 
+from collections.abc import Mapping
+
+from carnet.dialects.entries import entries
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.planes import MASTER, told_of
+from carnet.dialects.planes import MASTER, STATE, is_of_plane, told_of
+from carnet.dialects.rows import Dialect
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
-from carnet.formats.stored import Checkpoint
+from carnet.formats.stored import Checkpoint, Key, Stored
+from carnet.inventory.buckets import in_buckets, unfolded
 from carnet.model.fields import Config, Value
 from carnet.model.model import value
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike
 
 FORMS = {  # a part of a name -> the form of which it is; DistributedOptimizer.sharded_state_dict in distrib_optimizer.py
-    ".bucket_idx_": "dp_reshardable",
+    ".bucket_idx_": "dp_reshardable",  # which is read, too
     ".param_state/": "dp_zero_gather_scatter",
     "distrib_optim.pt": "one file a rank",
     "model_optim_rng.pt": "one file a rank",
@@ -38,9 +43,29 @@ def form_of(checkpoint: Checkpoint) -> str:
     return next((form for part, form in FORMS.items() if any(part in name for name in every)), "")
 
 
+def _told(checkpoint: Checkpoint) -> str:
+    """Return the planes that a checkpoint has, in tensors as the weights have or in buckets."""
+    names = [name for _, name in checkpoint.tensors]
+    return told_of(names) or told_of(f"{STATE}{plane}." for name in names if (plane := in_buckets(name)))
+
+
+def in_model_space(checkpoint: Checkpoint, dialect: Dialect, config: Config, kept: dict[Key, Stored]) -> dict[Key, Stored]:
+    """Return what is kept of a checkpoint, each plane in tensors of its weights' shapes instead of buckets."""
+    if "planes" not in config or not any(in_buckets(name) for _, name in kept):
+        return kept
+    weights = {key: stored for key, stored in kept.items() if not in_buckets(key[1])}
+    return {**weights, **unfolded(checkpoint, [*entries(dialect, {**config, "planes": ""}, weights)], config)}
+
+
+def instead(tensors: Mapping[Key, Stored], kept: Mapping[Key, Stored]) -> Mapping[Key, Stored]:
+    """Return the tensors of a checkpoint, where planes were in buckets with these instead."""
+    found = {key: stored for key, stored in kept.items() if is_of_plane(key[1]) and key not in tensors}
+    return {**{key: stored for key, stored in tensors.items() if not in_buckets(key[1])}, **found} if found else tensors
+
+
 def optimizer_of(checkpoint: Checkpoint) -> dict[str, str]:
     """Return in one line what a checkpoint has of an optimizer's state: subject -> a line; nothing where it has none."""
-    form, found = form_of(checkpoint), told_of(name for _, name in checkpoint.tensors)
+    form, found = form_of(checkpoint), _told(checkpoint)
     held = f"{', '.join(found.split())}, as {form}" if found else form
     return {"optimizer": f"{held}; --with optimizer brings it along" if found else held} if form else {}
 
@@ -60,7 +85,7 @@ def planes_of(checkpoint: Checkpoint, like: Config | None) -> dict[str, Value]:
         lacking = "tensors" if not form else "step and groups of parameters"
         facts = {"where": where, "kind": f"{checkpoint.dialect} ({checkpoint.format})", "lacking": lacking}
         raise BadRequest("no optimizer's state is here that could go along", facts, remedy=LEAVE)
-    found = told_of(name for _, name in checkpoint.tensors)
+    found = _told(checkpoint)
     if not found:
         remedy = "save with --dist-ckpt-optim-fully-reshardable, or " + LEAVE
         raise NotSupported(f"an optimizer's state in the form {form!r} is not read", {"where": where}, remedy=remedy)

@@ -31,7 +31,7 @@ from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, resh
 from carnet.inventory.adapters import with_adapters
 from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_lent
-from carnet.inventory.planes import planes_of
+from carnet.inventory.planes import in_model_space, instead, planes_of
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, in_parts, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
@@ -175,14 +175,14 @@ def survey(
     )
     kept = {**sorted_out.kept, **tower}
     if kind.omits_further or (kind.arguments and not names_none(kind, heard.said)):
-        config["mtp"] = further_stored(dialect, config, kept)
-        config["mtp_blocks"] = value(config, "mtp_blocks") if config["mtp"] else None
+        config |= _further(dialect, config, kept)
     config["halves"] = not value(config, "hybrid") and any(name.endswith(kind.halved_by) for _, name in kept)
     config |= told_by_store(dialect, config, kept)
     if kind.pads_vocabulary and config.get("padded_vocab") is None:
         config["padded_vocab"] = enough(stored_rows(checkpoint), config, where)
     _refuse_absurd(config, kept, where)
     dialect, dropped, kept = with_adapters(whole, family, (dialect, dropped, kept), config, like, alone=alone)
+    kept = in_model_space(checkpoint, dialect, config, kept)
     named = {(entry.unit, entry.name): entry for entry in entries(dialect, config, kept)}
     rows = 0 if kind.pads_vocabulary or kind.pads_to else other_rows(config, named, kept)
     if rows and vocab is not None:
@@ -210,7 +210,7 @@ def survey(
     coded = {key: one for key, one in sorted_out.coded.items() if key in found}
     problems += in_parts(coded, found, where) if kind.joins_codes else ()
     seen = {key: reshaped(kept[key], entry.shape) for key, entry in found.items() if entry.shape != entry.stored}
-    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **seen})
+    checkpoint = replace(checkpoint, tensors={**instead(checkpoint.tensors, kept), **seen})
     told = told or by_config(config)
     could = others(family, bare(config), where) if undecided else {}
     centred = less_one(dialect, config, [name for _, name in found])
@@ -259,6 +259,12 @@ def _take_tower(
     return {key: kept.pop(key) for key in held}
 
 
+def _further(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) -> dict[str, Value]:
+    """Return the fields that say which layers for further tokens are stored."""
+    count = further_stored(dialect, config, kept)
+    return {"mtp": count, "mtp_blocks": value(config, "mtp_blocks") if count else None}
+
+
 def _drop(
     checkpoint: Checkpoint, dialect: Dialect, asked: tuple[str, ...], *, planes: bool
 ) -> tuple[dict[str, tuple[str, ...]], dict[Key, Stored]]:
@@ -267,10 +273,10 @@ def _drop(
     With ``planes`` the optimizer's state is kept.
     """
     said = {pattern: f"--drop {pattern}" for pattern in asked}
-    usual = {pattern: why for pattern, why in dialect.dropped.items() if not (planes and why == OPTIMIZER)}
-    reasons = {**said, **usual, **said}  # first in order and in meaning, also where the dialect has the same pattern
+    reasons = {**said, **dialect.dropped, **said}  # first in order and in meaning, also where the dialect has the same pattern
     dropped: dict[str, list[str]] = defaultdict(list)
-    found = _reasons({name for _, name in checkpoint.tensors} | checkpoint.objects.keys(), reasons)
+    held = {pattern: why for pattern, why in reasons.items() if not (planes and why == OPTIMIZER)}
+    found = _reasons({name for _, name in checkpoint.tensors}, held) | _reasons(checkpoint.objects, reasons)
     for key in (*checkpoint.tensors, *(("", name) for name in checkpoint.objects)) if found else ():
         if key[1] in found:
             dropped[found[key[1]]].append(label_of(key))

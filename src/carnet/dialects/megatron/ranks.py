@@ -1,0 +1,83 @@
+"""How Megatron's ranks share the tensors of a store: which box of each a rank holds.
+
+A layer each, an expert each, and along the axis that tensor parallelism cuts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+from carnet.algebra.box import Box
+from carnet.algebra.layout import JOIN, cut_evenly, cut_unevenly
+from carnet.dialects.entry import Entry, Reading
+from carnet.model.fields import Config
+from carnet.model.model import further, number
+from carnet.model.tensors import AXES
+
+Cut = tuple[int, int, str, int]  # first index, number of indices, the axis that is cut ("" for none), the rank along it
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """How many ranks share what."""
+
+    tp: int  # every layer
+    pp: int  # the layers
+    ep: int  # the experts
+    etp: int  # each expert
+
+
+def stages_of(config: Config, pp: int) -> dict[int | str, int]:
+    """Return the stage of each layer, of what is first in the model and of what is last; layers for further tokens are on the last."""
+    count = number(config, "layers")
+    shares = [cut_unevenly(count, pp, stage) for stage in range(pp)]
+    found: dict[int | str, int] = {
+        layer: stage for stage, share in enumerate(shares) for layer in range(share.start, share.stop)
+    }
+    return found | {"first": 0, "last": pp - 1} | dict.fromkeys(further(config), pp - 1)
+
+
+def boxes(entry: Entry, ranks: Ranks) -> Iterator[tuple[Box, dict[str, int]]]:
+    """Yield the boxes of a stored tensor that one rank writes in one chunk, with its place along each kind of parallelism."""
+    per_dim = [_cuts(entry.reading, dim, entry.shape[dim], ranks) for dim in range(len(entry.shape))]
+    for choice in product(*per_dim):
+        box = Box(tuple(cut[0] for cut in choice), tuple(cut[1] for cut in choice))
+        yield box, {kind: rank for _, _, kind, rank in choice if kind}
+
+
+def _cuts(reading: Reading, dim: int, length: int, ranks: Ranks) -> list[Cut]:
+    """Cut one stored dimension along its outermost axis."""
+    axes = reading.pattern.dims[dim]
+    if not axes:
+        return [(0, length, "", 0)]
+    size = {axis: share.stop - share.start for axis, share in reading.shares.items()}
+    if axes[0] == "layer":
+        return [(layer, 1, "layer", layer) for layer in range(length)]
+    if axes[0] == "expert":
+        each = size["expert"] // ranks.ep or 1
+        return [(expert, 1, "ep", expert // each) for expert in range(length)]
+    axis, world = AXES.get(reading.cut), ranks.tp
+    if axis is not None and axis.among == "expert":
+        axis, world = AXES[axis.inner], ranks.etp
+    if axis is None or world == 1:
+        return [(0, length, "", 0)]
+    cut = axis.name
+    if axes[0] == cut and axis.cut == "repeated" and size[cut] % world and size[cut] * size[axis.inner] % world == 0:
+        # fewer KV heads than ranks: Megatron cuts the rows where they fall, megatron/core/transformer/attention.py SelfAttention
+        return list(_shards("rows", length, 1, 0, world))
+    if axes[0] == cut:
+        return list(_shards(cut, size[cut], length // size[cut], 0, world))
+    if axes[0] == JOIN and all(inner[:1] == (cut,) for _, inner in reading.pattern.parts):
+        wide = length // len(reading.pattern.parts)
+        return [
+            shard
+            for part in range(len(reading.pattern.parts))
+            for shard in _shards(cut, size[cut], wide // size[cut], part * wide, world)
+        ]
+    return [(0, length, "", 0)]
+
+
+def _shards(axis: str, size: int, inner: int, start: int, tp: int) -> Iterator[Cut]:
+    for rank in range(tp):
+        share = cut_evenly(axis, size, tp, rank)
+        yield start + share.start * inner, (share.stop - share.start) * inner, "tp", rank

@@ -1,0 +1,248 @@
+"""An optimizer's state in buckets, ``dp_reshardable``: each rank's parameters one after another, as tensors of the weights' shapes.
+
+::
+
+    bucket 0   | output_layer.weight of rank 0 | ... | decoder.layers.3...weight | ...     each begins at a multiple of 64 elements
+
+Where a parameter lies follows from the order of the modules (``megatron/order.py``) and from the sizes of the buckets. That it is
+right is seen: parameters begin where chunks do, and master weights are the weights, once they are rounded.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import numpy as np
+
+from carnet.algebra.box import Box
+from carnet.dialects.entry import Entry
+from carnet.dialects.megatron.order import Order, orders
+from carnet.dialects.megatron.ranks import Ranks, boxes, stages_of
+from carnet.dialects.planes import MASTER, STATE
+from carnet.dtypes import BY_NAME, array_type
+from carnet.errors import NotSupported
+from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, reshaped
+from carnet.model.fields import Config
+from carnet.model.model import value
+from carnet.storage.protocol import read_at
+
+BUCKET = re.compile(
+    r"(?:chained_(?P<chained>\d+)\.)?optimizer\.distributed\.dp_group_idx_(?P<group>\d+)\.gbuf_idx_(?P<buffer>\d+)"
+    r"\.dtype_\(torch\.(?P<dtype>\w+), .*\)\.bucket_idx_(?P<bucket>\d+)\.(?P<plane>\w+)"
+)
+ALIGNED = 64  # elements: _pad_start_of_param_if_needed in megatron/core/distributed/param_and_grad_buffer.py
+LOOKED_AT = 4096  # boxes whose ends are compared with the weights
+UNLIKE = "the buckets of the optimizer's state are not those of these parameters"
+REMEDY = "save with --dist-ckpt-optim-fully-reshardable, or leave out --with optimizer"
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What a rank holds of a stored tensor: the parameter of one module."""
+
+    entry: Entry | None  # None for a copy of what another stage has
+    layer: int
+    expert: int
+    boxes: Sequence[Box]  # one after another
+
+    @property
+    def size(self) -> int:
+        """Return how many elements it has."""
+        return sum(prod(box.shape) for box in self.boxes)
+
+
+Buckets = Mapping[int, Mapping[str, Stored]]  # number -> plane -> what is stored
+
+
+def in_buckets(name: str) -> str:
+    """Return the plane that a stored tensor is a bucket of, "" where it is none."""
+    found = BUCKET.fullmatch(name)
+    return "" if found is None else found["plane"]
+
+
+def unfolded(checkpoint: Checkpoint, weights: Sequence[Entry], config: Config) -> dict[Key, Stored]:
+    """Return the planes of some weights as tensors of their shapes; raise NotSupported where buckets do not say them."""
+    ranks = _ranks(checkpoint)
+    held = _held(weights, config, ranks)
+    buffers = _buffers(checkpoint)
+    if {where[:2] for where in buffers} != held.keys():
+        raise _unlike(checkpoint, f"buffers of {len(buffers)} groups of ranks, parameters of {len(held)}")
+    wrong = NotSupported(UNLIKE, {"where": checkpoint.root}, remedy=REMEDY)
+    for order in orders():
+        try:
+            found = _unfolded(checkpoint, held, buffers, order)
+            _check(checkpoint, weights, found)
+        except NotSupported as error:
+            wrong = error
+        else:
+            return found
+    raise wrong
+
+
+def _ranks(checkpoint: Checkpoint) -> Ranks:
+    """Return how the ranks of a run shared its model, as its arguments say; refuse what is told otherwise than by numbers."""
+    said = checkpoint.config
+    names = ("tensor", "pipeline", "expert")
+    tp, pp, ep = (_count(said.get(f"{name}_model_parallel_size")) for name in names)
+    etp = _count(said.get("expert_tensor_parallel_size")) if said.get("expert_tensor_parallel_size") else tp
+    own = ("num_layers_per_virtual_pipeline_stage", "virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout")
+    uneven = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "mtp_num_layers")
+    for name in (*own, *uneven, "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
+        if said.get(name):
+            raise _unlike(checkpoint, f"{name}: {said[name]}")
+    return Ranks(tp, pp, ep, etp if ep > 1 or etp != tp else tp)
+
+
+def _count(said: object) -> int:
+    return said if isinstance(said, int) and said > 0 else 1
+
+
+def _unlike(checkpoint: Checkpoint, reason: str) -> NotSupported:
+    return NotSupported(UNLIKE, {"where": checkpoint.root, "reason": reason}, remedy=REMEDY)
+
+
+Place = tuple[int, int]  # 1 for what experts have of their own, where ranks share them; which rank
+Buffer = tuple[int, int, str]  # the same, and the element type
+
+
+def _held(weights: Sequence[Entry], config: Config, ranks: Ranks) -> dict[Place, list[Parameter]]:
+    """Return the parameters of each rank, in no order; those of experts that ranks share are an optimizer's of their own."""
+    stages, found = stages_of(config, ranks.pp), defaultdict[Place, list[Parameter]](list)
+    for entry in weights:
+        if not entry.names[0].trained:
+            continue
+        alone = ranks.ep > 1 and "expert" in entry.reading.shares and entry.reading.cut == "expert"
+        parts = defaultdict[tuple[int, int, int, int], list[Box]](list)
+        for box, at in boxes(entry, ranks):
+            name = entry.reading.tensors[at.get("layer", 0)][0]
+            stage = stages[name.tensor.stage if name.layer is None else name.layer]
+            expert = next((box.start[dim] for dim, axes in enumerate(entry.reading.pattern.dims) if axes[:1] == ("expert",)), 0)
+            expert = expert if entry.reading.cut == "expert" else 0
+            for tp in [at["tp"]] if "tp" in at else range(ranks.etp if alone else ranks.tp):
+                rank = tp + ranks.etp * (at.get("ep", 0) + ranks.ep * stage) if alone else tp + ranks.tp * stage
+                parts[rank, stage, -1 if name.layer is None else name.layer, expert].append(box)
+        for (rank, _, layer, expert), held in parts.items():
+            found[int(alone), rank].append(Parameter(entry, layer, expert, held))
+        if value(config, "tied") and ranks.pp > 1 and entry.names[0] == "embed":
+            for (rank, *_), held in parts.items():
+                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, -1, 0, held))
+    return dict(found)
+
+
+def _buffers(checkpoint: Checkpoint) -> dict[Buffer, dict[int, dict[str, Stored]]]:
+    """Return the buckets of each buffer: number -> plane -> what is stored."""
+    found = defaultdict[Buffer, dict[int, dict[str, Stored]]](lambda: defaultdict(dict))
+    for (_, name), stored in checkpoint.tensors.items():
+        said = BUCKET.fullmatch(name)
+        if said is not None:
+            buffer = int(said["chained"] or 0), int(said["group"]), said["dtype"]
+            found[buffer][int(said["bucket"])][said["plane"]] = stored
+    return dict(found)
+
+
+def _unfolded(
+    checkpoint: Checkpoint, held: Mapping[Place, Sequence[Parameter]], buffers: Mapping[Buffer, Buckets], order: Order
+) -> dict[Key, Stored]:
+    """Return the planes of all weights, if parameters are in an order."""
+    chunks = defaultdict[tuple[str, str], list[Chunk]](list)
+    entries, seen = dict[str, Entry](), set[tuple[str, Box]]()
+    for (chained, group, dtype), buckets in sorted(buffers.items()):
+        own = [each for each in held[chained, group] if _dtype(checkpoint, each) == dtype]
+        placed = [(order.place(_name(each), each.layer, each.expert), each) for each in own]
+        if unknown := [each for place, each in placed if place is None]:
+            raise _unlike(checkpoint, f"nobody says where {_name(unknown[0])} stands among the parameters")
+        placed.sort(key=lambda pair: pair[0] or (), reverse=True)
+        for parameter, bucket, start in _walk(checkpoint, [each for _, each in placed], buckets):
+            entry, offset = parameter.entry, start
+            for box in parameter.boxes if entry is not None else ():
+                if entry is not None and (entry.name, box) not in seen:  # of what all ranks have the first one's counts
+                    entries[entry.name] = entry
+                    for plane, stored in buckets[bucket].items():
+                        chunks[plane, entry.name] += _within(stored, offset, box)
+                offset += prod(box.shape)
+            seen |= {(_name(parameter), box) for box in parameter.boxes if entry is not None}
+    found = dict[Key, Stored]()
+    for (plane, name), those in chunks.items():
+        stored = Stored("", f"{STATE}{plane}.{name}", "f32", entries[name].stored, tuple(sorted(those, key=_start)))
+        found["", stored.name] = stored
+    return found
+
+
+def _start(chunk: Chunk) -> tuple[int, ...]:
+    return chunk.box.start
+
+
+def _name(parameter: Parameter) -> str:
+    return "output_layer.weight" if parameter.entry is None else parameter.entry.name
+
+
+def _dtype(checkpoint: Checkpoint, parameter: Parameter) -> str:
+    key = ("", "embedding.word_embeddings.weight" if parameter.entry is None else parameter.entry.name)
+    return BY_NAME[checkpoint.tensors[key].dtype].torch
+
+
+def _walk(checkpoint: Checkpoint, ordered: Sequence[Parameter], buckets: Buckets) -> Iterator[tuple[Parameter, int, int]]:
+    """Yield each parameter with its bucket and where it begins there."""
+    sizes = [next(iter(buckets[number].values())).shape[0] for number in sorted(buckets)]
+    cuts = [
+        {edge for chunk in next(iter(buckets[number].values())).chunks for edge in _edges(chunk)} for number in sorted(buckets)
+    ]
+    bucket, at = 0, 0
+    for parameter in ordered:
+        at += -at % ALIGNED
+        if at + parameter.size > sizes[bucket]:
+            if not at - ALIGNED < sizes[bucket] <= at or bucket + 1 == len(sizes):
+                raise _unlike(checkpoint, f"{_name(parameter)} does not end where a bucket does")
+            bucket, at = bucket + 1, 0
+        if at not in cuts[bucket] or at + parameter.size not in cuts[bucket]:
+            raise _unlike(checkpoint, f"{_name(parameter)} does not lie where chunks begin and end")
+        yield parameter, sorted(buckets)[bucket], at
+        at += parameter.size
+    if bucket + 1 != len(sizes) or at != sizes[bucket]:
+        raise _unlike(checkpoint, "the buckets hold more than the parameters")
+
+
+def _edges(chunk: Chunk) -> tuple[int, int]:
+    return chunk.box.start[0], chunk.box.start[0] + chunk.box.shape[0]
+
+
+def _within(stored: Stored, offset: int, box: Box) -> Iterator[Chunk]:
+    """Yield what a bucket holds from an element on, as the box of a tensor."""
+    size, flat = prod(box.shape), list[Chunk]()
+    for chunk in stored.chunks:
+        low, high = (min(max(edge - offset, 0), size) for edge in _edges(chunk))
+        if low < high:
+            skip = (low + offset - chunk.box.start[0]) * BY_NAME[stored.dtype].nbytes
+            flat.append(Chunk(Box((low,), (high - low,)), chunk.file, chunk.offset + skip, (1,)))
+    for chunk in reshaped(Stored("", stored.name, stored.dtype, (size,), tuple(flat)), box.shape).chunks:
+        start = tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True))
+        yield replace(chunk, box=Box(start, chunk.box.shape))
+
+
+def _check(checkpoint: Checkpoint, weights: Sequence[Entry], found: Mapping[Key, Stored]) -> None:
+    """Raise NotSupported where the ends of master weights are not those of the weights, rounded to their type."""
+    pairs = [(stored, checkpoint.tensors["", entry.name]) for entry in weights if (stored := found.get(("", _master(entry))))]
+    every = [(chunk, master, weight) for master, weight in pairs for chunk in master.chunks]
+    for chunk, master, weight in every[:: max(1, len(every) // LOOKED_AT)]:
+        last = tuple(start + length - 1 for start, length in zip(chunk.box.start, chunk.box.shape, strict=True))
+        for index in (chunk.box.start, last):
+            kept = np.frombuffer(_element(checkpoint, master, index), np.float32).astype(array_type(weight.dtype))
+            if kept.tobytes() != _element(checkpoint, weight, index):
+                raise _unlike(checkpoint, f"what should be the master weights of {weight.name} is not")
+
+
+def _master(entry: Entry) -> str:
+    return f"{STATE}{MASTER}.{entry.name}"
+
+
+def _element(checkpoint: Checkpoint, stored: Stored, index: tuple[int, ...]) -> bytes:
+    """Return the bytes of one element."""
+    for chunk in stored.chunks:
+        place = [at - start for at, start in zip(index, chunk.box.start, strict=True)]
+        if all(0 <= at < length for at, length in zip(place, chunk.box.shape, strict=True)):
+            nbytes = BY_NAME[stored.dtype].nbytes
+            skip = sum(at * stride for at, stride in zip(place, chunk.strides, strict=True)) * nbytes
+            return read_at(checkpoint.root.open(chunk.file), chunk.offset + skip, nbytes)
+    raise _unlike(checkpoint, f"a part of {stored.name} is nowhere")
