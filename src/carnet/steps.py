@@ -193,6 +193,9 @@ class Update:
     scale: float  # f32
     experts: bool  # whether the first axis of the weight is that of experts
     outputs: int  # how many axes of the weight are outputs
+    magnitude: str = (
+        ""  # factor, outputs: how long each row is made afterwards (DoRA), or of an expert; "" where rows stay as they are
+    )
 
 
 @dataclass(frozen=True, slots=True)

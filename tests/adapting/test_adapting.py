@@ -12,7 +12,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 import carnet
-from carnet.errors import BadRequest, CarnetError, NotSupported
+from carnet.errors import BadRequest, CarnetError
 from carnet.plans import saved
 from tests.adapting.conftest import ALL, same, summed, tensors, with_adapters
 
@@ -68,6 +68,30 @@ def test_peft_merges_the_same_but_for_the_order_of_its_sums(llama, adapter, tmp_
         assert (value - theirs[name]).abs().max() < 1e-7, name
     assert (logits(ours) - beside).abs().max() < 1e-5
     assert (logits(hf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)) - beside).abs().max() > 1e-2
+
+
+def test_magnitudes_are_those_of_peft(llama, tmp_path):
+    adapter = with_adapters(llama, tmp_path / "adapter", use_dora=True)
+    assert carnet.cross(llama, tmp_path / "out", to="hf", adapter=adapter, dtype="f32").equal
+    model = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32), adapter)
+    theirs = dict(model.merge_and_unload().named_parameters())
+    ours = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    for name, value in ours.named_parameters():
+        assert (value - theirs[name]).abs().max() < 1e-6, name
+    assert (logits(ours) - logits(hf.AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32))).abs().max() > 1e-2
+    assert carnet.cross(llama, tmp_path / "half", to="hf", adapter=adapter).equal
+    expected = {name: value.to(torch.bfloat16) for name, value in tensors(tmp_path / "out").items()}
+    assert same(tensors(tmp_path / "half"), expected)
+    for number, (to, cut) in enumerate(LAYOUTS):  # which cut rows
+        carnet.cross(tmp_path / "half", tmp_path / f"crossed {number}", to=to, **cut)
+        assert carnet.cross(llama, tmp_path / str(number), to=to, adapter=adapter, memory="75M", **cut).equal
+        assert files(tmp_path / str(number)) == files(tmp_path / f"crossed {number}")
+
+    def longer(found):
+        found["base_model.model.model.layers.1.mlp.down_proj.lora_magnitude_vector"][7] *= 2
+
+    verdict = carnet.verify(llama, tmp_path / "half", adapter=changed(adapter, tmp_path / "longer", longer))
+    assert {f.where for f in verdict.findings if f.what == "elements differ"} == {"layers.1.mlp.down"}
 
 
 LAYOUTS = [("megatron", {"tp": 2, "pp": 3}), ("megatron", {"spelling": "local"}), ("trtllm", {"tp": 4}), ("vllm", {"tp": 2})]
@@ -280,9 +304,6 @@ def test_a_plan_is_run_elsewhere_and_refused_where_the_adapters_changed(llama, a
 
 
 def test_what_cannot_be_added_is_refused_by_name(llama, adapter, tmp_path):
-    dora = with_adapters(llama, tmp_path / "dora", use_dora=True)
-    with pytest.raises(NotSupported, match="DoRA"):
-        carnet.plan(llama, to="hf", adapter=dora)
     with pytest.raises(BadRequest, match="no adapters of its own"):
         carnet.plan(llama, to="hf", adapter="own")
     with pytest.raises(BadRequest, match="without adapters"):

@@ -4,9 +4,11 @@ The definition (docs/adapters.md) sums ``r`` products in f32, each rounded, one 
 ``u = 2**-24``, ``P`` the sum of the products' magnitudes and ``v`` the exact value, all roundings together lead away from ``v`` by no
 more than ``(r + 1) * u / (1 - (r + 1) * u) * |scale| * P * (1 + u) + u * |v|``, and less than a subnormal for each operation that
 underflows; ``P`` is at most the norm of B's row times that of A's column. Everything within that distance rounds to the same number of
-the target's type but where ``v`` is next to a tie: there alone the sum is carried out step by step, each in f64, which holds it
-exactly, then rounded to f32. So the answer is exact everywhere, in any type.
+the target's type but where ``v`` is next to a tie: there alone the sum is carried out step by step. So the answer is exact everywhere,
+in any type.
 """
+
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +60,25 @@ def rounding_alike(weight: Floats, b: Floats, a: Floats, scale: float, wanted: s
     return found
 
 
+def lengths(rows: Singles) -> Singles:
+    """Return for each row the number of f32 that is nearest to its length.
+
+    Its square is a sum of squares, each exact in f64: summed there it is off by no more than a unit for each. Where that leaves two
+    numbers to choose from, it is held against the square of what lies between them, in fractions.
+    """
+    wide = rows.astype(np.float64)
+    found = np.sqrt((wide * wide).sum(1))
+    off = found * (rows.shape[1] + 4) * 2.0**-52
+    low: Singles = (found - off).astype(np.float32)
+    high: Singles = (found + off).astype(np.float32)
+    for row in np.flatnonzero(low != high).tolist() if np.isfinite(found).all() else ():
+        exact = sum((Fraction(each) ** 2 for each in wide[row].tolist()), Fraction(0))
+        tie = (Fraction(float(low[row])) + Fraction(float(high[row]))) / 2
+        even = low[row] if not low.view(np.uint32)[row] % 2 else high[row]
+        low[row] = even if exact == tie**2 else low[row] if exact < tie**2 else high[row]
+    return low
+
+
 def _product(b: Floats, a: Floats) -> Floats:
     """Return a product of matrices."""
     found = np.empty((len(b), a.shape[1]))
@@ -83,16 +104,9 @@ def _is_torn(low: Singles, high: Singles, wanted: str) -> NDArray[np.bool_]:
 
 
 def _carried_out(weight: Floats, b: Floats, a: Floats, scale: float) -> Singles:
-    """Return what the definition says, step by step; the first axis of both factors is the rank."""
-    return (weight + _rounded(_summed(b, a) * scale)).astype(np.float32)
-
-
-def _summed(left: Floats, right: Floats) -> Floats:
-    total = _rounded(left[0] * right[0])
+    """Return what the definition says, step by step, each rounded to f32; the first axis of both factors is the rank."""
+    left, right = b.astype(np.float32), a.astype(np.float32)
+    total: Singles = left[0] * right[0]
     for one, other in zip(left[1:], right[1:], strict=True):
-        total = _rounded(total + _rounded(one * other))
-    return total
-
-
-def _rounded(numbers: Floats) -> Floats:
-    return numbers.astype(np.float32).astype(np.float64)
+        total = total + one * other
+    return weight.astype(np.float32) + total * np.float32(scale)

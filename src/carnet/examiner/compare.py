@@ -1,10 +1,11 @@
 """Compare every element of a target with the source, and say in words what a difference looks like."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import prod
+from operator import attrgetter
 
 import numpy as np
 import xxhash
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
 from carnet.dialects.entry import Entry
 from carnet.dtypes import BY_NAME, FLOATS, array_type
-from carnet.examiner.adapted import rounding_alike
+from carnet.examiner.adapted import lengths, rounding_alike
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.functions import is_wrong
 from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, digest, region, tensor_files_of
@@ -265,22 +266,39 @@ def _sum(source: Side, target: Side, name: Canonical, box: Box) -> NDArray[np.fl
 def adapted(source: Side, name: Canonical, box: Box, wanted: str) -> NDArray[np.float32]:
     """Return f32 numbers that round to a type as those of a box do of a weight with what an adapter adds to it."""
     change, tensor = source.inventory.changes.of[name], name.tensor
-    own = int(tensor.each_expert)
-    (rank,) = source.inventory.changes.factors[change.b][-1:]
-
-    def split(values: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        return tuple(values[:own]), tuple(values[own : tensor.outputs]), tuple(values[tensor.outputs :])
-
-    (first, down, along), (count, tall, wide) = split(box.start), split(box.shape)
-    shape, found = (prod(tall), prod(wide)), np.empty(box.shape, np.float32)
-    for expert in range(*(first[0], first[0] + count[0]) if own else (1,)):
-        at, one = ((expert,), (1,)) if own else ((), ())
-        weight = numbers(source, name, Box((*at, *down, *along), (*one, *tall, *wide))).reshape(shape)
-        b = numbers(source, change.b, Box((*at, *down, 0), (*one, *tall, rank))).reshape(shape[0], rank)
-        a = numbers(source, change.a, Box((*at, 0, *along), (*one, rank, *wide))).reshape(rank, shape[1])
-        made = rounding_alike(weight, b, a, change.scale, wanted).reshape((*tall, *wide))
-        found[expert - first[0] if own else ...] = made
+    own, outputs, found = int(tensor.each_expert), tensor.outputs, np.empty(box.shape, np.float32)
+    for expert in range(box.shape[0]) if own else (0,):
+        head = Box((box.start[0] + expert,), (1,)) if own else Box((), ())
+        down, along = (Box(box.start[span], box.shape[span]) for span in (slice(own, outputs), slice(outputs, None)))
+        if change.magnitude is None:
+            made = _added(source, name, (head, down, along), wanted)
+        else:  # whole rows are measured, each number as f32 has it
+            every = source.shapes[name][outputs:]
+            rows = _added(source, name, (head, down, whole(every)), "f32")
+            long = numbers(source, change.magnitude, _beside(head, down)).reshape(-1).astype(np.float32)
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                rows *= (long / lengths(rows))[:, None]
+            made = rows.reshape(len(rows), *every)[:, *slices(along, whole(every))]
+        found[expert if own else ...] = made.reshape((*down.shape, *along.shape))
     return found
+
+
+def _added(source: Side, name: Canonical, parts: tuple[Box, Box, Box], wanted: str) -> NDArray[np.float32]:
+    """Return, as outputs | inputs, what the sum of a weight and a product rounds to; of an expert, some outputs and some inputs."""
+    change = source.inventory.changes.of[name]
+    head, down, along = parts
+    whole_rank = whole(source.inventory.changes.factors[change.b][-1:])
+    weight, b, a = (
+        numbers(source, each, _beside(head, *axes))
+        for each, axes in ((name, (down, along)), (change.b, (down, whole_rank)), (change.a, (whole_rank, along)))
+    )
+    tall, wide, rank = volume(down), volume(along), volume(whole_rank)
+    return rounding_alike(weight.reshape(tall, wide), b.reshape(tall, rank), a.reshape(rank, wide), change.scale, wanted)
+
+
+def _beside(*boxes: Box) -> Box:
+    """Return the box that has the axes of some boxes, one after the other."""
+    return Box(*(tuple(each for box in boxes for each in values(box)) for values in (attrgetter("start"), attrgetter("shape"))))
 
 
 def numbers(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:

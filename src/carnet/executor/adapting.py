@@ -11,12 +11,14 @@ order is a machine's. Nothing here depends on windows, blocks or processes: ever
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
-from math import prod
+from math import isfinite, prod
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carnet.algebra.box import Box, uncovered, whole
 from carnet.errors import BadRequest
 from carnet.executor.casts import cast
 from carnet.executor.cutting import Writer, reach
@@ -25,6 +27,7 @@ from carnet.executor.jobs import Part
 from carnet.executor.memory import choose_window
 from carnet.executor.placing import place
 from carnet.executor.worker import Worker
+from carnet.formats.stored import dense_strides
 from carnet.plans.columns import Plan
 from carnet.steps import Make, Move, Place, TargetTensor, Update
 
@@ -33,6 +36,7 @@ Axes = Sequence[tuple[int, int]]  # number of indices; elements from one to the 
 
 SHARE = 8  # windows of the target that what a worker holds beside factors is as large as, at most
 BLOCK = 1 << 15  # elements that are added at a time: they and their products stay in the processor's cache
+KEPT = 4  # weights whose rows' lengths a worker remembers
 BUFFER = 64  # elements of numpy's own buffers: with larger ones it copies factors before it multiplies short rows
 
 
@@ -45,6 +49,21 @@ class Known:
         steps = plan.steps.where(lambda form: isinstance(form, Move) and form.target.space == "factors")
         self._steps = steps.at(np.argsort(steps.rows["target_at"], kind="stable"))
         self._last: tuple[str, list[tuple[int, int, Move]]] = "", []
+        self._whole: tuple[str, tuple[Writer, ...]] = "", ()
+
+    def covering(self, plan: Plan, tensor: str, shape: Sequence[int]) -> tuple[Writer, ...]:
+        """Return the steps that bring a weight from its source, each told where it would lie in the whole weight."""
+        if self._whole[0] != tensor:
+            number = plan.steps.names.index(tensor)
+            strides, found = dense_strides(tuple(shape)), dict[tuple[tuple[int, ...], tuple[int, ...]], Move | Make]()
+            for step in plan.steps.at(np.flatnonzero(plan.steps.rows["tensor"] == number)):
+                if isinstance(step, Move) or (isinstance(step, Make) and step.function == "dequantize"):
+                    at = 4 * sum(first * stride for first, stride in zip(step.start, strides, strict=True))
+                    found[step.start, step.shape] = replace(step, target=Place("", at, strides, "f32"))
+            if uncovered(whole(shape), [Box(*box) for box in found]) is not None:
+                raise BadRequest(f"not all steps are here that bring {tensor}, whose rows are to be measured")
+            self._whole = tensor, tuple(found.values())
+        return self._whole[1]
 
     def assembling(self, tensor: TargetTensor, low: int, high: int) -> tuple[Move, ...]:
         """Return the steps that bring anything between two bytes of a factor."""
@@ -75,7 +94,7 @@ def held_window(plan: Plan) -> int:
 
 def _factors(plan: Plan) -> Iterator[tuple[TargetTensor, bool]]:
     """Yield the factors, each with whether every expert has its own."""
-    by_expert = {name: each.experts for each in plan.updates for name in (each.a, each.b)}
+    by_expert = {name: each.experts for each in plan.updates for name in (each.a, each.b, each.magnitude)}
     return ((tensor, by_expert[tensor.name]) for tensor in plan.factors.tensors)
 
 
@@ -102,12 +121,12 @@ def _adapt(worker: Worker, part: Part, known: Known, into: NDArray[np.uint8]) ->
         worker.room.window = np.empty(volume(wide.tile), np.uint8)
     place(replace(worker, window=worker.room.window), (wide,))
     total = worker.room.window[: volume(wide.tile)].view(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         np.setbufsize(BUFFER)  # ends with the context
         for step in wide.steps:
             if isinstance(step, Move | Make) and step.tensor in known.updates:
                 for spot in spots(step.shape, step.target, wide.tile):
-                    _add(worker, known, step, spot, total)
+                    _add(worker, known, known.updates[step.tensor], step.start, spot, total)
     wanted = next(step.target.dtype for step in part.steps)
     if wanted == "f32":
         into[:] = total.view(np.uint8)
@@ -127,29 +146,104 @@ def _widened(part: Part) -> Part:
     return replace(part, tile=replace(part.tile, base=0, item=4), steps=tuple(steps))
 
 
-def _add(worker: Worker, known: Known, step: Move | Make, spot: Spot, total: Numbers) -> None:
-    """Add what an adapter adds to a box of its weight."""
-    update = known.updates[step.tensor]
-    spans = [(first + begin, count, far) for begin, (first, count, far) in zip(step.start, spot.axes, strict=True)]
+def _add(
+    worker: Worker, known: Known, update: Update, start: Sequence[int], spot: Spot, total: Numbers, *, made: bool = True
+) -> None:
+    """Add what an adapter adds to a box of its weight; its rows are ``made`` as long as it says then, or are still to be measured."""
+    spans = [(first + begin, count, far) for begin, (first, count, far) in zip(start, spot.axes, strict=True)]
     experts, spans = (spans[:1], spans[1:]) if update.experts else ([], spans)
     outputs, inputs = spans[: update.outputs], spans[update.outputs :]
     first, number, far = experts[0] if experts else (0, 1, 0)
-    down, along = (tuple(slice(first, first + count) for first, count, _ in axes) for axes in (outputs, inputs))
+    rows_, columns_ = (tuple(slice(first, first + count) for first, count, _ in axes) for axes in (outputs, inputs))
     for expert in range(first, first + number):
         at = spot.at + (expert - first) * far
         a, b = (_factor(worker, known, update, name, expert) for name in (update.a, update.b))
-        a, b = a[:, *along], b[*down]
+        a, b = a[:, *columns_], b[*rows_]
         rank = len(a)
         left, right = b.reshape(-1, rank).T, a.reshape(rank, -1)  # rank | outputs, rank | inputs
         tall, wide = _joined(outputs), _joined(inputs)
+        above: Numbers | None = None  # what rows are multiplied by
+        beside: Numbers | None = None  # and columns
+        if made and update.magnitude:
+            above = stretches(worker, known, update, expert, outputs)
         if tall[-1][1] == 1 != wide[-1][1]:  # outputs lie beside each other: a product does not mind its order
-            (left, right), (tall, wide) = (right, left), (wide, tall)
+            (left, right), (tall, wide), (above, beside) = (right, left), (wide, tall), (beside, above)
         left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
-        for (row, above), (column, beside) in product(_outer(tall), _outer(wide)):
+        for (row, down), (column, along) in product(_outer(tall), _outer(wide)):
             (rows, pitch), (columns, each) = tall[-1], wide[-1]
             shape, strides = (rows, columns), (4 * pitch, 4 * each)
-            into = np.ndarray(shape, np.float32, total.data, 4 * (at + above + beside), strides)
+            into = np.ndarray(shape, np.float32, total.data, 4 * (at + down + along), strides)
             _multiply(worker, left[:, row : row + rows], right[:, column : column + columns], np.float32(update.scale), into)
+            if above is not None:
+                np.multiply(into, above[row : row + rows, None], out=into)
+            if beside is not None:
+                np.multiply(into, beside[None, column : column + columns], out=into)
+
+
+def stretches(worker: Worker, known: Known, update: Update, expert: int, outputs: Sequence[tuple[int, int, int]]) -> Numbers:
+    """Return what some rows of a weight, or of an expert's, are multiplied by: the magnitude of each over its norm.
+
+    Rows are measured whole, wherever the target cuts them, once for a worker that needs them again.
+    """
+    magnitude = _factor(worker, known, update, update.magnitude, expert)
+    rows = np.arange(magnitude.size).reshape(magnitude.shape)[tuple(slice(first, first + count) for first, count, _ in outputs)]
+    kept, key = worker.room.stretches, (update.tensor, expert)
+    found = kept.pop(key, None)
+    if found is None:
+        found = np.zeros(magnitude.size, np.float32)  # which no row has that was measured, but one of zeros
+        while len(kept) >= KEPT:
+            del kept[next(iter(kept))]
+    kept[key] = found
+    low, high = int(rows.min()), int(rows.max()) + 1
+    if not found[low:high].all():
+        found[low:high] = magnitude.reshape(-1)[low:high] / _norms(worker, known, update, expert, (low, high))
+    chosen: Numbers = found[rows.reshape(-1)]
+    return chosen
+
+
+def _norms(worker: Worker, known: Known, update: Update, expert: int, rows: tuple[int, int]) -> Numbers:
+    """Return for each of some rows the number of f32 that is nearest to its norm, with what is added to it and rounded to f32."""
+    first, inputs = (
+        known.factors[update.a].shape[:1] if update.experts else (),
+        known.factors[update.a].shape[update.experts + 1 :],
+    )
+    shape = (*first, *known.factors[update.b].shape[update.experts : -1], *inputs)
+    wide, tall = prod(inputs), known.factors[update.magnitude].shape
+    dense, height = Place("", 0, dense_strides(shape), "f32"), prod(tall[update.experts :])
+    steps, found = known.covering(worker.plan, update.tensor, shape), np.empty(rows[1] - rows[0], np.float32)
+    each = max(1, 4 * BLOCK // wide)
+    for low in range(rows[0], rows[1], each):
+        high = min(low + each, rows[1])
+        total = np.empty((high - low) * wide, np.float32)
+        begin = (expert * height + low) * wide * 4
+        tile = linear(0, 4, begin, begin + total.nbytes)
+        place(replace(worker, window=total.view(np.uint8)), (Part("", tile, steps),))
+        for spot in spots(shape, dense, tile):
+            _add(worker, known, update, (0,) * len(shape), spot, total, made=False)
+        for row, line in enumerate(total.reshape(high - low, wide), low - rows[0]):
+            found[row] = norm(line)
+    return found
+
+
+def norm(numbers: Numbers) -> np.float32:
+    """Return the number of f32 that is nearest to the length of a vector, in whatever order it is summed up.
+
+    >>> float(norm(np.array([3, 4], np.float32)))
+    5.0
+    """
+    wide = numbers.astype(np.float64)
+    about = float(np.sqrt(np.dot(wide, wide)))  # squares are exact; the sum of n of them is off by less than n units of f64
+    slack = about * (len(numbers) + 4) * 2.0**-53
+    low, high = np.float32(about - slack), np.float32(about + slack)
+    if low == high or not isfinite(about):
+        return np.float32(about)
+    total = sum((Fraction(each) ** 2 for each in wide.tolist()), Fraction(0))
+    middle = (
+        Fraction(float(low)) + Fraction(float(high))
+    ) / 2  # between two that follow each other: even counts where it is hit
+    if total == middle**2:
+        return low if not int(low.view(np.uint32)) & 1 else high
+    return low if total < middle**2 else high
 
 
 def _joined(spans: Sequence[tuple[int, int, int]]) -> Axes:

@@ -43,6 +43,9 @@ class Room:
 
     def __init__(self) -> None:
         self.factors: dict[tuple[str, int], NDArray[np.float32]] = {}  # tensor and expert, the last used at the end
+        self.stretches: dict[
+            tuple[str, int], NDArray[np.float32]
+        ] = {}  # of a weight and an expert: what its rows are multiplied by
         self.known: Known | None = None  # what the plan says of adapters
         self.most = 0  # bytes of factors that are held
         self.window = np.empty(0, np.uint8)  # numbers of the target in f32, being assembled

@@ -81,9 +81,6 @@ def _beside(base: Inventory, lent: Checkpoint) -> Inventory:
 
 def _changes(config: Config, base: Config, factor: float | None, where: str) -> Changes:
     """Return what the adapters of a model change in a base; raise where these are not of one shape."""
-    if is_dora(config):
-        remedy = "merge it with peft: model.merge_and_unload().save_pretrained(OUT)"
-        raise NotSupported("adapters with magnitudes (DoRA) are not added to weights", {"where": where}, remedy=remedy)
     shapes, there = canonical_shapes(bare(config)), canonical_shapes(bare(base))
     found = dict[str, Change]()
     for name, shape in shapes.items():
@@ -98,6 +95,7 @@ def _changes(config: Config, base: Config, factor: float | None, where: str) -> 
                 "found": list(there.get(name, ())) or "no such weight",
             }
             raise BadRequest(f"the adapters are of another model: that of {name!r} does not fit", facts)
-        found[name] = Change(parts[0], parts[1], float(np.float32(scale(config, name) * (1.0 if factor is None else factor))))
+        times = float(np.float32(scale(config, name) * (1.0 if factor is None else factor)))
+        found[name] = Change(parts[0], parts[1], times, parts[2] if is_dora(config) else None)
     factors = {name: shape for name, shape in canonical_shapes(config).items() if name.tensor.role == ADAPTER}
     return Changes({name: found[name] for name in shapes if name in found}, factors)

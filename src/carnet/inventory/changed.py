@@ -8,11 +8,12 @@ from carnet.model.tensors import Canonical
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is added to a weight: ``scale * (b @ a)``."""
+    """What is added to a weight, ``scale * (b @ a)``, and how long its rows are made afterwards."""
 
     a: Canonical  # experts, rank | inputs
     b: Canonical  # experts, outputs | rank
     scale: float  # f32
+    magnitude: Canonical | None = None  # experts, outputs |, of DoRA
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,12 @@ class Changes:
 
     of: Mapping[Canonical, Change] = field(default_factory=dict)  # by the weight
     factors: Mapping[Canonical, tuple[int, ...]] = field(default_factory=dict)  # the tensors of adapters, each with its shape
-    said: Mapping[str, object] = field(default_factory=dict)  # what a document says of it
+
+    def said(self, whose: str) -> str:
+        """Return in a line what is added."""
+        scales = sorted({each.scale for each in self.of.values()})
+        rows = ", rows made as long as their magnitudes" if any(each.magnitude for each in self.of.values()) else ""
+        return f"{whose}, added to {len(self.of)} weights: B A times {' or '.join(f'{each:g}' for each in scales[:4])}{rows}"
 
 
 NOTHING = Changes()

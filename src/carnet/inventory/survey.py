@@ -90,11 +90,13 @@ class Inventory:
 
     @property
     def notes(self) -> dict[str, str]:
-        """Return what a person should know of its quantized weights: subject -> a line."""
+        """Return what a person should know of its quantized weights, and of the adapters that are added: subject -> a line."""
         plain = unlisted(self.said, self.entries, self.coded)
         more = f" and {len(plain) - 1} more" if len(plain) > 1 else ""
         said = f"{plain[0]}{more}, though the config calls it quantized: engines would look for its scales" if plain else ""
-        return {"read as plain": said} if said else {}
+        lent = self.checkpoint.adapter
+        added = self.changes.said("own" if lent is None else str(lent.root)) if self.changes.of else ""
+        return {subject: line for subject, line in (("read as plain", said), ("adapters", added)) if line}
 
     @property
     def zero_centred(self) -> bool:

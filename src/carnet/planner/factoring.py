@@ -31,10 +31,11 @@ def factors_of(changes: Changes, kept: Mapping[str, Held], gathered: Gathered) -
             ids = form, gathered.name(name), gathered.start(piece.box.start), gathered.more(()), source, file, -1, -1
             gathered.row((*ids, source_at + piece.place.offset, at + place.offset, 0, 0, 0))
         at += 4 * prod(shape)
-    updates = (
-        Update(name, each.a, each.b, each.scale, name.tensor.each_expert, name.tensor.outputs - name.tensor.each_expert)
+    updates = [
+        Update(name, each.a, each.b, each.scale, own, name.tensor.outputs - own, each.magnitude or "")
         for name, each in changes.of.items()
-    )
+        for own in [name.tensor.each_expert]
+    ]
     return TargetFile(NO_FACTORS.name, at, tuple(tensors), {}, "factors"), tuple(updates)
 
 
@@ -51,7 +52,7 @@ def check_computed(changes: Changes, wanted: Iterable[Entry], to: str) -> None:
 def prove_updates(factors: TargetFile, updates: Sequence[Update], steps: Steps, *, whole: bool = True) -> None:
     """Raise where a factor is of no weight or does not fit it, a weight is changed twice or, of a ``whole`` plan, not written."""
     shapes = {tensor.name: tensor.shape for tensor in factors.tensors}
-    named = [name for each in updates for name in (each.a, each.b)]
+    named = [name for each in updates for name in (each.a, each.b, each.magnitude) if name]
     left = next(iter({*shapes} ^ {*named}), None)
     if left is not None or len({each.tensor for each in updates}) != len(updates) or len(shapes) != len(factors.tensors):
         raise CarnetError("the plan does not use every matrix of an adapter for one weight", {"tensor": left or ""})
@@ -63,7 +64,9 @@ def prove_updates(factors: TargetFile, updates: Sequence[Update], steps: Steps, 
         if not (axes or whole):
             continue
         last = own + each.outputs
-        if not each.outputs or (b, a) != ((*axes[:last], *b[-1:]), (*axes[:own], *b[-1:], *axes[last:])) or len(axes) <= last:
+        wanted = (*axes[:last], *b[-1:]), (*axes[:own], *b[-1:], *axes[last:]), axes[:last]
+        found = b, a, shapes[each.magnitude] if each.magnitude else axes[:last]
+        if not each.outputs or len(axes) <= last or found != wanted:
             facts = {"tensor": each.tensor, "shape": list(axes), "a": list(a), "b": list(b)}
             raise CarnetError("an adapter of the plan does not fit the weight that it changes", facts)
 

@@ -59,7 +59,7 @@ def lines(plan: Plan) -> Iterator[str]:
         head = {"file": file.name, "kind": file.kind, "nbytes": file.nbytes, "metadata": file.metadata}
         yield _json({**head, "tensors": tensors})
     for each in plan.updates:
-        yield _json({"update": [each.tensor, each.a, each.b, each.scale, each.experts, each.outputs]})
+        yield _json({"update": [each.tensor, each.a, each.b, each.scale, each.experts, each.outputs, each.magnitude]})
     for raw in plan.raws:
         yield _json({"raw": raw.name, "base64": b64encode(raw.data).decode()})
     for text in plan.texts:
@@ -220,11 +220,11 @@ def _tensor(row: object) -> TargetTensor:
 
 
 def _update(row: object) -> Update:
-    tensor, a, b, scale, experts, outputs = list_of("update", row)
+    tensor, a, b, scale, experts, outputs, magnitude = list_of("update", row)
     if type(scale) is not float or type(experts) is not bool:
         raise ValueError("what an adapter adds is not valid")
     names = text_of("tensor", tensor), text_of("a", a), text_of("b", b)
-    return Update(*names, scale, experts, natural("outputs", outputs))
+    return Update(*names, scale, experts, natural("outputs", outputs), text_of("magnitude", magnitude))
 
 
 def _kind(row: Mapping[str, object]) -> str:
