@@ -21,7 +21,7 @@ from carnet.executor.run import write, write_part
 from carnet.formats.amax import read_amax
 from carnet.formats.companions import Companions, asset, companions, tokenizer_files
 from carnet.formats.detect import open_checkpoint
-from carnet.formats.side_files import DOCUMENT
+from carnet.formats.side_files import DOCUMENT, SIGNATURE
 from carnet.formats.stored import Checkpoint
 from carnet.formats.tokenizers import Tokens, generation_ids, tokens_of
 from carnet.inventory.survey import Inventory, take
@@ -236,6 +236,10 @@ def _sealed(target: Folder, proof: Proof) -> Verdict:
         remedy = "remove it: its loader makes it anew" if is_tensor else "--tokenizer DIR, the folder that it is from"
         raise BadRequest(
             f"nobody says what a {'tensor' if is_tensor else 'file'} of the target must hold", facts, remedy=remedy
+        )
+    if target.kind(SIGNATURE):
+        return replace(
+            proof.verdict, document=f"{DOCUMENT} stays as it was signed; remove {SIGNATURE} first to have it written"
         )
     try:
         target.put(DOCUMENT, [documents.text(proof.data).encode()])

@@ -1,5 +1,6 @@
 """The command `carnet verify`: a target with its source, with its own document, or what a delta makes with a version."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -16,6 +17,7 @@ from carnet.cli.options import (
     said,
 )
 from carnet.cli.progress import progress_bar
+from carnet.cli.signing import trust_options, trusted
 from carnet.cli.telling import tell
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
 @comparison_options
 @sum_options
 @click.option("--seal", is_flag=True, help="Write carnet.json into a target that is equal, whoever wrote it.")
+@click.option("--signature", is_flag=True, help="Check model.sig, too: every file is as it was signed, by whom is said.")
+@trust_options
 @json_option
 @click.pass_context
 def verify(
@@ -47,6 +51,7 @@ def verify(
     more: tuple[str, ...],
     against: str | None,
     as_json: bool,
+    signature: bool,
     weights: tuple[float, ...] | None = None,
     method: str | None = None,
     keep: tuple[str, ...] = (),
@@ -57,13 +62,16 @@ def verify(
     A target of `carnet merge` is compared with all its sources: carnet verify CKPT CKPT... OUT --weights X,Y,...
     """
     from carnet import api, deltas, merging
+    from carnet.signing import check
 
+    trust = trusted(options, ctx, asked=signature)
     sums = said({"weights": weights, "method": method, "keep": keep})
     if more and weights is None:
         raise click.UsageError("how much of each checkpoint? --weights 0.5,0.5", ctx)
     if sums and (not more or against is not None or options.get("seal") or options.get("plan")):
         words = ", ".join(f"--{name}" for name in sums)
         raise click.UsageError(f"{words}: of a sum, CKPT CKPT... OUT; it goes with no --against, --plan or --seal", ctx)
+    checked = None if trust is None else check(more[-1] if more else out or ckpt, trust)
     with progress_bar("examining") as (progress, _):
         if out is not None and more:
             verdict = merging.verify([ckpt, out, *more[:-1]], more[-1], progress=progress, **sums, **said(options))
@@ -71,4 +79,7 @@ def verify(
             verdict = api.verify(ckpt, out, progress=progress, **options)
         else:
             verdict = deltas.verify(ckpt, [out] if out else [], against=against, progress=progress, **said(options))
+    if checked is not None:
+        notes = {**verdict.notes, "signature": str(checked)}
+        verdict = replace(verdict, findings=(*checked.findings, *verdict.findings), notes=notes)
     tell(ctx, verdict, as_json=as_json)

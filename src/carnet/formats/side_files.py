@@ -34,6 +34,7 @@ def _kind(what: str, names: str, along: Along, *, loaded: bool = True) -> Kind:
 
 WEIGHTS = "weights of another kind"
 DOCUMENT = LAST
+SIGNATURE, STATEMENT = "model.sig", "carnet.intoto.jsonl"  # of one folder's very files, and of no copy in another layout
 UNKNOWN = Kind("files that carnet does not know", (), True, "")
 CODE = _kind("code that no config names", "*.py", "named")
 TOKENIZER = _kind(
@@ -83,6 +84,7 @@ KINDS = (
         "model",
         loaded=False,
     ),
+    _kind("signatures", f"{SIGNATURE} {STATEMENT}", "", loaded=False),
     # from_pretrained looks for an adapter beside the weights and adds it where peft is installed
     _kind("an adapter, which is not applied", "adapter_config.json adapter_model.*", ""),
     # GPTQ and AWQ before config.json had quantization_config; vLLM still reads them

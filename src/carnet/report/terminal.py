@@ -198,7 +198,7 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
         yield from _facts(said, width)
     elif verdict.equal:
         said = {"equal": f"{verdict.target} is {verdict.source or 'what its carnet says'}", "read": size(verdict.nbytes)}
-        yield from _facts({**said, **_beside(verdict)}, width)
+        yield from _facts({**said, **verdict.notes, **_beside(verdict)}, width)
     else:
         kinds = Counter(finding.what for finding in verdict.findings)
         said = {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}
