@@ -105,7 +105,9 @@ def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_a
 
 
 def test_the_commands_are_the_verbs_and_what_stands_beside_them():
-    assert sorted(main.commands) == sorted([*VERBS, "apply", "calibrate", "delta", "expect", "fits", "lineage", "merge", "sign"])
+    assert sorted(main.commands) == sorted(
+        [*VERBS, "apply", "calibrate", "delta", "expect", "fits", "lineage", "merge", "sign"]
+    )
 
 
 def test_help_imports_neither_numpy_nor_rich_nor_any_layer_below_but_the_words_of_a_request():

@@ -175,9 +175,10 @@ def sources(data: Mapping[str, object]) -> list[Source]:
         return []
     found = [Source(str(said.get("name")), _tensors(said), whole=not isinstance(merged, Mapping))]
     if isinstance(merged, Mapping) and isinstance(merged.get("sources"), Mapping) and isinstance(merged.get("names"), list):
-        sides = merged["sources"]
-        found += [Source(str(merged["names"][int(at) - 1]), _tensors(side), whole=False) for at, side in sides.items()]
-    dropped = {name for names in left.values() for name in names} if isinstance(left, Mapping) else set()
+        names = {str(at): str(name) for at, name in enumerate(merged["names"], 1)}
+        found += [Source(names.get(at, at), _tensors(side), whole=False) for at, side in merged["sources"].items()]
+    lists = left.values() if isinstance(left, Mapping) else ()
+    dropped = {str(name) for names in lists if isinstance(names, list) for name in names}
     return [Source(each.name, {**dict.fromkeys(dropped, ("", "")), **each.tensors}, each.whole) for each in found]
 
 
@@ -310,20 +311,15 @@ def _steps(data: Mapping[str, object], around: Around, below: Collection[str]) -
     """Return the links of a folder in which deltas were applied: to each delta, and to the base."""
     said, links, first = data.get("chain"), list[Link](), None
     last: Mapping[str, chain.Held] = {}
-    for step in said if isinstance(said, list) else ():
-        versions = [str(step.get(key)) for key in ("base_version", "version")] if isinstance(step, Mapping) else ["", ""]
-        name = " to ".join(versions)
+    for step in filter(lambda each: isinstance(each, Mapping), said if isinstance(said, list) else ()):
+        name = f"{step.get('base_version')} to {step.get('version')}"
         for folder, each in around.documents(below):
-            if each.get("state") == documents.DELTA and [each.get("base_version"), each.get("version")] == versions:
-                link = chain.load(folder, versions[1], versions[0], _changed(each))
-                if (
-                    link is not None
-                    and each.get("result") == step.get("digest", each.get("result"))
-                    and (not last or last == link.before)
-                ):
-                    first, last = first or link, link.after
-                    links.append(Link(name, str(folder), len(link.after)))
-                    break
+            link = _delta(folder, each) if all(each.get(key) == step.get(key) for key in ("base_version", "version")) else None
+            leads = link is not None and each.get("result") == step.get("digest", each.get("result"))
+            if link is not None and leads and (not last or last == link.before):
+                first, last = first or link, link.after
+                links.append(Link(name, str(folder), len(link.after)))
+                break
         else:
             return [*links, Link(name, "", 0, f"the delta {shown(name)} is not here; --beside says where deltas lie")]
     if first is None:
@@ -334,6 +330,13 @@ def _steps(data: Mapping[str, object], around: Around, below: Collection[str]) -
     return [*links, parent(Source("base", before), around, below)]
 
 
-def _changed(data: Mapping[str, object]) -> set[str]:
+def _delta(folder: Folder, data: Mapping[str, object]) -> chain.Link | None:
+    """Return what a delta says of the versions that it leads from and to, None where it is none, or was altered."""
     tensors = data.get("tensors")
-    return {name for name, each in tensors.items() if "base" in each} if isinstance(tensors, Mapping) else set()
+    if data.get("state") != documents.DELTA or not isinstance(tensors, Mapping):
+        return None
+    changed = {name for name, each in tensors.items() if isinstance(each, Mapping) and "base" in each}
+    try:
+        return chain.load(folder, str(data["version"]), str(data["base_version"]), changed)
+    except CarnetError:
+        return None

@@ -143,8 +143,9 @@ def check(out: PathLike, trust: Trust) -> Checked:
     said = _payload(raw)
     if said is None or (found and not verifier.found):
         return Checked(str(trust), (), tuple(found))
-    names = {str(each["name"]): str(each["digest"]) for each in said["predicate"]["resources"]}
-    left = sorted({str(each) for each in said["predicate"]["serialization"].get("ignore_paths", ())} - GIT - {SIGNATURE})
+    how = said.get("predicate") or {}  # before 1.0 there was none, and a subject for each file
+    names = {str(each["name"]): str(each["digest"]) for each in how.get("resources") or said["subject"]}
+    left = sorted({str(each) for each in how.get("serialization", {}).get("ignore_paths", ())} - GIT - {SIGNATURE})
     found += _stale(folder, names) if not found and STATEMENT in names else []
     return Checked(str(trust), tuple(names), tuple(found), tuple(left))
 
@@ -203,7 +204,9 @@ def _signer(key: Key) -> Any:  # noqa: ANN401  model_signing.signing.Config, whi
         return config.use_sigstore_signer(
             identity_token=key.identity_token, use_ambient_credentials=ambient, trust_config=trust
         )
-    chain = [*map(Path, key.chain or ([] if key.certificate is None else [key.certificate]))]  # model_signing reads no empty one
+    chain = [Path(each) for each in key.chain]
+    if key.certificate is not None and not chain:
+        chain = [Path(key.certificate)]  # model_signing reads no empty one
     if key.pkcs11 is not None and key.certificate is not None:
         return config.use_pkcs11_certificate_signer(
             pkcs11_uri=key.pkcs11, signing_certificate=Path(key.certificate), certificate_chain=chain

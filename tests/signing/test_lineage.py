@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 import carnet
 from carnet import deltas, lineage, signing
 from carnet.cli import main
+from carnet.examiner import document as documents
 from carnet.signing import Key
 
 
@@ -146,3 +147,13 @@ def test_signatures_along_the_way_are_checked_by_the_key_that_is_said(chain, key
 
 def test_a_folder_without_a_document_has_no_lineage(chain):
     assert "nothing says where this came from" in said("lineage", chain / "run", code=1)
+
+
+def test_documents_that_were_made_up_prove_nothing(chain):
+    true = json.loads((chain / "ranks/carnet.json").read_text())
+    merge = {"merge": {"sources": {"x": {"tensors": 3}}, "names": []}}
+    for damage in ({"source": {}}, {"source": 3}, {"source": {"tensors": {"a": 1}}}, {"dropped": {"a": 3}, **merge}):
+        (chain / "ranks/carnet.json").write_text(documents.text(documents.sealed({**true, **damage})))
+        assert not lineage.follow(chain / "ranks")
+    (chain / "ranks/carnet.json").write_text(documents.text(documents.sealed({**true, "dropped": {"a": 3}})))
+    assert lineage.follow(chain / "ranks")
