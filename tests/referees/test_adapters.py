@@ -1,6 +1,7 @@
 """Adapters (LoRA): Megatron-Bridge's stores and PEFT's folders, across; peft loads what carnet wrote, and computes the same."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers as hf
 import yaml
 from peft.utils import load_peft_weights
 from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter, load, save
 
 import carnet
 from carnet.errors import BadRequest, CarnetError, NotSupported
@@ -158,6 +160,47 @@ def test_modules_of_their_own_are_bridges_canonical_lora(name, tiny, tmp_path):
     assert (made[0] - made[1]).abs().max() < 1e-6
 
 
+def test_magnitudes_of_joined_weights_are_bridges_dora(tiny, tmp_path):
+    source = changed(saved(tiny, tmp_path / "drawn", **KINDS["magnitudes"]), tmp_path / "source", tensors=with_one_a)
+    assert carnet.cross(source, tmp_path / "megatron", to="megatron", tp=2).equal
+    said = yaml.safe_load(next((tmp_path / "megatron").glob("iter_*/run_config.yaml")).read_text())["peft"]
+    assert said["_target_"] == "megatron.bridge.peft.dora.DoRA"
+    shapes = {name: each.shape for (_, name), each in carnet.inspect(tmp_path / "megatron").checkpoint.tensors.items()}
+    assert shapes["decoder.layers.self_attention.linear_qkv.adapter.weight_magnitude"] == (4, 128)
+    assert carnet.cross(tmp_path / "megatron", tmp_path / "peft", to="peft").equal
+    assert (tmp_path / "peft" / WEIGHTS).exists()
+    made = [
+        logits(with_adapters(hf.LlamaForCausalLM.from_pretrained(tiny), tmp_path / each), TOKENS) for each in ("source", "peft")
+    ]
+    assert (made[0] - made[1]).abs().max() < 1e-6
+
+
+def stored_by_swift(out, ranks):
+    """Write the golden's adapters under ms-swift's names, beside a config that says so many ranks."""
+    reader = FileSystemReader(ALONE / "iter_0000001")
+    found = {key: each for key, each in reader.read_metadata().state_dict_metadata.items() if hasattr(each, "size")}
+    state = {key: torch.empty(each.size, dtype=each.properties.dtype) for key, each in found.items()}
+    load(state, storage_reader=reader, no_dist=True)
+    ends = {".adapter.linear_in.": ".lora_A.default.", ".adapter.linear_out.": ".lora_B.default."}
+    named = {re.sub(r"\.adapter\.linear_\w+\.", lambda found: ends[found[0]], key): each for key, each in state.items()}
+    save(named, storage_writer=FileSystemWriter(out), no_dist=True)
+    said = yaml.safe_load((ALONE / "iter_0000001/run_config.yaml").read_text())
+    del said["peft"]
+    said["model"]["tensor_model_parallel_size"] = ranks
+    (out / "run_config.yaml").write_text(yaml.safe_dump(said))
+    return out
+
+
+def test_what_ms_swift_saves_is_read_under_its_names(folder, tmp_path):
+    store = stored_by_swift(tmp_path / "swift", 1)
+    assert carnet.cross(store, tmp_path / "peft", to="peft", adapter_alpha=ALPHA).equal
+    ours, theirs = (load_file(each / WEIGHTS) for each in (tmp_path / "peft", folder))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    with pytest.raises(NotSupported, match="order that depends on the ranks"):
+        carnet.plan(stored_by_swift(tmp_path / "ranks", 2), to="peft", adapter_alpha=ALPHA)
+
+
 @pytest.mark.parametrize(
     ("name", "what"), [("patterns", "one rank"), ("layers", "all layers together"), ("magnitudes", "joins this weight")]
 )
@@ -178,6 +221,15 @@ def changed(folder, out, config=None, tensors=None):
         tensors(found)
         save_file(found, out / WEIGHTS, {"format": "pt"})
     return out
+
+
+def with_one_a(found):
+    """Give modules that Megatron joins one A."""
+    for key in found:
+        for first, *others in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+            for other in others:
+                if f".{other}.lora_A" in key:
+                    found[key] = found[key.replace(f".{other}.", f".{first}.")].clone()
 
 
 TOP = "base_model.model.model.layers."

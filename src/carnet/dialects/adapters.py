@@ -48,6 +48,8 @@ BRIDGE = Spelling(
         "shared.up": ".adapter_up",
     },
 )
+# modelscope/ms-swift swift/megatron/tuners/lora.py, and mcore-bridge: what a run saves is the adapters alone; read, never written
+SWIFT = Spelling(".lora_A.default.weight", ".lora_B.default.weight", ".no_magnitude", {})
 # huggingface/peft 0.21: src/peft/utils/save_and_load.py get_peft_model_state_dict
 PEFT = Spelling(".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector", {})
 MODULES = {"NemotronHForCausalLM": "model."}  # class -> what its files call otherwise than its modules, which peft names
@@ -57,7 +59,8 @@ PEFT_TOP = "base_model.model."  # PeftModel and LoraModel around the model
 def adapted(dialect: Dialect, base: Dialect) -> Dialect:
     """Return a dialect with the rows of adapters beside the weights of ``base``, which are its own or those that it leaves out."""
     if dialect.kind.arguments:
-        return replace(dialect, rows=(*dialect.rows, *_rows([*_whole(base.rows)], BRIDGE), *_split(base.rows)))
+        swift = _rows([replace(row, written=MODULE) for row in _whole(base.rows)], SWIFT)
+        return replace(dialect, rows=(*dialect.rows, *_rows([*_whole(base.rows)], BRIDGE), *_split(base.rows), *swift))
     named = [replace(row, name=f"/{PEFT_TOP}{row.name[1:]}" if row.name[0] == "/" else row.name) for row in base.rows]
     # experts are modules, whether they are codes or not: peft itself stacks them where a class has them in one parameter
     plain = [replace(row, written={name: each for name, each in row.written.items() if name != "coded"}) for row in named]

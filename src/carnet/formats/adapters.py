@@ -24,7 +24,7 @@ from carnet.storage.protocol import FILE, Folder, names_in
 SAID, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # the first is a key of a checkpoint's config, too
 BRIDGE = "peft"  # the section of run_config.yaml, and so a key of a checkpoint's config
 BASE = "base_model_name_or_path"
-MARK = ".adapter."  # in the names of Megatron's adapters
+MARKS = (".adapter.", ".lora_A.")  # in the names of Megatron's adapters: of Megatron-Bridge's, of ms-swift's
 
 
 def read_adapters(root: Folder) -> Checkpoint:
@@ -55,7 +55,7 @@ def with_run_config(
     root: Folder, tensors: Mapping[tuple[str, str], Stored]
 ) -> tuple[dict[str, dict[str, object]], list[Sighting]]:
     """Return what run_config.yaml says of the adapters of a store, as a section of its arguments; nothing where there are none."""
-    if not any(MARK in name for _, name in tensors) or root.kind(RUN_CONFIG) != FILE:
+    if not any(mark in name for _, name in tensors for mark in MARKS) or root.kind(RUN_CONFIG) != FILE:
         return {}, []
     data, seen = read_whole(root, RUN_CONFIG, YAML_LIMIT)
     said = parse_yaml(data, RUN_CONFIG, root)

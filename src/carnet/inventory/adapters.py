@@ -13,14 +13,14 @@ from math import prod
 
 from carnet.architectures.family import Family
 from carnet.architectures.known import dialect_of
-from carnet.dialects.adapters import adapted
+from carnet.dialects.adapters import SWIFT, adapted
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadCheckpoint, NotSupported
-from carnet.formats.adapters import MARK
+from carnet.formats.adapters import MARKS
 from carnet.formats.stored import Checkpoint, Key, Stored, label_of
 from carnet.inventory.adapter_configs import Words, words_of
 from carnet.model.adapters import ALONE, DORA, FIELD, ONE, TARGETS, Adapter, Group, bare, described, groups, together
@@ -29,6 +29,7 @@ from carnet.model.model import holds, layers, tensors
 from carnet.model.tensors import ADAPTERS, MAGNITUDE, RANK, A
 from carnet.storage.protocol import read_at
 
+IN_PARTS = {"mlp.gate", "shared.gate", "mamba.z"}
 DELTA = {"gdn.q", "gdn.k", "gdn.v", "gdn.z", "gdn.b", "gdn.a"}
 LEFT = "the base model, which is another folder's"
 ALL = json.dumps({TARGETS: {part: [1, 1.0] for part in ADAPTERS}, DORA: True})  # beside every weight
@@ -68,7 +69,7 @@ def _tell(
 ) -> Told | None:
     """Return what a checkpoint tells of adapters, None where it has none; ``like`` and ``alone`` are as for ``survey``."""
     kind, where = KINDS[checkpoint.dialect], str(checkpoint.root)
-    if not kind.adapters or not (kind.alone or any(MARK in name for _, name in kept)):
+    if not kind.adapters or not (kind.alone or any(mark in name for _, name in kept for mark in MARKS)):
         return None
     trial: Config = {**bare(config), FIELD: ALL, ALONE: True}
     named = [*entries(dialect_of(family, kind.name, trial), trial, kept)]
@@ -77,9 +78,8 @@ def _tell(
         return None
     said = words_of(checkpoint.config, kind, where)
     found = _adapters(reads, kept, said, where)
-    check_in_order(
-        dialect_of(family, kind.name), {part for part, _ in found}, checkpoint.config.get("tensor_model_parallel_size")
-    )
+    swift = any(entry.name.endswith(SWIFT.a) for entry in reads)
+    check_in_order(kind, {part for part, _ in found}, checkpoint.config.get("tensor_model_parallel_size"), swift=swift)
     joined = {entry.like.joined for entry in reads} - {()}
     if kind.alone:
         joined |= {*groups(like)} if like is not None else {*_equal(checkpoint, bare(config), reads, kept, found)}
@@ -102,16 +102,17 @@ def _tell(
     return Told({**fields, **({"dtype": first} if fields[ALONE] else {})}, keys)
 
 
-def check_in_order(dialect: Dialect, weights: Collection[str], ranks: object) -> None:
-    """Refuse what Megatron-Bridge stores rank behind rank: B of Gated DeltaNet, of which each rank has a share of every part.
+def check_in_order(kind: Kind, weights: Collection[str], ranks: object, *, swift: bool = False) -> None:
+    """Refuse what is stored rank behind rank: B of a weight of several parts, of which each rank has a share of every part.
 
-    src/megatron/bridge/peft/adapter_wrapper.py splits that of Mamba alone.
+    Megatron-Bridge splits all but that of Gated DeltaNet (src/megatron/bridge/peft/adapter_wrapper.py), ms-swift none
+    (LoraParallelLinear.sharded_state_dict).
     """
-    if dialect.kind.arguments and ranks not in (None, 1) and not DELTA.isdisjoint(weights):
-        facts = {"found": f"tensor_model_parallel_size {ranks}", "where": "in_proj.adapter.linear_out of Gated DeltaNet"}
-        raise NotSupported(
-            "Megatron-Bridge stores this adapter in an order that depends on the ranks", facts, remedy="use one rank"
-        )
+    ordered = {part for part in weights if part in DELTA or (swift and part in IN_PARTS)}
+    if kind.arguments and ranks not in (None, 1) and ordered:
+        facts = {"found": f"tensor_model_parallel_size {ranks}", "beside": ", ".join(sorted(ordered))}
+        what = "adapters are stored in an order that depends on the ranks"
+        raise NotSupported(what, facts, remedy="store them from one rank that shares each layer")
 
 
 def _weights(config: Config) -> dict[str, list[int]]:

@@ -45,7 +45,7 @@ def check_placed(source: Config, wanted: Sequence[Entry], target: Dialect, ranks
     if not source.get(FIELD):
         return
     placed = {name for entry in wanted for name in entry.names}
-    check_in_order(target, {name.tensor.of for name in placed}, ranks)
+    check_in_order(target.kind, {name.tensor.of for name in placed}, ranks)
     lost = [name for name in canonical_shapes(source) if name.tensor.role == ADAPTER and name not in placed]
     if lost:
         facts = {"tensor": lost[0], "others": len(lost) - 1, "to": target.name}
