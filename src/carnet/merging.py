@@ -21,10 +21,9 @@ from carnet.examiner.verdict import Verdict
 from carnet.examining import examine, understood
 from carnet.executor.groups import writers_of
 from carnet.executor.owning import Known, held, known
-from carnet.executor.run import write
 from carnet.executor.summing import Sums, Term
 from carnet.formats.detect import open_checkpoint
-from carnet.formats.files import check_unchanged, digest_of
+from carnet.formats.files import digest_of
 from carnet.inventory.merged import DIFFERENCES, LINEAR, METHODS, Merged, named
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
@@ -35,7 +34,7 @@ from carnet.plans.request import ASIDE, MEMORY, Request, memory_of, only, thread
 from carnet.plans.request_file import gathered
 from carnet.plans.typed import Comparison, Options
 from carnet.pool import Phase, Progress, silent, unsaid
-from carnet.proving import prove
+from carnet.proving import write_and_prove
 from carnet.steps import Move, Product
 from carnet.storage.protocol import Crossing, Folder
 from carnet.storage.schemes import folder_at
@@ -131,11 +130,8 @@ def merge(
     made = sums.planned(plain)
     with held(_known(made, terms, wish), folder_at(said)) as target:
         sums.check_copies(made)
-        write(made, target.source.root, target.staging, progress=progress, phase=phase, threads=threads, sums=sums)
-        target.check()
-        for other in merged.others:
-            check_unchanged(other.checkpoint.root, other.checkpoint.stamps)
-        verdict = prove(plain, target, memory, threads, progress or silent, phase or unsaid, merged=merged)
+        told = progress or silent, phase or unsaid
+        verdict = write_and_prove(made, target, memory, threads, *told, sums, merged)
     return _told(verdict, wish, folders, said)
 
 
@@ -211,14 +207,8 @@ def _refuse_codes(folders: Sequence[Folder], of: Sequence[Inventory], *, coded: 
 
 def _refuse_computed(plan: Plan) -> None:
     """Raise BadRequest where a target holds what is computed of weights: of a sum, and not the sum of what is computed of each."""
-    step = next(
-        iter(
-            plan.steps.where(lambda form: (isinstance(form, Move) and form.function != "") or isinstance(form, Product)).at(
-                slice(1)
-            )
-        ),
-        None,
-    )
+    made = plan.steps.where(lambda form: isinstance(form, Product) or (isinstance(form, Move) and form.function != ""))
+    step = next(iter(made.at(slice(1))), None)
     if step is not None:
         what = f"the target holds what is computed of {step.tensor}"
         raise BadRequest(what, remedy="merge first, then cross the sum: carnet cross OUT OUT2 --to ...")

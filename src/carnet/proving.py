@@ -22,6 +22,8 @@ from carnet.executor.arrivals import Arrivals
 from carnet.executor.memory import choose_halves
 from carnet.executor.owning import Held
 from carnet.executor.run import codes, write
+from carnet.executor.summing import Sums
+from carnet.formats.files import check_unchanged
 from carnet.formats.side_files import DOCUMENT
 from carnet.inventory.merged import Merged
 from carnet.plans.columns import Plan
@@ -33,21 +35,36 @@ from carnet.storage.schemes import folder_at
 LOOK = 0.1  # seconds between two looks at how far the examination is
 
 
-def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, progress: Progress, phase: Phase) -> Verdict:
-    """Write a target, examine it, and put it in place with its document where it is equal; both at once where the memory has room."""
+def write_and_prove(
+    made: Plan,
+    target: Held,
+    memory: int,
+    threads: int | None,
+    progress: Progress,
+    phase: Phase,
+    sums: Sums | None = None,
+    merged: Merged | None = None,
+) -> Verdict:
+    """Write a target, examine it, and put it in place with its document where it is equal; both at once where the memory has room.
+
+    ``sums`` and ``merged`` say what is added to the plan's source, to who writes and to who examines.
+    """
     shown = Shown(made, progress)
     root, staging = target.source.root, target.staging
-    workers, rest = choose_halves(memory, held_window(made), len(made.steps), threads, coding=codes(made))
+    if sums is None:
+        workers, rest = choose_halves(memory, held_window(made), len(made.steps), threads, coding=codes(made))
+    else:
+        workers, rest = choose_halves(memory, *sums.needs(made), threads, coding=True)
     if rest < LEAST or staging.whole or staging.in_order:
-        write(made, root, staging, progress=shown.writing, phase=phase, threads=threads)
-        target.check()
-        return prove(made, target, memory, threads, shown.examining, phase)
+        write(made, root, staging, progress=shown.writing, phase=phase, threads=threads, sums=sums)
+        _check(target, merged)
+        return prove(made, target, memory, threads, shown.examining, phase, merged=merged)
     there = Ahead(folder_at(staging.where), {text.name: text.text.encode() for text in made.texts})
     with ThreadPoolExecutor(1) as thread:
         begun = list[Future[Proof]]()
 
         def begin(arrivals: Arrivals) -> None:
-            begun.append(thread.submit(_examined, made, there, rest, threads, shown.heard, arrivals.order))
+            begun.append(thread.submit(_examined, made, there, rest, threads, shown.heard, arrivals.order, None, merged))
 
         def writing(done: int, total: int) -> None:
             shown.writing(done, total)
@@ -55,7 +72,7 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
                 begun[0].result()
 
         try:
-            write(made, root, staging, progress=writing, phase=phase, threads=workers, begun=begin)
+            write(made, root, staging, progress=writing, phase=phase, threads=workers, begun=begin, sums=sums)
             phase("examining")
             while wait(begun, LOOK).not_done:
                 shown.both()
@@ -64,7 +81,7 @@ def write_and_prove(made: Plan, target: Held, memory: int, threads: int | None, 
         except BaseException:
             shown.stop()
             raise
-    target.check()
+    _check(target, merged)
     return _placed(target, proof)
 
 
@@ -78,10 +95,7 @@ def prove(
     elsewhere: Elsewhere | None = None,
     merged: Merged | None = None,
 ) -> Verdict:
-    """Examine what was written, and put it in place with its document where it is equal; others may do it (``elsewhere``).
-
-    ``merged`` is what is added to the plan's source.
-    """
+    """Examine what was written, and put it in place with its document where it is equal; others may do it (``elsewhere``)."""
     phase("examining")
     there = folder_at(target.staging.where)
     return _placed(target, _examined(made, there, memory, threads, progress, None, elsewhere, merged))
@@ -111,6 +125,13 @@ def _examined(
         elsewhere=elsewhere,
         merged=merged,
     )
+
+
+def _check(target: Held, merged: Merged | None) -> None:
+    """Raise BadCheckpoint where a source changed since."""
+    target.check()
+    for other in merged.others if merged is not None else ():
+        check_unchanged(other.checkpoint.root, other.checkpoint.stamps)
 
 
 def _placed(target: Held, proof: Proof) -> Verdict:

@@ -17,6 +17,7 @@ from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.adapted import lengths, rounding_alike
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.functions import is_wrong
+from carnet.examiner.sums import Summed
 from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, digest, region, tensor_files_of
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
@@ -234,7 +235,7 @@ def _expected(
     # codes that are the same have the same scales, in one type or another
     wanted, rounds = part.stored.dtype, part.coded is None
     if source.is_sum(name):
-        yield box, _as(_sum(source, target, name, box).view(np.uint32), "f32", wanted, 0)
+        yield box, _sum(source, target, name, box, wanted)
         return
     if source.is_adapted(name):
         yield box, _as(adapted(source, name, box, wanted).view(np.uint32), "f32", wanted, 0)
@@ -246,21 +247,24 @@ def _expected(
         )
 
 
-def _sum(source: Side, target: Side, name: Canonical, box: Box) -> NDArray[np.float32]:
-    """Return a sum as it is defined: each operation exact in f64, which holds any product of two f32, then rounded to f32."""
-    total, first = np.zeros(box.shape), None
+def _sum(source: Side, target: Side, name: Canonical, box: Box, wanted: str) -> tuple[Array, NDArray[np.bool_] | None]:
+    """Return the bits of a sum, and which numbers are beyond the range of their type."""
+    total = Summed(volume(box), differences=source.differences)
     for term, factor in source.terms:
-        numbers = np.empty(box.shape)
-        for origin, shared in sources(term, name, box):
-            bits, _ = _as(read(term, origin, shared), origin.stored.dtype, "f32", _shift(term, target, name))
-            numbers[slices(shared, box)] = bits.view(np.float32)
-        if source.differences and first is None:
-            first = numbers
-            continue
-        numbers = numbers if first is None else _rounded(numbers - first)
-        total = _rounded(total + _rounded(numbers * factor))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return (total if first is None else first + total).astype(np.float32)
+        shift = _shift(term, target, name)
+        parts = [*sources(term, name, box)]
+        types = {origin.stored.dtype for origin, _ in parts}
+        own = types.pop() if len(types) == 1 and not shift else "f32"
+        bits: Array = np.empty(box.shape, f"u{BY_NAME[own].nbytes}")
+        for origin, shared in parts:
+            found, _ = _as(read(term, origin, shared), origin.stored.dtype, own, shift)
+            if shared == box:
+                bits = np.ascontiguousarray(found)
+            else:
+                bits[slices(shared, box)] = found
+        total.add(bits.reshape(-1), own, factor)
+    found, beyond = total.bits(wanted)
+    return found.reshape(box.shape), None if beyond is None else beyond.reshape(box.shape)
 
 
 def adapted(source: Side, name: Canonical, box: Box, wanted: str) -> NDArray[np.float32]:
@@ -308,11 +312,6 @@ def numbers(source: Side, name: Canonical, box: Box) -> NDArray[np.float64]:
         bits, _ = _as(read(source, origin, shared), origin.stored.dtype, "f32", 0)
         found[slices(shared, box)] = bits.view(np.float32)
     return found
-
-
-def _rounded(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return numbers.astype(np.float32).astype(np.float64)
 
 
 def _is_same(found: Array, expected: Array) -> bool:

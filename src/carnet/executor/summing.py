@@ -5,10 +5,11 @@ The order of the sum is that in which the checkpoints are named, and every opera
     linear            0 + w0 * x0 + w1 * x1 + w2 * x2
     task_arithmetic   x0 + (0 + w1 * (x1 - x0) + w2 * (x2 - x0))
 
-Boxes of canonical tensors that are kept, and what pads, are the first checkpoint's, as its own crossing would write them.
+Boxes of canonical tensors that are kept, and what pads, are the first checkpoint's, as its own crossing would write them. What it would
+only widen is read as it is stored, and widened a little at a time: temporaries stay in the processor's cache.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.errors import BadRequest
 from carnet.executor.adapting import assemble
-from carnet.executor.casts import cast
+from carnet.executor.casts import cast, widen
 from carnet.executor.files import sources
 from carnet.executor.geometry import Tile, segments, volume
 from carnet.executor.groups import writers_of
@@ -27,13 +28,15 @@ from carnet.executor.reading import nowhere, reader, writing
 from carnet.executor.work import work
 from carnet.executor.worker import Amaxes, Worker
 from carnet.plans.columns import Plan
-from carnet.steps import Fill, Same, Step, TargetTensor
+from carnet.steps import Fill, Move, Place, Same, Step, TargetTensor
 from carnet.storage.protocol import Folder, Opened
 
 Numbers = NDArray[np.float32]
-Place = tuple[str, int]  # a target tensor: its file, and its offset there
+Spot = tuple[str, int]  # a target tensor: its file, and its offset there
 
 SHARE = 8  # windows of the target that what a worker of a sum holds is as large as, at most
+BLOCK = 1 << 15  # numbers that are added up at a time
+WIDE = np.dtype(np.uint32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Term:
     source: Folder
     factor: float  # an f32
     tensors: Sequence[tuple[str, TargetTensor]]  # of that crossing, each with its file, in the order of those of the target
-    writers: Mapping[Place, list[tuple[int, int, int]]]  # the steps that write them, as ``writers_of`` has them
+    writers: Mapping[Spot, list[tuple[int, int, int]]]  # the steps that write them, as ``writers_of`` has them
 
     @classmethod
     def of(cls, plan: Plan, source: Folder, factor: float) -> "Term":
@@ -57,7 +60,25 @@ class Term:
         ours = replace(tile, base=tensor.offset, item=BY_NAME[tensor.dtype].nbytes)
         first, lines, width, pitch = segments(ours)
         low, high = first - tensor.offset, first - tensor.offset + (lines - 1) * pitch + width
-        return Part(file, ours, writing(self.plan, self.writers[file, tensor.offset], low, high)), tensor.dtype
+        steps = writing(self.plan, self.writers[file, tensor.offset], low, high)
+        if (
+            tensor.dtype == "f32"
+            and not self.plan.updates
+            and all(isinstance(each, Move) and _is_widening(each) for each in steps)
+        ):
+            stored = [replace(each, target=_narrow(each.target, tensor.offset)) for each in steps if isinstance(each, Move)]
+            return Part(file, replace(ours, item=BY_NAME["bf16"].nbytes), tuple(stored)), "bf16"
+        return Part(file, ours, steps), tensor.dtype
+
+
+def _is_widening(step: Move) -> bool:
+    """Say whether a step does nothing but make f32 of bf16, which loses nothing and is soon done."""
+    return (step.source.dtype, step.add, step.function) == ("bf16", 0.0, "")
+
+
+def _narrow(place: Place, begin: int) -> Place:
+    """Return a place in a tensor of f32 that begins somewhere as one in a tensor of bf16 that begins there."""
+    return replace(place, offset=begin + (place.offset - begin) // 2, dtype="bf16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +88,7 @@ class Sums:
     terms: tuple[Term, ...]  # the first is the target's own source
     differences: bool  # whether the others count by what they differ from the first
     kept: frozenset[str]  # canonical tensors that are those of the first
-    numbers: Mapping[Place, int]  # which of all a target tensor is
+    numbers: Mapping[Spot, int]  # which of all a target tensor is
 
     @classmethod
     def of(cls, plan: Plan, terms: Sequence[Term], kept: frozenset[str], *, differences: bool) -> "Sums":
@@ -93,8 +114,11 @@ class Sums:
 
     def threads(self, plan: Plan, wanted: int | None) -> int:
         """Return how many work inside the plan's memory."""
-        more = sum(len(term.plan.steps) for term in self.terms)
-        return choose_threads(plan.memory, plan.window * SHARE, len(plan.steps) + more, wanted, coding=True)
+        return choose_threads(plan.memory, *self.needs(plan), wanted, coding=True)
+
+    def needs(self, plan: Plan) -> tuple[int, int]:
+        """Return the bytes that one who works holds, as a window, and the steps of all plans."""
+        return plan.window * SHARE, len(plan.steps) + sum(len(term.plan.steps) for term in self.terms)
 
     def check_copies(self, plan: Plan) -> None:
         """Compare the copies that sources have of one tensor, but for those of the first, which are the plan's own to compare."""
@@ -137,18 +161,19 @@ class Adder:
         most = of.window.size // 2  # no floating type that is summed has fewer bytes
         self._total, self._term = (np.empty(most, np.float32) for _ in range(2))
         self._first = np.empty(most if sums.differences else 0, np.float32)
+        self._few = np.empty(BLOCK, np.float32)
         self._workers = [
             Worker(
                 term.plan,
                 sources(term.source),
                 Opened(nowhere),
-                (self._first if sums.differences and not at else self._term).view(np.uint8),
+                self._term.view(np.uint8),
                 of.block,
                 of.temporary,
                 Amaxes(),
                 lambda nbytes: of.tell(0),  # who is asked for the sum tells of it
             )
-            for at, term in enumerate(sums.terms)
+            for term in sums.terms
         ]
 
     def fill(self, worker: Worker, parts: Sequence[Part]) -> None:
@@ -170,38 +195,51 @@ class Adder:
         """Fill a buffer with the sums of a part."""
         count = volume(part.tile) // part.tile.item
         total = self._total[:count]
-        total[:] = 0
         first: Numbers | None = None
+        begun = False
         with np.errstate(over="ignore", invalid="ignore"):
             for term, by in zip(self._sums.terms, self._workers, strict=True):
                 numbers = self._read(term, by, number, part.tile, count)
-                if self._sums.differences:
-                    if first is None:
-                        first = numbers
-                        continue
-                    np.subtract(numbers, first, out=numbers)
-                np.multiply(numbers, np.float32(term.factor), out=numbers)
-                np.add(total, numbers, out=total)
+                if self._sums.differences and first is None:
+                    first = self._first[:count]
+                    for low, few in numbers:
+                        first[low : low + len(few)] = few
+                    continue
+                for low, few in numbers:
+                    inside = slice(low, low + len(few))
+                    if first is not None:
+                        np.subtract(few, first[inside], out=few)
+                    np.multiply(few, np.float32(term.factor), out=few)
+                    np.add(total[inside] if begun else np.float32(0), few, out=total[inside])
+                begun = True
             if first is not None:
                 np.add(first, total, out=total)
         wanted = part.steps[0].target.dtype
         if wanted == "f32":
             into.view(np.float32)[:] = total
             return
-        bits = into.view(f"u{BY_NAME[wanted].nbytes}")
-        if not cast(total.view(np.uint32), bits, ("f32", wanted), worker.temporary):
-            name = self._sums.terms[0].tensors[number][1].name
-            facts = {"tensor": name, "found": f"a finite sum beyond the largest of {wanted}"}
-            raise BadRequest(f"a sum of {name} is out of range for {wanted}", facts, remedy="ask for another dtype")
+        bits, sums = into.view(f"u{BY_NAME[wanted].nbytes}"), total.view(WIDE)
+        for low in range(0, count, BLOCK):
+            if not cast(sums[low : low + BLOCK], bits[low : low + BLOCK], ("f32", wanted), worker.temporary):
+                name = self._sums.terms[0].tensors[number][1].name
+                facts = {"tensor": name, "found": f"a finite sum beyond the largest of {wanted}"}
+                raise BadRequest(f"a sum of {name} is out of range for {wanted}", facts, remedy="ask for another dtype")
 
-    def _read(self, term: Term, by: Worker, number: int, tile: Tile, count: int) -> Numbers:
-        """Return the numbers of a tile as one checkpoint has them, where they may be changed."""
+    def _read(self, term: Term, by: Worker, number: int, tile: Tile, count: int) -> Iterator[tuple[int, Numbers]]:
+        """Yield the numbers of a tile as one checkpoint has them, some at a time and which is their first; they may be changed."""
         part, dtype = term.part(number, tile)
         assemble(by, (part,))
-        held: Numbers = by.window.view(np.float32)[:count]
-        if dtype != "f32":  # a tower's, which no crossing casts
-            held[:] = by.window[: count * BY_NAME[dtype].nbytes].view(array_type(dtype)).astype(np.float32)
-        return held
+        held = by.window[: count * BY_NAME[dtype].nbytes].view(array_type(dtype))
+        for low in range(0, count, BLOCK):
+            some = held[low : low + BLOCK]
+            few: Numbers = self._few[: len(some)]
+            if dtype == "f32":
+                few = some
+            elif dtype == "bf16":
+                widen(some.view(np.uint16), few.view(WIDE))
+            else:  # a tower's, which no crossing casts
+                few[:] = some
+            yield low, few
 
     def close(self) -> None:
         """Close the files."""
