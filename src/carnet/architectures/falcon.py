@@ -4,7 +4,7 @@ transformers: modeling_falcon.py. TensorRT-LLM: tensorrt_llm/models/falcon/confi
 """
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import ANY, Choice, Spread, place
 from carnet.dialects.megatron.rows import QKV, QKV_BIAS
 from carnet.dialects.rows import biased, fuse, row
@@ -61,8 +61,19 @@ def _decoder(parallel: str, *, null: bool) -> Choice:
 # one flag gives every linear layer a bias
 BIASES = tuple(place(name, "bias", default=False) for name in ("qkv_bias", "out_bias", "mlp_bias"))
 
+# vllm 0.32 model_executor/models/falcon.py: all queries, all keys, all values
+ENGINE = vllm.Spelling(
+    everywhere=vllm.AROUND,
+    renames={"embed_tokens.": "word_embeddings."},
+    rows=(
+        fuse(LAYER + "self_attention.query_key_value.weight", "* hidden", trtllm.QKV, cut="kv"),
+        fuse(LAYER + "self_attention.query_key_value.bias", "*", trtllm.QKV_BIAS, cut="kv"),
+    ),
+)
+
 FALCON = Family(
     name="falcon",
+    vllm=ENGINE,
     traits={"norm": "layer", "gated": False},
     hf=hf.dialect(
         "FalconForCausalLM",

@@ -15,7 +15,7 @@ from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.heterogeneous import record, size
 from carnet.dialects.hf import LAYER
-from carnet.dialects.rows import row
+from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import Kind, Senseless, expect
 from carnet.model.fields import MIXED, Config, Value
 from carnet.model.model import number, several, value
@@ -232,8 +232,19 @@ MIXTURE = (
 )
 FULL, SLIDING = "rope_parameters.full_attention.", "rope_parameters.sliding_attention."
 
+# vllm 0.32 model_executor/models/gemma4.py: keys that are values too stand twice
+TWICE = (("attention.q", "kv rep dim"), ("attention.k", "kv dim"), ("attention.k", "kv dim"))
+ENGINE = vllm.Spelling(
+    everywhere=vllm.AROUND,
+    rows=(
+        fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", trtllm.QKV, cut="kv"),
+        fuse(LAYER + "self_attn.qkv_proj.weight", "* hidden", TWICE, cut="kv", when={"own_values": False}),
+    ),
+)
+
 GEMMA4 = Family(
     name="gemma4",
+    vllm=ENGINE,
     traits={**SANDWICH, "qk_norm": "head", "v_norm": True, "layer_scale": True, "attention_scale": 1.0},
     hf=hf.dialect(
         "Gemma4ForCausalLM",

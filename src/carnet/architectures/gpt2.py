@@ -5,7 +5,7 @@ tensorrt_llm/models/gpt/config.py.
 """
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import place
 from carnet.dialects.rows import biased, fuse, row
 from carnet.model.model import head_share, number
@@ -30,8 +30,22 @@ HF_ROWS = (
 )
 ACTIVATIONS = (("gelu_tanh", "gelu_new"), ("gelu_tanh", "gelu_pytorch_tanh"), ("gelu_tanh", "gelu_fast"), ("gelu", "gelu"))
 
+# vllm 0.32 model_executor/models/gpt2.py: outputs come first there
+ENGINE = vllm.Spelling(
+    everywhere=(*vllm.AROUND, "position"),
+    renames={"embed_tokens.": "wte."},
+    rows=(
+        row("wpe.weight", "position hidden", "position"),
+        fuse(LAYER + "attn.c_attn.weight", "* hidden", trtllm.QKV, cut="kv"),
+        row(LAYER + "attn.c_proj.weight", "hidden (kv rep dim)", "attention.o", cut="kv"),
+        row(LAYER + "mlp.c_fc.weight", "ffn hidden", "mlp.up", cut="ffn"),
+        row(LAYER + "mlp.c_proj.weight", "hidden ffn", "mlp.down", cut="ffn"),
+    ),
+)
+
 GPT2 = Family(
     name="gpt2",
+    vllm=ENGINE,
     traits={
         "norm": "layer",
         "gated": False,

@@ -3,8 +3,10 @@
 transformers: modeling_minimax_m2.py, whose files have Mixtral's names. A part of each head is rotated, in whole dimensions.
 """
 
+from dataclasses import replace
+
 from carnet.architectures.family import LLAMA_TRAITS, Family
-from carnet.dialects import hf
+from carnet.dialects import hf, vllm
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import row
@@ -29,8 +31,18 @@ def _spelled(config: Config) -> tuple[tuple[Value, None]]:
     return ((None if part == 1.0 else round(number(config, "head_dim") * part), None),)
 
 
+# vllm 0.32 model_executor/models/minimax_m2.py: the router is in f32, and ranks cut the norms of all heads
+ENGINE = vllm.Spelling(
+    rows=(
+        row(LAYER + "block_sparse_moe.gate.weight", "expert hidden", "moe.router", dtype="f32"),
+        *(replace(each, cut="kv") for each in hf.WHOLE_QK_NORMS),
+    ),
+    written={"use_routing_bias": True, "scoring_func": "sigmoid"},  # which published configs say, too
+)
+
 MINIMAX_M2 = Family(
     name="minimax_m2",
+    vllm=ENGINE,
     needs=MIXED,
     traits={**LLAMA_TRAITS, "qk_norm": "whole", "router_score": "sigmoid", "router_bias": True},
     hf=hf.dialect(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.further import EMBED_FIRST
@@ -189,8 +189,29 @@ RANKS = replace(
     prefixes=("backbone.",),
 )
 
+# vllm 0.32 model_executor/layers/mamba/mamba_mixer2.py; models/mamba2.py, nemotron_h.py
+MIXED = (
+    row(MIXER + "A", "(group head)", "mamba.a", cut="group", dtype="f32"),
+    row(MIXER + "norm.weight", "(group head wide)", "mamba.gated_norm", cut="group", whole=True),
+)
+RUN = ".mixer" + vllm.RUN
+PURE = vllm.Spelling(everywhere=vllm.AROUND, renames={"embed_tokens.": "embeddings."}, rows=MIXED)
+HYBRID = vllm.Spelling(
+    everywhere=vllm.AROUND,
+    ties=False,
+    prefix="model.",
+    aliases={
+        ".mixer.shared_experts.": RUN,
+        ".mixer.gate.e_score_correction_bias": ".mixer.experts.routed_experts.e_score_correction_bias",
+        ".mixer.fc1_latent_proj.": ".mixer.experts.routed_input_transform.",
+        ".mixer.fc2_latent_proj.": ".mixer.experts.routed_output_transform.",
+    },
+    rows=MIXED,
+)
+
 MAMBA2 = Family(
     name="mamba2",
+    vllm=PURE,
     traits=TRAITS,
     hf=hf.dialect(
         "Mamba2ForCausalLM",
@@ -229,6 +250,7 @@ MAMBA2 = Family(
 
 NEMOTRON_H = Family(
     name="nemotron_h",
+    vllm=HYBRID,
     traits={**TRAITS, "gated": False, "position": "none"},
     hf=hf.dialect(
         "NemotronHForCausalLM",

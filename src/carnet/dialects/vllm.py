@@ -39,6 +39,7 @@ APART = {
 
 # attention.py of model_executor/layers/attention: buffers of every layer that attends, seen from the projection beside it
 SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))
+BUFFERS = (*(f".{one.name}" for one in SCALES), ".layer_scalar")  # the last of models/gemma4.py
 # and parameters of one whose weights are codes, until they are packed: quantization/kv_cache.py, compressed_tensors.py
 OF_MODELOPT, OF_FP8 = (
     tuple(Constant(f"{of}_scale", "own", (), -1.0, style) for of in ("k", "prob", "q", "v"))
@@ -49,7 +50,9 @@ OF_PRESSED = (
     *(Constant(f"{of}_zero_point", "own", (1,), 0.0, "compressed-tensors") for of in "kqv"),
 )
 ATTENTION = {
-    "qkv_proj.weight": ("attn.", (*SCALES, *OF_MODELOPT, *OF_FP8, *OF_PRESSED)),
+    **dict.fromkeys(
+        ("qkv_proj.weight", "query_key_value.weight", "c_attn.weight"), ("attn.", (*SCALES, *OF_MODELOPT, *OF_FP8, *OF_PRESSED))
+    ),
     "kv_b_proj.weight": ("mla_attn.mla_attn.", (*SCALES, *OF_MODELOPT)),  # the others ask for no latent attention
 }
 CONSTANTS = {
@@ -68,11 +71,13 @@ def _embed(**written: object) -> Row:
 class Spelling:
     """What vLLM's class of a family calls otherwise, or stores otherwise, than a Hugging Face folder."""
 
+    prefix: str | None = None  # what stands before every name, where a folder has something else
     renames: Mapping[str, str] = field(default_factory=dict)  # part of a folder's name -> what it is here
     aliases: Mapping[str, str] = field(default_factory=dict)  # part of a module's first name -> its smallest
     everywhere: tuple[str, ...] = ()  # what of that which stands before and behind all layers every stage has
     head: bool = True  # the head has a module of its own; elsewhere it is the embedding, whatever the folder says
     ties: bool = True  # a tied head and its embedding are one, which has the smaller name; else each is stored
+    written: Mapping[str, object] = field(default_factory=dict)  # what its class reads in a config that transformers' does not
     rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
 
 
@@ -101,14 +106,16 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
     """Return how vLLM stores a family, from how a Hugging Face folder does."""
     rows = [*_ends(spelling), *spelling.rows]
     own = {"head", *(part for each in rows for part in _parts(each))}
+    own |= {part for each in own for part in BY_PART[each].operands}  # what is computed of them stands in their place
     others = [each for each in folder.rows if _is_written(each) and own.isdisjoint(_parts(each))]
     rows += [*_follows(others)]
     named = tuple(replace(each, name=_spelled(each.name, {**spelling.renames, **spelling.aliases})) for each in rows)
     return replace(
         folder,
         kind=KINDS["vllm"],
-        prefixes=folder.prefixes[:1],
+        prefixes=folder.prefixes[:1] if spelling.prefix is None else (spelling.prefix,),
         rows=named,
+        table=replace(folder.table, written={**folder.table.written, **spelling.written}),
         writes_tied=spelling.head,
         constants=CONSTANTS,
         dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},
@@ -140,7 +147,7 @@ def digest_key(dialect: Dialect, name: str, config: Config) -> str:
     >>> digest_key(made, "model.layers.0.mlp.experts.gate.weight", {}), digest_key(made, "lm_head.weight", {"tied": True})
     ('model.layers.0.mlp.gate.weight', 'model.embed_tokens.weight')
     """
-    if any(name.endswith(f".{one.name}") for one in SCALES):
+    if name.endswith(BUFFERS):
         return ""
     embed = next(each for each in dialect.rows if _parts(each) == ["embed"])
     if value(config, "tied") and embed.written and name == HEAD[1:]:
@@ -206,7 +213,8 @@ def _mixture(of: Row) -> Iterator[Row]:
     """Yield the two tensors of all experts of a layer, from a row of any of them."""
     at = of.name.partition(".{expert}")[0] if "{expert}" in of.name else of.name.rsplit(".", 1)[0]
     both = {"moe.gate": "moe_ffn", "moe.up": "moe_ffn"}
-    yield fuse(f"{at}.routed_experts.w13_weight", "expert * moe_hidden", both, cut="expert")
+    yield fuse(f"{at}.routed_experts.w13_weight", "expert * moe_hidden", both, cut="expert", when={"gated": True})
+    yield row(f"{at}.routed_experts.w13_weight", "expert moe_ffn moe_hidden", "moe.up", cut="expert", when={"gated": False})
     yield row(f"{at}.routed_experts.w2_weight", "expert moe_hidden moe_ffn", "moe.down", cut="expert")
 
 

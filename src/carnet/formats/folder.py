@@ -24,6 +24,8 @@ _PART = re.compile(r"model-(rank-\d+|pp-\d+-tp-\d+)-part-\d+\.safetensors")
 _RANK = re.compile(r"rank(\d+)\.safetensors")
 _OTHER_WEIGHTS = re.compile(r"(pytorch_model|tf_model|flax_model|model).*\.(bin|pt|pth|h5|msgpack|ckpt)(\.index\.json)?")
 _RANKS = 1 << 16  # no machine has more
+# every layer of vLLM's that attends has these buffers: model_executor/layers/attention/attention.py; Mamba-2 alone has none, and an A
+_OF_VLLM = ("._k_scale", ".mixer.A")
 
 
 def read_folder(root: Folder) -> Checkpoint:
@@ -63,8 +65,7 @@ def _read_parts(root: Folder, config: Mapping[str, object], seen: Sighting, part
                 raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
     stamps, digest = sum_up((seen, *(header.seen for header in headers)))
     notes = {"ranks": str(len(places)), **_written_by(headers)}
-    # every layer of vLLM's that attends has these buffers: model_executor/layers/attention/attention.py
-    engine = "vllm" if any(name.endswith("._k_scale") for _, name in tensors) else "sglang"
+    engine = "vllm" if any(name.endswith(_OF_VLLM) for _, name in tensors) else "sglang"
     return Checkpoint(root, engine, "safetensors", config, tensors, {}, stamps, digest, notes)
 
 
