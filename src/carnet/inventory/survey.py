@@ -230,7 +230,7 @@ def _read(checkpoint: Checkpoint, kind: Kind, heard: Heard, given: Config) -> tu
     with refused:
         family, config = recognise(kind.name, heard.said, where, given, checkpoint.family)
     refused.stop()
-    return said, family, config
+    return said, family, bare(config)  # what adapters there are is for the store to say
 
 
 def _take_tower(
