@@ -50,7 +50,8 @@ def save_codes(folder, out, words):
 
     Each linear layer has seen another magnitude of its activations.
     """
-    style, scheme, *static = words.split()
+    style, scheme, *more = words.split()
+    static, cache = "static" in more, "cache" in more
     if style == "openai":
         save_open(folder, out)
         return
@@ -59,8 +60,12 @@ def save_codes(folder, out, words):
         tensors = load_file(folder / "model.safetensors")
         linear = [name for name in tensors if name.endswith((*(f"{one}_proj.weight" for one in ENDS), "_with_mqa.weight"))]
         amax = {name.replace("weight", "input_amax"): torch.tensor(1 + at / 8) for at, name in enumerate(linear)}
+        for what in "kv" if cache else "":
+            ends = [name.replace("weight", f"{what}_amax") for name in linear if name.endswith(f"{what}_proj.weight")]
+            amax |= {name: torch.tensor(100.0 + 7 * at) for at, name in enumerate(ends)}
         save_file(amax, out.with_name(f"{out.name}.amax.safetensors"))
         options = {"amax": out.with_name(f"{out.name}.amax.safetensors")}
+    options |= {"kv_cache": "fp8"} if cache else {}
     assert carnet.cross(folder, out, to="hf", quantize=scheme, style=style, **options).equal
 
 

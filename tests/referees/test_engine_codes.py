@@ -100,6 +100,8 @@ def test_codes_go_there_and_back_and_are_cut_anew(coded, tmp_path, model, words)
     assert config == json.loads((source / "config.json").read_text())["quantization_config"]
     assert carnet.cross(tmp_path / "ranks", tmp_path / "back", to="hf").equal
     assert held(tmp_path / "back") == held(source)
+    beside = "hf_quant_config.json"  # modelopt's
+    assert [(at / beside).exists() for at in (source, tmp_path / "back")] in ([False] * 2, [True] * 2)
     assert carnet.cross(tmp_path / "ranks", tmp_path / "whole", to="vllm").equal
     assert carnet.cross(source, tmp_path / "direct", to="vllm").equal
     assert held(tmp_path / "whole") == held(tmp_path / "direct")
@@ -173,6 +175,30 @@ def test_experts_of_gpt_oss_go_to_ranks_and_are_cut_anew(coded, tmp_path):
         carnet.plan(tmp_path / "ranks", to="hf")
 
 
+@pytest.mark.parametrize("style", ["modelopt", "compressed-tensors"])
+def test_scales_of_the_cache_stand_beside_the_attention_of_a_rank(coded, tmp_path, style):
+    source = coded("dense", f"{style} fp8 static cache")
+    hf = load_file(source / "model.safetensors")
+    assert carnet.cross(source, tmp_path / "out", to="vllm", tp=2).equal
+    path = tmp_path / "out/model-rank-1-part-0.safetensors"
+    ranks = load_file(path)
+    for layer in range(2):
+        at = f"model.layers.{layer}.self_attn."
+        for what in "kv":
+            [expected] = [t for name, t in hf.items() if name in (f"{at}{what}_proj.{what}_scale", f"{at}{what}_scale")]
+            found = ranks[f"{at}attn.{what}_scale"]
+            assert found.tolist() in (expected.to(found.dtype).tolist(), [expected.item()])
+            assert found.item() not in (1.0, -1.0)
+        assert abs(ranks[f"{at}attn.q_scale"].item()) == 1.0
+    with pytest.raises(CarnetError, match="go to ranks alone"):
+        carnet.plan(tmp_path / "out", to="hf")
+    ranks["model.layers.1.self_attn.attn.v_scale"] *= 2
+    save_file(ranks, path)
+    (tmp_path / "out/carnet.json").unlink()
+    verdict = carnet.verify(source, tmp_path / "out")
+    assert [finding.where for finding in verdict.findings] == ["rank-1/model.layers.1.self_attn.attn.v_scale"]
+
+
 def exchanged(tensors):
     tensors[AT + "self_attn.qkv_proj.weight_scale"] = tensors[AT + "self_attn.qkv_proj.weight_scale"].flip(0)
 
@@ -206,19 +232,20 @@ MIXTURE = f"{AT}mlp.experts.routed_experts."
 
 
 @pytest.mark.parametrize(
-    ("change", "where"),
+    ("change", "where", "style"),
     [
-        (exchanged, "layers.1.attention.q"),
-        (of_another_expert, "layers.1.moe.down"),
-        (of_the_other_half, "layers.1.moe.up"),
-        (more_than_it_was, "layers.1.attention.k"),
-        (of_another_input, "layers.1.moe.up"),
-        (one_bit, "layers.1.moe.up"),
-        (too_few, "qkv_proj.weight_scale"),
+        (exchanged, "layers.1.attention.q", "compressed-tensors"),
+        (of_another_expert, "layers.1.moe.down", "compressed-tensors"),
+        (of_the_other_half, "layers.1.moe.up", "compressed-tensors"),
+        (more_than_it_was, "layers.1.attention.k", "compressed-tensors"),
+        (more_than_it_was, "layers.1.attention.k", "modelopt"),
+        (of_another_input, "layers.1.moe.up", "compressed-tensors"),
+        (one_bit, "layers.1.moe.up", "compressed-tensors"),
+        (too_few, "qkv_proj.weight_scale", "compressed-tensors"),
     ],
 )
-def test_what_is_changed_is_found_and_named(coded, tmp_path, change, where):
-    source = coded("mixture", "compressed-tensors fp8 static")
+def test_what_is_changed_is_found_and_named(coded, tmp_path, change, where, style):
+    source = coded("mixture", f"{style} fp8 static")
     carnet.cross(source, tmp_path / "out", to="vllm", tp=2)
     (tmp_path / "out/carnet.json").unlink()
     path = tmp_path / "out/model-rank-1-part-0.safetensors"

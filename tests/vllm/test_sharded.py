@@ -136,6 +136,8 @@ TIED = {"qwen3, tied": ("Qwen3", {**BLOCKS, "tie_word_embeddings": True})}
 MODELS = {**DENSE, **MIXTURES}
 CODED = {
     "modelopt fp8 static": MODELS,
+    "modelopt fp8 static cache": DENSE,
+    "compressed-tensors fp8 static cache": DENSE,
     "modelopt fp8-channel": DENSE,
     "modelopt fp8-block": DENSE,
     "modelopt nvfp4 static": MODELS,

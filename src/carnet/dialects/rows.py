@@ -66,6 +66,7 @@ class Constant:
     shape: tuple[int, ...]
     value: float
     style: str = ""  # it is there beside codes of this style alone; "" always
+    cached: str = ""  # a checkpoint's scale of cached keys ("k") or values ("v") takes its place
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,13 @@ APART = {
 SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))
 BUFFERS = (*(f".{one.name}" for one in SCALES), ".layer_scalar")  # the last of models/gemma4.py
 # and parameters of one whose weights are codes, until they are packed: quantization/kv_cache.py, compressed_tensors.py
+CACHED = {"k": "k", "v": "v"}
 OF_MODELOPT, OF_FP8 = (
-    tuple(Constant(f"{of}_scale", "own", (), -1.0, style) for of in ("k", "prob", "q", "v"))
+    tuple(Constant(f"{of}_scale", "own", (), -1.0, style, CACHED.get(of, "")) for of in ("k", "prob", "q", "v"))
     for style in ("modelopt", "deepseek")
 )
 OF_PRESSED = (
-    *(Constant(f"{of}_scale", "f32", (1,), 1.0, "compressed-tensors") for of in "kqv"),
+    *(Constant(f"{of}_scale", "f32", (1,), 1.0, "compressed-tensors", CACHED.get(of, "")) for of in "kqv"),
     *(Constant(f"{of}_zero_point", "own", (1,), 0.0, "compressed-tensors") for of in "kqv"),
 )
 ATTENTION = {

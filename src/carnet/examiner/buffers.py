@@ -5,7 +5,7 @@ may read them, so each must be what the model computes. What cannot be computed 
 TensorRT-LLM's, whose loader makes them anew, it is said that nobody compared them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from math import pi, prod
 from typing import Any
 
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, whole
 from carnet.dialects.entries import constants
+from carnet.dialects.entry import Entry
+from carnet.dialects.rows import Constant
 from carnet.dialects.vllm import CONSTANT
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.examiner.compare import Finding, Side
@@ -21,6 +23,8 @@ from carnet.examiner.tensor_files import blocks, digest, region
 from carnet.formats.stored import Stored, label_of, reshaped
 from carnet.model.fields import Config
 from carnet.model.model import number, value
+from carnet.model.tensors import Canonical
+from carnet.quantize.styles import beside
 
 Numbers = NDArray[np.floating[Any]]
 Rule = Callable[[Side, Stored, Config], bool | None]  # None where it cannot say
@@ -43,24 +47,46 @@ def check_buffers(source: Side, target: Side) -> tuple[list[Finding], list[str]]
             elif not right:
                 what = f"{reason}: {'nothing here says what it must be' if right is None else 'wrong values'}"
                 findings.append(Finding(what, stored.name, label, "no weight of the model, and not in the source; remove it"))
-    return [*findings, *check_constants(target)], unsure
+    return [*findings, *check_constants(source, target)], unsure
 
 
-def check_constants(target: Side) -> Iterator[Finding]:
+def _cached(source: Side) -> dict[tuple[Canonical, str], float]:
+    """Return the scales that a source has of cached keys and values."""
+    said, found = source.inventory.said, dict[tuple[Canonical, str], float]()
+    if said is None or not said.cache:
+        return found
+    for (unit, name), entry in source.inventory.entries.items():
+        for tensor in (tensor for tensor in entry.reading.tensors[0] if tensor.tensor.cached):
+            what = tensor.tensor.cached
+            stored = source.inventory.scales.get((unit, beside(name, said.style.cache["kv".index(what)])))
+            if stored is not None:
+                found[tensor, what] = float(_values(source, stored, whole(stored.shape)).reshape(-1)[0])
+    return found
+
+
+def _right(one: Constant, entry: Entry, cached: Mapping[tuple[Canonical, str], float]) -> float:
+    """Return what a constant must be: the number that it always is, or the scale that takes its place."""
+    names = entry.reading.tensors[0] if one.cached else ()
+    right = next((cached[name, one.cached] for name in names if (name, one.cached) in cached), one.value)
+    return float(np.float64(right).astype(array_type(one.dtype)))
+
+
+def check_constants(source: Side, target: Side) -> Iterator[Finding]:
     """Yield what is wrong with the numbers that a program stores beside weights: each is there, and what it always is."""
     there, stored = target.inventory.dialect, target.inventory.checkpoint.tensors
     said, own = target.inventory.said, str(value(target.inventory.config, "dtype"))
     style, held = "" if said is None else said.style.name, target.inventory.entries.values()
-    wanted = {(entry.unit, name): one for entry, one, name in constants(there, held, style, own)}
-    for key, one in wanted.items():
+    cached = _cached(source)
+    wanted = {(entry.unit, name): (one, _right(one, entry, cached)) for entry, one, name in constants(there, held, style, own)}
+    for key, (one, right) in wanted.items():
         label, found = label_of(key), stored.get(key)
         if found is None:
-            yield Finding("missing", label, label, f"{there.name} loads no file without it: {one.dtype} {one.value}")
+            yield Finding("missing", label, label, f"{there.name} loads no file without it: {one.dtype} {right}")
         elif (found.dtype, found.shape) != (one.dtype, one.shape):
             detail = f"expected {one.dtype} {list(one.shape)}, found {found.dtype} {list(found.shape)}"
             yield Finding("another type or shape", label, label, detail)
-        elif (_values(target, found, whole(found.shape)) != one.value).any():
-            yield Finding("not the number that it always is", label, label, f"expected {one.value}")
+        elif (_values(target, found, whole(found.shape)) != right).any():
+            yield Finding("not the number that it always is", label, label, f"expected {right}")
     for label in sorted({*target.inventory.dropped.get(CONSTANT, ())} - {label_of(key) for key in wanted}):
         yield Finding("not in the source", label, label, "no layer of the model has it")
 

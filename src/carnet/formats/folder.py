@@ -63,10 +63,19 @@ def _read_parts(root: Folder, config: Mapping[str, object], seen: Sighting, part
             if tensors.setdefault((stored.unit, stored.name), stored) is not stored:
                 facts = {"where": root, "files": f"{tensors[stored.unit, stored.name].chunks[0].file}, {stored.chunks[0].file}"}
                 raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
-    stamps, digest = sum_up((seen, *(header.seen for header in headers)))
+    config, beside = _with_beside(root, config)
+    stamps, digest = sum_up((seen, *beside, *(header.seen for header in headers)))
     notes = {"ranks": str(len(places)), **_written_by(headers)}
     engine = "vllm" if any(name.endswith(_OF_VLLM) for _, name in tensors) else "sglang"
     return Checkpoint(root, engine, "safetensors", config, tensors, {}, stamps, digest, notes)
+
+
+def _with_beside(root: Folder, config: Mapping[str, object]) -> tuple[Mapping[str, object], list[Sighting]]:
+    """Return a config with what modelopt says about quantized weights in a file of its own."""
+    if BESIDE not in names_in(root):
+        return config, []
+    raw, beside = read_whole(root, BESIDE)
+    return {**config, BESIDE: parse_object(raw, BESIDE, root, jsons.CONFIG)}, [beside]
 
 
 def _read_ranks(root: Folder, config: Mapping[str, object], seen: Sighting) -> Checkpoint:
@@ -97,10 +106,8 @@ def _read_shards(root: Folder, config: Mapping[str, object], seen: Sighting) -> 
                 raise BadCheckpoint(f"the tensor {shown(stored.name)!r} is in two files", facts)
     if index is not None:
         _check_index(index, tensors, root)
-    if BESIDE in names:
-        raw, beside = read_whole(root, BESIDE)
-        config, sightings = {**config, BESIDE: parse_object(raw, BESIDE, root, jsons.CONFIG)}, [*sightings, beside]
-    stamps, digest = sum_up((seen, *sightings, *(header.seen for header in headers.values())))
+    config, beside = _with_beside(root, config)
+    stamps, digest = sum_up((seen, *sightings, *beside, *(header.seen for header in headers.values())))
     others = [name for name in names if name.endswith(".safetensors") and name not in headers]
     notes = {"shards": str(len(files)), **_written_by(list(headers.values()))}
     if others:

@@ -39,7 +39,7 @@ from carnet.planner.ends import ends
 from carnet.planner.factoring import check_computed, factors_of, prove_updates
 from carnet.planner.files import target_files, target_texts
 from carnet.planner.held import Held, keep, source_pieces
-from carnet.planner.joining import is_joined, joined, of_source, places
+from carnet.planner.joining import cached, is_joined, joined, of_source, places
 from carnet.planner.meeting import meet
 from carnet.planner.proof import prove
 from carnet.plans.blocks import by_file
@@ -165,9 +165,10 @@ def make_plan(
         return gathered
 
     meet(made.places, kept, shifts, gathered)
+    brought = cached(wanted, target, constants, made.laid, shapes) if joins else {}
     if joins:
-        meet(places(source, target, coded, made.laid, shapes), kept, {}, gathered)
-    put_scales(constants, made.laid, gathered)
+        meet([*places(source, target, coded, made.laid, shapes), *brought.values()], kept, {}, gathered)
+    put_scales({key: one for key, one in constants.items() if key not in brought}, made.laid, gathered)
     if carries:
         move_carried(source, coded, made.laid, gathered)
     steps = by_file(code(NO_SCALES if coding is None else coding.source_scales, gathered).steps())

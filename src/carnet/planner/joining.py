@@ -13,24 +13,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from carnet.algebra.box import Box, whole
-from carnet.algebra.layout import View
+from carnet.algebra.layout import Pattern, View
 from carnet.dialects import kinds
 from carnet.dialects.entry import Entry, Like, apart, as_linear
 from carnet.dialects.kinds import SHARDS, UNSHARED, Kind
 from carnet.dialects.rows import Dialect
 from carnet.errors import NotSupported
-from carnet.formats.stored import Key, reshaped
+from carnet.formats.stored import Key, Stored, reshaped
 from carnet.inventory.survey import Inventory
 from carnet.model.fields import Config
 from carnet.model.model import canonical_shapes
 from carnet.model.tensors import LINEAR, STATE, Canonical
 from carnet.planner.choosing import Coded
-from carnet.planner.coding import Laid
+from carnet.planner.coding import Laid, Scaled
 from carnet.plans.request import Request
 from carnet.quantize.recipes import BY_NAME, PACKED, WHOLE, Recipe
-from carnet.quantize.styles import STYLES, Kept, kept
+from carnet.quantize.styles import STYLES, Kept, beside, kept
 from carnet.steps import TargetFile, TargetTensor
 
+CACHE = "cache"  # the scale of what is kept of a tensor's products
 REMEDY = "--dtype bf16 dequantizes them"
 Shape = tuple[int, ...]
 
@@ -63,7 +64,7 @@ def _refused(source: Inventory, engine: Kind, recipe: Recipe, entry: Entry, rank
         "its kernel decides whether a rank has the scales of all experts": of.each_expert and loads == UNSHARED and ranks > 1,
         "it looks for scales of activations, and there are none": static and not said.static,
         "modules have codes of several kinds": bool(said.each),
-        "the scales of a cache of keys and values do not go along": said.cache,
+        "the scales of a cache of keys and values go to ranks alone": said.cache and source.dialect.ranked,
         "the head is no linear layer": of.role != LINEAR,
         "adapters change what they mean": bool(source.changes.of),
     }
@@ -142,6 +143,9 @@ def of_source(source: Inventory) -> tuple[Inventory, dict[Canonical, Shape]]:
                 each = Kept(role, stored.name, stored.dtype, stored.shape)
                 entries[place] = parts.of(source.entries[key], BY_NAME[one.recipe], each, stored.name)
                 tensors[place] = reshaped(stored, entries[place].shape)
+    for (unit, name), (mark, stored) in _cached(source).items():
+        entries[unit, name] = _number(mark, unit, name, stored.shape)
+        tensors[unit, name], parts.shapes[mark] = stored, ()
     checkpoint = replace(source.checkpoint, tensors=tensors)
     held = {name: shape for name, shape in shapes.items() if name in plain} | parts.shapes
     return replace(source, checkpoint=checkpoint, entries=entries, coded={}), held
@@ -159,6 +163,41 @@ def places(
                 facts = {"tensor": tensor.name, "because": "the source has another number of scales for what is joined in it"}
                 raise NotSupported("the scales of these codes cannot be joined", facts, remedy=REMEDY)
             yield entry, whole(entry.shape), file, tensor
+
+
+def cached(
+    wanted: Sequence[Entry], target: Dialect, constants: Mapping[Key, Scaled], laid: Laid, shapes: Mapping[Canonical, Shape]
+) -> dict[Key, tuple[Entry, Box, TargetFile, TargetTensor]]:
+    """Return the constants of a target in whose place a scale of cached keys or values stands, with where that lies."""
+    entries, found = {(entry.unit, entry.name): entry for entry in wanted}, {}
+    what = {one.name: one.cached for those in target.constants.values() for one in those if one.cached}
+    for (unit, name), scaled in constants.items():
+        of = next((each for end, each in what.items() if name.endswith(f".{end}")), "")
+        for tensor in entries[scaled.beside].names:
+            if of and tensor.tensor.cached == of and (mark := _mark(tensor, CACHE, shared=False)) in shapes:
+                file, there = next((file, each) for file, each in laid[scaled.beside] if each.name == name)
+                entry = _number(mark, unit, name, there.shape)
+                found[unit, name] = entry, whole(there.shape), file, there
+    return found
+
+
+def _cached(source: Inventory) -> dict[Key, tuple[Canonical, Stored]]:
+    """Return the scales of cached keys and values of a folder, each with the canonical tensor that it is."""
+    found = dict[Key, tuple[Canonical, Stored]]()
+    for (unit, _), entry in source.entries.items() if source.said is not None and source.said.cache else ():
+        for name in entry.names:
+            if name.tensor.cached:
+                assert source.said is not None, "it has said of the cache"
+                key = unit, beside(entry.name, source.said.style.cache["kv".index(name.tensor.cached)])
+                if key in source.scales:
+                    found[key] = _mark(name, CACHE, shared=False), source.scales[key]
+    return found
+
+
+def _number(mark: Canonical, unit: str, name: str, stored: Shape) -> Entry:
+    """Return the entry of one number."""
+    view = View("", Box((), ()), (0,) * len(stored), ())
+    return Entry(unit, name, Like(stored, stored, (view,), (), "", Pattern("", (), ()), {}, ((),), ""), ((mark,),))
 
 
 def _mark(name: Canonical, role: str, *, shared: bool) -> Canonical:
