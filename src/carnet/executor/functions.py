@@ -1,7 +1,8 @@
 """Functions of single numbers, computed on the way: each result is the f32 nearest to the true one, on every machine.
 
 ``minus_exp``, -exp(x): what programs that run Mamba keep of its ``A_log``. torch's exp, numpy's and those of GPUs are fast and off by
-one in the last place now and then, each elsewhere (torch's on x86 of one f32 in a hundred), so none of them can be the definition.
+one in the last place now and then, each elsewhere (torch's on x86 of one f32 in a hundred; an H200's of three in ten, by up to two),
+so none of them can be the definition.
 Here f64 says the nearest f32, but where the error of f64 could matter, which is of one number in many millions: there decimals do.
 """
 
