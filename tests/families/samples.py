@@ -259,6 +259,19 @@ def expanded(random: Random, _: int, config: Config) -> Fields:
     }
 
 
+def channels(random: Random, _: int, config: Config) -> Fields:
+    """Mamba-1's, a whole multiple of the stream; its steps' rank is what follows from that."""
+    hidden = number(config, "hidden")
+    return {
+        "ssm_channels": hidden * random.randint(1, 3),
+        "ssm_dt_rank": -(-hidden // 16),
+        "ssm_state": random.randint(1, 3),
+        "ssm_conv": 4,
+        "ssm_conv_bias": True,
+        "blocks": " ".join("S" * number(config, "layers")),
+    }
+
+
 def all_states(_: Random, __: int, config: Config) -> Fields:
     return {"blocks": " ".join("M" * number(config, "layers"))}
 
@@ -391,6 +404,7 @@ SAMPLES: dict[str, Sample] = {
     "glm4_moe_lite": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
     "deepseek_v32": Sample("hf megatron", (*DEEPSEEK, indexers, two_chosen), SILU),
     "glm_moe_dsa": Sample("hf megatron", (*DEEPSEEK, indexers, choices_shared, two_chosen), SILU),
+    "mamba": Sample("hf", (sizes, channels), {"position": "none", "tied": True}),
     "mamba2": Sample("hf megatron", (sizes, states, one_group, expanded, all_states), {"position": "none", "tied": False}),
     "nemotron_h": Sample("hf megatron", (*MLP, states, mamba_attention_mlp), RELU2),
     "nemotron_h, mixtures": Sample(

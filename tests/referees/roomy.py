@@ -32,6 +32,7 @@ OF: dict[str, Fields] = {  # a sample's own
     "gemma4, mixtures": APART,
     "qwen3_5_moe": {"blocks": "GE *E"},
     "glm_moe_dsa": {"index_layers": (1, 0)},
+    "mamba": {"ssm_channels": 2 * WIDTH},
     "nemotron_h": {"layers": 3, "blocks": "M * -"},
     "nemotron_h, mixtures": {"layers": 3, "blocks": "E M *"},
     "nemotron_h, latent mixtures": {"layers": 3, "blocks": "E M *"},

@@ -63,6 +63,7 @@ MODELS = {
     "dots1": (hf.Dots1Config, {**WIDE, **FINE, "n_shared_experts": 1}),
     "ministral3": (hf.Ministral3Config, {**WIDE, "rope_parameters": GROWING}),
     "mamba2": (hf.Mamba2Config, {**MAMBA2, "n_groups": 2}),
+    "mamba": (hf.MambaConfig, {"vocab_size": 97, "hidden_size": 40, "num_hidden_layers": 3, "state_size": 12}),
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 60}
 MANY_HEADS = {"num_attention_heads": 256, "num_key_value_heads": 64, "hidden_size": 2560}
@@ -75,6 +76,7 @@ CHANGES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "mixtral"), ({}, HEADS, MANY_HEADS, {"rope_parameters": LLAMA3})),
     "gpt2": ({}, {"n_head": 6, "n_embd": 60, "n_inner": 70}),
     "mamba2": ({},),
+    "mamba": ({}, {"hidden_size": 200, "expand": 3, "use_conv_bias": False}),
     "falcon": ({}, {"num_attention_heads": 6, "hidden_size": 60, "num_kv_heads": 3, **NEW_DECODER}),
     "gpt_neox": ({}, {"num_attention_heads": 6, "hidden_size": 60, "rotary_pct": 0.5}),
     "gemma4": ({}, HEADS, MANY_HEADS, {**WIDE_HEADS, **GEMMA4_EXPERTS}),

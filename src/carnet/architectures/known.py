@@ -23,6 +23,7 @@ from carnet.architectures.hunyuan import HUNYUAN_V1_DENSE, HUNYUAN_V1_MOE
 from carnet.architectures.ling import BAILING_MOE_V2
 from carnet.architectures.llama import LLAMA, MISTRAL
 from carnet.architectures.llama4 import LLAMA4
+from carnet.architectures.mamba import FAMILY as MAMBA
 from carnet.architectures.mimo import MIMO
 from carnet.architectures.minimax import MINIMAX_M2
 from carnet.architectures.ministral import MINISTRAL3
@@ -82,6 +83,7 @@ FAMILIES = (
     GPT_NEOX,
     NEMOTRON,
     FALCON,
+    MAMBA,
     MAMBA2,
     NEMOTRON_H,
     NEMOTRON_NAS,

@@ -135,7 +135,7 @@ def _widths(config: Config) -> tuple[int, int, int]:
 
 # tensorrt_llm 0.16 to 1.2: models/mamba/config.py and convert.py; layers/ssm.py Mamba2, whose norm takes each group for itself
 SSM = trtllm.LAYER + "ssm."
-SIZED = {"layers", "hidden", "vocab", "norm_eps", "dtype", "tp", "world"}
+SIZED = {"layers", "hidden", "vocab", "norm_eps", "dtype", "tp", "ep", "moe_tp", "world"}
 RANKS = replace(
     trtllm.dialect(
         "MambaForCausalLM",

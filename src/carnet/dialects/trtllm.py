@@ -81,6 +81,12 @@ SIZES: tuple[Field, ...] = (
 )
 # of classes that know no pipelines
 ONE_STAGE: tuple[Field, ...] = (place("pp", "mapping.pp_size", "pp_size", default=1, words=((1, 1),)),)
+# and that know no ranks at all
+ONE_RANK: tuple[Field, ...] = (
+    *ONE_STAGE,
+    place("tp", "mapping.tp_size", "tp_size", default=1, words=((1, 1),)),
+    place("world", "mapping.world_size", default=1, words=((1, 1),)),
+)
 SHARED = (
     "share_embedding_table"  # where it is set the classes take the embedding for the head, whatever else is said and stored
 )

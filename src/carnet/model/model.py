@@ -47,7 +47,7 @@ def head_share(config: Config) -> int:
     return number(config, "hidden") // number(config, "heads")
 
 
-MIXERS = {"*": "attention", "M": "mamba", "G": "gdn", "L": "linear"}
+MIXERS = {"*": "attention", "M": "mamba", "S": "s6", "G": "gdn", "L": "linear"}
 MLPS = {"-": "dense", "E": "moe", "l": "linear"}
 # what a layer has of its own -> the field that says it for every layer
 OWN = {
@@ -97,7 +97,7 @@ def mixtures(found: Sequence[int], mixers: str = "") -> str | None:
 def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
-    A record is the config with ``mixer`` (attention, mla, mamba, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
+    A record is the config with ``mixer`` (attention, mla, mamba, s6, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
     ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``is_mtp``, ``mtp_first`` and ``mtp_last`` (of those for one token)
     added, and with the sizes of this layer where they differ.
     """

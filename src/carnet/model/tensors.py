@@ -62,6 +62,8 @@ AXES = {
         Axis("wide", "ssm_head_dim"),
         Axis("state", "ssm_state"),
         Axis("conv", "ssm_conv"),
+        Axis("channel", "ssm_channels"),
+        Axis("dt_rank", "ssm_dt_rank"),
         Axis("key", "gdn_keys", cut="evenly"),
         Axis(
             "value", lambda field: field("gdn_values") // max(1, field("gdn_keys"))
@@ -175,6 +177,7 @@ A, B, MAGNITUDE = "a", "b", "magnitude"  # the parts of one: rank | inputs, outp
 GQA: dict[str, Any] = {"mixer": "attention"}
 VALUES: dict[str, Any] = {**GQA, "own_values": True}  # elsewhere keys are the values too
 MAMBA: dict[str, Any] = {"mixer": "mamba"}
+S6: dict[str, Any] = {"mixer": "s6"}  # Mamba-1's states
 GDN: dict[str, Any] = {"mixer": "gdn"}
 MLA: dict[str, Any] = {"mixer": "mla"}
 DSA: dict[str, Any] = {"mixer": "mla", "indexed": SET}
@@ -262,6 +265,19 @@ TENSORS = (
     _state("mamba.d", "group head", **MAMBA),
     _norm("mamba.gated_norm", "group head wide", **MAMBA),
     _linear("mamba.o", "hidden | group head wide", **MAMBA),
+    _linear("s6.x", "channel | hidden", "s6", **S6),
+    _linear("s6.z", "channel | hidden", "s6", **S6),
+    _row(CONVOLUTION, "s6.conv", "channel | conv", **S6),
+    _bias("s6.conv_bias", "channel", ssm_conv_bias=True, **S6),
+    _linear("s6.dt_low", "dt_rank | channel", "steps", **S6),
+    _linear("s6.b", "state | channel", "steps", **S6),
+    _linear("s6.c", "state | channel", "steps", **S6),
+    _linear("s6.dt", "channel | dt_rank", **S6),
+    _bias("s6.dt_bias", "channel", **S6),
+    _state("s6.a_log", "channel state", **S6),
+    _made("minus_exp", "s6.a", "channel state", "s6.a_log", when=S6),
+    _state("s6.d", "channel", **S6),
+    _linear("s6.o", "hidden | channel", **S6),
     _linear("gdn.q", "key key_dim | hidden", "gdn", **GDN),
     _linear("gdn.k", "key key_dim | hidden", "gdn", **GDN),
     _linear("gdn.v", "key value value_dim | hidden", "gdn", **GDN),
