@@ -22,6 +22,8 @@ from transformers import (
     DeepseekV3ForCausalLM,
     Mamba2Config,
     Mamba2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
 )
 
 import carnet
@@ -79,6 +81,54 @@ def test_a_rank_of_a_mamba_holds_the_nearest_f32_and_torch_is_an_ulp_away_at_mos
         assert found.tolist() == [nearest(each) for each in log.tolist()]
         ulps = found.view(torch.int32) - (-torch.exp(log)).view(torch.int32)
         assert ulps.abs().max() <= 1
+
+
+def test_the_rank_of_a_mamba_1_is_that_of_nvidia_s_converter_and_what_torch_makes_is_right_of_another_program(tmp_path):
+    torch.manual_seed(3)
+    made = MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2, state_size=8))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    made.to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "rank", to="trtllm").equal
+    found, held = load_file(tmp_path / "rank/rank0.safetensors"), load_file(tmp_path / "hf/model.safetensors")
+    theirs = {
+        "lm_head.weight": held["backbone.embeddings.weight"].clone()
+    }  # tensorrt_llm/models/mamba/convert.py, line by line
+    for name, tensor in held.items():
+        name = name.replace("embeddings", "vocab_embedding").replace("mixer", "ssm").replace("norm_f", "ln_f")
+        name = name.replace(".norm.", ".input_layernorm.").replace("A_log", "A").replace("dt_proj.bias", "dt_bias")
+        if name.endswith(".A"):
+            tensor = (-torch.exp(tensor.float())).permute(1, 0).contiguous()
+        if name.endswith((".D", "dt_bias")):
+            tensor = tensor.float()
+        if name.endswith("in_proj.weight"):
+            theirs |= zip((name.replace("proj", "proj_x"), name.replace("proj", "proj_z")), tensor.chunk(2), strict=True)
+            continue
+        theirs[name] = tensor.unsqueeze(3) if name.endswith("conv1d.weight") else tensor
+    assert found.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        if not name.endswith(".A"):
+            assert torch.equal(found[name], tensor)
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "rank/rank0.safetensors")
+    assert not carnet.verify(tmp_path / "hf", tmp_path / "rank")  # carnet.json says that carnet wrote it
+    (tmp_path / "rank/carnet.json").unlink()
+    assert carnet.verify(tmp_path / "hf", tmp_path / "rank")
+    theirs["backbone.layers.1.ssm.A"].view(torch.int32)[2, 3] += 4
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "rank/rank0.safetensors")
+    assert [each.where for each in carnet.verify(tmp_path / "hf", tmp_path / "rank").findings] == ["layers.1.s6.a"]
+
+
+def test_what_a_rank_cannot_say_of_a_mamba_1_is_refused(tmp_path):
+    MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=32, num_hidden_layers=2)).save_pretrained(tmp_path / "hf")
+    for options, words in (
+        ({"tp": 2}, "cannot say tp = 2"),
+        ({"pp": 2}, "cannot say pp = 2"),
+        ({"quantize": "fp8"}, "no codes"),
+    ):
+        with pytest.raises(NotSupported, match=words):
+            carnet.cross(tmp_path / "hf", tmp_path / "never", to="trtllm", **options)
 
 
 def test_ranks_of_a_mamba_are_cut_by_groups_and_made_of_megatron_s_store_too(mamba, ranks, tmp_path):

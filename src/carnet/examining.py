@@ -13,6 +13,7 @@ from carnet.examiner.asked import asked_of, words
 from carnet.examiner.desk import Desk, Elsewhere, desk_of
 from carnet.examiner.means import Order, choose_means
 from carnet.examiner.verdict import Proof, examine_target
+from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.inventory.adapting import adapted
 from carnet.inventory.bridge import vouched
@@ -23,7 +24,7 @@ from carnet.inventory.survey import Inventory, survey, take
 from carnet.plans.options import local
 from carnet.plans.request import Request
 from carnet.pool import Progress, silent
-from carnet.storage.protocol import Folder
+from carnet.storage.protocol import Folder, names_in
 from carnet.storage.schemes import PathLike
 
 
@@ -44,7 +45,7 @@ def examine(
     """Compare a target with its source; ``staged``, ``order`` and ``elsewhere`` are as for ``examine_target``;
     ``merged`` is what is added to the source.
     """
-    asked = asked_of(request)
+    asked = replace(asked_of(request), foreign=not staged and DOCUMENT not in names_in(target))
     said = asked.request
     try:
         inventory = replace(understood(source, said), merged=merged)

@@ -267,14 +267,19 @@ def _named(kind: Kind, raw: Mapping[str, object], where: str) -> Family:
         facts = {"where": where, "found": repr(said)[:80], "expected": 'a list of names: ["LlamaForCausalLM"]'}
         raise BadCheckpoint(f"the config's {kind.class_key!r} is not a list", facts)
     names = said if isinstance(said, list) else [said] if said else []
+    found = list[tuple[Family, Mapping[str, object]]]()
     for family in FAMILIES:
         spelled = SPELLED[kind.name](family)
         if spelled is None:
             continue
         if spelled.architecture in names or (not names and model_type and model_type in types_of(spelled)):
-            return family
-    found = " or ".join(repr(each)[:80] for each in names or [model_type] if each)
-    what = f"carnet does not know the architecture {found}" if found else "the config names no architecture"
+            found.append((family, spelled.table.fixed))
+    # NVIDIA's class of Mamba-1 is that of Mamba-2: what one of them has fixed tells them apart
+    agreed = [each for each, fixed in found if all(lookup(raw, key) in (None, fixed[key]) for key in fixed)]
+    if found:
+        return agreed[0] if agreed else found[0][0]
+    spoken = " or ".join(repr(each)[:80] for each in names or [model_type] if each)
+    what = f"carnet does not know the architecture {spoken}" if spoken else "the config names no architecture"
     raise NotSupported(what, {"where": where, "known": _known(kind)})
 
 

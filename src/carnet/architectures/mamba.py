@@ -77,10 +77,12 @@ RANKS = replace(
             "rms_norm": True,
             "use_bias": False,
             "layer_types": ["recurrent"],
+            "use_parallel_embedding": False,
         },
         written={
             "residual_in_fp32": True,
             "pad_vocab_size_multiple": 1,
+            "embedding_sharding_dim": 0,
             "num_attention_heads": 1,
             "num_key_value_heads": 1,
         },

@@ -181,8 +181,9 @@ RANKS = replace(
             "ssm_rmsnorm": True,
             "use_bias": False,
             "layer_types": ["recurrent"],
+            "use_parallel_embedding": False,
         },
-        written={"residual_in_fp32": True, "pad_vocab_size_multiple": 1, "chunk_size": 256},
+        written={"residual_in_fp32": True, "pad_vocab_size_multiple": 1, "chunk_size": 256, "embedding_sharding_dim": 0},
         ignored="head_size rotary_embedding_dim max_position_embeddings",
         plain=True,  # examples/models/core/mamba/README.md: FP16 and BF16
     ),

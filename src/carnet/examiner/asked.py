@@ -21,6 +21,9 @@ class Asked:
 
     request: Request = ANY
     amax: Mapping[str, float] = field(default_factory=dict)  # what calibration found, by the names of Hugging Face modules
+    foreign: bool = (
+        False  # the target is another program's, and what it computes of weights as near to the true result as that one's
+    )
 
 
 # fields of a request that steer a comparison -> the option that says it

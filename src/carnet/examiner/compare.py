@@ -66,6 +66,9 @@ class Side:
     terms: tuple[tuple["Side", float], ...] = ()  # of a sum: itself and the others, each with its factor, in their order
     differences: bool = False  # the others count by what they differ from the first
     kept: frozenset[str] = frozenset()  # canonical tensors that are no sums
+    foreign: bool = (
+        False  # a target that another program wrote: what it computed is as near to the true result as its arithmetic goes
+    )
 
     def is_sum(self, name: Canonical) -> bool:
         """Say whether a tensor is a sum."""
@@ -200,7 +203,7 @@ def _differences(
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
     if name.tensor.function:
         operands = [_operand(source, name, at, box) for at in range(len(name.origins))]
-        yield box, is_wrong(name.tensor.function, operands, box, theirs, part.stored.dtype)
+        yield box, is_wrong(name.tensor.function, operands, box, theirs, part.stored.dtype, foreign=target.foreign)
         return
     for shared, (expected, beyond) in _expected(source, target, name, box, part):
         found = theirs if shared == box else theirs[slices(shared, box)]

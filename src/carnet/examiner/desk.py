@@ -81,9 +81,10 @@ class Desk:
         self.theirs.tensor_files.files.close()
 
 
-def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None) -> Desk:
-    """Return the desk for two understood checkpoints."""
-    ours, theirs = _summed(side(source, means.block), means.block), side(target, means.block)
+def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None, *, foreign: bool = False) -> Desk:
+    """Return the desk for two understood checkpoints; ``foreign`` says that another program wrote the target."""
+    ours = _summed(side(source, means.block), means.block)
+    theirs = replace(side(target, means.block), foreign=foreign)
     shapes = canonical_shapes(
         source.config, target.dialect.parts
     )  # with what the target computes, in the place of what it has not

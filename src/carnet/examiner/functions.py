@@ -19,16 +19,19 @@ Between = tuple[Floats, Floats]  # the least and the largest that the true resul
 WIDE = 2.0**-50  # of a result: the exp of a C library in more than f64, or in f64, is off by less
 BEYOND = 1e300  # any type that is not infinite there
 UNIT = 2.0**-53  # what one operation in f64 is off by at most
+# what another program's numbers are off by: an exp in f32 by a unit in the last place (torch's, CUDA's), each operation by half of one
+THEIR_EXP, THEIR_UNIT = 2.0**-23, 2.0**-24
 BIAS = {"bf16": (-126, 8), "f16": (-14, 11), "f32": (-126, 24), "f64": (-1022, 53)}  # least exponent, bits of a fraction
 
 
-def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str) -> Between:
+def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str, *, foreign: bool) -> Between:
     """Return the bounds of what a function makes of its operands in a box, for a target of some type."""
+    wide, unit = (THEIR_EXP, THEIR_UNIT) if foreign else (WIDE, UNIT)
     match function:
         case "minus_exp":
             found = np.exp(operands[0].astype(np.longdouble))
             found = np.where(np.isinf(operands[0]), found, np.minimum(found, BEYOND))
-            return -(found * (1 + WIDE)).astype(np.float64), -(found * (1 - WIDE)).astype(np.float64)
+            return -(found * (1 + wide)).astype(np.float64), -(found * (1 - wide)).astype(np.float64)
         case "tail":
             last = operands[0][:, -box.shape[1] :]
             return last, last
@@ -38,14 +41,19 @@ def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str) ->
             right, left = (_rounded(each, dtype) for each in operands)
             depth, left = left.shape[1], left.swapaxes(1, 2)
             product = np.matmul(left, right[:, :depth])
-            bound = np.matmul(np.abs(left), np.abs(right[:, :depth])) * (2 * depth * UNIT)
+            bound = np.matmul(np.abs(left), np.abs(right[:, :depth])) * (2 * depth * unit)
             return product - bound, product + bound
 
 
-def is_wrong(function: str, operands: Sequence[Floats], box: Box, bits: NDArray[Any], dtype: str) -> NDArray[np.bool_]:
-    """Say which of some stored numbers are not the rounding of what a function makes of its operands."""
+def is_wrong(
+    function: str, operands: Sequence[Floats], box: Box, bits: NDArray[Any], dtype: str, *, foreign: bool = False
+) -> NDArray[np.bool_]:
+    """Say which of some stored numbers are not the rounding of what a function makes of its operands.
+
+    Carnet's are the nearest to the true result; those of a ``foreign`` program are as near as its arithmetic brings it.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        between = _between(function, operands, box, dtype)
+        between = _between(function, operands, box, dtype, foreign=foreign)
         least, most = (_rounded(each, dtype) for each in between)
         found = np.ascontiguousarray(bits).view(array_type(dtype)).astype(np.float64)
         same = (found == least) & (np.signbit(found) == np.signbit(least))

@@ -153,8 +153,8 @@ FIELDS = (
         "blocks",
         str,
         None,
-        "what each layer is, a word each: * attention, M Mamba-2, S Mamba-1, G Gated DeltaNet, L a linear layer; then - an MLP, E a mixture, "
-        "l a linear layer; . for nothing at all. None where all layers are attention and an MLP, or all attention and a mixture",
+        "what each layer is, a word each: * attention, M Mamba-2, S Mamba-1, G Gated DeltaNet, L a linear layer; then - an MLP, E a "
+        "mixture, l a linear layer; . for none. None where all layers are attention and an MLP, or all attention and a mixture",
     ),
     Field("moe_ffn", int, None, "width inside one expert", of="E"),
     Field(
