@@ -175,20 +175,40 @@ def test_magnitudes_of_joined_weights_are_bridges_dora(tiny, tmp_path):
     assert (made[0] - made[1]).abs().max() < 1e-6
 
 
-def stored_by_swift(out, ranks):
-    """Write the golden's adapters under ms-swift's names, beside a config that says so many ranks."""
+def stored(out, named, said):
+    """Write the golden's adapters under other names, beside a config in which something else is said."""
     reader = FileSystemReader(ALONE / "iter_0000001")
     found = {key: each for key, each in reader.read_metadata().state_dict_metadata.items() if hasattr(each, "size")}
     state = {key: torch.empty(each.size, dtype=each.properties.dtype) for key, each in found.items()}
     load(state, storage_reader=reader, no_dist=True)
-    ends = {".adapter.linear_in.": ".lora_A.default.", ".adapter.linear_out.": ".lora_B.default."}
-    named = {re.sub(r"\.adapter\.linear_\w+\.", lambda found: ends[found[0]], key): each for key, each in state.items()}
-    save(named, storage_writer=FileSystemWriter(out), no_dist=True)
-    said = yaml.safe_load((ALONE / "iter_0000001/run_config.yaml").read_text())
-    del said["peft"]
-    said["model"]["tensor_model_parallel_size"] = ranks
-    (out / "run_config.yaml").write_text(yaml.safe_dump(said))
+    save({named(key): each for key, each in state.items()}, storage_writer=FileSystemWriter(out), no_dist=True)
+    config = yaml.safe_load((ALONE / "iter_0000001/run_config.yaml").read_text())
+    said(config)
+    (out / "run_config.yaml").write_text(yaml.safe_dump(config))
     return out
+
+
+def stored_by_swift(out, ranks):
+    """Write the golden's adapters under ms-swift's names, beside a config that says so many ranks."""
+    ends = {".adapter.linear_in.": ".lora_A.default.", ".adapter.linear_out.": ".lora_B.default."}
+
+    def said(config):
+        del config["peft"]
+        config["model"]["tensor_model_parallel_size"] = ranks
+
+    return stored(out, lambda key: re.sub(r"\.adapter\.linear_\w+\.", lambda found: ends[found[0]], key), said)
+
+
+def test_names_below_those_of_other_modules_are_read_where_there_is_nothing_but_layers(folder, tmp_path):
+    store = stored(tmp_path / "store", lambda key: f"module.{key}", lambda config: None)
+    assert carnet.cross(store, tmp_path / "peft", to="peft").equal
+    assert (tmp_path / "peft" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+def test_adapters_of_experts_that_share_one_half_are_refused(tmp_path):
+    store = stored(tmp_path / "store", str, lambda config: config["peft"].update(experts_shared_outer_loras=True))
+    with pytest.raises(NotSupported, match="experts_shared_outer_loras"):
+        carnet.plan(store, to="peft")
 
 
 def test_what_ms_swift_saves_is_read_under_its_names(folder, tmp_path):

@@ -119,13 +119,13 @@ def _prefix(dialect: Dialect, unit: Unit, present: Present) -> str:
     if present is None:
         return dialect.prefixes[0]
     tops = [row.name for row in dialect.rows if "{" not in row.name and not row.name.startswith("/")]
-    layered = [
-        row.name.partition("{")[0] for row in dialect.rows[:1] if dialect.kind.alone
-    ]  # where there is nothing outside of layers
     for prefix in dialect.prefixes:
         if any((unit.name, prefix + name) in present for name in tops):
             return prefix
-        if any(name.startswith(prefix + begin) for begin in layered for _, name in present):
+    begins = {row.name.partition("{")[0] for row in dialect.rows if row.inside and not row.name.startswith("/")}
+    for prefix in dialect.prefixes:  # nothing outside of the layers is there, as of adapters alone
+        starts = tuple(prefix + begin for begin in begins)
+        if any(of == unit.name and name.startswith(starts) for of, name in present):
             return prefix
     return dialect.prefixes[0]
 

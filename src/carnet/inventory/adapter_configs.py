@@ -93,6 +93,9 @@ def _of_bridge(section: object, where: str) -> Words:
     if target is not None and target not in CLASSES:
         facts = {"where": where, "found": f"{target!r}"[:80], "known": ", ".join(CLASSES)}
         raise NotSupported("the adapters are of a class that carnet does not know", facts)
+    if said.get("experts_shared_outer_loras"):
+        what = "adapters of experts of which one half is shared have no place in any layout that carnet writes"
+        raise NotSupported(what, {"where": where, "said by": "run_config.yaml, peft.experts_shared_outer_loras"})
     if alpha is None:
         remedy = f"name it with {OPTION}: the factor of the adapters is alpha over their rank"
         raise BadRequest(
