@@ -122,7 +122,8 @@ def _read_file(root: Folder, folder: str, locate: Callable[[str], bool], keep: C
         file = root.open(beside)
         seen.append(Sighting(file.stamp, ""))
         others[OPTIMIZER_FILE] = file.stamp.nbytes
-    return _File({key: value for key, value in state.items() if key in READ}, chunks, others, tuple(seen), values)
+    common = {key: value for key, value in state.items() if key in READ or key == "modelopt_state"}
+    return _File(common, chunks, others, tuple(seen), values)
 
 
 def _refuse_old(file: File) -> None:

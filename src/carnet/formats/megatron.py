@@ -18,21 +18,21 @@ from dataclasses import dataclass, replace
 from carnet.errors import BadCheckpoint, BadRequest, shown
 from carnet.formats.adapters import BASE, with_run_config
 from carnet.formats.adapters import BRIDGE as PEFT
-from carnet.formats.files import Sighting, check_inside, digest_of, read_whole, sum_up
+from carnet.formats.files import Sighting, check_inside, read_whole, sum_up
 from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
+from carnet.formats.modelopt_state import NAME as MODELOPT
+from carnet.formats.modelopt_state import Modes, modes_of, read_modes
 from carnet.formats.stored import Checkpoint
-from carnet.formats.torch_dist import Store, read_object, read_plain_store, read_store
+from carnet.formats.torch_dist import COMMON_FILE, COMMON_ITEM, Store, read_common, read_object, read_plain_store, read_store
 from carnet.formats.torch_dist_files import TRACKER
 from carnet.formats.torch_pickles import Inert, Namespace, PickledTensor
-from carnet.formats.torch_zip import Archive, number_of, object_item
+from carnet.formats.torch_zip import Archive, number_of
 from carnet.formats.training import COMMON, OPTIMIZER, Training, is_apart, training_of
 from carnet.formats.wrapped import MEANT_FOR, NEMO_CONTEXT, NEMO_WEIGHTS, RUN_CONFIG, program_of, read_bridge, read_nemo
 from carnet.storage.protocol import FOLDER, Folder, names_in
 
 STORE, PER_RANK = "torch_dist", "torch (per rank)"  # the forms that megatron-core loads by itself
-COMMON_FILE = "common.pt"
-COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 _FOLDER = re.compile(r"iter_\d{7,}|release")
 _NODES = 1_000_000  # values in the training arguments: a thousand times what Megatron writes
 _DEPTH = 64
@@ -89,15 +89,17 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     said = replace(
         said, config={**said.config, **section}, seen=(*said.seen, *(each for each in seen if each not in said.seen))
     )
-    stamps, digest = sum_up((*store.sightings, *said.seen), said.inner)
+    modes = read_modes(root, f"{NEMO_WEIGHTS}/{MODELOPT}" if said.program == "nemo" else MODELOPT)
+    stamps, digest = sum_up((*store.sightings, *said.seen, *(modes.sightings if modes else ())), said.inner)
     objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
     base = section[PEFT].get(BASE) if section else None
-    notes = {**_notes(said), **({"base": base} if isinstance(base, str) else {})}
+    notes = {**_notes(said, modes), **({"base": base} if isinstance(base, str) else {})}
     return Checkpoint(
         *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, notes),
         program=said.program or program_of(said.config),
         era=said.era,
         training=said.training,
+        trained_as=modes.schemes if modes else (),
     )
 
 
@@ -107,12 +109,13 @@ def _read_legacy(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     arguments = ranks.common.get("args")
     config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
     stamps, digest = sum_up(ranks.sightings)
-    notes = _notes(_Arguments(config, "Megatron-LM (mp_rank_*)", ranks.common, []))
+    modes = modes_of(ranks.common[MODELOPT]) if MODELOPT in ranks.common else None
+    notes = _notes(_Arguments(config, "Megatron-LM (mp_rank_*)", ranks.common, []), modes)
     notes["ranks"] = ", ".join(f"{axis} {size}" for axis, size in ranks.sizes.items())
     tensors = dict(sorted(ranks.tensors.items()))
     objects = dict(sorted(ranks.objects.items()))
     found = root, "megatron", PER_RANK, config, tensors, objects, stamps, digest, notes
-    return Checkpoint(*found, program=program_of(config))
+    return Checkpoint(*found, program=program_of(config), trained_as=modes.schemes if modes else ())
 
 
 def _is_nemo(root: Folder, names: Sequence[str]) -> bool:
@@ -176,18 +179,10 @@ def _read_objects(root: Folder, store: Store) -> _Arguments:
 
 def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:
     """Return the arguments in megatron-core's common state, which a wrapping program leaves without any."""
-    seen, inner = [], b""
-    if COMMON_ITEM in store.places:
-        era = ">=0.19"
-        value, inner, archive = read_object(root, store.places[COMMON_ITEM])
-        common = value[0] if isinstance(value, list) and len(value) == 1 else value
-    elif not root.kind(COMMON_FILE):
+    found = read_common(root, store)
+    if found is None:
         return _Arguments({}, "megatron-core (no common state)", {}, [])
-    else:
-        era = "<0.19"
-        file = root.open(COMMON_FILE)
-        common, pickled, archive = object_item(file, 0, file.stamp.nbytes)
-        seen = [Sighting(file.stamp, digest_of(pickled))]
+    common, seen, inner, era = found.value, found.sightings, found.inner, ">=0.19" if found.inner else "<0.19"
     if not isinstance(common, dict):
         raise BadCheckpoint("the common state is not a table", {"where": root, "found": type(common).__name__})
     arguments = common.get("args")
@@ -195,7 +190,7 @@ def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:
     place = COMMON_FILE if seen else "common_state"
     training = None
     if trained and OPTIMIZER in common:
-        said = _Plain(root, archive).table({key: common.get(key) for key in COMMON})
+        said = _Plain(root, found.archive).table({key: common.get(key) for key in COMMON})
         apart = [
             _Plain(root).value(read_object(root, store.places[name])[0], 0) for name in sorted(store.places) if is_apart(name)
         ]
@@ -207,12 +202,12 @@ def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:
     return _Arguments(config, writer, common, seen, inner, era=era, training=training)
 
 
-def _notes(said: _Arguments) -> dict[str, str]:
+def _notes(said: _Arguments, modes: Modes | None) -> dict[str, str]:
     notes = {"writer": said.writer}
     for key in ("iteration", "checkpoint_version"):
         if isinstance(said.facts.get(key), (int, float)):
             notes[key] = str(said.facts[key])
-    return notes
+    return notes if modes is None else notes | {MODELOPT: modes.said}
 
 
 class _Plain:

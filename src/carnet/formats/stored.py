@@ -96,6 +96,7 @@ class Checkpoint:
     adapter: "Checkpoint | None" = None  # of another folder, whose files are lent: what is added to its weights
     also: str | None = None  # what a person wants to go along with the weights: "optimizer"
     training: Training | None = None  # how far the training is, where that was asked for and is said
+    trained_as: tuple[str, ...] = ()  # schemes, as --quantize calls them, under which ModelOpt trained or calibrated weights
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,13 +17,15 @@ from carnet.algebra.box import Box, overlap, tiles, uncovered, whole
 from carnet.dtypes import BY_TORCH
 from carnet.errors import BadCheckpoint, NotSupported, shown
 from carnet.formats.dcp import METADATA_LIMIT, Item, StoreMetadata, TensorEntry, parse_metadata
-from carnet.formats.files import Sighting, check_inside, read_whole
+from carnet.formats.files import Sighting, check_inside, digest_of, read_whole
 from carnet.formats.jsons import CONFIG, parse_object
 from carnet.formats.stored import Chunk, Stored
 from carnet.formats.torch_zip import Archive, TensorItem, ends, object_item, tensor_item
 from carnet.storage.protocol import Folder, Stamp, asked
 
 Locate = Callable[[str], bool]  # tensor name -> whether its bytes are wanted
+COMMON_FILE = "common.pt"
+COMMON_ITEM = "common_state/shard_0_1"  # since megatron-core 0.19: dist_checkpointing/strategies/common.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class Store:
     objects: Mapping[str, int]  # name -> bytes
     places: Mapping[str, Item]  # of the objects
     sightings: tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """The common state of a store, what all ranks say alike."""
+
+    value: object
+    sightings: tuple[Sighting, ...]
+    inner: bytes  # the pickle that was read, where it is inside a data file
+    archive: Archive  # where its storages lie
 
 
 def read_store(root: Folder, locate: Locate) -> Store:
@@ -67,6 +79,18 @@ def read_object(root: Folder, item: Item) -> tuple[object, bytes, Archive]:
     """Return the plain object of one item, the pickle that says so, and the zip that is the item."""
     file = root.open(item.file)
     return object_item(file, item.offset, item.nbytes)
+
+
+def read_common(root: Folder, store: Store) -> Common | None:
+    """Return the common state of a store, None where it has none."""
+    if COMMON_ITEM in store.places:
+        value, inner, archive = read_object(root, store.places[COMMON_ITEM])
+        return Common(value[0] if isinstance(value, list) and len(value) == 1 else value, (), inner, archive)
+    if not root.kind(COMMON_FILE):
+        return None
+    file = root.open(COMMON_FILE)
+    value, pickled, archive = object_item(file, 0, file.stamp.nbytes)
+    return Common(value, (Sighting(file.stamp, digest_of(pickled)),), b"", archive)
 
 
 # what megatron/core/dist_checkpointing/core.py CheckpointingConfig may say; any other word stops megatron-core, too

@@ -73,7 +73,7 @@ def build(
     adapters.check(source.config, target)
     said, contradicted = ends(source.config, {} if tokens is None else tokens.ids, source.vocabulary.tokens)
     notes = {} if tokens is None else _compared(tokens, source.vocabulary)
-    notes |= others_of(source.others)
+    notes |= others_of(source.others) | _trained_as(source.checkpoint, request)
     notes |= (
         {"token ids": f"contradicted, so config.json has what the model itself says, or nothing: {'; '.join(contradicted)}"}
         if contradicted
@@ -85,6 +85,18 @@ def build(
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
     plan = make_plan(source, target, request, said=said, along=along, calibration=calibration or {}).plan
     return replace(plan, notes={**plan.notes, **notes}, dropped={**plan.dropped, **along.left})
+
+
+def _trained_as(source: Checkpoint, request: Request) -> dict[str, str]:
+    """Return what is to be said of a source whose weights ModelOpt trained, or calibrated, as codes that this target does not have."""
+    words = " and ".join(source.trained_as)
+    if not words or request.quantize in source.trained_as:
+        return {}
+    if request.quantize is not None:
+        return {"trained as": f"{words}, and written as {request.quantize}: the magnitudes that its quantizers saw go along"}
+    return {
+        "trained as": f"{words}, and written as plain weights: --quantize {source.trained_as[0]} takes what its quantizers saw along"
+    }
 
 
 def _compared(tokens: Tokens, model: Vocabulary) -> dict[str, str]:
