@@ -195,6 +195,7 @@ MIXED = (
     row(MIXER + "A", "(group head)", "mamba.a", cut="group", dtype="f32"),
     row(MIXER + "norm.weight", "(group head wide)", "mamba.gated_norm", cut="group", whole=True),
 )
+# the router is f32 where a device has no kernel for it (fused_moe/router/gate_linear.py), and takes what a file has in bf16
 RUN = ".mixer" + vllm.RUN
 PURE = vllm.Spelling(everywhere=vllm.AROUND, renames={"embed_tokens.": "embeddings."}, rows=MIXED)
 HYBRID = vllm.Spelling(

@@ -20,6 +20,7 @@ from carnet.engines.table import ENGINES
 from carnet.errors import BadCheckpoint, BadRequest, shown
 from carnet.formats.jsons import read_object
 from carnet.model.fields import Config
+from carnet.model.tensors import BY_PART
 from carnet.steps import TargetFile
 from carnet.storage.opening import failed, reading, replace_file
 from carnet.storage.protocol import FOLDER
@@ -73,6 +74,8 @@ def parameters(
     """Yield the parameters in the files of a target, of which each rank has one; buffers, which have no digest, are left out."""
     engine = ENGINES[dialect.name]
     passing = tuple(f".{one.name}" for those in dialect.constants.values() for one in those)  # gone once weights are packed
+    tails = (row.name.rpartition("}.")[2] for row in dialect.rows if BY_PART[row.pattern.parts[0][0]].function)
+    passing += tuple(f".{tail}" for tail in tails)  # computed as it is loaded, which devices do with other last bits
     for at, file in zip(range(len(files)) if ranks is None else ranks, files, strict=True):
         modules = {_module(tensor.name) for tensor in file.tensors if tensor.dtype not in FLOATS}
         for tensor in file.tensors:
