@@ -57,7 +57,6 @@ EVERY = (
     "deepseek fp8-block",
 )
 GOES = [
-    ("open", "openai mxfp4"),
     *(("dense", words) for words in DENSE),
     *((model, words) for words in EVERY for model in ("mixture", "latent")),
 ]
