@@ -114,6 +114,7 @@ def without_gpu():
 def trained(job):
     """Return the model of this rank, and what trains it."""
     said = {**ARGUMENTS, **(MIXTURE if job.get("mixture") else {})}
+    said["untie_embeddings_and_output_weights"] = not job.get("tied")
     wide = torch.bfloat16 if job.get("bf16") else torch.float32
     config = TransformerConfig(
         **{
@@ -148,7 +149,7 @@ def trained(job):
         spec,
         vocab_size=VOCAB,
         max_sequence_length=LENGTH,
-        share_embeddings_and_output_weights=False,
+        share_embeddings_and_output_weights=bool(job.get("tied")),
         position_embedding_type="rope",
         rotary_base=10000,
         pre_process=stage == 0,
@@ -156,7 +157,8 @@ def trained(job):
     ).to(wide)
     for name, parameter in model.named_parameters():
         own = getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
-        place = (stage, parallel_state.get_tensor_model_parallel_rank() if own else -1, name)
+        of = (0, "embedding.word_embeddings.weight") if job.get("tied") and name == "output_layer.weight" else (stage, name)
+        place = (of[0], parallel_state.get_tensor_model_parallel_rank() if own else -1, of[1])
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(repr(place).encode())))
     distributed = job["form"] != "plain"
