@@ -64,6 +64,7 @@ bench: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## compare with cp
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.growth
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.cross
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.quantize
+	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.adapters
 
 clean:  ## remove the environments, caches and benchmark data
 	rm -rf $(FULL) $(LIGHT) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist

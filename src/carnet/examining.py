@@ -10,8 +10,8 @@ from carnet.errors import CarnetError
 from carnet.examiner import document as documents
 from carnet.examiner.account import Known
 from carnet.examiner.asked import asked_of, words
-from carnet.examiner.desk import Desk, Elsewhere, desk_of
-from carnet.examiner.means import Order, choose_means
+from carnet.examiner.desk import Desk, Elsewhere, desk_of, means_for
+from carnet.examiner.means import Order
 from carnet.examiner.verdict import Proof, examine_target
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
@@ -77,7 +77,7 @@ def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: 
     """Return the desk of an examination that another process began."""
     said = asked_of(request).request
     inventory, arriving = understood(source, said), _meant(open_with(target, said.also), said.reader)
-    means = choose_means(memory, len(inventory.checkpoint.tensors) + len(arriving.tensors), threads)
+    means = means_for(inventory, arriving, memory, threads)
     return desk_of(inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype)
 
 

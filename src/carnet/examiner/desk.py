@@ -14,15 +14,16 @@ from carnet.examiner.brought import by_rows
 from carnet.examiner.compare import Side, is_judged, side
 from carnet.examiner.judge import Judgement, judge
 from carnet.examiner.matrix import amax, amax_names
-from carnet.examiner.means import Means, Order, each, processes
+from carnet.examiner.means import Means, Order, choose_means, each, processes
 from carnet.examiner.naming import Clues
 from carnet.examiner.order import Codes, Found, Job, jobs, nbytes, work_off
-from carnet.formats.stored import Key
+from carnet.formats.stored import Checkpoint, Key
 from carnet.inventory.merged import named
 from carnet.inventory.source_scales import read_source_scales
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
 
+FACTORS = 16  # bytes that a thread holds for an element of an adapter's A and B: as they are stored, in f32, in f64
 Elsewhere = Callable[[Callable[[int], None]], Found]  # does all tasks; takes what gets the bytes of those that are done
 
 
@@ -79,6 +80,12 @@ class Desk:
         for of in (self.ours, *(term for term, _ in self.ours.terms)):
             of.tensor_files.files.close()
         self.theirs.tensor_files.files.close()
+
+
+def means_for(source: Inventory, target: Checkpoint, memory: int, threads: int | None) -> Means:
+    """Return what an examination may use inside a budget of bytes, whatever adapters each thread holds."""
+    tensors = len(source.checkpoint.tensors) + len(target.tensors)
+    return choose_means(memory, tensors, threads, beside=FACTORS * source.changes.most)
 
 
 def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None, *, foreign: bool = False) -> Desk:

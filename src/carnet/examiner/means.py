@@ -35,10 +35,10 @@ class Means:
     whole: int  # bytes of a tensor that may be looked at as a whole, one at a time, to name what is wrong with it
 
 
-def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
+def choose_means(budget: int, tensors: int, wanted: int | None = None, *, beside: int = 0) -> Means:
     """Return what stays inside a budget of bytes for a number of stored tensors; raise BadRequest where nothing does.
 
-    ``wanted`` is how many threads shall be at work, None for one a core.
+    ``wanted`` is how many threads shall be at work, None for one a core; ``beside`` the bytes that each holds whatever its blocks are.
 
     >>> choose_means(512 << 20, 1000, wanted=64).threads, choose_means(72 << 20, 100, wanted=64).threads
     (11, 1)
@@ -48,7 +48,7 @@ def choose_means(budget: int, tensors: int, wanted: int | None = None) -> Means:
         facts = {"expected": f"at least {LEAST:,} bytes", "found": f"{budget:,} bytes"}
         raise BadRequest("the memory budget is too small to examine a target", facts, remedy="give more --memory")
     free = max(budget - BASE - tensors * PER_TENSOR, 0)
-    fits = [(block, min(cores, free // (PER_THREAD + PER_FORK + HELD * block))) for block in BLOCKS]
+    fits = [(block, min(cores, free // (PER_THREAD + PER_FORK + beside + HELD * block))) for block in BLOCKS]
     block, threads = next((fit for fit in fits if fit[1] >= min(cores, ENOUGH)), fits[-1])
     return Means(max(threads, 1), block, free // 6)
 

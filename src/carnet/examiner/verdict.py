@@ -14,7 +14,7 @@ from carnet.examiner.asked import Asked
 from carnet.examiner.claims import check_claims, is_of_another, shown
 from carnet.examiner.compare import Finding
 from carnet.examiner.containers import check_containers
-from carnet.examiner.desk import Elsewhere
+from carnet.examiner.desk import Elsewhere, means_for
 from carnet.examiner.document import Document
 from carnet.examiner.examine import Examination, examine
 from carnet.examiner.frames import frames
@@ -122,7 +122,7 @@ def examine_target(
     A target that is ``staged`` is being made by this run. ``order`` says when its tensors are there, None where all are;
     ``elsewhere`` does the tasks in the place of this process.
     """
-    means = choose_means(memory, len(source.checkpoint.tensors) + len(checkpoint.tensors), threads)
+    means = means_for(source, checkpoint, memory, threads)
     below, wrong = _below(target, checkpoint), list[Finding]()
     at = _placed(order, below)
     found, arrived = examine(source, checkpoint, means=means, progress=progress, asked=asked, order=at, elsewhere=elsewhere)

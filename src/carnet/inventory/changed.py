@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import prod
 
 from carnet.model.tensors import Canonical
 
@@ -22,6 +23,14 @@ class Changes:
 
     of: Mapping[Canonical, Change] = field(default_factory=dict)  # by the weight
     factors: Mapping[Canonical, tuple[int, ...]] = field(default_factory=dict)  # the tensors of adapters, each with its shape
+
+    @property
+    def most(self) -> int:
+        """Return the elements of the largest A and B of one weight, or of one expert of it."""
+        shapes = (
+            [self.factors[part][name.tensor.each_expert :] for part in (each.a, each.b)] for name, each in self.of.items()
+        )
+        return max((sum(map(prod, pair)) for pair in shapes), default=0)
 
     def said(self, whose: str) -> str:
         """Return in a line what is added."""
