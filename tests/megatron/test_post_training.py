@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing import ShardedTensor
 from safetensors.torch import load_file, save_file
 
 import carnet
+from carnet.errors import NotSupported
+from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
+from tests.megatron.conftest import BASE
 from tests.megatron.test_newest import NEWEST
 from tests.megatron.trained_by_modelopt import JOBS
 
@@ -122,3 +126,18 @@ def test_a_magnitude_of_the_neighbour_is_a_finding(end, trained, tmp_path):
     save_file(held, spoiled / "model.safetensors", {"format": "pt"})
     verdict = carnet.verify(trained / name, spoiled)
     assert any(ours in finding.stored for finding in verdict.findings)
+
+
+@pytest.mark.parametrize(
+    "name", ["eagle_module.decoder.layers.0.self_attention.linear_qkv.weight", "medusa_heads.0.lm_head.weight"]
+)
+def test_heads_that_guess_tokens_are_refused_by_name_and_the_model_crosses_without_them(name, saved, tmp_path):
+    def with_head(state):
+        state[name] = ShardedTensor.from_rank_offsets(name, torch.ones(8, 4))
+
+    store = saved(BASE, lambda config, stage: get_gpt_modelopt_spec(config, remap_te_layernorm=True), with_head)
+    with pytest.raises(NotSupported) as refusal:
+        carnet.plan(store, to="hf")
+    pattern = f"*{name.split('.')[0]}.*"
+    assert f"--drop '{pattern}'" in refusal.value.remedy
+    assert carnet.cross(store, tmp_path / "out", to="hf", drop=(pattern,)).equal

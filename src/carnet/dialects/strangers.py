@@ -11,8 +11,19 @@ INSIDE = (
     "the text model inside one that also sees or hears",
     "save the text model alone with transformers: model.language_model.save_pretrained(OUT)",
 )
-# what such a tensor may be, and the way out; the model computes with all of these, so that none can be left behind
+# what such a tensor may be, and the way out; the model computes with most of these, so that they cannot be left behind
 STRANGERS = (
+    # they guess tokens, and the model computes without: modelopt/torch/speculative/plugins/megatron_eagle.py, megatron_medusa.py
+    (
+        r"(?:^|\.)eagle_module\.",
+        "a head of EAGLE for speculative decoding",
+        "--drop '*eagle_module.*' takes the model without it",
+    ),
+    (
+        r"(?:^|\.)medusa_heads\.",
+        "heads of Medusa for speculative decoding",
+        "--drop '*medusa_heads.*' takes the model without them",
+    ),
     INSIDE,
     (r"lora_|\.adapter\.|^(?>.*?adapter).*\.linear_|ia3_", "an adapter", "merge the adapter into the weights first"),
     (r"qkv|query_key_value|gate_up|c_attn|kqv", "a joined projection", OTHER_CLASS),
@@ -34,6 +45,8 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
     'an adapter'
     >>> way_out(["layers.0.self_attn.q_norm.weight"], {"norm.weight"}, whole=True)[0]
     'a norm'
+    >>> way_out(["eagle_module.decoder.layers.self_attention.linear_qkv.weight"], {"norm.weight"}, whole=True)[1]
+    "--drop '*eagle_module.*' takes the model without it"
     """
     names = "\n".join(unknown).lower()  # a search of one text takes a tenth of the time of one a name
     for looks_so, looks, remedy in STRANGERS:
