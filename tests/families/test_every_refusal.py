@@ -17,6 +17,7 @@ from carnet.dialects.kinds import KINDS
 from carnet.errors import BadCheckpoint, CarnetError, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.inventory.survey import Inventory, take
+from carnet.model.adapters import FIELD, TARGETS
 from carnet.model.fields import BY_NAME, FIELDS
 from carnet.model.model import canonical_shapes, matters, number
 from tests.families.samples import MAYBE, SAMPLES, Model, cut, draw, family_of, fits, load, said, save, save_file
@@ -187,7 +188,7 @@ def test_any_field_that_a_program_has_no_place_for_is_refused_by_name(name, dial
             bool: field.neutral is False,
             int: (3,) * number(model.config, "layers") if field.many else 3,
             float: 2.5,
-            str: "odd",
+            str: json.dumps({TARGETS: {}}) if field.name == FIELD else "odd",
         }[field.kind]
         other = {**model.config, "positions": 99, field.name: odd}  # within a window
         if matters(other, field.name):
