@@ -78,7 +78,9 @@ def desk(source: Folder, target: Folder, request: Mapping[str, object], memory: 
     said = asked_of(request).request
     inventory, arriving = understood(source, said), _meant(open_with(target, said.also), said.reader)
     means = means_for(inventory, arriving, memory, threads)
-    return desk_of(inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype)
+    return desk_of(
+        inventory, survey(arriving, like=inventory.config, carried=inventory.said)[0], means, said.dtype, said.digest
+    )
 
 
 def understood(source: Folder, said: Request) -> Inventory:

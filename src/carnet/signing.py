@@ -352,7 +352,7 @@ def statement(data: Mapping[str, object], digests: Mapping[str, str], parents: M
     if isinstance(merged, Mapping):
         asked["merge"] = {key: merged.get(key) for key in ("method", "weights", "keep")}
     of = [
-        {"name": f"{source.name}/{label}", "digest": {"xxh3_128": digest}}
+        {"name": f"{source.name}/{label}", "digest": {"xxh3_128": digest} | _sha256(data, source.name, label)}
         for source in sources(data)
         for label, (_, digest) in source.tensors.items()
         if digest
@@ -377,6 +377,13 @@ def statement(data: Mapping[str, object], digests: Mapping[str, str], parents: M
     }
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())]
     return {"_type": "https://in-toto.io/Statement/v1", "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
+
+
+def _sha256(data: Mapping[str, object], name: str, label: str) -> dict[str, str]:
+    """Return the SHA-256 of a tensor of the source, where its document has it."""
+    said: Any = data.get("source")
+    found = said["tensors"].get(label, {}).get("sha256") if isinstance(said, Mapping) and said.get("name") == name else None
+    return {} if found is None else {"sha256": str(found)}
 
 
 def _is_file(value: object) -> bool:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import Parse
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as Message
+from safetensors.torch import load_file
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
@@ -194,6 +196,28 @@ def test_the_statement_is_in_totos_and_signed_as_dsse_says(chain, keys):
     assert statement["predicate"]["runDetails"]["builder"]["version"]["carnet"] == carnet.__version__
     byproduct = {"name": "carnet.json", "digest": {"sha256": hashlib.sha256(files["carnet.json"].read_bytes()).hexdigest()}}
     assert statement["predicate"]["runDetails"]["byproducts"] == [byproduct]
+
+
+def test_sha256_of_tensors_stands_in_the_document_and_the_statement_where_it_is_asked_for(chain, keys):
+    assert "equal" in said("cross", chain / "hf", chain / "both", "--to", "hf", "--dtype", "f32", "--digest", "sha256")
+    document = json.loads((chain / "both/carnet.json").read_text())
+    assert document["digest"] == "xxh3-128, sha256"
+    for folder, side in (("hf", "source"), ("both", "target")):
+        held, described = load_file(chain / folder / "model.safetensors"), document[side]["tensors"]
+        assert held.keys() == described.keys()
+        for name, tensor in held.items():
+            raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            assert described[name]["sha256"] == hashlib.sha256(raw).hexdigest()
+    for options in ({}, {"digest": "sha256"}):
+        assert carnet.verify(chain / "hf", chain / "both", dtype="f32", **options)
+    signing.sign(chain / "both", Key(key=keys.key))
+    statement = json.loads(base64.b64decode(json.loads((chain / "both/carnet.intoto.jsonl").read_text())["payload"]))
+    came_from = {each["name"]: each["digest"] for each in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    assert came_from["hf/lm_head.weight"]["sha256"] == document["source"]["tensors"]["lm_head.weight"]["sha256"]
+    document["target"]["tensors"]["lm_head.weight"]["sha256"] = "0" * 64
+    (chain / "both/carnet.json").write_text(documents.text(documents.sealed(document)))
+    assert of(carnet.verify(chain / "both").findings) == [("sha256 differs", "lm_head.weight")]
+    assert not carnet.verify(chain / "hf", chain / "both", dtype="f32", digest="sha256")
 
 
 def test_a_signed_folder_is_a_source_whose_signature_stays_behind(chain, keys):

@@ -8,7 +8,6 @@ from math import prod
 from operator import attrgetter
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, Rack, intersect, slices, subtract, uncovered, volume, whole
@@ -18,7 +17,7 @@ from carnet.examiner.adapted import lengths, rounding_alike
 from carnet.examiner.codes import MEANT, meant
 from carnet.examiner.functions import is_wrong
 from carnet.examiner.sums import Summed
-from carnet.examiner.tensor_files import BLOCK, TensorFiles, blocks, digest, region, tensor_files_of
+from carnet.examiner.tensor_files import BLOCK, Hasher, TensorFiles, blocks, digest, region, tensor_files_of
 from carnet.examiner.unfold import Array, share_box, unfold
 from carnet.formats.stored import Coded, Stored, dense_strides
 from carnet.inventory.source_scales import NOTHING, SourceScales
@@ -98,7 +97,7 @@ class Compared:
     moved: dict[str, str] = field(default_factory=dict)  # of stored tensors of the source that lie in the target as they are
 
 
-def side(inventory: Inventory, block: int = BLOCK) -> Side:
+def side(inventory: Inventory, block: int = BLOCK, also: str | None = None) -> Side:
     """Index an inventory by canonical tensor."""
     found: dict[Canonical, list[Part]] = defaultdict(list)
     for key, entry in inventory.entries.items():
@@ -111,7 +110,7 @@ def side(inventory: Inventory, block: int = BLOCK) -> Side:
                 found[name].append(Part(label, stored, entry, part, at, box, coded))
     racks = {name: Rack(parts, lambda part: part.box) for name, parts in found.items()}
     shapes = canonical_shapes(inventory.config, inventory.dialect.parts)
-    return Side(inventory, tensor_files_of(inventory.checkpoint, block), found, racks, shapes)
+    return Side(inventory, tensor_files_of(inventory.checkpoint, block, also), found, racks, shapes)
 
 
 def read(of: Side, part: Part, box: Box, *, rounds: bool = True) -> Array:
@@ -173,7 +172,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
         if is_judged(source, part.coded, part.entry):
             continue
         wrong, first = 0, None
-        hasher = xxhash.xxh3_128() if is_in_order(part) else None
+        hasher = Hasher(target.tensor_files.also) if is_in_order(part) else None
         share = SHARE if source.is_sum(name) or source.is_adapted(name) or name.tensor.function else 1
         for box in blocks(part.box, target.tensor_files.block // BY_NAME[part.stored.dtype].nbytes // share):
             theirs = read(target, part, box, rounds=False)

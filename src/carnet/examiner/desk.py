@@ -88,10 +88,12 @@ def means_for(source: Inventory, target: Checkpoint, memory: int, threads: int |
     return choose_means(memory, tensors, threads, beside=FACTORS * source.changes.most)
 
 
-def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | None, *, foreign: bool = False) -> Desk:
-    """Return the desk for two understood checkpoints; ``foreign`` says that another program wrote the target."""
-    ours = _summed(side(source, means.block), means.block)
-    theirs = replace(side(target, means.block), foreign=foreign)
+def desk_of(
+    source: Inventory, target: Inventory, means: Means, dtype: str | None, also: str | None, *, foreign: bool = False
+) -> Desk:
+    """Return the desk for two understood checkpoints; ``also`` is a digest beside xxh3, ``foreign``: it is another program's."""
+    ours = _summed(side(source, means.block, also), means.block, also)
+    theirs = replace(side(target, means.block, also), foreign=foreign)
     shapes = canonical_shapes(
         source.config, target.dialect.parts
     )  # with what the target computes, in the place of what it has not
@@ -101,12 +103,12 @@ def desk_of(source: Inventory, target: Inventory, means: Means, dtype: str | Non
     return Desk(ours, theirs, (*jobs(ours, theirs), *map(Codes, codes)), means, dtype)
 
 
-def _summed(ours: Side, block: int) -> Side:
+def _summed(ours: Side, block: int, also: str | None) -> Side:
     """Return the side of a source with those that are added to it."""
     merged = ours.inventory.merged
     if merged is None:
         return ours
-    others = (ours, *(side(each, block) for each in merged.others))
+    others = (ours, *(side(each, block, also) for each in merged.others))
     return replace(ours, terms=tuple(zip(others, merged.factors, strict=True)), differences=merged.differences)
 
 

@@ -38,6 +38,7 @@ from carnet.version import __version__
 VERSION = 3
 PROVEN, WRITTEN = "proven", "written, not verified"
 DELTA, APPLIED = "delta", "applied"  # what changed from one version to the next, and a folder in which that was applied
+SHA256 = "sha256"  # a digest of tensors, where it is asked for
 SELF = "self"  # the key of the digest over all others
 
 
@@ -81,8 +82,9 @@ def document(
     source's arguments its program did not use, what a target need not do, and what its own must be told.
     """
     files, frames = beside
+    also = SHA256 if request.get("digest") == SHA256 else None
     arrived = _side(target, found.target)
-    arrived |= {"tensors": {**arrived["tensors"], **_buffers(target)}, "files": dict(files), "frames": dict(frames)}
+    arrived |= {"tensors": {**arrived["tensors"], **_buffers(target, also)}, "files": dict(files), "frames": dict(frames)}
     return sealed(
         {
             "carnet": VERSION,
@@ -102,7 +104,7 @@ def document(
                 "different": 0,
                 **({} if found.quality is None else quality_data(found.quality)),
             },
-            "digest": "xxh3-128",
+            "digest": "xxh3-128" if also is None else f"xxh3-128, {also}",
             "versions": versions(),
         }
     )
@@ -273,14 +275,14 @@ def _side(of: Inventory, digests: Mapping[str, str]) -> Described:
     for key, held in layouts(of).items():
         label, stored = label_of(key), of.checkpoint.tensors[key]
         shape = of.entries[key].stored if key in of.entries and key not in of.coded else stored.shape
-        tensors[label] = {"dtype": stored.dtype, "shape": list(shape), "digest": digests[label], "layout": held}
+        tensors[label] = {"dtype": stored.dtype, "shape": list(shape), **_by_name(digests[label]), "layout": held}
     return {"dialect": of.dialect.name, "format": of.checkpoint.format, "tensors": tensors}
 
 
-def _buffers(of: Inventory) -> dict[str, object]:
+def _buffers(of: Inventory, also: str | None) -> dict[str, object]:
     """Return the tensors of a target that are no weights, as the others are described."""
     labels = {label_of(key): stored for key, stored in of.checkpoint.tensors.items() if stored.chunks}
-    tensor_files, found = tensor_files_of(of.checkpoint), dict[str, object]()
+    tensor_files, found = tensor_files_of(of.checkpoint, also=also), dict[str, object]()
     for reason, names in of.dropped.items():
         for label in names:
             if label in labels:
@@ -292,7 +294,21 @@ def _buffers(of: Inventory) -> dict[str, object]:
 
 def facts(stored: Stored, digest: str) -> dict[str, object]:
     """Return what a document says of the bytes of a stored tensor."""
-    return {"dtype": stored.dtype, "shape": list(stored.shape), "digest": digest}
+    return {"dtype": stored.dtype, "shape": list(stored.shape), **_by_name(digest)}
+
+
+def _by_name(digest: str) -> dict[str, str]:
+    """Return digests that stand behind each other under their names.
+
+    >>> _by_name("f8 0a")
+    {'digest': 'f8', 'sha256': '0a'}
+    """
+    return dict(zip(("digest", SHA256), digest.split(), strict=False))
+
+
+def also_of(data: Mapping[str, object]) -> str | None:
+    """Return the digest that a document has of tensors beside xxh3, None where it has none."""
+    return SHA256 if SHA256 in str(data.get("digest")) else None
 
 
 def layouts(of: Inventory) -> dict[Key, str]:

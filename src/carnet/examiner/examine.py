@@ -81,7 +81,7 @@ def examine(
         target, problems = survey(checkpoint, like=source.config, carried=source.said)
     except CarnetError as error:  # its config says nothing that carnet understands
         return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}, {}), None
-    desk = desk_of(source, target, means, asked.request.dtype, foreign=asked.foreign)
+    desk = desk_of(source, target, means, asked.request.dtype, asked.request.digest, foreign=asked.foreign)
     ours, theirs = desk.ours, desk.theirs
     names = [*ours.shapes]
     findings = [

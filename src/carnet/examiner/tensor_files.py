@@ -1,8 +1,10 @@
 """The bytes of a checkpoint as arrays: a region of a stored tensor put together from its chunks, and its digest."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -27,11 +29,28 @@ class TensorFiles:
     files: Opened[File]
     block: int = BLOCK  # bytes that are looked at together
     racks: dict[tuple[object, ...], Rack[Chunk]] = field(default_factory=dict)  # of stored tensors that have many chunks
+    also: str | None = None  # a digest beside xxh3: "sha256"
 
 
-def tensor_files_of(checkpoint: Checkpoint, block: int = BLOCK) -> TensorFiles:
+class Hasher:
+    """Says the digest of what it is told: xxh3-128, and behind a space a second one, where that is asked for."""
+
+    def __init__(self, also: str | None) -> None:
+        self._made: list[Any] = [xxhash.xxh3_128(), *([] if also is None else [hashlib.new(also, usedforsecurity=False)])]
+
+    def update(self, data: memoryview | Array) -> None:
+        """Hear what comes next."""
+        for each in self._made:
+            each.update(data)
+
+    def hexdigest(self) -> str:
+        """Return the digest of everything."""
+        return " ".join(each.hexdigest() for each in self._made)
+
+
+def tensor_files_of(checkpoint: Checkpoint, block: int = BLOCK, also: str | None = None) -> TensorFiles:
     """Return the files of a checkpoint; threads may share them."""
-    return TensorFiles(Opened(checkpoint.root.open, OPEN), block)
+    return TensorFiles(Opened(checkpoint.root.open, OPEN), block, also=also)
 
 
 def region(tensor_files: TensorFiles, stored: Stored, box: Box) -> Array:
@@ -92,8 +111,8 @@ def _gather(tensor_files: TensorFiles, file: str, offset: int, strides: tuple[in
 
 
 def digest(tensor_files: TensorFiles, stored: Stored) -> str:
-    """Return the xxh3-128 of a stored tensor's bytes, chunk after chunk in the order of their boxes."""
-    hasher = xxhash.xxh3_128()
+    """Return the xxh3-128 of a stored tensor's bytes, chunk after chunk in the order of their boxes; see ``Hasher``."""
+    hasher = Hasher(tensor_files.also)
     bits = np.dtype(f"u{BY_NAME[stored.dtype].nbytes}")
     for chunk in sorted(stored.chunks, key=lambda chunk: chunk.box.start):
         if chunk.strides == dense_strides(chunk.box.shape):

@@ -288,7 +288,9 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
         raise BadCheckpoint("the carnet does not say what the target holds", {"where": checkpoint.root})
     findings = list[Finding]()
     held = {label_of(key): stored for key, stored in checkpoint.tensors.items() if stored.chunks}
-    digests = _digests(checkpoint, {label: held[label] for label in tensors if label in held}, means, progress)
+    digests = _digests(
+        checkpoint, {label: held[label] for label in tensors if label in held}, means, progress, documents.also_of(said.data)
+    )
     for label, expected in tensors.items():
         if label not in held:
             findings.append(Finding("missing", label, label, "the carnet names it, the target lacks it"))
@@ -307,9 +309,11 @@ def _retold(checkpoint: Checkpoint, said: Document, means: Means, progress: Prog
     return findings
 
 
-def _digests(checkpoint: Checkpoint, tensors: Mapping[str, Stored], means: Means, progress: Progress) -> dict[str, str]:
+def _digests(
+    checkpoint: Checkpoint, tensors: Mapping[str, Stored], means: Means, progress: Progress, also: str | None
+) -> dict[str, str]:
     """Return the digest of every stored tensor."""
-    tensor_files, stored = tensor_files_of(checkpoint, means.block), [*tensors.values()]
+    tensor_files, stored = tensor_files_of(checkpoint, means.block, also), [*tensors.values()]
     tally = Tally(progress, sum(one.nbytes for one in stored))
     try:
         found = each(stored, lambda one: digest(tensor_files, one), lambda one: one.nbytes, means.threads, tally.add)

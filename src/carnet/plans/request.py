@@ -231,6 +231,14 @@ class Request:
         metavar="RELEASE",
         used_by=lambda kind: bool(kind.releases),
     )
+    digest: str | None = _is(
+        None,
+        "word",
+        TARGET,
+        "Have this digest of every tensor in carnet.json, beside xxh3.",
+        words=lambda: ("sha256",),
+        compared=True,
+    )
     style: str | None = _is(
         None,
         "word",

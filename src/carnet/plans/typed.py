@@ -16,6 +16,7 @@ class Common(TypedDict, total=False):
     style: str | None
     kv_cache: str | None
     kv_scale: float | None
+    digest: str | None
     activations: str | None
     exclude: str | Sequence[str]
 
@@ -59,6 +60,7 @@ class Comparison(TypedDict, total=False):
     config: PathLike | None
     family: str | None
     kv_scale: float | None
+    digest: str | None
     amax: PathLike | None
     tokenizer: PathLike | None  # folder whose tokenizer was brought along
     written_by: str | None
