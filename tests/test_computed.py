@@ -27,7 +27,9 @@ from transformers import (
 )
 
 import carnet
+from carnet.algebra.box import Box
 from carnet.errors import BadRequest, NotSupported
+from carnet.examiner.functions import is_wrong
 from carnet.executor import functions, products
 from carnet.plans import saved
 
@@ -410,3 +412,11 @@ def test_a_layer_for_a_further_token_is_none_of_nvidia_s_ranks(tmp_path):
     with pytest.raises(NotSupported) as caught:
         carnet.cross(source, tmp_path / "out", to="trtllm")
     assert "--drop" in str(caught.value)
+
+
+def test_the_last_of_an_axis_are_told_from_where_a_box_begins():
+    held = np.arange(2.0 * 5 * 3).reshape(2, 5, 3)  # of which the last two indices are what is meant
+    for start in (0, 1):
+        bits = held[:, 3 + start : 4 + start].astype(np.float32).view(np.uint32)
+        assert not is_wrong("tail", [held], Box((0, start, 0), (2, 1, 3)), (2, 2, 3), bits, "f32").any()
+        assert is_wrong("tail", [held], Box((0, 1 - start, 0), (2, 1, 3)), (2, 2, 3), bits, "f32").all()

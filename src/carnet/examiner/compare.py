@@ -202,7 +202,12 @@ def _differences(
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""
     if name.tensor.function:
         operands = [_operand(source, name, at, box) for at in range(len(name.origins))]
-        yield box, is_wrong(name.tensor.function, operands, box, theirs, part.stored.dtype, foreign=target.foreign)
+        yield (
+            box,
+            is_wrong(
+                name.tensor.function, operands, box, source.shapes[name], theirs, part.stored.dtype, foreign=target.foreign
+            ),
+        )
         return
     for shared, (expected, beyond) in _expected(source, target, name, box, part):
         found = theirs if shared == box else theirs[slices(shared, box)]

@@ -33,7 +33,8 @@ def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str, *,
             found = np.where(np.isinf(operands[0]), found, np.minimum(found, BEYOND))
             return -(found * (1 + wide)).astype(np.float64), -(found * (1 - wide)).astype(np.float64)
         case "tail":
-            last = operands[0][:, -box.shape[1] :]
+            first = operands[0].shape[1] - whole[1] + box.start[1]
+            last = operands[0][:, first : first + box.shape[1]]
             return last, last
         case (
             _
