@@ -24,7 +24,9 @@ THEIR_EXP, THEIR_UNIT = 2.0**-23, 2.0**-24
 BIAS = {"bf16": (-126, 8), "f16": (-14, 11), "f32": (-126, 24), "f64": (-1022, 53)}  # least exponent, bits of a fraction
 
 
-def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str, *, foreign: bool) -> Between:
+def _between(
+    function: str, operands: Sequence[Floats], box: Box, whole: Sequence[int], dtype: str, *, foreign: bool
+) -> Between:
     """Return the bounds of what a function makes of its operands in a box, for a target of some type."""
     wide, unit = (THEIR_EXP, THEIR_UNIT) if foreign else (WIDE, UNIT)
     match function:
@@ -47,14 +49,21 @@ def _between(function: str, operands: Sequence[Floats], box: Box, dtype: str, *,
 
 
 def is_wrong(
-    function: str, operands: Sequence[Floats], box: Box, bits: NDArray[Any], dtype: str, *, foreign: bool = False
+    function: str,
+    operands: Sequence[Floats],
+    box: Box,
+    whole: Sequence[int],
+    bits: NDArray[Any],
+    dtype: str,
+    *,
+    foreign: bool = False,
 ) -> NDArray[np.bool_]:
     """Say which of some stored numbers are not the rounding of what a function makes of its operands.
 
     Carnet's are the nearest to the true result; those of a ``foreign`` program are as near as its arithmetic brings it.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        between = _between(function, operands, box, dtype, foreign=foreign)
+        between = _between(function, operands, box, whole, dtype, foreign=foreign)
         least, most = (_rounded(each, dtype) for each in between)
         found = np.ascontiguousarray(bits).view(array_type(dtype)).astype(np.float64)
         same = (found == least) & (np.signbit(found) == np.signbit(least))
