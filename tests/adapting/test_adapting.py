@@ -308,6 +308,9 @@ def test_what_cannot_be_added_is_refused_by_name(llama, adapter, tmp_path):
         carnet.plan(llama, to="hf", adapter="own")
     with pytest.raises(BadRequest, match="without adapters"):
         carnet.plan(llama, to="hf", adapter=llama)
+    assert carnet.cross(llama, tmp_path / "coded", to="hf", quantize="fp8", style="compressed-tensors", activations="dynamic")
+    with pytest.raises(CarnetError, match="the weights of the source are quantized"):
+        carnet.plan(tmp_path / "coded", to="hf", adapter=adapter)
     with pytest.raises(BadRequest, match="--adapter-scale"):
         carnet.plan(llama, to="hf", adapter_scale=2.0)
     with pytest.raises(CarnetError, match="adapter"):

@@ -23,8 +23,8 @@ from carnet.steps import Move, Place
 
 
 def is_carried(source: Inventory, target: Dialect, request: Request) -> bool:
-    """Say whether the codes of a source go along as they are."""
-    asked = request.dtype is not None or request.quantize is not None
+    """Say whether the codes of a source go along as they are, which they cannot where adapters change what they mean."""
+    asked = request.dtype is not None or request.quantize is not None or bool(source.changes.of)
     same = source.dialect == target and not target.ranked
     return bool(source.coded) and same and target.kind.companions and not asked
 
