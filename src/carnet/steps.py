@@ -138,7 +138,7 @@ Step = Move | Make | Product | Same | Measure | Fill | Put
 
 
 def kind(step: Step) -> str:
-    """Return in a word what it does: "copy", "cast", "add", "dequantize", "quantize", "same", "measure", "fill", "put", a function."""
+    """Return in a word what it does: "copy", "cast", "add", a function ("quantize", "minus_exp"), or what it is: "product", "same"."""
     match step:
         case Move():
             return step.function or ("add" if step.add else "copy" if step.source.dtype == step.target.dtype else "cast")

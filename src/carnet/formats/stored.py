@@ -81,7 +81,7 @@ class Checkpoint:
     """Everything that the headers of a checkpoint say."""
 
     root: Folder  # the folder that all ``file`` paths are below
-    dialect: str  # "megatron", "hf" or "trtllm": whose names these are
+    dialect: str  # one of KINDS in carnet.dialects.kinds: whose names these are
     format: str  # how the bytes lie, for people: "torch_dist", "safetensors", ...
     config: Mapping[str, object]  # config.json, or the training arguments, as plain values
     tensors: Mapping[tuple[str, str], Stored]  # (unit, name) -> tensor
