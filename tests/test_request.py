@@ -157,6 +157,7 @@ def test_a_file_of_options_may_begin_as_windows_writes_it(tmp_path):
         (lambda _: carnet.plan(MEGATRON, to="hf", tokenizer="a\0b"), "tokenizer cannot be"),
         (lambda _: carnet.plan(MEGATRON, to="hf", written_by=3), "written_by cannot be 3"),
         (lambda _: carnet.plan(MEGATRON, to="trtllm", tp=10**5000), "tp is larger than"),
+        (lambda _: carnet.plan(MEGATRON, to="hf", adapter="own", adapter_scale=-(10**400)), "adapter_scale cannot be -1"),
         (lambda _: carnet.plan(MEGATRON, to="hf", read_by="megatron-lm==7"), "no release '7' of megatron-lm"),
     ],
 )

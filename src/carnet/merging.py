@@ -4,7 +4,7 @@ Every checkpoint, whatever its layout, is planned into the one target in f32; wh
 (``executor.summing``), and the examiner adds up what the checkpoints themselves hold. All that is no weight is the first one's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import fsum, isfinite
 from typing import Unpack
@@ -30,7 +30,7 @@ from carnet.model.model import canonical_shapes
 from carnet.plans import saved
 from carnet.plans.columns import Plan
 from carnet.plans.options import PathLike, local, patterns
-from carnet.plans.request import ASIDE, MEMORY, Request, memory_of, only, threads_of
+from carnet.plans.request import ASIDE, MEMORY, Request, flag_of, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.plans.typed import Comparison, Options
 from carnet.pool import Phase, Progress, silent, unsaid
@@ -38,6 +38,14 @@ from carnet.proving import write_and_prove
 from carnet.steps import Move, Product
 from carnet.storage.protocol import Crossing, Folder
 from carnet.storage.schemes import folder_at
+
+NUMBERS = "a sum is written as numbers", "merge first, then quantize: carnet cross OUT OUT2 --quantize ..."
+OTHERS = {  # options of a crossing that a sum has no use for -> why, and what to do
+    "quantize": NUMBERS,
+    "kv_cache": NUMBERS,
+    "adapter": ("a sum is of whole checkpoints", "add the adapters first: carnet cross BASE OUT --adapter ..."),
+    "also": ("a sum is of weights, which no optimizer's state belongs to", "leave it out"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +113,8 @@ def merge(
     """
     said, asked = local("out", out, out=True), {"to": "hf", **gathered(options)}
     wish = Wish.of(len(sources), weights, method, keep)
-    if asked.get("quantize") is not None or asked.get("kv_cache") is not None:
-        raise BadRequest(
-            "a sum is written as numbers", remedy="merge first, then quantize: carnet cross OUT OUT2 --quantize ..."
-        )
+    _refuse_others(asked)
     memory, threads = memory_of(asked), threads_of(asked)
-    if asked.get("adapter") is not None:
-        raise BadRequest("a sum is of whole checkpoints", remedy="add the adapters first: carnet cross BASE OUT --adapter ...")
     folders = [folder_at(local("ckpt", each)) for each in sources]
     families = _families(folders, Request.of({name: value for name, value in asked.items() if name not in ASIDE}))
     asked["family"] = families[0]
@@ -149,6 +152,7 @@ def verify(
 ) -> Verdict:
     """Compare a target with the sum of several checkpoints, element by element; the words are those of ``merge``."""
     only(Comparison.__optional_keys__, options)
+    _refuse_others(options)
     wish, said = Wish.of(len(sources), weights, method, keep), local("out", out)
     folders, target = [folder_at(local("ckpt", each)) for each in sources], folder_at(said)
     request, tokenizer = api.request_of(open_checkpoint(target).dialect, options)
@@ -193,6 +197,13 @@ def _check_alike(one: Inventory, other: Inventory) -> None:
     if odd:
         facts |= {"tensor": odd[0][0], "in all": len({name for name, _ in odd})}
         raise BadRequest(f"the checkpoints do not have the same tensors: {odd[0][0]}", facts)
+
+
+def _refuse_others(asked: Mapping[str, object]) -> None:
+    """Raise BadRequest where an option of a crossing is given that a sum has no use for."""
+    for name, (what, remedy) in OTHERS.items():
+        if asked.get(name) is not None:
+            raise BadRequest(what, {"option": flag_of(name)}, remedy=remedy)
 
 
 def _refuse_codes(folders: Sequence[Folder], of: Sequence[Inventory], *, coded: bool) -> None:

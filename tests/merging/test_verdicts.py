@@ -119,6 +119,14 @@ def to_quantize(runs, tmp_path):
     return runs.hf[:2], {"quantize": "fp8"}, "merge first, then quantize"
 
 
+def with_optimizer(runs, tmp_path):
+    return runs.hf[:2], {"to": "megatron", "also": "optimizer"}, "a sum is of weights"
+
+
+def with_adapters(runs, tmp_path):
+    return runs.hf[:2], {"adapter": "own"}, "add the adapters first"
+
+
 def idle(runs, tmp_path):
     return runs.hf[:2], {"keep": "*router*"}, "names no tensor"
 
@@ -131,7 +139,7 @@ def strange(runs, tmp_path):
     return runs.hf[:2], {"method": "ties"}, "method cannot be"
 
 
-CASES = (lacking, another, quantized, to_quantize, idle, few, strange)
+CASES = (lacking, another, quantized, to_quantize, with_optimizer, with_adapters, idle, few, strange)
 
 
 @pytest.mark.parametrize("case", CASES)

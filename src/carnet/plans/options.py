@@ -114,14 +114,14 @@ def whole(name: str, value: object) -> int:
 
 def number(name: str, value: object) -> float:
     """Return a positive number that fits 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value < 3.4028235e38:
+    if isinstance(value, bool) or not isinstance(value, Real) or value <= 0 or not value < FAR:
         raise wrong(name, value, "a positive number")
     return float(value)
 
 
 def factor(name: str, value: object) -> float:
     """Return a number other than zero that fits 32 bits."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not value < FAR or value == 0 or abs(float(value)) >= FAR:
+    if isinstance(value, bool) or not isinstance(value, Real) or value == 0 or value <= -FAR or not value < FAR:
         raise wrong(name, value, "a number other than zero")
     return float(value)
 
