@@ -9,10 +9,12 @@ import peft
 import pytest
 import torch
 import transformers as hf
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 import carnet
-from carnet.errors import BadRequest, CarnetError
+from carnet.cli import main
+from carnet.errors import BadRequest, CarnetError, NotSupported
 from carnet.plans import saved
 from tests.adapting.conftest import ALL, same, summed, tensors, with_adapters
 
@@ -232,6 +234,39 @@ def test_adapters_of_experts_are_added_each_to_its_own(mixture, tmp_path):
     assert {f.where for f in verdict.findings if f.what == "elements differ"} == {"layers.1.moe.up"}
 
 
+def without_a_gate(folder, wide, **options):
+    """Save a tiny Nemotron-H, whose experts have no gate, and adapters of parameters that all experts share."""
+    sizes = {"num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 4, "hybrid_override_pattern": "ME*E"}
+    states = {"ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    torch.manual_seed(0)
+    config = hf.NemotronHConfig(
+        **{**SMALL, **sizes, **states, **experts}, moe_intermediate_size=wide, moe_shared_expert_intermediate_size=32
+    )
+    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "base")
+    return folder / "base", with_adapters(folder / "base", folder / "adapter", target_modules=["in_proj"], **options)
+
+
+# which counts all the same
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")
+def test_patterns_match_the_parameters_of_experts_by_their_own_names(tmp_path):
+    both = ["experts.up_proj", "experts.down_proj"]
+    patterns = {"alpha_pattern": {"experts.up_proj": 3}, "rank_pattern": {"experts.up_proj": 2}}
+    base, adapter = without_a_gate(tmp_path, 32, target_parameters=both, **patterns)
+    assert carnet.cross(base, tmp_path / "out", to="hf", adapter=adapter).equal
+    theirs = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    expected = dict(theirs.named_parameters())
+    for name, value in hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out").named_parameters():
+        assert (value - expected[name]).abs().max() < 1e-6, name
+
+
+def test_a_parameter_of_experts_whose_adapters_have_the_names_of_anothers_is_refused(tmp_path):
+    # as wide as the model, so that no shape tells them apart
+    base, adapter = without_a_gate(tmp_path, 64, target_parameters=["experts.up_proj"])
+    with pytest.raises(NotSupported, match=r"(?s)down_proj alone.*merge_and_unload"):
+        carnet.plan(base, to="hf", adapter=adapter)
+
+
 # --- what is wrong is found ----------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +348,8 @@ def test_what_cannot_be_added_is_refused_by_name(llama, adapter, tmp_path):
         carnet.plan(tmp_path / "coded", to="hf", adapter=adapter)
     with pytest.raises(BadRequest, match="--adapter-scale"):
         carnet.plan(llama, to="hf", adapter_scale=2.0)
+    words = ["plan", str(llama), "--to", "hf", *["--adapter", str(adapter)] * 2]
+    assert "one folder at a time" in CliRunner().invoke(main, words).stderr
     with pytest.raises(CarnetError, match="adapter"):
         carnet.plan(llama, to="peft", adapter=adapter)
     for name, value in (("adapter_scale", 0), ("adapter_scale", float("nan"))):
@@ -325,6 +362,21 @@ def test_what_cannot_be_added_is_refused_by_name(llama, adapter, tmp_path):
 
     with pytest.raises(CarnetError, match=r"layers\.7"):
         carnet.plan(llama, to="hf", adapter=changed(adapter, tmp_path / "deeper", deeper))
+
+    def infinite(found):
+        found["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"][0, 0] = float("inf")
+
+    def undefined(found):
+        found["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"][0, 0] = float("nan")
+
+    def too_large(found):
+        for end in "AB":
+            found[f"base_model.model.model.layers.1.mlp.up_proj.lora_{end}.weight"][0, 0] = 1e30
+
+    for change in (infinite, undefined, too_large):
+        wrong = changed(adapter, tmp_path / change.__name__, change)
+        with pytest.raises(CarnetError, match=r"layers\.1\.mlp\.up with its adapter is not finite"):
+            carnet.cross(llama, tmp_path / f"out {change.__name__}", to="hf", adapter=wrong)
 
     def orphan(found):
         del found["base_model.model.model.layers.1.mlp.up_proj.lora_B.weight"]

@@ -125,6 +125,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
         "alpha_pattern": {"down_proj": 5},
     },
+    "regular expressions": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ALL,
+        "rank_pattern": {r".*\.layers\.\d+\.self_attn\.(?:q|k)_proj": 2, "layers.[13].mlp.up_proj": 6},
+        "alpha_pattern": {"model.layers.2.*.down_proj": 5, "^model.layers.0.mlp.up_proj": 99},
+    },
+    "mica": {"r": 4, "lora_alpha": 8, "target_modules": ALL, "init_lora_weights": "mica"},
     "layers": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "layers_to_transform": [1, 3]},
     "magnitudes": {"r": 4, "lora_alpha": 8, "target_modules": ALL, "use_dora": True},
 }
@@ -306,12 +314,53 @@ def test_every_damage_is_found(config, tensors, where, folder, tmp_path):
         ({"r": 4}, "rank"),
         ({"lora_alpha": "much"}, "lora_alpha"),
         ({"rank_pattern": {"(.*a)*b": 4}}, "match modules"),
+        ({"rank_pattern": {"(.|.|.)" * 20: 4}}, "match modules"),
+        ({"rank_pattern": {"(" * 5000 + ")" * 5000: 4}}, "match modules"),
+        ({"rank_pattern": {"q_proj": 8.5}}, "no whole number"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config"),
+        ({"use_rslora": "false"}, "use_rslora"),
+        ({"target_parameters": "experts.down_proj"}, "target_parameters"),
         ({"use_dora": True}, "no magnitudes"),
     ],
 )
 def test_what_would_change_the_meaning_is_refused(config, what, folder, tmp_path):
     with pytest.raises(CarnetError, match=what):
         carnet.plan(changed(folder, tmp_path / "source", config), to="peft")
+
+
+def test_an_initialization_that_leaves_the_base_model_as_it_was_is_carried_over(folder, tmp_path):
+    said = {"init_lora_weights": "eva", "eva_config": {"rho": 2.0, "whiten": False}}
+    assert carnet.cross(changed(folder, tmp_path / "source", said), tmp_path / "out", to="peft").equal
+
+
+def test_an_alpha_that_a_person_names_counts_where_nothing_else_says_one(folder, tmp_path):
+    silent = changed(folder, tmp_path / "silent", {"lora_alpha": None})
+    assert carnet.cross(silent, tmp_path / "out", to="peft", adapter_alpha=5.0).equal
+    assert json.loads((tmp_path / "out" / CONFIG).read_text())["lora_alpha"] == 5
+    assert carnet.cross(folder, tmp_path / "same", to="peft", adapter_alpha=ALPHA).equal
+    for source in (folder, ALONE):
+        with pytest.raises(BadRequest, match=r"(?s)another alpha.*--adapter-scale"):
+            carnet.plan(source, to="peft", adapter_alpha=5.0)
+
+
+def test_what_is_no_adapter_of_this_model_is_told_with_a_way_out(folder, tmp_path):
+    def whole_modules(found):
+        found["base_model.model.lm_head.weight"] = torch.zeros(250, 64)
+
+    def of_another_program(found):
+        for key in [*found]:
+            found[key.replace(".weight", ".default.weight")] = found.pop(key)
+
+    def of_integers(found):
+        found[f"{TOP}0.self_attn.q_proj.lora_B.weight"] = torch.zeros(64, 8, dtype=torch.int32)
+
+    for change, what in (
+        (whole_modules, r"(?s)does not know.*lm_head.*merge_and_unload"),
+        (of_another_program, r"(?s)nothing in the folder is an adapter.*merge_and_unload"),
+        (of_integers, r"(?s)a type that carnet does not add.*q_proj\.lora_B.*i32"),
+    ):
+        with pytest.raises(NotSupported, match=what):
+            carnet.plan(changed(folder, tmp_path / change.__name__, tensors=change), to="peft")
 
 
 def test_what_has_no_place_is_refused_with_the_ways_out(folder, tiny):

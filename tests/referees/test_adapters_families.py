@@ -3,6 +3,7 @@
 Megatron's cut of them is held against that of the weights: the base model there, with B A added, is what the merged model becomes.
 """
 
+import json
 import re
 import shutil
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader, load
 
 import carnet
+from carnet.errors import NotSupported
 
 pytestmark = [
     pytest.mark.referee,
@@ -102,12 +104,12 @@ JOINED = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("in_proj_qk
 SCALE = 2.0  # alpha 8 over rank 4
 
 
-def drawn(name, out):
+def drawn(name, out, patterns=None):
     """Save a tiny model, and adapters of random numbers with one A where Megatron joins weights."""
     config, modules, parameters, _ = FAMILIES[name]
     torch.manual_seed(0)
     hf.AutoModelForCausalLM.from_config(config).save_pretrained(out / "base")
-    more = {"target_parameters": parameters} if parameters else {}
+    more = {**({"target_parameters": parameters} if parameters else {}), **(patterns or {})}
     made = peft.get_peft_model(base(out), peft.LoraConfig(r=4, lora_alpha=8, target_modules=modules, **more))
     for parameter_name, parameter in made.named_parameters():
         if "lora_" in parameter_name:
@@ -179,6 +181,29 @@ def test_megatrons_cut_of_adapters_is_that_of_their_weights(name, tmp_path):
             torch.testing.assert_close(plain[weight] + product, merged[weight], atol=2e-5, rtol=0)
             assert (plain[weight] - merged[weight]).abs().max() > 1e-3
     assert pairs == len([key for key in adapters if ".linear_out.weight" in key]) > 1
+
+
+PATTERNS = {
+    "alpha of one": {"alpha_pattern": {"experts.down_proj": 3}},
+    "rank of the other": {"rank_pattern": {"experts.gate_up_proj": 6}, "use_rslora": True},
+    "layers": {"rank_pattern": {"0.mlp.experts.gate_up_proj": 3}, "alpha_pattern": {"1.mlp.experts.down_proj": 5}},
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_peft_takes_ranks_and_alphas_of_experts_that_carnet_wrote_as_modules(name, tmp_path):
+    source = drawn("mixtral", tmp_path, PATTERNS[name])
+    assert carnet.cross(source, tmp_path / "peft", to="peft").equal
+    assert (logits(tmp_path, tmp_path / "peft") - logits(tmp_path, source)).abs().max() < 1e-5
+
+
+def test_a_gate_with_another_factor_than_what_it_multiplies_is_refused(tmp_path):
+    source = drawn("mixtral", tmp_path)
+    assert carnet.cross(source, tmp_path / "peft", to="peft").equal
+    file = tmp_path / "peft/adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "alpha_pattern": {"w1": 3}}))
+    with pytest.raises(NotSupported, match="one factor"):
+        carnet.plan(tmp_path / "peft", to="peft")
 
 
 def test_experts_exchanged_are_found(tmp_path):

@@ -89,6 +89,13 @@ class Adapter(Place):
         return value if value == OWN else super().convert(value, param, ctx)
 
 
+def once(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> str | None:
+    """Return the only value of an option; of folders of adapters none is left out without a word."""
+    if len(value) > 1:
+        raise click.BadParameter("one folder at a time: cross what comes out with --dtype f32 again, with the next", ctx, param)
+    return value[0] if value else None
+
+
 existing_file, existing_folder = Place(exists=True, dir_okay=False), Place(exists=True, file_okay=False)
 TYPES: Mapping[str, Mapping[str, Any]] = {
     "whole": {"type": click.IntRange(1)},
@@ -99,7 +106,7 @@ TYPES: Mapping[str, Mapping[str, Any]] = {
     "folder": {"type": existing_folder},
     "patterns": {"multiple": True},
     "program": {},
-    "adapter": {"type": Adapter(exists=True, file_okay=False)},
+    "adapter": {"type": Adapter(exists=True, file_okay=False), "multiple": True, "callback": once},
     "factor": {"type": float},
 }
 

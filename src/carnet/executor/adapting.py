@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, uncovered, whole
-from carnet.errors import BadRequest
+from carnet.errors import BadCheckpoint, BadRequest
 from carnet.executor.casts import cast
 from carnet.executor.cutting import Writer, reach
 from carnet.executor.geometry import Spot, linear, spots, volume
@@ -128,10 +128,14 @@ def _adapt(worker: Worker, part: Part, known: Known, into: NDArray[np.uint8]) ->
                 for spot in spots(step.shape, step.target, wide.tile):
                     _add(worker, known, known.updates[step.tensor], step.start, spot, total)
     wanted = next(step.target.dtype for step in part.steps)
+    names = ", ".join(dict.fromkeys(step.tensor for step in part.steps if step.tensor in known.updates))
+    if total.size and not (isfinite(total.min()) and isfinite(total.max())):  # NaN is both
+        what = f"{names} with its adapter is not finite"
+        remedy = "look for NaN and Inf in the weight and in its adapter, and at the scale"
+        raise BadCheckpoint(what, {"tensor": names, "found": "NaN, Inf or a sum beyond the largest of f32"}, remedy=remedy)
     if wanted == "f32":
         into[:] = total.view(np.uint8)
     elif not cast(total.view(np.uint32), into.view(f"u{item}"), ("f32", wanted), worker.temporary):
-        names = ", ".join(dict.fromkeys(step.tensor for step in part.steps if step.tensor in known.updates))
         facts = {"tensor": names, "found": f"a finite sum beyond the largest of {wanted}"}
         raise BadRequest(f"{names} with its adapter is out of range for {wanted}", facts, remedy="ask for another --dtype")
 

@@ -11,7 +11,7 @@ The base model's config says of which shapes and of whose family the weights are
 from collections.abc import Mapping
 from dataclasses import replace
 
-from carnet.errors import BadCheckpoint, NotSupported, shown
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported, shown
 from carnet.formats import jsons
 from carnet.formats.files import Sighting, read_whole, sum_up
 from carnet.formats.folder import CONFIG
@@ -69,10 +69,14 @@ def with_run_config(
 
 
 def with_alpha(checkpoint: Checkpoint, alpha: float | None) -> Checkpoint:
-    """Return a checkpoint with the alpha that a person says of its adapters."""
+    """Return a checkpoint with the alpha that a person says of its adapters; raise BadRequest where another is said beside them."""
     if alpha is None:
         return checkpoint
-    said = checkpoint.config.get(BRIDGE)
-    return replace(
-        checkpoint, config={**checkpoint.config, BRIDGE: {**(said if isinstance(said, dict) else {}), "alpha": alpha}}
-    )
+    section, key = (SAID, "lora_alpha") if SAID in checkpoint.config else (BRIDGE, "alpha")
+    found = checkpoint.config.get(section)
+    said = found if isinstance(found, dict) else {}
+    if said.get(key) not in (None, alpha):
+        facts = {"where": checkpoint.root, "found": f"{key} {said[key]!r}"[:80], "--adapter-alpha": alpha}
+        remedy = "leave it out; --adapter-scale takes what is added more often or less"
+        raise BadRequest("another alpha is said beside the adapters", facts, remedy=remedy)
+    return replace(checkpoint, config={**checkpoint.config, section: {**said, key: alpha}})

@@ -19,6 +19,7 @@ from carnet.dialects.entry import Entry
 from carnet.dialects.kinds import KINDS, Kind
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
+from carnet.dtypes import FLOATS
 from carnet.errors import BadCheckpoint, NotSupported
 from carnet.formats.adapters import MARKS
 from carnet.formats.stored import Checkpoint, Key, Stored, label_of
@@ -31,6 +32,10 @@ from carnet.storage.protocol import read_at
 
 IN_PARTS = {"mlp.gate", "shared.gate", "mamba.z"}
 DELTA = {"gdn.q", "gdn.k", "gdn.v", "gdn.z", "gdn.b", "gdn.a"}
+# what peft trains and Megatron does not: embeddings, heads, biases, whole modules; or another model's
+STRANGE = (
+    "look whether it is of this model; peft's merge_and_unload makes a model of all that it can add, which crosses as any other"
+)
 LEFT = "the base model, which is another folder's"
 ALL = json.dumps({TARGETS: {part: [1, 1.0] for part in ADAPTERS}, DORA: True})  # beside every weight
 
@@ -75,8 +80,24 @@ def _tell(
     named = [*entries(dialect_of(family, kind.name, trial), trial, kept)]
     reads = [entry for entry in named if entry.names[0].tensor.part.endswith(f".{A}")]
     if not reads:
+        if kind.alone and kept:
+            raise NotSupported(
+                "nothing in the folder is an adapter that carnet knows",
+                {"where": where, "first": label_of(min(kept))},
+                remedy=STRANGE,
+            )
         return None
+    coded = next((entry for entry in named if kept[entry.unit, entry.name].dtype not in FLOATS), None)
+    if coded is not None:
+        facts = {
+            "where": where,
+            "tensor": coded.name,
+            "found": kept[coded.unit, coded.name].dtype,
+            "expected": ", ".join(FLOATS),
+        }
+        raise NotSupported("an adapter is stored in a type that carnet does not add", facts)
     said = words_of(checkpoint.config, kind, where)
+    said.check_parameters([entry.name for entry in reads], where)
     found = _adapters(reads, kept, said, where)
     swift = any(entry.name.endswith(SWIFT.a) for entry in reads)
     check_in_order(kind, {part for part, _ in found}, checkpoint.config.get("tensor_model_parallel_size"), swift=swift)
@@ -135,7 +156,7 @@ def _adapters(reads: Sequence[Entry], kept: Mapping[Key, Stored], said: Words, w
         if len(shape) != len(dims) or shape[at] % others:
             facts = {"where": where, "tensor": label_of(key), "found": f"{list(shape)}"}
             raise BadCheckpoint(f"{label_of(key)!r} is no A of an adapter", facts)
-        made = said.adapter(entry.name, shape[at] // others, where)
+        made = said.adapter(entry.name, shape[at] // others, where, gated=bool(entry.like.joined))
         for (name,) in entry.tensors:
             for weight in entry.like.joined or (name.tensor.of,):
                 if found.setdefault((weight, name.layer or 0), made) != made:

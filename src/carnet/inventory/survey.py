@@ -28,7 +28,7 @@ from carnet.dialects.vocabulary import Vocabulary, by_config, given
 from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported, Obstacles
 from carnet.formats.adapters import BRIDGE, SAID
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
-from carnet.inventory.adapters import with_adapters
+from carnet.inventory.adapters import STRANGE, with_adapters
 from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_lent
 from carnet.inventory.planes import in_model_space, instead, planes_of
@@ -204,7 +204,7 @@ def survey(
         *(coded_beside(config, where) if said is None else []),
         *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
-        *_unknown(kept, named, where, whole=not missing),
+        *_unknown(kept, named, where, whole=not missing, alone=kind.alone),
         *(_misshapen(kept[key], named[key], config, where) for key in named if key not in fitting),
         *missing,
     ]
@@ -340,13 +340,19 @@ def _refuse_absurd(config: Config, kept: Mapping[Key, Stored], where: str) -> No
         raise BadCheckpoint("the config says more layers than the checkpoint can hold", facts)
 
 
-def _unknown(kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str, *, whole: bool) -> Iterator[CarnetError]:
-    """Yield the first tensor that no row names; ``whole`` says that the model is complete without it."""
+def _unknown(
+    kept: Mapping[Key, Stored], named: Mapping[Key, Entry], where: str, *, whole: bool, alone: bool
+) -> Iterator[CarnetError]:
+    """Yield the first tensor that no row names.
+
+    ``whole`` says that the model is complete without it, ``alone`` that it is a folder of adapters.
+    """
     unknown = [key for key in kept if key not in named]
     if unknown:
         first, *second = [label_of(key) for key in nsmallest(2, unknown)]
         facts = {"where": where, "tensor": first, **({"and": second[0]} if second else {}), "in all": len(unknown)}
         looks, remedy = way_out([name for _, name in unknown], {name for _, name in named}, whole=whole)
+        remedy = STRANGE if alone else remedy
         facts |= {"looks like": looks} if looks else {}
         yield NotSupported("the checkpoint holds a tensor that carnet does not know", facts, remedy=remedy)
 

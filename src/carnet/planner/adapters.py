@@ -2,12 +2,12 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from carnet.architectures.family import Family
 from carnet.architectures.known import dialect_of
 from carnet.dialects.adapters import BRIDGE as BRIDGE_NAMES
-from carnet.dialects.adapters import PEFT, PEFT_TOP
+from carnet.dialects.adapters import PEFT, PEFT_TOP, RENAMED
 from carnet.dialects.entries import entries
 from carnet.dialects.entry import Entry
 from carnet.dialects.rows import Dialect
@@ -55,22 +55,28 @@ def check_placed(source: Config, wanted: Sequence[Entry], target: Dialect, ranks
 def peft_config(family: Family, config: Config, wanted: Sequence[Entry], base: str | None) -> dict[str, object]:
     """Return what adapter_config.json says of the adapters that a folder holds."""
     found: dict[str, Adapter] = {}
-    parameters = set[str]()
+    parameters, apart = set[str](), defaultdict[str, dict[str, Adapter]](dict)
     for entry in wanted:
         if entry.name.endswith(PEFT.a):
             name = entry.names[0]
             weight = entry.like.pattern.parts[0][0].removesuffix(f".{A}")
             module = entry.name.removesuffix(PEFT.a).removeprefix(PEFT_TOP)
-            parameters |= {parameter_of(module)}
-            found[parameter_of(module) or module] = _of(config, name, weight)
+            parameter = parameter_of(module, gated=bool(entry.like.joined))
+            parameters |= {parameter}
+            found[parameter or module] = one = _of(config, name, weight)
+            if weight.startswith("moe.") and not parameter:
+                apart[module.partition(EXPERTS)[0] + EXPERTS][weight] = one
     plain = adapters.bare(config)
     modules = [entry.name.removesuffix(".weight") for entry in entries(dialect_of(family, "hf", plain), plain, None)]
     parameters -= {""}
     # peft makes one parameter of the experts' gates and what they multiply, and takes the usual rank for theirs
     usual = [one for module, one in found.items() if ".experts." in module] or [*found.values()]
     rank, alpha = Counter((one.rank, one.alpha) for one in usual).most_common(1)[0][0]
-    ranks = _patterns({module: one.rank for module, one in found.items()}, rank)
-    alphas = _patterns({module: one.alpha for module, one in found.items()}, alpha)
+    pair = rank, alpha
+    ranks, alphas = (_patterns({module: each[at] for module, each in _pairs(found).items()}, pair[at]) for at in (0, 1))
+    for times, made in _stacked(apart):
+        for at, patterns in enumerate((ranks, alphas)):
+            patterns |= _patterns({name: each[at] for name, each in _pairs(made).items()}, times * pair[at], 2)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -92,13 +98,44 @@ def peft_config(family: Family, config: Config, wanted: Sequence[Entry], base: s
     }
 
 
+EXPERTS = ".experts."
+
+
+def _stacked(apart: Mapping[str, Mapping[str, Adapter]]) -> Iterator[tuple[int, dict[str, Adapter]]]:
+    """Yield the adapters of the parameters that peft makes of experts' modules, and how many times the usual numbers it gives them.
+
+    It reads no pattern of those modules, and makes one of a gate and what it multiplies that has the ranks of both:
+    src/peft/utils/transformers_weight_conversion.py of peft 0.21. Raises NotSupported where they have not one factor.
+    """
+    one, two = dict[str, Adapter](), dict[str, Adapter]()
+    for module, of in apart.items():
+        top, gate, up, down = module.replace(*RENAMED), *(of.get(f"moe.{part}") for part in ("gate", "up", "down"))
+        if gate and up:
+            both = Adapter(gate.rank + up.rank, gate.alpha + up.alpha)
+            if len({each.alpha / each.rank for each in (gate, up, both)}) > 1:
+                facts = {"module": module, "gate": f"{gate}", "up": f"{up}"}
+                raise NotSupported(
+                    "peft has one factor for the adapters of a gate and what it multiplies, and these have two", facts
+                )
+            two[f"{top}gate_up_proj"] = both
+        elif up and not gate:
+            one[f"{top}up_proj"] = up
+        if down:
+            one[f"{top}down_proj"] = down
+    yield from ((1, one), (2, two))
+
+
+def _pairs(found: Mapping[str, Adapter]) -> dict[str, tuple[float, float]]:
+    return {name: (one.rank, one.alpha) for name, one in found.items()}
+
+
 def _of(config: Config, name: Canonical, weight: str) -> Adapter:
     found = adapters.of_layer(str(config[FIELD]), name.layer or 0)
     return found[weight]
 
 
-def _last(module: str) -> str:
-    return module.rpartition(".")[2]
+def _last(module: str, parts: int = 1) -> str:
+    return ".".join(module.split(".")[-parts:])
 
 
 def _targets(found: Collection[str], modules: Sequence[str]) -> list[str]:
@@ -108,12 +145,14 @@ def _targets(found: Collection[str], modules: Sequence[str]) -> list[str]:
     return sorted(found) if others else sorted(lasts)
 
 
-def _patterns(values: Mapping[str, float], usual: float) -> dict[str, float]:
-    """Return the values that are unusual, by the last names of modules where all of one are alike."""
+def _patterns(values: Mapping[str, float], usual: float, parts: int = 1) -> dict[str, float]:
+    """Return the values that are unusual, by the last names of modules where all of one are alike, or by so many of them."""
     alike = defaultdict[str, set[float]](set)
     for module, value in values.items():
-        alike[_last(module)].add(value)
-    named = {_last(module) if len(alike[_last(module)]) == 1 else module: value for module, value in values.items()}
+        alike[_last(module, parts)].add(value)
+    named = {
+        _last(module, parts) if len(alike[_last(module, parts)]) == 1 else module: value for module, value in values.items()
+    }
     return {name: value for name, value in named.items() if value != usual}
 
 
