@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from carnet.dialects.kinds import KINDS, OWN
+from carnet.dialects.kinds import KINDS
 from carnet.dialects.megatron.needs import needs
 from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import CarnetError
@@ -119,5 +119,5 @@ def open_source(path: PathLike | Folder, said: Request) -> Checkpoint:
     """Return a source as a request says that it is to be understood."""
     own = None if said.config is None else local("config", said.config)
     tower = None if said.tower is None else local("tower", said.tower)
-    adapter = None if said.adapter in (None, OWN) else local("adapter", said.adapter)
+    adapter = None if said.adapter is None else local("adapter", said.adapter)
     return opened(path, own, said.written_by, said.accept, said.family, tower, said.adapter_alpha, adapter, said.also)

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from carnet.dialects.kinds import OWN
 from carnet.errors import BadCheckpoint, BadOption, BadRequest
 from carnet.executor.staging import owned
 from carnet.formats.detect import fingerprint, open_checkpoint
 from carnet.formats.files import check_unchanged, digest_of
 from carnet.formats.stored import Checkpoint
-from carnet.inventory.lent import with_adapter, with_tower
+from carnet.inventory.lent import with_lent
 from carnet.planner.reproof import reprove
 from carnet.plans import saved
 from carnet.plans.columns import Plan
@@ -46,9 +45,9 @@ class Known:
 
 def known(made: Plan, digest: str) -> Known:
     """Open the source of a plan (digest); raise BadRequest where it is not the one that was planned."""
-    source, lender, adapter = folder_at(made.source), made.request.get("tower"), made.request.get("adapter")
-    checkpoint = with_tower(open_checkpoint(source), None if lender is None else str(lender))
-    checkpoint = checkpoint if adapter in (None, OWN) else with_adapter(checkpoint, str(adapter), None)
+    source, asked = folder_at(made.source), (made.request.get(name) for name in ("tower", "adapter"))
+    tower, adapter = (None if each is None else str(each) for each in asked)
+    checkpoint = with_lent(open_checkpoint(source), tower, adapter)
     if fingerprint(checkpoint) != made.fingerprint:
         raise BadRequest("the source is not the one that was planned", {"where": source}, remedy="plan again")
     everywhere = digest_of(repr([(stamp.file, stamp.nbytes, stamp.version) for stamp in checkpoint.stamps]).encode())

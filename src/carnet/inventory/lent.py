@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from carnet.architectures.known import dialect_of, names_none, of_class, text_of
 from carnet.architectures.wrappers import beside, is_of_tower, text_inside
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, OWN
 from carnet.dialects.megatron.providers import UNSAID, lacked
 from carnet.dialects.rows import Dialect
 from carnet.dialects.towers import found
@@ -13,23 +13,29 @@ from carnet.errors import BadRequest
 from carnet.formats.adapters import with_alpha
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.files import digest_of
-from carnet.formats.stored import Checkpoint, Stored
+from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.model.fields import Config
-from carnet.storage.lent import ADAPTER, MARK, WithLent
+from carnet.storage.lent import ADAPTER, TOWER, WithLent
 from carnet.storage.schemes import PathLike, folder_at
 
 OPTION = "--tower"
 WIDTH = "hidden_size"  # which Megatron and every class call the same
 
 
-def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
-    """Return a Megatron checkpoint with what a Hugging Face folder has beside its text model; as it is where none is named.
+def with_lent(
+    checkpoint: Checkpoint, tower: PathLike | None, adapter: PathLike | None, alpha: float | None = None
+) -> Checkpoint:
+    """Return a checkpoint with what folders lend it, if any is named: a tower, and adapters, of which a person may say the alpha."""
+    checkpoint = checkpoint if tower is None else _with_tower(checkpoint, tower)
+    return checkpoint if adapter is None or adapter == OWN else _with_adapter(checkpoint, adapter, alpha)
+
+
+def _with_tower(checkpoint: Checkpoint, path: PathLike) -> Checkpoint:
+    """Return a Megatron checkpoint with what a Hugging Face folder has beside its text model.
 
     Raises BadRequest where the folder is of no class that also sees or hears, holds no tower or one for another width, and where the
     checkpoint has a tower of its own: one that was trained is never replaced.
     """
-    if path is None:
-        return checkpoint
     if not KINDS[checkpoint.dialect].arguments:
         facts = {"found": f"{checkpoint.dialect} ({checkpoint.format})"}
         raise BadRequest(f"{OPTION} is for a checkpoint of Megatron's", facts, remedy="leave it out: a folder has its own")
@@ -48,37 +54,37 @@ def with_tower(checkpoint: Checkpoint, path: PathLike | None) -> Checkpoint:
         raise BadRequest(f"{OPTION} names a folder without a tower", facts)
     _refuse_width(checkpoint.config, text, where)
     _refuse_own(checkpoint, config, dialect_of(family, checkpoint.dialect, config))
-    lent = {key: _marked(stored) for key, stored in other.tensors.items() if key[1] in apart}
-    stamps = (*checkpoint.stamps, *(replace(stamp, file=MARK + stamp.file) for stamp in other.stamps))
+    lent = _marked({key: stored for key, stored in other.tensors.items() if key[1] in apart}, TOWER)
     said = checkpoint.config
     if names_none(KINDS[checkpoint.dialect], said):
         said = {**said, UNSAID: {**lacked(said), **config}}
     return replace(
-        checkpoint,
-        root=WithLent(checkpoint.root, other.root),
+        _reading(checkpoint, other, TOWER),
         tensors={**checkpoint.tensors, **lent},
-        stamps=stamps,
-        digest=digest_of(f"{checkpoint.digest} {other.digest}".encode()),
         config=said,
         notes={**checkpoint.notes, "tower": f"{len(lent)} tensors of {where}"},
     )
 
 
-def with_adapter(checkpoint: Checkpoint, path: PathLike, alpha: float | None) -> Checkpoint:
+def _with_adapter(checkpoint: Checkpoint, path: PathLike, alpha: float | None) -> Checkpoint:
     """Return a checkpoint with the adapters of another folder beside it; raise BadRequest where that holds none."""
     other = with_alpha(open_checkpoint(folder_at(path)), alpha)
     where = str(other.root)
     if not KINDS[other.dialect].adapters:
         facts = {"where": where, "found": f"{other.dialect} ({other.format})"}
         raise BadRequest("--adapter names a folder without adapters", facts, remedy="name one of PEFT's or Megatron-Bridge's")
-    stamps = tuple(replace(stamp, file=ADAPTER + stamp.file) for stamp in other.stamps)
-    tensors = {key: _marked(stored, ADAPTER) for key, stored in other.tensors.items()}
+    lent = replace(other, root=WithLent(other.root, other.root, ADAPTER), tensors=_marked(other.tensors, ADAPTER))
+    return replace(_reading(checkpoint, other, ADAPTER), adapter=lent)
+
+
+def _reading(checkpoint: Checkpoint, other: Checkpoint, mark: str) -> Checkpoint:
+    """Return a checkpoint in whose folder the files of another are read, too, under marked names: both say what it is."""
+    stamps = tuple(replace(stamp, file=mark + stamp.file) for stamp in other.stamps)
     return replace(
         checkpoint,
-        root=WithLent(checkpoint.root, other.root, ADAPTER),
+        root=WithLent(checkpoint.root, other.root, mark),
         stamps=(*checkpoint.stamps, *stamps),
         digest=digest_of(f"{checkpoint.digest} {other.digest}".encode()),
-        adapter=replace(other, root=WithLent(other.root, other.root, ADAPTER), tensors=tensors),
     )
 
 
@@ -104,10 +110,13 @@ def _refuse_own(checkpoint: Checkpoint, config: Config, dialect: Dialect) -> Non
         raise BadRequest("the checkpoint has a tower of its own, which was trained", facts, remedy=f"leave out {OPTION}")
 
 
-def _marked(stored: Stored, mark: str = MARK) -> Stored:
-    return replace(stored, chunks=tuple(replace(chunk, file=mark + chunk.file) for chunk in stored.chunks))
+def _marked(tensors: Mapping[Key, Stored], mark: str) -> dict[Key, Stored]:
+    return {
+        key: replace(stored, chunks=tuple(replace(chunk, file=mark + chunk.file) for chunk in stored.chunks))
+        for key, stored in tensors.items()
+    }
 
 
-def is_lent(stored: Stored) -> bool:
-    """Say whether a tensor is another folder's."""
-    return any(chunk.file.startswith(MARK) for chunk in stored.chunks)
+def is_of_lent_tower(stored: Stored) -> bool:
+    """Say whether a tensor is of a tower that another folder lends."""
+    return any(chunk.file.startswith(TOWER) for chunk in stored.chunks)

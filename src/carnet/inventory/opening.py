@@ -13,7 +13,7 @@ from carnet.formats.jsons import read_object
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint
 from carnet.formats.wrapped import arguments_of, program_of, read_config
-from carnet.inventory.lent import with_adapter, with_tower
+from carnet.inventory.lent import with_lent
 from carnet.inventory.planes import open_with
 from carnet.storage.protocol import FILE, Folder
 from carnet.storage.schemes import PathLike, file_at
@@ -32,8 +32,8 @@ def opened(
 ) -> Checkpoint:
     """Open a checkpoint; a config that is given stands in place of its own, what a person names in place of what shows.
 
-    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters, ``adapter`` a folder that lends these;
-    ``also`` is what shall go along with the weights.
+    ``tower`` is a folder that lends what is beside a text model, ``alpha`` that of adapters, ``adapter`` a folder that lends these,
+    or ``OWN``; ``also`` is what shall go along with the weights.
     """
     checkpoint = replace(open_with(path, also), accept=tuple(accept), family=family, also=also)
     if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
@@ -46,8 +46,7 @@ def opened(
             said = {**own, **arguments_of(said, str(config))}
         kept = {key: checkpoint.config[key] for key in (SAID, BRIDGE) if key in checkpoint.config}
         checkpoint = replace(checkpoint, config={**said, **kept})
-    checkpoint = with_alpha(with_tower(checkpoint, tower), alpha)
-    checkpoint = checkpoint if adapter is None else with_adapter(checkpoint, adapter, alpha)
+    checkpoint = with_alpha(with_lent(checkpoint, tower, adapter, alpha), alpha)
     if written_by is None:
         return checkpoint
     if not KINDS[checkpoint.dialect].arguments:

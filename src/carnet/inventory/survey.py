@@ -30,7 +30,7 @@ from carnet.formats.adapters import BRIDGE, SAID
 from carnet.formats.stored import Checkpoint, Coded, Key, Stored, label_of, reshaped
 from carnet.inventory.adapters import STRANGE, with_adapters
 from carnet.inventory.changed import NOTHING, Changes
-from carnet.inventory.lent import is_lent
+from carnet.inventory.lent import is_of_lent_tower
 from carnet.inventory.planes import in_model_space, instead, planes_of
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, in_parts, sort_out, unlisted
 from carnet.inventory.telling import further_stored, told_by_store
@@ -244,7 +244,7 @@ def _take_tower(
     if not config.get("wrapper"):
         return {}
     where, names = str(checkpoint.root), beside(dialect, {name for _, name in checkpoint.tensors})
-    names |= {stored.name for stored in kept.values() if is_lent(stored)}
+    names |= {stored.name for stored in kept.values() if is_of_lent_tower(stored)}
     there = {key: stored for key, stored in kept.items() if key[1] in names}
     held = {key: [*found(dialect, stored.name, stored.dtype, stored.shape, where)] for key, stored in there.items()}
     if dialect.kind.arguments:  # what a program calls otherwise than a folder does, and no row says, is unknown

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from carnet.storage.around import Around
 from carnet.storage.protocol import File, Folder, Stamp
 
-MARK = "lent:"  # before the name of a file of the other folder
-ADAPTER = "adapter:"  # before that of one which lends adapters
+TOWER, ADAPTER = "lent:", "adapter:"  # marks: before the name of a file of a folder that lends a tower, or adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class WithLent(Around):
     """A folder, and another that lends it files; all else is the first one's."""
 
     lender: Folder
-    mark: str = MARK
+    mark: str
 
     def kind(self, name: str = "") -> str:
         """Return what has a name."""
