@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from carnet.algebra.box import Box, uncovered, whole
 from carnet.errors import BadCheckpoint, BadRequest
-from carnet.executor.casts import cast
+from carnet.executor.casts import cast, out_of_range
 from carnet.executor.cutting import Writer, reach
 from carnet.executor.geometry import Spot, linear, spots, volume
 from carnet.executor.jobs import Part
@@ -136,8 +136,7 @@ def _adapt(worker: Worker, part: Part, known: Known, into: NDArray[np.uint8]) ->
     if wanted == "f32":
         into[:] = total.view(np.uint8)
     elif not cast(total.view(np.uint32), into.view(f"u{item}"), ("f32", wanted), worker.temporary):
-        facts = {"tensor": names, "found": f"a finite sum beyond the largest of {wanted}"}
-        raise BadRequest(f"{names} with its adapter is out of range for {wanted}", facts, remedy="ask for another --dtype")
+        raise out_of_range(f"{names} with its adapter", names, "a finite sum", wanted)
 
 
 def _widened(part: Part) -> Part:

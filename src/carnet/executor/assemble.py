@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.errors import BadRequest
-from carnet.executor.casts import cast, shift
+from carnet.executor.casts import cast, out_of_range, shift
 from carnet.executor.functions import compute
 from carnet.executor.geometry import GAP, Piece, blocks, packed, reads, run, runs, span, sparse
 from carnet.executor.worker import Bytes, Worker
@@ -116,8 +115,7 @@ def _place(worker: Worker, each: Want) -> None:
     else:
         done = cast(source, target, each.types, worker.temporary)
     if not done:
-        facts = {"tensor": each.tensor, "found": f"a finite {each.types[0]} value beyond the largest of {each.types[1]}"}
-        raise BadRequest(f"a value of {each.tensor} is out of range for {each.types[1]}", facts, remedy="ask for another dtype")
+        raise out_of_range(f"a value of {each.tensor}", each.tensor, f"a finite {each.types[0]} value", each.types[1])
 
 
 def _bits(buffer: Bytes, item: int, offset: int, piece: Piece, *, side: int) -> NDArray[np.generic]:

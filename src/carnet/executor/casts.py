@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.dtypes import array_type
+from carnet.errors import BadRequest
 
 Array = NDArray[np.generic]
 Bytes = NDArray[np.uint8]
@@ -39,6 +40,12 @@ def cast(source: Array, target: Array, names: tuple[str, str], temporary: Bytes)
         _any(source, floats, ("f16", "f32"))
         return narrow(floats, target, temporary[source.size * 4 :])
     return _any(source, target, names)
+
+
+def out_of_range(what: str, tensor: str, found: str, dtype: str, where: str = "") -> BadRequest:
+    """Return the error of a finite number that a type cannot hold: what it is, of which tensor, how it was ``found``, in which file."""
+    facts = {"tensor": tensor, **({"where": where} if where else {}), "found": f"{found} beyond the largest of {dtype}"}
+    return BadRequest(f"{what} is out of range for {dtype}", facts, remedy="ask for another --dtype")
 
 
 def shift(source: Array, target: Array, names: tuple[str, str], value: float) -> bool:

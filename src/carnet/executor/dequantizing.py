@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from carnet.dtypes import BY_NAME as DTYPES
 from carnet.dtypes import array_type
-from carnet.errors import BadCheckpoint, BadRequest
+from carnet.errors import BadCheckpoint
+from carnet.executor.casts import out_of_range
 from carnet.executor.geometry import Piece, Tile, clip
 from carnet.executor.worker import Bytes, Worker
 from carnet.formats.stored import dense_strides
@@ -86,8 +87,7 @@ def _decoded(
         for part in _parts(whole, pitch, TILE):
             values = _rectangle(sheet, *_reach(part, pitch), to)
             if sheet.large and np.isinf(values.astype(np.float64)).any():
-                facts = {"tensor": tensor, "where": file, "found": f"a code whose value is beyond the largest of {to}"}
-                raise BadRequest(f"a value of {tensor} is out of range for {to}", facts, remedy="ask for another dtype")
+                raise out_of_range(f"a value of {tensor}", tensor, "a code whose value is", to, file)
             shape = tuple(axis[0] for axis in part.axes)
             if values.shape != shape:
                 down, along = values.strides

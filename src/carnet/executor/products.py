@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carnet.dtypes import BY_NAME, array_type
-from carnet.errors import BadRequest
+from carnet.executor.casts import out_of_range
 from carnet.executor.dequantizing import region
 from carnet.executor.geometry import Piece, Tile, clip
 from carnet.executor.worker import Worker
@@ -77,8 +77,7 @@ def _product(worker: Worker, step: Product, head: int, rows: tuple[int, int], co
     found = nearest(left, right, own)
     with np.errstate(invalid="ignore"):
         if np.isinf(found).any() and np.isfinite(left).all() and np.isfinite(right).all():
-            facts = {"tensor": step.tensor, "found": f"a finite product beyond the largest of {own}"}
-            raise BadRequest(f"a product of {step.tensor} is out of range for {own}", facts, remedy="ask for another dtype")
+            raise out_of_range(f"a product of {step.tensor}", step.tensor, "a finite product", own)
     return np.ascontiguousarray(found).view(f"u{BY_NAME[own].nbytes}")
 
 

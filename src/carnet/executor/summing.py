@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from carnet.dtypes import BY_NAME, FLOATS, array_type
 from carnet.errors import BadRequest
 from carnet.executor.adapting import assemble
-from carnet.executor.casts import cast, widen
+from carnet.executor.casts import cast, out_of_range, widen
 from carnet.executor.files import sources
 from carnet.executor.geometry import Tile, segments, volume
 from carnet.executor.groups import writers_of
@@ -222,8 +222,7 @@ class Adder:
         for low in range(0, count, BLOCK):
             if not cast(sums[low : low + BLOCK], bits[low : low + BLOCK], ("f32", wanted), worker.temporary):
                 name = self._sums.terms[0].tensors[number][1].name
-                facts = {"tensor": name, "found": f"a finite sum beyond the largest of {wanted}"}
-                raise BadRequest(f"a sum of {name} is out of range for {wanted}", facts, remedy="ask for another dtype")
+                raise out_of_range(f"a sum of {name}", name, "a finite sum", wanted)
 
     def _read(self, term: Term, by: Worker, number: int, tile: Tile, count: int) -> Iterator[tuple[int, Numbers]]:
         """Yield the numbers of a tile as one checkpoint has them, some at a time and which is their first; they may be changed."""
