@@ -267,6 +267,18 @@ def test_a_parameter_of_experts_whose_adapters_have_the_names_of_anothers_is_ref
         carnet.plan(base, to="hf", adapter=adapter)
 
 
+def test_adapters_of_a_model_that_also_sees_are_refused_with_the_way_out(tmp_path):
+    turns = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    text = {**SMALL, "hidden_size": 32, "intermediate_size": 48, "num_key_value_heads": 2, "rope_parameters": turns}
+    sight = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+    config = hf.Qwen2_5_VLConfig(text_config=text, vision_config={**sight, "fullatt_block_indexes": [0]})
+    model = hf.Qwen2_5_VLForConditionalGeneration(config)
+    model.save_pretrained(tmp_path / "base")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(NotSupported, match=r"(?s)sees or hears.*merge_and_unload"):
+        carnet.plan(tmp_path / "base", to="hf", adapter=tmp_path / "adapter")
+
+
 # --- what is wrong is found ----------------------------------------------------------------------------------------------------
 
 

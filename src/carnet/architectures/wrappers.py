@@ -320,6 +320,7 @@ def wrapped(dialect: Dialect, config: Config, names: Collection[str] = ()) -> Di
         return replace(dialect, prefixes=prefixes, tower=stored)
     if not dialect.kind.companions or dialect.ranked:
         remedy = "--drop with the names of what is beside the text model takes that alone"
+        remedy = f"add adapters of such a model with peft's merge_and_unload; {remedy}" if dialect.kind.alone else remedy
         raise NotSupported(f"{dialect.name} has no place for what a model sees or hears with", remedy=remedy)
     spelling = max(wrapper.spellings, key=lambda each: _below(each.prefix, names))
     rows = tuple(replace(row, name=row.name.replace(HEAD, "/" + spelling.head)) for row in dialect.rows)
