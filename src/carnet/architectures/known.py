@@ -49,6 +49,7 @@ from carnet.dialects.megatron.layers import joined
 from carnet.dialects.megatron.needs import NEEDS
 from carnet.dialects.megatron.programs import Heard, hear, program
 from carnet.dialects.megatron.providers import lacked, provided
+from carnet.dialects.megatron.pruned import PRUNED
 from carnet.dialects.megatron.rows import MEGATRON
 from carnet.dialects.rows import Dialect
 from carnet.dialects.writing import Misfit, misfits
@@ -166,7 +167,7 @@ def hear_config(kind: Kind, raw: Mapping[str, object], where: str, writer: str, 
 
     Raises NotSupported where the config names a class that carnet does not know, before anything else is looked at.
     """
-    accept = [name for name in accept if name != NEEDS]  # of the target's arguments, not the source's
+    accept = [name for name in accept if name != NEEDS and not (kind.arguments and name == PRUNED)]  # neither is an argument
     if names_none(kind, raw):
         return hear(raw, where, written_by=program(writer, "--written-by") if writer else None, era=era, accept=accept)
     spoken = KINDS["hf"] if kind.arguments else KINDS[kind.spoken or kind.name]

@@ -100,6 +100,7 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
         era=said.era,
         training=said.training,
         trained_as=modes.schemes if modes else (),
+        pruned=modes is not None and modes.pruned,
     )
 
 
@@ -115,7 +116,8 @@ def _read_legacy(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     tensors = dict(sorted(ranks.tensors.items()))
     objects = dict(sorted(ranks.objects.items()))
     found = root, "megatron", PER_RANK, config, tensors, objects, stamps, digest, notes
-    return Checkpoint(*found, program=program_of(config), trained_as=modes.schemes if modes else ())
+    trained_as, pruned = (modes.schemes, modes.pruned) if modes else ((), False)
+    return Checkpoint(*found, program=program_of(config), trained_as=trained_as, pruned=pruned)
 
 
 def _is_nemo(root: Folder, names: Sequence[str]) -> bool:

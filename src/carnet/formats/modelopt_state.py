@@ -20,6 +20,7 @@ from carnet.formats.torch_dist import read_common, read_plain_store
 from carnet.storage.protocol import FOLDER, Folder
 
 NAME = "modelopt_state"
+PRUNING = frozenset({"mcore_minitron", "mcore_gpt_minitron"})  # modes that make a model narrower; the second until 0.30
 BITS = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (8, 0): "e8m0", 8: "int8", 4: "int4"}
 # what a quantizer of weights says -> the word of --quantize that writes it: its codes, rows and columns of a block, type of its scales
 SCHEMES = {
@@ -41,6 +42,7 @@ class Modes:
     said: str  # for people, "quantize: weights e4m3, inputs e4m3 (ModelOpt 0.47.0)"
     schemes: tuple[str, ...] = ()  # words of --quantize that write what its weights were trained as
     sightings: tuple[Sighting, ...] = ()
+    pruned: bool = False
 
 
 def read_modes(root: Folder, name: str = NAME) -> Modes | None:
@@ -69,7 +71,8 @@ def modes_of(value: object) -> Modes:
     quantizers = [each for name, said in modes if name == "quantize" for each in _quantizers(said)]
     said = "; ".join(text for name, said in modes if (text := _mode(str(name), said))) or "nothing"
     schemes = dict.fromkeys(scheme for what, _, scheme in quantizers if what == "weight" and scheme)
-    return Modes(shown(f"{said} (ModelOpt {version})" if isinstance(version, str) else said)[:400], tuple(schemes))
+    text = shown(f"{said} (ModelOpt {version})" if isinstance(version, str) else said)[:400]
+    return Modes(text, tuple(schemes), pruned=any(name in PRUNING for name, _ in modes if isinstance(name, str)))
 
 
 def _mode(name: str, said: object) -> str:

@@ -97,6 +97,7 @@ class Checkpoint:
     also: str | None = None  # what a person wants to go along with the weights: "optimizer"
     training: Training | None = None  # how far the training is, where that was asked for and is said
     trained_as: tuple[str, ...] = ()  # schemes, as --quantize calls them, under which ModelOpt trained or calibrated weights
+    pruned: bool = False  # as ModelOpt's state says
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

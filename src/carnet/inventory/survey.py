@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from heapq import nsmallest
+from operator import le
 from typing import TYPE_CHECKING
 
 from carnet.algebra.box import Box, uncovered, whole
@@ -33,7 +34,7 @@ from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_of_lent_tower
 from carnet.inventory.planes import in_model_space, instead, planes_of
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, in_parts, sort_out, unlisted
-from carnet.inventory.telling import further_stored, told_by_store
+from carnet.inventory.telling import further_stored, told_by_store, true_widths
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.adapters import bare
 from carnet.model.fields import Config, Value
@@ -76,6 +77,7 @@ class Inventory:
     vocabulary: Vocabulary
     less_one: frozenset[str]  # the norms that are stored less one, named within their layer
     heard: Heard = AS_IT_STANDS  # Megatron's arguments: what its program did not use, what a target need not do
+    pruned: str = ""  # what the arguments said of the model that this one was cut from, and what is so
     others: Mapping[str, bool] = field(default_factory=dict)  # families that it could be too -> whether with the same tensors
     merged: "Merged | None" = None  # what is added to it, where a target is a sum
     changes: Changes = NOTHING  # what adapters add to its weights, where a target has them merged
@@ -96,7 +98,8 @@ class Inventory:
         said = f"{plain[0]}{more}, though the config calls it quantized: engines would look for its scales" if plain else ""
         lent = self.checkpoint.adapter
         added = self.changes.said("own" if lent is None else str(lent.root)) if self.changes.of else ""
-        return {subject: line for subject, line in (("read as plain", said), ("adapters", added)) if line}
+        lines = ("read as plain", said), ("adapters", added), ("pruned", self.pruned)
+        return {subject: line for subject, line in lines if line}
 
     @property
     def zero_centred(self) -> bool:
@@ -156,7 +159,7 @@ def survey(
     whole, checkpoint = checkpoint, replace(checkpoint, config=text)
     own = plain(kind.codes_key, checkpoint.config)
     names = {name for _, name in checkpoint.tensors}
-    own = without(kind, own, names, drop)
+    own, pruned = true_widths(checkpoint, without(kind, own, names, drop))
     told = told_of(checkpoint, own, vocab, counted, like) if kind.arguments else None
     size = vocab if told is None else told.tokens
     heard = hear_config(kind, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
@@ -205,7 +208,7 @@ def survey(
         *([] if said is None or not published else check_lists(said, sorted_out.coded, where)),
         *([] if said is None else check_cache(said, named, sorted_out.scales, where, published=published)),
         *_unknown(kept, named, where, whole=not missing, alone=kind.alone),
-        *(_misshapen(kept[key], named[key], config, where) for key in named if key not in fitting),
+        *(_misshapen(kept[key], named[key], config, where, arguments=kind.arguments) for key in named if key not in fitting),
         *missing,
     ]
     found = sorted_out.unbroken(fitting)
@@ -217,7 +220,7 @@ def survey(
     could = others(family, bare(config), where) if undecided else {}
     centred = less_one(dialect, config, [name for _, name in found])
     made = Inventory(
-        checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, centred, heard, could
+        checkpoint, family, dialect, config, found, dropped, said, coded, sorted_out.scales, told, centred, heard, pruned, could
     )
     return made, problems
 
@@ -357,11 +360,13 @@ def _unknown(
         yield NotSupported("the checkpoint holds a tensor that carnet does not know", facts, remedy=remedy)
 
 
-def _misshapen(stored: Stored, entry: Entry, config: Config, where: str) -> CarnetError:
+def _misshapen(stored: Stored, entry: Entry, config: Config, where: str, *, arguments: bool) -> CarnetError:
     name = label_of((entry.unit, entry.name))
     sized = "  ".join(f"{axis} {length}" for axis, length in sizes(config).items())
     facts = {"where": where, "tensor": name, "expected": list(entry.stored), "found": list(stored.shape), "config": sized}
-    return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts)
+    narrower = len(entry.stored) == len(stored.shape) and all(map(le, stored.shape, entry.stored))
+    remedy = "--accept pruned, if the model was pruned; --config names its true config.json" if arguments and narrower else None
+    return BadCheckpoint(f"the shape of {name!r} contradicts the config", facts, remedy=remedy)
 
 
 def _missing(dialect: Dialect, config: Config, named: Mapping[Key, Entry], where: str) -> Iterator[CarnetError]:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 
 from carnet.algebra.layout import round_up
-from carnet.dialects.kinds import RANKS
+from carnet.dialects.configs import lookup
+from carnet.dialects.kinds import KINDS, RANKS
+from carnet.dialects.megatron.pruned import PRUNED, true_arguments
+from carnet.dialects.megatron.releases import Arguments
 from carnet.dialects.rows import Dialect
 from carnet.dialects.units import told_ranks
-from carnet.formats.stored import Key, Stored
+from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.model.fields import Config
 from carnet.model.model import number
 
@@ -20,6 +23,14 @@ def told_by_store(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) 
         said["padded_vocab"] = round_up(number(config, "vocab"), kind.pads_to)
     shapes = {name: stored.shape for (_, name), stored in kept.items()} if dialect.told_by else {}
     return said | {name: tell(shapes, said) for name, tell in dialect.told_by.items()}
+
+
+def true_widths(checkpoint: Checkpoint, own: Arguments) -> tuple[Arguments, str]:
+    """Return Megatron's arguments with the true widths of a pruned model, and in words what they said."""
+    if not KINDS[checkpoint.dialect].arguments or lookup(own, "architectures"):
+        return own, ""  # a Hugging Face config in their place
+    whole = {name: stored.shape for (unit, name), stored in checkpoint.tensors.items() if not unit}  # ranks hold parts
+    return true_arguments(own, whole, told=checkpoint.pruned or PRUNED in checkpoint.accept)
 
 
 def further_stored(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) -> int:

@@ -152,7 +152,7 @@ class Request:
         (),
         "patterns",
         SOURCE,
-        "Do without what this argument of Megatron's, or this key of a config, does. May be repeated.",
+        "Do without what this argument of Megatron's, or this key of a config, does; `pruned`: shapes tell widths. May be repeated.",
         metavar="NAME",
         compared=True,
     )
