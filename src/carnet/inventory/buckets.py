@@ -35,7 +35,8 @@ BUCKET = re.compile(
 ALIGNED = 64  # elements: _pad_start_of_param_if_needed in megatron/core/distributed/param_and_grad_buffer.py
 LOOKED_AT = 4096  # boxes whose ends are compared with the weights
 UNLIKE = "the buckets of the optimizer's state are not those of these parameters"
-REMEDY = "save with --dist-ckpt-optim-fully-reshardable, or leave out --with optimizer"
+LEAVE = "leave out --with optimizer"
+REMEDY = f"save with --dist-ckpt-optim-fully-reshardable, or {LEAVE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _ranks(checkpoint: Checkpoint) -> Ranks:
     for name in (*own, *uneven, "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
         if said.get(name):
             raise _unlike(checkpoint, f"{name}: {said[name]}")
-    return Ranks(tp, pp, ep, etp if ep > 1 or etp != tp else tp)
+    return Ranks(tp, pp, ep, etp)
 
 
 def _count(said: object) -> int:

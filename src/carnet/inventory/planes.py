@@ -9,20 +9,18 @@ from carnet.dialects.rows import Dialect
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Key, Stored
-from carnet.inventory.buckets import in_buckets, unfolded
+from carnet.inventory.buckets import LEAVE, REMEDY, in_buckets, unfolded
 from carnet.model.fields import Config, Value
 from carnet.model.model import value
 from carnet.storage.protocol import Folder
 from carnet.storage.schemes import PathLike
 
 FORMS = {  # a part of a name -> the form of which it is; DistributedOptimizer.sharded_state_dict in distrib_optimizer.py
-    ".bucket_idx_": "dp_reshardable",  # which is read, too
+    ".bucket_idx_": "dp_reshardable",  # which buckets.py reads
     ".param_state/": "dp_zero_gather_scatter",
     "distrib_optim.pt": "one file a rank",
     "model_optim_rng.pt": "one file a rank",
 }
-
-LEAVE = "leave out --with optimizer"
 
 
 def open_with(path: PathLike | Folder, also: str | None) -> Checkpoint:
@@ -87,8 +85,7 @@ def planes_of(checkpoint: Checkpoint, like: Config | None) -> dict[str, Value]:
         raise BadRequest("no optimizer's state is here that could go along", facts, remedy=LEAVE)
     found = _told(checkpoint)
     if not found:
-        remedy = "save with --dist-ckpt-optim-fully-reshardable, or " + LEAVE
-        raise NotSupported(f"an optimizer's state in the form {form!r} is not read", {"where": where}, remedy=remedy)
+        raise NotSupported(f"an optimizer's state in the form {form!r} is not read", {"where": where}, remedy=REMEDY)
     if MASTER not in found.split():
         facts = {"where": where, "found": found.replace(" ", ", ")}
         raise NotSupported("the optimizer's state has no master weights", facts, remedy=LEAVE)

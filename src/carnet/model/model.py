@@ -187,17 +187,17 @@ def holds(when: Condition, config: Config) -> bool:
     return all(bool(value) if wanted is SET else value == wanted for value, wanted in found)
 
 
-def canonical_shapes(config: Config, rows: Collection[str] = ()) -> dict[Canonical, tuple[int, ...]]:
+def canonical_shapes(config: Config, parts: Collection[str] = ()) -> dict[Canonical, tuple[int, ...]]:
     """Return every canonical tensor of a model, those of all layers and of a tower, with its shape.
 
-    Of a program whose ``rows`` name these tensors those that it holds: with what is computed, without what is held in no other form.
+    ``parts`` are those that the rows of a program have: what it holds computed is there then, in the place of what that is computed of.
     """
-    top = _sized(config, config, rows)
+    top = _sized(config, config, parts)
     found = {tensor.at(): shape for tensor, shape in top if tensor.stage == "first"}
     kinds: dict[int, list[tuple[Tensor, tuple[int, ...]]]] = {}
     for index, layer in enumerate(layers(config)):
         if id(layer) not in kinds:
-            kinds[id(layer)] = _sized(config, layer, rows)
+            kinds[id(layer)] = _sized(config, layer, parts)
         found |= {tensor.at(index): shape for tensor, shape in kinds[id(layer)]}
     found |= {tensor.at(): shape for tensor, shape in top if tensor.stage == "last"}
     found |= {each.tensor: each.shape for each in tower(config)}
@@ -210,10 +210,10 @@ def planes(config: Config) -> list[str]:
     return str(value(config, "planes")).split()
 
 
-def _sized(config: Config, layer: Config, rows: Collection[str]) -> list[tuple[Tensor, tuple[int, ...]]]:
+def _sized(config: Config, layer: Config, parts: Collection[str]) -> list[tuple[Tensor, tuple[int, ...]]]:
     size, known = sizes(layer), tensors(config, layer).values()
-    inside = {part for tensor in known if tensor.part in rows for part in tensor.operands}
-    held = [tensor for tensor in known if tensor.part in rows or not (tensor.function or tensor.part in inside)]
+    inside = {part for tensor in known if tensor.part in parts for part in tensor.operands}
+    held = [tensor for tensor in known if tensor.part in parts or not (tensor.function or tensor.part in inside)]
     own = ((tensor, size | {RANK: adapters.rank(layer, tensor)} if tensor.of else size) for tensor in held)
     return [(tensor, tuple(size[axis] for axis in tensor.axes)) for tensor, size in own]
 
