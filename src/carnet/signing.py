@@ -37,9 +37,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'carnet[sign]'"
 PREDICATE = "https://slsa.dev/provenance/v1"
-BUILD = (
-    f"urn:carnet:crossing:{documents.VERSION}"  # what the parameters of a statement mean: those of the document of this version
-)
+# what the parameters of a statement mean: those of the document of this version
+BUILD = f"urn:carnet:crossing:{documents.VERSION}"
 BUILDER = "urn:carnet"
 GIT = {".git", ".gitattributes", ".github", ".gitignore"}  # what model_signing's own command leaves out by itself
 

@@ -169,9 +169,8 @@ class TargetFile:
     nbytes: int  # size of the whole file, header included
     tensors: tuple[TargetTensor, ...]  # in the order in which they lie
     metadata: Mapping[str, str]  # the header's __metadata__; empty for none
-    kind: str = (
-        "safetensors"  # or "torch_dist": what stands around the tensors follows from their types, shapes, offsets; or of SPACES
-    )
+    # or "torch_dist": what stands around the tensors follows from their types, shapes and offsets; or one of SPACES
+    kind: str = "safetensors"
 
     @property
     def space(self) -> Space:
@@ -193,9 +192,7 @@ class Update:
     scale: float  # f32
     experts: bool  # whether the first axis of the weight is that of experts
     outputs: int  # how many axes of the weight are outputs
-    magnitude: str = (
-        ""  # factor, outputs: how long each row is made afterwards (DoRA), or of an expert; "" where rows stay as they are
-    )
+    magnitude: str = ""  # factor, outputs, of DoRA: how long each row, or that of an expert, is made afterwards; "" for none
 
 
 @dataclass(frozen=True, slots=True)

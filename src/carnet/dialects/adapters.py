@@ -28,9 +28,8 @@ class Spelling:
     a: str
     b: str
     magnitude: str
-    parts: Mapping[
-        str, str
-    ]  # part of a joined weight -> what stands between where it has an adapter of its own; never of experts
+    # part of a joined weight -> what stands between where it has an adapter of its own; never of experts
+    parts: Mapping[str, str]
 
 
 # NVIDIA-NeMo/Megatron-Bridge 0.6: src/megatron/bridge/peft/{adapter_wrapper,utils,dora_layers}.py; canonical_lora.py for the parts

@@ -38,9 +38,8 @@ class Kind:
     spares_last: bool = False  # where layers do not divide, the stages before the last have one more, not the first ones
     pads_to: int = 0  # the rows of the vocabulary are padded to a multiple, whatever the number of ranks
     whole_ep: bool = False  # all ranks share the experts, or none
-    reorders: tuple[
-        str, ...
-    ] = ()  # canonical tensors that its kernels may have in another order than they were loaded in: no file has one
+    # canonical tensors that its kernels may have in another order than they were loaded in: no file has one
+    reorders: tuple[str, ...] = ()
     # of ranks: the codes that they load as they are published, before kernels pack them anew; recipe -> LINEAR, EXPERTS or UNSHARED
     loads: Mapping[str, str] = field(default_factory=dict)
     releases: tuple[str, ...] = ()  # of the program whose names the rows are; the first unless another is asked for
@@ -138,11 +137,8 @@ KINDS: Mapping[str, Kind] = {
             counts_anew=False,
             pads_to=64,
             whole_ep=True,
-            reorders=(
-                "moe.gate",
-                "moe.up",
-                "moe.down",
-            ),  # srt/layers/quantization/unquant.py: FlashInfer's, aiter's, fused ones
+            # srt/layers/quantization/unquant.py: FlashInfer's, aiter's, fused ones
+            reorders=("moe.gate", "moe.up", "moe.down"),
             releases=("0.5.23",),
         ),
         # megatron/core/models/hybrid/hybrid_block.py; where brackets of the pattern join the two, the norm has the usual name

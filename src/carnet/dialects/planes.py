@@ -12,9 +12,8 @@ from carnet.model.fields import Config
 from carnet.model.model import planes
 from carnet.model.tensors import Canonical
 
-STATE = (
-    "optimizer.state."  # megatron/core/dist_checkpointing/optimizer.py optim_state_to_sharding_state, and distrib_optimizer.py
-)
+# megatron/core/dist_checkpointing/optimizer.py optim_state_to_sharding_state, and distrib_optimizer.py
+STATE = "optimizer.state."
 OPTIMIZER = "optimizer state"  # why what is not asked for is left behind
 MASTER = "param"  # as fully_reshardable has it
 ALIKE = {"fp32_param": MASTER}  # of Float16OptimizerWithFloat16Params, megatron/core/optimizer/optimizer.py

@@ -33,9 +33,8 @@ JOINED: Mapping[tuple[str, ...], str] = {
     ("gdn.b", "gdn.a"): "in_proj_ba",
 }
 EXPERTS = {"moe.gate", "moe.up", "moe.down"}
-APART = {
-    "q_compressed": False
-}  # where the queries of latent attention are not compressed, what they are joined with stands alone
+# where the queries of latent attention are not compressed, what they are joined with stands alone
+APART = {"q_compressed": False}
 
 # attention.py of model_executor/layers/attention: buffers of every layer that attends, seen from the projection beside it
 SCALES = tuple(Constant(f"_{of}_scale", "f32", (), 1.0) for of in ("k", "prob", "q", "v"))

@@ -38,9 +38,8 @@ def _between(
             first = operands[0].shape[1] - whole[1] + box.start[1]
             last = operands[0][:, first : first + box.shape[1]]
             return last, last
-        case (
-            _
-        ):  # a product of operands as the target has them; in whatever order sums are done, they are off by less than the bound
+        case _:
+            # a product of operands as the target has them; in whatever order sums are done, they are off by less than the bound
             right, left = (_rounded(each, dtype) for each in operands)
             depth, left = left.shape[1], left.swapaxes(1, 2)
             product = np.matmul(left, right[:, :depth])

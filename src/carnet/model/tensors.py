@@ -19,9 +19,8 @@ class Axis:
 
     name: str
     size: str | int | Callable[[Callable[[str], int]], int]  # a field, a number, or what follows from the values of fields
-    cut: str = (
-        ""  # how ranks share it: "evenly"; "padded" to a multiple of them; "repeated" where there are more; "" not at all
-    )
+    # how ranks share it: "evenly"; "padded" to a multiple of them; "repeated" where there are more; "" not at all
+    cut: str = ""
     among: str = "tensor"  # which ranks: those that share every layer, the experts ("expert"), or each expert ("expert_tensor")
     inner: str = ""  # the axis inside of it that is cut too: by ranks that repeat this one, or that share each expert
 
