@@ -673,7 +673,7 @@ def test_an_unknown_config_field_is_named(verb, hf, tmp_path):
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "yarn"),
         ("rope_scaling", "double", "rope_scaling"),
         ("quantization_config", {"quant_method": "fp8"}, "quantization_config"),
-        ("architectures", ["MambaForCausalLM"], "MambaForCausalLM"),
+        ("architectures", ["RwkvForCausalLM"], "RwkvForCausalLM"),
         ("architectures", "LlamaForCausalLM", ""),
         ("torch_dtype", "float8", "float8"),
         ("rms_norm_eps", "1e-5", "rms_norm_eps"),
