@@ -61,7 +61,7 @@ def can_do(path: Path) -> tuple[str, str, str, str]:
 def targets(text: Mapping[str, object], wrapper: str, where: str) -> str:
     """Return the kinds of targets that can say a model: * with ``--accept needs``, + with ``--read-by megatron-bridge``."""
     family, config = recognise("hf", text, where, {"wrapper": wrapper} if wrapper else {})
-    return " ".join(filter(None, (_told(family, kind, config, where) for kind in KINDS.values())))
+    return " ".join(filter(None, (_told(family, kind, config, where) for kind in KINDS.values() if not kind.alone)))
 
 
 def _told(family: Family, kind: Kind, config: Config, where: str) -> str:

@@ -359,13 +359,14 @@ A_SIZE = "a size: the shapes of the tensors say it too, or a crossing stops"
 UNVARIED = {
     **dict.fromkeys(
         "layers hidden heads kv_heads head_dim ffn vocab positions experts moe_ffn moe_latent shared_ffn kv_lora q_lora nope_dim "
-        "rope_dim v_dim ssm_heads ssm_head_dim ssm_groups ssm_state ssm_conv "
+        "rope_dim v_dim ssm_channels ssm_dt_rank ssm_heads ssm_head_dim ssm_groups ssm_state ssm_conv "
         "gdn_keys gdn_values gdn_key_dim gdn_value_dim gdn_conv layer_kv_heads layer_head_dim layer_ffn".split(),
         A_SIZE,
     ),
     "blocks": "what a layer is: its tensors say it too",
     "hybrid": "one block a layer: its tensors say it too",
     "attention_gate": "a projection more, and beside layers that run on a GPU alone: the golden in test_logits.py",
+    "adapters": "what stands beside the weights: tests/referees/test_adapters.py, test_adapters_families.py",
     "new_decoder": "a word of Falcon's for what other fields say",
     "ssm_norm_groups": "transformers' two classes have one value each: test_family_hybrids.py",
     "mtp": "transformers has no class for the layer, and the other logits do not depend on it: test_megatron_core.py",
