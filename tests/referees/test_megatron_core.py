@@ -385,7 +385,7 @@ def test_what_megatron_cannot_be_told_is_refused_by_name(name, saved, tmp_path):
     assert not (tmp_path / "megatron").exists()
 
 
-# of these megatron-core needs kernels for an accelerator, or has none; transformers has no class, or releases before 0.19 compute others
+# of these Megatron needs kernels for an accelerator, or has none, transformers has no class; or releases before 0.19 compute another
 ELSEWHERE = {
     "mamba",
     "mamba2",
