@@ -129,7 +129,14 @@ DEEP = {
     "v_head_dim": 128,
 }
 del DEEP["head_dim"]
-OPEN = {**BLOCKS, "head_dim": 64, "num_hidden_layers": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+OPEN = {
+    **BLOCKS,
+    "head_dim": 64,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 2,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+}
 MIXTURES = {"qwen3_moe": ("Qwen3Moe", EXPERTS), "deepseek_v3": ("DeepseekV3", DEEP)}
 DENSE = {"llama": ("Llama", BLOCKS)}
 TIED = {"qwen3, tied": ("Qwen3", {**BLOCKS, "tie_word_embeddings": True})}
