@@ -18,6 +18,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch: models here are 
 
 
 def pytest_configure():
+    unpack()
+
+
+def unpack() -> None:
+    """Unpack what is not yet there."""
     for archive in GOLDENS.rglob("*.tar.xz"):
         stamp, digest = archive.with_suffix(".unpacked"), hashlib.sha256(archive.read_bytes()).hexdigest()
         if stamp.exists() and stamp.read_text() == digest:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.curdir)  # this is run as a file, and the server of stores is the tests'
 
+from tests.conftest import unpack
 from tests.stores.server import environment, serving
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
@@ -44,6 +45,7 @@ def main() -> int:
     """Compare or rewrite every block of every page."""
     write, named = "--write" in sys.argv, [Path(word) for word in sys.argv[1:] if word != "--write"]
     stale = 0
+    unpack()
     for path in named or sorted(path for pattern in PAGES for path in Path().glob(pattern)):
         page = path.read_text()
         with tempfile.TemporaryDirectory() as folder, stored(Path(folder), page) as store:
