@@ -4,19 +4,17 @@ transformers: modeling_mamba.py. x and z are rows of one projection; the low ran
 what the convolution makes of x.
 """
 
-from dataclasses import replace
-
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm
+from carnet.dialects import hf, trtllm, trtllm_mamba
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.hf import LAYER
 from carnet.dialects.rows import fuse, row
 from carnet.dialects.senses import expect
+from carnet.dialects.trtllm_mamba import SSM
 from carnet.model.fields import Config, Value
 from carnet.model.model import number
 
-MIXER, SSM = LAYER + "mixer.", trtllm.LAYER + "ssm."
-SIZED = {"layers", "hidden", "vocab", "norm_eps", "dtype", "ep", "moe_tp"}
+MIXER = LAYER + "mixer."
 STEPS = {"s6.dt_low": "dt_rank", "s6.b": "state", "s6.c": "state"}
 TRAITS: dict[str, Value] = {"norm": "rms", "hybrid": True}
 ALL_ALIKE = place("blocks", default=lambda c: " ".join("S" * number(c, "layers")))
@@ -36,60 +34,37 @@ def _alike(said: tuple[int, int, int], _: Config) -> int:
 
 
 # tensorrt_llm 0.16 to 1.2, models/mamba/{config,convert}.py: every rank would hold all of a Mamba-1, examples' README: one GPU
-RANKS = replace(
-    trtllm.dialect(
-        "MambaForCausalLM",
-        (
-            row("vocab_embedding.weight", "vocab hidden", "embed"),
-            row(trtllm.LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
-            row(SSM + "in_proj_x.weight", "channel hidden", "s6.x"),
-            row(SSM + "in_proj_z.weight", "channel hidden", "s6.z"),
-            row(SSM + "conv1d.weight", "channel 1 conv 1", "s6.conv"),
-            row(SSM + "conv1d.bias", "channel", "s6.conv_bias"),
-            fuse(SSM + "x_proj.weight", "* channel", STEPS),
-            row(SSM + "dt_proj.weight", "channel dt_rank", "s6.dt"),
-            row(SSM + "dt_bias", "channel", "s6.dt_bias", dtype="f32"),
-            row(SSM + "A", "state channel", "s6.a", dtype="f32"),
-            row(SSM + "D", "channel", "s6.d", dtype="f32"),
-            row(SSM + "out_proj.weight", "hidden channel", "s6.o"),
-            row("ln_f.weight", "hidden", "final_norm"),
-            row("/lm_head.weight", "vocab hidden", "head"),
-        ),
-        (
-            *trtllm.ONE_RANK,
-            *(field for field in trtllm.SIZES if getattr(field, "field", "") in SIZED),
-            ALL_ALIKE,
-            Spread(
-                *("ssm_channels", "rnn_hidden_size", (int, int, int), _alike, lambda c: ((c["ssm_channels"],) * 3,)),
-                more=("intermediate_size", "rnn_conv_dim_size"),
-            ),
-            place("ssm_dt_rank", default=lambda c: -(-number(c, "hidden") // 16)),
-            place("ssm_state", "state_size"),
-            place("ssm_conv", "conv_kernel"),
-            place("ssm_conv_bias", default=True),
-            place("tied", "tie_word_embeddings", default=True),  # NVIDIA's config has no such field
-        ),
-        common=(),
-        fixed={
-            "position_embedding_type": "learned_absolute",
-            "hidden_act": "silu",
-            "mamba_version": "Mamba1",
-            "rms_norm": True,
-            "use_bias": False,
-            "layer_types": ["recurrent"],
-            "use_parallel_embedding": False,
-        },
-        written={
-            "residual_in_fp32": True,
-            "pad_vocab_size_multiple": 1,
-            "embedding_sharding_dim": 0,
-            "num_attention_heads": 1,
-            "num_key_value_heads": 1,
-        },
-        ignored="head_size rotary_embedding_dim max_position_embeddings",
+RANKS = trtllm_mamba.dialect(
+    "Mamba1",
+    (
+        row("vocab_embedding.weight", "vocab hidden", "embed"),
+        row(trtllm.LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+        row(SSM + "in_proj_x.weight", "channel hidden", "s6.x"),
+        row(SSM + "in_proj_z.weight", "channel hidden", "s6.z"),
+        row(SSM + "conv1d.weight", "channel 1 conv 1", "s6.conv"),
+        row(SSM + "conv1d.bias", "channel", "s6.conv_bias"),
+        fuse(SSM + "x_proj.weight", "* channel", STEPS),
+        row(SSM + "dt_proj.weight", "channel dt_rank", "s6.dt"),
+        row(SSM + "dt_bias", "channel", "s6.dt_bias", dtype="f32"),
+        row(SSM + "A", "state channel", "s6.a", dtype="f32"),
+        row(SSM + "D", "channel", "s6.d", dtype="f32"),
+        row(SSM + "out_proj.weight", "hidden channel", "s6.o"),
+        row("ln_f.weight", "hidden", "final_norm"),
+        row("/lm_head.weight", "vocab hidden", "head"),
     ),
-    prefixes=("backbone.",),
-    plain=True,
+    (
+        *trtllm.ONE_RANK,
+        *trtllm_mamba.sizes(),
+        ALL_ALIKE,
+        Spread(
+            *("ssm_channels", "rnn_hidden_size", (int, int, int), _alike, lambda c: ((c["ssm_channels"],) * 3,)),
+            more=("intermediate_size", "rnn_conv_dim_size"),
+        ),
+        place("ssm_dt_rank", default=lambda c: -(-number(c, "hidden") // 16)),
+        place("ssm_state", "state_size"),
+    ),
+    fixed={},
+    written={"num_attention_heads": 1, "num_key_value_heads": 1},
 )
 
 FAMILY = Family(

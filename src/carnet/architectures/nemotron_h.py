@@ -5,10 +5,9 @@ of one convolution. Mamba-2's gated norm takes all channels at once, Nemotron-H'
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from carnet.architectures.family import Family
-from carnet.dialects import hf, trtllm, vllm
+from carnet.dialects import hf, trtllm, trtllm_mamba, vllm
 from carnet.dialects.configs import Row as Field
 from carnet.dialects.configs import Spread, place
 from carnet.dialects.further import EMBED_FIRST
@@ -16,6 +15,7 @@ from carnet.dialects.hf import LAYER
 from carnet.dialects.mamba import CONV, CONV_BIAS, IN_PROJ
 from carnet.dialects.rows import biased, fuse, row
 from carnet.dialects.senses import expect
+from carnet.dialects.trtllm_mamba import SSM
 from carnet.model.fields import Config, Value
 from carnet.model.model import blocks, further_blocks, number, unlike_last
 
@@ -133,61 +133,41 @@ def _widths(config: Config) -> tuple[int, int, int]:
     return inner, inner, inner + 2 * number(config, "ssm_groups") * number(config, "ssm_state")
 
 
-# tensorrt_llm 0.16 to 1.2: models/mamba/config.py and convert.py; layers/ssm.py Mamba2, whose norm takes each group for itself
-SSM = trtllm.LAYER + "ssm."
-SIZED = {"layers", "hidden", "vocab", "norm_eps", "dtype", "tp", "ep", "moe_tp", "world"}
-RANKS = replace(
-    trtllm.dialect(
-        "MambaForCausalLM",
-        (
-            row("vocab_embedding.weight", "vocab hidden", "embed"),
-            row(trtllm.LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
-            fuse(SSM + "in_proj.weight", "* hidden", IN_PROJ, cut="group"),
-            fuse(SSM + "conv1d.weight", "* 1 conv 1", CONV, cut="group"),
-            fuse(SSM + "conv1d.bias", "*", CONV_BIAS, cut="group"),
-            row(SSM + "dt_bias", "(group head)", "mamba.dt_bias", cut="group", dtype="f32"),
-            row(SSM + "A", "(group head)", "mamba.a", cut="group", dtype="f32"),
-            row(SSM + "D", "(group head)", "mamba.d", cut="group", dtype="f32"),
-            row(SSM + "norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
-            row(SSM + "out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
-            row("ln_f.weight", "hidden", "final_norm"),
-            row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
-        ),
-        (
-            *(field for field in trtllm.SIZES if getattr(field, "field", "") in SIZED),
-            *trtllm.ONE_STAGE,
-            place("world", "num_attention_heads", default=lambda c: c["world"]),
-            place("world", "num_key_value_heads", default=lambda c: c["world"]),
-            place("blocks", default=lambda c: " ".join("M" * number(c, "layers"))),
-            place("ssm_head_dim", "rnn_head_size", default=64),
-            place("ssm_groups", "ngroups", default=1),
-            place("ssm_state", "state_size"),
-            Spread(
-                *("ssm_heads", "rnn_hidden_size", (int, int, int), _inner, lambda c: (_widths(c),)),
-                more=("intermediate_size", "rnn_conv_dim_size"),
-            ),
-            place("ssm_conv", "conv_kernel"),
-            place("ssm_conv_bias", default=True),
-            place("ssm_norm_groups", default=lambda c: c["ssm_groups"]),
-            place("ssm_norm_eps", default=1e-5),
-            place("tied", "tie_word_embeddings", default=True),  # NVIDIA's config has no such field
-        ),
-        common=(),
-        fixed={
-            "position_embedding_type": "learned_absolute",
-            "hidden_act": "silu",
-            "mamba_version": "Mamba2",
-            "rms_norm": True,
-            "ssm_rmsnorm": True,
-            "use_bias": False,
-            "layer_types": ["recurrent"],
-            "use_parallel_embedding": False,
-        },
-        written={"residual_in_fp32": True, "pad_vocab_size_multiple": 1, "chunk_size": 256, "embedding_sharding_dim": 0},
-        ignored="head_size rotary_embedding_dim max_position_embeddings",
-        plain=True,  # examples/models/core/mamba/README.md: FP16 and BF16
+# layers/ssm.py Mamba2, whose norm takes each group for itself
+RANKS = trtllm_mamba.dialect(
+    "Mamba2",
+    (
+        row("vocab_embedding.weight", "vocab hidden", "embed"),
+        row(trtllm.LAYER + "input_layernorm.weight", "hidden", "attention_norm"),
+        fuse(SSM + "in_proj.weight", "* hidden", IN_PROJ, cut="group"),
+        fuse(SSM + "conv1d.weight", "* 1 conv 1", CONV, cut="group"),
+        fuse(SSM + "conv1d.bias", "*", CONV_BIAS, cut="group"),
+        row(SSM + "dt_bias", "(group head)", "mamba.dt_bias", cut="group", dtype="f32"),
+        row(SSM + "A", "(group head)", "mamba.a", cut="group", dtype="f32"),
+        row(SSM + "D", "(group head)", "mamba.d", cut="group", dtype="f32"),
+        row(SSM + "norm.weight", "(group head wide)", "mamba.gated_norm", cut="group"),
+        row(SSM + "out_proj.weight", "hidden (group head wide)", "mamba.o", cut="group"),
+        row("ln_f.weight", "hidden", "final_norm"),
+        row("/lm_head.weight", "vocab hidden", "head", cut="vocab"),
     ),
-    prefixes=("backbone.",),
+    (
+        *trtllm_mamba.sizes("tp", "world"),
+        *trtllm.ONE_STAGE,
+        place("world", "num_attention_heads", default=lambda c: c["world"]),
+        place("world", "num_key_value_heads", default=lambda c: c["world"]),
+        place("blocks", default=lambda c: " ".join("M" * number(c, "layers"))),
+        place("ssm_head_dim", "rnn_head_size", default=64),
+        place("ssm_groups", "ngroups", default=1),
+        place("ssm_state", "state_size"),
+        Spread(
+            *("ssm_heads", "rnn_hidden_size", (int, int, int), _inner, lambda c: (_widths(c),)),
+            more=("intermediate_size", "rnn_conv_dim_size"),
+        ),
+        place("ssm_norm_groups", default=lambda c: c["ssm_groups"]),
+        place("ssm_norm_eps", default=1e-5),
+    ),
+    fixed={"ssm_rmsnorm": True},
+    written={"chunk_size": 256},
 )
 
 # vllm 0.32 model_executor/layers/mamba/mamba_mixer2.py; models/mamba2.py, nemotron_h.py
