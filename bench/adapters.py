@@ -4,7 +4,6 @@ The model is that of bench.machine; the adapters are random. Preparation and rat
 `carnet cross` also proves; peft adds in the model's bf16 on the CPU, loads and saves with transformers, and compares nothing.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from safetensors.numpy import save_file
 
 from bench.cross import COPY, Contender, prepare, report, take_turns
 from bench.machine import CARNET, LAYER, write
-from bench.measure import nbytes, run, work_folder
+from bench.measure import nbytes, run, size_and_place
 
 RANK = 16
 PEFT = """
@@ -29,11 +28,7 @@ peft.PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretr
 
 def main() -> None:
     """Measure all contenders and show them side by side."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--gb", type=float, default=2, help="size of the model (2)")
-    options.add_argument("--at", type=Path, default=work_folder(), help="folder on the disk to measure")
-    options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
-    asked = options.parse_args()
+    asked = size_and_place(__doc__, 2, "size of the model")
     base, output, merged, plan = write(asked.at, asked.gb), asked.at / "output", asked.at / "merged", asked.at / "adapted.plan"
     adapter = beside(base, asked.at / "adapter")
     words = ("--to", "hf", "--adapter", str(adapter))

@@ -5,6 +5,7 @@ are page cache that the kernel may take back, so they count in the resident peak
 children, read every 10 ms.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -144,3 +145,12 @@ def _machine() -> dict[str, object]:
         "numpy": version("numpy"),
         "carnet": __version__,
     }
+
+
+def size_and_place(about: str | None, gigabytes: float, what: str) -> argparse.Namespace:
+    """Return what a person says of a measurement: ``gb``, a size; ``at``, a folder on the disk; ``rounds``."""
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--gb", type=float, default=gigabytes, help=f"{what} ({gigabytes})")
+    options.add_argument("--at", type=Path, default=work_folder(), help="folder on the disk to measure")
+    options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
+    return options.parse_args()

@@ -4,7 +4,6 @@ The model is that of bench.machine; another of its size is written once beside i
 Preparation and ratios are those of bench.cross. Every merge of carnet's is proven; mergekit compares nothing.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -14,18 +13,14 @@ from pathlib import Path
 from bench.cross import COPY, Contender, prepare, report, take_turns
 from bench.delta import next_version
 from bench.machine import CARNET, write
-from bench.measure import nbytes, run, work_folder
+from bench.measure import nbytes, run, size_and_place
 
 WEIGHTS = ("--weights", "0.5,0.5")
 
 
 def main() -> None:
     """Measure all contenders and show them side by side."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--gb", type=float, default=2, help="size of the model (2)")
-    options.add_argument("--at", type=Path, default=work_folder(), help="folder on the disk to measure")
-    options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
-    asked = options.parse_args()
+    asked = size_and_place(__doc__, 2, "size of the model")
     first, output, ranks = write(asked.at, asked.gb), asked.at / "output", asked.at / "megatron"
     second = next_version(first, 0.5)
     shutil.rmtree(ranks, ignore_errors=True)

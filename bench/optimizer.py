@@ -4,7 +4,6 @@ The model is that of bench.machine as carnet stores it for Megatron; torch.distr
 beside each weight. Preparation and ratios are those of bench.cross. Every crossing is proven.
 """
 
-import argparse
 import os
 import shutil
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from bench.cross import COPY, Contender, prepare, report, take_turns
 from bench.machine import CARNET, write
-from bench.measure import nbytes, run, work_folder
+from bench.measure import nbytes, run, size_and_place
 
 PLANES = ("param", "exp_avg", "exp_avg_sq")
 GROUP = {"wd_mult": 1.0, "lr_mult": 1.0, "is_expert_parallel": False, "is_decoupled_lr": False, "lr": 1e-4, "step": 1000}
@@ -44,11 +43,7 @@ def trained(weights: Path, root: Path) -> Path:
 
 def main() -> None:
     """Measure all contenders and show them side by side."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--gb", type=float, default=1, help="size of the weights; the optimizer's state is six times that (1)")
-    options.add_argument("--at", type=Path, default=work_folder(), help="folder on the disk to measure")
-    options.add_argument("--rounds", type=int, default=3, help="measurements of each contender (3)")
-    asked = options.parse_args()
+    asked = size_and_place(__doc__, 1, "size of the weights; the optimizer's state is six times that")
     first, output, made = write(asked.at, asked.gb), asked.at / "output", [asked.at / "weights", asked.at / "trained"]
     for folder in made:
         shutil.rmtree(folder, ignore_errors=True)
