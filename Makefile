@@ -4,13 +4,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm test-kernels test-quantized fuzz check format bench clean
+.PHONY: help demo test test-vllm test-kernels test-quantized fuzz check format docs bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
 SECONDS_EACH ?= 120
 ARGS ?=# more words for pytest: make test ARGS='-k plan -x'
 FULL := .venv
 LIGHT := .venv-demo
+DOCS := .venv-docs
 VLLM := .venv-vllm
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 TRITON := 3.9.0# 1 GB
@@ -44,11 +45,13 @@ check: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## format, lint, t
 	@$(FULL)/bin/python tools/check_sizes.py
 	@$(FULL)/bin/python tools/check_doors.py
 	@$(FULL)/bin/python tools/check_names.py
+	@$(FULL)/bin/python tools/draw.py
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py
 
 format: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## format the code, mend what lint can mend, refresh outputs in the docs
 	@$(FULL)/bin/ruff format --quiet .
 	@$(FULL)/bin/ruff check --fix --exit-zero --quiet --output-format concise .
+	@$(FULL)/bin/python tools/draw.py --write
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python tools/check_docs.py --write
 
 test-quantized: $(FULL)/.ready  ## let transformers run every family in every style and scheme; some minutes
@@ -56,6 +59,9 @@ test-quantized: $(FULL)/.ready  ## let transformers run every family in every st
 
 fuzz: $(FULL)/.ready  ## run each test of strange files for SECONDS_EACH=120, where `make test` has 50 turns
 	@CARNET_FUZZ_SECONDS=$(SECONDS_EACH) $(FULL)/bin/pytest -n 2 --dist worksteal tests/attacks/test_fuzz_shapes.py $(ARGS)
+
+docs: $(DOCS)/.ready  ## build the documentation site into build/docs; a warning or a link within it that leads nowhere stops it
+	@$(DOCS)/bin/python tools/make_site.py
 
 bench: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## compare with cp on a checkpoint of 2 GB; needs 10 GB of disk and some minutes
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.startup
@@ -67,7 +73,7 @@ bench: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## compare with cp
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.adapters
 
 clean:  ## remove the environments, caches and benchmark data
-	rm -rf $(FULL) $(LIGHT) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(FULL) $(LIGHT) $(DOCS) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments: made once, and again when what they are made from changes -------------------------------------------------
@@ -127,6 +133,13 @@ $(LIGHT)/.ready: pyproject.toml constraints.txt $(shell find src -name '*.py' 2>
 	@echo "preparing $(@D)"
 	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps .
 	@$(@D)/$(PIP) install --constraint constraints.txt .
+	@touch $@
+
+# the core and what builds the site: Sphinx, with the API from docstrings
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(fresh)
+	@echo "preparing $(@D)"
+	@$(@D)/$(PIP) install --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # vLLM wants releases of its own, torch's among them, so it lives apart

@@ -1,17 +1,21 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
 A fenced block of the kind ``console`` is a command and its output. The commands of a page run one after the other in one folder, where
-the folders in ``checkpoints`` are bundled ones that Megatron wrote, ``s3://models`` is an empty bucket, and ``tools`` this folder::
+the folders in ``checkpoints`` are bundled ones that Megatron wrote, ``tokenizers/llama`` has a tokenizer for one of them, ``s3://models``
+is an empty bucket, and ``tools`` this folder::
 
     ```console
     $ carnet plan --help
     Usage: carnet plan ...
     ```
 
+A block of the kind ``python refit.py``, or ``toml llama.toml``, is that file, which later commands of the page find there.
+
 Without options the outputs are compared; with ``--write`` they are replaced. Of all pages, or of those that are named.
 """
 
 import difflib
+import json
 import os
 import re
 import shlex
@@ -29,7 +33,9 @@ from tests.conftest import unpack
 from tests.stores.server import environment, serving
 
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
-BLOCK = re.compile(r"^(?P<fence>```+)console\n\$ (?P<command>.+)\n(?P<shown>(?s:.*?))^(?P=fence)$", re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?P<fence>```+)(?:console\n\$ (?P<command>.+)|[a-z]+ (?P<file>[\w.]+))\n(?P<shown>(?s:.*?))^(?P=fence)$", re.MULTILINE
+)
 CHECKPOINTS = {
     "llama": "megatron/llama_te_pp2_vpp",
     "gpt": "megatron/gpt_te_tp2",
@@ -37,8 +43,9 @@ CHECKPOINTS = {
     "lora": "adapters/v0192_loraonly_llama_te_tp2",
     "tuned": "adapters/v0192_lora_llama_te_tp2",
 }
+TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "word1", "eos_token": "word2", "unk_token": "word0"}
 PROGRAMS = ("carnet", "python")  # what a page may run
-SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}  # the same output on every machine
+SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore", "TERM": "dumb"}  # the same output on every machine
 
 
 def main() -> int:
@@ -67,7 +74,7 @@ def main() -> int:
 @contextmanager
 def stored(folder: Path, page: str) -> Iterator[dict[str, str]]:
     """Serve ``s3://models`` to a page that shows a command on it, and give what names the server in the environment."""
-    if not any("s3://" in block["command"] for block in BLOCK.finditer(page)):
+    if not any("s3://" in (block["command"] or "") for block in BLOCK.finditer(page)):
         yield {}
         return
     (folder / "stores/models").mkdir(parents=True)
@@ -81,11 +88,21 @@ def desk(folder: Path) -> Path:
     for name, golden in CHECKPOINTS.items():
         (folder / "checkpoints" / name).symlink_to(Path("tests/goldens", golden).absolute())
     (folder / "tools").symlink_to(Path("tools").absolute())
+    (folder / "tokenizers/llama").mkdir(parents=True)
+    words = {"type": "WordLevel", "vocab": {f"word{at}": at for at in range(251)}, "unk_token": "word0"}
+    (folder / "tokenizers/llama/tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": words})
+    )
+    (folder / "tokenizers/llama/tokenizer_config.json").write_text(json.dumps(TOKENIZER))
+    (folder / "tokenizers/llama/generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
     return folder
 
 
 def current(block: re.Match[str], desk: Path, store: Mapping[str, str]) -> str:
-    """Return a block with the output that its command has today."""
+    """Return a block with the output that its command has today; put a file's block into its file."""
+    if block["file"]:
+        (desk / block["file"]).write_text(block["shown"])
+        return block[0]
     words = shlex.split(block["command"])
     if words[0] not in PROGRAMS:
         sys.exit(f"a page may run {' and '.join(PROGRAMS)}, not {words[0]!r}")
