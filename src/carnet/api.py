@@ -53,7 +53,7 @@ class Inspection:
 
 
 def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
-    """Read the headers of a checkpoint: a Megatron folder, a Hugging Face folder or a TensorRT-LLM folder.
+    """Read the headers of a checkpoint: a folder of Megatron's, of Hugging Face's or PEFT's, or of an engine's ranks.
 
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """

@@ -141,9 +141,10 @@ def refused(error: "CarnetError", *, as_json: bool) -> None:
 )
 @click.version_option(__version__, prog_name="carnet")
 def main() -> None:
-    """Take a trained model across the border: Megatron checkpoints to TensorRT-LLM ranks or Hugging Face folders, provably whole.
+    """Take a trained model across the border: from Megatron to vLLM, SGLang, TensorRT-LLM and transformers, and back, provably whole.
 
-    A CKPT is a Megatron root or one of its iter_* folders, a Hugging Face folder, or a TensorRT-LLM checkpoint folder.
+    A CKPT is a Megatron root or one of its iter_* folders, a Hugging Face folder, one of PEFT's, or a folder of ranks of
+    TensorRT-LLM, vLLM or SGLang.
     """
     gc.set_threshold(200_000, 20, 100)  # a plan is a million records and no cycle: looking for cycles takes a third of the time
 

@@ -2,7 +2,7 @@
 
 A *program* is named as a requirement: ``megatron-lm``, ``megatron-lm==0.17``, ``megatron-bridge``, ``nemo``. These two build from their
 own config, whose fields megatron-core honours, and so does whoever builds a model of ``megatron-core`` himself; Megatron-LM hands some
-arguments on, which ones by release: megatron_arguments.py.
+arguments on, which ones by release: releases.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -335,7 +335,7 @@ GUARDS: dict[str, tuple[object, ...]] = {
     "mrope_section": (),
     "glu_linear_offset": (0.0,),
     "activation_func_clamp_value": (),
-    # tokens go to other experts: megatron_arguments.py ACCEPTABLE
+    # tokens go to other experts: releases.py ACCEPTABLE
     "moe_expert_capacity_factor": (),
     "moe_router_force_load_balancing": (False,),
     "moe_router_force_biased": (),
