@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
+from inspect import cleandoc
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -84,13 +85,20 @@ def answer(asked: re.Match[str]) -> str:
     """Return what stands in place of a comment: the list of commands, the table of options, or the docstrings of some names."""
     match asked["what"]:
         case "commands":
-            return "\n".join(["```{toctree}", ":hidden:", "", *(f"cli/{name}" for name in sorted(commands.commands)), "```"])
+            return "\n".join(listed())
         case "options":
             return "\n".join(request())
         case "autodoc":
             return "\n".join(f"```{{eval-rst}}\n{of_name(asked['module'], name)}\n```\n" for name in asked["names"].split())
         case _:
             sys.exit(f"nobody knows what {asked[0]} asks for")
+
+
+def listed() -> Iterator[str]:
+    """Yield the list of the commands, and the table of contents that it is."""
+    for name, command in sorted(commands.commands.items()):
+        yield f"- [carnet {name}](cli/{name}.md): {command.get_short_help_str(limit=200)}"
+    yield from ("", "```{toctree}", ":hidden:", "", *(f"cli/{name}" for name in sorted(commands.commands)), "```")
 
 
 def of_name(module: str, name: str) -> str:
@@ -112,9 +120,9 @@ def request() -> Iterator[str]:
 
 def reference(name: str, command: click.Command) -> Iterator[str]:
     """Yield the page of a command."""
-    context = click.Context(command, info_name=f"carnet {name}")
+    context = click.Context(command, commands.make_context("carnet", ["--", name]), name)
     yield f"# carnet {name}\n\n```text\n{context.command_path} {' '.join(command.collect_usage_pieces(context))}\n```\n"
-    yield f"{command.help}\n"
+    yield f"{cleandoc(command.help or '')}\n"
     yield f"```{{program}} carnet {name}\n```\n"
     shown = [param for param in command.get_params(context) if isinstance(param, click.Option)]
     for group in dict.fromkeys([MOST, *map(group_of, shown)]):  # in the order of --help

@@ -35,6 +35,7 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_last_updated_fmt = None  # the same pages give the same site
+highlight_language = "none"  # of blocks that do not say theirs
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#1f5f8b", "color-brand-content": "#1f5f8b"},
