@@ -173,12 +173,13 @@ def test_progress_has_one_total_from_the_start_never_goes_back_and_is_told_on_th
         MEGATRON,
         tmp_path / "out",
         to="hf",
-        progress=lambda done, total: said.append((done, total, threading.current_thread())),
+        progress=lambda at: said.append((at, threading.current_thread())),
         **options,
     )
-    assert {total for _, total, _ in said} == {said[-1][0]}
-    assert [done for done, _, _ in said] == sorted(done for done, _, _ in said)
-    assert {thread for _, _, thread in said} == {threading.main_thread()}
+    done = [at.done for at, _ in said]
+    assert {at.total for at, _ in said if at.phase != "planning"} == {done[-1]}
+    assert done == sorted(done)
+    assert {thread for _, thread in said} == {threading.main_thread()}
 
 
 WRONG = {

@@ -55,12 +55,14 @@ def test_in_a_pipe_nothing_is_drawn(tmp_path):
 RESUMED = """
 import time
 from carnet.cli.progress import progress_bar
-with progress_bar("preparing") as (progress, phase):
-    progress(9_000_000_000, 10_000_000_000)
+from carnet.progress import Told
+with progress_bar() as progress:
+    told = Told(progress, "preparing")
+    told.amount(9_000_000_000, 10_000_000_000)
     for part in range(1, 6):
         time.sleep(0.1)
-        progress(9_000_000_000 + 1000 * part, 10_000_000_000)
-        phase("writing")
+        told.amount(9_000_000_000 + 1000 * part, 10_000_000_000)
+        told.phase("writing")
 """
 
 
@@ -76,16 +78,64 @@ def test_what_an_earlier_run_did_counts_for_no_rate():
 def test_a_run_of_which_only_the_scales_would_be_left_is_at_its_total(tmp_path):
     plan = carnet.plan(MEGATRON, to="hf", activations="dynamic", **MEASURED)
 
-    def stop(name):
-        if name == "flushing":
+    def stop(at):
+        first.append(at)
+        if at.phase == "flushing":
             raise KeyboardInterrupt
 
-    first, second, begun = [], [], []
+    first, second = [], []
     with pytest.raises(KeyboardInterrupt):
-        carnet.run(plan, tmp_path / "out", progress=lambda *at: first.append(at), phase=stop)
-    carnet.run(plan, tmp_path / "out", progress=lambda *at: second.append(at), phase=begun.append)
-    total = first[-1][1]
-    assert first[0] == (0, total)
-    assert first[-1] == (total, total)
-    assert second == [(total, total)]
-    assert begun == ["flushing"]
+        carnet.run(plan, tmp_path / "out", progress=stop)
+    carnet.run(plan, tmp_path / "out", progress=second.append)
+    total = first[-1].total
+    assert first[1] == carnet.Progress("preparing", 0, total)
+    assert first[-1] == carnet.Progress("flushing", total, total)
+    done = [carnet.Progress(phase, total, total) for phase in ("preparing", "flushing")]
+    assert second == [carnet.Progress("preparing", 0, 0), *done]
+
+
+class Enough(Exception):
+    pass
+
+
+def enough(phase):
+    """Return a callback that raises in a phase, when something of it is done."""
+
+    def stop(at):
+        if at.phase == phase and at.done:
+            raise Enough
+
+    return stop
+
+
+@pytest.mark.parametrize("phase", ["writing", "flushing", "examining"])
+@pytest.mark.parametrize("coded", [False, True], ids=["threads", "processes"])
+def test_a_callback_that_raises_stops_a_crossing_which_the_same_call_finishes(tmp_path, phase, coded):
+    options, again = ({"to": "hf", "activations": "dynamic", **MEASURED} if coded else {"to": "hf"}), []
+    with pytest.raises(Enough):
+        carnet.cross(MEGATRON, tmp_path / "out", progress=enough(phase), **options)
+    assert not (tmp_path / "out").exists()
+    assert carnet.cross(MEGATRON, tmp_path / "out", progress=again.append, **options)
+    assert next(at for at in again if at.total).done > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_callback_that_raises_in_an_examination_changes_nothing(tmp_path):
+    assert carnet.cross(MEGATRON, tmp_path / "out", to="hf")
+    before = {path.name: path.stat() for path in (tmp_path / "out").iterdir()}
+    for arguments in ((tmp_path / "out",), (MEGATRON, tmp_path / "out")):
+        with pytest.raises(Enough):
+            carnet.verify(*arguments, progress=enough("examining"))
+    assert {path.name: path.stat() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_phases_are_told_in_order_and_amounts_never_go_back(tmp_path):
+    told = []
+    plan = carnet.plan(MEGATRON, to="hf")
+    for number in (1, 2):
+        carnet.run(plan, tmp_path / "out", part=(number, 2), progress=told.append)
+    assert [*dict.fromkeys(at.phase for at in told)] == ["preparing", "writing"]
+    told.clear()
+    assert carnet.finish(plan, tmp_path / "out", verify=True, progress=told.append)
+    assert [*dict.fromkeys(at.phase for at in told)] == ["preparing", "flushing", "examining"]
+    assert [at.done for at in told] == sorted(at.done for at in told)

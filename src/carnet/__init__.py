@@ -26,6 +26,7 @@ __all__ = [
     "NotSupported",
     "Options",
     "Plan",
+    "Progress",
     "Verdict",
     "against",
     "clean",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from carnet.merging import merge
     from carnet.plans.columns import Plan
     from carnet.plans.typed import Options
+    from carnet.progress import Progress
 
 _HOMES = {
     "carnet.api": ("Inspection", "Verdict", "clean", "cross", "finish", "inspect", "plan", "run", "verify"),
@@ -59,6 +61,7 @@ _HOMES = {
     "carnet.errors": ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFailed", "NotSupported"),
     "carnet.plans.typed": ("Options",),
     "carnet.plans.columns": ("Plan",),
+    "carnet.progress": ("Progress",),
 }
 
 

@@ -32,7 +32,7 @@ from carnet.plans.options import here, local
 from carnet.plans.request import MEMORY, Request, as_data, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.plans.typed import Comparison, Looking, Options
-from carnet.pool import Phase, Progress, silent, unsaid
+from carnet.progress import Callback, Told, verb
 from carnet.proving import prove, write_and_prove
 from carnet.steps import TextFile
 from carnet.storage.protocol import Folder
@@ -52,6 +52,7 @@ class Inspection:
         return f"Inspection({str(self.checkpoint.root)!r}, {self.checkpoint.dialect} ({self.checkpoint.format}), {what})"
 
 
+@verb
 def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
     """Read the headers of a checkpoint: a folder of Megatron's, of Hugging Face's or PEFT's, or of an engine's ranks.
 
@@ -78,6 +79,7 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
+@verb
 @_no_collections()
 def plan(path: PathLike, **options: Unpack[Options]) -> Plan:
     """Plan a crossing and prove that it loses nothing; only headers are read.
@@ -108,14 +110,14 @@ def _refuse_reordered(made: Plan) -> None:
         raise NotSupported(f"{kind.name} has experts in an order that its kernels choose", {"tensor": lost}, remedy=remedy)
 
 
+@verb
 def run(
     plan: Plan | PathLike,
     out: PathLike,
     *,
     part: tuple[int, int] | None = None,
     threads: int | None = None,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
 ) -> Path | str:
     """Carry out a plan: write the target beside ``out`` and put it in place when it is complete; return its path, or its URL.
 
@@ -125,19 +127,20 @@ def run(
     Called again after an interruption it finishes the work. Raises BadRequest where the source is not the one that was planned.
     """
     said, workers = local("out", out, out=True), threads_of({"threads": threads})
-    share = None if part is None else part_of(part)
+    share, told = None if part is None else part_of(part), Told(progress, "preparing")
     made = _saved(plan)
     with held(proven(made), folder_at(said), share) as target:
         root, staging = target.source.root, target.staging
         if share is None:
-            write(made, root, staging, progress=progress, phase=phase, threads=workers)
+            write(made, root, staging, progress=told.amount, phase=told.phase, threads=workers)
             target.publish()
         else:
-            write_part(made, root, staging, share, progress=progress, phase=phase, threads=workers)
+            write_part(made, root, staging, share, progress=told.amount, phase=told.phase, threads=workers)
             target.check()
     return said if "://" in said else Path(said)
 
 
+@verb
 def finish(
     plan: Plan | PathLike,
     out: PathLike,
@@ -145,24 +148,24 @@ def finish(
     verify: bool = False,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
 ) -> Verdict | None:
     """Put a target in place whose every part was written; with ``verify`` only when it is proven, as ``cross`` does.
 
     Returns the verdict where there is one. Raises BadRequest, which names the parts that are not written.
     """
-    said, made = local("out", out, out=True), _saved(plan)
+    said, made, told = local("out", out, out=True), _saved(plan), Told(progress, "preparing")
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
     with held(proven(made), folder_at(said)) as target:
-        finish_parts(made, target.source.root, target.staging, phase=phase, threads=workers)
+        finish_parts(made, target.source.root, target.staging, phase=told.phase, threads=workers)
         target.check()
         if verify:
-            return replace(prove(made, target, space, workers, progress or silent, phase or unsaid), target=said)
+            return replace(prove(made, target, space, workers, told.amount, told.phase), target=said)
         target.publish()
     return None
 
 
+@verb
 def clean(out: PathLike) -> list[str]:
     """Remove what a crossing into ``out`` left that was not finished, and nothing else; return the names of what it was."""
     return folder_at(local("out", out, out=True)).cleared()
@@ -172,6 +175,7 @@ def _saved(plan: Plan | PathLike) -> Plan:
     return plan if isinstance(plan, Plan) else saved.load(here("plan", plan))
 
 
+@verb
 def verify(
     source: PathLike,
     out: PathLike | None = None,
@@ -180,7 +184,7 @@ def verify(
     seal: bool = False,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Comparison],
 ) -> Verdict:
     """Compare a target with its source, element by element; or, given the target alone, with its own document.
@@ -190,17 +194,18 @@ def verify(
     (``carnet.json``): with ``seal`` where it is equal and everything in it is accounted for, and where the run of this source that
     wrote it left the document unfinished.
     ``memory`` (bytes) is the peak of private memory that it may use, ``threads`` how many are at work, None for one a core.
-    ``progress`` gets bytes done and bytes in all, on this thread.
+    ``progress`` is called with a ``carnet.Progress``.
     """
     space, workers, tokenizer = memory_of({"memory": memory}), threads_of({"threads": threads}), options.get("tokenizer")
-    told = any(value not in (None, ()) for value in options.values())
+    asked = any(value not in (None, ()) for value in options.values())
     only(Comparison.__optional_keys__, options)
-    if out is None and (told or seal or plan is not None):
+    if out is None and (asked or seal or plan is not None):
         raise BadRequest("a target alone is compared with its carnet: no option changes that", remedy="name the source too")
+    told = Told(progress, "examining")
     if out is None:
         alone = local("out", source)
-        return replace(recheck(folder_at(alone), space, workers, progress or silent), target=alone)
-    if plan is not None and told:
+        return replace(recheck(folder_at(alone), space, workers, told.amount), target=alone)
+    if plan is not None and asked:
         raise BadRequest("the plan says what was asked for", {"plan": plan}, remedy="leave out the other options, or the plan")
     known, said = list[Known](), (local("ckpt", source), local("out", out))
     ours, target = map(folder_at, said)
@@ -211,7 +216,7 @@ def verify(
         request, tokenizer = request_of(open_checkpoint(target).dialect, options)
     if tokenizer is not None:
         known = [Known("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
-    proof = examine(ours, target, request, known, space, workers, progress)
+    proof = examine(ours, target, request, known, space, workers, told.amount)
     proof = replace(proof, verdict=replace(proof.verdict, source=said[0], target=said[1]))
     return _sealed(target, proof) if seal or proof.unfinished else proof.verdict
 
@@ -250,24 +255,24 @@ def _sealed(target: Folder, proof: Proof) -> Verdict:
     return replace(proof.verdict, document=f"{DOCUMENT} is written")
 
 
+@verb
 def cross(
     path: PathLike,
     out: PathLike,
     *,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Options],
 ) -> Verdict:
     """Plan, run and verify; the target appears only when it is proven, with its document.
 
     A tensor is examined as soon as it is whole, while others are written; what is compared is read from the target's files.
-    ``progress`` gets bytes done and bytes in all, ``phase`` the name of what begins: scales, writing, flushing, examining.
+    ``progress`` is called with a ``carnet.Progress``: planning, scales, writing, flushing, examining.
     """
-    said, wish = local("out", out, out=True), gathered(options)
+    said, wish, told = local("out", out, out=True), gathered(options), Told(progress, "planning")
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)
     choose_means(memory, len(made.steps))  # refused here, not when all is written
     with held(proven(made), folder_at(said)) as target:
-        verdict = write_and_prove(made, target, memory, threads, progress or silent, phase or unsaid)
+        verdict = write_and_prove(made, target, memory, threads, told.amount, told.phase)
     return replace(verdict, source=local("ckpt", path), target=said)
 
 

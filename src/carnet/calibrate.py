@@ -23,6 +23,7 @@ from carnet.errors import BadCheckpoint, BadRequest, CarnetError, MachineFailed,
 from carnet.formats.amax import read_amax
 from carnet.plans.options import here
 from carnet.pool import Progress
+from carnet.progress import Callback, Told, verb
 from carnet.storage.opening import check_plain_file, failed, reading, replace_file
 from carnet.storage.schemes import PathLike
 
@@ -46,6 +47,7 @@ class Calibration:
     tokens: int
 
 
+@verb
 def calibrate(
     folder: PathLike,
     data: PathLike,
@@ -54,13 +56,14 @@ def calibrate(
     samples: int = 512,
     length: int = 512,
     device: str | None = None,
-    progress: Progress | None = None,
+    progress: Callback | None = None,
 ) -> Calibration:
     """Write the file for ``--amax`` from a Hugging Face folder and texts, one ``{"text": "..."}`` a line.
 
     The first ``samples`` texts are read, ``length`` tokens of each. Raises BadRequest where there is no text, and MachineFailed where
     the programs that run a model are not installed.
     """
+    told = Told(progress, "calibrating")
     home, texts_file, out = here("hf_dir", folder), here("data", data), here("output", output, out=True)
     if not out.absolute().parent.is_dir():
         raise BadRequest("the folder of the output does not exist", {"where": out.absolute().parent})
@@ -76,7 +79,7 @@ def calibrate(
         tokens = [ids for ids in cut if ids]
         if not tokens:
             raise BadRequest("the texts have no tokens", {"where": data})
-        amaxes = _observe(model, tokens, progress or (lambda done, total: None))
+        amaxes = _observe(model, tokens, told.amount)
     unknown = sorted(name for name in amaxes if name.rsplit(".", 1)[0] not in names)
     if unknown:
         facts = {"name": unknown[0], "others": len(unknown) - 1}

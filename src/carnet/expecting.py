@@ -19,7 +19,7 @@ from carnet.inventory.survey import Inventory, take
 from carnet.planner.build import build
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import Request, memory_of, only, threads_of
-from carnet.pool import Progress, silent
+from carnet.progress import Callback, Told, verb
 from carnet.quantize.recipes import SQUARE
 from carnet.storage.protocol import FILE
 from carnet.storage.schemes import file_at
@@ -48,13 +48,15 @@ class Expecting(TypedDict, total=False):
     threads: int | None
 
 
-def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpack[Expecting]) -> Expected:
+@verb
+def expect(path: PathLike, *, progress: Callback | None = None, **options: Unpack[Expecting]) -> Expected:
     """Return the digest of every parameter on every rank of an engine that has loaded a checkpoint, without the engine or a GPU.
 
     ``path`` is a checkpoint or a target of any kind that carnet reads, or a file in which an earlier call's digests were saved.
     Every byte is read once and nothing is written. Raises CarnetError where ``carnet.plan`` would.
     """
     only(Expecting.__optional_keys__, options)
+    told = Told(progress, "hashing")
     where, engine = local("ckpt", path), options.get("engine", ENGINE)
     folder, name = file_at(where)
     if folder.kind(name) == FILE:
@@ -73,7 +75,7 @@ def expect(path: PathLike, *, progress: Progress | None = None, **options: Unpac
     dialect = dialect_of(inventory.family, engine, inventory.config)
     known = {(each.file, each.name): each for each in parameters(made.files, dialect, inventory.config, request.tp)}
     hashes = ENGINES[engine].hashes
-    found = digests(made, checkpoint.root, known, hashes, progress=progress or silent, threads=threads_of(options))
+    found = digests(made, checkpoint.root, known, hashes, progress=told.amount, threads=threads_of(options))
     check_unchanged(checkpoint.root, checkpoint.stamps)
     return Expected(
         engine,

@@ -33,7 +33,7 @@ from carnet.plans.options import PathLike, local, patterns
 from carnet.plans.request import ASIDE, MEMORY, Request, flag_of, memory_of, only, threads_of
 from carnet.plans.request_file import gathered
 from carnet.plans.typed import Comparison, Options
-from carnet.pool import Phase, Progress, silent, unsaid
+from carnet.progress import Callback, Told, verb
 from carnet.proving import write_and_prove
 from carnet.steps import Move, Product
 from carnet.storage.protocol import Crossing, Folder
@@ -91,6 +91,7 @@ class Wish:
         return {subject: line for subject, line in found.items() if line}
 
 
+@verb
 def merge(
     sources: Sequence[PathLike],
     out: PathLike,
@@ -98,8 +99,7 @@ def merge(
     *,
     method: str = LINEAR,
     keep: str | Sequence[str] = (),
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Options],
 ) -> Verdict:
     """Write the sum of several checkpoints of one model, and prove it; the target appears only then, with its document.
@@ -112,7 +112,7 @@ def merge(
     Raises BadRequest where the checkpoints are not of one model.
     """
     said, asked = local("out", out, out=True), {"to": "hf", **gathered(options)}
-    wish = Wish.of(len(sources), weights, method, keep)
+    wish, told = Wish.of(len(sources), weights, method, keep), Told(progress, "planning")
     _refuse_others(asked)
     memory, threads = memory_of(asked), threads_of(asked)
     folders = [folder_at(local("ckpt", each)) for each in sources]
@@ -133,11 +133,11 @@ def merge(
     made = sums.planned(plain)
     with held(_known(made, terms, wish), folder_at(said)) as target:
         sums.check_copies(made)
-        told = progress or silent, phase or unsaid
-        verdict = write_and_prove(made, target, memory, threads, *told, sums, merged)
+        verdict = write_and_prove(made, target, memory, threads, told.amount, told.phase, sums, merged)
     return _told(verdict, wish, folders, said)
 
 
+@verb
 def verify(
     sources: Sequence[PathLike],
     out: PathLike,
@@ -147,7 +147,7 @@ def verify(
     keep: str | Sequence[str] = (),
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Comparison],
 ) -> Verdict:
     """Compare a target with the sum of several checkpoints, element by element; the words are those of ``merge``."""
@@ -161,7 +161,8 @@ def verify(
     request = {**request, "family": families[0]}
     _, merged = _merged(folders, families, asked_of(request).request, wish)
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
-    proof = examine(folders[0], target, request, beside, space, workers, progress, merged=merged)
+    told = Told(progress, "examining")
+    proof = examine(folders[0], target, request, beside, space, workers, told.amount, merged=merged)
     return _told(proof.verdict, wish, folders, said)
 
 

@@ -60,8 +60,8 @@ def test_a_process_that_is_killed_leaves_all_or_nothing(versions, tmp_path, verb
 def test_an_interrupt_leaves_nothing(versions, tmp_path, verb):
     deltas.delta(versions.a, versions.b, tmp_path / "step")
 
-    def stop(done, total):
-        if done:
+    def stop(at):
+        if at.done:
             raise KeyboardInterrupt
 
     given = {"delta": (versions.a, versions.b), "apply": (versions.a, tmp_path / "step")}[verb]
@@ -86,8 +86,8 @@ def test_what_compresses_is_asked_for_by_name(versions, tmp_path, monkeypatch):
 def test_a_source_that_changes_meanwhile_is_noticed(versions, tmp_path):
     shutil.copytree(versions.b, tmp_path / "b")
 
-    def touch(done, total):
-        if done:
+    def touch(at):
+        if at.done:
             (tmp_path / "b" / "config.json").write_text((versions.b / "config.json").read_text() + " ")
 
     with pytest.raises(carnet.BadCheckpoint, match="a file changed while it was used"):

@@ -14,8 +14,8 @@ LLAMA = Path(__file__).parents[1] / "goldens/megatron/llama_tp2pp2"
 def interrupted(tmp_path):
     """A crossing that stopped in the midst."""
 
-    def stop(done, total):
-        if done:
+    def stop(at):
+        if at.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -51,8 +51,8 @@ def test_a_target_and_a_folder_of_nobody_are_refused_untouched(tmp_path):
 def test_what_another_run_holds_is_not_cleaned(tmp_path):
     refusals = []
 
-    def clean(done, total):
-        if not refusals:
+    def clean(at):
+        if at.total and not refusals:
             with pytest.raises(carnet.BadRequest, match="another run is writing") as refused:
                 carnet.clean(tmp_path / "out")
             refusals.append(refused)

@@ -30,8 +30,8 @@ def everything(folder: Path):
 def left(source, out):
     """The staging folder of a crossing that was stopped in its midst."""
 
-    def stop(done, total):
-        if done:
+    def stop(at):
+        if at.done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -146,8 +146,8 @@ def test_a_folder_that_is_exchanged_for_a_link_while_it_is_written_leads_nobody_
         (victim / name).write_text("mine")
     before = everything(victim)
 
-    def exchange(done, total):
-        if done >= when * total and not staging_of(out).is_symlink():
+    def exchange(at):
+        if at.total and at.done >= when * at.total and not staging_of(out).is_symlink():
             staging_of(out).rename(tmp_path / "away")
             staging_of(out).symlink_to(victim)
 
@@ -159,9 +159,10 @@ def test_a_folder_that_is_exchanged_for_a_link_while_it_is_written_leads_nobody_
 
 
 def test_a_target_that_appears_while_it_is_written_stays_and_the_work_goes_on_later(source, out):
-    def appear(done, total):
-        out.mkdir(exist_ok=True)
-        (out / "mine").write_text("mine")
+    def appear(at):
+        if at.total:
+            out.mkdir(exist_ok=True)
+            (out / "mine").write_text("mine")
 
     with pytest.raises(BadRequest, match="exists"):
         carnet.cross(source, out, to="hf", progress=appear)
@@ -171,8 +172,9 @@ def test_a_target_that_appears_while_it_is_written_stays_and_the_work_goes_on_la
 
 
 def test_a_target_of_another_owner_in_the_folder_is_never_published(source, out):
-    def put(done, total):
-        (staging_of(out) / "modeling_evil.py").write_text("import os")
+    def put(at):
+        if at.total:
+            (staging_of(out) / "modeling_evil.py").write_text("import os")
 
     with pytest.raises(BadRequest, match="did not write"):
         carnet.run(carnet.plan(source, to="hf"), out, progress=put)

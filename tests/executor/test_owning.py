@@ -132,8 +132,9 @@ def test_a_staging_folder_that_somebody_renamed_is_no_target(source, out):
     assert sorted(out.iterdir()) == before
 
 
-def interrupt(done, total):
-    raise KeyboardInterrupt
+def interrupt(at):
+    if at.total:
+        raise KeyboardInterrupt
 
 
 # --- two at once ---------------------------------------------------------------------------------------------------------
@@ -144,8 +145,8 @@ import sys, time
 from pathlib import Path
 import carnet
 verb, base, share = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
-def progress(done, total):
-    if done >= share * total and not (base / "waits").exists():
+def progress(at):
+    if at.total and at.done >= share * at.total and not (base / "waits").exists():
         (base / "waits").touch()
         while not (base / "go").exists():
             time.sleep(0.01)
@@ -224,8 +225,8 @@ class At:
     def __init__(self, act, path, share):
         self.act, self.path, self.share = act, path, share
 
-    def __call__(self, done, total):
-        if self.act and done >= self.share * total:
+    def __call__(self, at):
+        if self.act and at.total and at.done >= self.share * at.total:
             act, self.act = self.act, None
             act(self.path)
 

@@ -161,8 +161,8 @@ def test_a_source_that_is_exchanged_between_two_parts_makes_what_was_written_wor
 STUCK = """
 import sys, time
 import carnet
-def progress(done, total):
-    if done > float(sys.argv[4]) * total:
+def progress(at):
+    if at.done > float(sys.argv[4]) * at.total:
         print("stuck", flush=True)
         time.sleep(600)
 carnet.run(sys.argv[1], sys.argv[2], part=eval(sys.argv[3]), progress=progress)
@@ -251,10 +251,10 @@ def test_a_scale_that_another_part_measured_is_not_measured_again(out):
         part = Part(number, 2)
         with held(proven(plan), folder_at(out), part) as target:
             write_part(plan, target.source.root, target.staging, part, measures=True)
-    phases = []
+    phases = set()
     for number in (1, 2):
-        carnet.run(plan, out, part=(number, 2), phase=phases.append)
-    assert phases == ["writing", "writing"]
+        carnet.run(plan, out, part=(number, 2), progress=lambda at: phases.add(at.phase))
+    assert phases == {"preparing", "writing"}
     assert carnet.finish(plan, out, verify=True).equal
 
 

@@ -88,21 +88,21 @@ def command(*words, **given):
 
 @pytest.mark.parametrize("asked", [PLAIN, CODED], ids=["plain", "coded"])
 def test_a_cluster_writes_the_bytes_of_one_machine_with_one_document(cluster, source, alone, tmp_path, asked):
-    nodes, phases, told = [], [], []
+    nodes, told = [], []
     verdict = fleet.cross(
         source,
         tmp_path / "out",
         on="ray",
         nodes=lambda found: nodes.append([(node.tasks, node.nbytes) for node in found]),
-        phase=phases.append,
-        progress=lambda done, total: told.append((done, total)),
+        progress=told.append,
         **asked,
     )
     assert verdict.equal
     assert content(tmp_path / "out") == alone["plain" if asked is PLAIN else "coded"]
-    assert phases == [*(["scales"] if asked is CODED else []), "writing", "flushing", "examining"]
+    phases = [*dict.fromkeys(at.phase for at in told)]
+    assert phases == ["planning", *(["scales"] if asked is CODED else []), "writing", "flushing", "examining"]
     assert len(nodes[-1]) == 3
-    assert told[-1][0] == told[-1][1]
+    assert told[-1].done == told[-1].total
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

@@ -149,8 +149,8 @@ def test_an_object_that_changes_while_it_is_read_is_refused(store, tmp_path):
     made = carnet.plan(url, to="hf")
     path = next((store.folder / "ckpt").rglob("*.distcp"))
 
-    def exchange(done, total):
-        if done and done != total:
+    def exchange(at):
+        if 0 < at.done < at.total:
             other = path.with_suffix(".new")
             other.write_bytes(bytes(path.stat().st_size))
             other.rename(path)

@@ -172,8 +172,8 @@ def test_a_profile_of_the_multi_storage_client_is_written(tmp_path, monkeypatch)
     assert same_but_for_the_document(tmp_path / "base/models/out", tmp_path / "disk")
     assert carnet.verify(out).equal
 
-    def stop(done, total):
-        if done > 100_000:
+    def stop(at):
+        if at.done > 100_000:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -233,8 +233,8 @@ def test_a_source_that_changes_leaves_nothing_in_the_target(store):
     ckpt, out = store.fill(MEGATRON / "llama_tp2pp2", "ckpt"), f"{store.url}/out"
     path = next((store.folder / "ckpt").rglob("*.distcp"))
 
-    def exchange(done, total):
-        if done:
+    def exchange(at):
+        if at.done:
             path.with_suffix(".new").write_bytes(bytes(path.stat().st_size))
             path.with_suffix(".new").rename(path)
 

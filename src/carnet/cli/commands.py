@@ -217,8 +217,8 @@ def run(plan_file: str, out: str, part: tuple[int, int] | None, threads: int | N
     """Carry out a saved plan, exactly. After an interruption the same command goes on where it stopped."""
     from carnet import api
 
-    with progress_bar("preparing") as (progress, phase):
-        api.run(plan_file, out, part=part, threads=threads, progress=progress, phase=phase)
+    with progress_bar() as progress:
+        api.run(plan_file, out, part=part, threads=threads, progress=progress)
     if part is not None:
         click.echo(f"carnet: part {part[0]}/{part[1]} is written; when all are: `carnet finish {plan_file} {out}`", err=True)
         return
@@ -236,8 +236,8 @@ def finish(ctx: click.Context, /, plan_file: str, out: str, verify: bool, as_jso
     """Put a target in place whose every part was written by `carnet run --part`."""
     from carnet import api
 
-    with progress_bar("finishing") as (progress, phase):
-        verdict = api.finish(plan_file, out, verify=verify, progress=progress, phase=phase, **options)
+    with progress_bar() as progress:
+        verdict = api.finish(plan_file, out, verify=verify, progress=progress, **options)
     if verdict is not None:
         tell(ctx, verdict, as_json=as_json)
     click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
@@ -281,8 +281,8 @@ def cross(
     if on is not None:
         verdict = _cross_on(on, ckpt, out, options)
     else:
-        with progress_bar("planning") as (progress, phase):
-            verdict = api.cross(ckpt, out, progress=progress, phase=phase, **options)
+        with progress_bar() as progress:
+            verdict = api.cross(ckpt, out, progress=progress, **options)
     tell(ctx, verdict, as_json=as_json)
 
 
@@ -301,8 +301,8 @@ def _cross_on(on: str, ckpt: str, out: str, options: "Options") -> "Verdict":
 
     try:
         # Ray prints to stdout when a worker is lost
-        with progress_bar("planning", below=lines) as (progress, phase), redirect_stdout(sys.stderr):
-            return fleet.cross(ckpt, out, on=on, progress=progress, phase=phase, nodes=told, **options)
+        with progress_bar(below=lines) as progress, redirect_stdout(sys.stderr):
+            return fleet.cross(ckpt, out, on=on, progress=progress, nodes=told, **options)
     finally:
         for line in lines():
             click.echo(line, err=True)
@@ -326,7 +326,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
     """
     from carnet.calibrate import calibrate as observe
 
-    with progress_bar("calibrating", bytes_=False) as (progress, _):
+    with progress_bar(bytes_=False) as progress:
         found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
     click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
 

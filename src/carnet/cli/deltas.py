@@ -61,8 +61,8 @@ def delta(a: str, b: str, out: str, as_json: bool, **options: "Unpack[Differing]
     from carnet.report.data import dump
     from carnet.report.terminal import delta_lines
 
-    with progress_bar("comparing") as (progress, phase):
-        made = deltas.delta(a, b, out, progress=progress, phase=phase, **options)
+    with progress_bar() as progress:
+        made = deltas.delta(a, b, out, progress=progress, **options)
     if as_json:
         click.echo(dump(asdict(made)))
     else:
@@ -88,8 +88,8 @@ def apply(base: str, deltas: tuple[str, ...], out: str, as_json: bool, **options
     from carnet.report.data import dump
     from carnet.report.terminal import applied_lines
 
-    with progress_bar("writing") as (progress, phase):
-        done = verbs.apply(base, deltas, out, progress=progress, phase=phase, **options)
+    with progress_bar() as progress:
+        done = verbs.apply(base, deltas, out, progress=progress, **options)
     if as_json:
         click.echo(dump(asdict(done)))
     else:

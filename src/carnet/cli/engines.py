@@ -81,7 +81,7 @@ def expect(
     path = None if output is None else here("output", output, out=True)
     if path is not None:
         check_place(path)  # before hours of hashing
-    with progress_bar("hashing") as (progress, _):
+    with progress_bar() as progress:
         expected = expecting.expect(ckpt, progress=progress, **options)
     if path is not None:
         save(expected, path)

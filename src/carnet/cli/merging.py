@@ -82,6 +82,6 @@ def merge(
 
     if weights is None:
         raise click.UsageError("how much of each? --weights 0.5,0.5", ctx)
-    with progress_bar("planning") as (progress, phase):
-        verdict = merging.merge(ckpts, out, weights, method=method, keep=keep, progress=progress, phase=phase, **options)
+    with progress_bar() as progress:
+        verdict = merging.merge(ckpts, out, weights, method=method, keep=keep, progress=progress, **options)
     tell(ctx, verdict, as_json=as_json)

@@ -9,22 +9,19 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from carnet.pool import Phase, Progress
+    from carnet.progress import Callback, Progress
 
 WIDTH = len("examining")  # the longest name of a phase: the bar stays where it is
 
 
 @contextmanager
-def progress_bar(
-    what: str, *, bytes_: bool = True, below: "Callable[[], Iterable[str]]" = tuple
-) -> "Iterator[tuple[Progress | None, Phase]]":
+def progress_bar(*, bytes_: bool = True, below: "Callable[[], Iterable[str]]" = tuple) -> "Iterator[Callback | None]":
     """Show how much is done, of bytes the rate too, and the time left on a terminal, and lines ``below``; nothing in a pipe.
 
-    Yields what takes the amount done and that in all, and what takes the name of a phase. What was done before the first call
-    counts for no rate.
+    Yields what takes how far a verb is. What was done before the first amount counts for no rate.
     """
     if not sys.stderr.isatty():
-        yield None, lambda name: None
+        yield None
         return
     from rich.console import Console
     from rich.progress import (
@@ -46,8 +43,12 @@ def progress_bar(
     amount = (DownloadColumn(), TransferSpeedColumn()) if bytes_ else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
     with Shown(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"{what:<{WIDTH}}", total=None)
-        yield (
-            lambda done, total: bar.update(task, completed=done, total=total),
-            lambda name: bar.update(task, description=f"{name:<{WIDTH}}", refresh=True),
-        )
+
+        def show(at: "Progress") -> None:
+            name = f"{at.phase:<{WIDTH}}"
+            if not bar.tasks:
+                bar.add_task(name)
+            begins = bar.tasks[0].description != name
+            bar.update(bar.task_ids[0], description=name, completed=at.done, total=at.total or None, refresh=begins)
+
+        yield show

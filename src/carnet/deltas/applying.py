@@ -29,7 +29,8 @@ from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import Checkpoint, Stored
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import MEMORY, memory_of, threads_of
-from carnet.pool import Phase, Progress, Tell, unsaid
+from carnet.pool import Tell
+from carnet.progress import Callback, Told, verb
 from carnet.storage.protocol import Crossing, Draft, Opened, names_in, read_at
 from carnet.storage.schemes import folder_at
 
@@ -48,6 +49,7 @@ class Applied:
     checked: bool  # at least each that changed has its checksum; else frames alone have one, which no base does
 
 
+@verb
 def apply(
     base: PathLike,
     deltas: PathLike | Sequence[PathLike],
@@ -55,8 +57,7 @@ def apply(
     *,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
 ) -> Applied:
     """Write into a new folder what a Hugging Face folder becomes by a delta, or by several in their order.
 
@@ -64,6 +65,7 @@ def apply(
     is damaged. Nothing is there then.
     """
     space, wanted, said = memory_of({"memory": memory}), threads_of({"threads": threads}), local("out", out, out=True)
+    told = Told(progress, "preparing")
     checkpoint = open_checkpoint(folder_at(local("base", base)))
     if KINDS[checkpoint.dialect].files != SHARDS:
         facts = {"where": checkpoint.root, "found": checkpoint.dialect}
@@ -84,7 +86,7 @@ def apply(
             with begun(draft):
                 for asset in beside.assets:
                     put_asset(asset, draft)
-                digests = _write(checkpoint, side, steps, draft, means, progress, phase or unsaid)
+                digests = _write(checkpoint, side, steps, draft, means, told)
                 for name, data in copied.items():
                     draft.put(name, [data])
                 files = {name: digest_of(data) for name, data in copied.items()}
@@ -100,11 +102,9 @@ def apply(
     return Applied(said, last.version, first.base_version, len(side.tensors), changed, side.nbytes, steps.proven, steps.checked)
 
 
-def _write(
-    checkpoint: Checkpoint, side: Side, steps: Steps, draft: Draft, means: Means, progress: Progress | None, phase: Phase
-) -> Mapping[str, str]:
+def _write(checkpoint: Checkpoint, side: Side, steps: Steps, draft: Draft, means: Means, told: Told) -> Mapping[str, str]:
     """Write the files of tensors; return the digest of each tensor."""
-    phase("writing")
+    told.phase("writing")
     files, root = _files(checkpoint), checkpoint.root
     sizes = {name: root.open(name).stamp.nbytes for name in files}
     draft.reserve([*sizes.items()])
@@ -137,12 +137,12 @@ def _write(
 
     try:
         with flushing(draft) as dirty:
-            found = work(len(names), side.nbytes, means, hire, progress, lambda number: dirty({placed[names[number]][0]}))
+            found = work(len(names), side.nbytes, means, hire, told.amount, lambda number: dirty({placed[names[number]][0]}))
     finally:
         close(steps)
     for name in files:
         draft.complete(name)
-    phase("flushing")
+    told.phase("flushing")
     return dict(zip(names, found, strict=True))
 
 

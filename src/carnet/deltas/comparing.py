@@ -15,9 +15,11 @@ from carnet.examiner.verdict import Verdict
 from carnet.formats.files import check_unchanged
 from carnet.plans.options import PathLike
 from carnet.plans.request import MEMORY, memory_of, only, threads_of
-from carnet.pool import Progress, Tell
+from carnet.pool import Tell
+from carnet.progress import Callback, Told, verb
 
 
+@verb
 def verify(
     base: PathLike,
     deltas: PathLike | Sequence[PathLike],
@@ -25,7 +27,7 @@ def verify(
     against: PathLike,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Reading],
 ) -> Verdict:
     """Compare a base and the deltas that follow it with a version, element by element; either may have any layout, as for ``delta``.
@@ -72,7 +74,7 @@ def verify(
             yield serve
 
     try:
-        found = work(len(names) + len(checks), side.nbytes, means, hire, progress)
+        found = work(len(names) + len(checks), side.nbytes, means, hire, Told(progress, "examining").amount)
     finally:
         close(steps)
     for each in (side, other):

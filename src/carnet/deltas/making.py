@@ -33,7 +33,8 @@ from carnet.formats.safetensors import layout_file, render_header
 from carnet.formats.side_files import DOCUMENT
 from carnet.plans.options import PathLike, local
 from carnet.plans.request import MEMORY, memory_of, only, threads_of
-from carnet.pool import Phase, Progress, Tell, unsaid
+from carnet.pool import Tell
+from carnet.progress import Callback, Told, verb
 from carnet.steps import TargetFile
 from carnet.storage.protocol import Crossing, Draft
 from carnet.storage.schemes import folder_at
@@ -80,6 +81,7 @@ class Difference:
     elements: int  # that differ
 
 
+@verb
 def delta(
     a: PathLike,
     b: PathLike,
@@ -87,8 +89,7 @@ def delta(
     *,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     **options: Unpack[Differing],
 ) -> Made:
     """Write what changed from version ``a`` of a model to version ``b`` into a new folder.
@@ -108,7 +109,6 @@ def delta(
         out,
         *(memory_of({"memory": memory}), threads_of({"threads": threads})),
         progress=progress,
-        phase=phase,
         **saying,
     )
 
@@ -130,11 +130,11 @@ def between(
     memory: int,
     wanted: int | None,
     *,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     **saying: Unpack[Saying],
 ) -> Made:
     """Write what differs between two sides, in so many bytes and (where it is said) threads."""
+    told = Told(progress, "preparing")
     check_pair(before, new)
     said, after = local("out", out, out=True), saying.get("after")
     last = None if after is None else artifact.read(folder_at(local("after", after)))
@@ -166,7 +166,7 @@ def between(
     with folder_at(said).owned(_names(), Crossing(digest_of(repr(asked).encode()), beside=beside), None) as draft:
         if not draft.whole:
             with begun(draft):
-                _write(wish, before, new, draft, means, progress, phase or unsaid)
+                _write(wish, before, new, draft, means, told)
                 for side in (before, new):
                     side.check_unchanged()
         draft.publish()
@@ -177,15 +177,15 @@ def _known(side: Side) -> str | None:
     return None if side.folder is None else chain.version_of(side.folder)
 
 
-def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, progress: Progress | None, phase: Phase) -> None:
+def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, told: Told) -> None:
     """Write everything that is in the folder of a delta."""
     tensors = dict(sorted(new.tensors.items()))  # one order, whatever the layouts
     sizes = [(name, tensor.nbytes) for name, tensor in tensors.items()]
     place = dict(zip(tensors, accumulate((packing.bound(nbytes) for _, nbytes in sizes), initial=0), strict=False))
     spill = Spill(draft.where if isinstance(draft.where, str) else None)
     try:
-        phase("comparing")
-        found = _differences(wish, before, new, means, (spill, place), progress)
+        told.phase("comparing")
+        found = _differences(wish, before, new, means, (spill, place), told)
         held = [
             {name: Held(each.dtype, each.shape, found[name].digests[at]) for name, each in tensors.items()} for at in (0, 1)
         ]
@@ -194,7 +194,7 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
             name = min(name for name in said.keys() | held[0].keys() if said.get(name) != held[0].get(name))
             facts = {"where": before, "tensor": shown(name)}
             raise BadRequest("the old version is not what the delta before leads to", facts, remedy="name the one that does")
-        phase("writing")
+        told.phase("writing")
         frames = {name: found[name].frame or 0 for name in tensors if found[name].frame is not None}
         sums = {name: found[name].checksum for name in frames}
         shards = [
@@ -215,7 +215,7 @@ def _write(wish: Wish, before: Side, new: Side, draft: Draft, means: Means, prog
     draft.put(INDEX, [artifact.index(wish.version, wish.base_version, wish.checksum, wish.scope, weights).encode()])
     link = chain.link_data((wish.base_version, wish.version), held[0], held[1], counts)
     draft.put(DOCUMENT, [documents.text(link).encode()])
-    phase("flushing")
+    told.phase("flushing")
     for file in (INDEX, DOCUMENT, ""):
         draft.flush(file)
 
@@ -244,7 +244,7 @@ def _copy(shards: Sequence[TargetFile], spill: Spill, place: Mapping[str, int], 
 
 
 def _differences(
-    wish: Wish, before: Side, new: Side, means: Means, spilled: tuple[Spill, Mapping[str, int]], progress: Progress | None
+    wish: Wish, before: Side, new: Side, means: Means, spilled: tuple[Spill, Mapping[str, int]], told: Told
 ) -> dict[str, Difference]:
     """Compare all tensors, and have their frames in the spill; compare, too, what copies a source has of one tensor."""
     spill, place = spilled
@@ -288,7 +288,7 @@ def _differences(
 
             yield serve
 
-    found = work(len(names) + len(checks), new.nbytes, means, hire, progress)
+    found = work(len(names) + len(checks), new.nbytes, means, hire, told.amount)
     return {name: each for name, each in zip(names, found, strict=False) if each is not None}
 
 

@@ -25,7 +25,8 @@ from carnet.plans.options import local
 from carnet.plans.request import memory_of, threads_of
 from carnet.plans.request_file import gathered
 from carnet.plans.typed import Options
-from carnet.pool import Phase, Progress, silent, unsaid
+from carnet.pool import Phase, Progress
+from carnet.progress import Callback, Told, verb
 from carnet.proving import Shown, prove
 from carnet.storage.journal_lines import NAME
 from carnet.storage.protocol import Part, read_at
@@ -36,13 +37,13 @@ BEGIN = 200  # bytes of a journal: the digests in its first line
 FEWEST = 16  # parts: even a small crossing goes to several machines
 
 
+@verb
 def cross(
     path: PathLike,
     out: PathLike,
     *,
     on: str,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     nodes: Callable[[Sequence[Node]], None] | None = None,
     **options: Unpack[Options],
 ) -> Verdict:
@@ -52,12 +53,12 @@ def cross(
     this machine see them under the same path. ``nodes`` hears who has done what, whenever a task is done. Everything else is as
     ``carnet.cross`` has it; called again after an interruption, the function does what is left.
     """
-    said, wish, begin = local("out", out, out=True), gathered(options), phase or unsaid
+    said, wish, told = local("out", out, out=True), gathered(options), Told(progress, "planning")
     tell = nodes or _untold
     with reached(on, tell) as cluster:
         made = api.plan(path, **wish)
         choose_means(memory_of(wish), len(made.steps))  # refused here, not when all is written
-        shown = Shown(made, progress or silent)
+        shown = Shown(made, told.amount)
         of, target = tasks.patient(proven(made)), folder_at(said)
         count = max(FEWEST, -(-made.proof["source bytes"] // TASK))
         with ExitStack() as stack:
@@ -71,9 +72,9 @@ def cross(
         if not whole:
             look_at(cluster, _sought(made.source, where))
             sent = tasks.Sent(of.crossing.plan, cluster.keep((made, jobs)), said, threads)
-            _write(cluster, sent, jobs, count, shown.writing, begin)
+            _write(cluster, sent, jobs, count, shown.writing, told.phase)
         with held(of, target) as complete:
-            finish(made, complete.source.root, complete.staging, phase=phase)
+            finish(made, complete.source.root, complete.staging, phase=told.phase)
             complete.check()
 
             def examine(add: Callable[[int], None]) -> Found:
@@ -83,7 +84,7 @@ def cross(
                 calls = [(sought, Part(number, count)) for number in range(1, count + 1)]
                 return together(cluster.all(tasks.examine, calls, add))
 
-            verdict = prove(made, complete, memory_of(wish), threads_of(wish), shown.examining, begin, examine)
+            verdict = prove(made, complete, memory_of(wish), threads_of(wish), shown.examining, told.phase, examine)
     return replace(verdict, source=local("ckpt", path), target=said)
 
 

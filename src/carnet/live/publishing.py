@@ -16,9 +16,11 @@ from carnet.live.binding import CARNET
 from carnet.live.checking import flat_bytes
 from carnet.plans.options import PathLike
 from carnet.plans.request import MEMORY, memory_of, threads_of
-from carnet.pool import Phase, Progress, Tell
+from carnet.pool import Tell
+from carnet.progress import Callback, verb
 
 
+@verb
 def delta(
     base: PathLike,
     tensors: Mapping[str, torch.Tensor],
@@ -26,8 +28,7 @@ def delta(
     *,
     memory: int | str = MEMORY,
     threads: int | None = None,
-    progress: Progress | None = None,
-    phase: Phase | None = None,
+    progress: Callback | None = None,
     **saying: Unpack[Saying],
 ) -> Made:
     """Write what changed from a version of a model, in any layout, to the tensors that ``crossing.run`` returned on this rank.
@@ -40,7 +41,6 @@ def delta(
     return between(
         *(side_of(base, {}), held(tensors), out, memory_of({"memory": memory}), threads_of({"threads": threads})),
         progress=progress,
-        phase=phase,
         **saying,
     )
 
