@@ -96,7 +96,7 @@ ERRORS = ("BadCheckpoint", "BadOption", "BadRequest", "CarnetError", "MachineFai
 
 
 def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_and_nothing_else():
-    assert set(carnet.__all__) == {*VERBS, *ERRORS, *ASIDE, "Inspection", "Options", "Plan", "Verdict"}
+    assert set(carnet.__all__) == {*VERBS, *ERRORS, *ASIDE, "Inspection", "Options", "Plan", "Progress", "Verdict"}
     assert {name for name in dir(carnet) if not name.startswith("_")} == set(carnet.__all__)
     assert all(callable(getattr(carnet, name)) for name in carnet.__all__)
     assert all(issubclass(getattr(carnet, name), carnet.CarnetError) for name in ERRORS)

@@ -131,5 +131,5 @@ def _value(value: object) -> Plain | list[Plain]:
     if isinstance(value, list | tuple):
         return [said for each in value if not isinstance(said := _value(each), list | None)]
     if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
+        return str(value)
     return value if isinstance(value, Plain) else None
