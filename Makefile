@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm test-kernels test-quantized fuzz check format docs bench clean
+.PHONY: help demo dist test test-vllm test-kernels test-quantized fuzz check format docs bench clean
 
 PYTHON ?= python3# the interpreter that the environments are made from
 SECONDS_EACH ?= 120
@@ -13,6 +13,9 @@ FULL := .venv
 LIGHT := .venv-demo
 DOCS := .venv-docs
 VLLM := .venv-vllm
+BUILD := .venv-build
+BUILD_NEEDS := build==1.6.1 hatchling==1.33.0 hatch-fancy-pypi-readme==25.1.0
+TWINE := 7.0.0# looks at what PyPI would show, with 25 packages of its own
 NEWEST := 0.19.2# the newest megatron-core, beside the one in constraints.txt
 TRITON := 3.9.0# 1 GB
 MODELEXPRESS := 0.7.0# what takes deltas: 0.6 MB without what its readers do not need
@@ -25,8 +28,13 @@ PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(LIGHT)/.ready  ## cross a small real checkpoint and prove it; under a minute on a fresh machine
-	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" scripts/demo
+demo: $(LIGHT)/.ready  ## take a small model across, hear it speak on both sides, and prove it; under a minute on a fresh machine
+	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" demo/run
+
+dist: $(BUILD)/.ready $(BUILD)/twine-$(TWINE)  ## build the wheel and the sdist into dist, the same bytes for the same commit, and look at them
+	@rm -f dist/.ready && $(MAKE) --no-print-directory dist/.ready
+	@PYTHONPATH=$(CURDIR)/$(BUILD)/twine-$(TWINE) $(BUILD)/bin/python -m twine check --strict dist/carnet-*
+	@cd dist && sha256sum carnet-*
 
 test: $(FULL)/.ready $(FULL)/megatron-core-$(NEWEST) $(FULL)/aiconfigurator-core-$(CONFIGS) $(FULL)/azurite-$(AZURITE) $(FULL)/modelexpress-$(MODELEXPRESS) $(FULL)/mergekit-$(MERGEKIT)  ## run every test, the referees included
 	@$(FULL)/bin/pytest -n 2 --dist worksteal $(ARGS)
@@ -73,7 +81,7 @@ bench: $(FULL)/.ready $(FULL)/aiconfigurator-core-$(CONFIGS)  ## compare with cp
 	@PATH="$(CURDIR)/$(FULL)/bin:$$PATH" python -m bench.adapters
 
 clean:  ## remove the environments, caches and benchmark data
-	rm -rf $(FULL) $(LIGHT) $(DOCS) $(VLLM) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf $(FULL) $(LIGHT) $(DOCS) $(VLLM) $(BUILD) .bench .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
 	find src tests bench tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments: made once, and again when what they are made from changes -------------------------------------------------
@@ -127,12 +135,27 @@ $(FULL)/azurite-$(AZURITE): $(FULL)/.ready
 	    || echo "Azurite could not be installed: the test of az:// is skipped"
 	@mv $@.new $@
 
-# not editable: the demo runs the wheel that a user would get
-$(LIGHT)/.ready: pyproject.toml constraints.txt $(shell find src -name '*.py' 2>/dev/null)
+# pinned, since the builder's release is written into what it builds
+$(BUILD)/.ready: Makefile
+	$(fresh)
+	@$(@D)/$(PIP) install $(BUILD_NEEDS)
+	@touch $@
+
+$(BUILD)/twine-$(TWINE): $(BUILD)/.ready
+	@rm -rf $(BUILD)/twine-*
+	@$(BUILD)/$(PIP) install --target $@ twine==$(TWINE)
+	@touch $@
+
+dist/.ready: $(BUILD)/.ready tools/build_dist.py pyproject.toml README.md CHANGELOG.md $(shell find src -name '*.py' 2>/dev/null)
+	@$(BUILD)/bin/python tools/build_dist.py
+	@touch $@
+
+# the demo runs the wheel that a user would get
+$(LIGHT)/.ready: dist/.ready constraints.txt
 	$(fresh)
 	@echo "preparing $(@D)"
-	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps .
-	@$(@D)/$(PIP) install --constraint constraints.txt .
+	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps dist/carnet-*.whl
+	@$(@D)/$(PIP) install --constraint constraints.txt dist/carnet-*.whl
 	@touch $@
 
 # the core and what builds the site: Sphinx, with the API from docstrings

@@ -59,10 +59,12 @@ def inspect(path: PathLike, **options: Unpack[Looking]) -> Inspection:
     Raises CarnetError where the files are damaged; a checkpoint that is whole and strange comes back with the refusal.
     """
     only(Looking.__optional_keys__, options)
+    lent = options.pop("tokenizer", None)
     said = Request.of({**options, "to": "hf"})
     checkpoint = open_source(local("ckpt", path), said)
+    counted = None if lent is None else tokens_of(folder_at(local("tokenizer", lent))).count
     try:
-        return Inspection(checkpoint, take(checkpoint, said.drop, said.vocab_size), None)
+        return Inspection(checkpoint, take(checkpoint, said.drop, said.vocab_size, counted), None)
     except CarnetError as refusal:
         return Inspection(checkpoint, None, refusal)
 

@@ -113,7 +113,7 @@ def without_gpu():
 
 def trained(job):
     """Return the model of this rank, and what trains it."""
-    said = {**ARGUMENTS, **(MIXTURE if job.get("mixture") else {})}
+    said = {**ARGUMENTS, **(MIXTURE if job.get("mixture") else {}), **job.get("arguments", {})}
     said["untie_embeddings_and_output_weights"] = not job.get("tied")
     wide = torch.bfloat16 if job.get("bf16") else torch.float32
     config = TransformerConfig(
@@ -147,8 +147,8 @@ def trained(job):
     model = GPTModel(
         config,
         spec,
-        vocab_size=VOCAB,
-        max_sequence_length=LENGTH,
+        vocab_size=said["padded_vocab_size"],
+        max_sequence_length=said["max_position_embeddings"],
         share_embeddings_and_output_weights=bool(job.get("tied")),
         position_embedding_type="rope",
         rotary_base=10000,
@@ -185,7 +185,7 @@ def trained(job):
         max_lr=1e-2,
         min_lr=0.0,
         lr_warmup_steps=BATCH * 4,
-        lr_decay_steps=BATCH * 40,
+        lr_decay_steps=BATCH * job.get("decay", 40),
         lr_decay_style="cosine",
         start_wd=0.1,
         end_wd=0.1,
@@ -195,11 +195,15 @@ def trained(job):
     return model, wrapped, optimizer, scheduler, said
 
 
-def step(number, model, wrapped, optimizer, scheduler):
-    """Take one step on tokens that follow from its number; return the loss."""
+def tokens_of(number):
+    """Return tokens that follow from the number of a step, and are nothing but that."""
+    return torch.randint(VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(number))
+
+
+def step(tokens, model, wrapped, optimizer, scheduler):
+    """Take one step; return the loss."""
     wrapped.zero_grad_buffer()
     optimizer.zero_grad()
-    tokens = torch.randint(VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(number))
     here, world = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     tokens = tokens.chunk(world)[here]
 
@@ -208,7 +212,7 @@ def step(number, model, wrapped, optimizer, scheduler):
         return loss, {"loss": loss.detach().clone()}
 
     def forward(batch, chunk):
-        places = torch.arange(LENGTH)[None].expand(len(tokens), -1)
+        places = torch.arange(tokens.shape[1] - 1)[None].expand(len(tokens), -1)
         return chunk(tokens[:, :-1], places, None, labels=tokens[:, 1:]), loss_of
 
     done = get_forward_backward_func()(
@@ -216,7 +220,7 @@ def step(number, model, wrapped, optimizer, scheduler):
         data_iterator=None,
         model=[wrapped],
         num_microbatches=1,
-        seq_length=LENGTH,
+        seq_length=tokens.shape[1] - 1,
         micro_batch_size=len(tokens),
         forward_only=False,
     )
@@ -241,6 +245,8 @@ def state_of(job, model, optimizer, scheduler, iteration, *, loading):
 def save(job, said, parts, iteration):
     model, _, optimizer, scheduler = parts
     state, metadata = state_of(job, model, optimizer, scheduler, iteration, loading=False)
+    if job.get("no_save_optim"):
+        del state["optimizer"], state["opt_param_scheduler"]
     consumed = BATCH * iteration
     cut = {
         "tensor_model_parallel_size": job["tp"],
@@ -300,7 +306,7 @@ def main():
         for number in range(first, first + job["steps"]):
             if job.get("save_at") == number:
                 save(job, said, parts, number)
-            losses.append(step(number, *parts))
+            losses.append(step(tokens_of(number), *parts))
         if job.get("save_at") == first + job["steps"]:
             save(job, said, parts, first + job["steps"])
     if rank == 0:

@@ -154,7 +154,10 @@ def main() -> None:
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
-@options("config", "family", "vocab_size", "drop", "written_by", "accept", "adapter_alpha")
+@options(
+    *("config", "family", "vocab_size", "tokenizer", "drop", "written_by", "accept", "adapter_alpha"),
+    tokenizer="Folder whose tokenizer says the vocabulary.",
+)
 @json_option
 @click.pass_context
 def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **options: "Unpack[Looking]") -> None:

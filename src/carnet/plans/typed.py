@@ -94,6 +94,7 @@ class Looking(TypedDict, total=False):
 
     drop: str | Sequence[str]
     vocab_size: int | None
+    tokenizer: PathLike | None  # folder whose tokenizer says the vocabulary
     config: PathLike | None
     family: str | None
     written_by: str | None
