@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -53,22 +54,29 @@ def main() -> int:
     write, named = "--write" in sys.argv, [Path(word) for word in sys.argv[1:] if word != "--write"]
     stale = 0
     unpack()
-    for path in named or sorted(path for pattern in PAGES for path in Path().glob(pattern)):
-        page = path.read_text()
-        with tempfile.TemporaryDirectory() as folder, stored(Path(folder), page) as store:
-            fresh = BLOCK.sub(partial(current, desk=desk(Path(folder)), store=store), page)
-        if fresh == page:
-            continue
-        if write:
-            path.write_text(fresh)
-            print(f"{path}: rewritten")
-            continue
-        stale += 1
-        lines = difflib.unified_diff(page.splitlines(), fresh.splitlines(), f"{path} (as it is)", f"{path} (now)", lineterm="")
-        print("\n".join(lines))
+    pages = named or sorted(path for pattern in PAGES for path in Path().glob(pattern))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a page waits for the processes of its commands
+        for path, fresh in zip(pages, pool.map(today, pages), strict=True):
+            page = path.read_text()
+            if fresh == page:
+                continue
+            if write:
+                path.write_text(fresh)
+                print(f"{path}: rewritten")
+                continue
+            stale += 1
+            lines = page.splitlines(), fresh.splitlines()
+            print("\n".join(difflib.unified_diff(*lines, f"{path} (as it is)", f"{path} (now)", lineterm="")))
     if stale:
         print("the documentation shows something else than carnet prints: run make format")
     return 1 if stale else 0
+
+
+def today(path: Path) -> str:
+    """Return a page with the outputs that its commands have today, run one after the other."""
+    page = path.read_text()
+    with tempfile.TemporaryDirectory() as folder, stored(Path(folder), page) as store:
+        return BLOCK.sub(partial(current, desk=desk(Path(folder)), store=store), page)
 
 
 @contextmanager
