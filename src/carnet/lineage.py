@@ -22,6 +22,7 @@ from carnet.formats.detect import open_checkpoint
 from carnet.formats.side_files import DOCUMENT
 from carnet.formats.stored import label_of
 from carnet.plans.options import local
+from carnet.progress import verb
 from carnet.storage.protocol import FILE, FOLDER, Folder
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -137,6 +138,7 @@ def _below(folder: Folder, depth: int) -> Iterator[Folder]:
         yield from _below(each, depth - 1)
 
 
+@verb
 def follow(
     out: PathLike,
     *,

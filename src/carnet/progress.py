@@ -53,7 +53,7 @@ class Told:
 
     def phase(self, name: str) -> None:
         """Say what begins."""
-        log("phase", phase=name)
+        log("phase", phase=name, done=self._at.done, total=self._at.total)
         self._say(Progress(name, self._at.done, self._at.total))
 
     def amount(self, done: int, total: int) -> None:
@@ -102,13 +102,13 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             log("end", good=found is None or bool(found), result=repr(found))
         except CarnetError as error:
             facts = {name: str(value) for name, value in error.facts.items()}
-            log("refusal", error=type(error).__name__, what=error.what, facts=facts, remedy=error.remedy)
+            log("refusal", kind=type(error).__name__, error=error.what, facts=facts, **{"try": error.remedy})
             raise
         except KeyboardInterrupt:
             log("interrupted")
             raise
         except BaseException as error:
-            log("failed", error=type(error).__name__, what=str(error))
+            log("failed", kind=type(error).__name__, error=str(error))
             raise
         else:
             return found

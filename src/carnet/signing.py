@@ -29,6 +29,7 @@ from carnet.formats.files import TABLE_LIMIT, read_whole
 from carnet.formats.side_files import DOCUMENT, SIGNATURE, STATEMENT
 from carnet.lineage import Around, identity, parent, sources
 from carnet.plans.options import here
+from carnet.progress import verb
 from carnet.storage.protocol import FILE, Folder, names_in
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -101,6 +102,7 @@ class Checked:
         return f"by {self.by}, of {len(self.files)} files{but}"
 
 
+@verb
 def sign(out: PathLike, key: Key, *, at: Mapping[str, PathLike] | None = None, beside: Sequence[PathLike] = ()) -> Signed:
     """Sign a target: write ``carnet.intoto.jsonl`` and ``model.sig`` into it.
 
@@ -120,6 +122,7 @@ def sign(out: PathLike, key: Key, *, at: Mapping[str, PathLike] | None = None, b
     return Signed(str(folder), (*sorted(made.digests), STATEMENT), made.sources)
 
 
+@verb
 def check(out: PathLike, trust: Trust) -> Checked:
     """Compare every file of a target with its signature, and say whose that is."""
     folder = _on_disk(out)

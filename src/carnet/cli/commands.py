@@ -29,6 +29,7 @@ from carnet.cli.options import (
     threads_option,
 )
 from carnet.cli.progress import progress_bar
+from carnet.cli.talk import TALK, quiet, talk
 from carnet.cli.telling import print_lines, tell, width
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ RESUMED = ("cross", "finish", "merge", "run")  # what an interrupted command of 
 
 class Verb(click.Command):
     """A command whose examples keep their lines in --help, and whose refusals are one clear error."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the parameters, and those that every command has."""
+        return [*super().get_params(ctx), *TALK]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options in groups, first those that most people need."""
@@ -199,7 +204,7 @@ def plan(ckpt: str, output: str | None, as_json: bool, **options: "Unpack[Option
     made = api.plan(ckpt, **options)
     if path is not None:
         saved.save(made, path)
-        click.echo(f"carnet: plan saved to {output}", err=True)
+        talk(f"plan saved to {output}")
     if as_json:
         click.echo(dump(plan_data(made)))
     else:
@@ -223,9 +228,9 @@ def run(plan_file: str, out: str, part: tuple[int, int] | None, threads: int | N
     with progress_bar() as progress:
         api.run(plan_file, out, part=part, threads=threads, progress=progress)
     if part is not None:
-        click.echo(f"carnet: part {part[0]}/{part[1]} is written; when all are: `carnet finish {plan_file} {out}`", err=True)
+        talk(f"part {part[0]}/{part[1]} is written; when all are: `carnet finish {plan_file} {out}`")
         return
-    click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
+    talk(f"{out} is {UNPROVEN.format(out)}")
 
 
 @main.command(cls=Verb, epilog="carnet finish llama.plan out/llama\ncarnet finish llama.plan out/llama --verify")
@@ -243,7 +248,7 @@ def finish(ctx: click.Context, /, plan_file: str, out: str, verify: bool, as_jso
         verdict = api.finish(plan_file, out, verify=verify, progress=progress, **options)
     if verdict is not None:
         tell(ctx, verdict, as_json=as_json)
-    click.echo(f"carnet: {out} is {UNPROVEN.format(out)}", err=True)
+    talk(f"{out} is {UNPROVEN.format(out)}")
 
 
 @main.command(cls=Verb, epilog="carnet clean out/llama\ncarnet clean s3://models/llama")
@@ -258,7 +263,7 @@ def clean(out: str, as_json: bool) -> None:
     removed = api.clean(out)
     click.echo(dump({"removed": removed}) if as_json else "\n".join(f"removed {name}" for name in removed))
     if folder_at(out).far:
-        click.echo(f"carnet: {UNSEEN}", err=True)
+        talk(UNSEEN)
 
 
 @main.command(
@@ -307,7 +312,7 @@ def _cross_on(on: str, ckpt: str, out: str, options: "Options") -> "Verdict":
         with progress_bar(below=lines) as progress, redirect_stdout(sys.stderr):
             return fleet.cross(ckpt, out, on=on, progress=progress, nodes=told, **options)
     finally:
-        for line in lines():
+        for line in lines() if not quiet() else ():
             click.echo(line, err=True)
 
 
@@ -331,7 +336,7 @@ def calibrate(hf_dir: str, data: str, output: str, samples: int, length: int, de
 
     with progress_bar(bytes_=False) as progress:
         found = observe(hf_dir, data, output, samples=samples, length=length, device=device, progress=progress)
-    click.echo(f"carnet: {found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}", err=True)
+    talk(f"{found.amaxes:,} magnitudes of {found.tokens:,} tokens in {found.texts:,} texts: {output}")
 
 
 @main.command(

@@ -7,6 +7,7 @@ import click
 from carnet.cli.commands import Verb, main, refused
 from carnet.cli.options import Place, choice, json_option, options
 from carnet.cli.progress import progress_bar
+from carnet.cli.talk import talk
 from carnet.cli.telling import print_lines, width
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def expect(
         expected = expecting.expect(ckpt, progress=progress, **options)
     if path is not None:
         save(expected, path)
-        click.echo(f"carnet: {len(expected.digests):,} digests saved to {output}", err=True)
+        talk(f"{len(expected.digests):,} digests saved to {output}")
     if against is None:
         if as_json:
             click.echo(dump(as_data(expected)))

@@ -4,6 +4,8 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from carnet.cli.talk import quiet
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -20,7 +22,7 @@ def progress_bar(*, bytes_: bool = True, below: "Callable[[], Iterable[str]]" = 
 
     Yields what takes how far a verb is. What was done before the first amount counts for no rate.
     """
-    if not sys.stderr.isatty():
+    if quiet() or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -29,6 +29,7 @@ from carnet.megatron.meta import WHOLE, Cut
 from carnet.megatron.models import Arguments, describes_hybrid
 from carnet.megatron.post_training.modelopt.hybrid.model_specs import misplaced
 from carnet.plans.options import local
+from carnet.progress import verb
 
 SPECS = ("modelopt", "te", "local")
 
@@ -65,6 +66,7 @@ class Fit:
         return tuple(sorted({ask.key for ask, stored in self.fills if ask.dtype != stored}))
 
 
+@verb
 def fits(
     path: str | Path,
     spec: str = "modelopt",

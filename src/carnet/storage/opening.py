@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from carnet.errors import NO_MORE_FILES, BadRequest, CarnetError, MachineFailed
 
@@ -88,6 +88,15 @@ def open_regular(path: str | Path, flags: int = os.O_RDONLY, *, dir_fd: int | No
 def reading(path: str | Path, flags: int = 0) -> BinaryIO:
     """Open a regular file that stands alone, a plan or a text."""
     return open(open_regular(path, os.O_RDONLY | flags), "rb")
+
+
+def appending(path: Path) -> TextIO:
+    """Open a regular file that stands alone to write at its end; one that is not there is made."""
+    with told(path):
+        with suppress(FileExistsError):
+            os.close(os.open(path, NEW, 0o666))
+        descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND)
+    return open(descriptor, "a", encoding="utf-8")
 
 
 def check_plain_file(found: os.stat_result, *, writes: bool) -> None:
