@@ -30,6 +30,8 @@ with warnings.catch_warnings():
     from megatron.core.transformer import TransformerConfig
     from megatron.core.transformer.moe import moe_utils
 
+    from tests.optimizer import fsdp
+
 LENGTH, VOCAB, BATCH = 16, 512, 4
 ARGUMENTS = {  # as Megatron-LM would have them
     "num_layers": 4,
@@ -64,6 +66,8 @@ class OnCpu(TorchFunctionMode):
             return function(*args).replace("torch.", "torch.cuda.")
         if function is torch.Tensor.cuda:
             return args[0]
+        if function is torch.device:
+            return function("cpu" if str(args[0]).startswith("cuda") else args[0])
         return function(*args, **kwargs | ({"device": "cpu"} if str(kwargs.get("device")).startswith("cuda") else {}))
 
 
@@ -82,7 +86,7 @@ class FusedAdam(torch.optim.Optimizer):
     def step(self):  # type: ignore[override]
         """Take one step, as AdamW does."""
         for group in self.param_groups:
-            held = [each for each in group["params"] if each.grad is not None]
+            held = group["params"]
             if held:  # of an empty group no step is counted
                 group["step"] = group.get("step", 0) + 1
             (first, second), many = group["betas"], group.get("step", 0)
@@ -90,6 +94,8 @@ class FusedAdam(torch.optim.Optimizer):
                 state = self.state[each]
                 for name in () if state else ("exp_avg", "exp_avg_sq"):
                     state[name] = torch.zeros_like(each)
+                if each.grad is None:  # of a parameter of which this rank has no element
+                    continue
                 state["exp_avg"].lerp_(each.grad, 1 - first)
                 state["exp_avg_sq"].mul_(second).addcmul_(each.grad, each.grad, value=1 - second)
                 wide = (state["exp_avg_sq"] / (1 - second**many)).sqrt_().add_(group["eps"])
@@ -162,11 +168,11 @@ def trained(job):
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(repr(place).encode())))
     distributed = job["form"] != "plain"
-    wrapped = DistributedDataParallel(
-        config,
-        DistributedDataParallelConfig(use_distributed_optimizer=distributed, grad_reduce_in_fp32=True, **job.get("ddp", {})),
-        model,
-    )
+    how = {"use_distributed_optimizer": distributed, "grad_reduce_in_fp32": True, **job.get("ddp", {})}
+    if job["form"] == fsdp.FORM:
+        wrapped = fsdp.wrapped(config, how, model)
+    else:
+        wrapped = DistributedDataParallel(config, DistributedDataParallelConfig(**how), model)
     config.no_sync_func = wrapped.no_sync
     opened = OptimizerConfig(
         optimizer="adam",
@@ -231,20 +237,22 @@ def step(tokens, model, wrapped, optimizer, scheduler):
     return loss.item() / (dist.get_world_size() / parallel_state.get_pipeline_model_parallel_world_size())
 
 
-def state_of(job, model, optimizer, scheduler, iteration, *, loading):
+def state_of(job, parts, iteration, *, loading):
     """Return what Megatron-LM saves of a run: generate_state_dict in megatron/training/checkpointing.py."""
+    model, wrapped, optimizer, scheduler = parts
+    said = {"checkpoint_version": 3.0, "iteration": iteration, "opt_param_scheduler": scheduler.state_dict()}
+    if job["form"] == fsdp.FORM:
+        return {**said, **fsdp.state_of(wrapped, optimizer)}, {}
     metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     if job["form"] != "plain":
         metadata["distrib_optim_sharding_type"] = job["form"]
-    state = {"checkpoint_version": 3.0, "iteration": iteration, "model": model.sharded_state_dict(metadata=metadata)}
+    state = {**said, "model": model.sharded_state_dict(metadata=metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=metadata)
-    state["opt_param_scheduler"] = scheduler.state_dict()
     return state, metadata
 
 
 def save(job, said, parts, iteration):
-    model, _, optimizer, scheduler = parts
-    state, metadata = state_of(job, model, optimizer, scheduler, iteration, loading=False)
+    state, metadata = state_of(job, parts, iteration, loading=False)
     if job.get("no_save_optim"):
         del state["optimizer"], state["opt_param_scheduler"]
     consumed = BATCH * iteration
@@ -271,7 +279,10 @@ def save(job, said, parts, iteration):
         folder.mkdir(parents=True)
         (folder.parent / "latest_checkpointed_iteration.txt").write_text(str(iteration))
     dist.barrier()
-    dist_checkpointing.save(state, str(folder), content_metadata=metadata)
+    if job["form"] == fsdp.FORM:
+        fsdp.save(state, folder)
+    else:
+        dist_checkpointing.save(state, str(folder), content_metadata=metadata)
 
 
 def load(job, parts):
@@ -279,7 +290,7 @@ def load(job, parts):
     model, _, optimizer, scheduler = parts
     root = Path(job["load"])
     folder = root / f"iter_{int((root / 'latest_checkpointed_iteration.txt').read_text()):07d}"
-    asked, _ = state_of(job, model, optimizer, scheduler, 0, loading=True)
+    asked, _ = state_of(job, parts, 0, loading=True)
     common = dist_checkpointing.load_common_state_dict(str(folder))
     assert dist_checkpointing.load_content_metadata(preloaded_state_dict=common).get("distrib_optim_sharding_type") == (
         None if job["form"] == "plain" else job["form"]
@@ -296,6 +307,7 @@ def main():
     world = job["tp"] * job["pp"] * job.get("dp", 1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     without_gpu()
+    fsdp.without_gpu()
     parallel_state.initialize_model_parallel(
         job["tp"], job["pp"], expert_model_parallel_size=job.get("ep", 1), expert_tensor_parallel_size=1
     )

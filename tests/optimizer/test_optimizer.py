@@ -2,12 +2,15 @@
 
 import io
 import shutil
+import warnings
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 import carnet
 from carnet.errors import BadRequest, NotSupported
@@ -31,6 +34,8 @@ BUCKETS = Path(__file__).parents[1] / "goldens/megatron/llama_dist"
         ("buckets", {**TP2, "dp": 2, "form": "dp_reshardable", "ddp": {"bucket_size": 5000}}, {"pp": 2}, {"pp": 2}),
         ("tied", {"pp": 2, "tied": 1, "form": "dp_reshardable"}, {"tp": 2}, {"tp": 2, "tied": 1}),
         ("plain", {**TP2, "form": "plain", "bf16": 1}, {"pp": 2}, {"pp": 2, "bf16": 1}),
+        ("plain f32", {**TP2, "form": "plain"}, {}, {}),
+        ("fsdp", {**TP2, "form": "fsdp_dtensor", "bf16": 1}, {"pp": 2}, {"pp": 2, "bf16": 1}),
     ],
 )
 def test_a_training_goes_on_with_the_losses_of_one_that_never_stopped(name, job, cut, on, trained, tmp_path):
@@ -40,6 +45,34 @@ def test_a_training_goes_on_with_the_losses_of_one_that_never_stopped(name, job,
     done = train(tmp_path, "on", steps=3, load=str(tmp_path / "cut"), **on)
     assert done["first"] == 3
     assert done["losses"] == pytest.approx(losses, abs=3e-6 if "bf16" not in on else 1e-3)
+
+
+def every(folder):
+    """Return every tensor of a store, as torch reads it."""
+    reader = FileSystemReader(folder)
+    held = {
+        name: torch.empty(each.size, dtype=each.properties.dtype)
+        for name, each in reader.read_metadata().state_dict_metadata.items()
+        if hasattr(each, "size")
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        load(held, storage_reader=reader, no_dist=True)
+    return held
+
+
+def test_what_megatron_fsdp_keeps_of_experts_is_joined(trained, tmp_path):
+    source, _ = trained("fsdp ep2", **EP2, form="fsdp_dtensor", bf16=1)
+    carnet.cross(source, tmp_path / "cut", **BRING, ep=2)
+    theirs, ours = (every(folder / "iter_0000003") for folder in (source, tmp_path / "cut"))
+    experts = "decoder.layers.mlp.experts.experts.linear_fc1.weight"
+    for plane in ("param", "exp_avg", "exp_avg_sq"):
+        whole = ours[f"optimizer.state.{plane}.{experts}"]
+        for layer, expert, (half, at) in product(range(4), range(4), (("_w", slice(48)), ("_v", slice(48, None)))):
+            inside = f"decoder.layers.{layer}.mlp.experts.local_experts.{expert}.linear_fc1.weight{half}"
+            name = f"model.module.{inside}" if plane == "param" else f"optimizer.state.module.module.module.{inside}.{plane}"
+            assert torch.equal(whole[layer, expert, at], theirs[name])
+    assert torch.equal(ours[experts], ours[f"optimizer.state.param.{experts}"].bfloat16())
 
 
 def test_experts_get_an_optimizer_of_their_own_where_ranks_share_them(trained, tmp_path):
@@ -167,9 +200,3 @@ def test_what_has_no_optimizer_s_state_or_no_place_for_it_is_refused(trained, tm
     with pytest.raises(BadRequest, match="no optimizer's state is here") as refused:
         carnet.plan(tmp_path / "half", **BRING)
     assert refused.value.facts["lacking"] == "step and groups of parameters"
-
-
-def test_weights_in_f32_have_no_masters_in_a_plain_optimizer(trained):
-    source, _ = trained("f32", tp=2, form="plain")
-    with pytest.raises(NotSupported, match="no master weights"):
-        carnet.plan(source, **BRING)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from carnet.dtypes import BY_NAME, FLOATS
 from carnet.examiner.compare import Finding, Part, Side
+from carnet.inventory.planes import type_of_weights
 from carnet.model.model import value
 from carnet.model.tensors import BY_PART, Canonical
 
@@ -34,6 +35,8 @@ def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str
     own = {_own(source, origin) for each in name.origins for origin in source.parts[each]} if asked is None else {asked}
     if target.inventory.dialect.kind.one_type and asked is None and name.tensor.part in BY_PART:
         own = {str(value(target.inventory.config, "dtype")) if each in FLOATS else each for each in own}
+    computed = None if name.plane or asked else type_of_weights(source.inventory.checkpoint.tensors, source.inventory.config)
+    own |= {computed} if computed and own <= {*FLOATS} else set()
     summed = name.tensor.part in source.inventory.less_one ^ target.inventory.less_one
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 

@@ -19,6 +19,7 @@ from carnet.errors import BadCheckpoint, BadRequest, shown
 from carnet.formats.adapters import BASE, with_run_config
 from carnet.formats.adapters import BRIDGE as PEFT
 from carnet.formats.files import Sighting, check_inside, read_whole, sum_up
+from carnet.formats.fsdp_dtensor import OBJECTS, by_plane, common_of
 from carnet.formats.jsons import is_text
 from carnet.formats.legacy import READ, rank_folders, read_ranks
 from carnet.formats.modelopt_state import NAME as MODELOPT
@@ -84,7 +85,7 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     else:
         kind, store = _read_store(root, locate)
         said = _read_arguments(root, store, names, plain=kind == "torch_dcp", trained=locate(f"{OPTIMIZER}.state"))
-    tensors = {("", name): tensor for name, tensor in sorted(store.tensors.items())}
+    tensors = {("", name): tensor for name, tensor in sorted(by_plane(store.tensors).items())}
     section, seen = with_run_config(root, tensors)
     said = replace(
         said, config={**said.config, **section}, seen=(*said.seen, *(each for each in seen if each not in said.seen))
@@ -158,7 +159,7 @@ def _tracked(root: Folder, folders: Sequence[str]) -> str:
 
 def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: bool, trained: bool) -> _Arguments:
     """Return the arguments that a folder itself holds, or the wrapping program's config beside it; ``trained``: and its training."""
-    said = _read_objects(root, store) if plain else _read_common(root, store, trained=trained)
+    said = _read_objects(root, store, trained=trained) if plain else _read_common(root, store, trained=trained)
     if said.config or RUN_CONFIG not in names:
         return said
     config, seen = read_bridge(root)
@@ -166,17 +167,27 @@ def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: 
     return replace(said, config=config, writer=writer, seen=(*said.seen, seen), program="megatron-bridge")
 
 
-def _read_objects(root: Folder, store: Store) -> _Arguments:
-    """Return the arguments of a plain torch.distributed.checkpoint, where each is an object of its own."""
+def _read_objects(root: Folder, store: Store, *, trained: bool) -> _Arguments:
+    """Return the arguments of a plain torch.distributed.checkpoint, where each is an object of its own; ``trained``: and its training."""
     found, inner = {}, b""
     for name in sorted(READ):
         if name in store.places:
-            value, pickled, _ = read_object(root, store.places[name])
-            found[name] = value[0] if isinstance(value, list) and len(value) == 1 else value
+            found[name], pickled = _object(root, store, name)
             inner += pickled
     arguments = found.get("args")
     config = _Plain(root).table(arguments.fields) if isinstance(arguments, Namespace) else {}
-    return _Arguments(config, "torch.distributed.checkpoint", found, [], inner)
+    training = None
+    if trained:
+        held = {name: _object(root, store, name) for name in store.places if name.startswith(OBJECTS)}
+        common = common_of({name: _Plain(root).value(value, 0) for name, (value, _) in held.items()})
+        training = training_of(common, config, root) if OPTIMIZER in common else None
+    return _Arguments(config, "torch.distributed.checkpoint", found, [], inner, training=training)
+
+
+def _object(root: Folder, store: Store, name: str) -> tuple[object, bytes]:
+    """Return an object of a store, which some wrap in a list, and the pickle that says so."""
+    value, pickled, _ = read_object(root, store.places[name])
+    return value[0] if isinstance(value, list) and len(value) == 1 else value, pickled
 
 
 def _read_common(root: Folder, store: Store, *, trained: bool) -> _Arguments:

@@ -1,10 +1,11 @@
 """Which of an optimizer's state a checkpoint holds, and whether it can go along with the weights."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from carnet.dialects.entries import entries
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.planes import MASTER, STATE, is_of_plane, told_of
+from carnet.dialects.planes import ALIKE, MASTER, STATE, is_of_plane, told_of
 from carnet.dialects.rows import Dialect
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
@@ -20,6 +21,7 @@ FORMS = {  # a part of a name -> the form of which it is; DistributedOptimizer.s
     ".param_state/": "dp_zero_gather_scatter",
     "distrib_optim.pt": "one file a rank",
     "model_optim_rng.pt": "one file a rank",
+    "optimizer.": "tensors that name no weight",  # of torch's own FSDP, by number
 }
 
 
@@ -43,14 +45,34 @@ def form_of(checkpoint: Checkpoint) -> str:
 
 def _told(checkpoint: Checkpoint) -> str:
     """Return the planes that a checkpoint has, in tensors as the weights have or in buckets."""
-    names = [name for _, name in checkpoint.tensors]
+    names = [name for _, name in (*checkpoint.tensors, *_masters(checkpoint.tensors))]
     return told_of(names) or told_of(f"{STATE}{plane}." for name in names if (plane := in_buckets(name)))
+
+
+def _masters(tensors: Mapping[Key, Stored]) -> dict[Key, Stored]:
+    """Return the weights that an optimizer has no masters beside, as the plane that these are: it trains them themselves, in f32."""
+    spelled = [f"{STATE}{word}." for word in (MASTER, *ALIKE)]
+    return {
+        (unit, f"{spelled[0]}{name}"): replace(stored, name=f"{spelled[0]}{name}")
+        for (unit, name), stored in tensors.items()
+        if stored.dtype == "f32" and (unit, f"{STATE}exp_avg.{name}") in tensors
+        if not any((unit, f"{word}{name}") in tensors for word in spelled)
+    }
+
+
+def type_of_weights(tensors: Mapping[Key, Stored], config: Config) -> str | None:
+    """Return the type in which a run computes whose weights are stored as their own masters; None of any other checkpoint."""
+    masters = ((tensors.get((unit, f"{STATE}{MASTER}.{name}")), stored) for (unit, name), stored in tensors.items())
+    own = "planes" in config and any(master is not None and master.chunks is stored.chunks for master, stored in masters)
+    return str(value(config, "dtype")) if own else None
 
 
 def in_model_space(checkpoint: Checkpoint, dialect: Dialect, config: Config, kept: dict[Key, Stored]) -> dict[Key, Stored]:
     """Return what is kept of a checkpoint, each plane in tensors of its weights' shapes instead of buckets."""
-    if "planes" not in config or not any(in_buckets(name) for _, name in kept):
+    if "planes" not in config:
         return kept
+    if not any(in_buckets(name) for _, name in kept):
+        return {**kept, **_masters(kept)}
     weights = {key: stored for key, stored in kept.items() if not in_buckets(key[1])}
     return {**weights, **unfolded(checkpoint, [*entries(dialect, {**config, "planes": ""}, weights)], config)}
 

@@ -19,6 +19,7 @@ from carnet.formats.detect import fingerprint
 from carnet.formats.stored import Checkpoint, Key, label_of
 from carnet.formats.tokenizers import GENERATION, Tokens, generation_eos
 from carnet.inventory.adapting import adapted
+from carnet.inventory.planes import type_of_weights
 from carnet.inventory.sorting import coded_beside
 from carnet.inventory.source_scales import NOTHING as NO_SCALES
 from carnet.inventory.source_scales import SourceScales
@@ -158,7 +159,8 @@ def make_plan(
     factors, updates = factors_of(source.changes, kept, gathered)
     shifts = _shifts(source, target, config)
     plain = [entry for entry in wanted if (entry.unit, entry.name) not in coded]
-    own = str(config["dtype"]) if target.kind.one_type else None
+    computed = type_of_weights(source.checkpoint.tensors, source.config)
+    own = str(config["dtype"]) if target.kind.one_type or computed else None
     dtypes = _dtypes(plain, kept, request.dtype, own, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
     coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
@@ -250,7 +252,8 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
         for key, stored in source.checkpoint.tensors.items()
         if key in source.entries and _holds(source.entries[key], "embed")
     )
-    config["dtype"] = request.dtype or next(embed, own)  # of adapters alone, their own
+    computed = type_of_weights(source.checkpoint.tensors, source.config)
+    config["dtype"] = request.dtype or computed or next(embed, own)  # of adapters alone, their own
     if target.kind.pads_vocabulary:
         config |= {"tp": request.tp, "pp": request.pp, "ep": request.ep, "zero_centred": source.zero_centred}
         config["padded_vocab"] = padded_rows(number(config, "vocab"), request.tp)
@@ -326,11 +329,11 @@ def _dtypes(
             dtypes[entry.unit, entry.name] = entry.dtype or "f32"
             continue
         names = tuple([origin for name in names for origin in name.origins])
-        cuts = tuple([id(kept[name].cut) for name in names])
+        cuts = names[0].plane != "", *[id(kept[name].cut) for name in names]
         if cuts not in known:
             # of codes: as asked
             found = {dtype or asked or "u8" for name in names for dtype in kept[name].cut.dtypes}
-            wished = asked or (own if names[0].tensor.part in BY_PART else None)
+            wished = asked or (own if names[0].tensor.part in BY_PART and not names[0].plane else None)
             found = {wished} if wished is not None and found <= floats else found
             if len(found) > 1:
                 raise NotSupported(

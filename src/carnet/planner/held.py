@@ -58,6 +58,7 @@ def source_pieces(
     for name, piece, spot in () if extents else coded_pieces(source, dtype, gathered, extents):
         found[name].append((piece, spot))
     known = dict[tuple[object, ...], list[tuple[Extent, list[tuple[int, Piece]]]]]()
+    lying = set[tuple[int, str, int]]()  # weights that are their own masters lie there once
     for key, entry in source.entries.items():
         if key in source.coded:
             continue
@@ -67,7 +68,9 @@ def source_pieces(
         if (parts := known.get(like)) is None:
             parts = known[like] = [_of_chunk(entry, stored, chunk) for chunk in stored.chunks]
         for chunk, (extent, pieces_) in zip(stored.chunks, parts, strict=True):
-            extents.append((label, extent, chunk.file, chunk.offset))
+            if (place := (id(extent), chunk.file, chunk.offset)) not in lying:
+                extents.append((label, extent, chunk.file, chunk.offset))
+                lying.add(place)
             spot = gathered.name(chunk.file), -1, -1, chunk.offset, 0, 0, 0
             for number, piece in pieces_:
                 found[names[number]].append((piece, spot))
