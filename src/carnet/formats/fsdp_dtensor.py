@@ -2,9 +2,9 @@
 
 ::
 
-    model.module.decoder.layers.0.mlp.linear_fc2.weight                              f32: the optimizer's own, whatever the ranks compute in
-    optimizer.state.module.module.module.decoder.layers.0.mlp.linear_fc2.weight.exp_avg   -> optimizer.state.exp_avg.model.module.decoder...
-    optimizer.param_to_group_meta.module.module.module.decoder...weight.lr           an object for each word of each parameter's group
+    model.module.decoder...fc2.weight                               f32: the optimizer's own, whatever the ranks compute in
+    optimizer.state.module.module.module.decoder...fc2.weight.exp_avg  ->  optimizer.state.exp_avg.model.module.decoder...fc2.weight
+    optimizer.param_to_group_meta.module.module.module.decoder...fc2.weight.lr      an object for each word of a parameter's group
 
 The wrappers around a model are ``module.`` each: DistributedOptimizer.sharded_param_state_fsdp_dtensor in megatron/core/optimizer.
 """

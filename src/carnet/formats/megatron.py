@@ -168,7 +168,7 @@ def _read_arguments(root: Folder, store: Store, names: Sequence[str], *, plain: 
 
 
 def _read_objects(root: Folder, store: Store, *, trained: bool) -> _Arguments:
-    """Return the arguments of a plain torch.distributed.checkpoint, where each is an object of its own; ``trained``: and its training."""
+    """Return the arguments of a plain torch.distributed.checkpoint, each an object of its own; ``trained``: and its training."""
     found, inner = {}, b""
     for name in sorted(READ):
         if name in store.places:
