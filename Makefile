@@ -26,7 +26,7 @@ AZURITE := 3.37.0# the emulator of Azure's store; where there is no npm its test
 PIP := bin/pip --disable-pip-version-check --no-input --quiet --quiet
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(LIGHT)/.ready  ## take a small model across, hear it speak on both sides, and prove it; under a minute on a fresh machine
 	@PATH="$(CURDIR)/$(LIGHT)/bin:$$PATH" demo/run
@@ -147,6 +147,7 @@ $(BUILD)/twine-$(TWINE): $(BUILD)/.ready
 	@touch $@
 
 dist/.ready: $(BUILD)/.ready tools/build_dist.py pyproject.toml README.md CHANGELOG.md $(shell find src -name '*.py' 2>/dev/null)
+	@echo "building the wheel"
 	@$(BUILD)/bin/python tools/build_dist.py
 	@touch $@
 

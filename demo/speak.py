@@ -176,8 +176,12 @@ def answer(weights: Weights, sizes: Sizes, vocabulary: dict[str, int], question:
 
 def main() -> None:
     """Ask every question and print the answers as they come."""
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     folder, questions = Path(sys.argv[1]), sys.argv[2:]
     theirs = (folder / "config.json").exists()
+    if not theirs and not (folder / "latest_checkpointed_iteration.txt").exists():
+        sys.exit(f"{folder} is no folder of Megatron's or Hugging Face's: demo/checkpoint is one")
     weights, sizes = from_hugging_face(folder) if theirs else from_megatron(folder)
     vocabulary = json.loads(((folder if theirs else HERE / "tokenizer") / "tokenizer.json").read_text())["model"]["vocab"]
     np.seterr(all="ignore")  # what is damaged may say anything
