@@ -1,7 +1,7 @@
 """The recut of a checkpoint with its optimizer's state, master weights and two moments in f32, next to `cp -r` of it.
 
 The model is that of bench.machine as carnet stores it for Megatron; torch.distributed.checkpoint saves it once more with three planes
-beside each weight. Preparation and ratios are those of bench.cross. Every crossing is proven.
+beside each weight. Preparation and ratios are those of bench.cross. `run` carries out a plan, made before; `cross` plans, writes and proves.
 """
 
 import os
@@ -51,8 +51,12 @@ def main() -> None:
     source = trained(*made)
     shutil.rmtree(made[0])
     words = ("--to", "megatron", "--tp", "2", "--pp", "2", "--with", "optimizer")
+    plan = asked.at / "optimizer.plan"
+    plan.unlink(missing_ok=True)
+    run([*CARNET, "plan", str(source), *words, "-o", str(plan)])
     contenders = [
         Contender(COPY, ("cp", "-r", str(source), str(output))),
+        Contender("carnet run", (*CARNET, "run", str(plan), str(output))),
         Contender("carnet cross --with optimizer", (*CARNET, "cross", str(source), str(output), *words)),
     ]
     prepare(source, output)
