@@ -1,7 +1,8 @@
 """The recut of a checkpoint with its optimizer's state, master weights and two moments in f32, next to `cp -r` of it.
 
 The model is that of bench.machine as carnet stores it for Megatron; torch.distributed.checkpoint saves it once more with three planes
-beside each weight. Preparation and ratios are those of bench.cross. `run` carries out a plan, made before; `cross` plans, writes and proves.
+beside each weight. Preparation and ratios are those of bench.cross. `run` carries out a plan that was
+made before; `cross` plans, writes and proves.
 """
 
 import os
