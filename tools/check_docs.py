@@ -1,8 +1,8 @@
 """Keep what the documentation shows of carnet's output equal to what carnet prints.
 
 A fenced block of the kind ``console`` is a command and its output. The commands of a page run one after the other in one folder, where
-the folders in ``checkpoints`` are bundled ones that Megatron wrote, ``tokenizers/llama`` has a tokenizer for one of them, ``s3://models``
-is an empty bucket, and ``tools`` this folder::
+the folders in ``checkpoints`` are bundled ones that Megatron wrote, ``s3://models`` is an empty bucket, and ``demo`` and ``tools`` are
+those of the repository::
 
     ```console
     $ carnet plan --help
@@ -15,7 +15,6 @@ Without options the outputs are compared; with ``--write`` they are replaced. Of
 """
 
 import difflib
-import json
 import os
 import re
 import shlex
@@ -44,7 +43,6 @@ CHECKPOINTS = {
     "lora": "adapters/v0192_loraonly_llama_te_tp2",
     "tuned": "adapters/v0192_lora_llama_te_tp2",
 }
-TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "word1", "eos_token": "word2", "unk_token": "word0"}
 PROGRAMS = ("carnet", "python")  # what a page may run
 SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore", "TERM": "dumb"}  # the same output on every machine
 
@@ -95,14 +93,8 @@ def desk(folder: Path) -> Path:
     (folder / "checkpoints").mkdir()
     for name, golden in CHECKPOINTS.items():
         (folder / "checkpoints" / name).symlink_to(Path("tests/goldens", golden).absolute())
-    (folder / "tools").symlink_to(Path("tools").absolute())
-    (folder / "tokenizers/llama").mkdir(parents=True)
-    words = {"type": "WordLevel", "vocab": {f"word{at}": at for at in range(251)}, "unk_token": "word0"}
-    (folder / "tokenizers/llama/tokenizer.json").write_text(
-        json.dumps({"version": "1.0", "added_tokens": [], "pre_tokenizer": {"type": "WhitespaceSplit"}, "model": words})
-    )
-    (folder / "tokenizers/llama/tokenizer_config.json").write_text(json.dumps(TOKENIZER))
-    (folder / "tokenizers/llama/generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    for name in ("demo", "tools"):
+        (folder / name).symlink_to(Path(name).absolute())
     return folder
 
 
