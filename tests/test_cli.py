@@ -551,6 +551,13 @@ def test_a_models_name_on_a_hub_is_answered_with_how_to_bring_it_here(words, tmp
     assert "does not exist" in result.stderr
 
 
+@pytest.mark.parametrize("words", [("inspect",), ("cross", MEGATRON, "out", "--to", "hf", "--tokenizer")])
+def test_a_file_in_place_of_its_folder_is_answered_with_the_folder(words, tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    result = call(*words, tmp_path / "tokenizer.json")
+    assert (result.exit_code, result.stderr.splitlines()[-1].partition("; ")[2]) == (2, f"name its folder: {tmp_path}")
+
+
 @pytest.mark.parametrize("missing", ["lama", "lama/", "./lama"])
 def test_a_folder_that_is_not_there_is_answered_with_the_one_that_is_near(missing, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -916,6 +923,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     lines = refused("cross", MEGATRON, tmp_path / "out", "--to", "hf", "--tokenizer", tmp_path / "empty")
     assert lines[:2] == ["carnet: the folder holds no tokenizer", f"  where       {tmp_path / 'empty'}"]
+    assert lines[-1] == "  try: name the folder that the model's tokenizer lies in"
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,10 @@ def same(one: Path, two: Path) -> bool:
 
 def misplaced(path: Path) -> list[str]:
     """Name what lacks and what is too much, next to the files that git knows."""
-    known = set(git("ls-files", "src", *PAGES).splitlines()) or PAGES | {each.as_posix() for each in Path("src").rglob("*.py*")}
+    known = set(git("ls-files", "src", *PAGES).splitlines())
+    known |= (
+        set() if known else PAGES | {each.as_posix() for each in Path("src").rglob("*") if each.suffix in (".py", ".typed")}
+    )
     release = "-".join(path.name.split("-")[:2]).removesuffix(".tar.gz")
     if path.suffix == ".whl":
         expected = {name.removeprefix("src/") for name in known if name.startswith("src/")}

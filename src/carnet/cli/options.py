@@ -78,7 +78,12 @@ class Place(click.Path):
         except click.BadParameter as wrong:
             folder, last = os.path.split(os.fspath(value).rstrip(os.sep))
             there = [] if os.path.lexists(value) or not os.path.isdir(folder or os.curdir) else os.listdir(folder or os.curdir)
-            raise click.BadParameter(wrong.message.removesuffix(".") + near(last, there), ctx, param) from wrong
+            meant = (
+                f"; name its folder: {folder or os.curdir}"
+                if not self.file_okay and os.path.isfile(value)
+                else near(last, there)
+            )
+            raise click.BadParameter(wrong.message.removesuffix(".") + meant, ctx, param) from wrong
 
 
 class Adapter(Place):

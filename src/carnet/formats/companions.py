@@ -87,7 +87,7 @@ def tokenizer_files(root: Folder) -> dict[str, Folder]:
     names = [name for name in side_files(root, frozenset()) if kind_of(name).along == "tokenizer"]
     if not any(kind_of(name) == TOKENIZER for name in names):
         facts = {"where": root, "looked for": "tokenizer.json, tokenizer_config.json, tokenizer.model, ..."}
-        raise BadRequest("the folder holds no tokenizer", facts)
+        raise BadRequest("the folder holds no tokenizer", facts, remedy="name the folder that the model's tokenizer lies in")
     found = (*names, *_tokenizer_code(root))
     for name in found:
         check_asset(root, name)
