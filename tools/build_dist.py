@@ -59,9 +59,8 @@ def same(one: Path, two: Path) -> bool:
 def misplaced(path: Path) -> list[str]:
     """Name what lacks and what is too much, next to the files that git knows."""
     known = set(git("ls-files", "src", *PAGES).splitlines())
-    known |= (
-        set() if known else PAGES | {each.as_posix() for each in Path("src").rglob("*") if each.suffix in (".py", ".typed")}
-    )
+    if not known:  # no clone
+        known = PAGES | {each.as_posix() for each in Path("src").rglob("*") if each.suffix in (".py", ".typed")}
     release = "-".join(path.name.split("-")[:2]).removesuffix(".tar.gz")
     if path.suffix == ".whl":
         expected = {name.removeprefix("src/") for name in known if name.startswith("src/")}
@@ -71,7 +70,8 @@ def misplaced(path: Path) -> list[str]:
         expected = {f"{release}/{name}" for name in known | MADE}
         with tarfile.open(path) as archive:
             found = set(archive.getnames())
-    return [f"lacks {name}" for name in sorted(expected - found)] + [f"has {name}, too" for name in sorted(found - expected)]
+    lacking = [f"lacks {name}" for name in sorted(expected - found)]
+    return lacking + [f"has {name}, too: git add it, or take it away" for name in sorted(found - expected)]
 
 
 if __name__ == "__main__":
