@@ -113,6 +113,13 @@ def choices_shared(random: Random, _: int, config: Config) -> Fields:
     return {"index_layers": marks if 0 in marks else None}
 
 
+def guesses(random: Random, _: int, config: Config) -> Fields:
+    """A head that guesses tokens of another model."""
+    layers = random.randint(1, 4)
+    few = random.randint(1, number(config, "vocab") - 1)
+    return {"layers": 1, "aux": layers, "aux_layers": tuple(range(layers)), "draft_vocab": random.choice((few, None))}
+
+
 def dense(random: Random, ranks: int, _: Config) -> Fields:
     return {"ffn": ranks * random.randint(1, 5)}
 
@@ -379,6 +386,7 @@ SAMPLES: dict[str, Sample] = {
     "gpt_oss": Sample("hf megatron", (*GQA, experts, two_chosen, one_width, windows), GPT_OSS),
     "deepseek_v2": Sample("hf megatron", DEEPSEEK, {**SILU, "router_normed": False}),
     "deepseek_v3": Sample("hf megatron", (*DEEPSEEK, two_chosen), SILU),
+    "eagle3": Sample("hf", (*MLP, guesses), SILU),
     "glm4": Sample("hf", MLP, {**SILU, "rope_percent": 0.5}),
     "seed_oss": Sample("hf megatron", MLP, SILU),
     "smollm3": Sample("hf megatron", (*MLP, unrotated), SILU),
@@ -537,6 +545,7 @@ TYPES: Mapping[str, tuple[str, np.dtype]] = {
     "bf16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
     "f16": ("F16", np.dtype(np.float16)),
     "f32": ("F32", np.dtype(np.float32)),
+    "i64": ("I64", np.dtype(np.int64)),
 }
 NUMPY = dict(TYPES.values())
 NEVER_CENTRED = {"mamba.gated_norm"}  # whole in every program: any bits will do
@@ -580,6 +589,8 @@ def numbers(model: Model, random: Random, *, finite: bool = False) -> dict[str, 
         if (name.tensor.role == NORM and name.tensor.part not in NEVER_CENTRED) or ".router" in name:
             # one and less are exact in every type, and so is their difference
             found[name] = 1 + generator.integers(0, 128, shape) / 128
+        elif name == "draft.tokens":
+            found[name] = generator.integers(0, 99, shape)
         elif finite:
             found[name] = (generator.integers(-128, 128, shape, np.int16) / np.float32(1024)).astype(item)
         else:

@@ -357,7 +357,8 @@ def test_a_model_is_not_cut_for(remark, more, what, facts):
 
 
 def test_megatron_spells_both_families_with_one_dialect():
-    assert all(dialect_of(family, "megatron") is MEGATRON for family in FAMILIES)
+    apart = [family.name for family in FAMILIES if dialect_of(family, "megatron") is not MEGATRON]
+    assert apart == ["eagle3"]  # which is saved beside another model
 
 
 @settings(deadline=None, max_examples=EXAMPLES)

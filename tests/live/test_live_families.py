@@ -159,7 +159,7 @@ def draw_cases(name, tmp_path, random, count):
 
 # what runs here is megatron-core 0.16, which has no Mamba-1, and computes another sparse attention, and is refused:
 # test_megatron_programs.py; it has no layers like Gemma 4's, and of Qwen3.5 test_family_qwen3_5.py has a store of the newest
-LATER = {"mamba", "deepseek_v32", "glm_moe_dsa", "gemma4", "gemma4, mixtures", "qwen3_5_moe"}
+LATER = {"eagle3", "mamba", "deepseek_v32", "glm_moe_dsa", "gemma4", "gemma4, mixtures", "qwen3_5_moe"}
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in LATER])

@@ -20,7 +20,7 @@ from tests.referees.towers import CLASSES, PUBLISHED
 pytestmark = pytest.mark.referee
 
 FAMILY = {family.name: family for family in FAMILIES}
-NO_CLASS = {"bailing_moe_v2", "mimo", "nemotron_nas"}  # in transformers
+NO_CLASS = {"bailing_moe_v2", "eagle3", "mimo", "nemotron_nas"}  # in transformers
 NAMES = {"architectures", "model_type"}  # which class it is: carnet reads either, transformers wants the second
 # transformers does not compute the layers that predict further tokens; whether they are there the tensors say
 FURTHER = {"num_nextn_predict_layers"}

@@ -398,6 +398,7 @@ ELSEWHERE = {
     "glm_moe_dsa",
     "mimo",
     "bailing_moe_v2",
+    "eagle3",
 }
 
 

@@ -8,6 +8,7 @@ from itertools import product
 from carnet.architectures.cohere import COHERE, COHERE2
 from carnet.architectures.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, DEEPSEEK_V32
 from carnet.architectures.dots import DOTS1
+from carnet.architectures.eagle import EAGLE3
 from carnet.architectures.ernie import ERNIE4_5, ERNIE4_5_MOE
 from carnet.architectures.exaone import EXAONE4
 from carnet.architectures.falcon import FALCON
@@ -112,6 +113,7 @@ FAMILIES = (
     HUNYUAN_V1_DENSE,
     HUNYUAN_V1_MOE,
     ERNIE4_5_MOE,
+    EAGLE3,
 )
 
 
@@ -125,7 +127,7 @@ def _engine(dialect: Callable[[Dialect, vllm.Spelling], Dialect | None]) -> Spel
 
 
 SPELLED: Mapping[str, Spells] = {  # by kind
-    "megatron": lambda family: MEGATRON,
+    "megatron": lambda family: family.megatron,
     "hf": lambda family: family.hf,
     "trtllm": lambda family: family.trtllm,
     "vllm": _engine(vllm.dialect),

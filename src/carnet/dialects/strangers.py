@@ -13,12 +13,7 @@ INSIDE = (
 )
 # what such a tensor may be, and the way out; the model computes with most of these, so that they cannot be left behind
 STRANGERS = (
-    # they guess tokens, and the model computes without: modelopt/torch/speculative/plugins/megatron_eagle.py, megatron_medusa.py
-    (
-        r"(?:^|\.)eagle_module\.",
-        "a head of EAGLE for speculative decoding",
-        "--drop '*eagle_module.*' takes the model without it",
-    ),
+    # they guess tokens, and the model computes without: modelopt/torch/speculative/plugins/megatron_medusa.py
     (
         r"(?:^|\.)medusa_heads\.",
         "heads of Medusa for speculative decoding",
@@ -45,8 +40,8 @@ def way_out(unknown: Sequence[str], known: Collection[str], *, whole: bool) -> t
     'an adapter'
     >>> way_out(["layers.0.self_attn.q_norm.weight"], {"norm.weight"}, whole=True)[0]
     'a norm'
-    >>> way_out(["eagle_module.decoder.layers.self_attention.linear_qkv.weight"], {"norm.weight"}, whole=True)[1]
-    "--drop '*eagle_module.*' takes the model without it"
+    >>> way_out(["medusa_heads.0.lm_head.weight"], {"norm.weight"}, whole=True)[1]
+    "--drop '*medusa_heads.*' takes the model without them"
     """
     names = "\n".join(unknown).lower()  # a search of one text takes a tenth of the time of one a name
     for looks_so, looks, remedy in STRANGERS:

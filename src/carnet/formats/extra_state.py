@@ -17,7 +17,7 @@ ModelOpt packs a table of its own, with the other inside of it: modelopt/torch/o
 import pickle
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -58,6 +58,7 @@ class Scales:
 
     input: tuple[float | None, ...]
     weight: tuple[float | None, ...]
+    off: bool = False  # ModelOpt's quantizer of the weight does nothing
 
 
 def read_states(
@@ -65,7 +66,8 @@ def read_states(
 ) -> dict[Place, dict[tuple[int, ...], Scales]]:
     """Return what the wanted states of a checkpoint say, by unit and module, then by layer and expert where these share a name.
 
-    States without scales are left out. Raises BadCheckpoint where one is none that Transformer Engine writes.
+    States without scales are left out, but for those whose quantizer is off. Raises BadCheckpoint where one is none that Transformer
+    Engine writes.
     """
     found: dict[Place, dict[tuple[int, ...], Scales]] = {}
     for unit, name, data in _packed(checkpoint, lambda unit, name: _is_state(name) and wants(unit, name)):
@@ -183,6 +185,8 @@ def scales_in(data: bytes, name: str, where: str, *, wrapped: bool = False) -> S
 
 def _said(value: object, fetch: Fetch, name: str, where: str, *, wrapped: bool) -> Scales | None:
     """Return the scales of a table."""
+    if isinstance(value, dict) and _is_off(value):
+        return Scales((), (), off=True)
     if isinstance(value, dict) and "extra_state" in value and "scale_fwd" not in value:  # ModelOpt's, around the other
         if wrapped:
             raise ValueError("it holds a state in a state in a state")
@@ -209,6 +213,13 @@ def _said(value: object, fetch: Fetch, name: str, where: str, *, wrapped: bool) 
     known = [float(each) if each != 1 or ever else None for each, ever in zip(scale, seen, strict=True)]  # 1: as made
     each = len(scale) // SLOTS
     return Scales(tuple(known[:each]), tuple(known[each : 2 * each]))
+
+
+def _is_off(value: Mapping[object, object]) -> bool:
+    """Say whether a module's quantizer of the weight is off: modelopt/torch/quantization/plugins/megatron.py."""
+    states = value.get("modelopt_quantizer_state")
+    weight = states.get("weight_quantizer") if isinstance(states, dict) else None
+    return isinstance(weight, dict) and weight.get("_disabled") is True
 
 
 def _table(tensor: object, fetch: Fetch) -> Numbers | None:

@@ -95,14 +95,13 @@ def read_megatron(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     objects = {name: nbytes for name, nbytes in store.objects.items() if kind != "torch_dcp" or name not in READ}
     base = section[PEFT].get(BASE) if section else None
     notes = {**_notes(said, modes), **({"base": base} if isinstance(base, str) else {})}
-    return Checkpoint(
+    found = Checkpoint(
         *(root, "megatron", kind, said.config, tensors, objects, stamps, digest, notes),
         program=said.program or program_of(said.config),
         era=said.era,
         training=said.training,
-        trained_as=modes.schemes if modes else (),
-        pruned=modes is not None and modes.pruned,
     )
+    return _done(found, modes)
 
 
 def _read_legacy(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
@@ -117,8 +116,14 @@ def _read_legacy(root: Folder, locate: Callable[[str], bool]) -> Checkpoint:
     tensors = dict(sorted(ranks.tensors.items()))
     objects = dict(sorted(ranks.objects.items()))
     found = root, "megatron", PER_RANK, config, tensors, objects, stamps, digest, notes
-    trained_as, pruned = (modes.schemes, modes.pruned) if modes else ((), False)
-    return Checkpoint(*found, program=program_of(config), trained_as=trained_as, pruned=pruned)
+    return _done(Checkpoint(*found, program=program_of(config)), modes)
+
+
+def _done(checkpoint: Checkpoint, modes: Modes | None) -> Checkpoint:
+    """Return a checkpoint with what ModelOpt did to its model."""
+    if modes is None:
+        return checkpoint
+    return replace(checkpoint, trained_as=modes.schemes, pruned=modes.pruned, head=modes.head)
 
 
 def _is_nemo(root: Folder, names: Sequence[str]) -> bool:

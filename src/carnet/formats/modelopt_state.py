@@ -21,6 +21,8 @@ from carnet.storage.protocol import FOLDER, Folder
 
 NAME = "modelopt_state"
 PRUNING = frozenset({"mcore_minitron", "mcore_gpt_minitron"})  # modes that make a model narrower; the second until 0.30
+HEAD = "eagle"  # the mode that gives a model a head of EAGLE
+WORDS = ("num_hidden_layers", "num_attention_heads", "intermediate_size", "draft_vocab_size")  # what is told of one
 BITS = {(4, 3): "e4m3", (5, 2): "e5m2", (2, 1): "e2m1", (8, 0): "e8m0", 8: "int8", 4: "int4"}
 # what a quantizer of weights says -> the word of --quantize that writes it: its codes, rows and columns of a block, type of its scales
 SCHEMES = {
@@ -43,6 +45,7 @@ class Modes:
     schemes: tuple[str, ...] = ()  # words of --quantize that write what its weights were trained as
     sightings: tuple[Sighting, ...] = ()
     pruned: bool = False
+    head: Mapping[str, object] | None = None  # what a head of EAGLE is made by
 
 
 def read_modes(root: Folder, name: str = NAME) -> Modes | None:
@@ -72,7 +75,9 @@ def modes_of(value: object) -> Modes:
     said = "; ".join(text for name, said in modes if (text := _mode(str(name), said))) or "nothing"
     schemes = dict.fromkeys(scheme for what, _, scheme in quantizers if what == "weight" and scheme)
     text = shown(f"{said} (ModelOpt {version})" if isinstance(version, str) else said)[:400]
-    return Modes(text, tuple(schemes), pruned=any(name in PRUNING for name, _ in modes if isinstance(name, str)))
+    pruned = any(name in PRUNING for name, _ in modes if isinstance(name, str))
+    head = next((said.get("config") for name, said in modes if name == HEAD and isinstance(said, dict)), None)
+    return Modes(text, tuple(schemes), pruned=pruned, head=head if isinstance(head, dict) else None)
 
 
 def _mode(name: str, said: object) -> str:
@@ -82,6 +87,8 @@ def _mode(name: str, said: object) -> str:
     config = said.get("config") if isinstance(said, dict) else None
     config = config if isinstance(config, dict) else {}
     if name != "quantize":
+        made = config.get("eagle_architecture_config")
+        config = {key: made[key] for key in WORDS if key in made} if isinstance(made, dict) else config
         numbers = {key: each for key, each in config.items() if type(each) in (int, str, bool) and len(str(each)) < 40}
         return name + (f": {', '.join(f'{key} {each}' for key, each in [*numbers.items()][:6])}" if numbers else "")
     by_kind: dict[str, list[str]] = {}

@@ -98,6 +98,7 @@ class Checkpoint:
     training: Training | None = None  # how far the training is, where that was asked for and is said
     trained_as: tuple[str, ...] = ()  # schemes, as --quantize calls them, under which ModelOpt trained or calibrated weights
     pruned: bool = False  # as ModelOpt's state says
+    head: Mapping[str, object] | None = None  # what that says of a head of EAGLE beside the model
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -39,8 +39,10 @@ class Sorted:
 
     def unbroken(self, entries: Mapping[Key, Entry]) -> dict[Key, Entry]:
         """Return the entries without those of what looks like codes and cannot be read."""
-        broken = {key for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded}
-        return {key: entry for key, entry in entries.items() if key not in broken}
+        broken = {
+            key: stored.dtype for key, stored in self.kept.items() if stored.dtype not in FLOATS and key not in self.coded
+        }
+        return {key: entry for key, entry in entries.items() if broken.get(key, entry.dtype) == entry.dtype}
 
 
 def sort_out(said: Said, kept: Mapping[Key, Stored], where: str, *, published: bool, loaded: bool = False) -> Sorted:

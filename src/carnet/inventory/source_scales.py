@@ -6,7 +6,7 @@ planner and examiner each tie for themselves, so that a wrong tie cannot pass bo
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
 
@@ -46,6 +46,7 @@ class SourceScales:
 
     scales: Mapping[Which, float]  # of training, f32: a code times this is the number
     amaxes: Mapping[Which, float]  # of quantizing after training: the largest magnitude
+    off: frozenset[str] = frozenset()  # the weights whose quantizers are off, named as in ``scales``
 
 
 NOTHING = SourceScales({}, {})
@@ -84,20 +85,23 @@ def tie_source_scales(entries: Mapping[Key, Entry], states: States, numbers: Fin
     """
     scales: dict[Which, float] = {}
     amaxes: dict[Which, float] = {}
+    off = set[str]()
     for (unit, name), entry in entries.items():
         match = WEIGHT.fullmatch(name)
         if match is None:
             continue
         module, number = match["module"], match["number"]
         for at, said in states.get((unit, module), {}).items():
-            for which in tie(entry, at):
+            if said.off:
+                off |= {tensor for tensor, what in tie(entry, at) if what == "weight"}
+            for which in tie(entry, at) if not said.off else ():
                 _note(scales, which, _factor(where, module, said, which[1], int(number or 0)))
         for which, amax in _quantizers(numbers, where, entry, module, f".{number}" if number else "", tie):
             _note(amaxes, which, amax)
-    return SourceScales(scales, amaxes)
+    return SourceScales(scales, amaxes, frozenset(off))
 
 
-def largest_of(every: Iterable[SourceScales]) -> SourceScales:
+def largest_of(every: Collection[SourceScales]) -> SourceScales:
     """Return what several say together: the largest of each scale."""
     scales: dict[Which, float] = {}
     amaxes: dict[Which, float] = {}
@@ -105,7 +109,7 @@ def largest_of(every: Iterable[SourceScales]) -> SourceScales:
         for found, said in ((scales, one.scales), (amaxes, one.amaxes)):
             for which, value in said.items():
                 _note(found, which, value)
-    return SourceScales(scales, amaxes)
+    return SourceScales(scales, amaxes, frozenset[str]().union(*(one.off for one in every)))
 
 
 def _note(found: dict[Which, float], which: Which, value: float | None) -> None:

@@ -285,6 +285,11 @@ FIELDS = (
         "what the layers for one such token are, in words of ``blocks``; None for one like the last before",
         moot=lambda config: not config.get("mtp"),
     ),
+    Field("aux", int, 0, "states of another model that are joined: this is a head that guesses its tokens (EAGLE)", least=0),
+    Field("aux_layers", int, None, "the layers of that model that they leave", least=0, many=True),
+    Field(
+        "draft_vocab", int, None, "tokens that a head guesses among, None for all", moot=lambda config: not config.get("aux")
+    ),
     Field("tied", bool, False, "the output head is the embedding"),
     Field("wrapper", str, "", "the rest of the config of a class that also sees or hears, as JSON"),
     Field("tower", str, "", "the tensors beside the text model, as JSON: name, element type and shape of each", storage=True),

@@ -98,8 +98,8 @@ def layers(config: Config) -> Sequence[Config]:
     """Return what each layer is, the layers that predict further tokens last; layers that are alike share one record.
 
     A record is the config with ``mixer`` (attention, mla, mamba, s6, gdn, linear or nothing), ``mlp`` (dense, moe, linear or nothing),
-    ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``is_mtp``, ``mtp_first`` and ``mtp_last`` (of those for one token)
-    added, and with the sizes of this layer where they differ.
+    ``shared``, ``q_compressed``, ``indexed``, ``own_values``, ``paired`` (the first layer of a head that guesses tokens), ``is_mtp``,
+    ``mtp_first`` and ``mtp_last`` (of those for one token) added, and with the sizes of this layer where they differ.
     """
     common: dict[str, Value] = {
         **config,
@@ -107,13 +107,16 @@ def layers(config: Config) -> Sequence[Config]:
         "shared": bool(value(config, "shared_ffn")),
         "indexed": bool(value(config, "index_heads")),
         "own_values": True,
-        **dict.fromkeys(("is_mtp", "mtp_first", "mtp_last"), False),
+        **dict.fromkeys(("paired", "is_mtp", "mtp_first", "mtp_last"), False),
     }
     attention = "mla" if value(config, "latent") else "attention"
     known: dict[tuple[object, ...], Config] = {}
     found: list[Config] = []
     for layer, word in enumerate(blocks(config)):
-        own = {field: each[layer] for field, many in OWN.items() if isinstance(each := value(config, many), tuple)}
+        own: dict[str, Value] = {
+            field: each[layer] for field, many in OWN.items() if isinstance(each := value(config, many), tuple)
+        }
+        own["paired"] = layer == 0 and bool(value(config, "aux"))
         key = (word, *own.values())
         if key not in known:
             known[key] = {**common, **own, **_of_word(word, attention)}

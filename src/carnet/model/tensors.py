@@ -70,6 +70,9 @@ AXES = {
         Axis("key_dim", "gdn_key_dim"),
         Axis("value_dim", "gdn_value_dim"),
         Axis("gdn_conv", "gdn_conv"),
+        Axis("aux", "aux"),
+        Axis("both", 2),  # what a head that guesses tokens reads: the token before, and the states of the other model
+        Axis("draft", "draft_vocab", cut="evenly"),
         Axis("rank", 0, cut="evenly"),  # of an adapter: each has its own, model/adapters.py
     )
 }
@@ -174,7 +177,9 @@ ADAPTED = (LINEAR, PLAIN)  # what adapters are beside
 A, B, MAGNITUDE = "a", "b", "magnitude"  # the parts of one: rank | inputs, outputs | rank, and of DoRA outputs
 
 GQA: dict[str, Any] = {"mixer": "attention"}
-VALUES: dict[str, Any] = {**GQA, "own_values": True}  # elsewhere keys are the values too
+ALONE: dict[str, Any] = {**GQA, "paired": False}  # reads the stream; a head that guesses tokens reads these beside it
+PAIRED: dict[str, Any] = {**GQA, "paired": True}
+VALUES: dict[str, Any] = {"own_values": True}  # elsewhere keys are the values too
 MAMBA: dict[str, Any] = {"mixer": "mamba"}
 S6: dict[str, Any] = {"mixer": "s6"}  # Mamba-1's states
 GDN: dict[str, Any] = {"mixer": "gdn"}
@@ -199,7 +204,9 @@ def _made(function: Computed, part: str, axes: str, *operands: str, when: Condit
 _linear, _plain, _gate, _norm, _bias, _state = (partial(_row, role) for role in (LINEAR, PLAIN, GATE, NORM, BIAS, STATE))
 
 TENSORS = (
-    _row(TABLE, "embed", "vocab | hidden", stage="first"),
+    _row(TABLE, "embed", "vocab | hidden", stage="first", aux=0),  # a head that guesses tokens has the other model's
+    _norm("draft.embed_norm", "hidden", stage="first", aux=SET),
+    _plain("draft.join", "hidden | aux hidden_in", stage="first", aux=SET),
     _row(TABLE, "position", "position | hidden", stage="first", position="learned"),
     _norm("mtp.embed_norm", "hidden", mtp_first=True),
     _norm("mtp.hidden_norm", "hidden", mtp_first=True),
@@ -208,15 +215,18 @@ TENSORS = (
     _plain("mtp.project_hidden", "hidden | hidden_in", mtp_first=True),
     _norm("attention_norm", "hidden", norm_before=True, mixer=SET),
     _bias("attention_norm_bias", "hidden", norm="layer", mixer=SET),
-    _linear("attention.q", "kv rep dim | hidden", "attention", **GQA),
+    _linear("draft.q", "kv rep dim | both hidden", "draft", **PAIRED),
+    _linear("draft.k", "kv dim | both hidden", "draft", "k", **PAIRED),
+    _linear("draft.v", "kv dim | both hidden", "draft", "v", **PAIRED),
+    _linear("attention.q", "kv rep dim | hidden", "attention", **ALONE),
     _linear("attention.gate", "kv rep dim | hidden", "attention", attention_gate=True, **GQA),
-    _linear("attention.k", "kv dim | hidden", "attention", "k", **GQA),
-    _linear("attention.v", "kv dim | hidden", "attention", "v", **VALUES),
+    _linear("attention.k", "kv dim | hidden", "attention", "k", **ALONE),
+    _linear("attention.v", "kv dim | hidden", "attention", "v", **VALUES, **ALONE),
     _linear("attention.o", "hidden | kv rep dim", **GQA),
     _bias("attention.q_bias", "kv rep dim", qkv_bias=True, **GQA),
     _bias("attention.gate_bias", "kv rep dim", attention_gate=True, qkv_bias=True, **GQA),
     _bias("attention.k_bias", "kv dim", qkv_bias=True, **GQA),
-    _bias("attention.v_bias", "kv dim", qkv_bias=True, **VALUES),
+    _bias("attention.v_bias", "kv dim", qkv_bias=True, **VALUES, **GQA),
     _bias("attention.o_bias", "hidden", out_bias=True, **GQA),
     _state("attention.sinks", "kv rep", sinks=True, **GQA),
     _norm("attention.q_norm", "dim", qk_norm="head", **GQA),
@@ -325,7 +335,9 @@ TENSORS = (
     _norm("mtp.final_norm", "hidden", mtp_last=True),
     _norm("final_norm", "hidden", stage="last"),
     _bias("final_norm_bias", "hidden", stage="last", norm="layer"),
-    _row(HEAD, "head", "vocab | hidden", stage="last", tied=False),
+    _row(HEAD, "head", "vocab | hidden", stage="last", tied=False, draft_vocab=None),
+    _row(HEAD, "draft.head", "draft | hidden", stage="last", draft_vocab=SET),
+    _state("draft.tokens", "draft", stage="last", draft_vocab=SET),  # how far each is from its number among all tokens
 )
 
 
@@ -343,5 +355,7 @@ BY_PART = {tensor.part: tensor for tensor in (*TENSORS, *(part for parts in ADAP
 READERS = {
     word: tuple(tensor.part for tensor in TENSORS if tensor.reads == word) for word in {t.reads for t in TENSORS} if word
 }
-BUFFERS = frozenset(("moe.router_bias", "layer_scale"))  # register_buffer: router.py, gemma4's layer of Megatron-Bridge
+BUFFERS = frozenset(
+    ("moe.router_bias", "layer_scale", "draft.tokens")
+)  # register_buffer: router.py, gemma4's layer of Megatron-Bridge
 TIED = {"head": "embed"}  # what a tied model stores under the first name is the second

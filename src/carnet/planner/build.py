@@ -32,8 +32,8 @@ from carnet.planner.carrying import carried, is_carried
 from carnet.planner.carrying import extents as carried_extents
 from carnet.planner.carrying import move as move_carried
 from carnet.planner.carrying import records as carried_records
-from carnet.planner.choosing import choose
-from carnet.planner.coding import asked, cache_tensors, constant_tensors, put_scales
+from carnet.planner.choosing import choose, is_off, module_of
+from carnet.planner.coding import Coding, asked, cache_tensors, constant_tensors, put_scales
 from carnet.planner.coding import steps as code_steps
 from carnet.planner.decoding import aside
 from carnet.planner.ends import ends
@@ -163,7 +163,9 @@ def make_plan(
     own = str(config["dtype"]) if target.kind.one_type or computed else None
     dtypes = _dtypes(plain, kept, request.dtype, own, {} if target.kind.rounds_sums else shifts)
     coding = asked(request, source, calibration or {}, source_scales)
-    coded |= choose(coding.recipe, coding.exclude, wanted, dtypes, static=coding.static) if coding is not None else {}
+    coded |= (
+        choose(coding.recipe, coding.exclude, coding.off, wanted, dtypes, static=coding.static) if coding is not None else {}
+    )
     wanted = [coded[key].entry if (key := (entry.unit, entry.name)) in coded else entry for entry in wanted]
     constants = constant_tensors(target, wanted, source.said if joins else None, str(config["dtype"]))
     cache = cache_tensors(coding, wanted, dtypes) | constants
@@ -206,12 +208,19 @@ def make_plan(
         proof={**proof, "vocabulary rows": source.vocabulary.rows, "vocabulary rows left out": source.vocabulary.padding},
         memory=0,
         window=0,
-        notes={**source.notes, "vocabulary": str(source.vocabulary)},
+        notes={**source.notes, **_left_plain(coding, wanted), "vocabulary": str(source.vocabulary)},
         unused=source.heard.unused,
         accepted=source.heard.accepted,
         needs=made.needs.data,
     )
     return Planned(plan, lambda source_scales: code(source_scales, gathered.anew()).steps())
+
+
+def _left_plain(coding: Coding | None, wanted: Sequence[Entry]) -> dict[str, str]:
+    """Return what is to be said of modules that stay plain though nobody asked for that."""
+    off = sorted(module_of(entry) for entry in wanted if is_off(entry, coding.off)) if coding is not None else []
+    more = f" and {len(off) - 1} more" if len(off) > 1 else ""
+    return {"left plain": f"{off[0]}{more}, whose quantizers were off"} if off else {}
 
 
 def _refuse_computed(source: Inventory) -> None:

@@ -18,6 +18,7 @@ from carnet.formats.stored import Key
 from carnet.model.fields import Config
 from carnet.model.model import holds, value
 from carnet.model.tensors import HEAD, LINEAR, Tensor
+from carnet.planner.given_scales import by_views
 from carnet.quantize.recipes import Recipe, columns_of_a_block
 from carnet.quantize.styles import STYLES, Kept, Style, kept
 
@@ -33,9 +34,15 @@ class Coded:
 
 
 def choose(
-    recipe: Recipe, exclude: Sequence[str], wanted: Sequence[Entry], dtypes: Mapping[Key, str], *, static: bool
+    recipe: Recipe,
+    exclude: Sequence[str],
+    off: frozenset[str],
+    wanted: Sequence[Entry],
+    dtypes: Mapping[Key, str],
+    *,
+    static: bool,
 ) -> dict[Key, Coded]:
-    """Return the entries that are coded, those of a Conv1D turned round."""
+    """Return the entries that are coded, those of a Conv1D turned round; ``off`` are the weights whose quantizers are off."""
     modules = {module_of(entry) for entry in wanted if exclude}
     for pattern in exclude:
         if not any(_is_excluded(module, (pattern,)) for module in modules):
@@ -45,6 +52,7 @@ def choose(
     chosen = [
         entry for entry in wanted if id(entry.like) in linear and not (exclude and _is_excluded(module_of(entry), exclude))
     ]
+    chosen = [entry for entry in chosen if not is_off(entry, off)]
     _refuse(recipe, chosen)
     found, alike = dict[Key, Coded](), dict[tuple[int, str], tuple[Kept, ...]]()
     turned = {like for like, entry in kinds(chosen).items() if is_conv1d(entry)}
@@ -58,6 +66,11 @@ def choose(
     if STYLES[recipe.style].whole_experts:
         _check_experts(wanted, found)
     return found
+
+
+def is_off(entry: Entry, off: frozenset[str]) -> bool:
+    """Say whether a weight in a stored tensor was trained under a quantizer that was off."""
+    return bool(off) and any(tensor in off for tensor, _ in by_views(entry, ()))
 
 
 def kinds(wanted: Sequence[Entry]) -> dict[int, Entry]:

@@ -51,6 +51,11 @@ class Coding:
     ]  # (canonical tensor, "input", "k" or "v") -> the largest magnitude seen in calibration
     source_scales: SourceScales  # what the checkpoint itself says: it counts where a person says nothing
 
+    @property
+    def off(self) -> frozenset[str]:
+        """Return the weights that were trained under quantizers that are off."""
+        return self.source_scales.off
+
 
 LAYER = re.compile(r".*?layers\.\d+\.")
 # options that mean nothing unless something is quantized

@@ -22,6 +22,7 @@ from carnet.model.fields import SET
 LAYER = "decoder.layers.{layer}."
 PLAIN = {"gated": False}  # without a gate
 MTP = "mtp.layers.{layer}."
+EAGLE = "eagle_module."  # what stands before the names of a head that guesses tokens: dialects/megatron/heads.py
 
 QKV = {"attention.q": "rep dim", "attention.k": "dim", "attention.v": "dim"}
 GATED_QKV = {"attention.q": "rep dim", "attention.gate": "rep dim", "attention.k": "dim", "attention.v": "dim"}
@@ -288,6 +289,9 @@ DROPPED = {
     "*_quantizer*._amax": "quantizer state",
     "*_quantizer*._global_amax": "quantizer state",
     "modelopt_state*": "quantizer state",
+    # what only a training computes with: modelopt/torch/distill/plugins/megatron.py ProjectionLayer
+    "*_loss_modules.*": "losses of a distillation",
+    f"*{EAGLE}*": "a head of EAGLE, which --as eagle3 takes",
     "common_state*": "training arguments (read)",
 }
 
