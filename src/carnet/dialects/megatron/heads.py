@@ -1,7 +1,7 @@
 """Heads of EAGLE-3, which guess tokens of the model that they are saved with: its tensors below ``eagle_module``.
 
 A head is a model of its own: a layer that reads the embedding of a token and some of the other model's states. ModelOpt trains it,
-and says in its ``modelopt_state`` how it is made: modelopt 0.47 torch/speculative/plugins/megatron_eagle.py dict_to_config, EagleModule.
+and says in its ``modelopt_state`` how: modelopt 0.47 torch/speculative/plugins/megatron_eagle.py dict_to_config, EagleModule.
 """
 
 from collections.abc import Mapping
