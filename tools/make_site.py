@@ -30,6 +30,7 @@ ELSEWHERE = {  # pages that do not lie in docs/, and what lies there under anoth
     "bench/README.md": "benchmarks.md",
     "CHANGELOG.md": "changes.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "docs/README.md": "index.md",
 }
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<rest>#[^)\s]*)?(?=\))")
