@@ -65,12 +65,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # the verbs need numpy; `carnet --help` does not
-    for module, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module 'carnet' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker that saw it would take any name
+
+    def __getattr__(name: str) -> object:
+        # the verbs need numpy; `carnet --help` does not
+        for module, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(module), name)
+        raise AttributeError(f"module 'carnet' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -169,7 +169,10 @@ def finish(
 
 @verb
 def clean(out: PathLike) -> list[str]:
-    """Remove what a crossing into ``out`` left that was not finished, and nothing else; return the names of what it was."""
+    """Remove what a crossing into ``out`` left that was not finished, and nothing else; return the names of what it was.
+
+    Raises BadRequest where no unfinished crossing is there, or one that still runs.
+    """
     return folder_at(local("out", out, out=True)).cleared()
 
 
@@ -196,7 +199,8 @@ def verify(
     (``carnet.json``): with ``seal`` where it is equal and everything in it is accounted for, and where the run of this source that
     wrote it left the document unfinished.
     ``memory`` (bytes) is the peak of private memory that it may use, ``threads`` how many are at work, None for one a core.
-    ``progress`` is called with a ``carnet.Progress``.
+    ``progress`` is called with a ``carnet.Progress``. Raises CarnetError where one of the two cannot be read, or changes meanwhile;
+    what differs is a verdict that is false.
     """
     space, workers, tokenizer = memory_of({"memory": memory}), threads_of({"threads": threads}), options.get("tokenizer")
     asked = any(value not in (None, ()) for value in options.values())
@@ -268,7 +272,9 @@ def cross(
     """Plan, run and verify; the target appears only when it is proven, with its document.
 
     A tensor is examined as soon as it is whole, while others are written; what is compared is read from the target's files.
-    ``progress`` is called with a ``carnet.Progress``: planning, scales, writing, flushing, examining.
+    ``progress`` is called with a ``carnet.Progress``: planning, scales, writing, flushing, examining. Called again after an
+    interruption it finishes the work. Raises CarnetError where ``plan`` does, and where source, target or machine refuse; a target that
+    differs is no error but a verdict that is false, and is not put in place.
     """
     said, wish, told = local("out", out, out=True), gathered(options), Told(progress, "planning")
     made, memory, threads = plan(path, **wish), memory_of(wish), threads_of(wish)

@@ -121,5 +121,6 @@ def against(expected: Expected, url: str, *, timeout: float = TIMEOUT, headers: 
     """Ask a running engine (``http://host:port``) what it holds, and compare it with what it must hold.
 
     ``timeout`` is how many seconds it may be silent; ``headers`` go along with the request. Nothing of the engine is changed.
+    Raises BadRequest and MachineFailed where it does not answer as such an engine does; what differs is a comparison that is false.
     """
     return compare(expected, ask(ENGINES[expected.engine], url, timeout=timeout, headers=headers), url)

@@ -42,7 +42,12 @@ def choice(
         raise click.BadParameter(f"{value!r} is not one of {', '.join(words)}{near(value, words)}")
 
     shown = {} if callable(known) else {"metavar": f"[{'|'.join(known)}]"}
-    return click.option(*names, type=convert, help=help, cls=Grouped, **{**shown, **given})
+    return click.option(*names, type=convert, help=help, cls=Grouped, shell_complete=begun(known), **{**shown, **given})
+
+
+def begun(known: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return what a shell asks for the words that go on from what was typed."""
+    return lambda ctx, param, typed: [word for word in (known() if callable(known) else known) if word.startswith(typed)]
 
 
 def size(value: str | int) -> int:
@@ -125,6 +130,8 @@ def option(name: str, text: str | None = None) -> Decorator:
     given: dict[str, Any] = {"group": made.group, **({"metavar": made.metavar} if made.metavar else {})}
     if made.value == "word":
         return choice(flag_of(name), name, known=made.words if made.metavar else [*made.words()], help=said, **given)
+    if made.value == "program":
+        given["shell_complete"] = begun(made.words)
     return click.option(flag_of(name), name, help=said, cls=Grouped, **{**TYPES[made.value], **given})
 
 

@@ -26,7 +26,7 @@ def _hush(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _log(ctx: click.Context, _: click.Parameter, value: str | None) -> None:
-    if value is not None:
+    if value is not None and not ctx.resilient_parsing:  # a shell that completes starts nothing
         from carnet.cli.logfile import logged
 
         ctx.with_resource(logged(value))

@@ -136,6 +136,7 @@ class Request:
         "program",
         SOURCE,
         "What trained a Megatron checkpoint, where it does not show: megatron-lm==0.17, megatron-bridge, nemo.",
+        words=words.programs,
         metavar="PROGRAM",
         compared=True,
     )
@@ -210,6 +211,7 @@ class Request:
         "program",
         TARGET,
         "What will load the target.  [default: megatron-lm, any since 0.16]",
+        words=words.programs,
         metavar="PROGRAM",
         compared=True,
         used_by=lambda kind: kind.arguments,

@@ -12,6 +12,13 @@ def families() -> Iterable[str]:
     return [family.name for family in FAMILIES]
 
 
+def programs() -> Iterable[str]:
+    """Return the programs that write and read Megatron's checkpoints."""
+    from carnet.dialects.megatron.programs import PROGRAMS
+
+    return PROGRAMS
+
+
 def schemes() -> Iterable[str]:
     """Return the schemes of codes, of any style."""
     from carnet.quantize.recipes import schemes
