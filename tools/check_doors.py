@@ -15,6 +15,7 @@ OTHERS = {  # what touches the disk and no file of a checkpoint, a plan or a tar
     "cli/edge.py": "holds the descriptors of the terminal's streams",
     "cli/options.py": "lists a folder that a person mistyped",
     "megatron/export/trtllm/records.py": "has the signature of megatron-core's own",
+    "report/running.py": "asks the kernel how much memory it has",
     "plans/options.py": "asks whether a name can be a path of this machine",
 }
 MODULES = {  # module -> what of it does not touch the disk

@@ -11,7 +11,15 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     # so that the edge of the process stands before anything else is imported
     if name == "main":
-        from carnet.cli import completion, deltas, engines, merging, signing, verifying  # noqa: F401  they add their commands
+        from carnet.cli import (  # noqa: F401  they add their commands
+            completion,
+            deltas,
+            engines,
+            merging,
+            reporting,
+            signing,
+            verifying,
+        )
         from carnet.cli.commands import main as commands
 
         return commands

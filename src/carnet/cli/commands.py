@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import click
 
 from carnet import __version__
+from carnet.cli.cluster import cross_on
+from carnet.cli.drawing import Sheet, html_option, report_option
 from carnet.cli.edge import REMEMBERS, code_of, heed, heeded, stop_at_once, unwind
 from carnet.cli.options import (
     Grouped,
@@ -155,23 +157,30 @@ def main() -> None:
 
 
 @main.command(
-    cls=Verb, epilog="carnet inspect checkpoints/llama\ncarnet inspect checkpoints/llama/iter_0001000 --tensors --json"
+    cls=Verb,
+    epilog="carnet inspect checkpoints/llama\ncarnet inspect checkpoints/llama/iter_0001000 --tensors --json\n"
+    "carnet inspect checkpoints/llama --html llama.html",
 )
 @checkpoint
 @click.option("--tensors", is_flag=True, help="List every stored tensor with its layout.")
+@html_option
 @options(
     *("config", "family", "vocab_size", "tokenizer", "drop", "written_by", "accept", "adapter_alpha"),
     tokenizer="Folder whose tokenizer says the vocabulary.",
 )
 @json_option
 @click.pass_context
-def inspect(ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, **options: "Unpack[Looking]") -> None:
+def inspect(
+    ctx: click.Context, /, ckpt: str, tensors: bool, as_json: bool, html: str | None = None, **options: "Unpack[Looking]"
+) -> None:
     """Show what a checkpoint is. Only headers are read."""
     from carnet import api
     from carnet.report.data import dump, inspection_data
     from carnet.report.terminal import inspection_lines
 
+    sheet = Sheet("html", html)
     found = api.inspect(ckpt, **options)
+    sheet.inspected(found)
     if as_json:
         data = inspection_data(found)
         click.echo(dump(data if tensors else {key: value for key, value in data.items() if key not in ("tensors", "objects")}))
@@ -271,6 +280,7 @@ def clean(out: str, as_json: bool) -> None:
     epilog="carnet cross checkpoints/llama out/llama-hf --to hf --tokenizer tokenizers/llama\n"
     "carnet cross checkpoints/llama out/llama-trt --to trtllm --tp 4\n"
     "carnet cross checkpoints/llama out/llama-fp8 --to hf --quantize fp8-channel --style compressed-tensors\n"
+    "carnet cross checkpoints/llama out/llama-hf --to hf --report llama-hf.html\n"
     "carnet cross /shared/llama /shared/llama-hf --to hf --on ray://head:10001",
 )
 @checkpoint
@@ -278,42 +288,30 @@ def clean(out: str, as_json: bool) -> None:
 @crossing_options
 @threads_option
 @on_option
+@report_option
 @json_option
 @click.pass_context
 def cross(
-    ctx: click.Context, /, ckpt: str, out: str, as_json: bool, on: str | None = None, **options: "Unpack[Options]"
+    ctx: click.Context,
+    /,
+    ckpt: str,
+    out: str,
+    as_json: bool,
+    on: str | None = None,
+    report: str | None = None,
+    **options: "Unpack[Options]",
 ) -> None:
     """Plan, run and verify. OUT appears only when it is proven, with its document carnet.json."""
     from carnet import api
 
+    sheet = Sheet("report", report, out)
     if on is not None:
-        verdict = _cross_on(on, ckpt, out, options)
+        verdict = cross_on(on, ckpt, out, options, sheet)
     else:
         with progress_bar() as progress:
-            verdict = api.cross(ckpt, out, progress=progress, **options)
+            verdict = api.cross(ckpt, out, progress=sheet.watched(progress), **options)
+    sheet.crossed(ckpt, out, verdict, options)
     tell(ctx, verdict, as_json=as_json)
-
-
-def _cross_on(on: str, ckpt: str, out: str, options: "Options") -> "Verdict":
-    """Cross on the machines of a cluster, and say on stderr which has done what."""
-    from carnet import fleet
-    from carnet.report.terminal import node_lines
-
-    seen = list[fleet.Node]()
-
-    def told(nodes: "Sequence[fleet.Node]") -> None:
-        seen[:] = nodes
-
-    def lines() -> list[str]:
-        return node_lines(seen, width()) if seen else []
-
-    try:
-        # Ray prints to stdout when a worker is lost
-        with progress_bar(below=lines) as progress, redirect_stdout(sys.stderr):
-            return fleet.cross(ckpt, out, on=on, progress=progress, nodes=told, **options)
-    finally:
-        for line in lines() if not quiet() else ():
-            click.echo(line, err=True)
 
 
 @main.command(

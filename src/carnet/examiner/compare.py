@@ -178,7 +178,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
             theirs = read(target, part, box, rounds=False)
             if hasher is not None:
                 hasher.update(theirs.data)
-            for shared, differs in _differences(source, target, name, box, theirs, part):
+            for shared, differs in differences(source, target, name, box, theirs, part):
                 done.elements += volume(shared)
                 if differs is not None and differs.any():
                     wrong += int(differs.sum())
@@ -196,7 +196,7 @@ def compare(source: Side, target: Side, name: Canonical) -> Compared:
     return done
 
 
-def _differences(
+def differences(
     source: Side, target: Side, name: Canonical, box: Box, theirs: Array, part: Part
 ) -> Iterator[tuple[Box, NDArray[np.bool_] | None]]:
     """Yield disjoint boxes that make up a box, each with what differs in it: None where nothing does."""

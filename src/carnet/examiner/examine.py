@@ -42,6 +42,7 @@ class Quality:
     saturated: int  # numbers more than half a step beyond the largest code
     snr: float  # dB, over all of them; infinite where nothing is lost
     worst: tuple[tuple[str, float, int], ...]  # the stored weights that lose most: name, dB, saturated
+    each: tuple[Judgement, ...] = ()  # of every one what was found in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _quality(judged: Sequence[Judgement]) -> Quality | None:
     signal, noise = sum(one.signal for one in judged), sum(one.noise for one in judged)
     worst = sorted(judged, key=lambda one: one.snr)[:WORST]
     shown = tuple((one.label, one.snr, one.saturated) for one in worst)
-    return Quality(len(judged), sum(one.saturated for one in judged), ratio(signal, noise), shown)
+    return Quality(len(judged), sum(one.saturated for one in judged), ratio(signal, noise), shown, tuple(judged))
 
 
 def _types(of: Side, name: Canonical) -> set[str]:

@@ -1,5 +1,6 @@
 """Hold codes and scales against the numbers that a source has: each code the nearest under its scale, each scale that of its block."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import inf, log10, prod
@@ -48,6 +49,7 @@ class Judgement:
     saturated: int = 0  # numbers more than half a step beyond the largest code
     signal: float = 0.0  # sum of squares of the numbers
     noise: float = 0.0  # and of what the codes lose of them
+    octaves: Counter[int] = field(default_factory=Counter)  # power of two -> how many scales lie from it to the next
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -76,7 +78,9 @@ def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxe
     with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
         for number in range(prod(coded.shape[:-2])):
             stored = scales_of(target.tensor_files, coded, number)
-            _judge(source, target, matrix_of(source, target, key, own, amaxes, stored, number), done, clues)
+            matrix = matrix_of(source, target, key, own, amaxes, stored, number)
+            done.octaves += rules.octaves(matrix.recipe, stored, matrix.outer)
+            _judge(source, target, matrix, done, clues)
     return done
 
 

@@ -4,6 +4,7 @@ The writer looks codes up in tables; here a code is right where the number that 
 code's value. Values come from ml_dtypes and numpy, scales are computed in f64 and rounded once.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,6 +21,7 @@ Floats = NDArray[np.float32]
 
 finfo: Any = ml_dtypes.finfo  # it has no types
 FORMS = 256  # of a byte
+COUNTED = 1 << 16  # scales that are counted together
 LARGEST = 448.0  # of e4m3
 TOP = 6.0 * LARGEST  # of e2m1 under e4m3
 PAIRS = np.array(
@@ -232,6 +234,31 @@ def divisors(recipe: Recipe, stored: Array, outer: np.float32 | None) -> Floats:
         return found
     with np.errstate(all="ignore"):  # a scale may be anything before it is found wrong
         return found * outer if recipe.scale.outer == "multiplies" else found / outer
+
+
+def octaves(recipe: Recipe, stored: Array, outer: np.float32 | None) -> Counter[int]:
+    """Return how many scales lie between a power of two and the next, by its exponent; what is no positive number counts nowhere.
+
+    >>> octaves(BY_NAME["modelopt/fp8-channel"], np.array([1.0, 1.5, 0.25, 0.0], np.float32), None)
+    Counter({0: 2, -2: 1})
+    """
+    found, flat = Counter[int](), stored.reshape(-1)
+    if stored.dtype.itemsize == 1:
+        raw = flat.view(np.uint8)
+        times = sum(
+            (np.bincount(raw[at : at + COUNTED], minlength=FORMS) for at in range(0, raw.size, COUNTED)), np.zeros(FORMS, int)
+        )
+        flat = np.arange(FORMS, dtype=np.uint8).view(stored.dtype)[times > 0]
+        many = [(flat, times[times > 0])]
+    else:
+        many = [(part, np.ones(part.size, int)) for part in (flat[at : at + COUNTED] for at in range(0, flat.size, COUNTED))]
+    for part, times in many:
+        values = divisors(recipe, part, outer)
+        good = np.isfinite(values) & (values > 0)
+        exponents, times = np.frexp(values[good])[1] - 1, times[good]
+        for exponent in np.unique(exponents):
+            found[int(exponent)] += int(times[exponents == exponent].sum())
+    return found
 
 
 def input_scale(recipe: Recipe, amax: float, own: str) -> float:

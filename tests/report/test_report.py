@@ -1,0 +1,241 @@
+"""Reports of real crossings: their numbers are those of --json, nothing in them asks the network, no name in them is code."""
+
+import json
+import shutil
+import zlib
+from base64 import b64decode
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import carnet
+from carnet.examiner.scales import octaves
+from carnet.quantize.recipes import BY_NAME
+from carnet.report.running import MOST, Run
+from tests.report.reading import HOSTILE, MODEL, Read, call
+
+
+def pixels(url):
+    """Return how opaque the pixels of an image are, 0 to 255."""
+    raw, at, data, shape = b64decode(url.partition("base64,")[2]), 8, b"", (0, 0)
+    while at < len(raw):
+        size, kind = int.from_bytes(raw[at : at + 4]), raw[at + 4 : at + 8]
+        body = raw[at + 8 : at + 8 + size]
+        assert zlib.crc32(kind + body) == int.from_bytes(raw[at + 8 + size : at + 12 + size])
+        if kind == b"IHDR":
+            shape = int.from_bytes(body[4:8]), int.from_bytes(body[:4])
+        data += body if kind == b"IDAT" else b""
+        at += 12 + size
+    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape[0], shape[1] + 1)[:, 1:]
+
+
+def as_json(*words):
+    return json.loads(call(*words, "--json").stdout)
+
+
+@pytest.mark.parametrize(("out", "source"), [("hf", "run"), ("fp8", "hf"), ("ranks", "run"), ("f32", "run")])
+def test_its_bands_have_the_bytes_of_the_files_headers(crossed, out, source):
+    found = Read(crossed / f"{out}.html")
+    here = as_json("inspect", crossed / out, "--tensors")["tensors"]
+    there = as_json("inspect", crossed / source, "--tensors")
+    rows = found.rows("streams")
+    parts = {"embedding", "attention", "MLP", "head", "norms", "other"}
+    assert {row[0] for row in rows} & parts == {row[0] for row in rows if row[0] in parts}
+    assert sum(int(row[3]) for row in rows if row[0] in parts) == sum(each["nbytes"] for each in here.values())
+    stored = sum(each["nbytes"] for each in there["tensors"].values()) + sum(there["objects"].values())
+    assert sum(int(row[3]) for row in rows if row[0] not in parts) == stored
+    attention = sum(each["nbytes"] for name, each in here.items() if "attn" in name or "attention." in name)
+    assert sum(int(row[3]) for row in rows if row[0] == "attention") == attention
+
+
+def test_a_band_is_named_by_what_became_of_its_bytes(crossed):
+    fates = {out: {row[2] for row in Read(crossed / f"{out}.html").rows("streams")} for out in ("hf", "fp8", "ranks", "f32")}
+    assert fates == {
+        "hf": {"as it is", "padding", "left behind"},
+        "fp8": {"as it is", "quantized"},
+        "ranks": {"as it is", "padding", "stored again", "left behind"},
+        "f32": {"as it is", "cast", "padding", "left behind"},
+    }
+
+
+def test_what_codes_lose_is_what_verify_says_and_what_torch_computes(crossed):
+    call("report", crossed / "fp8", crossed / "hf", "-o", crossed / "again.html")
+    found, codes = Read(crossed / "again.html"), as_json("verify", crossed / "hf", crossed / "fp8")["codes"]
+    worst = [[row[0], round(float(row[1]), 3), int(row[2])] for row in found.rows("worst")]
+    assert worst == [[each["tensor"], each["snr dB"], each["saturated"]] for each in codes["worst"]]
+    assert f"{codes['weights']} weights" in found.text
+    assert f"{codes['snr dB']:.1f} dB over all" in found.text
+    ours, theirs = (load_file(crossed / name / MODEL) for name in ("hf", "fp8"))
+    kinds = {row[0].split("modelopt")[0].strip(): float(row[2]) for row in found.rows("kinds")}
+    assert len(kinds) == 7
+    for kind, module in {"attention.q": "self_attn.q_proj", "mlp.down": "mlp.down_proj"}.items():
+        signal = noise = 0.0
+        for layer in range(4):
+            name = f"model.layers.{layer}.{module}.weight"
+            weight, scale = ours[name].double(), theirs[f"{name}_scale"].double().reshape(-1, 1)
+            signal += float(weight.square().sum())
+            noise += float((theirs[name].double() * scale - weight).square().sum())
+        assert kinds[kind] == pytest.approx(10 * np.log10(signal / noise), abs=1e-4)
+
+
+def test_scales_are_counted_by_powers_of_two():
+    for name, scale in (
+        ("modelopt/mxfp8", np.array([127, 127, 120, 0], np.uint8)),
+        ("modelopt/fp8-channel", np.float32([1.5, 1, 2**-7, 0])),
+    ):
+        found = octaves(BY_NAME[name], scale, None)
+        assert (found[0], found[-7]) == (2, 1)
+
+
+def test_a_document_alone_is_drawn_as_it_says_and_says_what_it_does_not_know(crossed):
+    assert call("report", crossed / "fp8", "-o", crossed / "alone.html").exit_code == 0
+    found, codes = Read(crossed / "alone.html"), json.loads((crossed / "fp8/carnet.json").read_text())["proof"]["codes"]
+    assert [float(row[1]) for row in found.rows("worst")] == [each["snr dB"] for each in codes["worst"]]
+    assert "nothing was examined for this report" in found.text
+    assert "was not recorded" in found.text
+    assert not found.images
+    ours = as_json("inspect", crossed / "hf", "--tensors")["tensors"]
+    assert sum(int(row[3]) for row in found.rows("streams") if row[0] == "hf") == sum(each["nbytes"] for each in ours.values())
+
+
+def test_damages_are_listed_as_verify_lists_them_and_drawn_where_they_are(damaged):
+    told = call("report", damaged / "bad-hf", damaged / "run", "-o", damaged / "bad-hf.html")
+    assert told.exit_code == 3
+    found, said = Read(damaged / "bad-hf.html"), as_json("verify", damaged / "run", damaged / "bad-hf")["findings"]
+    assert found.rows("findings") == [[each["what"], each["where"], each["stored"], each["detail"]] for each in said]
+    drawn = {pixels(url).shape: pixels(url) for url in found.images}
+    assert np.argwhere(drawn[64, 64]).tolist() == [[5, 7]]
+    assert {*np.argwhere(drawn[96, 64])[:, 0].tolist()} == {*range(20, 40)}
+
+
+def test_wrong_codes_and_wrong_scales_are_drawn_where_they_are(damaged):
+    assert call("report", damaged / "bad-fp8", damaged / "hf", "-o", damaged / "bad-fp8.html").exit_code == 3
+    found = Read(damaged / "bad-fp8.html")
+    codes, scales = (next(pixels(url) for url in found.images if pixels(url).shape == shape) for shape in ((64, 64), (96, 64)))
+    rows, columns = np.nonzero(codes)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 8, 10, 29)
+    assert np.argwhere(scales.any(axis=1)).ravel().tolist() == [4]
+
+
+def test_what_a_file_calls_a_tensor_is_text(damaged):
+    call("report", damaged / "bad-hf", damaged / "run", "-o", damaged / "hostile.html")
+    found = Read(damaged / "hostile.html")
+    assert HOSTILE in found.text
+    tags = {tag for tag, _ in found.tags}
+    assert not tags & {"script", "img", "iframe", "object", "embed", "link", "form", "base", "foreignobject"}
+    assert not [name for _, said in found.tags for name in said if name.startswith("on") or name == "style"]
+
+
+@pytest.mark.parametrize("out", ["hf", "fp8", "ranks"])
+def test_nothing_in_it_is_fetched(crossed, out):
+    found = Read(crossed / f"{out}.html")
+    addresses = [
+        value for _, said in found.tags for name, value in said.items() if name in ("href", "src", "action", "xlink:href")
+    ]
+    assert all(each.startswith("data:image/png;base64,") for each in addresses)
+    policy = next(said["content"] for _, said in found.tags if said.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    text = (crossed / f"{out}.html").read_text()
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(http" not in text
+
+
+def test_a_report_changes_nothing_of_the_target(crossed, tmp_path):
+    carnet.cross(crossed / "run", tmp_path / "hf", to="hf")
+    for file in (tmp_path / "hf").iterdir():
+        assert file.read_bytes() == (crossed / "hf" / file.name).read_bytes(), file.name
+
+
+def test_the_course_of_a_run_is_kept_in_few_samples():
+    run = Run(every=0.0)
+    for done in range(10 * MOST):
+        run(carnet.Progress("writing", done, 10 * MOST))
+    assert 0 < len(run.samples) < 2 * MOST
+    assert [each.done for each in run.samples] == sorted(each.done for each in run.samples)
+
+
+def test_a_checkpoint_alone_is_drawn_by_its_headers(crossed, tmp_path):
+    done = call("inspect", crossed / "run", "--html", tmp_path / "run.html")
+    assert done.exit_code == 0
+    assert "family             llama" in done.stdout
+    found = Read(tmp_path / "run.html")
+    assert {row[1] for row in found.rows("streams")} >= {"embedding", "attention", "MLP", "norms", "head"}
+    assert "layers 0-3 \N{MULTIPLICATION SIGN} 4" in " ".join(found.text.split())
+
+
+def test_one_that_is_not_understood_is_drawn_with_why(crossed, tmp_path):
+    broken = shutil.copytree(crossed / "hf", tmp_path / "hf")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "architectures": ["NobodyForCausalLM"]}))
+    assert call("inspect", broken, "--html", tmp_path / "x.html").exit_code == 1
+    assert "NobodyForCausalLM" in Read(tmp_path / "x.html").text
+
+
+def test_an_altered_document_is_a_finding(crossed, tmp_path):
+    copy = shutil.copytree(crossed / "hf", tmp_path / "hf")
+    document = (copy / "carnet.json").read_text().replace('"family": "llama"', '"family": "mistral"')
+    (copy / "carnet.json").write_text(document)
+    assert call("report", copy, "-o", tmp_path / "x.html").exit_code == 3
+    assert "the carnet was altered" in Read(tmp_path / "x.html").text
+
+
+def test_a_report_goes_where_nobody_else_has_a_file(crossed, tmp_path):
+    (tmp_path / "letter.html").write_text("<p>mine</p>")
+    for words in (
+        ("report", crossed / "hf", "-o"),
+        ("inspect", crossed / "hf", "--html"),
+        ("cross", crossed / "run", tmp_path / "out", "--to", "hf", "--report"),
+    ):
+        done = call(*words, tmp_path / "letter.html")
+        assert done.exit_code == 1
+        assert "exists and is not a report" in done.stderr
+    assert (tmp_path / "letter.html").read_text() == "<p>mine</p>"
+    assert not (tmp_path / "out").exists()
+    for place, why in (
+        (crossed / "hf/report.html", "no part of a target"),
+        (tmp_path / "none/report.html", "there is no folder"),
+    ):
+        done = call("report", crossed / "hf", "-o", place)
+        assert (done.exit_code, why in done.stderr) == (1, True), done.stderr
+    for _ in range(2):  # its own it replaces
+        assert call("report", crossed / "hf", "-o", tmp_path / "again.html").exit_code == 0
+    assert [*tmp_path.glob(".*")] == []
+
+
+def test_where_there_is_no_document_the_source_is_asked_for(crossed, tmp_path):
+    copy = shutil.copytree(crossed / "hf", tmp_path / "hf")
+    (copy / "carnet.json").unlink()
+    done = call("report", copy, "-o", tmp_path / "x.html")
+    assert (done.exit_code, "carnet report OUT SRC" in done.stderr) == (1, True)
+    assert call("report", copy, crossed / "run", "-o", tmp_path / "x.html").exit_code == 0
+    assert call("report", crossed / "hf", "--dtype", "bf16", "-o", tmp_path / "y.html").exit_code == 1
+
+
+def test_options_mean_what_they_mean_to_verify(crossed, tmp_path):
+    words = ("report", crossed / "f32", crossed / "run", "-o", tmp_path / "x.html")
+    assert call(*words).exit_code == 3
+    assert call(*words, "--dtype", "f32").exit_code == 0
+    carnet_plan = tmp_path / "f32.plan"
+    assert call("plan", crossed / "run", "--to", "hf", "--dtype", "f32", "-o", carnet_plan).exit_code == 0
+    assert call(*words, "--plan", carnet_plan).exit_code == 0
+
+
+def test_weights_of_tied_models_are_told_as_stored_again(tmp_path):
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(1)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "hf")
+    assert call("cross", tmp_path / "hf", tmp_path / "ranks", "--to", "trtllm", "--report", tmp_path / "x.html").exit_code == 0
+    rows = Read(tmp_path / "x.html").rows("streams")
+    assert [int(row[3]) for row in rows if row[2] == "stored again"] == [64 * 32 * 2]
