@@ -7,7 +7,6 @@ Nothing heavy is imported before a command runs.
 import gc
 import shutil
 import sys
-from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, Unpack
 
 import click
@@ -31,14 +30,11 @@ from carnet.cli.options import (
     threads_option,
 )
 from carnet.cli.progress import progress_bar
-from carnet.cli.talk import TALK, quiet, talk
+from carnet.cli.talk import TALK, talk
 from carnet.cli.telling import print_lines, tell, width
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from carnet.errors import CarnetError
-    from carnet.examiner.verdict import Verdict
     from carnet.plans.typed import Budget, Looking, Options
 
 

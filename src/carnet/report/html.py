@@ -49,15 +49,14 @@ def check(path: Path, out: PathLike | None = None) -> None:
         raise failed("the report cannot be written", path, error) from error
 
 
-def write(page: Page, path: Path) -> int:
-    """Write a report, whole or not at all, and return its bytes; what is there is replaced where it is a report or empty."""
+def write(page: Page, path: Path) -> None:
+    """Write a report, whole or not at all; what is there is replaced where it is a report or empty."""
     check(path)
     data = rendered(page).encode("utf-8", "backslashreplace")
     try:
         replace_file(path, [data])
     except OSError as error:
         raise failed("the report cannot be written", path, error) from error
-    return len(data)
 
 
 def rendered(page: Page) -> str:
