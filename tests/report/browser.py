@@ -24,7 +24,8 @@ class Browser:
     """The DevTools protocol: JSON with a zero byte behind."""
 
     def __init__(self, write: int, read: int) -> None:
-        self._write, self._read, self._left, self._last, self.session = write, read, b"", 0, None
+        self._write, self._read, self._left, self._last = write, read, b"", 0
+        self.session = ""
         self.events = []
 
     def ask(self, method, **given):

@@ -35,8 +35,8 @@ class Read(HTMLParser):
                 self._cell = ""
             case "data":
                 self._value = said["value"]
-            case "image":
-                self.images.append(said["href"])
+            case _:
+                pass
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}>"  # everything is closed in its order

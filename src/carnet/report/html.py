@@ -22,7 +22,7 @@ from carnet.report.scales import short
 from carnet.report.series import mean, series
 from carnet.report.terminal import decibels, size
 from carnet.storage.opening import failed, reading, replace_file
-from carnet.storage.schemes import PathLike, folder_at
+from carnet.storage.schemes import PathLike, file_at, folder_at
 from carnet.version import __version__
 
 if TYPE_CHECKING:
@@ -37,14 +37,15 @@ WIDE, NARROW = (1040.0, 300.0), (360.0, 260.0)  # of a flow: its width, and the 
 def check(path: Path, out: PathLike | None = None) -> None:
     """Raise BadRequest where a report may not be written, and MachineFailed where nothing draws one: before anything is done for it."""
     _environment()
-    if out is not None and str(path.absolute()).startswith(f"{folder_at(out)}".rstrip(os.sep) + os.sep):
+    folder, _ = file_at(path)
+    if out is not None and f"{folder}{os.sep}".startswith(f"{folder_at(out)}".rstrip(os.sep) + os.sep):
         raise BadRequest("a report is no part of a target", {"report": path}, remedy="choose a place outside of OUT")
+    if not folder.kind():
+        raise BadRequest(f"there is no folder {path.parent}", {"report": path}, remedy="make it first")
     try:
         with suppress(FileNotFoundError), reading(path, os.O_NOFOLLOW) as there:
             if not MAGIC.startswith(there.read(len(MAGIC))[: len(MAGIC)]):
                 raise BadRequest(f"{path} exists and is not a report", remedy="choose another file")
-        if not path.absolute().parent.is_dir():
-            raise BadRequest(f"there is no folder {path.parent}", {"report": path}, remedy="make it first")
     except OSError as error:
         raise failed("the report cannot be written", path, error) from error
 
