@@ -106,7 +106,7 @@ def test_the_package_shows_its_five_verbs_what_they_return_and_what_they_raise_a
 
 def test_the_commands_are_the_verbs_and_what_stands_beside_them():
     assert sorted(main.commands) == sorted(
-        [*VERBS, "apply", "calibrate", "completion", "delta", "expect", "fits", "lineage", "merge", "sign"]
+        [*VERBS, "apply", "calibrate", "completion", "delta", "expect", "fits", "lineage", "merge", "report", "sign"]
     )
 
 
