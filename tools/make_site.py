@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 import click
 from sphinx.cmd.build import build_main
 
+import carnet
 from carnet.cli import main as commands
 from carnet.cli.options import Grouped
 from carnet.plans.request import MOST, OPTIONS, flag_of
@@ -48,6 +49,8 @@ def main() -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         text = LINK.sub(partial(turned, page=page), page.read_text())
         path.write_text(ASKED.sub(answer, text) + (contents(text) if path.name == "index.md" else ""))
+    if unsaid := {*carnet.__all__} - {"Options", *re.findall(r"\w+", (ROOT / "docs/api.md").read_text())}:
+        sys.exit(f"docs/api.md says nothing of {', '.join(sorted(unsaid))}")
     for name, command in commands.commands.items():
         path = PAGES / "cli" / f"{name}.md"
         path.parent.mkdir(exist_ok=True)
