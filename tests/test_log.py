@@ -97,7 +97,7 @@ def test_a_log_has_no_secret(tmp_path):
     key = signing.Key(key=tmp_path / "none", password="open sesame", identity_token="token")
     with logged() as found, pytest.raises(carnet.BadRequest):
         signing.sign(tmp_path, key)
-    assert [each["event"] for each in found] == ["start", "refusal"]
+    assert [each["event"] for each in found] == ["start", "phase", "refusal"]
     assert "sesame" not in str(found)
     assert "token" not in str(found)
 

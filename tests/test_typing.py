@@ -47,7 +47,7 @@ expected: Expected = carnet.expect("a", engine="vllm", tp=2, progress=show)
 compared: Comparison = carnet.against(expected, "http://host:8000")
 made: deltas.Made = deltas.delta("a", "b", "c", progress=show)
 applied: deltas.Applied = deltas.apply("a", "c", "d", progress=show)
-signed: signing.Signed = signing.sign("d", signing.Key(key="key.pem"))
+signed: signing.Signed = signing.sign("d", signing.Key(key="key.pem"), progress=show)
 chain: lineage.Lineage = lineage.follow("d")
 
 carnet.cross("a", "b", too="hf")  # type: ignore[call-arg]

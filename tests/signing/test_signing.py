@@ -3,8 +3,11 @@
 import base64
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -271,6 +274,74 @@ def test_words_that_do_not_go_together_are_usage_errors(chain, keys):
         if (chain / "hf/model.sig").exists()
         else True
     )
+
+
+@pytest.mark.parametrize("verb", ["sign", "verify"])
+def test_where_sigstore_does_not_answer_that_is_said_and_nothing_is_written(chain, keys, tmp_path, verb):
+    words = ["--sigstore", "--identity-token", token()]
+    if verb == "verify":
+        signing.sign(chain / "hf", Key(key=keys.key))
+        words = ["--identity", "somebody@example.com", "--identity-provider", "https://accounts.example.com"]
+    before = {path.name: path.read_bytes() for path in (chain / "hf").iterdir()}
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {
+        **os.environ,
+        **nowhere,
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "carnet", verb, str(chain / "hf"), *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, lines[0]) == (1, "", "carnet: Sigstore does not answer")
+    assert lines[-1].startswith("  try: let this machine reach Sigstore")
+    assert len(lines) == 3
+    assert {path.name: path.read_bytes() for path in (chain / "hf").iterdir()} == before
+
+
+def token():
+    """Return the token of an identity, as far as anybody can tell without asking who gave it."""
+    now = int(time.time())
+    who = {"aud": "sigstore", "iss": "https://accounts.example.com", "sub": "somebody", "email": "somebody@example.com"}
+    parts = {"alg": "none"}, {**who, "email_verified": True, "iat": now, "nbf": now, "exp": now + 600}
+    return ".".join([*(base64.urlsafe_b64encode(json.dumps(each).encode()).rstrip(b"=").decode() for each in parts), "c2ln"])
+
+
+def test_progress_is_told_on_the_thread_that_called_until_all_is_read(chain, keys):
+    told = []
+
+    def show(at):
+        told.append((at, threading.current_thread()))
+
+    signing.sign(chain / "hf", Key(key=keys.key), progress=show)
+    size = sum(
+        path.stat().st_size for path in (chain / "hf").iterdir() if path.name not in ("model.sig", "carnet.intoto.jsonl")
+    )
+    assert told[-1][0] == carnet.Progress("signing", size, size)
+    assert {thread for _, thread in told} == {threading.main_thread()}
+    told.clear()
+    assert signing.check(chain / "hf", Trust(public_key=keys.public), progress=show)
+    assert told[-1][0].done == told[-1][0].total > size
+    assert {thread for _, thread in told} == {threading.main_thread()}
+
+
+@pytest.mark.parametrize("verb", ["sign", "check"])
+def test_a_callback_that_raises_stops_the_hashing_and_nothing_is_written(chain, keys, verb):
+    if verb == "check":
+        signing.sign(chain / "hf", Key(key=keys.key))
+    before = sorted(path.name for path in (chain / "hf").iterdir())
+
+    def stop(at):
+        if at.total:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        {
+            "sign": lambda: signing.sign(chain / "hf", Key(key=keys.key), progress=stop),
+            "check": lambda: signing.check(chain / "hf", Trust(public_key=keys.public), progress=stop),
+        }[verb]()
+    assert sorted(path.name for path in (chain / "hf").iterdir()) == before
 
 
 def test_without_the_extra_the_refusal_says_how_it_comes(chain, keys, tmp_path):

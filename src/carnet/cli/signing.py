@@ -6,6 +6,7 @@ import click
 
 from carnet.cli.commands import Verb, main
 from carnet.cli.options import Grouped, existing_file, existing_folder, json_option, said, together
+from carnet.cli.progress import progress_bar
 from carnet.cli.telling import print_lines, width
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def sign(
     if len(ways) != 1:
         raise click.UsageError("sign with what? one of --key FILE, --pkcs11 URI and --sigstore", ctx)
     password = None if password_file is None else read_whole(*file_at(password_file))[0].decode().partition("\n")[0]
-    done = signing.sign(out, signing.Key(password=password, **said(options)), at=dict(at), beside=beside)
+    key = signing.Key(password=password, **said(options))
+    with progress_bar() as progress:
+        done = signing.sign(out, key, at=dict(at), beside=beside, progress=progress)
     if as_json:
         click.echo(dump({"target": done.target, "files": done.files, "sources": dict(done.sources)}))
         return

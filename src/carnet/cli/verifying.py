@@ -71,8 +71,8 @@ def verify(
     if sums and (not more or against is not None or options.get("seal") or options.get("plan")):
         words = ", ".join(f"--{name}" for name in sums)
         raise click.UsageError(f"{words}: of a sum, CKPT CKPT... OUT; it goes with no --against, --plan or --seal", ctx)
-    checked = None if trust is None else check(more[-1] if more else out or ckpt, trust)
     with progress_bar() as progress:
+        checked = None if trust is None else check(more[-1] if more else out or ckpt, trust, progress=progress)
         if out is not None and more:
             verdict = merging.verify([ckpt, out, *more[:-1]], more[-1], progress=progress, **sums, **said(options))
         elif against is None:
