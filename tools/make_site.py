@@ -21,7 +21,7 @@ from sphinx.cmd.build import build_main
 import carnet
 from carnet.cli import main as commands
 from carnet.cli.options import Grouped
-from carnet.plans.request import MOST, OPTIONS, flag_of
+from carnet.plans.request import KNOWN, MOST, flag_of
 from carnet.quantize.recipes import by_style
 
 ROOT = Path(__file__).parents[1]
@@ -116,10 +116,10 @@ def request() -> Iterator[str]:
     """Yield the table of the options of a crossing, as Python says them."""
     yield "What `carnet.plan` and `carnet.cross` take by name, as on [the command line](cli/cross.md); `carnet.verify` takes those that"
     yield "say what a target should be.\n"
-    for name, option in OPTIONS.items():
+    for name, option in KNOWN.items():
         words = ", ".join(map(str, option.words())) if option.value == "word" else ""
         said = f" One of {words}." if words else ""
-        yield f"`{name}` (`{flag_of(name)}`)\n: {option.help}{said}\n"
+        yield f"`{name}` (`{flag_of(name)}`)\n: {option.help.replace('; see below', '')}{said}\n"
 
 
 def reference(name: str, command: click.Command) -> Iterator[str]:
