@@ -127,3 +127,17 @@ def test_a_model_that_is_what_its_arguments_say_stays_that(pruned):
     _, root = pruned(BASE, {}, {"target_num_query_groups": 1})  # which ModelOpt leaves alone
     assert "pruned" not in carnet.plan(root, to="hf").notes
     assert "pruned" not in carnet.plan(root, to="hf", accept="pruned").notes
+
+
+@pytest.mark.parametrize("name", ["llama", "mixture"])
+def test_another_cut_has_the_true_widths_in_its_own_arguments(name, pruned, tmp_path):
+    said, cut = CASES[name]
+    _, root = pruned(said, cut, asked(cut))
+    assert carnet.cross(root, tmp_path / "megatron", to="megatron", tp=2).equal
+    found = carnet.inspect(tmp_path / "megatron").checkpoint.config
+    assert {key: found.get(key) for key in cut} == cut
+    assert not [key for key in found if key.startswith("target_") or key == "layers_to_drop"]
+    for source, folder in ((root, "before"), (tmp_path / "megatron", "after")):
+        assert carnet.cross(source, tmp_path / folder, to="hf").equal
+    one, other = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("before", "after"))
+    assert one == other

@@ -43,7 +43,7 @@ def _megatron(family: Family) -> str:
     """Return what a target is cut for, or what the refusal of the family's plain model names first."""
     config = plain(family)
     found = misfits(MEGATRON.table, padded(MEGATRON, config), {}, "Megatron's arguments")
-    if any(name in family.traits for misfit in found for name in misfit.fields):
+    if any(name in family.traits or name in family.needs for misfit in found for name in misfit.fields):
         return "no word for " + " ".join(f"{name} {value(config, name)}" for name in found[0].fields)
     return _cuts(family, MEGATRON.table)
 
