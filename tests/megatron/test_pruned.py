@@ -1,8 +1,13 @@
 """Pruned models whose saved arguments are those of the model that they were cut from.
 
-They are megatron-core's, built at the widths that pruning leaves and saved as Megatron-LM's prune.py does. ModelOpt's own pruning
-imports Transformer Engine, which has no build for a CPU.
+They are megatron-core's, built at the widths that pruning leaves and saved as Megatron-LM's prune.py does; and a GPT and a hybrid that
+ModelOpt itself prunes, of modules that stand in for Transformer Engine's, which has no build for a CPU.
 """
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +18,15 @@ from transformers import AutoModelForCausalLM
 import carnet
 from carnet.errors import BadCheckpoint, CarnetError
 from tests.megatron.conftest import BASE, HYBRID, MOE, TOKENS, filled, logits, save
+from tests.megatron.pruned_by_modelopt import JOBS
+from tests.megatron.test_newest import NEWEST
 
 pytestmark = [pytest.mark.referee, pytest.mark.usefixtures("megatron_world")]
 LLAMA = {"hidden_size": 24, "ffn_hidden_size": 40, "num_attention_heads": 2, "num_layers": 3}
 MIXED = {**BASE, **MOE, "qk_layernorm": True}
 HYBRIDS = {**HYBRID, "hybrid_override_pattern": "M*-M*-", "num_layers": 6, "layernorm_epsilon": 1e-5, **dict.fromkeys(MOE)}
+BEFORE = {name: {**said, "vocab_size": 64} for name, said in (("gpt", BASE), ("hybrid", HYBRIDS))}  # what ModelOpt prunes
+ROOT = Path(__file__).parents[2]
 CASES = {  # the model before, what is pruned
     "llama": (BASE, LLAMA),
     "heads of keys, too": ({**BASE, "num_query_groups": 4}, {"num_query_groups": 2, "num_attention_heads": 2}),
@@ -141,3 +150,21 @@ def test_another_cut_has_the_true_widths_in_its_own_arguments(name, pruned, tmp_
         assert carnet.cross(source, tmp_path / folder, to="hf").equal
     one, other = ((tmp_path / folder / "model.safetensors").read_bytes() for folder in ("before", "after"))
     assert one == other
+
+
+@pytest.mark.skipif(NEWEST is None, reason="`make test` fetches it")
+def test_what_modelopt_prunes_crosses_with_its_true_widths_and_computes_the_same(tmp_path):
+    program = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("pruned_by_modelopt.py")), str(tmp_path)]
+    paths = os.pathsep.join(map(str, (NEWEST, ROOT, ROOT / "src")))
+    ran = subprocess.run(program, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    for name, cut in JOBS.items():
+        said, out = BEFORE[name], tmp_path / f"{name}.hf"
+        told = carnet.plan(tmp_path / name, to="hf").notes["pruned"]
+        mamba = {"mamba_num_heads": 2 * said["hidden_size"] // said.get("mamba_head_dim", 1)}  # what Megatron takes it for
+        assert set(told.split(", ")) == {f"{key} {said.get(key) or mamba[key]} -> {size}" for key, size in cut.items()}
+        assert carnet.cross(tmp_path / name, out, to="hf").equal
+        target = AutoModelForCausalLM.from_pretrained(out, attn_implementation="eager", dtype=torch.float32)
+        with torch.no_grad():
+            computed = target(TOKENS, use_cache=False).logits
+        torch.testing.assert_close(computed, torch.load(tmp_path / f"{name}.pt"), rtol=0, atol=2e-5)
