@@ -201,9 +201,9 @@ def trained(job):
     return model, wrapped, optimizer, scheduler, said
 
 
-def tokens_of(number):
+def tokens_of(number, vocab=VOCAB):
     """Return tokens that follow from the number of a step, and are nothing but that."""
-    return torch.randint(VOCAB, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(number))
+    return torch.randint(vocab, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(number))
 
 
 def step(tokens, model, wrapped, optimizer, scheduler):
@@ -318,7 +318,7 @@ def main():
         for number in range(first, first + job["steps"]):
             if job.get("save_at") == number:
                 save(job, said, parts, number)
-            losses.append(step(tokens_of(number), *parts))
+            losses.append(step(tokens_of(number, said["vocab_size"]), *parts))
         if job.get("save_at") == first + job["steps"]:
             save(job, said, parts, first + job["steps"])
     if rank == 0:

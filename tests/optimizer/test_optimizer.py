@@ -1,6 +1,7 @@
 """An optimizer's state crosses: the real megatron-core loads it on another cut and trains on as if it had never stopped."""
 
 import io
+import json
 import shutil
 import warnings
 from argparse import Namespace
@@ -22,7 +23,8 @@ pytestmark = pytest.mark.referee
 TP2 = {"tp": 2}
 EP2 = {"dp": 2, "ep": 2, "mixture": 1}
 BRING = {"to": "megatron", "spelling": "local", "also": "optimizer"}
-BUCKETS = Path(__file__).parents[1] / "goldens/megatron/llama_dist"
+GOLDENS = Path(__file__).parents[1] / "goldens"
+BUCKETS = GOLDENS / "megatron/llama_dist"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,17 @@ def test_buckets_of_experts_give_what_the_same_run_saved_in_the_shapes_of_its_we
     held = {form: sorted((tmp_path / form / "iter_0000003").glob("*.distcp")) for form in names}
     assert [file.name for file in held["whole"]] == [file.name for file in held["buckets"]]
     assert [file.read_bytes() for file in held["whole"]] == [file.read_bytes() for file in held["buckets"]]
+
+
+def test_a_training_with_megatron_core_0_13_goes_on(tmp_path):
+    """Of two tensor-parallel ranks and four copies: each rank has an interval of what a tensor-parallel rank has of a weight."""
+    source = GOLDENS / "optimizer/v0131_model_space"
+    moment = open_checkpoint(source, bool).tensors["", "optimizer.state.exp_avg.decoder.layers.mlp.linear_fc1.weight"]
+    assert {chunk.box.shape[-1] for chunk in moment.chunks} == {416, 352, 768}  # they end within a weight
+    assert carnet.cross(source, tmp_path / "cut", **BRING).equal
+    narrow = {"num_layers": 2, "vocab_size": 128, "padded_vocab_size": 128}
+    done = train(tmp_path, "on", steps=3, load=str(tmp_path / "cut"), arguments=narrow)
+    assert done["losses"] == pytest.approx(json.loads((source / "losses.json").read_text())["losses"][3:], abs=3e-6)
 
 
 def test_buckets_whose_parameters_lie_elsewhere_are_refused(tmp_path):

@@ -141,3 +141,22 @@ def _reshaped(stored: Stored, chunk: Chunk, shape: tuple[int, ...]) -> Iterator[
         skip = sum(first * step for first, step in zip(start, whole, strict=True)) - low
         box = Box(start, tuple(count for _, count in spans))
         yield Chunk(box, chunk.file, chunk.offset + skip * BY_NAME[stored.dtype].nbytes, whole)
+
+
+def run_in_box(stored: Stored, offset: int, box: Box) -> Iterator[Chunk]:
+    """Yield what a run of elements holds from one on, as the box of a tensor.
+
+    >>> run = Stored("", "w", "f32", (8,), (Chunk(Box((0,), (8,)), "f", 0, (1,)),))
+    >>> [(chunk.box, chunk.offset) for chunk in run_in_box(run, 2, Box((4, 0), (2, 3)))]
+    [(Box(start=(4, 0), shape=(2, 3)), 8)]
+    """
+    size, flat = math.prod(box.shape), list[Chunk]()
+    for chunk in stored.chunks:
+        begin = chunk.box.start[0]
+        low, high = (min(max(edge - offset, 0), size) for edge in (begin, begin + chunk.box.shape[0]))
+        if low < high:
+            skip = (low + offset - begin) * BY_NAME[stored.dtype].nbytes
+            flat.append(Chunk(Box((low,), (high - low,)), chunk.file, chunk.offset + skip, (1,)))
+    for chunk in reshaped(Stored("", stored.name, stored.dtype, (size,), tuple(flat)), box.shape).chunks:
+        start = tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True))
+        yield replace(chunk, box=Box(start, chunk.box.shape))

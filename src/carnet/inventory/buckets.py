@@ -11,7 +11,7 @@ right is seen: parameters begin where chunks do, and master weights are the weig
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -23,7 +23,7 @@ from carnet.dialects.megatron.ranks import Ranks, boxes, stages_of
 from carnet.dialects.planes import MASTER, STATE
 from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import NotSupported
-from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, reshaped
+from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, run_in_box
 from carnet.model.fields import Config
 from carnet.model.model import value
 from carnet.storage.protocol import read_at
@@ -161,7 +161,7 @@ def _unfolded(
                 if entry is not None and (entry.name, box) not in seen:  # of what all ranks have the first one's counts
                     entries[entry.name] = entry
                     for plane, stored in buckets[bucket].items():
-                        chunks[plane, entry.name] += _within(stored, offset, box)
+                        chunks[plane, entry.name] += run_in_box(stored, offset, box)
                 offset += prod(box.shape)
             seen |= {(_name(parameter), box) for box in parameter.boxes if entry is not None}
     found = dict[Key, Stored]()
@@ -207,19 +207,6 @@ def _walk(checkpoint: Checkpoint, ordered: Sequence[Parameter], buckets: Buckets
 
 def _edges(chunk: Chunk) -> tuple[int, int]:
     return chunk.box.start[0], chunk.box.start[0] + chunk.box.shape[0]
-
-
-def _within(stored: Stored, offset: int, box: Box) -> Iterator[Chunk]:
-    """Yield what a bucket holds from an element on, as the box of a tensor."""
-    size, flat = prod(box.shape), list[Chunk]()
-    for chunk in stored.chunks:
-        low, high = (min(max(edge - offset, 0), size) for edge in _edges(chunk))
-        if low < high:
-            skip = (low + offset - chunk.box.start[0]) * BY_NAME[stored.dtype].nbytes
-            flat.append(Chunk(Box((low,), (high - low,)), chunk.file, chunk.offset + skip, (1,)))
-    for chunk in reshaped(Stored("", stored.name, stored.dtype, (size,), tuple(flat)), box.shape).chunks:
-        start = tuple(a + b for a, b in zip(box.start, chunk.box.start, strict=True))
-        yield replace(chunk, box=Box(start, chunk.box.shape))
 
 
 def _check(checkpoint: Checkpoint, weights: Sequence[Entry], found: Mapping[Key, Stored]) -> None:

@@ -11,6 +11,8 @@ from carnet.errors import BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.inventory.buckets import LEAVE, REMEDY, in_buckets, unfolded
+from carnet.inventory.flattened import FORM as FLATTENED
+from carnet.inventory.flattened import are_flattened, as_weights_lie
 from carnet.model.fields import Config, Value
 from carnet.model.model import value
 from carnet.storage.protocol import Folder
@@ -38,7 +40,7 @@ def form_of(checkpoint: Checkpoint) -> str:
     """Return the form that a checkpoint has an optimizer's state in, "" where it has none."""
     names = [name for _, name in checkpoint.tensors]
     if told_of(names):
-        return "tensors as the weights have"
+        return FLATTENED if are_flattened(checkpoint.tensors) else "tensors as the weights have"
     every = (*names, *checkpoint.objects)
     return next((form for part, form in FORMS.items() if any(part in name for name in every)), "")
 
@@ -72,14 +74,14 @@ def in_model_space(checkpoint: Checkpoint, dialect: Dialect, config: Config, kep
     if "planes" not in config:
         return kept
     if not any(in_buckets(name) for _, name in kept):
-        return {**kept, **_masters(kept)}
+        return as_weights_lie({**kept, **_masters(kept)})
     weights = {key: stored for key, stored in kept.items() if not in_buckets(key[1])}
     return {**weights, **unfolded(checkpoint, [*entries(dialect, {**config, "planes": ""}, weights)], config)}
 
 
 def instead(tensors: Mapping[Key, Stored], kept: Mapping[Key, Stored]) -> Mapping[Key, Stored]:
-    """Return the tensors of a checkpoint, where planes were in buckets with these instead."""
-    found = {key: stored for key, stored in kept.items() if is_of_plane(key[1]) and key not in tensors}
+    """Return the tensors of a checkpoint, where planes lay otherwise with these instead."""
+    found = {key: stored for key, stored in kept.items() if is_of_plane(key[1]) and tensors.get(key) is not stored}
     return {**{key: stored for key, stored in tensors.items() if not in_buckets(key[1])}, **found} if found else tensors
 
 
