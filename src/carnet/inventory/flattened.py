@@ -49,8 +49,8 @@ def _unflattened(stored: Stored, weight: Stored) -> Stored:
         raise BadCheckpoint("the parts of an optimizer's tensor do not make up its weight", facts)
     cells = defaultdict[tuple[int, ...], list[Chunk]](list)
     for chunk in stored.chunks:
-        *cell, low = chunk.box.start
-        cells[tuple(cell)].append(Chunk(Box((low,), chunk.box.shape[-1:]), chunk.file, chunk.offset, chunk.strides[-1:]))
+        *before, low = chunk.box.start
+        cells[tuple(before)].append(Chunk(Box((low,), chunk.box.shape[-1:]), chunk.file, chunk.offset, chunk.strides[-1:]))
     found = list[Chunk]()
     for cell, chunks in cells.items():
         box = Box(tuple(at * length for at, length in zip(cell, part, strict=True)), part)
