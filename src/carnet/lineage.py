@@ -9,7 +9,7 @@ document (of a training program) is found by its name and ends the chain.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from os import curdir
 from os.path import dirname
@@ -42,6 +42,7 @@ class Source:
     name: str  # of its folder, when it was read
     tensors: Tensors
     whole: bool = True  # it names every tensor of the source, or leaves it behind by name
+    sha256: Mapping[str, str] = field(default_factory=dict)  # label -> that of the tensor, where it has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def follow(
         if str(folder) in seen:
             continue
         seen.add(str(folder))
-        stages.append(_stage(folder, around, below, read, signature))
+        stages.append(_stage(folder, around, below, read, signature, alone=not stages))
         for found in (folder_at(link.folder) for link in stages[-1].links if link.folder):
             todo.append((found, below | ({identity(found)} if found.kind(DOCUMENT) else set())))
     return Lineage(tuple(stages))
@@ -175,13 +176,13 @@ def sources(data: Mapping[str, object]) -> list[Source]:
     said, merged, left = data.get("source"), data.get("merge"), data.get("dropped")
     if data.get("state") != documents.PROVEN or not isinstance(said, Mapping):
         return []
-    found = [Source(str(said.get("name")), _tensors(said), whole=not isinstance(merged, Mapping))]
+    found = [Source(str(said.get("name")), _tensors(said), not isinstance(merged, Mapping), _sha256(said))]
     if isinstance(merged, Mapping) and isinstance(merged.get("sources"), Mapping) and isinstance(merged.get("names"), list):
         names = {str(at): str(name) for at, name in enumerate(merged["names"], 1)}
-        found += [Source(names.get(at, at), _tensors(side), whole=False) for at, side in merged["sources"].items()]
+        found += [Source(names.get(at, at), _tensors(side), False, _sha256(side)) for at, side in merged["sources"].items()]
     lists = left.values() if isinstance(left, Mapping) else ()
     dropped = {str(name) for names in lists if isinstance(names, list) for name in names}
-    return [Source(each.name, {**dict.fromkeys(dropped, ("", "")), **each.tensors}, each.whole) for each in found]
+    return [replace(each, tensors={**dict.fromkeys(dropped, ("", "")), **each.tensors}) for each in found]
 
 
 def held(data: Mapping[str, object]) -> Tensors:
@@ -224,7 +225,10 @@ def _iterations(folder: Folder) -> list[str]:
     return [name for name, kind in folder.entries() if name.startswith("iter_") and kind == FOLDER]
 
 
-def _stage(folder: Folder, around: Around, below: Collection[str], read: bool, signature: Signature | None) -> Stage:
+def _stage(
+    folder: Folder, around: Around, below: Collection[str], read: bool, signature: Signature | None, *, alone: bool
+) -> Stage:
+    """Return a folder with the links that lead from it; a delta that is asked for ``alone`` leads to both its versions."""
     data, problem = _read(folder)
     words, wrong = signature(str(folder)) if signature is not None else ("", "")
     if not folder.kind(DOCUMENT):
@@ -232,14 +236,14 @@ def _stage(folder: Folder, around: Around, below: Collection[str], read: bool, s
     if data is None:
         return Stage(str(folder), "", "unreadable", (), words, wrong or problem)
     state = str(data.get("state"))
-    links = (
-        _steps(data, around, below)
-        if state == documents.APPLIED
-        else [parent(each, around, below, read=read) for each in sources(data)]
-    )
+    if state == documents.APPLIED:
+        links = _steps(data, around, below)
+    else:
+        of = _versions(folder, data) if alone and state == documents.DELTA else sources(data)
+        links = [parent(each, around, below, read=read) for each in of]
     if state == documents.WRITTEN:
         problem = problem or "nobody has compared it with its source; carnet verify CKPT OUT does"
-    elif not links and state != documents.DELTA:
+    elif not links and (alone or state != documents.DELTA):
         problem = problem or f"its {DOCUMENT} names no source"
     target = data.get("target")
     layout = str(target.get("dialect", "")) if isinstance(target, Mapping) else ""
@@ -259,11 +263,19 @@ def _read(folder: Folder) -> tuple[Mapping[str, object] | None, str]:
 
 def _tensors(side: object) -> Tensors:
     """Return the tensors of one side of a document, none where it does not say them."""
+    return {label: (str(facts.get("dtype")), str(facts.get("digest"))) for label, facts in _facts(side)}
+
+
+def _sha256(side: object) -> Mapping[str, str]:
+    """Return the SHA-256 of the tensors of one side of a document, where it has them."""
+    return {label: str(facts["sha256"]) for label, facts in _facts(side) if "sha256" in facts}
+
+
+def _facts(side: object) -> Iterator[tuple[str, Mapping[str, object]]]:
     said = side.get("tensors") if isinstance(side, Mapping) else None
-    each = said.items() if isinstance(said, Mapping) else ()
-    return {
-        str(label): (str(facts.get("dtype")), str(facts.get("digest"))) for label, facts in each if isinstance(facts, Mapping)
-    }
+    for label, facts in said.items() if isinstance(said, Mapping) else ():
+        if isinstance(facts, Mapping):
+            yield str(label), facts
 
 
 def _counted(source: Source) -> int:
@@ -315,7 +327,7 @@ def _steps(data: Mapping[str, object], around: Around, below: Collection[str]) -
     last: Mapping[str, chain.Held] = {}
     for step in filter(lambda each: isinstance(each, Mapping), said if isinstance(said, list) else ()):
         name = f"{step.get('base_version')} to {step.get('version')}"
-        for folder, each in around.documents(below):
+        for folder, each in around.documents(()):  # a delta may lead to the folder that is followed
             link = _delta(folder, each) if all(each.get(key) == step.get(key) for key in ("base_version", "version")) else None
             leads = link is not None and each.get("result") == step.get("digest", each.get("result"))
             if link is not None and leads and (not last or last == link.before):
@@ -330,6 +342,17 @@ def _steps(data: Mapping[str, object], around: Around, below: Collection[str]) -
         return [*links, Link("", "", 0, "it is not what its last delta leads to")]
     before = {label: (each.dtype, each.digest) for label, each in first.before.items()}
     return [*links, parent(Source("base", before), around, below)]
+
+
+def _versions(folder: Folder, data: Mapping[str, object]) -> list[Source]:
+    """Return the two versions of a delta: the one that it is of, and the one that it leads to."""
+    link = _delta(folder, data)
+    if link is None:
+        return []
+    of = {"base_version": link.before, "version": link.after}
+    return [
+        Source(str(data[key]), {label: (each.dtype, each.digest) for label, each in held.items()}) for key, held in of.items()
+    ]
 
 
 def _delta(folder: Folder, data: Mapping[str, object]) -> chain.Link | None:

@@ -132,6 +132,27 @@ def test_deltas_are_followed_step_by_step_to_their_base(chain):
     ]
 
 
+def test_a_delta_leads_to_both_its_versions(chain):
+    tensors = load_file(chain / "hf/model.safetensors")
+    shutil.copytree(chain / "hf", chain / "tuned")
+    save_file({name: value * 2 for name, value in tensors.items()}, chain / "tuned/model.safetensors", {"format": "pt"})
+    (chain / "tuned/carnet.json").unlink()
+    assert carnet.cross(chain / "tuned", chain / "next", to="hf")
+    deltas.delta(chain / "hf", chain / "next", chain / "d1")
+    found = lineage.follow(chain / "d1")
+    assert found
+    assert names(found) == ["d1", "hf", "next", "run/iter_0000001", "tuned"]
+    assert [(link.name, link.tensors) for link in found.stages[0].links] == [("000000", 39), ("000001", 39)]
+    deltas.apply(chain / "hf", [chain / "d1"], chain / "applied")
+    shutil.rmtree(chain / "next")
+    assert lineage.follow(chain / "applied")  # where it leads to is what was made
+    assert names(lineage.follow(chain / "d1")) == ["d1", "hf", "applied", "run/iter_0000001"]
+    (chain / "applied").rename(chain.parent / "elsewhere/away")
+    lost = lineage.follow(chain / "d1", beside=[chain]).problems
+    assert [words for _, words in lost] == ["its source '000001' is not here; --at 000001=FOLDER says where it lies"]
+    assert lineage.follow(chain / "d1", beside=[chain], at={"000001": chain.parent / "elsewhere/away"})
+
+
 def test_signatures_along_the_way_are_checked_by_the_key_that_is_said(chain, keys, make_keys):
     for name in ("hf", "ranks"):
         signing.sign(chain / name, Key(key=keys.key))

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.json_format import Parse
 from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as Message
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
@@ -221,6 +222,21 @@ def test_sha256_of_tensors_stands_in_the_document_and_the_statement_where_it_is_
     (chain / "both/carnet.json").write_text(documents.text(documents.sealed(document)))
     assert of(carnet.verify(chain / "both").findings) == [("sha256 differs", "lm_head.weight")]
     assert not carnet.verify(chain / "hf", chain / "both", dtype="f32", digest="sha256")
+
+
+def test_the_statement_of_a_sum_has_the_sha256_of_all_its_sources(chain, keys):
+    tensors = load_file(chain / "hf/model.safetensors")
+    shutil.copytree(chain / "hf", chain / "tuned")
+    save_file({name: value * 2 for name, value in tensors.items()}, chain / "tuned/model.safetensors", {"format": "pt"})
+    (chain / "tuned/carnet.json").unlink()
+    assert carnet.merge([chain / "hf", chain / "tuned"], chain / "soup", [0.5, 0.5], digest="sha256")
+    signing.sign(chain / "soup", Key(key=keys.key))
+    statement = json.loads(base64.b64decode(json.loads((chain / "soup/carnet.intoto.jsonl").read_text())["payload"]))
+    came_from = {each["name"]: each["digest"] for each in statement["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    for folder in ("hf", "tuned"):
+        for name, tensor in load_file(chain / folder / "model.safetensors").items():
+            raw = tensor.contiguous().view(torch.uint8).numpy().tobytes()
+            assert came_from[f"{folder}/{name}"]["sha256"] == hashlib.sha256(raw).hexdigest()
 
 
 def test_a_signed_folder_is_a_source_whose_signature_stays_behind(chain, keys):

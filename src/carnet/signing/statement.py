@@ -23,7 +23,10 @@ def statement(data: Mapping[str, object], digests: Mapping[str, str], parents: M
     if isinstance(merged, Mapping):
         asked["merge"] = {key: merged.get(key) for key in ("method", "weights", "keep")}
     of = [
-        {"name": f"{source.name}/{label}", "digest": {"xxh3_128": digest} | _sha256(data, source.name, label)}
+        {
+            "name": f"{source.name}/{label}",
+            "digest": {"xxh3_128": digest} | ({"sha256": source.sha256[label]} if label in source.sha256 else {}),
+        }
         for source in sources(data)
         for label, (_, digest) in source.tensors.items()
         if digest
@@ -48,13 +51,6 @@ def statement(data: Mapping[str, object], digests: Mapping[str, str], parents: M
     }
     subject = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(digests.items())]
     return {"_type": "https://in-toto.io/Statement/v1", "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
-
-
-def _sha256(data: Mapping[str, object], name: str, label: str) -> dict[str, str]:
-    """Return the SHA-256 of a tensor of the source, where its document has it."""
-    said: Any = data.get("source")
-    found = said["tensors"].get(label, {}).get("sha256") if isinstance(said, Mapping) and said.get("name") == name else None
-    return {} if found is None else {"sha256": str(found)}
 
 
 def _is_file(value: object) -> bool:
