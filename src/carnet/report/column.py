@@ -7,7 +7,7 @@ from math import prod
 
 from carnet.inventory.survey import Inventory
 from carnet.model.model import canonical_shapes
-from carnet.report.components import component_of, split
+from carnet.report.components import COMPONENTS, component_of, split
 from carnet.report.held import Held
 
 MOST = 40  # kinds of layers that are drawn
@@ -22,6 +22,7 @@ class Line:
     component: str
     shape: tuple[int, ...]
     kind: str  # its element type, or the recipe of its codes
+    computed: bool = False  # no model has it by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,11 @@ class Block:
     nbytes: int  # of all, as they are stored
     lines: tuple[Line, ...]
     more: int = 0  # tensors that are not among the lines
+
+    @property
+    def groups(self) -> list[tuple[str, list[Line]]]:
+        """Return the lines of each component, in the order in which a model computes."""
+        return [(name, held) for name in COMPONENTS if (held := [line for line in self.lines if line.component == name])]
 
 
 def column(inventory: Inventory, rows: Sequence[Held]) -> list[Block]:
@@ -49,7 +55,7 @@ def column(inventory: Inventory, rows: Sequence[Held]) -> list[Block]:
         if str(name) not in kinds:
             continue
         layer, part = split(name)
-        line = Line(part, component_of(name), shape, kinds[str(name)])
+        line = Line(part, component_of(name), shape, kinds[str(name)], bool(name.tensor.function))
         if layer is None:
             outside[before].append(line)
             weights[before] += nbytes[str(name)]
@@ -71,7 +77,7 @@ def column(inventory: Inventory, rows: Sequence[Held]) -> list[Block]:
 
 
 def _block(lines: Sequence[Line], layers: tuple[int, ...], title: str, nbytes: int) -> Block:
-    count = sum(prod(line.shape) for line in lines)
+    count = sum(prod(line.shape) for line in lines if not line.computed)
     return Block(layers, title, count, nbytes, tuple(lines[:LINES]), max(len(lines) - LINES, 0))
 
 

@@ -156,7 +156,7 @@ def _page(
         origin_name if source is None else folder_at(local("ckpt", source)).name,
         _state(said, verdict),
         _facts(verdict, data, ours, theirs),
-        flow(ours, theirs, origin_name or "source"),
+        flow(ours, theirs, origin_name or "source") if ours else flow(theirs, []),  # of its source nothing is known
         [] if inventory is None else column(inventory, theirs),
         _loss(quality, data, theirs),
         losses(desk, quality.each, PICTURES) if desk is not None and quality is not None else (),
@@ -282,7 +282,7 @@ def _origin(said: Document | None, *, signed: bool) -> dict[str, str]:
             name = f"{side['name']}, " if "name" in side else ""
             lines[label] = f"{name}{side.get('dialect')} ({side['format']})"
     repeat = " ".join(words(data["request"])) if isinstance(data.get("request"), Mapping) else ""
-    lines |= {"to examine it again": f"carnet verify CKPT OUT {repeat}"} if said.proven else {}
+    lines |= {"to examine it again": f"carnet verify CKPT OUT {repeat}".strip()} if said.proven else {}
     return lines | {"signature": "model.sig is there; carnet verify OUT --signature checks it" if signed else "none"}
 
 

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from carnet.report.components import LEFT
 from carnet.report.flow import Flow, Stream
@@ -12,6 +12,7 @@ from carnet.report.terminal import size
 BAR = 10.0  # pixels
 GAP = 22.0  # between bars, so that the names of two have room
 LEAST = 1.5  # of what has few bytes
+LINE = 14.0  # from one line of text to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Bar:
     nbytes: int
     anchor: str  # of the label: "start" or "end"
     at: float  # where the label stands
+    level: float  # and how high
     said: str  # the label as far as there is room
 
 
@@ -53,7 +55,7 @@ def sankey(flow: Flow, width: float, room: float, *, inside: bool = False) -> Sa
     columns = [side for side in sides if side]
     most = max(sum(side.values()) for side in columns) or 1
     scale = room / most
-    margin = 0.0 if inside else 200.0
+    margin = 0.0 if inside else 222.0
     left, right = margin, width - (margin if flow.targets or not inside else 110.0)
     xs = [left + (right - BAR - left) * at / max(len(columns) - 1, 1) for at in range(len(columns))]
     heights = [sum(_high(nbytes, scale) for nbytes in side.values()) + GAP * (len(side) - 1) for side in columns]
@@ -67,6 +69,7 @@ def sankey(flow: Flow, width: float, room: float, *, inside: bool = False) -> Sa
             said = _said(nbytes, flow.components.get(name) if at == middle else None)
             bars.append(_bar(name, nbytes, said, (xs[at], y, _high(nbytes, scale)), (at, len(columns)), inside=inside))
             y += _high(nbytes, scale) + GAP
+    bars = _apart(bars) if inside else bars
     bands = _bands(flow.arriving, tops[0], tops[1], (xs[0] + BAR, xs[1]), scale) if flow.sources else []
     bands += _bands(flow.leaving, tops[-2], tops[-1], (xs[-2] + BAR, xs[-1]), scale) if flow.targets else []
     return Sankey(width, height + 24, tuple(bars), tuple(bands))
@@ -87,11 +90,25 @@ def _bar(name: str, nbytes: int, words: str, box: tuple[float, float, float], pl
     outer = at == 0 and columns > 1
     last = at == columns - 1 and at > 1
     before = (outer and not inside) or (last and inside)
-    letters = 15 if inside else 26
+    letters = 15 if inside else 22
     name = name.removeprefix(f"{LEFT}: ")
     short_name = name if len(name) <= letters else f"{name[: letters - 8]}…{name[-7:]}"
     said = short_name if inside else f"{short_name} · {words}"
-    return Bar(x, y, height, name, nbytes, "end" if before else "start", x - 6 if before else x + BAR + 6, said)
+    return Bar(x, y, height, name, nbytes, "end" if before else "start", x - 6 if before else x + BAR + 6, y + height / 2, said)
+
+
+def _apart(bars: Sequence[Bar]) -> list[Bar]:
+    """Return bars of which no label before its bar is as high as another: they share the room between two columns."""
+    levels = [bar.level for bar in bars if bar.anchor == "start"]
+    found = list[Bar]()
+    for bar in bars:
+        level = bar.level
+        while bar.anchor == "end" and any(abs(level - other) < LINE for other in levels):
+            level += 2
+        if bar.anchor == "end":
+            levels.append(level)
+        found.append(replace(bar, level=level))
+    return found
 
 
 def _bands(
