@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import zlib
 from base64 import b64decode
 
@@ -11,8 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 import carnet
+from bench.published import published, shapes
+from bench.skeleton import nbytes, write
 from carnet.examiner.scales import octaves
 from carnet.quantize.recipes import BY_NAME
+from carnet.report import html
+from carnet.report.flow import flow
+from carnet.report.held import held_in
+from carnet.report.page import Page
 from carnet.report.running import MOST, Run
 from tests.report.reading import HOSTILE, MODEL, Read, call
 
@@ -239,3 +246,70 @@ def test_weights_of_tied_models_are_told_as_stored_again(tmp_path):
     assert call("cross", tmp_path / "hf", tmp_path / "ranks", "--to", "trtllm", "--report", tmp_path / "x.html").exit_code == 0
     rows = Read(tmp_path / "x.html").rows("streams")
     assert [int(row[3]) for row in rows if row[2] == "stored again"] == [64 * 32 * 2]
+
+
+def test_json_is_what_is_drawn(crossed, tmp_path):
+    done = call("report", crossed / "fp8", crossed / "hf", "-o", tmp_path / "x.html", "--json")
+    said, found = json.loads(done.stdout), Read(tmp_path / "x.html")
+    streams = [[each["start"], each["end"], each["fate"], str(each["nbytes"])] for each in said["flow"]["streams"]]
+    assert found.rows("streams") == streams
+    kinds = {row[0].split("modelopt")[0].strip(): (round(float(row[2]), 3), int(row[3])) for row in found.rows("kinds")}
+    assert kinds == {each["name"]: (each["snr dB"], each["saturated"]) for each in said["loss"]["kinds"]}
+    assert sum(each["weights"] for each in said["loss"]["kinds"]) == said["loss"]["weights"] == 28
+    assert all(
+        sum(each["octaves"].values()) == each["elements"] // 64 for each in said["loss"]["kinds"] if each["name"] != "mlp.down"
+    )
+    assert len(found.images) == len(said["pictures"]["lost"]) == 6
+
+
+def test_without_the_library_a_report_is_refused_before_anything_is_written(crossed, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    done = call("cross", crossed / "run", tmp_path / "hf", "--to", "hf", "--report", tmp_path / "x.html")
+    assert (done.exit_code, "pip install 'carnet[report]'" in done.stderr) == (1, True)
+    assert not (tmp_path / "hf").exists()
+    assert call("cross", crossed / "run", tmp_path / "hf", "--to", "hf").exit_code == 0
+
+
+def test_a_target_that_nobody_examined_says_so(crossed, tmp_path):
+    assert call("plan", crossed / "run", "--to", "hf", "-o", tmp_path / "x.plan").exit_code == 0
+    assert call("run", tmp_path / "x.plan", tmp_path / "hf").exit_code == 0
+    assert call("report", tmp_path / "hf", "-o", tmp_path / "x.html").exit_code == 0
+    assert "compared with its source by nobody" in Read(tmp_path / "x.html").text
+
+
+def test_what_was_asked_for_of_another_kind_is_refused(crossed, tmp_path):
+    carnet.merge([crossed / "hf", crossed / "hf"], tmp_path / "sum", weights=[0.5, 0.5])
+    assert call("report", tmp_path / "sum", "-o", tmp_path / "x.html").exit_code == 0
+    done = call("report", tmp_path / "sum", crossed / "hf", "-o", tmp_path / "x.html")
+    assert (done.exit_code, "a sum is not examined for a report" in done.stderr) == (1, True)
+
+
+@pytest.mark.referee
+def test_deepseek_v3_in_its_own_size_is_a_small_report(tmp_path):
+    name, config = next(each for each in published() if "DeepSeek-V3" in each[0])
+    tensors = shapes(config)
+    write(tmp_path, tensors, config)
+    assert call("inspect", tmp_path, "--html", tmp_path / "x.html").exit_code == 0, name
+    found = Read(tmp_path / "x.html")
+    assert (tmp_path / "x.html").stat().st_size < 200_000
+    assert sum(int(row[3]) for row in found.rows("streams")) == sum(map(nbytes, tensors.values())) > 1_300_000_000_000
+    assert found.text.count("parameters each") == 2  # dense layers and mixtures
+    assert "layers 3-60" in found.text
+
+
+def test_a_document_of_as_many_tensors_is_drawn_from_its_words(tmp_path):
+    side = {
+        f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight": {
+            "dtype": "f8_e4m3",
+            "shape": [2048, 7168],
+            "digest": "0" * 32,
+            "layout": f"expert moe_ffn hidden: layers.{layer}.moe.{part} (expert moe_ffn)",
+        }
+        for layer in range(58)
+        for expert in range(256)
+        for part in ("gate", "up", "down")
+    }
+    page = Page("big", "v3", "said", {}, flow(held_in({"tensors": side}), held_in({"tensors": side}), "v3"))
+    html.write(page, tmp_path / "x.html")
+    assert [int(row[3]) for row in Read(tmp_path / "x.html").rows("streams")] == [58 * 256 * 3 * 2048 * 7168] * 2
+    assert (tmp_path / "x.html").stat().st_size < 100_000

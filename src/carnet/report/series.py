@@ -1,6 +1,6 @@
 """The drawings of a run: bytes a second, and private memory, over its time."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from carnet.report.running import Run, Sample
@@ -8,7 +8,7 @@ from carnet.report.scales import Scale, path, short, ticks
 from carnet.report.terminal import size
 
 WIDE, HIGH = 460.0, 180.0  # pixels
-LEFT, RIGHT, TOP, BOTTOM = 56.0, 10.0, 22.0, 24.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 10.0, 22.0, 24.0
 BINS = 90  # of time
 LETTER = 6.2  # pixels, about
 
@@ -89,12 +89,17 @@ def _drawn(title: str, said: str, points: Sequence[tuple[float, float]], run: Ru
     return Series(title, said, area, line, downs, alongs, tuple(_phases(run, along)))
 
 
-def _phases(run: Run, along: Scale) -> Iterator[Mark]:
-    """Yield where phases begin, but for the names that have no room: behind the line, and at the right edge before it."""
-    free = 0.0
-    for second, name in run.phases:
-        place, wide = along(min(second, along.numbers[1])), LETTER * len(name) + 8
+def _phases(run: Run, along: Scale) -> list[Mark]:
+    """Return where phases begin; a name stands behind its line, at the right edge before it; of two, the longer phase has the room."""
+    end = along.numbers[1]
+    begins = [(along(min(second, end)), name) for second, name in run.phases]
+    ends = [place for place, _ in begins[1:]] + [along(end)]
+    taken, found = list[tuple[float, float]](), dict[int, Mark]()
+    for at in sorted(range(len(begins)), key=lambda at: begins[at][0] - ends[at]):
+        (place, name), wide = begins[at], LETTER * len(begins[at][1]) + 8
         before = place + wide > WIDE
-        if (place - wide if before else place) >= free:
-            yield Mark(place, name, before=before)
-            free = place if before else place + wide
+        low = place - wide if before else place
+        free = all(low + wide <= other or low >= other + length for other, length in taken)
+        taken += [(low, wide)] if free else []
+        found[at] = Mark(place, name if free else "", before=before)
+    return [found[at] for at in sorted(found)]
