@@ -42,6 +42,9 @@ CHECKPOINTS = {
     "trained": "megatron/llama_dist",
     "lora": "adapters/v0192_loraonly_llama_te_tp2",
     "tuned": "adapters/v0192_lora_llama_te_tp2",
+    "qat": "modelopt/qat",
+    "eagle": "modelopt/eagle",
+    "pruned": "modelopt/pruned",
 }
 PROGRAMS = ("carnet", "python")  # what a page may run
 SETTING = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore", "TERM": "dumb"}  # the same output on every machine

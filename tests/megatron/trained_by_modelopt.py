@@ -4,6 +4,8 @@
     python trained_by_modelopt.py export FOLDER         FOLDER/NAME.modelopt from FOLDER/NAME and the config in FOLDER/NAME.hf
 
 Beside those there are a model with a head of EAGLE-3, and the student of a distillation before it and as it is saved from one.
+The dense model and the one with a head lie in tests/goldens/modelopt, too, as does the GPT of pruned_by_modelopt.py.
+
 The second needs the newest megatron-core: ModelOpt's exporter asks for a class that 0.16 does not have. Processes of their own, because
 ModelOpt changes what it is imported beside; and guarded, because megatron-core starts one of its own that imports this again.
 """

@@ -116,6 +116,7 @@ EAGLE3 = Family(
             dropped={"t2d": "what follows from d2t", "embed_tokens.weight": f"the embedding of {heads.MODEL}"},
         ),
         plain=True,
+        texts=False,
     ),
     megatron=heads.HEAD,
     trtllm=None,

@@ -96,6 +96,7 @@ class Dialect:
     aliases: Mapping[str, str] = having(default_factory=dict)
     on_all_stages: frozenset[str] = frozenset()  # canonical tensors outside the layers
     plain: bool = False  # its class loads no codes
+    texts: bool = True  # its class makes texts by itself, and so wants a tokenizer
     tower: tuple[TowerRow, ...] = ()  # what of a tower has other names than in a Hugging Face folder, or another order
 
     def __post_init__(self) -> None:

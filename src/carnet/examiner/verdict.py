@@ -136,6 +136,7 @@ def examine_target(
             ]
         checkpoint = replace(there, program=checkpoint.program)
     left, lacks = _lacking(source.checkpoint, checkpoint)
+    lacks = lacks if source.family.hf.texts else {}
     found = replace(found, dropped={**found.dropped, **left})
     said, findings = (None, []) if staged else _loaded(target)
     findings = [

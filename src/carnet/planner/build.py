@@ -80,7 +80,7 @@ def build(
         if contradicted
         else {}
     )
-    if target.kind.companions:
+    if target.kind.companions and target.texts:
         generation = next((file_at(asset.path)[0] for asset in along.assets if asset.name == GENERATION), None)
         ended = None if generation is None else generation_eos(generation)
         notes |= lacking(along.names, said.get("eos", value(source.config, "eos")), ended)
