@@ -140,6 +140,8 @@ def trained(job):
         use_cpu_initialization=True,
         tensor_model_parallel_size=job["tp"],
         pipeline_model_parallel_size=job["pp"],
+        virtual_pipeline_model_parallel_size=job.get("vpp"),
+        num_layers_in_first_pipeline_stage=job.get("first"),
         expert_model_parallel_size=job.get("ep", 1),
         expert_tensor_parallel_size=1,
         moe_token_dispatcher_type="allgather",
@@ -148,32 +150,15 @@ def trained(job):
         pipeline_dtype=wide,
     )
     config.finalize_model_grads_func = finalize_model_grads
-    stage = parallel_state.get_pipeline_model_parallel_rank()
-    spec = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", moe_grouped_gemm=False)
-    model = GPTModel(
-        config,
-        spec,
-        vocab_size=said["padded_vocab_size"],
-        max_sequence_length=said["max_position_embeddings"],
-        share_embeddings_and_output_weights=bool(job.get("tied")),
-        position_embedding_type="rope",
-        rotary_base=10000,
-        pre_process=stage == 0,
-        post_process=stage == job["pp"] - 1,
-    ).to(wide)
-    for name, parameter in model.named_parameters():
-        own = getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
-        of = (0, "embedding.word_embeddings.weight") if job.get("tied") and name == "output_layer.weight" else (stage, name)
-        place = (of[0], parallel_state.get_tensor_model_parallel_rank() if own else -1, of[1])
-        if parameter.dim() > 1:
-            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(repr(place).encode())))
     distributed = job["form"] != "plain"
     how = {"use_distributed_optimizer": distributed, "grad_reduce_in_fp32": True, **job.get("ddp", {})}
+    models = [built(job, config, said, each) for each in range(job.get("vpp") or 1)]
     if job["form"] == fsdp.FORM:
-        wrapped = fsdp.wrapped(config, how, model)
+        wrapped = [fsdp.wrapped(config, how, model) for model in models]
     else:
-        wrapped = DistributedDataParallel(config, DistributedDataParallelConfig(**how), model)
-    config.no_sync_func = wrapped.no_sync
+        wrapped = [DistributedDataParallel(config, DistributedDataParallelConfig(**how), model) for model in models]
+    no_sync = [each.no_sync for each in wrapped]
+    config.no_sync_func = no_sync if job.get("vpp") else no_sync[0]
     opened = OptimizerConfig(
         optimizer="adam",
         lr=1e-2,
@@ -184,7 +169,7 @@ def trained(job):
         params_dtype=wide,
         use_distributed_optimizer=distributed,
     )
-    optimizer = get_megatron_optimizer(opened, [wrapped])
+    optimizer = get_megatron_optimizer(opened, wrapped)
     scheduler = OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -198,7 +183,33 @@ def trained(job):
         wd_incr_steps=BATCH * 40,
         wd_incr_style="constant",
     )
-    return model, wrapped, optimizer, scheduler, said
+    return models, wrapped, optimizer, scheduler, said
+
+
+def built(job, config, said, virtual):
+    """Return what this rank has of the model in one of its virtual stages."""
+    rank, last = parallel_state.get_pipeline_model_parallel_rank(), (job.get("vpp") or 1) - 1
+    stage = virtual * job["pp"] + rank
+    spec = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", moe_grouped_gemm=False)
+    model = GPTModel(
+        config,
+        spec,
+        vocab_size=said["padded_vocab_size"],
+        max_sequence_length=said["max_position_embeddings"],
+        share_embeddings_and_output_weights=bool(job.get("tied")),
+        position_embedding_type="rope",
+        rotary_base=10000,
+        pre_process=stage == 0,
+        post_process=(virtual, rank) == (last, job["pp"] - 1),
+        vp_stage=virtual if job.get("vpp") else None,
+    ).to(config.params_dtype)
+    for name, parameter in model.named_parameters():
+        own = getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
+        of = (0, "embedding.word_embeddings.weight") if job.get("tied") and name == "output_layer.weight" else (stage, name)
+        place = (of[0], parallel_state.get_tensor_model_parallel_rank() if own else -1, of[1])
+        if parameter.dim() > 1:
+            parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(repr(place).encode())))
+    return model
 
 
 def tokens_of(number, vocab=VOCAB):
@@ -206,48 +217,53 @@ def tokens_of(number, vocab=VOCAB):
     return torch.randint(vocab, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(number))
 
 
-def step(tokens, model, wrapped, optimizer, scheduler):
+def step(tokens, models, wrapped, optimizer, scheduler):
     """Take one step; return the loss."""
-    wrapped.zero_grad_buffer()
+    for each in wrapped:
+        each.zero_grad_buffer()
     optimizer.zero_grad()
     here, world = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    tokens = tokens.chunk(world)[here]
+    batches = tokens.chunk(world)[here].chunk(2 if wrapped[1:] else 1)  # virtual stages take turns with parts of it
 
     def loss_of(output):
         loss = output.float().mean()
         return loss, {"loss": loss.detach().clone()}
 
-    def forward(batch, chunk):
+    def forward(coming, chunk):
+        tokens = next(coming)
         places = torch.arange(tokens.shape[1] - 1)[None].expand(len(tokens), -1)
         return chunk(tokens[:, :-1], places, None, labels=tokens[:, 1:]), loss_of
 
+    coming = [iter(batches) for _ in wrapped]
     done = get_forward_backward_func()(
         forward_step_func=forward,
-        data_iterator=None,
-        model=[wrapped],
-        num_microbatches=1,
+        data_iterator=coming if wrapped[1:] else coming[0],
+        model=wrapped,
+        num_microbatches=len(batches),
         seq_length=tokens.shape[1] - 1,
-        micro_batch_size=len(tokens),
+        micro_batch_size=len(batches[0]),
         forward_only=False,
     )
     optimizer.step()
     scheduler.step(increment=BATCH)
-    loss = done[0]["loss"] if done else torch.zeros(())
+    loss = sum((each["loss"] for each in done), torch.zeros(())) / len(batches)
     dist.all_reduce(loss)
     return loss.item() / (dist.get_world_size() / parallel_state.get_pipeline_model_parallel_world_size())
 
 
 def state_of(job, parts, iteration, *, loading):
     """Return what Megatron-LM saves of a run: generate_state_dict in megatron/training/checkpointing.py."""
-    model, wrapped, optimizer, scheduler = parts
+    models, wrapped, optimizer, scheduler = parts
     said = {"checkpoint_version": 3.0, "iteration": iteration, "opt_param_scheduler": scheduler.state_dict()}
     if job["form"] == fsdp.FORM:
-        return {**said, **fsdp.state_of(wrapped, optimizer)}, {}
+        return {**said, **fsdp.state_of(wrapped[0], optimizer)}, {}
     metadata = {"singleton_local_shards": False, "chained_optim_avoid_prefix": True}
     if job["form"] != "plain":
         metadata["distrib_optim_sharding_type"] = job["form"]
-    state = {**said, "model": model.sharded_state_dict(metadata=metadata)}
-    state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=loading, metadata=metadata)
+    names = [f"model{number}" for number, _ in enumerate(models)] if models[1:] else ["model"]
+    held = {name: model.sharded_state_dict(metadata=metadata) for name, model in zip(names, models, strict=True)}
+    state = {**said, **held}
+    state["optimizer"] = optimizer.sharded_state_dict(held, is_loading=loading, metadata=metadata)
     return state, metadata
 
 
@@ -259,6 +275,8 @@ def save(job, said, parts, iteration):
     cut = {
         "tensor_model_parallel_size": job["tp"],
         "pipeline_model_parallel_size": job["pp"],
+        "virtual_pipeline_model_parallel_size": job.get("vpp"),
+        "decoder_first_pipeline_num_layers": job.get("first"),
         "world_size": dist.get_world_size(),
         "expert_model_parallel_size": job.get("ep", 1),
         "expert_tensor_parallel_size": 1,
@@ -287,7 +305,7 @@ def save(job, said, parts, iteration):
 
 def load(job, parts):
     """Load a checkpoint with strict checking; return its iteration."""
-    model, _, optimizer, scheduler = parts
+    [model], _, optimizer, scheduler = parts
     root = Path(job["load"])
     folder = root / f"iter_{int((root / 'latest_checkpointed_iteration.txt').read_text()):07d}"
     asked, _ = state_of(job, parts, 0, loading=True)
@@ -309,7 +327,7 @@ def main():
     without_gpu()
     fsdp.without_gpu()
     parallel_state.initialize_model_parallel(
-        job["tp"], job["pp"], expert_model_parallel_size=job.get("ep", 1), expert_tensor_parallel_size=1
+        job["tp"], job["pp"], job.get("vpp"), expert_model_parallel_size=job.get("ep", 1), expert_tensor_parallel_size=1
     )
     with OnCpu():
         *parts, said = trained(job)

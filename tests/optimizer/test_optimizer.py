@@ -34,6 +34,7 @@ BUCKETS = GOLDENS / "megatron/llama_dist"
         ("tp2", TP2, {"tp": 4}, {"tp": 4}),
         ("ep2", EP2, {}, {"mixture": 1}),
         ("buckets", {**TP2, "dp": 2, "form": "dp_reshardable", "ddp": {"bucket_size": 5000}}, {"pp": 2}, {"pp": 2}),
+        ("virtual", {"pp": 2, "vpp": 2, "form": "dp_reshardable"}, {}, {}),
         ("tied", {"pp": 2, "tied": 1, "form": "dp_reshardable"}, {"tp": 2}, {"tp": 2, "tied": 1}),
         ("plain", {**TP2, "form": "plain", "bf16": 1}, {"pp": 2}, {"pp": 2, "bf16": 1}),
         ("plain f32", {**TP2, "form": "plain"}, {}, {}),

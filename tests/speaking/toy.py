@@ -80,7 +80,8 @@ def train(root, job, stories, vocabulary):
 
 def ask(root, job, vocabulary, question):
     """Load the model and print what it finds likeliest, letter by letter."""
-    model = trained(job)[0].eval()
+    [model], *_ = trained(job)
+    model.eval()
     state = {"model": model.sharded_state_dict(metadata={})}
     loaded = dist_checkpointing.load(state, f"{root}/iter_{STEPS:07d}", strict=StrictHandling.ASSUME_OK_UNEXPECTED)
     model.load_state_dict(loaded["model"])

@@ -19,7 +19,7 @@ import numpy as np
 from carnet.algebra.box import Box
 from carnet.dialects.entry import Entry
 from carnet.dialects.megatron.order import Order, orders
-from carnet.dialects.megatron.ranks import Ranks, boxes, stages_of
+from carnet.dialects.megatron.ranks import Pipeline, Ranks, boxes, placed
 from carnet.dialects.planes import MASTER, STATE
 from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import NotSupported
@@ -44,6 +44,7 @@ class Parameter:
     """What a rank holds of a stored tensor: the parameter of one module."""
 
     entry: Entry | None  # None for a copy of what another stage has
+    turn: int  # the virtual stage of its rank that it is in
     layer: int
     expert: int
     boxes: Sequence[Box]  # one after another
@@ -55,6 +56,7 @@ class Parameter:
 
 
 Buckets = Mapping[int, Mapping[str, Stored]]  # number -> plane -> what is stored
+Stages = Mapping[int | str, tuple[int, int]]  # layer, first or last -> rank, and which of its virtual stages
 
 
 def in_buckets(name: str) -> str:
@@ -65,8 +67,11 @@ def in_buckets(name: str) -> str:
 
 def unfolded(checkpoint: Checkpoint, weights: Sequence[Entry], config: Config) -> dict[Key, Stored]:
     """Return the planes of some weights as tensors of their shapes; raise NotSupported where buckets do not say them."""
-    ranks = _ranks(checkpoint)
-    held = _held(weights, config, ranks)
+    ranks, pipeline = _ranks(checkpoint)
+    stages = placed(config, pipeline)
+    if not stages:
+        raise _unlike(checkpoint, "the layers are not shared evenly among the stages")
+    held = _held(weights, config, ranks, stages)
     buffers = _buffers(checkpoint)
     if {where[:2] for where in buffers} != held.keys():
         raise _unlike(checkpoint, f"buffers of {len(buffers)} groups of ranks, parameters of {len(held)}")
@@ -82,18 +87,20 @@ def unfolded(checkpoint: Checkpoint, weights: Sequence[Entry], config: Config) -
     raise wrong
 
 
-def _ranks(checkpoint: Checkpoint) -> Ranks:
+def _ranks(checkpoint: Checkpoint) -> tuple[Ranks, Pipeline]:
     """Return how the ranks of a run shared its model, as its arguments say; refuse what is told otherwise than by numbers."""
     said = checkpoint.config
-    names = ("tensor", "pipeline", "expert")
-    tp, pp, ep = (_count(said.get(f"{name}_model_parallel_size")) for name in names)
+    tp, pp, ep, vpp = (
+        _count(said.get(f"{name}_model_parallel_size")) for name in ("tensor", "pipeline", "expert", "virtual_pipeline")
+    )
     etp = _count(said.get("expert_tensor_parallel_size")) if said.get("expert_tensor_parallel_size") else tp
-    own = ("num_layers_per_virtual_pipeline_stage", "virtual_pipeline_model_parallel_size", "pipeline_model_parallel_layout")
-    uneven = ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers", "mtp_num_layers")
-    for name in (*own, *uneven, "account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split"):
+    for name in ("pipeline_model_parallel_layout", "mtp_num_layers"):
         if said.get(name):
             raise _unlike(checkpoint, f"{name}: {said[name]}")
-    return Ranks(tp, pp, ep, etp)
+    ends = (said.get(f"decoder_{end}_pipeline_num_layers") for end in ("first", "last"))
+    first, last = (layers if isinstance(layers, int) else None for layers in ends)
+    embedding, loss = (bool(said.get(f"account_for_{what}_in_pipeline_split")) for what in ("embedding", "loss"))
+    return Ranks(tp, pp, ep, etp), Pipeline(pp, vpp if pp > 1 else 1, first, last, embedding, loss)
 
 
 def _count(said: object) -> int:
@@ -108,54 +115,53 @@ Place = tuple[int, int]  # 1 for what experts have of their own, where ranks sha
 Buffer = tuple[int, int, str]  # the same, and the element type
 
 
-def _held(weights: Sequence[Entry], config: Config, ranks: Ranks) -> dict[Place, list[Parameter]]:
+def _held(weights: Sequence[Entry], config: Config, ranks: Ranks, stages: Stages) -> dict[Place, list[Parameter]]:
     """Return the parameters of each rank, in no order; those of experts that ranks share are an optimizer's of their own."""
-    stages, found = stages_of(config, ranks.pp), defaultdict[Place, list[Parameter]](list)
+    found = defaultdict[Place, list[Parameter]](list)
     for entry in weights:
         if not entry.names[0].trained:
             continue
         alone = ranks.ep > 1 and "expert" in entry.reading.shares and entry.reading.cut == "expert"
-        parts = defaultdict[tuple[int, int, int, int], list[Box]](list)
+        parts = defaultdict[tuple[int, int, int, int], list[Box]](list)  # rank, its virtual stage, layer, expert
         for box, at in boxes(entry, ranks):
             name = entry.reading.tensors[at.get("layer", 0)][0]
-            stage = stages[name.tensor.stage if name.layer is None else name.layer]
+            stage, turn = stages[name.tensor.stage if name.layer is None else name.layer]
             expert = next((box.start[dim] for dim, axes in enumerate(entry.reading.pattern.dims) if axes[:1] == ("expert",)), 0)
             expert = expert if entry.reading.cut == "expert" else 0
             for tp in [at["tp"]] if "tp" in at else range(ranks.etp if alone else ranks.tp):
                 rank = tp + ranks.etp * (at.get("ep", 0) + ranks.ep * stage) if alone else tp + ranks.tp * stage
-                parts[rank, stage, -1 if name.layer is None else name.layer, expert].append(box)
-        for (rank, _, layer, expert), held in parts.items():
-            found[int(alone), rank].append(Parameter(entry, layer, expert, held))
+                parts[rank, turn, -1 if name.layer is None else name.layer, expert].append(box)
+        for (rank, turn, layer, expert), held in parts.items():
+            found[int(alone), rank].append(Parameter(entry, turn, layer, expert, held))
         if value(config, "tied") and ranks.pp > 1 and entry.names[0] == "embed":
             for (rank, *_), held in parts.items():
-                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, -1, 0, held))
+                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, stages["last"][1], -1, 0, held))
     return dict(found)
 
 
-def _buffers(checkpoint: Checkpoint) -> dict[Buffer, dict[int, dict[str, Stored]]]:
-    """Return the buckets of each buffer: number -> plane -> what is stored."""
-    found = defaultdict[Buffer, dict[int, dict[str, Stored]]](lambda: defaultdict(dict))
+def _buffers(checkpoint: Checkpoint) -> dict[Buffer, list[Buckets]]:
+    """Return the buckets of the buffers of each type, one for each virtual stage that has any: number -> plane -> what is stored."""
+    found = defaultdict[Buffer, dict[int, dict[int, dict[str, Stored]]]](lambda: defaultdict(lambda: defaultdict(dict)))
     for (_, name), stored in checkpoint.tensors.items():
         said = BUCKET.fullmatch(name)
         if said is not None:
             buffer = int(said["chained"] or 0), int(said["group"]), said["dtype"]
-            found[buffer][int(said["bucket"])][said["plane"]] = stored
-    return dict(found)
+            found[buffer][int(said["buffer"])][int(said["bucket"])][said["plane"]] = stored
+    return {buffer: [numbered[at] for at in sorted(numbered)] for buffer, numbered in found.items()}
 
 
 def _unfolded(
-    checkpoint: Checkpoint, held: Mapping[Place, Sequence[Parameter]], buffers: Mapping[Buffer, Buckets], order: Order
+    checkpoint: Checkpoint, held: Mapping[Place, Sequence[Parameter]], buffers: Mapping[Buffer, Sequence[Buckets]], order: Order
 ) -> dict[Key, Stored]:
     """Return the planes of all weights, if parameters are in an order."""
     chunks = defaultdict[tuple[str, str], list[Chunk]](list)
     entries, seen = dict[str, Entry](), set[tuple[str, Box]]()
-    for (chained, group, dtype), buckets in sorted(buffers.items()):
-        own = [each for each in held[chained, group] if _dtype(checkpoint, each) == dtype]
-        placed = [(order.place(_name(each), each.layer, each.expert), each) for each in own]
-        if unknown := [each for place, each in placed if place is None]:
+    for own, buckets in _paired(checkpoint, held, buffers):
+        ordered = [(order.place(_name(each), each.layer, each.expert), each) for each in own]
+        if unknown := [each for place, each in ordered if place is None]:
             raise _unlike(checkpoint, f"nobody says where {_name(unknown[0])} stands among the parameters")
-        placed.sort(key=lambda pair: pair[0] or (), reverse=True)
-        for parameter, bucket, start in _walk(checkpoint, [each for _, each in placed], buckets):
+        ordered.sort(key=lambda pair: pair[0] or (), reverse=True)
+        for parameter, bucket, start in _walk(checkpoint, [each for _, each in ordered], buckets):
             entry, offset = parameter.entry, start
             for box in parameter.boxes if entry is not None else ():
                 if entry is not None and (entry.name, box) not in seen:  # of what all ranks have the first one's counts
@@ -169,6 +175,19 @@ def _unfolded(
         stored = Stored("", f"{STATE}{plane}.{name}", "f32", entries[name].stored, tuple(sorted(those, key=_start)))
         found["", stored.name] = stored
     return found
+
+
+def _paired(
+    checkpoint: Checkpoint, held: Mapping[Place, Sequence[Parameter]], buffers: Mapping[Buffer, Sequence[Buckets]]
+) -> Iterator[tuple[list[Parameter], Buckets]]:
+    """Yield the parameters that lie in each buffer: those of a type, in one virtual stage of a rank."""
+    for (chained, group, dtype), each in sorted(buffers.items(), key=lambda pair: pair[0]):
+        those = [parameter for parameter in held[chained, group] if _dtype(checkpoint, parameter) == dtype]
+        turns = sorted({parameter.turn for parameter in those})
+        if len(turns) != len(each):
+            raise _unlike(checkpoint, f"{len(each)} buffers of a rank, parameters of {len(turns)} stages")
+        for turn, buckets in zip(turns, each, strict=True):
+            yield [parameter for parameter in those if parameter.turn == turn], buckets
 
 
 def _start(chunk: Chunk) -> tuple[int, ...]:

@@ -37,6 +37,39 @@ def stages_of(config: Config, pp: int) -> dict[int | str, int]:
     return found | {"first": 0, "last": pp - 1} | dict.fromkeys(further(config), pp - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """How a run shares the layers among stages, as its arguments say."""
+
+    ranks: int
+    virtual: int  # stages that each rank has, which take turns: 0, 1, 0, 1
+    first: int | None  # layers of the first rank, where that is said
+    last: int | None
+    embedding: bool  # whether what is first in the model counts as a layer
+    loss: bool  # and what is last
+
+
+def placed(config: Config, pipeline: Pipeline) -> dict[int | str, tuple[int, int]]:
+    """Return the rank and the virtual stage of each layer, of what is first and of what is last; {} where layers do not divide.
+
+    get_num_layers_to_build in megatron/core/transformer/transformer_block.py
+    """
+    count, ranks, virtual = number(config, "layers"), pipeline.ranks, pipeline.virtual
+    said = {rank: layers for rank, layers in ((0, pipeline.first), (ranks - 1, pipeline.last)) if layers is not None}
+    others = count - sum(said.values()) + pipeline.embedding + pipeline.loss
+    each = others // (ranks - len(said)) if len(said) < ranks else 0
+    stages = [(rank, turn) for turn in range(virtual) for rank in range(ranks)]
+    layers = [said.get(rank, each) // virtual for rank, _ in stages]
+    layers[0] -= pipeline.embedding
+    layers[-1] -= pipeline.loss
+    if sum(layers) != count or min(layers) < 0:
+        return {}
+    found = dict[int | str, tuple[int, int]](
+        enumerate(stage for stage, many in zip(stages, layers, strict=True) for _ in range(many))
+    )
+    return found | {"first": stages[0], "last": stages[-1]} | dict.fromkeys(further(config), stages[-1])
+
+
 def boxes(entry: Entry, ranks: Ranks) -> Iterator[tuple[Box, dict[str, int]]]:
     """Yield the boxes of a stored tensor that one rank writes in one chunk, with its place along each kind of parallelism."""
     per_dim = [_cuts(entry.reading, dim, entry.shape[dim], ranks) for dim in range(len(entry.shape))]
