@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from carnet.algebra.layout import round_up
 from carnet.dialects.configs import lookup
 from carnet.dialects.kinds import KINDS, RANKS
-from carnet.dialects.megatron.pruned import PRUNED, true_arguments
+from carnet.dialects.megatron.pruned import PRUNED, of_ranks, true_arguments
 from carnet.dialects.megatron.releases import Arguments
 from carnet.dialects.rows import Dialect
 from carnet.dialects.units import told_ranks
@@ -29,7 +29,9 @@ def true_widths(checkpoint: Checkpoint, own: Arguments) -> tuple[Arguments, str]
     """Return Megatron's arguments with the true widths of a pruned model, and in words what they said."""
     if not KINDS[checkpoint.dialect].arguments or lookup(own, "architectures"):
         return own, ""  # a Hugging Face config in their place
-    whole = {name: stored.shape for (unit, name), stored in checkpoint.tensors.items() if not unit}  # ranks hold parts
+    stored = {key: each.shape for key, each in checkpoint.tensors.items()}
+    ranks = {unit for unit, _ in stored} - {""}
+    whole = of_ranks(stored) if ranks else {name: shape for (_, name), shape in stored.items()}
     return true_arguments(own, whole, told=checkpoint.pruned or PRUNED in checkpoint.accept)
 
 

@@ -27,6 +27,15 @@ MIXER, PROJ, QKV, DENSE, ROUTER = (
     "mlp.linear_fc2.weight",
     "mlp.router.weight",
 )
+OUT, SHARED = "mixer.out_proj.weight", "mlp.shared_experts.linear_fc2.weight"
+SHARES = {
+    PROJ: -1,
+    QKV: -2,
+    DENSE: -1,
+    SHARED: -1,
+    MIXER: -1,
+    OUT: -1,
+}  # the dimension of which every tensor-parallel rank has a part
 LETTERS = {MIXER: "M", PROJ: "*", DENSE: "-", ROUTER: "E"}  # what tells what a layer of a hybrid is
 Shapes = Mapping[str, tuple[int, ...]]  # what all layers agree on, by the name within a layer
 
@@ -54,10 +63,10 @@ WIDTHS: Mapping[str, Callable[[Shapes, Arguments], int]] = {
     "hidden_size": lambda shapes, _: shapes["embedding"][-1],
     "ffn_hidden_size": lambda shapes, _: shapes[DENSE][-1],
     "moe_ffn_hidden_size": lambda shapes, _: shapes["mlp.experts.experts.linear_fc2.weight"][-1],
-    "moe_shared_expert_intermediate_size": lambda shapes, _: shapes["mlp.shared_experts.linear_fc2.weight"][-1],
+    "moe_shared_expert_intermediate_size": lambda shapes, _: shapes[SHARED][-1],
     "num_moe_experts": lambda shapes, _: shapes[ROUTER][-2],
     "mamba_num_heads": lambda shapes, _: shapes[MIXER][-1],
-    "mamba_head_dim": lambda shapes, _: _whole(shapes["mixer.out_proj.weight"][-1], shapes[MIXER][-1]),
+    "mamba_head_dim": lambda shapes, _: _whole(shapes[OUT][-1], shapes[MIXER][-1]),
     "num_attention_heads": _heads,
     "num_query_groups": _groups,
 }
@@ -96,6 +105,31 @@ def true_arguments(own: Arguments, stored: Shapes, *, told: bool) -> tuple[Argum
     kinds = _kinds(full, layers) if new.get(LAYERS) == len(layers) else {}
     said |= {key: f"{full[key]} -> {each}" for key, each in kinds.items()}
     return ({**full, **new, **kinds}, ", ".join(f"{key} {each}" for key, each in said.items())) if new else (own, "")
+
+
+def of_ranks(stored: Mapping[tuple[str, str], tuple[int, ...]]) -> Shapes:
+    """Return the whole shapes of what ranks have parts of, as far as they tell of widths, by names as of one model.
+
+    >>> of_ranks({(f"tp{t}-pp{p}-ep0-vp0", f"decoder.layers.0.{DENSE}"): (8, 5) for t in (0, 1) for p in (0, 1)})
+    {'decoder.layers.0.mlp.linear_fc2.weight': (8, 10), 'decoder.layers.1.mlp.linear_fc2.weight': (8, 10)}
+    """
+    held: dict[tuple[int, int], dict[str, list[tuple[int, ...]]]] = defaultdict(lambda: defaultdict(list))
+    for (unit, name), shape in sorted(stored.items()):
+        _, stage, expert, virtual = map(int, re.findall(r"\d+", unit))
+        if not expert:  # the others have the same of what is told by
+            held[virtual, stage][name].append(shape)
+    found: dict[str, tuple[int, ...]] = {}
+    base = 0
+    for place in sorted(held):
+        numbers = {int(inside[1]) for name in held[place] if (inside := INSIDE.fullmatch(name)) and inside[1]}
+        for name, (first, *others) in held[place].items():
+            inside = INSIDE.fullmatch(name)
+            whole = [*first]
+            if inside and inside[2] in SHARES:
+                whole[SHARES[inside[2]]] *= 1 + len(others)
+            found[name if inside is None else f"decoder.layers.{base + int(inside[1] or 0)}.{inside[2]}"] = tuple(whole)
+        base += len(numbers)
+    return found
 
 
 def _asked(own: Arguments) -> dict[str, int]:
