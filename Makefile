@@ -146,7 +146,7 @@ $(BUILD)/twine-$(TWINE): $(BUILD)/.ready
 	@$(BUILD)/$(PIP) install --target $@ twine==$(TWINE)
 	@touch $@
 
-dist/.ready: $(BUILD)/.ready tools/build_dist.py pyproject.toml README.md CHANGELOG.md $(shell find src -name '*.py' 2>/dev/null)
+dist/.ready: $(BUILD)/.ready tools/build_dist.py pyproject.toml README.md CHANGELOG.md $(shell find src -name '*.py' -o -name '*.j2' -o -name '*.css' 2>/dev/null)
 	@echo "building the wheel"
 	@$(BUILD)/bin/python tools/build_dist.py
 	@touch $@
@@ -156,7 +156,7 @@ $(LIGHT)/.ready: dist/.ready constraints.txt
 	$(fresh)
 	@echo "preparing $(@D)"
 	@$(@D)/$(PIP) install --constraint constraints.txt --force-reinstall --no-deps dist/carnet-*.whl
-	@$(@D)/$(PIP) install --constraint constraints.txt dist/carnet-*.whl
+	@$(@D)/$(PIP) install --constraint constraints.txt "$$(ls dist/carnet-*.whl)[report]"
 	@touch $@
 
 # the core and what builds the site: Sphinx, with the API from docstrings

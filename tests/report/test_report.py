@@ -18,7 +18,7 @@ from carnet.examiner.scales import octaves
 from carnet.quantize.recipes import BY_NAME
 from carnet.report import html
 from carnet.report.flow import flow
-from carnet.report.held import held_in
+from carnet.report.held import Held, held_in
 from carnet.report.page import Page
 from carnet.report.running import MOST, Run
 from tests.report.reading import HOSTILE, MODEL, Read, call
@@ -313,3 +313,11 @@ def test_a_document_of_as_many_tensors_is_drawn_from_its_words(tmp_path):
     html.write(page, tmp_path / "x.html")
     assert [int(row[3]) for row in Read(tmp_path / "x.html").rows("streams")] == [58 * 256 * 3 * 2048 * 7168] * 2
     assert (tmp_path / "x.html").stat().st_size < 100_000
+
+
+def test_many_files_are_runs_of_files_and_a_number_is_not_cut():
+    files = [f"model-{number:05}-of-00163.safetensors" for number in range(1, 164)]
+    rows = [Held(file, {"embed": 1}, "bf16", (1,), 2, {file: 2}) for file in reversed(files)]
+    found = flow([*rows, Held("state", {}, "", (), 5, {"": 5}, left="random state")], [])
+    first, *_, last, rest = found.sources.items()
+    assert (first, last, rest) == (("00001 … 00021 (21)", 42), ("00148 … 00163 (16)", 32), ("other files", 5))

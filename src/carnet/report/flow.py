@@ -154,16 +154,13 @@ def _nodes(groups: Mapping[str, str], streams: Sequence[Stream], side: str) -> d
 
 def _grouped(rows: Iterable[Held], name: str) -> dict[str, str]:
     """Return the node of every file: its own name, or where there are many a run of files that follow each other."""
-    files = sorted({file for row in rows for file in row.files}, key=_natural)
-    if len(files) <= FILES:
-        return {file: file or (name if files == [""] else REST) for file in files}
-    size = -(-len(files) // FILES)
-    found = dict[str, str]()
-    for at in range(0, len(files), size):
+    files = sorted({file for row in rows for file in row.files if file}, key=_natural)
+    found, size = dict[str, str](), -(-len(files) // FILES)
+    for at in range(0, len(files), max(size, 1)):
         run = files[at : at + size]
         first, last = (apart(each, files) for each in (run[0], run[-1]))
         found |= dict.fromkeys(run, run[0] if len(run) == 1 else f"{first} … {last} ({len(run)})")
-    return found
+    return {**found, "": REST if files else name or REST}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
