@@ -20,7 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMS
 
 import carnet
 from carnet.dialects.megatron.heads import config_of
-from carnet.errors import BadCheckpoint, CarnetError, NotSupported
+from carnet.dialects.vocabulary import Vocabulary
+from carnet.errors import BadCheckpoint, BadRequest, CarnetError, NotSupported
 from carnet.megatron.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
 from tests.megatron.conftest import BASE
 from tests.megatron.test_newest import NEWEST
@@ -264,11 +265,37 @@ def test_the_model_crosses_without_its_head_and_says_so(trained, tmp_path):
 )
 def test_a_head_of_another_kind_is_refused_by_name(more, named):
     with pytest.raises(NotSupported, match=named):
-        config_of(BASE, {"eagle_architecture_config": MODELOPT | more}, "here")
+        config_of(BASE, None, {"eagle_architecture_config": MODELOPT | more}, "here")
 
 
 @pytest.mark.parametrize(
     ("more", "size"), [({}, None), ({"has_lm_head": True}, 61), ({"draft_vocab_size": 64, "has_lm_head": True}, 61)]
 )
 def test_a_head_that_guesses_among_all_tokens_says_so(more, size):
-    assert config_of(BASE, {"eagle_architecture_config": MODELOPT | more}, "here")["draft_vocab_size"] == size
+    vocabulary = Vocabulary(61, 64, "the tokenizer")
+    assert config_of(BASE, vocabulary, {"eagle_architecture_config": MODELOPT | more}, "here")["draft_vocab_size"] == size
+
+
+@pytest.mark.parametrize("layers", [[1, 1], [-1, 0], [0, 4], ["0", 1], [0.0, 1.0], "01"])
+def test_layers_that_the_model_has_not_are_refused(layers):
+    made = MODELOPT | {"eagle_aux_hidden_state_layer_ids": layers}
+    with pytest.raises(BadCheckpoint, match="names layers that the model of a head of EAGLE has not"):
+        config_of(BASE, None, {"eagle_architecture_config": made}, "here")
+
+
+def test_vocabulary_layers_and_type_of_a_head_are_those_of_its_model_and_not_what_was_typed(trained, tmp_path):
+    store = shutil.copytree(trained / "eagle", tmp_path / "store")
+    place = store / "iter_0000001/common.pt"
+    said = torch.load(place, weights_only=False)
+    said["args"].__dict__.update(vocab_size=100, tokenizer_type="HuggingFaceTokenizer", num_layers=6)  # 2 are stored
+    torch.save(said, place)
+    state = store / "iter_0000001/modelopt_state/common.pt"
+    modes = torch.load(state, weights_only=False)
+    modes["modelopt_state_dict"][0][1]["config"]["eagle_architecture_config"]["torch_dtype"] = "float16"  # the model is not
+    torch.save(modes, state)
+    words = {"to": "hf", "family": "eagle3", "accept": ("pruned",)}
+    with pytest.raises(BadRequest, match="do not say how many tokens the vocabulary has"):
+        carnet.plan(store, **words)
+    assert carnet.cross(store, tmp_path / "head", **words, vocab_size=120).equal
+    said = json.loads((tmp_path / "head/config.json").read_text())
+    assert (said["vocab_size"], said["torch_dtype"], said["eagle_aux_hidden_state_layer_ids"]) == (120, "bfloat16", [1, 2])

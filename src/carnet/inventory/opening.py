@@ -5,7 +5,6 @@ from dataclasses import replace
 
 from carnet.architectures.known import STORAGE, names_none
 from carnet.dialects.kinds import KINDS
-from carnet.dialects.megatron.heads import EAGLE3, config_of
 from carnet.dialects.megatron.programs import program
 from carnet.dialects.megatron.providers import UNSAID
 from carnet.errors import BadRequest
@@ -37,9 +36,6 @@ def opened(
     or ``OWN``; ``also`` is what shall go along with the weights.
     """
     checkpoint = replace(open_with(path, also), accept=tuple(accept), family=family, also=also)
-    if family == EAGLE3 and config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
-        where = str(checkpoint.root)
-        checkpoint = replace(checkpoint, config=config_of(checkpoint.config, checkpoint.head, where))
     if config is None and names_none(KINDS[checkpoint.dialect], checkpoint.config):
         checkpoint = _with_needs(checkpoint)
     if config is not None:

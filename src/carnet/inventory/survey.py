@@ -34,7 +34,7 @@ from carnet.inventory.changed import NOTHING, Changes
 from carnet.inventory.lent import is_of_lent_tower
 from carnet.inventory.planes import in_model_space, instead, planes_of
 from carnet.inventory.sorting import Sorted, as_coded, check_cache, check_lists, coded_beside, in_parts, sort_out, unlisted
-from carnet.inventory.telling import further_stored, told_by_store, true_widths
+from carnet.inventory.telling import as_head, further_stored, told_by_store, true_widths
 from carnet.inventory.vocabulary_rows import contradicted, enough, other_rows, stored_rows, told_of
 from carnet.model.adapters import bare
 from carnet.model.fields import Config, Value
@@ -161,9 +161,9 @@ def survey(
     names = {name for _, name in checkpoint.tensors}
     own, pruned = true_widths(checkpoint, without(kind, own, names, drop))
     told = told_of(checkpoint, own, vocab, counted, like) if kind.arguments else None
-    size = vocab if told is None else told.tokens
+    checkpoint, own = as_head(checkpoint, own, told)
     heard = hear_config(kind, own, where, checkpoint.program, checkpoint.era, checkpoint.accept)
-    fixed = {name: each for name, each in (("vocab", size), ("wrapper", wrapper)) if each}
+    fixed = {n: each for n, each in (("vocab", vocab if told is None else told.tokens), ("wrapper", wrapper)) if each}
     said, family, config = _read(checkpoint, kind, heard, fixed)
     undecided = checkpoint.family is None and names_none(kind, heard.said)
     dialect = dialect_of(family, kind.name, config, names)

@@ -1,14 +1,18 @@
 """What of a model its stored tensors tell, where no config does: ranks, padding, layers that predict further tokens."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from carnet.algebra.layout import round_up
+from carnet.architectures.known import names_none
 from carnet.dialects.configs import lookup
 from carnet.dialects.kinds import KINDS, RANKS
+from carnet.dialects.megatron.heads import EAGLE3, config_of
 from carnet.dialects.megatron.pruned import PRUNED, of_ranks, true_arguments
 from carnet.dialects.megatron.releases import Arguments
 from carnet.dialects.rows import Dialect
 from carnet.dialects.units import told_ranks
+from carnet.dialects.vocabulary import Vocabulary
 from carnet.formats.stored import Checkpoint, Key, Stored
 from carnet.model.fields import Config
 from carnet.model.model import number
@@ -33,6 +37,14 @@ def true_widths(checkpoint: Checkpoint, own: Arguments) -> tuple[Arguments, str]
     ranks = {unit for unit, _ in stored} - {""}
     whole = of_ranks(stored) if ranks else {name: shape for (_, name), shape in stored.items()}
     return true_arguments(own, whole, told=checkpoint.pruned or PRUNED in checkpoint.accept)
+
+
+def as_head(checkpoint: Checkpoint, own: Arguments, vocabulary: Vocabulary | None) -> tuple[Checkpoint, Arguments]:
+    """Return a checkpoint and its arguments, with the config of a head that guesses tokens where Megatron's is asked for."""
+    if checkpoint.family != EAGLE3 or not names_none(KINDS[checkpoint.dialect], own):
+        return checkpoint, own
+    head = config_of(own, vocabulary, checkpoint.head, str(checkpoint.root))
+    return replace(checkpoint, config=head), head
 
 
 def further_stored(dialect: Dialect, config: Config, kept: Mapping[Key, Stored]) -> int:

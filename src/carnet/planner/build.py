@@ -49,6 +49,7 @@ from carnet.plans.request import Request, as_data, flag_of
 from carnet.storage.schemes import file_at
 
 NOTHING = Companions()
+FIRST = frozenset({"embed", "draft.join"})  # what has the type that a model is of
 
 
 def build(
@@ -259,7 +260,7 @@ def _target_config(source: Inventory, request: Request, target: Dialect) -> dict
     embed = (
         own if key in source.coded else stored.dtype
         for key, stored in source.checkpoint.tensors.items()
-        if key in source.entries and _holds(source.entries[key], "embed")
+        if key in source.entries and not FIRST.isdisjoint(source.entries[key].names)
     )
     computed = type_of_weights(source.checkpoint.tensors, source.config)
     config["dtype"] = request.dtype or computed or next(embed, own)  # of adapters alone, their own
@@ -318,10 +319,6 @@ def _padded_rows(target: Dialect, config: Config, ranks: int) -> int:
 def _embedding(request: Request, target: Dialect) -> str:
     """Return how ranks share the embedding: as asked, or as the family's class does where there is more than one."""
     return request.parallel_embedding or (target.embedding if request.tp > 1 else "none")
-
-
-def _holds(entry: Entry, tensor: str) -> bool:
-    return tensor in entry.names
 
 
 def _dtypes(

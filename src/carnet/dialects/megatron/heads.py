@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from carnet.dialects.megatron.rows import EAGLE, LAYER, MEGATRON
 from carnet.dialects.rows import fuse, row
+from carnet.dialects.vocabulary import Vocabulary
 from carnet.errors import BadCheckpoint, NotSupported
 
 EAGLE3 = "eagle3"  # the family, as --as calls it
@@ -49,8 +50,10 @@ GUARDS: Mapping[str, tuple[object, ...]] = {
 SIZES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
-def config_of(arguments: Mapping[str, object], said: Mapping[str, object] | None, where: str) -> dict[str, object]:
-    """Return the config.json of a head: of the arguments of its model, and what ModelOpt says of it."""
+def config_of(
+    arguments: Mapping[str, object], vocabulary: Vocabulary | None, said: Mapping[str, object] | None, where: str
+) -> dict[str, object]:
+    """Return the config.json of a head: of the true arguments and the vocabulary of its model, and what ModelOpt says of it."""
     made = said.get("eagle_architecture_config") if said else None
     if not isinstance(made, Mapping):
         remedy = "--config with the config.json of the head"
@@ -62,9 +65,9 @@ def config_of(arguments: Mapping[str, object], said: Mapping[str, object] | None
         if found.get(key) not in (None, *known):
             facts = {"where": where, "found": repr(found[key]), "known": ", ".join(map(repr, known))}
             raise NotSupported(f"the head of EAGLE has {key!r}, which carnet cannot carry over", facts)
-    biased, scaling, ids = bool(made.get("mlp_bias")), made.get("rope_scaling"), made.get("eagle_aux_hidden_state_layer_ids")
+    biased, scaling, draft = bool(made.get("mlp_bias")), made.get("rope_scaling"), made.get("draft_vocab_size")
     factor = scaling.get("factor") if isinstance(scaling, Mapping) else None
-    vocab, rows, draft = (arguments.get("vocab_size"), arguments.get("padded_vocab_size"), made.get("draft_vocab_size"))
+    vocab, rows = (vocabulary.tokens, vocabulary.rows) if vocabulary is not None else (arguments.get("vocab_size"), None)
     own_head = bool(draft not in (None, rows) or made.get("has_lm_head"))
     # RotaryEmbedding with its own numbers: megatron/core/models/common/embeddings/rotary_pos_embedding.py _apply_scaling
     llama3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -84,12 +87,23 @@ def config_of(arguments: Mapping[str, object], said: Mapping[str, object] | None
         "rope_scaling": {**llama3, "factor": factor} if factor else None,
         "torch_dtype": str(made.get("torch_dtype")),
         "eagle_config": {
-            "eagle_aux_hidden_state_layer_ids": sorted(ids) if isinstance(ids, list) and ids else _usual(arguments)
+            "eagle_aux_hidden_state_layer_ids": _layers(
+                made.get("eagle_aux_hidden_state_layer_ids"), arguments.get("num_layers"), where
+            )
         },
     }
 
 
-def _usual(arguments: Mapping[str, object]) -> list[int]:
-    """Return the layers whose states are taken where nothing says which: _set_default_aux_hidden_state_layers."""
-    count = arguments.get("num_layers")
-    return sorted({1, max(0, count // 2 - 1), max(0, count - 4)}) if isinstance(count, int) else []
+def _layers(ids: object, count: object, where: str) -> list[int]:
+    """Return the layers whose states are taken, in their order.
+
+    Where none is said: _set_default_aux_hidden_state_layers in megatron_eagle.py.
+    """
+    if not ids:
+        return sorted({1, max(0, count // 2 - 1), max(0, count - 4)}) if isinstance(count, int) else []
+    known = range(count) if isinstance(count, int) else ()
+    fitting = {each for each in ids if type(each) is int and each in known} if isinstance(ids, (list, tuple)) else set[int]()
+    if not isinstance(ids, (list, tuple)) or len(fitting) != len(ids):
+        facts = {"where": where, "found": f"{ids!r:.200}", "expected": f"some of the model's {count} layers, each once"}
+        raise BadCheckpoint("ModelOpt's state names layers that the model of a head of EAGLE has not", facts)
+    return sorted(fitting)
