@@ -44,7 +44,8 @@ def _megatron(family: Family) -> str:
     config = plain(family)
     found = misfits(MEGATRON.table, padded(MEGATRON, config), {}, "Megatron's arguments")
     if any(name in family.traits or name in family.needs for misfit in found for name in misfit.fields):
-        return "no word for " + " ".join(f"{name} {value(config, name)}" for name in found[0].fields)
+        said = (f"{name} {value(config, name)}" if name not in family.needs else name for name in found[0].fields)
+        return "no word for " + " ".join(said)  # what it needs has another value in every model
     return _cuts(family, MEGATRON.table)
 
 
