@@ -125,6 +125,15 @@ def test_modules_whose_quantizers_are_off_stay_plain_though_they_saw_magnitudes(
     assert told == "model.layers.1.mlp.down_proj and 2 more, whose quantizers were off"
 
 
+def test_codes_of_a_module_whose_quantizers_are_off_are_a_finding(trained, tmp_path):
+    assert carnet.cross(trained / "dense", tmp_path / "all", to="hf", quantize="fp8", drop=("*_extra_state*",)).equal
+    (tmp_path / "all/carnet.json").unlink()
+    found = {finding.stored: finding.what for finding in carnet.verify(trained / "dense", tmp_path / "all").findings}
+    off = {f"model.layers.1.mlp.{part}_proj.weight": "coded, and its quantizer was off" for part in ("gate", "up", "down")}
+    assert found.items() >= off.items()
+    assert len(found) == len(off)
+
+
 def test_what_modelopt_did_is_told(trained):
     said = {name: carnet.inspect(trained / name).checkpoint for name in JOBS}
     version = said["dense"].notes["modelopt_state"].split("(")[1]

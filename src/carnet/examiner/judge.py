@@ -12,6 +12,7 @@ from carnet.algebra.box import Box
 from carnet.algebra.layout import clip
 from carnet.dialects.entry import Entry
 from carnet.examiner import scales as rules
+from carnet.examiner.brought import by_rows
 from carnet.examiner.codes import scales_of, stored_at
 from carnet.examiner.compare import Finding, Side
 from carnet.examiner.matrix import (
@@ -74,7 +75,7 @@ def judge(source: Side, target: Side, key: Key, asked: str | None, amaxes: Amaxe
     entry, coded = target.inventory.entries[key], target.inventory.coded[key]
     done = Judgement(coded.codes.label, coded.recipe)
     own = own_type(source, target, entry, asked)
-    done.findings += _type(coded, own)
+    done.findings += _type(coded, own) + _off(source, entry, done.label)
     with np.errstate(all="ignore"):  # what wrong scales make of numbers, and numbers of scales
         for number in range(prod(coded.shape[:-2])):
             stored = scales_of(target.tensor_files, coded, number)
@@ -89,6 +90,11 @@ def _type(coded: Coded, own: str) -> list[Finding]:
         return []
     label = coded.scales.label
     return [Finding("scales of another type", label, label, f"the weights are {own}, their scales {coded.scales.dtype}")]
+
+
+def _off(source: Side, entry: Entry, label: str) -> list[Finding]:
+    off = source.source_scales.off & {tensor for tensor, what in by_rows(entry, ()) if what == "weight"}
+    return [Finding("coded, and its quantizer was off", min(off), label, "it was trained as it is")] if off else []
 
 
 @dataclass(slots=True)
