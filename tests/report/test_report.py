@@ -275,6 +275,9 @@ def test_a_target_that_nobody_examined_says_so(crossed, tmp_path):
     assert call("run", tmp_path / "x.plan", tmp_path / "hf").exit_code == 0
     assert call("report", tmp_path / "hf", "-o", tmp_path / "x.html").exit_code == 0
     assert "compared with its source by nobody" in Read(tmp_path / "x.html").text
+    assert call("report", tmp_path / "hf", crossed / "run", "-o", tmp_path / "x.html").exit_code == 0
+    assert json.loads((tmp_path / "hf/carnet.json").read_text())["state"] == "proven"  # as verify finishes it
+    assert "documentproven" in Read(tmp_path / "x.html").text
 
 
 def test_what_was_asked_for_of_another_kind_is_refused(crossed, tmp_path):

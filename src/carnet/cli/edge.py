@@ -23,6 +23,7 @@ MADE_ELSEWHERE = {
     "calibrate",
     "cross",
     "finish",
+    "report",
     "run",
     "verify",
 }  # commands whose work is done whether or not somebody reads what they print

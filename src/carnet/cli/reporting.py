@@ -55,7 +55,7 @@ def report(
         raise BadRequest("a target alone is drawn as its carnet says: no option changes that", remedy="name the source too")
     with progress_bar() as progress:
         page = of_target(out, source, at=dict(at), beside=beside, progress=progress, **given)
+    sheet.write(page)
     if as_json:
         click.echo(dump(page_data(page)))
-    sheet.write(page)
     ctx.exit(3 if page.state == DIFFERENT else 0)

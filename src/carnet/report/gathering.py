@@ -41,7 +41,7 @@ from carnet.report.page import (
     finite,
 )
 from carnet.report.running import Run
-from carnet.report.terminal import DATA
+from carnet.report.terminal import DATA, few
 from carnet.storage.schemes import PathLike, folder_at
 
 ALWAYS = ("to", "tp", "pp")  # of a request, whatever they are by themselves
@@ -90,6 +90,7 @@ def of_target(
     asked = {name: value for name, value in options.items() if name in Comparison.__optional_keys__}
     if source is not None and verdict is None:
         verdict = api.verify(source, out, plan=plan, progress=progress, **space, **asked)
+        said = documents.load(folder) if folder.kind() else None  # that of a run alone is finished by now
     desk = None if source is None or not folder.kind() else _desk(source, path, plan, space, asked)
     try:
         return _page(path, source, said, verdict, desk, run, at or {}, beside)
@@ -231,8 +232,8 @@ def _facts(verdict: Verdict | None, data: Mapping[str, Any], ours: Sequence[Held
         lines |= {"cast": ", ".join(map(str, proof["casts"]))} if proof.get("casts") else {}
     if verdict is not None:
         lines |= verdict.notes
-        lines |= {"lying beside": ", ".join(verdict.beside)} if verdict.beside else {}
-        lines |= {"not compared": ", ".join(verdict.unsure)} if verdict.unsure else {}
+        lines |= {"lying beside": few(verdict.beside)} if verdict.beside else {}
+        lines |= {"not compared": few(verdict.unsure)} if verdict.unsure else {}
     return lines
 
 

@@ -204,7 +204,7 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
         said = {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}
         if len(verdict.findings) > MOST:
             told = [f"{count:,} {what}" for what, count in kinds.most_common()]
-            said |= {"findings": f"{len(verdict.findings):,}: {_few(told)}"}
+            said |= {"findings": f"{len(verdict.findings):,}: {few(told)}"}
         if verdict.is_other and found is not None:
             said["another model"] = f"{found.different:,} of {found.tensors:,} tensors differ: it is not a copy of this source"
         yield from _facts(said, width)
@@ -217,7 +217,7 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
 
 def _beside(verdict: Verdict) -> dict[str, str]:
     """Return the files of a target, and the keys of its configs, that were not compared with anything, as lines."""
-    unexamined = (f"{file}: {_few(keys)}" for file, keys in verdict.unexamined.items())
+    unexamined = (f"{file}: {few(keys)}" for file, keys in verdict.unexamined.items())
     lines = {
         "lying beside": ", ".join(verdict.beside),
         "not compared": ", ".join(verdict.unsure),
@@ -227,7 +227,7 @@ def _beside(verdict: Verdict) -> dict[str, str]:
     return {label: line for label, line in lines.items() if line}
 
 
-def _few(names: Sequence[str], most: int = 8) -> str:
+def few(names: Sequence[str], most: int = 8) -> str:
     """Return some names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
