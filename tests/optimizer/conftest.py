@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.megatron.test_newest import NEWEST
+
 ROOT = Path(__file__).parents[2]
 
 
-def train(folder, name, **job):
-    """Let ranks train; return the losses of every step."""
+def train(folder, name, *, newest=False, **job):
+    """Let ranks train, with the newest megatron-core or with the one that is installed; return the losses of every step."""
     path = folder / f"{name}.json"
     job = {"tp": 1, "pp": 1, "form": "fully_reshardable", **job, "out": str(folder / f"{name}.losses")}
     path.write_text(json.dumps(job))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    command = [sys.executable, "-W", "ignore", "-m", "tests.optimizer.ranks", str(path)]
-    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.optimizer.{'newest_' if newest else ''}ranks", str(path)]
+    paths = [*([str(NEWEST)] if newest else []), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     ranks = [
         subprocess.Popen([*command, str(rank), port], cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for rank in range(job["tp"] * job["pp"] * job.get("dp", 1))

@@ -78,8 +78,9 @@ class FusedAdam(torch.optim.Optimizer):
     ``fully_reshardable``, and gives all parameters one tensor for it, which each of them counts up.
     """
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, adam_w_mode=True):
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, adam_w_mode=True, **more):
         assert adam_w_mode
+        assert not any(more.values())  # what newer releases say of it, too
         super().__init__(params, {"lr": lr, "bias_correction": True, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

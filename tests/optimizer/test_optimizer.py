@@ -17,6 +17,7 @@ import carnet
 from carnet.errors import BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
 from carnet.plans.options import BadOption
+from tests.megatron.test_newest import NEWEST
 from tests.optimizer.conftest import train
 
 pytestmark = pytest.mark.referee
@@ -94,6 +95,14 @@ def test_buckets_of_experts_give_what_the_same_run_saved_in_the_shapes_of_its_we
     held = {form: sorted((tmp_path / form / "iter_0000003").glob("*.distcp")) for form in names}
     assert [file.name for file in held["whole"]] == [file.name for file in held["buckets"]]
     assert [file.read_bytes() for file in held["whole"]] == [file.read_bytes() for file in held["buckets"]]
+
+
+@pytest.mark.skipif(NEWEST is None, reason="`make test` fetches it")
+def test_a_training_with_the_newest_megatron_core_goes_on(trained, tmp_path):
+    source, losses = trained("newest", newest=True, form="dp_reshardable")
+    assert carnet.cross(source, tmp_path / "cut", **BRING, tp=2).equal
+    done = train(tmp_path, "on", newest=True, steps=3, load=str(tmp_path / "cut"))
+    assert done["losses"] == pytest.approx(losses, abs=3e-6)
 
 
 def test_a_training_with_megatron_core_0_13_goes_on(tmp_path):
