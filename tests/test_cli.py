@@ -490,9 +490,9 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
     assert refused("inspect", tmp_path) == [
         "carnet: no checkpoint of a known kind is here",
         f"  where       {tmp_path}",
-        "  megatron    no latest_checkpointed_iteration.txt, no iter_* folder, no .metadata",
-        "  hf, trtllm  no config.json",
-        "  try: name the folder that holds one of these files",
+        "  Megatron's  would have latest_checkpointed_iteration.txt, iter_* folders or .metadata",
+        "  any other   would have config.json",
+        "  try: name the folder in which one of these lies",
     ]
 
 

@@ -11,10 +11,12 @@ import pytest
 import xxhash
 from safetensors.numpy import load_file, save_file
 
+import carnet
 from carnet import api
 from carnet.algebra.box import Box
 from carnet.examiner import tensor_files
 from carnet.examiner.means import BLOCKS, choose_means
+from carnet.examining import examine
 from carnet.formats.stored import Chunk, Stored
 from carnet.progress import Progress
 from carnet.storage.protocol import Opened
@@ -136,6 +138,21 @@ def test_progress_is_on_the_thread_that_called_with_one_total_that_is_reached(tm
     api.verify(tmp_path / "out", progress=progress)
     assert seen[0][1] == 0
     assert seen[-1][1] == seen[-1][2] > 0
+
+
+def test_what_ends_at_once_waits_until_all_of_a_target_is_written(tmp_path):
+    source, target, waited = llama(tmp_path / "a", layers=2, hidden=64), llama(tmp_path / "b", layers=2, hidden=64), []
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "architectures": ["Nobody"], "model_type": "nobody"}))
+    request = carnet.plan(source, to="hf").request
+
+    def order(needs):
+        waited.append([*needs])
+        return iter(())
+
+    proof = examine(folder_at(source), folder_at(target), request, [], 1 << 30, 1, None, order=order)
+    assert not proof.verdict
+    assert waited == [[]]
 
 
 def digests_of(folder: Path, ranks: bool) -> dict[str, str]:

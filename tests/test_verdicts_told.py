@@ -102,3 +102,13 @@ def test_architectures_that_are_no_list_are_called_so(target, names):
     assert isinstance(error, BadCheckpoint)
     assert error.what == "the config's 'architectures' is not a list"
     assert Path(error.facts["where"]) == target
+
+
+@pytest.mark.parametrize("name", ["llama_te_pp2_vpp", "mixtral_ep2"])
+@pytest.mark.parametrize("spelling", ["te", "local"])
+def test_whose_modules_a_target_has_is_read_off_it_and_need_not_be_said(tmp_path, name, spelling):
+    assert carnet.cross(GOLDENS / name, tmp_path / "hf", to="hf")
+    assert carnet.cross(tmp_path / "hf", tmp_path / "out", to="megatron", spelling=spelling)
+    verdict = carnet.verify(tmp_path / "hf", tmp_path / "out")
+    assert verdict, verdict.findings
+    assert ("--transformer-impl local" in verdict.needs["say"]) == (spelling == "local")

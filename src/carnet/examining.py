@@ -1,9 +1,10 @@
 """Examining a target as a request asks for it: both sides opened as it says, and the examiner asked."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
-from carnet.dialects.kinds import KINDS
+from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.dialects.megatron.needs import needs
 from carnet.dialects.megatron.programs import LM, program
 from carnet.errors import CarnetError
@@ -60,7 +61,7 @@ def examine(
         target,
         checkpoint=arriving,
         source_path=source,
-        needs=lambda arrived: _needs(arrived, said.reader, said.names == "local"),
+        needs=lambda arrived: _needs(arrived, said.reader),
         asked=asked,
         request=request,
         known=known,
@@ -90,6 +91,19 @@ def understood(source: Folder, said: Request) -> Inventory:
     return adapted(inventory, said.adapter, said.adapter_scale)
 
 
+def families(found: Sequence[Checkpoint], said: Request) -> list[str | None]:
+    """Return whose model each of several checkpoints of one is to be understood as, unless a person says it.
+
+    Megatron's arguments fit several families, a Hugging Face folder's config one: the first such folder says it for the others.
+    """
+    stored = [KINDS[each.dialect].files == SHARDS for each in found]
+    family = said.family
+    if family is None and any(stored) and not all(stored):
+        with suppress(CarnetError):  # one that is not understood has that said where it is read
+            family = understood(found[stored.index(True)].root, said).family.name
+    return [said.family if whole else family for whole in stored]
+
+
 def _with_claims(error: CarnetError, target: Folder) -> CarnetError:
     """Return a refusal of a source, with the options that the target's document names: perhaps one of them was forgotten."""
     try:
@@ -107,11 +121,14 @@ def _meant(target: Checkpoint, read_by: str | None) -> Checkpoint:
     return replace(target, program=read_by or own) if KINDS[target.dialect].arguments else target
 
 
-def _needs(target: Inventory, read_by: str | None, local_spec: bool) -> Mapping[str, object]:
+def _needs(target: Inventory, read_by: str | None) -> Mapping[str, object]:
     """Return what the program that loads a target must be told."""
     if not target.dialect.kind.arguments:
         return {}
     reader = None if read_by is None else program(read_by, "--read-by")
+    # a linear module has a state in both specs, a norm of its own with Transformer Engine alone
+    states = [name for name in target.checkpoint.objects if "._extra_state" in name]
+    local_spec = bool(states) and not any("norm._extra_state" in name for name in states)
     return needs(target.checkpoint.config, reader, local=local_spec).data
 
 

@@ -12,13 +12,12 @@ from typing import Unpack
 import numpy as np
 
 from carnet import api
-from carnet.dialects.kinds import KINDS, SHARDS
 from carnet.errors import BadOption, BadRequest, shown
 from carnet.examiner.account import Known as Beside
 from carnet.examiner.asked import asked_of
 from carnet.examiner.examine import fields_apart
 from carnet.examiner.verdict import Verdict
-from carnet.examining import examine, understood
+from carnet.examining import examine, families, understood
 from carnet.executor.groups import writers_of
 from carnet.executor.owning import Known, held, known
 from carnet.executor.summing import Sums, Term
@@ -116,12 +115,12 @@ def merge(
     _refuse_others(asked)
     memory, threads = memory_of(asked), threads_of(asked)
     folders = [folder_at(local("ckpt", each)) for each in sources]
-    families = _families(folders, Request.of({name: value for name, value in asked.items() if name not in ASIDE}))
-    asked["family"] = families[0]
+    kin = _kin(folders, Request.of({name: value for name, value in asked.items() if name not in ASIDE}))
+    asked["family"] = kin[0]
     plain = api.plan(sources[0], **asked)
-    first, merged = _merged(folders, families, asked_of(plain.request).request, wish)
+    first, merged = _merged(folders, kin, asked_of(plain.request).request, wish)
     _refuse_codes(folders, (first, *merged.others), coded=asked.get("dtype") is None)
-    each = zip(folders, families, (first, *merged.others), wish.factors, strict=True)
+    each = zip(folders, kin, (first, *merged.others), wish.factors, strict=True)
     terms = [
         Term.of(api.plan(str(folder), **{**asked, "dtype": "f32", "family": family}), of.checkpoint.root, factor)
         for folder, family, of, factor in each
@@ -157,9 +156,9 @@ def verify(
     folders, target = [folder_at(local("ckpt", each)) for each in sources], folder_at(said)
     request, tokenizer = api.request_of(open_checkpoint(target).dialect, options)
     beside = [] if tokenizer is None else [Beside("--tokenizer", folder=folder_at(local("tokenizer", tokenizer)))]
-    families = _families(folders, asked_of(request).request)
-    request = {**request, "family": families[0]}
-    _, merged = _merged(folders, families, asked_of(request).request, wish)
+    kin = _kin(folders, asked_of(request).request)
+    request = {**request, "family": kin[0]}
+    _, merged = _merged(folders, kin, asked_of(request).request, wish)
     space, workers = memory_of({"memory": memory}), threads_of({"threads": threads})
     told = Told(progress, "examining")
     proof = examine(folders[0], target, request, beside, space, workers, told.amount, merged=merged)
@@ -170,18 +169,13 @@ def _told(verdict: Verdict, wish: Wish, folders: Sequence[Folder], target: str) 
     return replace(verdict, source=wish.said(folders), target=target, notes={**wish.notes, **verdict.notes})
 
 
-def _families(folders: Sequence[Folder], said: Request) -> list[str | None]:
-    """Return whose model each checkpoint is to be understood as: Megatron's arguments fit several families, a folder's config one."""
-    stored = [KINDS[open_checkpoint(each).dialect].files == SHARDS for each in folders]
-    family = said.family
-    if family is None and any(stored) and not all(stored):
-        family = understood(folders[stored.index(True)], said).family.name
-    return [said.family if whole else family for whole in stored]
+def _kin(folders: Sequence[Folder], said: Request) -> list[str | None]:
+    return families([open_checkpoint(each) for each in folders], said)
 
 
-def _merged(folders: Sequence[Folder], families: Sequence[str | None], said: Request, wish: Wish) -> tuple[Inventory, Merged]:
+def _merged(folders: Sequence[Folder], kin: Sequence[str | None], said: Request, wish: Wish) -> tuple[Inventory, Merged]:
     """Return the first checkpoint and how the others are added to it; raise BadRequest where they are not of one model."""
-    first, *others = (understood(each, replace(said, family=family)) for each, family in zip(folders, families, strict=True))
+    first, *others = (understood(each, replace(said, family=family)) for each, family in zip(folders, kin, strict=True))
     for each in others:
         _check_alike(first, each)
     return first, Merged(tuple(others), wish.factors, wish.method, wish.keep)

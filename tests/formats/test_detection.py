@@ -24,9 +24,9 @@ def test_an_unknown_folder_is_an_error_that_lists_what_was_looked_for(tmp_path):
     assert str(error.value).splitlines() == [
         "no checkpoint of a known kind is here",
         f"  where       {tmp_path}",
-        "  megatron    no latest_checkpointed_iteration.txt, no iter_* folder, no .metadata",
-        "  hf, trtllm  no config.json",
-        "  try: name the folder that holds one of these files",
+        "  Megatron's  would have latest_checkpointed_iteration.txt, iter_* folders or .metadata",
+        "  any other   would have config.json",
+        "  try: name the folder in which one of these lies",
     ]
 
 

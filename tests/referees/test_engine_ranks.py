@@ -29,6 +29,7 @@ from transformers import (
 import carnet
 from carnet.errors import BadRequest, CarnetError
 from tests.families import samples
+from tests.referees import roomy
 from tests.referees.engine_ranks import SIZES as TWO_LAYERS
 from tests.referees.engine_ranks import Worker, save_random
 
@@ -256,6 +257,21 @@ def test_what_ranks_cannot_share_is_refused(folder):
             carnet.plan(folder("llama"), to="vllm", **options)
     with pytest.raises(CarnetError, match="some of the ranks cannot share the experts"):
         carnet.plan(folder("mixtral"), to="vllm", tp=4, ep=2)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5", "qwen3_5_moe"])
+def test_biases_that_vllms_class_has_no_parameters_for_are_refused(tmp_path, name):
+    source = roomy.save(name, tmp_path / "source", qkv_bias=True, out_bias=True)
+    with pytest.raises(CarnetError, match="the target's config has no place for 'qkv_bias'"):
+        carnet.plan(source, to="vllm")
+    carnet.plan(source, to="hf")
+
+
+def test_a_folder_says_what_vllms_class_of_minimax_m2_asks_for(tmp_path):
+    # vllm 0.32 model_executor/models/minimax_m2.py: getattr(config, "use_routing_bias", False), config.scoring_func
+    assert carnet.cross(roomy.save("minimax_m2", tmp_path / "source"), tmp_path / "out", to="hf")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["use_routing_bias"], config["scoring_func"]) == (True, "sigmoid")
 
 
 def test_layers_that_predict_further_tokens_are_left_behind_by_name(tmp_path):

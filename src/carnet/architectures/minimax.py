@@ -37,7 +37,6 @@ ENGINE = vllm.Spelling(
         row(LAYER + "block_sparse_moe.gate.weight", "expert hidden", "moe.router", dtype="f32"),
         *(replace(each, cut="kv") for each in hf.WHOLE_QK_NORMS),
     ),
-    written={"use_routing_bias": True, "scoring_func": "sigmoid"},  # which published configs say, too
 )
 
 MINIMAX_M2 = Family(
@@ -66,6 +65,8 @@ MINIMAX_M2 = Family(
                 others=(("rotary_dim", "partial_rotary_factor"),),
             ),
         ),
+        # which published configs say, too, and vLLM's class asks for
+        written={"use_routing_bias": True, "scoring_func": "sigmoid"},
         absent={"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 5000000.0},
         # what its published configs say beside; its class reads none of them
         guards={

@@ -56,6 +56,7 @@ ENGINE = vllm.Spelling(
     everywhere=("embed",),
     aliases={**vllm.ROUTER, **vllm.WEIGHED},
     rows=(row(DELTA + "A_log", "(key value)", "gdn.a_log", cut="key", dtype="f32"),),
+    fixed={"attention_bias": False},  # it asks for qkv_bias, a key of no class of transformers', and o_proj never has one
 )
 
 

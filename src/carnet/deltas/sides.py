@@ -21,7 +21,7 @@ from carnet.dtypes import BY_NAME
 from carnet.errors import BadOption, BadRequest, CarnetError, NotSupported, shown
 from carnet.examiner.asked import asked_of
 from carnet.examiner.examine import fields_apart
-from carnet.examining import understood
+from carnet.examining import families, understood
 from carnet.executor.adapting import assemble
 from carnet.executor.cutting import cuts
 from carnet.executor.files import sources
@@ -165,14 +165,12 @@ def sides_of(before: PathLike, after: PathLike, options: Reading) -> tuple[Side,
     idle = [name for name, value in options.items() if value not in (None, ()) and all(stored)]
     if idle:
         raise BadOption(f"{idle[0]} changes nothing: Hugging Face folders count as they are", remedy="leave it out")
-    family = options.get("family")
-    if family is None and stored[0] != stored[1]:
-        with suppress(CarnetError):
-            family = understood(found[stored.index(True)].root, Request("hf")).family.name
-    asked: Reading = {**options, "family": family}
+    asked: list[Reading] = [
+        {**options, "family": each} for each in families(found, Request("hf", family=options.get("family")))
+    ]
     one, other = (
-        stored_side(each) if whole else planned_side(api.plan(folder, to="hf", **asked))
-        for each, whole, folder in zip(found, stored, folders, strict=True)
+        stored_side(each) if whole else planned_side(api.plan(folder, to="hf", **said))
+        for each, whole, folder, said in zip(found, stored, folders, asked, strict=True)
     )
     return one, other
 

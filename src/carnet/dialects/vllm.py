@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from carnet.algebra.layout import JOIN
+from carnet.dialects.configs import keys_of
 from carnet.dialects.kinds import KINDS
 from carnet.dialects.rows import MODULE, Constant, Dialect, Row, fuse, row
 from carnet.dialects.sharing import cuts
@@ -79,6 +80,7 @@ class Spelling:
     ties: bool = True  # a tied head and its embedding are one, which has the smaller name; else each is stored
     written: Mapping[str, object] = field(default_factory=dict)  # what its class reads in a config that transformers' does not
     rows: tuple[Row, ...] = ()  # in the place of those that follow from the folder's for the same tensors
+    fixed: Mapping[str, object] = field(default_factory=dict)  # keys of a config of which its class can do one value alone
 
 
 # the runner of the experts holds the router and the shared experts: layers/fused_moe/layer.py, runner/shared_experts.py
@@ -115,7 +117,12 @@ def dialect(folder: Dialect, spelling: Spelling) -> Dialect:
         kind=KINDS["vllm"],
         prefixes=folder.prefixes[:1] if spelling.prefix is None else (spelling.prefix,),
         rows=named,
-        table=replace(folder.table, written={**folder.table.written, **spelling.written}),
+        table=replace(
+            folder.table,
+            rows=tuple(each for each in folder.table.rows if spelling.fixed.keys().isdisjoint(keys_of(each))),
+            fixed={**folder.table.fixed, **spelling.fixed},
+            written={**folder.table.written, **spelling.written},
+        ),
         writes_tied=spelling.head,
         constants=CONSTANTS,
         dropped={**folder.dropped, **{f"*.{one.name}": CONSTANT for one in chain.from_iterable(CONSTANTS.values())}},

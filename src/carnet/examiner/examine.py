@@ -81,6 +81,8 @@ def examine(
     try:
         target, problems = survey(checkpoint, like=source.config, carried=source.said)
     except CarnetError as error:  # its config says nothing that carnet understands
+        for _ in order([]) if order is not None else ():
+            pass  # until all is written: what is looked at next must not change any more
         return Examination((_problem(error, "config"),), 0, 0, 0, (), source.dropped, {}, {}, {}), None
     desk = desk_of(source, target, means, asked.request.dtype, asked.request.digest, foreign=asked.foreign)
     ours, theirs = desk.ours, desk.theirs

@@ -47,10 +47,10 @@ def open_checkpoint(path: PathLike | Folder, locate: Callable[[str], bool] | Non
         return read_folder(root)
     facts = {
         "where": root,
-        "megatron": f"no {TRACKER}, no iter_* folder, no .metadata",
-        "hf, trtllm": f"no {CONFIG}" + (" beside the safetensors" if shards else ""),
+        "Megatron's": f"would have {TRACKER}, iter_* folders or .metadata",
+        "any other": f"would have {CONFIG}{' beside its safetensors' if shards else ''}",
     }
-    remedy = "name the folder that holds one of these files"
+    remedy = "name the folder in which one of these lies"
     if INDEX in names and CONFIG not in names:
         remedy += "; of a delta: carnet apply BASE DELTA OUT, or carnet verify BASE DELTA --against B"
     if inside := [name for name in names if any((root / name).kind(mark) == FILE for mark in (TRACKER, CONFIG))]:
