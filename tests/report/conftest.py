@@ -8,9 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.report.browser import PROGRAM, browsing
-from tests.report.reading import HOSTILE, MODEL, call
-
-GOLDENS = Path(__file__).parents[1] / "goldens/megatron"
+from tests.report.reading import GOLDENS, HOSTILE, MODEL, call
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
 """How a report is read: by the standard library's parser alone."""
 
 from html.parser import HTMLParser
+from pathlib import Path
 
 from click.testing import CliRunner
 
 from carnet.cli import main
 
+GOLDENS = Path(__file__).parents[1] / "goldens/megatron"
 MODEL = "model.safetensors"
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
