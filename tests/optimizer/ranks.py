@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from megatron.core.dist_checkpointing.validation import StrictHandling
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
     from megatron.core.models.gpt import GPTModel
-    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec, get_gpt_mtp_block_spec
     from megatron.core.optimizer import OptimizerConfig, distrib_optimizer, get_megatron_optimizer
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -143,6 +143,7 @@ def trained(job):
         pipeline_model_parallel_size=job["pp"],
         virtual_pipeline_model_parallel_size=job.get("vpp"),
         num_layers_in_first_pipeline_stage=job.get("first"),
+        mtp_num_layers=job.get("mtp"),
         expert_model_parallel_size=job.get("ep", 1),
         expert_tensor_parallel_size=1,
         moe_token_dispatcher_type="allgather",
@@ -203,10 +204,12 @@ def built(job, config, said, virtual):
         pre_process=stage == 0,
         post_process=(virtual, rank) == (last, job["pp"] - 1),
         vp_stage=virtual if job.get("vpp") else None,
+        mtp_block_spec=get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False) if job.get("mtp") else None,
     ).to(config.params_dtype)
     for name, parameter in model.named_parameters():
         own = getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
-        of = (0, "embedding.word_embeddings.weight") if job.get("tied") and name == "output_layer.weight" else (stage, name)
+        shared = ["embedding.word_embeddings.weight", *(["output_layer.weight"] if job.get("tied") else [])]
+        of = (0, shared[0]) if name in shared else (stage, name)
         place = (of[0], parallel_state.get_tensor_model_parallel_rank() if own else -1, of[1])
         if parameter.dim() > 1:
             parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(zlib.crc32(repr(place).encode())))
@@ -278,6 +281,7 @@ def save(job, said, parts, iteration):
         "pipeline_model_parallel_size": job["pp"],
         "virtual_pipeline_model_parallel_size": job.get("vpp"),
         "decoder_first_pipeline_num_layers": job.get("first"),
+        "mtp_num_layers": job.get("mtp"),
         "world_size": dist.get_world_size(),
         "expert_model_parallel_size": job.get("ep", 1),
         "expert_tensor_parallel_size": 1,

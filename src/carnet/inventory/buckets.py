@@ -25,7 +25,7 @@ from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, run_in_box
 from carnet.model.fields import Config
-from carnet.model.model import value
+from carnet.model.model import number, value
 from carnet.storage.protocol import read_at
 
 BUCKET = re.compile(
@@ -34,6 +34,7 @@ BUCKET = re.compile(
 )
 ALIGNED = 64  # elements: _pad_start_of_param_if_needed in megatron/core/distributed/param_and_grad_buffer.py
 LOOKED_AT = 4096  # boxes whose ends are compared with the weights
+EMBEDDING = "embedding.word_embeddings.weight"
 UNLIKE = "the buckets of the optimizer's state are not those of these parameters"
 LEAVE = "leave out --with optimizer"
 REMEDY = f"save with --dist-ckpt-optim-fully-reshardable, or {LEAVE}"
@@ -44,6 +45,7 @@ class Parameter:
     """What a rank holds of a stored tensor: the parameter of one module."""
 
     entry: Entry | None  # None for a copy of what another stage has
+    name: str
     turn: int  # the virtual stage of its rank that it is in
     layer: int
     expert: int
@@ -94,9 +96,8 @@ def _ranks(checkpoint: Checkpoint) -> tuple[Ranks, Pipeline]:
         _count(said.get(f"{name}_model_parallel_size")) for name in ("tensor", "pipeline", "expert", "virtual_pipeline")
     )
     etp = _count(said.get("expert_tensor_parallel_size")) if said.get("expert_tensor_parallel_size") else tp
-    for name in ("pipeline_model_parallel_layout", "mtp_num_layers"):
-        if said.get(name):
-            raise _unlike(checkpoint, f"{name}: {said[name]}")
+    if said.get("pipeline_model_parallel_layout"):
+        raise _unlike(checkpoint, f"pipeline_model_parallel_layout: {said['pipeline_model_parallel_layout']}")
     ends = (said.get(f"decoder_{end}_pipeline_num_layers") for end in ("first", "last"))
     first, last = (layers if isinstance(layers, int) else None for layers in ends)
     embedding, loss = (bool(said.get(f"account_for_{what}_in_pipeline_split")) for what in ("embedding", "loss"))
@@ -132,11 +133,19 @@ def _held(weights: Sequence[Entry], config: Config, ranks: Ranks, stages: Stages
                 rank = tp + ranks.etp * (at.get("ep", 0) + ranks.ep * stage) if alone else tp + ranks.tp * stage
                 parts[rank, turn, -1 if name.layer is None else name.layer, expert].append(box)
         for (rank, turn, layer, expert), held in parts.items():
-            found[int(alone), rank].append(Parameter(entry, turn, layer, expert, held))
-        if value(config, "tied") and ranks.pp > 1 and entry.names[0] == "embed":
+            found[int(alone), rank].append(Parameter(entry, entry.name, turn, layer, expert, held))
+        for copy in _copies(config) if ranks.pp > 1 and entry.names[0] == "embed" else ():
             for (rank, *_), held in parts.items():
-                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, stages["last"][1], -1, 0, held))
+                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, copy, stages["last"][1], -1, 0, held))
     return dict(found)
+
+
+def _copies(config: Config) -> Iterator[str]:
+    """Yield what the last stage calls its copies of the embedding: that of a tied head, and that of layers for further tokens."""
+    if value(config, "tied"):
+        yield "output_layer.weight"
+    if number(config, "mtp"):
+        yield EMBEDDING
 
 
 def _buffers(checkpoint: Checkpoint) -> dict[Buffer, list[Buckets]]:
@@ -157,9 +166,9 @@ def _unfolded(
     chunks = defaultdict[tuple[str, str], list[Chunk]](list)
     entries, seen = dict[str, Entry](), set[tuple[str, Box]]()
     for own, buckets in _paired(checkpoint, held, buffers):
-        ordered = [(order.place(_name(each), each.layer, each.expert), each) for each in own]
+        ordered = [(order.place(each.name, each.layer, each.expert), each) for each in own]
         if unknown := [each for place, each in ordered if place is None]:
-            raise _unlike(checkpoint, f"nobody says where {_name(unknown[0])} stands among the parameters")
+            raise _unlike(checkpoint, f"nobody says where {unknown[0].name} stands among the parameters")
         ordered.sort(key=lambda pair: pair[0] or (), reverse=True)
         for parameter, bucket, start in _walk(checkpoint, [each for _, each in ordered], buckets):
             entry, offset = parameter.entry, start
@@ -169,7 +178,7 @@ def _unfolded(
                     for plane, stored in buckets[bucket].items():
                         chunks[plane, entry.name] += run_in_box(stored, offset, box)
                 offset += prod(box.shape)
-            seen |= {(_name(parameter), box) for box in parameter.boxes if entry is not None}
+            seen |= {(parameter.name, box) for box in parameter.boxes if entry is not None}
     found = dict[Key, Stored]()
     for (plane, name), those in chunks.items():
         stored = Stored("", f"{STATE}{plane}.{name}", "f32", entries[name].stored, tuple(sorted(those, key=_start)))
@@ -194,12 +203,8 @@ def _start(chunk: Chunk) -> tuple[int, ...]:
     return chunk.box.start
 
 
-def _name(parameter: Parameter) -> str:
-    return "output_layer.weight" if parameter.entry is None else parameter.entry.name
-
-
 def _dtype(checkpoint: Checkpoint, parameter: Parameter) -> str:
-    key = ("", "embedding.word_embeddings.weight" if parameter.entry is None else parameter.entry.name)
+    key = ("", EMBEDDING if parameter.entry is None else parameter.name)
     return BY_NAME[checkpoint.tensors[key].dtype].torch
 
 
@@ -214,10 +219,10 @@ def _walk(checkpoint: Checkpoint, ordered: Sequence[Parameter], buckets: Buckets
         at += -at % ALIGNED
         if at + parameter.size > sizes[bucket]:
             if not at - ALIGNED < sizes[bucket] <= at or bucket + 1 == len(sizes):
-                raise _unlike(checkpoint, f"{_name(parameter)} does not end where a bucket does")
+                raise _unlike(checkpoint, f"{parameter.name} does not end where a bucket does")
             bucket, at = bucket + 1, 0
         if at not in cuts[bucket] or at + parameter.size not in cuts[bucket]:
-            raise _unlike(checkpoint, f"{_name(parameter)} does not lie where chunks begin and end")
+            raise _unlike(checkpoint, f"{parameter.name} does not lie where chunks begin and end")
         yield parameter, sorted(buckets)[bucket], at
         at += parameter.size
     if bucket + 1 != len(sizes) or at != sizes[bucket]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import product
 
 LAYERS = re.compile(r"decoder\.layers\.(?:(\d+)\.)?(.*)")
+FURTHER = re.compile(r"mtp\.layers\.(\d+)\.(transformer_layer\.)?(.*)")  # a layer for further tokens, and what is around one
 NORM = ("self_attention.linear_qkv.layer_norm_weight", "self_attention.linear_qkv.layer_norm_bias")
 ATTENTION = (
     "self_attention.core_attention.softmax_offset",
@@ -47,7 +48,12 @@ MLP = (
 )
 INPUT = ("input_layernorm.weight", "input_layernorm.bias")
 BEFORE = ("embedding.word_embeddings.weight", "embedding.position_embeddings.weight")
-AFTER = ("decoder.final_layernorm.weight", "decoder.final_layernorm.bias", "output_layer.weight")
+AFTER = ("decoder.final_layernorm.weight", "decoder.final_layernorm.bias")
+AROUND = (
+    ("enorm.weight", "enorm.bias", "hnorm.weight", "hnorm.bias", "eh_proj.weight"),
+    ("final_layernorm.weight", "final_layernorm.bias"),
+)
+HEAD = ("output_layer.weight",)
 
 Place = tuple[int, ...]
 
@@ -63,18 +69,27 @@ class Order:
 
     def place(self, name: str, layer: int, expert: int) -> Place | None:
         """Return where a parameter stands, to be sorted by; None where that is not known."""
-        for section, names in ((0, BEFORE), (2, AFTER)):
+        for section, names in ((0, BEFORE), (2, AFTER), (4, HEAD)):
             if name in names:
                 return section, names.index(name)
+        if (found := FURTHER.fullmatch(name)) is not None:
+            at = (
+                self._within(found[3], expert)
+                if found[2]
+                else next(((2 * side, names.index(found[3])) for side, names in enumerate(AROUND) if found[3] in names), None)
+            )
+            return None if at is None else (3, int(found[1]), *((1,) if found[2] else ()), *at)
         found = LAYERS.fullmatch(name)
-        at = None if found is None else self._inside.get(found[2])
-        if found is None or at is None:
-            return None
-        number = layer if found[1] is None else int(found[1])
-        if found[2] not in EXPERTS:
-            return 1, number, at
+        at = None if found is None else self._within(found[2], expert)
+        return None if found is None or at is None else (1, layer if found[1] is None else int(found[1]), *at)
+
+    def _within(self, name: str, expert: int) -> Place | None:
+        """Return where a parameter stands in its layer."""
+        at = self._inside.get(name)
+        if at is None or name not in EXPERTS:
+            return None if at is None else (at,)
         first = self._inside[EXPERTS[0]]
-        return (1, number, first, at, expert) if self._grouped else (1, number, first, expert, at)
+        return (first, at, expert) if self._grouped else (first, expert, at)
 
 
 def orders() -> Iterator[Order]:
