@@ -126,9 +126,9 @@ def _needs(target: Inventory, read_by: str | None) -> Mapping[str, object]:
     if not target.dialect.kind.arguments:
         return {}
     reader = None if read_by is None else program(read_by, "--read-by")
-    # a linear module has a state in both specs, a norm of its own with Transformer Engine alone
-    states = [name for name in target.checkpoint.objects if "._extra_state" in name]
-    local_spec = bool(states) and not any("norm._extra_state" in name for name in states)
+    # a norm of its own has a state with Transformer Engine alone
+    norms = any(name.endswith("norm.weight") for _, name in target.checkpoint.tensors)
+    local_spec = norms and not any("norm._extra_state" in name for name in target.checkpoint.objects)
     return needs(target.checkpoint.config, reader, local=local_spec).data
 
 
