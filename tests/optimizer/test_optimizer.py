@@ -127,6 +127,18 @@ def test_buckets_whose_parameters_lie_elsewhere_are_refused(tmp_path):
         carnet.plan(tmp_path / "shifted", **BRING)
 
 
+def test_a_moment_s_bucket_that_is_shifted_by_an_element_is_found(tmp_path):
+    shutil.copytree(BUCKETS, tmp_path / "shifted")
+    assert carnet.cross(BUCKETS, tmp_path / "cut", **BRING, tp=2).equal
+    name = "optimizer.distributed.dp_group_idx_0.gbuf_idx_0.dtype_(torch.bfloat16, torch.float32).bucket_idx_0.exp_avg_sq"
+    file, offset, tensor = stored(tmp_path / "shifted/iter_0000001", name)
+    put(file, offset, tensor.roll(1))
+    verdict = carnet.verify(tmp_path / "shifted", tmp_path / "cut", also="optimizer")
+    where = {place for finding in verdict.findings for place in finding.where.split(", ")}
+    assert where
+    assert all(place.startswith("exp_avg_sq:") for place in where)
+
+
 def test_what_it_holds_and_what_it_leaves_behind(trained, tmp_path):
     source, _ = trained("tp2", **TP2)
     carnet.cross(source, tmp_path / "cut", **BRING, pp=2)

@@ -16,9 +16,11 @@ from carnet.model.tensors import BY_PART, Canonical
 def check_types(source: Side, target: Side, asked: str | None) -> Iterator[Finding]:
     """Yield the casts that nobody asked for, each kind once, and what was not cast as asked; codes have rules of their own."""
     odd: dict[tuple[str, str, str], dict[str, None]] = defaultdict(dict)  # what, from, to -> stored tensors
+    computed = type_of_weights(source.inventory.checkpoint.tensors, source.inventory.config) if asked is None else None
     for name, parts in target.parts.items():
         for part in parts if name.origins[0] in source.parts else ():
             allowed = _allowed(source, target, name, part, asked)
+            allowed |= {computed} if computed and not name.plane and allowed <= {*FLOATS} else set()
             if part.coded is None and part.stored.dtype not in allowed:
                 given = _own(source, source.parts[name.origins[0]][0])
                 odd[_what(given, part.stored.dtype, asked), given, part.stored.dtype][part.label] = None
@@ -35,8 +37,6 @@ def _allowed(source: Side, target: Side, name: Canonical, part: Part, asked: str
     own = {_own(source, origin) for each in name.origins for origin in source.parts[each]} if asked is None else {asked}
     if target.inventory.dialect.kind.one_type and asked is None and name.tensor.part in BY_PART:
         own = {str(value(target.inventory.config, "dtype")) if each in FLOATS else each for each in own}
-    computed = None if name.plane or asked else type_of_weights(source.inventory.checkpoint.tensors, source.inventory.config)
-    own |= {computed} if computed and own <= {*FLOATS} else set()
     summed = name.tensor.part in source.inventory.less_one ^ target.inventory.less_one
     return own | ({part.entry.dtype} if part.entry.dtype else set()) | ({"f32"} if summed else set())
 
