@@ -3,7 +3,11 @@
 import os
 import subprocess
 import sys
+from importlib import import_module
+from inspect import isfunction
 from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import carnet
@@ -57,6 +61,19 @@ carnet.run(plan, "b", phase=print)  # type: ignore[call-arg]
 carnet.plan("a", to="hf").findings  # type: ignore[attr-defined]
 carnet.convert("a")  # type: ignore[attr-defined]
 """
+
+
+@pytest.mark.parametrize(
+    "module", ["", ".deltas", ".merging", ".signing", ".lineage", ".fleet", ".live", ".calibrate", ".megatron.fits"]
+)
+def test_every_public_function_says_what_it_does_and_what_it_raises(module):
+    home = import_module(f"carnet{module}")
+    own = [name for name, each in vars(home).items() if getattr(each, "__module__", "") == home.__name__ and name[0] != "_"]
+    functions = [each for name in getattr(home, "__all__", own) if isfunction(each := getattr(home, name))]
+    assert functions
+    verbs = [each for each in functions if hasattr(each, "__wrapped__")]  # what a log tells of
+    assert [each.__name__ for each in verbs if "Raises " not in (each.__doc__ or "")] == []
+    assert all(each.__doc__ for each in functions)
 
 
 def test_a_strictly_typed_program_is_understood(tmp_path):

@@ -153,6 +153,7 @@ def follow(
     Sources are looked for in the folders ``beside`` (none: the target's own and this process'), three levels deep; ``at`` names the
     folder of one by the name that the document has. With ``read`` the tensors of a first source are read and compared; the bytes of the
     others are what ``carnet.verify`` compares with their documents. ``signature`` checks one of a folder.
+    Raises BadRequest where the target has no document; a link that does not hold is a lineage that is false.
     """
     first = folder_at(local("out", out))
     if not first.kind(DOCUMENT):

@@ -149,7 +149,10 @@ def verify(
     progress: Callback | None = None,
     **options: Unpack[Comparison],
 ) -> Verdict:
-    """Compare a target with the sum of several checkpoints, element by element; the words are those of ``merge``."""
+    """Compare a target with the sum of several checkpoints, element by element; the words are those of ``merge``.
+
+    Raises BadRequest where the checkpoints are not of one model; what differs is a verdict that is false.
+    """
     only(Comparison.__optional_keys__, options)
     _refuse_others(options)
     wish, said = Wish.of(len(sources), weights, method, keep), local("out", out)

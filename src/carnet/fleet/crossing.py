@@ -51,7 +51,8 @@ def cross(
 
     ``on`` is "ray://head:10001", or "ray" for the cluster of RAY_ADDRESS or of this machine. Source and target lie where every node and
     this machine see them under the same path. ``nodes`` hears who has done what, whenever a task is done. Everything else is as
-    ``carnet.cross`` has it; called again after an interruption, the function does what is left.
+    ``carnet.cross`` has it; called again after an interruption, the function does what is left. Raises CarnetError as that does, and
+    MachineFailed where the cluster cannot be reached, or a node does not see the files.
     """
     said, wish, told = local("out", out, out=True), gathered(options), Told(progress, "planning")
     tell = nodes or _untold

@@ -34,7 +34,7 @@ def delta(
     """Write what changed from a version of a model, in any layout, to the tensors that ``crossing.run`` returned on this rank.
 
     The crossing has to be one to ``hf`` whose tensors are whole on it. Everything else is as ``carnet.deltas.delta`` has it; the
-    tensors may lie on a GPU, and must not change meanwhile.
+    tensors may lie on a GPU, and must not change meanwhile. Raises BadRequest where the two are not of one model.
     """
     zstd()
     check(saying)
