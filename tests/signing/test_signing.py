@@ -31,6 +31,7 @@ from carnet.formats.detect import open_checkpoint
 from carnet.signing import Key, Trust
 from carnet.storage.schemes import folder_at
 from tests.signing.conftest import private
+from tests.terminal import on_a_terminal
 
 
 def said(*words, code=0):
@@ -340,6 +341,13 @@ def test_progress_is_told_on_the_thread_that_called_until_all_is_read(chain, key
     assert signing.check(chain / "hf", Trust(public_key=keys.public), progress=show)
     assert told[-1][0].done == told[-1][0].total > size
     assert {thread for _, thread in told} == {threading.main_thread()}
+
+
+def test_a_bar_shows_how_far_the_hashing_is(chain, keys):
+    shown = on_a_terminal("-m", "carnet", "sign", chain / "hf", "--key", keys.key)
+    assert [*dict.fromkeys(line.split()[0] for line in shown if "━" in line)] == ["hashing", "signing"]
+    shown = on_a_terminal("-m", "carnet", "verify", chain / "hf", "--public-key", keys.public)
+    assert [*dict.fromkeys(line.split()[0] for line in shown if "━" in line)] == ["hashing", "examining"]
 
 
 @pytest.mark.parametrize("verb", ["sign", "check"])
