@@ -67,6 +67,15 @@ def test_a_band_is_named_by_what_became_of_its_bytes(crossed):
     }
 
 
+def test_codes_that_are_carried_are_as_they_are_and_codes_that_are_read_are_dequantized(crossed, tmp_path):
+    for name, words, fate in (("kept", (), "as it is"), ("read", ("--dtype", "bf16"), "dequantized")):
+        html_file = tmp_path / f"{name}.html"
+        assert call("cross", crossed / "fp8", tmp_path / name, "--to", "hf", *words, "--report", html_file).exit_code == 0
+        found = {row[2] for row in Read(html_file).rows("streams") if row[0] == "MLP"}
+        assert call("report", tmp_path / name, "-o", html_file).exit_code == 0  # the document says the same
+        assert found == {row[2] for row in Read(html_file).rows("streams") if row[0] == "MLP"} == {fate}
+
+
 def test_what_codes_lose_is_what_verify_says_and_what_torch_computes(crossed):
     call("report", crossed / "fp8", crossed / "hf", "-o", crossed / "again.html")
     found, codes = Read(crossed / "again.html"), as_json("verify", crossed / "hf", crossed / "fp8")["codes"]

@@ -105,8 +105,13 @@ def _arriving(rows: Iterable[Held], groups: Mapping[str, str]) -> Iterable[Strea
 def _leaving(source: Sequence[Held], rows: Iterable[Held], groups: Mapping[str, str]) -> Iterable[Stream]:
     before = {name: row for row in source if not row.left for name in row.elements if not row.beside}
     ours = {_starred(name): row for name, row in before.items()}
+    fates = dict[str, str]()  # of codes, which come before what is beside them
     for row in rows:
-        fate = _fate(before, ours, row)
+        name = next(iter(row.elements), "")
+        if row.beside:
+            fate = fates.get(name, QUANTIZED if QUANTIZED in fates.values() else SAME)
+        else:
+            fate = fates[name] = _fate(before.get(name) or ours.get(_starred(name)), row)
         for file, nbytes in row.files.items():
             parts = {
                 kind: round(nbytes * part / max(row.nbytes, 1)) for kind, part in ((AGAIN, row.again), (PADDING, row.padding))
@@ -121,17 +126,11 @@ def _starred(name: str) -> str:
     return re.sub(r"^layers\.(\d+|\*)\.", "layers.*.", name)
 
 
-def _fate(before: Mapping[str, Held], alike: Mapping[str, Held], row: Held) -> str:
-    """Return what became of a source's bytes in a stored tensor of the target."""
+def _fate(said: Held | None, row: Held) -> str:
+    """Return what became of a source's bytes in a stored tensor of the target, from that of the source with the same weight."""
     if row.computed:
         return COMPUTED
-    name = next(iter(row.elements), "")
-    said = before.get(name) or alike.get(_starred(name))
-    if said is None:
-        return SAME
-    if row.beside:
-        return SAME if said.recipe == row.recipe else QUANTIZED
-    if said.dtype == row.dtype:
+    if said is None or said.dtype == row.dtype:
         return SAME
     if row.recipe and row.recipe != said.recipe:
         return QUANTIZED

@@ -103,13 +103,14 @@ def _again(inventory: Inventory) -> dict[str, int]:
     return found
 
 
+SCALES = "scales of "  # before a name: what a document says of what stands beside codes
 LAYOUT = re.compile(r"(?P<name>[^ ,()]+)(?: \([^()]*\))?")
 
 
 def held_in(side: object) -> list[Held]:
     """Return the rows of one side of a document; what it does not say is not there."""
     said = side.get("tensors") if isinstance(side, Mapping) else None
-    rows = list[Held]()
+    rows, coded = list[Held](), set[str]()
     for label, facts in said.items() if isinstance(said, Mapping) else ():
         if not isinstance(facts, Mapping):
             continue
@@ -118,6 +119,7 @@ def held_in(side: object) -> list[Held]:
         count = prod(lengths)
         nbytes = count * BY_NAME[dtype].nbytes if dtype in BY_NAME else 0
         names = names_of(layout)
+        coded |= {layout.removeprefix(SCALES)} if layout.startswith(SCALES) else set()
         rows.append(
             Held(
                 str(label),
@@ -126,11 +128,11 @@ def held_in(side: object) -> list[Held]:
                 lengths,
                 nbytes,
                 {_unit(str(label)): nbytes},
-                beside="" if names else "scales" if layout.startswith(("scales of ", "beside codes")) else "",
-                left="" if names or layout.startswith(("scales of ", "beside codes")) else layout,
+                beside="" if names else "scales" if layout.startswith((SCALES, "beside codes")) else "",
+                left="" if names or layout.startswith((SCALES, "beside codes")) else layout,
             )
         )
-    return rows
+    return [replace(row, recipe="codes") if row.label.removeprefix(f"{_unit(row.label)}/") in coded else row for row in rows]
 
 
 def _unit(label: str) -> str:
