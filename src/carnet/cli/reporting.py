@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     "carnet report out/llama-bf16 checkpoints/llama --dtype bf16 -o llama-bf16.html",
 )
 @click.argument("out", type=existing_folder)
-@click.argument("source", metavar="[SRC]", required=False, type=existing_folder)
+@click.argument("src", required=False, type=existing_folder)
 @click.option("-o", "--output", required=True, type=Place(dir_okay=False), metavar="FILE", help="The file, HTML.")
 @click.option("--plan", type=existing_file, help="The plan of the crossing, which says what was asked for.")
 @search_options
@@ -31,7 +31,7 @@ def report(
     ctx: click.Context,
     /,
     out: str,
-    source: str | None,
+    src: str | None,
     output: str,
     at: tuple[tuple[str, str], ...],
     beside: tuple[str, ...],
@@ -51,10 +51,10 @@ def report(
 
     sheet = Sheet("output", output, out)
     given: Any = said(options)
-    if source is None and given.keys() - {"memory", "threads"}:
+    if src is None and given.keys() - {"memory", "threads"}:
         raise BadRequest("a target alone is drawn as its carnet says: no option changes that", remedy="name the source too")
     with progress_bar() as progress:
-        page = of_target(out, source, at=dict(at), beside=beside, progress=progress, **given)
+        page = of_target(out, src, at=dict(at), beside=beside, progress=progress, **given)
     sheet.write(page)
     if as_json:
         click.echo(dump(page_data(page)))
