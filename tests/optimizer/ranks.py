@@ -144,6 +144,7 @@ def trained(job):
         virtual_pipeline_model_parallel_size=job.get("vpp"),
         num_layers_in_first_pipeline_stage=job.get("first"),
         mtp_num_layers=job.get("mtp"),
+        pipeline_model_parallel_layout=job.get("layout"),
         expert_model_parallel_size=job.get("ep", 1),
         expert_tensor_parallel_size=1,
         moe_token_dispatcher_type="allgather",
@@ -191,7 +192,7 @@ def trained(job):
 def built(job, config, said, virtual):
     """Return what this rank has of the model in one of its virtual stages."""
     rank, last = parallel_state.get_pipeline_model_parallel_rank(), (job.get("vpp") or 1) - 1
-    stage = virtual * job["pp"] + rank
+    stage, vp = virtual * job["pp"] + rank, virtual if job.get("vpp") else None
     spec = get_gpt_layer_local_spec(num_experts=config.num_moe_experts, normalization="RMSNorm", moe_grouped_gemm=False)
     model = GPTModel(
         config,
@@ -203,8 +204,10 @@ def built(job, config, said, virtual):
         rotary_base=10000,
         pre_process=stage == 0,
         post_process=(virtual, rank) == (last, job["pp"] - 1),
-        vp_stage=virtual if job.get("vpp") else None,
-        mtp_block_spec=get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False) if job.get("mtp") else None,
+        vp_stage=vp,
+        mtp_block_spec=get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False, vp_stage=vp)
+        if job.get("mtp")
+        else None,
     ).to(config.params_dtype)
     for name, parameter in model.named_parameters():
         own = getattr(parameter, "tensor_model_parallel", False) or not getattr(parameter, "allreduce", True)
@@ -282,6 +285,7 @@ def save(job, said, parts, iteration):
         "virtual_pipeline_model_parallel_size": job.get("vpp"),
         "decoder_first_pipeline_num_layers": job.get("first"),
         "mtp_num_layers": job.get("mtp"),
+        "pipeline_model_parallel_layout": job.get("layout"),
         "world_size": dist.get_world_size(),
         "expert_model_parallel_size": job.get("ep", 1),
         "expert_tensor_parallel_size": 1,

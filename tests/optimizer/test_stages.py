@@ -4,6 +4,7 @@ from argparse import Namespace
 from itertools import product
 
 import pytest
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
@@ -42,6 +43,21 @@ def test_layers_are_where_megatron_core_builds_them(layers, ranks, virtual, firs
         begin = get_transformer_layer_offset(said, stage, rank)
         found |= dict.fromkeys(range(begin, begin + get_num_layers_to_build(said, stage, rank)), (rank, turn))
     assert placed({"layers": layers}, Pipeline(ranks, virtual, first, last, embedding, loss)) == found
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks"), [("Et*3|(tt|)*29,m|L", 4), ("Et|t|tt|mL", 2), ("E|(t|)*6,tL", 8), ("Etttt|ttttL", 2)]
+)
+def test_layers_are_where_a_layout_says(layout, ranks):
+    stages = PipelineParallelLayerLayout(layout, ranks).layout
+    virtual = len(stages[0])
+    every = [(kind.name, (rank, turn)) for turn in range(virtual) for rank in range(ranks) for kind in stages[rank][turn]]
+    decoder, mtp = ([stage for kind, stage in every if kind == name] for name in ("decoder", "mtp"))
+    ends = {name: dict(every)[kind] for name, kind in (("first", "embedding"), ("last", "loss"))}
+    said = {"layers": len(decoder), "mtp": len(mtp)}
+    found = placed(said, Pipeline(ranks, virtual, None, None, False, False, layout))
+    assert found == {**ends, **dict(enumerate([*decoder, *mtp]))}
+    assert placed({**said, "layers": len(decoder) + 1}, Pipeline(ranks, virtual, None, None, False, False, layout)) == {}
 
 
 def test_layers_that_stages_cannot_share_are_nowhere():

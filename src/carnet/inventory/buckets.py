@@ -25,7 +25,8 @@ from carnet.dtypes import BY_NAME, array_type
 from carnet.errors import NotSupported
 from carnet.formats.stored import Checkpoint, Chunk, Key, Stored, run_in_box
 from carnet.model.fields import Config
-from carnet.model.model import number, value
+from carnet.model.model import further, number, value
+from carnet.model.tensors import Canonical
 from carnet.storage.protocol import read_at
 
 BUCKET = re.compile(
@@ -34,7 +35,8 @@ BUCKET = re.compile(
 )
 ALIGNED = 64  # elements: _pad_start_of_param_if_needed in megatron/core/distributed/param_and_grad_buffer.py
 LOOKED_AT = 4096  # boxes whose ends are compared with the weights
-EMBEDDING = "embedding.word_embeddings.weight"
+EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
+LAYOUT = 10_000  # letters
 UNLIKE = "the buckets of the optimizer's state are not those of these parameters"
 LEAVE = "leave out --with optimizer"
 REMEDY = f"save with --dist-ckpt-optim-fully-reshardable, or {LEAVE}"
@@ -96,12 +98,13 @@ def _ranks(checkpoint: Checkpoint) -> tuple[Ranks, Pipeline]:
         _count(said.get(f"{name}_model_parallel_size")) for name in ("tensor", "pipeline", "expert", "virtual_pipeline")
     )
     etp = _count(said.get("expert_tensor_parallel_size")) if said.get("expert_tensor_parallel_size") else tp
-    if said.get("pipeline_model_parallel_layout"):
-        raise _unlike(checkpoint, f"pipeline_model_parallel_layout: {said['pipeline_model_parallel_layout']}")
+    layout = said.get("pipeline_model_parallel_layout") or ""
+    if not isinstance(layout, str) or len(layout) > LAYOUT:
+        raise _unlike(checkpoint, "pipeline_model_parallel_layout is no text")
     ends = (said.get(f"decoder_{end}_pipeline_num_layers") for end in ("first", "last"))
     first, last = (layers if isinstance(layers, int) else None for layers in ends)
     embedding, loss = (bool(said.get(f"account_for_{what}_in_pipeline_split")) for what in ("embedding", "loss"))
-    return Ranks(tp, pp, ep, etp), Pipeline(pp, vpp if pp > 1 else 1, first, last, embedding, loss)
+    return Ranks(tp, pp, ep, etp), Pipeline(pp, vpp if pp > 1 else 1, first, last, embedding, loss, layout)
 
 
 def _count(said: object) -> int:
@@ -126,7 +129,7 @@ def _held(weights: Sequence[Entry], config: Config, ranks: Ranks, stages: Stages
         parts = defaultdict[tuple[int, int, int, int], list[Box]](list)  # rank, its virtual stage, layer, expert
         for box, at in boxes(entry, ranks):
             name = entry.reading.tensors[at.get("layer", 0)][0]
-            stage, turn = stages[name.tensor.stage if name.layer is None else name.layer]
+            stage, turn = stages[_stage(name, config)]
             expert = next((box.start[dim] for dim, axes in enumerate(entry.reading.pattern.dims) if axes[:1] == ("expert",)), 0)
             expert = expert if entry.reading.cut == "expert" else 0
             for tp in [at["tp"]] if "tp" in at else range(ranks.etp if alone else ranks.tp):
@@ -134,18 +137,24 @@ def _held(weights: Sequence[Entry], config: Config, ranks: Ranks, stages: Stages
                 parts[rank, turn, -1 if name.layer is None else name.layer, expert].append(box)
         for (rank, turn, layer, expert), held in parts.items():
             found[int(alone), rank].append(Parameter(entry, entry.name, turn, layer, expert, held))
-        for copy in _copies(config) if ranks.pp > 1 and entry.names[0] == "embed" else ():
+        for name, (stage, turn) in _copies(config, stages) if entry.names[0] == "embed" else ():
             for (rank, *_), held in parts.items():
-                found[0, rank + ranks.tp * (ranks.pp - 1)].append(Parameter(None, copy, stages["last"][1], -1, 0, held))
+                found[0, rank + ranks.tp * stage].append(Parameter(None, name, turn, -1, 0, held))
     return dict(found)
 
 
-def _copies(config: Config) -> Iterator[str]:
-    """Yield what the last stage calls its copies of the embedding: that of a tied head, and that of layers for further tokens."""
-    if value(config, "tied"):
-        yield "output_layer.weight"
-    if number(config, "mtp"):
-        yield EMBEDDING
+def _stage(name: Canonical, config: Config) -> int | str:
+    """Return by what a stage is known that has a tensor; the norm after all layers follows the last, where others come after it."""
+    if name.layer is None and name.tensor.part.startswith("final_norm") and number(config, "mtp"):
+        return number(config, "layers") - 1
+    return name.tensor.stage if name.layer is None else name.layer
+
+
+def _copies(config: Config, stages: Stages) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield what other stages call their copies of the embedding: a tied head, and what layers for further tokens read."""
+    beyond = further(config)[:1]
+    for name, where in ((HEAD, ["last"] if value(config, "tied") else []), (EMBEDDING, beyond)):
+        yield from ((name, stages[at]) for at in where if stages[at] != stages["first"])
 
 
 def _buffers(checkpoint: Checkpoint) -> dict[Buffer, list[Buckets]]:

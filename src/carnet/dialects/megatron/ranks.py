@@ -3,6 +3,7 @@
 A layer each, an expert each, and along the axis that tensor parallelism cuts.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -47,6 +48,7 @@ class Pipeline:
     last: int | None
     embedding: bool  # whether what is first in the model counts as a layer
     loss: bool  # and what is last
+    layout: str = ""  # a letter for each layer and a stroke between stages, where that is said: "Et*3|(tt|)*29,m|L"
 
 
 def placed(config: Config, pipeline: Pipeline) -> dict[int | str, tuple[int, int]]:
@@ -55,6 +57,8 @@ def placed(config: Config, pipeline: Pipeline) -> dict[int | str, tuple[int, int
     get_num_layers_to_build in megatron/core/transformer/transformer_block.py
     """
     count, ranks, virtual = number(config, "layers"), pipeline.ranks, pipeline.virtual
+    if pipeline.layout:
+        return _laid_out(config, pipeline)
     said = {rank: layers for rank, layers in ((0, pipeline.first), (ranks - 1, pipeline.last)) if layers is not None}
     others = count - sum(said.values()) + pipeline.embedding + pipeline.loss
     each = others // (ranks - len(said)) if len(said) < ranks else 0
@@ -68,6 +72,21 @@ def placed(config: Config, pipeline: Pipeline) -> dict[int | str, tuple[int, int
         enumerate(stage for stage, many in zip(stages, layers, strict=True) for _ in range(many))
     )
     return found | {"first": stages[0], "last": stages[-1]} | dict.fromkeys(further(config), stages[-1])
+
+
+def _laid_out(config: Config, pipeline: Pipeline) -> dict[int | str, tuple[int, int]]:
+    """Return the same of a layout: PipelineParallelLayerLayout in megatron/core/transformer/pipeline_parallel_layer_layout.py."""
+    text = pipeline.layout.replace(",", "")
+    for repeated in (r"\(([^)]+)\)\*(\d+)", r"(.)\*(\d+)"):
+        text = re.sub(repeated, lambda found: found[1] * int(found[2]), text)
+    known = {"E": ["first"], "t": [*range(number(config, "layers"))], "m": [*further(config)], "L": ["last"]}
+    letters = [
+        (letter, (at % pipeline.ranks, at // pipeline.ranks)) for at, each in enumerate(text.split("|")) for letter in each
+    ]
+    if sorted(letter for letter, _ in letters) != sorted(letter for letter, each in known.items() for _ in each):
+        return {}
+    names = {letter: iter(each) for letter, each in known.items()}
+    return {next(names[letter]): stage for letter, stage in letters}
 
 
 def boxes(entry: Entry, ranks: Ranks) -> Iterator[tuple[Box, dict[str, int]]]:
