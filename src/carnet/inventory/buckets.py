@@ -137,9 +137,9 @@ def _held(weights: Sequence[Entry], config: Config, ranks: Ranks, stages: Stages
                 parts[rank, turn, -1 if name.layer is None else name.layer, expert].append(box)
         for (rank, turn, layer, expert), held in parts.items():
             found[int(alone), rank].append(Parameter(entry, entry.name, turn, layer, expert, held))
-        for name, (stage, turn) in _copies(config, stages) if entry.names[0] == "embed" else ():
+        for copied, (stage, turn) in _copies(config, stages) if entry.names[0] == "embed" else ():
             for (rank, *_), held in parts.items():
-                found[0, rank + ranks.tp * stage].append(Parameter(None, name, turn, -1, 0, held))
+                found[0, rank + ranks.tp * stage].append(Parameter(None, copied, turn, -1, 0, held))
     return dict(found)
 
 
