@@ -75,7 +75,9 @@ def test_a_certificate_of_a_key_in_a_token_is_believed_by_its_root(chain, token,
     made["root"] = certified(authority, "root", authority, "root", root=True)
     for name, each in made.items():
         (tmp_path / name).write_bytes(each.public_bytes(PEM))
-    sign(chain / "hf", environment, "--pkcs11", uri(), "--certificate", tmp_path / "certificate")
+    (tmp_path / "pin").write_text(PIN)
+    named = uri().replace(f"pin-value={PIN}", f"pin-source={tmp_path / 'pin'}")
+    sign(chain / "hf", environment, "--pkcs11", named, "--certificate", tmp_path / "certificate")
     assert signing.check(chain / "hf", Trust(certificate_chain=[tmp_path / "root"]))
 
 
