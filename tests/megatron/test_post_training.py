@@ -285,6 +285,11 @@ def test_a_head_that_guesses_among_all_tokens_says_so(more, size):
     assert config_of(BASE, vocabulary, {"eagle_architecture_config": MODELOPT | more}, "here")["draft_vocab_size"] == size
 
 
+def test_a_base_of_frequencies_that_nobody_says_is_not_made_up():
+    with pytest.raises(BadCheckpoint, match="does not say 'rope_theta'"):
+        config_of(BASE, None, {"eagle_architecture_config": MODELOPT | {"rope_theta": None}}, "here")
+
+
 @pytest.mark.parametrize("layers", [[1, 1], [-1, 0], [0, 4], ["0", 1], [0.0, 1.0], "01"])
 def test_layers_that_the_model_has_not_are_refused(layers):
     made = MODELOPT | {"eagle_aux_hidden_state_layer_ids": layers}

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 import carnet
 from carnet.errors import BadRequest, NotSupported
@@ -219,6 +220,35 @@ def test_a_damage_is_found_and_named(damage, trained, tmp_path):
     plant(tmp_path / "cut/iter_0000003")
     verdict = carnet.verify(source, tmp_path / "cut", also="optimizer")
     assert where in {place for finding in verdict.findings for place in finding.where.split(", ")}
+
+
+def test_a_group_that_experts_lack_is_found(trained, tmp_path):
+    source, _ = trained("fsdp ep2", **EP2, form="fsdp_dtensor", bf16=1)
+    assert carnet.cross(source, tmp_path / "cut", **BRING, ep=2).equal
+
+    def without(said):
+        for each in said["optimizer"].values():  # of the experts' optimizer alone: of those that ranks share
+            groups = each["optimizer"]["param_groups"]
+            groups.remove(next(group for group in groups if group["is_expert_parallel"] and group["wd_mult"]))
+
+    common(without)(tmp_path / "cut/iter_0000003")
+    findings = carnet.verify(source, tmp_path / "cut", also="optimizer").findings
+    assert [finding.what for finding in findings if finding.where == "training state"] == ["missing"]
+
+
+def test_a_weight_in_f32_among_others_stays_so(trained, tmp_path):
+    """Which is its own master, and the others are not."""
+    source, _ = trained("plain", **TP2, form="plain", bf16=1)
+    shutil.copytree(source, tmp_path / "mixed", ignore=shutil.ignore_patterns("*.distcp", ".metadata"))
+    held, name = every(source / "iter_0000003"), "decoder.final_layernorm.weight"
+    held[name] = held.pop(f"optimizer.state.fp32_param.{name}") + 1 / 999
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(held, storage_writer=FileSystemWriter(tmp_path / "mixed/iter_0000003"), no_dist=True)
+    assert carnet.cross(tmp_path / "mixed", tmp_path / "cut", **BRING).equal
+    ours = every(tmp_path / "cut/iter_0000003")
+    assert torch.equal(ours[name], held[name]) and torch.equal(ours[f"optimizer.state.param.{name}"], held[name])
+    assert ours["output_layer.weight"].dtype == torch.bfloat16
 
 
 def test_what_has_no_optimizer_s_state_or_no_place_for_it_is_refused(trained, tmp_path):

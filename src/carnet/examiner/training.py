@@ -27,9 +27,12 @@ def check_training(source: Inventory, target: Inventory) -> Iterator[Finding]:
             yield Finding("not in the source", WHERE, "", f"a group of parameters, {_words(group)}")
         else:
             yield from _apart("a group of parameters: ", {**first, EXPERT: None}, {**group, EXPERT: None})
-    there = {alike(group) for group in theirs.groups}
+    there = {(alike(group), bool(group.get(EXPERT))) for group in theirs.groups}
+    apart, told = (any(group.get(EXPERT) for group in each.groups) for each in (theirs, ours))
     for group in ours.groups:
-        if alike(group) not in there:
+        # Megatron looks for a group of experts by that name where ranks share these, and for no other
+        wanted = ({bool(group.get(EXPERT))} if told else {False, True}) if apart else {False}
+        if not there.issuperset((alike(group), expert) for expert in wanted):
             yield Finding("missing", WHERE, "", f"a group of parameters, {_words(group)}")
 
 

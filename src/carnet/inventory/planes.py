@@ -63,9 +63,12 @@ def _masters(tensors: Mapping[Key, Stored]) -> dict[Key, Stored]:
 
 
 def type_of_weights(tensors: Mapping[Key, Stored], config: Config) -> str | None:
-    """Return the type in which a run computes whose weights are stored as their own masters; None of any other checkpoint."""
-    masters = ((tensors.get((unit, f"{STATE}{MASTER}.{name}")), stored) for (unit, name), stored in tensors.items())
-    own = "planes" in config and any(master is not None and master.chunks is stored.chunks for master, stored in masters)
+    """Return the type in which a run computes all of whose weights are stored as their own masters; None of any other checkpoint."""
+    if "planes" not in config:
+        return None
+    trained = [key for key in tensors if (key[0], f"{STATE}exp_avg.{key[1]}") in tensors]
+    masters = ((tensors.get((unit, f"{STATE}{MASTER}.{name}")), tensors[unit, name]) for unit, name in trained)
+    own = bool(trained) and all(master is not None and master.chunks is stored.chunks for master, stored in masters)
     return str(value(config, "dtype")) if own else None
 
 

@@ -47,6 +47,7 @@ GUARDS: Mapping[str, tuple[object, ...]] = {
     "parallel_draft_step": (1,),
     "position_embedding_type": ("rope", "yarn"),  # both are rotated alike there
 }
+SAID = ("rms_norm_eps", "rope_theta")  # ModelOpt computes with nothing else; a class of transformers' would have numbers of its own
 SIZES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
@@ -65,6 +66,10 @@ def config_of(
         if found.get(key) not in (None, *known):
             facts = {"where": where, "found": repr(found[key]), "known": ", ".join(map(repr, known))}
             raise NotSupported(f"the head of EAGLE has {key!r}, which carnet cannot carry over", facts)
+    for key in SAID:
+        if made.get(key) is None:
+            facts = {"where": where, "looked for": f"modelopt_state: eagle_architecture_config.{key}"}
+            raise BadCheckpoint(f"ModelOpt's state does not say {key!r} of the head of EAGLE", facts)
     biased, scaling, draft = bool(made.get("mlp_bias")), made.get("rope_scaling"), made.get("draft_vocab_size")
     factor = scaling.get("factor") if isinstance(scaling, Mapping) else None
     vocab, rows = (vocabulary.tokens, vocabulary.rows) if vocabulary is not None else (arguments.get("vocab_size"), None)
