@@ -47,7 +47,7 @@ GUARDS: Mapping[str, tuple[object, ...]] = {
     "parallel_draft_step": (1,),
     "position_embedding_type": ("rope", "yarn"),  # both are rotated alike there
 }
-SAID = ("rms_norm_eps", "rope_theta")  # ModelOpt computes with nothing else; a class of transformers' would have numbers of its own
+SAID = ("rms_norm_eps", "rope_theta")  # for which a class of transformers' would take numbers of its own
 SIZES = ("num_hidden_layers", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
