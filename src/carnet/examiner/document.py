@@ -255,7 +255,7 @@ def _problems(raw: bytes, data: Mapping[str, object]) -> list[Finding]:
     wanted = KEYS_OF.get(str(data.get("state")), KEYS)
     if raw != text(data).encode() or sealed(data) != data:
         return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, "it does not have the digest that it says of itself")]
-    if [key for key in data if key not in WORDS] != wanted or data.get("state") not in KEYS_OF:
+    if [key for key in data if key not in WORDS] != wanted or str(data.get("state")) not in KEYS_OF:
         return [Finding("the carnet was altered", DOCUMENT, DOCUMENT, f"expected the keys {', '.join(wanted)}")]
     return []
 

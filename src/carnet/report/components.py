@@ -25,7 +25,7 @@ WITHIN = (  # what a name begins with within its layer -> its component, in the 
     ("head", "head"),
 )
 COMPONENTS = (*dict.fromkeys(word for _, word in WITHIN), NORMS, TOWER, ADAPTERS, OPTIMIZER, OTHER)
-NAME = re.compile(r"(?:(?P<plane>\w+):)?(?:layers\.(?P<layer>\d+|\*)\.)?(?P<part>.*)", re.DOTALL)
+NAME = re.compile(r"(?:(?P<plane>\w+):)?(?:layers\.(?P<layer>\d{1,9}|\*)\.)?(?P<part>.*)", re.DOTALL)
 
 
 def split(name: str) -> tuple[int | None, str]:

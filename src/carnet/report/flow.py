@@ -103,7 +103,8 @@ def _arriving(rows: Iterable[Held], groups: Mapping[str, str]) -> Iterable[Strea
 
 
 def _leaving(source: Sequence[Held], rows: Iterable[Held], groups: Mapping[str, str]) -> Iterable[Stream]:
-    before = {name: row for row in source if not row.left for name in row.elements if not row.beside}
+    # of several sources the first counts: what a sum keeps is that one's
+    before = {name: row for row in reversed(source) if not row.left for name in row.elements if not row.beside}
     ours = {_starred(name): row for name, row in before.items()}
     fates = dict[str, str]()  # of codes, which come before what is beside them
     for row in rows:

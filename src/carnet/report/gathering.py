@@ -9,7 +9,6 @@ from carnet import api, lineage
 from carnet.api import Inspection
 from carnet.errors import BadRequest, CarnetError, shown
 from carnet.examiner import document as documents
-from carnet.examiner.asked import words
 from carnet.examiner.desk import Desk
 from carnet.examiner.document import Document
 from carnet.examiner.pictures import damages, losses
@@ -26,7 +25,7 @@ from carnet.plans.typed import Comparison
 from carnet.progress import Callback
 from carnet.report.column import column
 from carnet.report.flow import flow
-from carnet.report.held import Held, held_by, held_in
+from carnet.report.held import Held, held_by
 from carnet.report.loss import kinds
 from carnet.report.page import (
     DIFFERENT,
@@ -41,6 +40,7 @@ from carnet.report.page import (
     finite,
 )
 from carnet.report.running import Run
+from carnet.report.said import again, look, named_in, rows_of, summed
 from carnet.report.terminal import DATA, few
 from carnet.storage.schemes import PathLike, folder_at
 
@@ -140,12 +140,13 @@ def _page(
     beside: Iterable[PathLike],
 ) -> Page:
     data: Mapping[str, Any] = {} if said is None else said.data
+    look(data, folder_at(path) / DOCUMENT)
     target = None if desk is not None else _looked(path, data)
     inventory = desk.theirs.inventory if desk is not None else None if target is None else target.inventory
     if desk is not None:
         ours, theirs = (held_by(_seen(side.inventory)) for side in (desk.ours, desk.theirs))
     else:
-        ours, theirs = _ours(source, data), [] if target is None else held_by(target)
+        ours, theirs = _ours(source, data), [] if target is None else summed(data, held_by(target))
     problems = () if said is None else said.problems
     findings = problems if verdict is None else verdict.findings
     few = list(problems) if verdict is None else verdict.few(NAMED)
@@ -154,7 +155,7 @@ def _page(
     origin_name = str(named.get("name")) if isinstance(named, Mapping) else ""
     return Page(
         folder_at(path).name,
-        origin_name if source is None else folder_at(local("ckpt", source)).name,
+        named_in(data) if source is None else folder_at(local("ckpt", source)).name,
         _state(said, verdict),
         _facts(verdict, data, ours, theirs),
         flow(ours, theirs, origin_name or "source") if ours else flow(theirs, []),  # of its source nothing is known
@@ -196,10 +197,10 @@ def _ours(source: PathLike | None, data: Mapping[str, Any]) -> list[Held]:
     """Return the rows of a source: by its headers, or by a document, which says of the vocabulary what is padding."""
     if source is not None:
         return held_by(api.inspect(source))
-    said, rows = data.get("vocabulary"), held_in(data.get("source"))
-    if not isinstance(said, Mapping) or not said.get("rows"):
+    said, rows = data.get("vocabulary"), rows_of(data)
+    if not isinstance(said, Mapping) or not said["rows"]:
         return rows
-    share = int(said.get("left out as padding", 0)) / int(said["rows"])
+    share = min(said["left out as padding"] / said["rows"], 1)
     padded = {"embed", "head"}
     return [replace(row, padding=round(row.nbytes * share)) if padded & {*row.elements} else row for row in rows]
 
@@ -245,8 +246,8 @@ def _loss(quality: Any, data: Mapping[str, Any], theirs: Sequence[Held]) -> Loss
     codes = proof.get("codes") if isinstance(proof, Mapping) else None
     if not isinstance(codes, Mapping):
         return None
-    worst = tuple((str(each["tensor"]), each["snr dB"], int(each["saturated"])) for each in codes.get("worst", []))
-    return Loss(int(codes["weights"]), int(codes["saturated"]), codes["snr dB"], worst)
+    worst = tuple((each["tensor"], each["snr dB"], each["saturated"]) for each in codes["worst"])
+    return Loss(codes["weights"], codes["saturated"], codes["snr dB"], worst)
 
 
 def _dropped(data: Mapping[str, Any], verdict: Verdict | None) -> Mapping[str, Sequence[str]]:
@@ -282,8 +283,7 @@ def _origin(said: Document | None, *, signed: bool) -> dict[str, str]:
         if isinstance(side, Mapping) and side.get("format"):
             name = f"{side['name']}, " if "name" in side else ""
             lines[label] = f"{name}{side.get('dialect')} ({side['format']})"
-    repeat = " ".join(words(data["request"])) if isinstance(data.get("request"), Mapping) else ""
-    lines |= {"to examine it again": f"carnet verify CKPT OUT {repeat}".strip()} if said.proven else {}
+    lines |= {"to examine it again": again(data)} if said.proven else {}
     return lines | {"signature": "model.sig is there; carnet verify OUT --signature checks it" if signed else "none"}
 
 
