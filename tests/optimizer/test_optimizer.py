@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import carnet
-from carnet.errors import BadRequest, NotSupported
+from carnet.errors import BadCheckpoint, BadRequest, NotSupported
 from carnet.formats.detect import open_checkpoint
+from carnet.formats.training import training_of
 from carnet.plans.options import BadOption
 from tests.megatron.test_newest import NEWEST
 from tests.optimizer.conftest import train
@@ -269,3 +270,18 @@ def test_what_has_no_optimizer_s_state_or_no_place_for_it_is_refused(trained, tm
     with pytest.raises(BadRequest, match="no optimizer's state is here") as refused:
         carnet.plan(tmp_path / "half", **BRING)
     assert refused.value.facts["lacking"] == "step and groups of parameters"
+
+
+@pytest.mark.parametrize(
+    ("more", "iteration", "what"),
+    [
+        ({"wd_mult": {"a": 1}}, 3, "which group of parameters is which"),
+        ({"step": [3]}, 3, "which group of parameters is which"),
+        ({}, -3, "how far the training is"),
+        ({}, 10**30, "how far the training is"),
+    ],
+)
+def test_a_training_that_makes_no_sense_is_refused(more, iteration, what):
+    said = {"optimizer": {"param_groups": [{"step": 3, **more}]}, "opt_param_scheduler": {}, "iteration": iteration}
+    with pytest.raises(BadCheckpoint, match=what):
+        training_of(said, {}, "here")

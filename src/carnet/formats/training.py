@@ -11,6 +11,7 @@ from carnet.formats.torch_opcodes import Value
 
 FORM = "fully_reshardable"  # what is written: DistributedOptimizer.sharded_state_dict
 EXPERT = "is_expert_parallel"
+MOST = 10**12  # iterations: the folder is named after them
 OPTIMIZER, SCHEDULER, OPERATIONS = "optimizer", "opt_param_scheduler", "num_floating_point_operations_so_far"
 # what a run that goes on takes from the arguments: load_checkpoint in megatron/training/checkpointing.py
 SAMPLES = ("consumed_train_samples", "skipped_train_samples", "consumed_valid_samples")
@@ -45,13 +46,17 @@ def training_of(common: Mapping[str, object], args: Mapping[str, object], where:
     groups = list[Group]()
     for group in (group for part in parts for group in _groups(part)):
         groups += [group] if group not in groups else []
+    odd = [each for group in groups for each in (*alike(group), group.get("step")) if isinstance(each, Mapping | list)]
+    if odd:
+        found = {"where": where, "found": f"{odd[0]!r:.80}", "expected": "numbers and words"}
+        raise BadCheckpoint("the optimizer's state does not say which group of parameters is which", found)
     steps = {group["step"] for group in groups if group.get("step") is not None}
     if len(steps) != 1:
         found = {"where": where, "groups of parameters": len(groups), "steps": ", ".join(map(str, steps)) or "-"}
         raise BadCheckpoint("the optimizer's state does not say one step", found)
     scheduler, iteration, operations = (common.get(key) for key in (SCHEDULER, "iteration", OPERATIONS))
-    if not isinstance(scheduler, Mapping) or type(iteration) is not int:
-        found = {"where": where, "looked for": f"{SCHEDULER}, iteration"}
+    if not isinstance(scheduler, Mapping) or type(iteration) is not int or not 0 <= iteration < MOST:
+        found = {"where": where, "looked for": f"{SCHEDULER}, iteration", "found": f"iteration {iteration!s:.40}"}
         raise BadCheckpoint("the common state does not say how far the training is", found)
     count = operations if isinstance(operations, int | float) else 0
     samples = {key: args[key] for key in SAMPLES if isinstance(args.get(key), int)}
