@@ -67,3 +67,11 @@ def test_three_states_are_taken_for_granted_where_nothing_is_said(head, tmp_path
     said(head, eagle_config=None, eagle_aux_hidden_state_layer_ids=None)
     assert carnet.cross(head, tmp_path / "out", to="hf").equal
     assert "eagle_aux_hidden_state_layer_ids" not in json.loads((tmp_path / "out/config.json").read_text())
+
+
+@pytest.mark.parametrize("key", ["eagle_config", "eagle_aux_hidden_state_layer_ids"])
+def test_a_target_that_tells_one_engine_alone_its_layers_is_not_that_head(key, head, tmp_path):
+    assert carnet.cross(head, tmp_path / "out", to="hf").equal
+    (tmp_path / "out/carnet.json").unlink()
+    said(tmp_path / "out", **{key: None})
+    assert {finding.where for finding in carnet.verify(head, tmp_path / "out").findings} == {"aux_layers"}

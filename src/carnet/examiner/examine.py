@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from carnet.algebra.box import Box
+from carnet.architectures.eagle import ENTER, LEAVE
+from carnet.dialects.configs import lookup
 from carnet.dtypes import array_type
 from carnet.errors import CarnetError
 from carnet.examiner.asked import Asked
@@ -157,6 +159,10 @@ def _config(source: Inventory, target: Inventory) -> list[Finding]:
         Finding("config field differs", name, "config.json", _apart(f"{ours!r}", f"{theirs!r}"))
         for name, ours, theirs in fields_apart(source.config, target.config)
     ]
+    for key in (LEAVE, ENTER) if value(target.config, "aux_layers") else ():
+        if not lookup(target.checkpoint.config, key):
+            detail = f"{key} is not said: an engine that looks there would take the states of other layers"
+            findings.append(Finding("config field differs", "aux_layers", "config.json", detail))
     dtypes = {target.checkpoint.tensors[key].dtype for key in target.entries if key not in target.coded}
     if str(value(target.config, "dtype")) not in dtypes:
         detail = f"the config says {value(target.config, 'dtype')!r}, the tensors are {', '.join(sorted(dtypes))}"
