@@ -102,6 +102,20 @@ def test_a_log_has_no_secret(tmp_path):
     assert "token" not in str(found)
 
 
+def test_a_key_in_a_url_is_not_kept_and_every_line_is_json(tmp_path):
+    log = tmp_path / "log"
+    command("cross", "s3://KEY:HIDDEN@bucket/run", tmp_path / "out", "--to", "hf", "--log", log, code=2)
+    command("cross", LLAMA, tmp_path / "out", "--to", "hf", "--adapter", "own", "--adapter-scale", "nan", "--log", log, code=2)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    for line in log.read_text().splitlines():
+        json.loads(line, parse_constant=refuse)
+    assert "bucket/run" in log.read_text()
+    assert "HIDDEN" not in log.read_text()
+
+
 def test_quiet_says_nothing_but_errors_and_prints_the_same(tmp_path):
     plan = tmp_path / "plan"
     loud, still = (command("plan", LLAMA, "--to", "hf", "-o", plan, *words) for words in ((), ("--quiet",)))

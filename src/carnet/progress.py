@@ -8,11 +8,13 @@
 import inspect
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
+from math import isfinite
 from typing import ParamSpec, TypeVar
 
 from carnet.errors import CarnetError
@@ -21,6 +23,7 @@ from carnet.version import __version__
 LOG = logging.getLogger("carnet")
 LOG.addHandler(logging.NullHandler())  # else Python prints what nobody asked for
 
+CREDENTIALS = re.compile(r"://[^/\s]*@")  # s3://KEY:SECRET@bucket is no URL of carnet's, and yet somebody types it
 P = ParamSpec("P")
 R = TypeVar("R")
 Plain = str | int | float | bool | None  # what a log may hold of an argument: keys and headers are none of it
@@ -101,7 +104,7 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
             found = function(*args, **given)
             log("end", good=found is None or bool(found), result=repr(found))
         except CarnetError as error:
-            facts = {name: str(value) for name, value in error.facts.items()}
+            facts = {name: _value(str(value)) for name, value in error.facts.items()}
             log("refusal", kind=type(error).__name__, error=error.what, facts=facts, **{"try": error.remedy})
             raise
         except KeyboardInterrupt:
@@ -130,6 +133,8 @@ def _plain(bound: inspect.BoundArguments) -> Mapping[str, object]:
 def _value(value: object) -> Plain | list[Plain]:
     if isinstance(value, list | tuple):
         return [said for each in value if not isinstance(said := _value(each), list | None)]
-    if isinstance(value, os.PathLike):
-        return str(value)
+    if isinstance(value, os.PathLike | str):
+        return CREDENTIALS.sub("://", str(value))
+    if isinstance(value, float) and not isfinite(value):
+        return str(value)  # JSON has no such number
     return value if isinstance(value, Plain) else None

@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from carnet.examiner.document import sealed, text
 from tests.report.reading import HOSTILE, MODEL, Read, call
@@ -82,6 +83,17 @@ def test_what_is_odd_is_drawn(crossed, tmp_path, path, value, code):
     done = _sealed(crossed, tmp_path, path, value)
     assert done.exit_code == code, done.output
     assert Read(tmp_path / "x.html").text
+
+
+@pytest.mark.parametrize("tensors", [{}, {HOSTILE: torch.zeros(0, 4)}])
+def test_a_checkpoint_of_nothing_is_drawn(crossed, tmp_path, tensors):
+    (tmp_path / "empty").mkdir()
+    save_file(tensors, tmp_path / "empty" / MODEL)
+    shutil.copy(crossed / "hf/config.json", tmp_path / "empty")
+    done = call("inspect", tmp_path / "empty", "--html", tmp_path / "x.html")
+    assert (done.exit_code, "mistake" in done.stderr) == (1, False), done.output
+    assert Read(tmp_path / "x.html").text
+    assert call("report", tmp_path / "empty", crossed / "hf", "-o", tmp_path / "y.html").exit_code == 3
 
 
 def _sealed(crossed, tmp_path, path, value):

@@ -210,12 +210,16 @@ def test_a_report_goes_where_nobody_else_has_a_file(crossed, tmp_path):
         assert "exists and is not a report" in done.stderr
     assert (tmp_path / "letter.html").read_text() == "<p>mine</p>"
     assert not (tmp_path / "out").exists()
+    (tmp_path / "link").symlink_to(crossed / "hf")
     for place, why in (
         (crossed / "hf/report.html", "no part of a target"),
+        (tmp_path / "link/report.html", "no part of a target"),
         (tmp_path / "none/report.html", "there is no folder"),
     ):
         done = call("report", crossed / "hf", "-o", place)
         assert (done.exit_code, why in done.stderr) == (1, True), done.stderr
+    done = call("cross", crossed / "run", tmp_path / "out", "--to", "hf", "--report", tmp_path / "out")
+    assert (done.exit_code, "no part of a target" in done.stderr, (tmp_path / "out").exists()) == (1, True, False)
     for _ in range(2):  # its own it replaces
         assert call("report", crossed / "hf", "-o", tmp_path / "again.html").exit_code == 0
     assert [*tmp_path.glob(".*")] == []

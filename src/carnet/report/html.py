@@ -22,7 +22,7 @@ from carnet.report.scales import short
 from carnet.report.series import mean, series
 from carnet.report.terminal import decibels, size
 from carnet.storage.opening import failed, reading, replace_file
-from carnet.storage.schemes import PathLike, file_at, folder_at
+from carnet.storage.schemes import PathLike, file_at, folder_at, lies_in
 from carnet.version import __version__
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check(path: Path, out: PathLike | None = None) -> None:
     """Raise BadRequest where a report may not be written, and MachineFailed where nothing draws one: before anything is done for it."""
     _environment()
     folder, _ = file_at(path)
-    if out is not None and f"{folder}{os.sep}".startswith(f"{folder_at(out)}".rstrip(os.sep) + os.sep):
+    if out is not None and lies_in(path, folder_at(out)):
         raise BadRequest("a report is no part of a target", {"report": path}, remedy="choose a place outside of OUT")
     if not folder.kind():
         raise BadRequest(f"there is no folder {path.parent}", {"report": path}, remedy="make it first")

@@ -53,6 +53,8 @@ def sankey(flow: Flow, width: float, room: float, *, inside: bool = False) -> Sa
     """Return the drawing of a flow, with so much room for bytes; names stand beside the outer bars, where it is narrow ``inside``."""
     sides = [flow.sources, {name: max(both) for name, both in flow.components.items()}, flow.targets]
     columns = [side for side in sides if side]
+    if not columns:  # of no tensor, or of none that has an element
+        return Sankey(width, 24, (), ())
     most = max(sum(side.values()) for side in columns) or 1
     scale = room / most
     margin = 0.0 if inside else 222.0

@@ -31,6 +31,9 @@ def _in_bucket(module: str, kind: str) -> Callable[[str], Folder]:
         bucket, _, path = rest.partition("/")
         if not bucket:
             raise BadOption("a URL names no bucket", {"found": shown(url)}, remedy=f"{scheme}://BUCKET/FOLDER")
+        if "@" in bucket:
+            remedy = "give them where the store's own tools look for them: the environment, profiles"
+            raise BadOption("a URL has no credentials", {"bucket": shown(bucket.rpartition("@")[2])}, remedy=remedy)
         if {".", ".."} & {*path.split("/")}:
             raise BadOption("a URL names a folder as it is", {"found": shown(url)}, remedy="leave out `.` and `..`")
         try:
@@ -100,3 +103,9 @@ def file_at(path: PathLike) -> tuple[Folder, str]:
     """
     folder, name = os.path.split(os.fspath(path))
     return folder_at(folder or "."), name
+
+
+def lies_in(path: PathLike, folder: Folder) -> bool:
+    """Say whether a path of this machine is a folder or lies in it, whatever links lead there."""
+    inside, outer = (os.path.realpath(each) for each in (path, str(folder)))
+    return not folder.far and os.path.commonpath([inside, outer]) == outer
