@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import carnet
-from carnet.errors import BadCheckpoint
+from carnet.errors import BadCheckpoint, NotSupported
 from tests.families import samples
 
 
@@ -27,16 +27,23 @@ def said(folder, **more):
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
-def test_the_embedding_of_the_model_and_what_follows_from_the_tokens_are_left_behind(head, tmp_path):
+def test_what_follows_from_the_tokens_is_left_behind(head, tmp_path):
     held = load_file(head / "model.safetensors")
-    more = {"t2d": np.zeros(40, np.bool_), "embed_tokens.weight": np.zeros((40, 8), np.float32)}
-    save_file(held | more, head / "model.safetensors")
+    save_file(held | {"t2d": np.zeros(40, np.bool_)}, head / "model.safetensors")
     assert carnet.cross(head, tmp_path / "out", to="hf").equal
     assert load_file(tmp_path / "out/model.safetensors").keys() == held.keys()
-    assert {*carnet.plan(head, to="hf").dropped} == {
-        "the embedding of the model whose tokens it guesses",
-        "what follows from d2t",
-    }
+    assert {*carnet.plan(head, to="hf").dropped} == {"what follows from d2t"}
+
+
+def test_an_embedding_of_its_own_is_left_behind_where_a_person_says_so(head, tmp_path):
+    """vLLM would compute with it, SGLang would not, and nothing in the folder says whether it is the model's."""
+    held = load_file(head / "model.safetensors")
+    save_file(held | {"embed_tokens.weight": np.zeros((40, 8), np.float32)}, head / "model.safetensors")
+    with pytest.raises(NotSupported, match=r"embed_tokens\.weight") as refused:
+        carnet.cross(head, tmp_path / "out", to="hf")
+    assert "--drop" in str(refused.value)
+    assert carnet.cross(head, tmp_path / "out", to="hf", drop=["embed_tokens.weight"]).equal
+    assert load_file(tmp_path / "out/model.safetensors").keys() == held.keys()
 
 
 @pytest.mark.parametrize(
