@@ -81,6 +81,9 @@ def test_no_log_is_written_where_something_else_lies(tmp_path):
         refused = command("inspect", LLAMA, "--log", place, code=1)
         assert "a file of its own is needed here" in refused.stderr
     assert not (tmp_path / "there").exists()
+    (tmp_path / "config.json").write_text('{"tied": true}')
+    assert "exists and is not a log" in command("inspect", LLAMA, "--log", tmp_path / "config.json", code=1).stderr
+    assert (tmp_path / "config.json").read_text() == '{"tied": true}'
     assert "has to be a path of this machine" in command("inspect", LLAMA, "--log", "s3://a/b", code=2).stderr
 
 

@@ -12,6 +12,8 @@ from carnet.plans.options import here
 from carnet.progress import LOG
 from carnet.storage.opening import appending
 
+BEGINS = b'{"time": '  # what every line begins with: to the end of anything else, of weights say, nothing is written
+
 
 class Lines(logging.StreamHandler[TextIO]):
     """Writes what verbs say of themselves; a disk that takes no more of it stops no verb."""
@@ -33,7 +35,7 @@ class Lines(logging.StreamHandler[TextIO]):
 @contextmanager
 def logged(path: str) -> Iterator[None]:
     """Append to a file what is logged meanwhile."""
-    handler, before = Lines(appending(here("log", path, out=True))), LOG.level
+    handler, before = Lines(appending(here("log", path, out=True), BEGINS)), LOG.level
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     try:

@@ -90,12 +90,15 @@ def reading(path: str | Path, flags: int = 0) -> BinaryIO:
     return open(open_regular(path, os.O_RDONLY | flags), "rb")
 
 
-def appending(path: Path) -> TextIO:
-    """Open a regular file that stands alone to write at its end; one that is not there is made."""
+def appending(path: Path, begins: bytes) -> TextIO:
+    """Open a regular file that stands alone to write at its end; one that is not there is made, one that is there begins so."""
     with told(path):
         with suppress(FileExistsError):
             os.close(os.open(path, NEW, 0o666))
-        descriptor = open_regular(path, os.O_WRONLY | os.O_APPEND)
+        descriptor = open_regular(path, os.O_RDWR | os.O_APPEND)
+        if not begins.startswith(os.pread(descriptor, len(begins), 0)):
+            os.close(descriptor)
+            raise BadRequest(f"{path} exists and is not a log", remedy="choose another file")
     return open(descriptor, "a", encoding="utf-8")
 
 
