@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,14 @@ def test_a_sum_has_all_its_sources_and_is_no_copy_of_any(summed, crossed, tmp_pa
     assert call("verify", *words).exit_code == 0
 
 
+def test_the_command_that_examines_it_again_can_be_typed(tmp_path):
+    demo = Path(__file__).parents[2] / "demo"
+    words = ("cross", demo / "checkpoint", tmp_path / "out", "--to", "hf", "--tokenizer", demo / "tokenizer")
+    assert call(*words).exit_code == 0
+    said = json.loads(call("report", tmp_path / "out", "-o", tmp_path / "x.html", "--json").stdout)
+    assert said["origin"]["to examine it again"] == "carnet verify CKPT OUT --tokenizer DIR"
+
+
 def test_a_broken_chain_is_told(crossed, tmp_path):
     shutil.copytree(crossed / "hf", tmp_path / "alone")
     done = call("report", tmp_path / "alone", "--beside", tmp_path, "-o", tmp_path / "x.html")
@@ -43,6 +52,16 @@ def test_a_broken_chain_is_told(crossed, tmp_path):
     said = Read(tmp_path / "x.html").text
     assert "Where it came from" in said
     assert "is not here; --at" in said
+
+
+def test_what_a_target_needs_and_what_nobody_examined_stands_beside_equal(crossed, tmp_path):
+    done = call("cross", crossed / "hf", tmp_path / "out", "--to", "megatron", "--report", tmp_path / "x.html")
+    assert done.exit_code == 0, done.output
+    said, shown = Read(tmp_path / "x.html").text, done.stdout
+    assert "needs" in shown
+    for line in shown.replace("left behind        nothing\n", "").splitlines()[2:]:
+        assert line[:18].strip() in said
+        assert line[19:] in said
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ from carnet.report.page import (
 )
 from carnet.report.running import Run
 from carnet.report.said import again, look, named_in, rows_of, summed
-from carnet.report.terminal import DATA, few
+from carnet.report.tables import TIED
+from carnet.report.terminal import DATA, beside_of, words_of
 from carnet.storage.schemes import PathLike, folder_at
 
 ALWAYS = ("to", "tp", "pp")  # of a request, whatever they are by themselves
@@ -232,10 +233,11 @@ def _facts(verdict: Verdict | None, data: Mapping[str, Any], ours: Sequence[Held
         lines["was compared"] = f"{proof.get('tensors', 0):,} tensors, {proof.get('elements compared', 0):,} elements, each one"
         lines |= {"cast": ", ".join(map(str, proof["casts"]))} if proof.get("casts") else {}
     if verdict is not None:
-        lines |= verdict.notes
-        lines |= {"lying beside": few(verdict.beside)} if verdict.beside else {}
-        lines |= {"not compared": few(verdict.unsure)} if verdict.unsure else {}
-    return lines
+        lines |= {**words_of(verdict.unused, verdict.accepted, verdict.needs), **verdict.notes, **beside_of(verdict)}
+    else:
+        unused, accepted = (each if isinstance(each, Mapping) else {} for each in map(data.get, ("unused", "accepted")))
+        lines |= words_of(unused, accepted, {})
+    return {label: str(line).replace(TIED, " ") for label, line in lines.items()}
 
 
 def _loss(quality: Any, data: Mapping[str, Any], theirs: Sequence[Held]) -> Loss | None:  # noqa: ANN401  Quality or None

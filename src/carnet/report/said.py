@@ -127,7 +127,8 @@ def _kept(row: Held, keep: Sequence[str]) -> bool:
 def again(data: Mapping[str, Any]) -> str:
     """Return the command that examines a target once more."""
     merge, request = data.get("merge"), data.get("request")
-    said = words(request) if isinstance(request, Mapping) else []
+    asked_of = request if isinstance(request, Mapping) else {}
+    said = words({**asked_of, "tokens": None}) + (["--tokenizer DIR"] if asked_of.get("tokens") is not None else [])
     if not isinstance(merge, Mapping):
         return " ".join(["carnet verify CKPT OUT", *said])
     asked = ["--weights", ",".join(map(str, merge["weights"]))]

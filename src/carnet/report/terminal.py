@@ -106,7 +106,7 @@ def inspection_lines(found: Inspection, width: int | None, *, every: bool) -> It
     yield from _facts(facts, width)
     if inventory is not None:
         quantized = {} if inventory.said is None else {"quantized": quantized_as(inventory)}
-        words = _words(inventory.heard.unused, inventory.heard.accepted, {})
+        words = words_of(inventory.heard.unused, inventory.heard.accepted, {})
         fields = _config(bare(inventory.config), few=width is None)
         inside = {**inside_of(inventory.config), **in_words(inventory.config)}
         facts = {**inside, **quantized, **inventory.notes, **fields, **words, "left behind": _dropped(inventory.dropped)}
@@ -136,7 +136,7 @@ def plan_lines(plan: Plan, width: int | None) -> Iterator[str]:
         + (f", {size(plan.proof['source padding bytes'])} of padding left out" if plan.proof["source padding bytes"] else "")
         + (f", {plan.proof['copies checked equal']} copies to be compared" if plan.proof["copies checked equal"] else ""),
         "": f"{plan.proof['target tensors']} target tensors, {size(plan.proof['target bytes'])}: every element written once",
-        **_words(plan.unused, plan.accepted, plan.needs),
+        **words_of(plan.unused, plan.accepted, plan.needs),
         "left behind": _dropped(plan.dropped),
         **plan.notes,
     }
@@ -190,15 +190,15 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
             "equal": f"{verdict.target} is {verdict.source}{casts}",
             "compared": f"{found.tensors} tensors, {found.elements:,} elements, each one",
             **_quality(found.quality),
-            **_words(verdict.unused, verdict.accepted, verdict.needs),
+            **words_of(verdict.unused, verdict.accepted, verdict.needs),
             "left behind": _dropped(found.dropped),
             **verdict.notes,
-            **_beside(verdict),
+            **beside_of(verdict),
         }
         yield from _facts(said, width)
     elif verdict.equal:
         said = {"equal": f"{verdict.target} is {verdict.source or 'what its carnet says'}", "read": size(verdict.nbytes)}
-        yield from _facts({**said, **verdict.notes, **_beside(verdict)}, width)
+        yield from _facts({**said, **verdict.notes, **beside_of(verdict)}, width)
     else:
         kinds = Counter(finding.what for finding in verdict.findings)
         said = {"different": f"{verdict.target} is not {verdict.source or 'what its carnet says'}"}
@@ -215,7 +215,7 @@ def verdict_lines(verdict: Verdict, width: int | None) -> Iterator[str]:
             yield f"and {len(verdict.findings) - len(worst):,} more: --json lists them all"
 
 
-def _beside(verdict: Verdict) -> dict[str, str]:
+def beside_of(verdict: Verdict) -> dict[str, str]:
     """Return the files of a target, and the keys of its configs, that were not compared with anything, as lines."""
     unexamined = (f"{file}: {few(keys)}" for file, keys in verdict.unexamined.items())
     lines = {
@@ -269,7 +269,7 @@ def decibels(ratio: float) -> str:
     return f"{ratio:.1f} dB" if isfinite(ratio) else "exact"
 
 
-def _words(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mapping[str, Any]) -> dict[str, str]:
+def words_of(unused: Mapping[str, str], accepted: Mapping[str, str], needs: Mapping[str, Any]) -> dict[str, str]:
     """Return what the source's program did not use, what a target does without, and what its own program must be told."""
     kinds = {"not used": unused, "done without": accepted}
     lines = {label: "; ".join(f"{name} {said}" for name, said in words.items()) for label, words in kinds.items() if words}
