@@ -68,7 +68,7 @@ def type_of_weights(tensors: Mapping[Key, Stored], config: Config) -> str | None
         return None
     trained = [key for key in tensors if (key[0], f"{STATE}exp_avg.{key[1]}") in tensors]
     masters = ((tensors.get((unit, f"{STATE}{MASTER}.{name}")), tensors[unit, name]) for unit, name in trained)
-    own = bool(trained) and all(master is not None and master.chunks is stored.chunks for master, stored in masters)
+    own = bool(trained) and all(master is not None and master.chunks == stored.chunks for master, stored in masters)
     return str(value(config, "dtype")) if own else None
 
 
