@@ -377,6 +377,10 @@ UNVARIED = {
         "index_heads index_dim index_topk index_norm_eps index_interleaved index_layers".split(),
         "an indexer's, which the newest megatron-core alone computes as transformers does: tests/megatron/test_sparse_attention.py",
     ),
+    **dict.fromkeys(
+        "aux aux_layers draft_vocab".split(),
+        "a head's that guesses tokens, of which transformers has no class: tests/megatron/test_post_training.py",
+    ),
     "router_wide": "the type in which it is computed: the same in f32",
 }
 

@@ -105,12 +105,18 @@ MODELS["gpt_oss, plain rope"] = GptOssConfig(
 STEPS = ("start_index", "end_index", "interval")
 # what vLLM asks for, and a number for each layer where all are one
 HUNYUAN = {"moe_topk", "moe_intermediate_size", "num_shared_expert", "use_mixed_mlp_moe", "use_qk_norm"}
+PUBLISHED = {
+    "scoring_func",
+    "use_routing_bias",
+}  # the first of which vLLM's class reads without a default, and transformers' leaves out
 OTHERWISE = {
     "dots1, no layer of which is a mixture": {"n_shared_experts"},
     "ernie4_5_moe": {"head_dim"},
     "ernie4_5_moe, every second, but for the last": {"head_dim", *(f"moe_layer_{word}" for word in STEPS)},
     "hunyuan_v1_moe": HUNYUAN,
     "glm4_moe": {"head_dim"},
+    "minimax_m2": PUBLISHED,
+    "minimax_m2, a part of a head rotated": PUBLISHED,
     "qwen2_moe": {"head_dim"},
     "qwen2_moe, no bias, a dense layer": {"head_dim"},
 }

@@ -10,6 +10,7 @@ from carnet.progress import Callback, Progress
 
 MOST = 400  # samples; when there are twice as many, every other one goes
 EVERY = 0.05  # seconds between two samples, at first
+REST = 20  # times as long as a look took nobody looks again: the kernel walks all pages of a process to tell its memory
 ANONYMOUS = re.compile(r"Pss_Anon:\s+(\d+) kB")
 
 
@@ -32,6 +33,7 @@ class Run:
     samples: list[Sample] = field(default_factory=list)
     phases: list[tuple[float, str]] = field(default_factory=list)  # second -> what began
     every: float = EVERY
+    due: float = 0.0  # second of the next sample
 
     def __call__(self, at: Progress) -> None:
         """Take how far it is, and look whether it is time for a sample."""
@@ -40,9 +42,11 @@ class Run:
         now = time.monotonic() - self.clock
         if not self.phases or self.phases[-1][1] != at.phase:
             self.phases.append((now, at.phase))
-        if not at.total or (self.samples and now - self.samples[-1].seconds < self.every and at.done < at.total):
+        if not at.total or (now < self.due and at.done < at.total):
             return
         self.samples.append(Sample(now, at.done, at.total, private_memory()))
+        looked = time.monotonic() - self.clock - now
+        self.due = now + max(self.every, REST * looked)
         if len(self.samples) >= 2 * MOST:
             self.samples[:] = self.samples[::2]
             self.every *= 2
