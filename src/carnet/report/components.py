@@ -57,6 +57,6 @@ def component_of(name: str) -> str:
         return NORMS
     if known is not None and known.role == ADAPTER:
         return ADAPTERS
-    if part.endswith(("norm_bias",)):
+    if part.endswith("norm_bias"):
         return NORMS
     return next((word for start, word in WITHIN if part.startswith(start)), OTHER)

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from carnet.examiner.pictures import Picture
+from carnet.examiner.pictures import Grid, Picture
 from carnet.report.png import png, url
 
 ACCENT, DAMAGE = (43, 108, 176), (197, 48, 48)
@@ -59,17 +59,10 @@ def damaged(pictures: Sequence[Picture]) -> list[Heat]:
                 ("rows", "columns"), (rows, columns), picture.shape, picture.cells.shape, strict=True
             )
         ]
-        count = float((picture.cells * _sizes(picture)).sum())
+        count = float((picture.cells * Grid(*picture.shape).sizes()).sum())
         share = f"{round(count):,} of {prod(picture.shape):,} elements"
         found.append(_heat(picture, shares, DAMAGE, box, f"{share}, in {' and '.join(spans)}"))
     return found
-
-
-def _sizes(picture: Picture) -> NDArray[np.float64]:
-    counts = [
-        np.bincount(np.arange(size) * cells // size) for size, cells in zip(picture.shape, picture.cells.shape, strict=True)
-    ]
-    return np.outer(*counts).astype(np.float64)
 
 
 def _span(places: NDArray[np.int64], size: int, cells: int) -> str:
